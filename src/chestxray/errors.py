@@ -1,0 +1,116 @@
+"""Everything that can go wrong, as one tree.
+
+    ChestXrayError
+    ├── UsageError                exit 2: the request itself makes no sense
+    │   ├── RecipeInvalid
+    │   ├── MissingExtra
+    │   └── OutputExists
+    ├── DataError                 exit 1: the request is fine, the data is not
+    │   ├── SourceInvalid
+    │   ├── ManifestInvalid
+    │   ├── PackInvalid
+    │   ├── BundleInvalid
+    │   ├── Leakage
+    │   ├── DegenerateLabels
+    │   └── TrainingDiverged
+    └── FilmError                 exit 1: one film, not the whole job
+        ├── UnsupportedFormat     HTTP 415
+        ├── FilmTooLarge          HTTP 413
+        ├── UnreadableFilm        HTTP 422
+        │   └── TruncatedFilm
+        └── NotARadiograph        HTTP 422
+
+Each message names the file, the fact and the remedy. Exceptions of other libraries are translated
+where they arise, so whoever calls this package catches ``ChestXrayError`` and nothing else.
+"""
+
+from __future__ import annotations
+
+
+class ChestXrayError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+    exit_status = 1
+
+
+class UsageError(ChestXrayError):
+    """The request itself makes no sense: an option, a recipe, a missing extra."""
+
+    exit_status = 2
+
+
+class RecipeInvalid(UsageError):
+    """A recipe names an unknown key or holds a value out of range."""
+
+
+class MissingExtra(UsageError):
+    """An optional dependency is not installed; the message says which extra brings it."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f'{what} needs an extra. Install it with: pip install "chestxray[{extra}]"')
+
+
+class OutputExists(UsageError):
+    """The output is there already and is not ours to overwrite."""
+
+
+class DataError(ChestXrayError):
+    """The request is fine, the data is not."""
+
+
+class SourceInvalid(DataError):
+    """A source holds no films, or films without labels where labels are needed."""
+
+
+class ManifestInvalid(DataError):
+    """A manifest cannot be read, or a row of it holds nonsense."""
+
+
+class PackInvalid(DataError):
+    """A pack is incomplete, damaged or of another version."""
+
+
+class BundleInvalid(DataError):
+    """A bundle is incomplete, damaged or of another version."""
+
+
+class Leakage(DataError):
+    """A patient or a film stands on two sides of a split."""
+
+
+class DegenerateLabels(DataError):
+    """A statistic needs both classes and only one occurs."""
+
+
+class TrainingDiverged(DataError):
+    """The loss is no longer finite."""
+
+
+class FilmError(ChestXrayError):
+    """One film cannot be judged. ``http_status`` is what the service answers."""
+
+    http_status = 422
+
+
+class UnsupportedFormat(FilmError):
+    """The bytes are of no format that this package reads."""
+
+    http_status = 415
+
+
+class FilmTooLarge(FilmError):
+    """More bytes or pixels than the limits allow; found before anything is decoded."""
+
+    http_status = 413
+
+
+class UnreadableFilm(FilmError):
+    """The format is known and the content is damaged."""
+
+
+class TruncatedFilm(UnreadableFilm):
+    """The file ends before its picture does."""
+
+
+class NotARadiograph(FilmError):
+    """Readable, but not something that the model may judge: coloured, blank, too small."""

@@ -1,0 +1,1 @@
+"""Labels, scores and patients -> what may be said about a classifier; numpy only."""

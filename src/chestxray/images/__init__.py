@@ -1,0 +1,1 @@
+"""Bytes -> pixels -> the network's input. Pillow decodes, numpy does the rest."""

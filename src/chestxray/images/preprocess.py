@@ -1,0 +1,66 @@
+"""Radiograph to the network's input: the one implementation that training and serving share.
+
+The result is uint8. A pack stores it, the service computes it anew, and both hand it to a network whose
+first step is the division by the training films' deviation; so the two cannot disagree.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from chestxray.images.decode import Pixels, decode
+from chestxray.schema import Preprocessing, Resize
+
+Plane = npt.NDArray[np.uint8]
+
+
+def preprocess(data: bytes, source: str, height: int, width: int, resize: Resize) -> Plane:
+    """The bytes of one film as the network sees it: shape (height, width), uint8.
+
+    Raises: what ``decode`` raises.
+    """
+    return resample(decode(data, source, at_least=(height, width)).pixels, height, width, resize)
+
+
+def plane_of(pixels: Pixels, preprocessing: Preprocessing) -> Plane:
+    """The network's input for decoded pixels: shape (height, width), uint8."""
+    return resample(pixels, preprocessing.height, preprocessing.width, preprocessing.resize)
+
+
+def resample(pixels: Pixels, height: int, width: int, resize: Resize) -> Plane:
+    """Scale to (height, width) by an antialiased triangle filter; 16-bit levels are scaled, never clipped.
+
+    Args:
+        pixels: shape (h, w), uint8 or uint16 spanning its whole range.
+        height, width: of the result, in pixels.
+        resize: what to do where the aspect ratios differ.
+    """
+    if pixels.dtype == np.uint16:
+        image = Image.fromarray(pixels.astype(np.float32) * np.float32(255 / 65535))
+    else:
+        image = Image.fromarray(pixels)
+    if resize is Resize.LETTERBOX:
+        scaled = _letterboxed(image, height, width)
+    else:
+        box = _central_box(image.size, height / width) if resize is Resize.CROP else None
+        scaled = image.resize((width, height), Image.Resampling.BILINEAR, box)
+    levels = np.asarray(scaled)
+    return levels if levels.dtype == np.uint8 else np.rint(levels).clip(0, 255).astype(np.uint8)
+
+
+def _letterboxed(image: Image.Image, height: int, width: int) -> Image.Image:
+    factor = min(height / image.height, width / image.width)
+    inner = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    canvas = Image.new(image.mode, (width, height))
+    canvas.paste(image.resize(inner, Image.Resampling.BILINEAR), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    return canvas
+
+
+def _central_box(size: tuple[int, int], aspect: float) -> tuple[float, float, float, float]:
+    """The largest central box of that height to width: left, upper, right, lower."""
+    width, height = size
+    inner_width, inner_height = min(width, height / aspect), min(height, width * aspect)
+    left, upper = (width - inner_width) / 2, (height - inner_height) / 2
+    return left, upper, left + inner_width, upper + inner_height

@@ -1,0 +1,1 @@
+"""Bundle + film -> prediction, by onnxruntime; torch is never imported."""

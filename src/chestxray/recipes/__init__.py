@@ -1,0 +1,1 @@
+"""Training recipes as TOML, one file a recipe."""

@@ -1,0 +1,414 @@
+"""The vocabulary: four contracts between the stages, standard library only.
+
+    Manifest    manifest.csv     one Film a row           collect, clean, split -> pack, batch
+    Pack        pack.json        PackInfo                 pack -> train, evaluate
+    Bundle      bundle.json      BundleInfo               export -> predict, serve
+    Prediction  JSON             Prediction               predict -> everybody
+
+Each is a frozen dataclass that cannot hold nonsense, with one round-trip law: reading what was written
+gives an equal value. Stages know these contracts, not each other.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, Self
+
+from chestxray.errors import BundleInvalid, ManifestInvalid, PackInvalid
+from chestxray.files import write_atomically
+
+MANIFEST_VERSION: Final = 1
+PACK_VERSION: Final = 1
+BUNDLE_VERSION: Final = 1
+PREDICTION_VERSION: Final = 1
+
+MIN_INPUT_SIDE: Final = 32  # pixels: five halvings leave one cell
+MAX_INPUT_SIDE: Final = 4096
+
+NOTICE: Final = "Research use only. Not a medical device; not for clinical use."
+INTENDED_USE: Final = (
+    "Research and teaching on frontal chest radiographs of children (the published training films are "
+    "antero-posterior views of patients aged one to five years, from one hospital). " + NOTICE
+)
+
+
+class Label(StrEnum):
+    """What a film is known to show. The order gives the class index: pneumonia is positive."""
+
+    NORMAL = "normal"
+    PNEUMONIA = "pneumonia"
+
+    @property
+    def class_index(self) -> int:
+        """0 for normal, 1 for pneumonia."""
+        return tuple(Label).index(self)
+
+
+class Split(StrEnum):
+    """The side of the split that a film stands on."""
+
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"
+
+
+class Verdict(StrEnum):
+    """What ``clean`` found. Only accepted films are packed; nothing is ever deleted."""
+
+    ACCEPTED = "accepted"
+    UNREADABLE = "unreadable"
+    TRUNCATED = "truncated"
+    COLOURED = "coloured"
+    BLANK = "blank"
+    TOO_SMALL = "too_small"
+    DUPLICATE = "duplicate"
+    CONFLICTING = "conflicting"
+
+
+class Resize(StrEnum):
+    """How a film of any shape becomes a picture of one shape."""
+
+    SQUEEZE = "squeeze"  # each axis scaled on its own: the aspect ratio is lost, no pixel is
+    LETTERBOX = "letterbox"  # aspect ratio kept, black bars added
+    CROP = "crop"  # aspect ratio kept, the centre taken
+
+
+# --------------------------------------------------------------------------- manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Film:
+    """One row of a manifest. Empty text and zero mean "not known yet".
+
+    Attributes:
+        path: absolute path in memory; relative to the manifest on disk where it lies below it.
+        label: "normal", "pneumonia" or "".
+        split: "train", "val", "test" or "".
+        patient_id: the name of the patient as the source gives it, with its counter's name.
+        cause: "bacteria", "virus" or "": what the pneumonia came from, for subgroups.
+        sha256: of the file's bytes, 64 hexadecimal digits.
+        width, height: in pixels, after the EXIF orientation was applied.
+        channels: as stored in the file (a greyscale film may be stored with 3).
+        bit_depth: bits a sample, as stored.
+        perceptual_hash: 64-bit difference hash, 16 hexadecimal digits.
+        verdict, reason: what ``clean`` found, and why in one sentence.
+    """
+
+    path: str
+    label: str = ""
+    split: str = ""
+    patient_id: str = ""
+    cause: str = ""
+    sha256: str = ""
+    width: int = 0
+    height: int = 0
+    channels: int = 0
+    bit_depth: int = 0
+    perceptual_hash: str = ""
+    verdict: str = ""
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ManifestInvalid("a row has no path")
+        for name, allowed in (("label", Label), ("split", Split), ("verdict", Verdict)):
+            value = getattr(self, name)
+            if value and value not in tuple(allowed):
+                raise ManifestInvalid(
+                    f"{self.path}: the {name} is {value!r}; it may be one of {', '.join(allowed)}, or empty"
+                )
+        if min(self.width, self.height, self.channels, self.bit_depth) < 0:
+            raise ManifestInvalid(f"{self.path}: a size is negative")
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether ``clean`` found nothing against this film."""
+        return self.verdict == Verdict.ACCEPTED
+
+
+FILM_COLUMNS: Final = tuple(f.name for f in dataclasses.fields(Film))
+_WHOLE_NUMBERS: Final = frozenset({"width", "height", "channels", "bit_depth"})
+_VERSION_COLUMN: Final = "manifest_version"
+
+
+def write_manifest(films: Iterable[Film], path: Path) -> None:
+    """Write films as CSV, whole or not at all. Law: ``read_manifest(p)`` gives the same films."""
+    base = path.parent.resolve()
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*FILM_COLUMNS, _VERSION_COLUMN])
+    for film in films:
+        row = [getattr(film, name) for name in FILM_COLUMNS]
+        row[0] = _as_stored(film.path, base)
+        writer.writerow(["" if value == 0 else value for value in row] + [MANIFEST_VERSION])
+    write_atomically(path, out.getvalue().encode())
+
+
+def read_manifest(path: Path) -> tuple[Film, ...]:
+    """Read a manifest. Raises: ManifestInvalid, with the line that is at fault."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestInvalid(f"{path}: cannot be read as a manifest ({error})") from error
+    rows = csv.DictReader(io.StringIO(text))
+    if "path" not in (rows.fieldnames or ()):
+        raise ManifestInvalid(f'{path}: has no column "path". Make a manifest with "chestxray collect"')
+    base = path.parent.resolve()
+    films = []
+    for row in rows:
+        line = f"{path}, line {rows.line_num}"
+        version = row.get(_VERSION_COLUMN) or str(MANIFEST_VERSION)
+        if version != str(MANIFEST_VERSION):
+            raise ManifestInvalid(f"{line}: manifest version {version}; this program reads {MANIFEST_VERSION}")
+        try:
+            films.append(_film_of_row(row, base))
+        except (ManifestInvalid, ValueError) as error:
+            raise ManifestInvalid(f"{line}: {error}") from error
+    return tuple(films)
+
+
+def _film_of_row(row: Mapping[str, str | None], base: Path) -> Film:
+    values: dict[str, Any] = {}
+    for name in FILM_COLUMNS:
+        text = (row.get(name) or "").strip()
+        values[name] = int(text or 0) if name in _WHOLE_NUMBERS else text
+    if values["path"]:
+        values["path"] = str(base / values["path"])
+    return Film(**values)
+
+
+def _as_stored(path: str, base: Path) -> str:
+    below = Path(path)
+    return below.relative_to(base).as_posix() if below.is_relative_to(base) else path
+
+
+# --------------------------------------------------------------------------- pack
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """Everything between a decoded film and the network's input.
+
+    Attributes:
+        height, width: of the network's input, in pixels.
+        resize: how a film of another shape gets there.
+        mean, std: of the grey level over all pixels of the training films, black 0, white 1.
+    """
+
+    height: int
+    width: int
+    resize: Resize
+    mean: float
+    std: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "resize", Resize(self.resize))
+        if not all(MIN_INPUT_SIDE <= side <= MAX_INPUT_SIDE for side in (self.height, self.width)):
+            raise ValueError(
+                f"input size {self.height} x {self.width}: each side must be {MIN_INPUT_SIDE} to {MAX_INPUT_SIDE} pixels"
+            )
+        if not (0.0 <= self.mean <= 1.0 and 0.0 < self.std <= 1.0):
+            raise ValueError(f"mean {self.mean}, deviation {self.std}: must lie in 0 to 1, deviation above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class PackInfo:
+    """``pack.json``: what the array beside it holds.
+
+    Attributes:
+        count: films in ``images.npy``, in the order of the pack's own ``manifest.csv``.
+        preprocessing: the size, the policy and the statistics of the training rows.
+        fingerprint: SHA-256 over each film's hash, label, split and patient, in order.
+    """
+
+    count: int
+    preprocessing: Preprocessing
+    fingerprint: str
+    version: int = PACK_VERSION
+
+    def to_json(self) -> str:
+        """Law: ``PackInfo.from_json(i.to_json()) == i``."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "pack.json") -> Self:
+        """Raises: PackInvalid, when it is not a pack of this version."""
+        try:
+            raw = json.loads(text)
+            if raw["version"] != PACK_VERSION:
+                raise PackInvalid(f"{source}: pack version {raw['version']}; this program reads {PACK_VERSION}")
+            return cls(**{**raw, "preprocessing": Preprocessing(**raw["preprocessing"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise PackInvalid(f"{source}: not a description of a pack ({error!r})") from error
+
+
+def fingerprint(films: Iterable[Film]) -> str:
+    """SHA-256 that names a data set: the same films, labels, splits and patients in the same order."""
+    digest = hashlib.sha256()
+    for film in films:
+        digest.update(f"{film.sha256}\t{film.label}\t{film.split}\t{film.patient_id}\n".encode())
+    return digest.hexdigest()
+
+
+# --------------------------------------------------------------------------- bundle
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """A named threshold on the calibrated probability, with what it reached where it was chosen.
+
+    A film is called pneumonia where ``probability >= threshold``.
+
+    Attributes:
+        sensitivity, specificity: on the films named by ``chosen_on``, in 0 to 1.
+        positives, negatives: how many films these two were measured on.
+    """
+
+    name: str
+    threshold: float
+    sensitivity: float
+    specificity: float
+    positives: int
+    negatives: int
+    chosen_on: str = "val"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.threshold <= 1.0:
+            raise ValueError(f"operating point {self.name}: threshold {self.threshold} is not a probability")
+
+
+@dataclass(frozen=True, slots=True)
+class BundleInfo:
+    """``bundle.json``: all that is needed to judge a film, and to know what judged it.
+
+    Attributes:
+        network: row of the table of networks.
+        preprocessing: what the network was trained on; serving applies the same.
+        temperature: the logit is divided by it before the sigmoid; above 0.
+        operating_points: at least one; ``default_operating_point`` names one of them.
+        training_data: fingerprint of the pack that the network was trained on.
+        files: SHA-256 of every other file of the bundle, by name.
+    """
+
+    name: str
+    network: str
+    preprocessing: Preprocessing
+    temperature: float
+    operating_points: tuple[OperatingPoint, ...]
+    default_operating_point: str
+    training_data: str
+    files: Mapping[str, str]
+    parameters: int
+    created: str
+    package_version: str
+    labels: tuple[str, ...] = tuple(Label)
+    intended_use: str = INTENDED_USE
+    notice: str = NOTICE
+    version: int = BUNDLE_VERSION
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0.0:
+            raise ValueError(f"temperature {self.temperature}: must be above 0")
+        if self.default_operating_point not in (point.name for point in self.operating_points):
+            raise ValueError(f"no operating point is named {self.default_operating_point!r}")
+        if "model.onnx" not in self.files:
+            raise ValueError('the list of files has no "model.onnx"')
+
+    def operating_point(self, name: str | None = None) -> OperatingPoint:
+        """The point of that name, or the default one. Raises: BundleInvalid, naming those that exist."""
+        wanted = name or self.default_operating_point
+        for point in self.operating_points:
+            if point.name == wanted:
+                return point
+        known = ", ".join(point.name for point in self.operating_points)
+        raise BundleInvalid(f"{self.name}: has no operating point {wanted!r}; it has {known}")
+
+    @property
+    def model_sha256(self) -> str:
+        """Of ``model.onnx``: it names the model in every prediction."""
+        return self.files["model.onnx"]
+
+    def to_json(self) -> str:
+        """Law: ``BundleInfo.from_json(i.to_json()) == i``."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "bundle.json") -> Self:
+        """Raises: BundleInvalid, when it is not a bundle of this version."""
+        try:
+            raw = json.loads(text)
+            if raw["version"] != BUNDLE_VERSION:
+                raise BundleInvalid(f"{source}: bundle version {raw['version']}; this program reads {BUNDLE_VERSION}")
+            return cls(
+                **{
+                    **raw,
+                    "preprocessing": Preprocessing(**raw["preprocessing"]),
+                    "operating_points": tuple(OperatingPoint(**point) for point in raw["operating_points"]),
+                    "labels": tuple(raw["labels"]),
+                }
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise BundleInvalid(f"{source}: not a description of a bundle ({error!r})") from error
+
+
+# --------------------------------------------------------------------------- prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Whether the model may judge the film at all, and if not, why in one sentence."""
+
+    accepted: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The answer to one film.
+
+    Attributes:
+        film_sha256: of the bytes that were judged.
+        gate: accepted, or refused and why; a refused film has neither label nor probability.
+        probability: of pneumonia, calibrated, 0 to 1.
+        label: "pneumonia" where probability >= threshold, else "normal".
+        operating_point, threshold: the named point that was applied.
+        heatmap: PNG as base64 text, where it was asked for: how each place argued for pneumonia.
+        model, model_sha256: the bundle's name and the hash of its graph.
+    """
+
+    film_sha256: str
+    gate: Gate
+    probability: float | None
+    label: str | None
+    operating_point: str
+    threshold: float
+    model: str
+    model_sha256: str
+    heatmap: str | None = None
+    notice: str = NOTICE
+    version: int = PREDICTION_VERSION
+
+    def __post_init__(self) -> None:
+        judged = self.probability is not None and self.label is not None
+        if judged != self.gate.accepted:
+            raise ValueError("a film is judged if and only if the gate accepts it")
+        if self.probability is not None and not 0.0 <= self.probability <= 1.0:
+            raise ValueError(f"probability {self.probability}: must lie in 0 to 1")
+
+    def to_json(self) -> str:
+        """Law: ``Prediction.from_json(p.to_json()) == p``."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Raises: ValueError, KeyError or TypeError, when it is no prediction."""
+        raw = json.loads(text)
+        return cls(**{**raw, "gate": Gate(**raw["gate"])})

@@ -1,0 +1,1 @@
+"""Pack -> run -> bundle. The only home of torch."""
