@@ -213,7 +213,8 @@ class Preprocessing:
         object.__setattr__(self, "resize", Resize(self.resize))
         if not all(MIN_INPUT_SIDE <= side <= MAX_INPUT_SIDE for side in (self.height, self.width)):
             raise ValueError(
-                f"input size {self.height} x {self.width}: each side must be {MIN_INPUT_SIDE} to {MAX_INPUT_SIDE} pixels"
+                f"input size {self.height} x {self.width}: "
+                f"each side must be {MIN_INPUT_SIDE} to {MAX_INPUT_SIDE} pixels"
             )
         if not (0.0 <= self.mean <= 1.0 and 0.0 < self.std <= 1.0):
             raise ValueError(f"mean {self.mean}, deviation {self.std}: must lie in 0 to 1, deviation above 0")
