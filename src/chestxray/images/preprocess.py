@@ -24,11 +24,6 @@ def preprocess(data: bytes, source: str, height: int, width: int, resize: Resize
     return resample(decode(data, source, at_least=(height, width)).pixels, height, width, resize)
 
 
-def plane_of(pixels: Pixels, preprocessing: Preprocessing) -> Plane:
-    """The network's input for decoded pixels: shape (height, width), uint8."""
-    return resample(pixels, preprocessing.height, preprocessing.width, preprocessing.resize)
-
-
 def resample(pixels: Pixels, height: int, width: int, resize: Resize) -> Plane:
     """Scale to (height, width) by an antialiased triangle filter; 16-bit levels are scaled, never clipped.
 
@@ -48,6 +43,35 @@ def resample(pixels: Pixels, height: int, width: int, resize: Resize) -> Plane:
         scaled = image.resize((width, height), Image.Resampling.BILINEAR, box)
     levels = np.asarray(scaled)
     return levels if levels.dtype == np.uint8 else np.rint(levels).clip(0, 255).astype(np.uint8)
+
+
+def onto_film(
+    values: npt.NDArray[np.float32], film_size: tuple[int, int], preprocessing: Preprocessing
+) -> npt.NDArray[np.float32]:
+    """A map over the network's input, laid back onto the film: what ``resample`` did, the other way round.
+
+    Args:
+        values: shape (rows, columns), over the whole of the network's input.
+        film_size: (height, width) of the result.
+        preprocessing: what the film went through.
+
+    Returns: shape ``film_size``; zero where the network saw nothing.
+    """
+    height, width = film_size
+    rows, columns = values.shape
+    image = Image.fromarray(values.astype(np.float32))
+    if preprocessing.resize is Resize.CROP:
+        edges = _central_box((width, height), preprocessing.height / preprocessing.width)
+        x0, y0, x1, y1 = (round(edge) for edge in edges)
+        canvas = Image.new("F", (width, height))
+        canvas.paste(image.resize((x1 - x0, y1 - y0), Image.Resampling.BICUBIC), (x0, y0))
+        return np.asarray(canvas)
+    box = None
+    if preprocessing.resize is Resize.LETTERBOX:
+        left, upper, right, lower = _central_box((preprocessing.width, preprocessing.height), height / width)
+        across, down = columns / preprocessing.width, rows / preprocessing.height
+        box = (left * across, upper * down, right * across, lower * down)
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box))
 
 
 def _letterboxed(image: Image.Image, height: int, width: int) -> Image.Image:

@@ -1,0 +1,156 @@
+"""Films decoded once: a uint8 array that training maps into memory, and exact statistics.
+
+images.npy     uint8 (N, height, width)
+manifest.csv   the N rows, in the order of the array
+pack.json      PackInfo
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from chestxray.data.parallel import Progress, map_in_order, no_progress
+from chestxray.data.split import refuse_leakage
+from chestxray.errors import DataError, FilmError, PackInvalid
+from chestxray.files import folder_written_whole
+from chestxray.images.preprocess import Plane, preprocess
+from chestxray.schema import Film, PackInfo, Preprocessing, Resize, Split, fingerprint, read_manifest, write_manifest
+
+IMAGES: Final = "images.npy"
+MANIFEST: Final = "manifest.csv"
+DESCRIPTION: Final = "pack.json"
+
+DEFAULT_SIZE: Final = (112, 160)  # height and width of the original network's input, in pixels
+LEVELS: Final = 256  # grey levels of a uint8 pixel
+COUNTED_AT_ONCE: Final = 1024  # films; bounds the memory that counting levels takes
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """An opened pack.
+
+    Attributes:
+        folder: where it lies.
+        info: its description.
+        films: its rows, in the order of ``images``.
+        images: shape (N, height, width), uint8, mapped from disk read-only.
+    """
+
+    folder: Path
+    info: PackInfo
+    films: tuple[Film, ...]
+    images: npt.NDArray[np.uint8]
+
+    @classmethod
+    def open(cls, folder: Path) -> Pack:
+        """Raises: PackInvalid, where a file is missing or the three do not fit each other."""
+        try:
+            info = PackInfo.from_json((folder / DESCRIPTION).read_text(encoding="utf-8"), str(folder / DESCRIPTION))
+            films = read_manifest(folder / MANIFEST)
+            images = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, UnicodeDecodeError) as error:
+            raise PackInvalid(f'{folder}: not a complete pack ({error}). Make one with "chestxray pack"') from error
+        expected = (info.count, info.preprocessing.height, info.preprocessing.width)
+        if images.shape != expected or images.dtype != np.uint8 or len(films) != info.count:
+            raise PackInvalid(
+                f"{folder}: holds {len(films)} rows and {images.dtype} images of shape {images.shape}; "
+                f"its description says {expected}. Pack again"
+            )
+        if fingerprint(films) != info.fingerprint:
+            raise PackInvalid(f"{folder}: its manifest was changed after packing. Pack again")
+        return cls(folder, info, films, images)
+
+    def rows(self, split: Split) -> npt.NDArray[np.intp]:
+        """Indices of the films on that side, ascending."""
+        return np.flatnonzero([film.split == split for film in self.films])
+
+
+def write_pack(
+    films: Iterable[Film],
+    out: Path,
+    *,
+    size: tuple[int, int] = DEFAULT_SIZE,
+    resize: Resize = Resize.SQUEEZE,
+    on_progress: Progress = no_progress,
+    workers: int | None = None,
+) -> PackInfo:
+    """Decode every accepted film that has a side, once, and compute the training films' statistics.
+
+    Args:
+        films: rows of a split manifest.
+        out: folder to write, whole or not at all.
+        size: (height, width) in pixels.
+        resize: how films of another shape get there.
+        on_progress: called with (done, total).
+        workers: processes; by default one a core.
+
+    Raises:
+        Leakage: the sides share a patient or a film.
+        PackInvalid: no film has a side, none is for training, or a file changed since it was cleaned.
+    """
+    rows = tuple(film for film in films if film.is_accepted and film.split)
+    if not any(film.split == Split.TRAIN for film in rows):
+        raise PackInvalid(
+            'no accepted film stands on the train side. Run "chestxray clean" and "chestxray split" first'
+        )
+    refuse_leakage(rows)
+    height, width = size
+    with folder_written_whole(out, marker=DESCRIPTION) as beside:
+        images = np.lib.format.open_memmap(beside / IMAGES, mode="w+", dtype=np.uint8, shape=(len(rows), height, width))
+        decode_one = partial(_plane, height=height, width=width, resize=resize)
+        for index, plane in enumerate(map_in_order(decode_one, rows, on_progress, workers)):
+            images[index] = plane
+        training = np.flatnonzero([film.split == Split.TRAIN for film in rows])
+        mean, std = population_statistics(images, training)
+        images.flush()
+        info = PackInfo(len(rows), Preprocessing(height, width, resize, mean, std), fingerprint(rows))
+        write_manifest(rows, beside / MANIFEST)
+        (beside / DESCRIPTION).write_text(info.to_json(), encoding="utf-8")
+    return info
+
+
+def population_statistics(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.intp]) -> tuple[float, float]:
+    """Exact mean and standard deviation over all pixels of some films, black 0 and white 1.
+
+    The levels are counted in whole numbers, so nothing is rounded before the last division.
+
+    Args:
+        images: shape (N, height, width), uint8.
+        rows: which of them.
+    """
+    counts = np.zeros(LEVELS, dtype=np.int64)
+    for part in np.array_split(rows, max(1, -(-len(rows) // COUNTED_AT_ONCE))):
+        counts += np.bincount(images[part].ravel(), minlength=LEVELS)
+    pixels = int(counts.sum())
+    total = sum(level * int(count) for level, count in enumerate(counts))
+    squares = sum(level * level * int(count) for level, count in enumerate(counts))
+    mean = total / pixels
+    variance = (squares * pixels - total * total) / (pixels * pixels)
+    white = LEVELS - 1
+    return mean / white, float(variance**0.5) / white
+
+
+def _plane(film: Film, height: int, width: int, resize: Resize) -> Plane:
+    try:
+        data = Path(film.path).read_bytes()
+        if film.sha256 and hashlib.sha256(data).hexdigest() != film.sha256:
+            raise PackInvalid(f'{film.path}: changed since it was cleaned. Run "chestxray clean" again')
+        return preprocess(data, film.path, height, width, resize)
+    except (OSError, FilmError) as error:
+        raise PackInvalid(f'{film.path}: can no longer be read ({error}). Run "chestxray clean" again') from error
+
+
+def labels_of(films: Sequence[Film]) -> npt.NDArray[np.int8]:
+    """Class indices, shape (n,): 0 normal, 1 pneumonia. Raises: DataError, where a film has no label."""
+    for film in films:
+        if not film.label:
+            raise DataError(f"{film.path}: has no label")
+    return np.array([film.label == "pneumonia" for film in films], dtype=np.int8)

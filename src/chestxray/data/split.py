@@ -1,0 +1,162 @@
+"""Films to sides, patient by patient; and the gate that stops a run on leakage."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Final
+
+from chestxray.data.names import patient_group
+from chestxray.errors import Leakage, SourceInvalid
+from chestxray.schema import Film, Label, Split
+
+# A given validation side is kept where it holds at least this share of the films outside the test side.
+# The 16 films of the published set (0.3%) are too few to choose anything on, so they are drawn anew.
+MIN_VALIDATION: Final = 0.05
+NAMED_PAIRS: Final = 5  # leaking pairs that an error lists before it counts the rest
+
+
+@dataclass(frozen=True, slots=True)
+class SplitSettings:
+    """How to draw the sides that the source does not give.
+
+    Attributes:
+        validation: share of the films outside the test side, by class.
+        test: share of all films, by class; used only where the source has no test side.
+        seed: the same seed and films give the same sides.
+    """
+
+    validation: float = 0.15
+    test: float = 0.15
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0.0 < self.validation < 1.0 and 0.0 < self.test < 1.0):
+            raise ValueError("the shares for validation and test must lie between 0 and 1")
+
+
+def split(films: Sequence[Film], settings: SplitSettings = SplitSettings()) -> tuple[Film, ...]:
+    """Give every accepted, labelled film a side; the others get none. The order stays.
+
+    A given test side is respected. A given validation side is respected where it is large enough. What has
+    to be drawn is drawn by patient (by the generous key of ``data.names``) and by class; films with the same
+    bytes stay together.
+
+    Raises:
+        Leakage: the given sides share a patient or a film.
+        SourceInvalid: too few patients of a class to draw sides from.
+    """
+    usable = [film for film in films if film.is_accepted and film.label]
+    if not _validation_is_large_enough(usable):
+        usable = [dataclasses.replace(film, split=_unless_validation(film.split)) for film in usable]
+    refuse_leakage(usable)
+    side_of = {film.path: film.split or Split.TRAIN.value for film in usable}
+    if Split.TEST not in side_of.values():
+        _draw(usable, side_of, Split.TEST, settings.test, settings.seed)
+    if Split.VAL not in side_of.values():
+        pool = [film for film in usable if side_of[film.path] != Split.TEST]
+        _draw(pool, side_of, Split.VAL, settings.validation, settings.seed + 1)
+    out = tuple(dataclasses.replace(film, split=side_of.get(film.path, "")) for film in films)
+    refuse_leakage(out)
+    return out
+
+
+def refuse_leakage(films: Iterable[Film]) -> None:
+    """Stop where two sides share something. Raises: Leakage, naming the pairs."""
+    found = leaks(films)
+    if not found:
+        return
+    listed = "; ".join(str(leak) for leak in found[:NAMED_PAIRS])
+    rest = f"; and {len(found) - NAMED_PAIRS} more" if len(found) > NAMED_PAIRS else ""
+    raise Leakage(
+        f"{len(found)} patients or films stand on two sides of the split: {listed}{rest}. "
+        "Remove one side of each pair from the source, or drop its folders and let the split be drawn"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """One thing that two sides share: what, and one film on each side."""
+
+    what: str
+    first: str
+    second: str
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.first} and {self.second})"
+
+
+def leaks(films: Iterable[Film]) -> list[Leak]:
+    """Every patient (by the full id) and every file (by its bytes) that stands on two sides."""
+    holders: defaultdict[tuple[str, str], dict[str, Film]] = defaultdict(dict)
+    for film in films:
+        if not film.split:
+            continue
+        for kind, key in (("patient", film.patient_id), ("identical film", film.sha256)):
+            if key:
+                holders[kind, key].setdefault(film.split, film)
+    found = []
+    for (kind, key), sides in holders.items():
+        name = f"{kind} {key}" if kind == "patient" else f"{kind} {key[:12]}"
+        for one, other in combinations(sides.values(), 2):
+            found.append(Leak(name, *(f"{film.split}/{Path(film.path).name}" for film in (one, other))))
+    return found
+
+
+def _validation_is_large_enough(usable: Sequence[Film]) -> bool:
+    outside_test = [film for film in usable if film.split != Split.TEST]
+    return sum(film.split == Split.VAL for film in outside_test) >= MIN_VALIDATION * len(outside_test)
+
+
+def _unless_validation(side: str) -> str:
+    return "" if side == Split.VAL else side
+
+
+def _draw(films: Sequence[Film], side_of: dict[str, str], side: Split, share: float, seed: int) -> None:
+    """Move whole groups, class by class, until the side holds its share of each class."""
+    strata: defaultdict[str, list[list[Film]]] = defaultdict(list)
+    for group in _groups(films):
+        majority = Counter(film.label for film in group).most_common(1)[0][0]
+        strata[majority].append(group)
+    for label in Label:
+        groups = strata[label.value]
+        if len(groups) < 2:  # noqa: PLR2004 - one for each side
+            raise SourceInvalid(
+                f"{len(groups)} patient(s) with {label} films: at least 2 are needed to draw the {side} side. "
+                "Add films of more patients"
+            )
+        random.Random(f"{seed} {label}").shuffle(groups)  # noqa: S311 - a seeded draw, no secret
+        wanted = share * sum(len(group) for group in groups)
+        taken = 0
+        for group in groups[:-1]:
+            if taken and taken + len(group) / 2 > wanted:
+                break
+            taken += len(group)
+            for film in group:
+                side_of[film.path] = side.value
+
+
+def _groups(films: Sequence[Film]) -> list[list[Film]]:
+    """Films that must stay together: one patient's, and those with the same bytes; in order of first path."""
+    leader: dict[str, str] = {}
+
+    def find(key: str) -> str:
+        while leader.setdefault(key, key) != key:
+            leader[key] = leader[leader[key]]
+            key = leader[key]
+        return key
+
+    for film in films:
+        if film.patient_id:
+            leader[find(f"patient {patient_group(film.patient_id)}")] = find(film.path)
+        if film.sha256:
+            leader[find(f"bytes {film.sha256}")] = find(film.path)
+    groups: defaultdict[str, list[Film]] = defaultdict(list)
+    for film in sorted(films, key=lambda film: film.path):
+        groups[find(film.path)].append(film)
+    return list(groups.values())

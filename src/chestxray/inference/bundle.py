@@ -1,0 +1,87 @@
+"""A bundle: a trained network with everything that is needed to use it, in one folder.
+
+    model.onnx            input "film": uint8 (N, 1, height, width)
+                          outputs "logit": float32 (N,); "activation": float32 (N, rows, columns)
+    weights.safetensors   the same weights, to go on training with
+    bundle.json           BundleInfo: preprocessing, temperature, operating points, hashes
+    MODEL_CARD.md, metrics.json
+
+No pickle, no ONNX external data, nothing executable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from chestxray.errors import BundleInvalid
+from chestxray.files import folder_written_whole, sha256_of_file
+from chestxray.schema import BundleInfo
+
+DESCRIPTION: Final = "bundle.json"
+GRAPH: Final = "model.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle: its folder and its description, the graph's hash not yet checked."""
+
+    folder: Path
+    info: BundleInfo
+
+    @classmethod
+    def open(cls, folder: Path) -> Bundle:
+        """Raises: BundleInvalid, where the description or a file that it lists is missing."""
+        description = folder / DESCRIPTION
+        try:
+            info = BundleInfo.from_json(description.read_text(encoding="utf-8"), str(description))
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleInvalid(
+                f'{folder}: not a bundle, {DESCRIPTION} cannot be read. Make one with "chestxray export"'
+            ) from error
+        for name in info.files:
+            if Path(name).name != name:
+                raise BundleInvalid(f"{folder}: lists {name!r}, which lies outside the bundle")
+            if not (folder / name).is_file():
+                raise BundleInvalid(f"{folder}: {name} is missing. Copy the whole folder again")
+        return cls(folder, info)
+
+    def graph(self) -> bytes:
+        """The ONNX graph, once its hash is found right. Raises: BundleInvalid."""
+        data = (self.folder / GRAPH).read_bytes()
+        found = hashlib.sha256(data).hexdigest()
+        self._compare(GRAPH, found)
+        return data
+
+    def verify(self) -> None:
+        """Check every file against its hash. Raises: BundleInvalid, naming the first that differs."""
+        for name in self.info.files:
+            self._compare(name, sha256_of_file(self.folder / name))
+
+    def _compare(self, name: str, found: str) -> None:
+        expected = self.info.files[name]
+        if found != expected:
+            raise BundleInvalid(
+                f"{self.folder / name}: SHA-256 is {found[:12]}..., expected {expected[:12]}...: "
+                "the file was changed or damaged. Copy the whole folder again"
+            )
+
+
+def write_bundle(folder: Path, info: BundleInfo, files: Mapping[str, bytes]) -> BundleInfo:
+    """Write a bundle whole or not at all; its hashes are taken from ``files``.
+
+    Law: ``Bundle.open(folder).info`` equals what is returned.
+
+    Raises: OutputExists, where something that is no bundle stands at ``folder``.
+    """
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    complete = dataclasses.replace(info, files=hashes)
+    with folder_written_whole(folder, marker=DESCRIPTION) as beside:
+        for name, data in files.items():
+            (beside / name).write_bytes(data)
+        (beside / DESCRIPTION).write_text(complete.to_json(), encoding="utf-8")
+    return complete

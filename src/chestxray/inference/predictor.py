@@ -1,0 +1,132 @@
+"""Bundle and film to prediction: the one corridor behind every door.
+
+bytes -> images.decode -> images.preprocess -> graph -> Prediction
+"""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from chestxray.errors import BundleInvalid
+from chestxray.evaluation.calibration import calibrated
+from chestxray.images.preprocess import Plane
+from chestxray.inference.bundle import Bundle
+from chestxray.inference.heatmap import overlay_png
+from chestxray.inference.prepare import prepare
+from chestxray.machine import cores
+from chestxray.schema import BundleInfo, Gate, Label, OperatingPoint, Prediction
+
+Floats = npt.NDArray[np.float32]
+
+MAX_THREADS: Final = 4  # of one forward pass: a film is too small for more to pay
+
+
+class Predictor:
+    """A bundle, loaded and ready. Safe to share between threads.
+
+    Attributes:
+        info: the bundle's description.
+        folder: where the bundle lies.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        """Load the graph.
+
+        Args:
+            bundle: checked by its hash while loading.
+            threads: of one forward pass; by default one a core, at most MAX_THREADS.
+
+        Raises: BundleInvalid.
+        """
+        self.folder = bundle.folder
+        self.info: BundleInfo = bundle.info
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or min(cores(), MAX_THREADS)
+        options.inter_op_num_threads = 1
+        try:
+            self._session = ort.InferenceSession(bundle.graph(), options, providers=["CPUExecutionProvider"])
+        except (RuntimeError, ValueError) as error:  # onnxruntime's own errors derive from RuntimeError
+            raise BundleInvalid(f"{bundle.folder}: onnxruntime refuses the graph ({error})") from error
+
+    @classmethod
+    def load(cls, bundle: Path, threads: int | None = None) -> Predictor:
+        """Open and load the bundle in that folder. Raises: BundleInvalid."""
+        return cls(Bundle.open(bundle), threads)
+
+    def predict(
+        self, data: bytes, source: str, *, operating_point: str | None = None, heatmap: bool = False
+    ) -> Prediction:
+        """Judge the bytes of one film.
+
+        Args:
+            data: the whole file.
+            source: what to call it in errors.
+            operating_point: name of one of the bundle's; the bundle's default where None.
+            heatmap: whether to draw where the evidence lies; costs no second forward pass.
+
+        Raises:
+            FilmError: where the bytes cannot be read as a film. (A film that can be read and must not be
+                judged is a prediction whose gate is closed.)
+            BundleInvalid: no operating point of that name.
+        """
+        point = self.info.operating_point(operating_point)
+        film = prepare(data, source, self.info.preprocessing)
+        if film.plane is None:
+            return self.answer(film.sha256, point, film.gate)
+        logits, activations = self.logits(film.plane[None])
+        picture = overlay_png(activations[0], film.size, self.info.preprocessing) if heatmap else None
+        return self.answer(film.sha256, point, film.gate, float(self.probabilities(logits)[0]), picture)
+
+    def logits(self, planes: Plane) -> tuple[Floats, Floats]:
+        """One forward pass.
+
+        Args:
+            planes: shape (n, height, width), uint8, as ``images.preprocess`` makes them.
+
+        Returns: the log-odds of pneumonia before calibration, shape (n,), and the class-activation maps,
+            shape (n, rows, columns).
+        """
+        logit, activation = self._session.run(["logit", "activation"], {"film": planes[:, None]})
+        return logit, activation
+
+    def probabilities(self, logits: Floats) -> npt.NDArray[np.float64]:
+        """Calibrated probability of pneumonia: the sigmoid of the logit over the bundle's temperature."""
+        return calibrated(logits, self.info.temperature)
+
+    def answer(
+        self,
+        film_sha256: str,
+        point: OperatingPoint,
+        gate: Gate,
+        probability: float | None = None,
+        heatmap: bytes | None = None,
+    ) -> Prediction:
+        """Put a probability, or its absence, into the words of the contract.
+
+        Args:
+            film_sha256: of the bytes that were judged.
+            point: decides the label: pneumonia where ``probability >= threshold``.
+            gate: accepted if and only if there is a probability.
+            probability: calibrated, 0 to 1.
+            heatmap: a PNG.
+        """
+        label = None
+        if probability is not None:
+            label = (Label.PNEUMONIA if probability >= point.threshold else Label.NORMAL).value
+        return Prediction(
+            film_sha256=film_sha256,
+            gate=gate,
+            probability=probability,
+            label=label,
+            operating_point=point.name,
+            threshold=point.threshold,
+            model=self.info.name,
+            model_sha256=self.info.model_sha256,
+            heatmap=base64.b64encode(heatmap).decode() if heatmap else None,
+        )
