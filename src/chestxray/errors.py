@@ -9,6 +9,7 @@
     │   ├── SourceInvalid
     │   ├── ManifestInvalid
     │   ├── PackInvalid
+    │   ├── RunInvalid
     │   ├── BundleInvalid
     │   ├── Leakage
     │   ├── DegenerateLabels
@@ -68,6 +69,10 @@ class ManifestInvalid(DataError):
 
 class PackInvalid(DataError):
     """A pack is incomplete, damaged or of another version."""
+
+
+class RunInvalid(DataError):
+    """A training run is unfinished, damaged or of another version."""
 
 
 class BundleInvalid(DataError):

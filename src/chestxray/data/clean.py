@@ -37,11 +37,12 @@ def examine(film: Film) -> Film:
     except OSError as error:
         return _with(film, verdict=Verdict.UNREADABLE, reason=f"cannot be opened: {error.strerror}")
     film = _with(film, sha256=hashlib.sha256(data).hexdigest())
+    name = Path(film.path).name
     try:
-        radiograph = decode(data, Path(film.path).name, at_least=ANALYSIS_SIZE)
+        radiograph = decode(data, name, at_least=ANALYSIS_SIZE)
     except FilmError as error:
         verdict = Verdict.TRUNCATED if isinstance(error, TruncatedFilm) else Verdict.UNREADABLE
-        return _with(film, verdict=verdict, reason=str(error))
+        return _with(film, verdict=verdict, reason=str(error).removeprefix(f"{name}: "))
     objection = objection_to(radiograph)
     return _with(
         film,

@@ -56,11 +56,13 @@ def split(films: Sequence[Film], settings: SplitSettings = SplitSettings()) -> t
         usable = [dataclasses.replace(film, split=_unless_validation(film.split)) for film in usable]
     refuse_leakage(usable)
     side_of = {film.path: film.split or Split.TRAIN.value for film in usable}
-    if Split.TEST not in side_of.values():
-        _draw(usable, side_of, Split.TEST, settings.test, settings.seed)
-    if Split.VAL not in side_of.values():
-        pool = [film for film in usable if side_of[film.path] != Split.TEST]
-        _draw(pool, side_of, Split.VAL, settings.validation, settings.seed + 1)
+    for side, share, seed in (
+        (Split.TEST, settings.test, settings.seed),
+        (Split.VAL, settings.validation, settings.seed + 1),
+    ):
+        if side not in side_of.values():
+            pool = [film for film in usable if side_of[film.path] == Split.TRAIN]
+            _draw(pool, side_of, side, share, seed)
     out = tuple(dataclasses.replace(film, split=side_of.get(film.path, "")) for film in films)
     refuse_leakage(out)
     return out
@@ -103,7 +105,8 @@ def leaks(films: Iterable[Film]) -> list[Leak]:
     found = []
     for (kind, key), sides in holders.items():
         name = f"{kind} {key}" if kind == "patient" else f"{kind} {key[:12]}"
-        for one, other in combinations(sides.values(), 2):
+        in_order = [sides[side] for side in Split if side in sides]
+        for one, other in combinations(in_order, 2):
             found.append(Leak(name, *(f"{film.split}/{Path(film.path).name}" for film in (one, other))))
     return found
 

@@ -147,8 +147,5 @@ def _to_grey(image: Image.Image) -> tuple[Pixels, float]:
 def _translated(error: Exception, form: Format, source: str) -> UnreadableFilm:
     text = str(error).lower()
     if "truncated" in text or "unexpected end" in text or "broken data stream" in text:
-        return TruncatedFilm(
-            f"{source}: the {form.name} file ends before its picture does. Copy it again, "
-            'or run "chestxray clean" to list such files'
-        )
+        return TruncatedFilm(f"{source}: the {form.name} file ends before its picture does. Copy it again")
     return UnreadableFilm(f"{source}: the {form.name} file is damaged ({error}). Copy it again")

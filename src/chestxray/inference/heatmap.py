@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from chestxray.images.preprocess import onto_film
-from chestxray.schema import Preprocessing
+from chestxray.images.decode import decode
+from chestxray.images.preprocess import onto_film, resample
+from chestxray.schema import Preprocessing, Resize
 
 LONG_SIDE: Final = 512  # pixels of the overlay; the map behind it has some ten cells a side
 FULL_COLOUR: Final = 0.5  # log-odds of one cell that are drawn at full strength at the latest
@@ -38,4 +39,24 @@ def overlay_png(activation: npt.NDArray[np.float32], film_size: tuple[int, int],
     channels = [np.interp(spread, _STOPS, _COLOURS[:, channel]) for channel in range(4)]
     out = io.BytesIO()
     Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def over_film(data: bytes, source: str, overlay: bytes) -> bytes:
+    """Blend an overlay of ``overlay_png`` with its film.
+
+    Args:
+        data: the film's bytes.
+        source: what to call it in errors.
+        overlay: a PNG with an alpha channel.
+
+    Returns: a PNG of the overlay's size.
+    Raises: FilmError.
+    """
+    with Image.open(io.BytesIO(overlay), formats=["PNG"]) as colours:
+        width, height = colours.size
+        plane = resample(decode(data, source, at_least=(height, width)).pixels, height, width, Resize.SQUEEZE)
+        blended = Image.alpha_composite(Image.fromarray(plane).convert("RGBA"), colours)
+    out = io.BytesIO()
+    blended.convert("RGB").save(out, "PNG")
     return out.getvalue()

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from chestxray.errors import BundleInvalid
 from chestxray.evaluation.calibration import calibrated
@@ -23,6 +24,14 @@ from chestxray.machine import cores
 from chestxray.schema import BundleInfo, Gate, Label, OperatingPoint, Prediction
 
 Floats = npt.NDArray[np.float32]
+
+_GRAPH_ERRORS: Final = (
+    state.Fail,
+    state.InvalidArgument,
+    state.InvalidGraph,
+    state.InvalidProtobuf,
+    state.NotImplemented,
+)
 
 MAX_THREADS: Final = 4  # of one forward pass: a film is too small for more to pay
 
@@ -51,7 +60,7 @@ class Predictor:
         options.inter_op_num_threads = 1
         try:
             self._session = ort.InferenceSession(bundle.graph(), options, providers=["CPUExecutionProvider"])
-        except (RuntimeError, ValueError) as error:  # onnxruntime's own errors derive from RuntimeError
+        except (*_GRAPH_ERRORS, RuntimeError, ValueError) as error:
             raise BundleInvalid(f"{bundle.folder}: onnxruntime refuses the graph ({error})") from error
 
     @classmethod

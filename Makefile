@@ -1,0 +1,61 @@
+# Two commands on a fresh machine with Python 3.11 or newer, git and make:
+#   make run     set up, then everything from films to the page on http://127.0.0.1:8000
+#   make test    set up, then all tests
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+DATA ?=
+OUT ?= run
+SERVE ?= 1
+PORT ?= 8000
+
+.PHONY: help run test test-slow check lint browser benchmarks clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1  \2/p' $(MAKEFILE_LIST)
+
+# torch comes first and pinned: without it a resolver may choose a build with gigabytes of GPU libraries.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing; give another with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than 3.11" >&2; exit 1; }
+	@echo "Setting up $(VENV) (once; a few minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "pip>=25.1"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[all]" --group dev
+	@touch $@
+
+run: $(STAMP) ## from films to the page; DATA=folder for your own films, SERVE=0 to stop after the report
+	@$(BIN)/chestxray run $(DATA) --out $(OUT) --port $(PORT) $(if $(filter 0,$(SERVE)),--no-serve,--serve)
+
+test: $(STAMP) browser ## all tests but the slow ones
+	@$(BIN)/pytest -m "not slow" -n auto
+
+test-slow: $(STAMP) browser ## the slow tests
+	@$(BIN)/pytest -m slow
+
+lint: $(STAMP) ## ruff and mypy
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+check: ## what CI runs
+	@bash .ci/run
+
+# The tests of the page drive a real browser. Where it can be installed without asking, it is.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } || \
+	  echo "make: no Chromium here, so the tests of the page will be reported as not run"
+
+benchmarks: $(STAMP) ## the measurements that the documents quote (minutes)
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+clean: ## remove what the runs and the tools wrote, and the environment
+	@rm -rf $(VENV) run .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,86 @@
+"""What people see (progress, text) and what machines read (one JSON document)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+CLEAR_LINE: Final = "\r\x1b[K"  # what is said takes the bar's line; the bar is drawn anew below it
+BAR_CELLS: Final = 30
+BAR_EVERY_S: Final = 0.1  # seconds between two drawings of the bar
+PLAIN_EVERY_S: Final = 5.0  # seconds between lines of progress where there is no terminal
+
+
+class Console:
+    """Where one verb prints: its result to standard output, everything else to standard error."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self._bar_is_drawn = False
+
+    def say(self, line: str) -> None:
+        """Tell what is going on, on a line of its own."""
+        click.echo(f"{CLEAR_LINE}{line}" if self._bar_is_drawn else line, err=True)
+
+    def result(self, document: Any, text: str) -> None:
+        """End with the result: the document for machines or the text for people, never both."""
+        click.echo(json.dumps(plain(document), indent=2) if self.as_json else text)
+
+    @contextmanager
+    def progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar on a terminal, a line now and then elsewhere; gives the callback that moves it."""
+        on_terminal = sys.stderr.isatty()
+        every = BAR_EVERY_S if on_terminal else PLAIN_EVERY_S
+        last = time.monotonic()
+
+        def move(done: int, total: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last < every:
+                return
+            last = now
+            if on_terminal:
+                self._bar_is_drawn = True
+                filled = round(BAR_CELLS * done / max(total, 1))
+                bar = "#" * filled + "-" * (BAR_CELLS - filled)
+                click.echo(f"{CLEAR_LINE}{label} [{bar}] {done:,} of {total:,}", err=True, nl=False)
+            else:
+                self.say(f"{label}: {done:,} of {total:,}")
+
+        try:
+            yield move
+        finally:
+            if self._bar_is_drawn:
+                click.echo(CLEAR_LINE, err=True, nl=False)
+                self._bar_is_drawn = False
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, paths and tuples as JSON knows them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Columns side by side; the first is flush left, the others flush right. The first row is the header."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,100 @@
+"""The group of verbs, in the order of the pipeline, and the one place where errors become exit statuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from click.shell_completion import get_completion_class
+
+import chestxray
+from chestxray.cli.data import clean, collect, pack, split
+from chestxray.cli.model import batch, evaluate, export, predict, train
+from chestxray.cli.service import doctor, run, serve
+from chestxray.errors import ChestXrayError
+from chestxray.schema import NOTICE
+
+VERBS = (collect, clean, split, pack, train, evaluate, export, predict, batch, serve, run, doctor)
+
+
+class _InOrder(click.Group):
+    """Lists the verbs in the order in which they were added: the pipeline's."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Names of the verbs."""
+        return list(self.commands)
+
+
+def _print_completion(ctx: click.Context, _param: click.Parameter, shell: str | None) -> None:
+    if shell is None or ctx.resilient_parsing:
+        return
+    completion = get_completion_class(shell)
+    if completion is None:
+        raise click.BadParameter(f"no completion for {shell}")
+    click.echo(completion(ctx.command, {}, "chestxray", "_CHESTXRAY_COMPLETE").source())
+    ctx.exit()
+
+
+@click.group(
+    cls=_InOrder,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=f"{NOTICE} Each verb takes --help and --json. Exit status: 0 done, 1 a problem in the data, 2 wrong usage.",
+)
+@click.version_option(chestxray.__version__, "-V", "--version", prog_name="chestxray")
+@click.option(
+    "--completion",
+    type=click.Choice(["bash", "zsh", "fish"]),
+    callback=_print_completion,
+    expose_value=False,
+    is_eager=True,
+    help="Print the script that completes this command in your shell, and exit.",
+)
+def chestxray_group() -> None:
+    """From a folder of chest X-rays to a measured, calibrated pneumonia classifier behind a web page.
+
+    \b
+    Everything at once, on drawn films:   chestxray run --out run
+    Everything at once, on your films:    chestxray run FOLDER --out run
+    One film:                             chestxray predict film.jpg --bundle run/bundle
+    """  # noqa: D301 - click reads the backspace as "do not rewrap"
+
+
+for verb in VERBS:
+    chestxray_group.add_command(verb)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = chestxray_group.main(arguments, prog_name="chestxray", standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("Interrupted.", err=True)
+        status = 130  # as a shell reports it: 128 + SIGINT
+    except click.ClickException as error:
+        status = _fail(error.exit_code, "UsageError", error.format_message(), arguments, error)
+    except ChestXrayError as error:
+        status = _fail(error.exit_status, type(error).__name__, str(error), arguments)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stderr.close()
+        status = 1
+    except OSError as error:
+        about = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        status = _fail(1, type(error).__name__, about, arguments)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(
+    status: int, kind: str, message: str, arguments: Sequence[str], shown: click.ClickException | None = None
+) -> int:
+    if "--json" in arguments:
+        document: dict[str, Any] = {"error": {"type": kind, "message": message, "exit_status": status}}
+        click.echo(json.dumps(document, indent=2))
+    elif shown is not None:
+        shown.show()
+    else:
+        click.echo(f"{kind}: {message}", err=True)
+    return status

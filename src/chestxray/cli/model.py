@@ -1,0 +1,288 @@
+"""The verbs from a pack to answers: train, evaluate, export, predict, batch."""
+
+from __future__ import annotations
+
+import base64
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from chestxray.cli.console import Console, plain, table
+from chestxray.cli.options import (
+    FILE,
+    FOLDER,
+    PATH,
+    Command,
+    bundle_option,
+    json_option,
+    out_option,
+    workers_option,
+)
+from chestxray.errors import FilmError, SourceInvalid
+from chestxray.schema import NOTICE, BundleInfo, Prediction, Split
+
+if TYPE_CHECKING:
+    from chestxray.evaluation.assessment import Assessment
+    from chestxray.evaluation.intervals import Measure
+    from chestxray.training.loop import EpochRecord
+    from chestxray.training.recipe import Recipe
+
+RECIPE_OPTIONS: Final[tuple[tuple[str, type, str], ...]] = (
+    ("--epochs", int, "Passes over the training films."),
+    ("--batch-size", int, "Films a step."),
+    ("--learning-rate", float, "The highest."),
+    ("--seed", int, "Of weights, order, augmentation and dropout."),
+)
+
+
+def recipe_options(command: Command) -> Command:
+    """Add --network, --recipe, --device and the fields of a recipe that people change most."""
+    for name, kind, what in reversed(RECIPE_OPTIONS):
+        command = click.option(name, type=kind, default=None, help=f"{what} [default: the recipe's]")(command)
+    command = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda: where to train.")(
+        command
+    )
+    command = click.option(
+        "--recipe",
+        default="default",
+        show_default=True,
+        help="A recipe of this package (default, original), or a TOML file.",
+    )(command)
+    return click.option("--network", default=None, help="A network by name. [default: the recipe's]")(command)
+
+
+def recipe_of(recipe: str, **changes: Any) -> Recipe:
+    """The recipe that the options ask for. Raises: RecipeInvalid, MissingExtra."""
+    from chestxray.training.recipe import Recipe, shipped_recipes
+
+    base = Recipe.shipped(recipe) if recipe in shipped_recipes() else Recipe.read(Path(recipe))
+    return base.with_changes(**changes)
+
+
+@click.command()
+@click.argument("pack", type=FOLDER)
+@out_option("The folder for weights, metrics and learning curves.", folder=True)
+@recipe_options
+@json_option
+def train(console: Console, pack: Path, out: Path, device: str, recipe: str, **changes: Any) -> None:
+    """Train a network on a pack.
+
+    Keeps the weights of the best epoch by validation AUROC, and the last; writes one line an epoch to
+    metrics.jsonl, and the learning curves as a plot.
+    """
+    from chestxray.training.run import train_run
+
+    chosen = recipe_of(recipe, **changes)
+    say_epoch = epoch_sayer(console)
+    with console.progress("Training") as move:
+        summary = train_run(pack, out, chosen, device=device, on_epoch=say_epoch, on_progress=move)
+    best = summary.info.best
+    text = f"{out}: best epoch {best.epoch}, validation AUROC {best.auroc:.4f}" if best else str(out)
+    if summary.info.leak:
+        text += f"\nBeware: {summary.info.leak}"
+    console.result({"run": out, "info": plain(summary.info), "epochs": plain(summary.records)}, text)
+
+
+def epoch_sayer(console: Console) -> Callable[[EpochRecord], None]:
+    """Prints a header, then one line an epoch."""
+    columns = ("epoch", "train loss", "val loss", "AUROC", "sens.", "spec.", "films/s", "seconds")
+    width = 12
+
+    def say(record: EpochRecord) -> None:
+        if record.epoch == 1:
+            console.say("".join(name.rjust(width) for name in columns))
+        values = (
+            f"{record.epoch}/{record.epochs}",
+            f"{record.training_loss:.4f}",
+            f"{record.validation_loss:.4f}",
+            f"{record.auroc:.4f}",
+            f"{record.sensitivity:.3f}",
+            f"{record.specificity:.3f}",
+            f"{record.films_per_second:.0f}",
+            f"{record.seconds:.1f}",
+        )
+        console.say("".join(value.rjust(width) for value in values) + ("  best so far" if record.is_best else ""))
+
+    return say
+
+
+@click.command()
+@click.argument("bundle", type=FOLDER)
+@click.argument("source", type=PATH)
+@out_option("The folder for the report (HTML, JSON, CSV, figures).", folder=True)
+@click.option(
+    "--split",
+    "side",
+    type=click.Choice([side.value for side in Split]),
+    default=None,
+    help="The side of a manifest to judge on. [default: test where there is one, else all films]",
+)
+@workers_option
+@json_option
+def evaluate(console: Console, bundle: Path, source: Path, out: Path, side: str | None, workers: int | None) -> None:
+    """Measure a bundle on labelled films.
+
+    Each figure comes with its count and its 95% interval.
+
+    SOURCE is a manifest, or a folder with one folder per class (or in the published layout). The report is
+    one self-contained HTML file.
+    """
+    from chestxray.pipeline import evaluate_bundle
+
+    assessment = evaluate_bundle(bundle, source, out, console, side=side, command=command_line(), workers=workers)
+    console.result(
+        {"report": out / "index.html", "assessment": assessment.to_json()},
+        f"{assessment_text(assessment)}\nreport: {out / 'index.html'}",
+    )
+
+
+def command_line() -> str:
+    """What the user typed, for the report."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def assessment_text(assessment: Assessment) -> str:
+    """The answer of an assessment: the confusion table, and the figures with their intervals."""
+    answer, counts = assessment.answer, assessment.answer.confusion
+    confusion = table(
+        [
+            ("", "called pneumonia", "called normal"),
+            ("pneumonia", f"{counts.tp:,}", f"{counts.fn:,}"),
+            ("normal", f"{counts.fp:,}", f"{counts.tn:,}"),
+        ]
+    )
+    rows: list[tuple[str, ...]] = [("figure", "value", "95% interval", "of")]
+    rows += [_measure_row(measure) for measure in (*assessment.overall, *answer.measures)]
+    head = (
+        f"{assessment.films:,} films of {assessment.patients:,} patients; operating point "
+        f'"{answer.point.name}": pneumonia from a probability of {answer.point.threshold:.3f}'
+    )
+    return "\n".join([head, confusion, table(rows), *(f"Note: {limit}" for limit in assessment.limits)])
+
+
+def _measure_row(measure: Measure) -> tuple[str, ...]:
+    from chestxray.evaluation.assessment import TERMS
+
+    name = TERMS[measure.name].title
+    if measure.value is None:
+        return name, "-", "-", measure.note
+    interval = f"{measure.interval.low:.4f} to {measure.interval.high:.4f}" if measure.interval else "-"
+    return name, f"{measure.value:.4f}", interval, f"{measure.films:,}"
+
+
+@click.command()
+@click.argument("run", type=FOLDER)
+@out_option("The bundle to write.", folder=True)
+@click.option("--name", default="pneumonia", show_default=True, help="What predictions call this model.")
+@json_option
+def export(console: Console, run: Path, out: Path, name: str) -> None:
+    """Turn a training run into a bundle.
+
+    A bundle holds the graph, the weights, the calibration, the operating points and the model card.
+    """
+    from chestxray.training.export import export_run
+
+    info = export_run(run, out, name)
+    console.result({"bundle": out, **plain(info)}, bundle_text(out, info))
+
+
+def bundle_text(folder: Path, info: BundleInfo) -> str:
+    """A bundle in a few lines."""
+    points = [("operating point", "threshold", "sensitivity", "specificity", "of")]
+    points += [
+        (p.name, f"{p.threshold:.4f}", f"{p.sensitivity:.4f}", f"{p.specificity:.4f}", f"{p.positives} + {p.negatives}")
+        for p in info.operating_points
+    ]
+    head = f"{folder}: {info.network}, {info.parameters:,} parameters, temperature {info.temperature:.3f}"
+    return f"{head}\n{table(points)}"
+
+
+@click.command()
+@click.argument("films", type=FILE, nargs=-1, required=True)
+@bundle_option
+@click.option("--operating-point", default=None, help="One of the bundle's, by name. [default: the bundle's]")
+@click.option("--heatmap", type=FOLDER, default=None, help="Write a PNG for each film there: where the evidence lies.")
+@json_option
+def predict(
+    console: Console, films: tuple[Path, ...], bundle: Path, operating_point: str | None, heatmap: Path | None
+) -> None:
+    """Judge films: normal or pneumonia.
+
+    Prints the calibrated probability and the operating point. Exit status 1 where a film could not be read or
+    must not be judged; the others are answered all the same.
+    """
+    from chestxray.inference.predictor import Predictor
+
+    predictor = Predictor.load(bundle)
+    answers = []
+    failed = False
+    for path in films:
+        try:
+            data = path.read_bytes()
+            answer = predictor.predict(data, str(path), operating_point=operating_point, heatmap=heatmap is not None)
+        except (FilmError, OSError) as error:
+            failed = True
+            answers.append({"file": path, "error": {"type": type(error).__name__, "message": str(error)}})
+            continue
+        failed = failed or not answer.gate.accepted
+        answers.append({"file": path, **plain(answer)})
+        if heatmap is not None and answer.heatmap is not None:
+            answers[-1]["heatmap"] = _write_heatmap(heatmap, path, answer)
+    text = "\n".join(_answer_line(answer) for answer in answers)
+    console.result({"predictions": answers, "notice": NOTICE}, f"{text}\n{NOTICE}")
+    if failed:
+        sys.exit(1)
+
+
+def _write_heatmap(folder: Path, film: Path, answer: Prediction) -> Path:
+    from chestxray.files import write_atomically
+
+    path = folder / f"{film.stem}.heatmap.png"
+    write_atomically(path, base64.b64decode(answer.heatmap or ""))
+    return path
+
+
+def _answer_line(answer: dict[str, Any]) -> str:
+    if "error" in answer:
+        return str(answer["error"]["message"])
+    if not answer["gate"]["accepted"]:
+        return f"{answer['file']}: cannot judge: {answer['gate']['reason']}"
+    return (
+        f"{answer['file']}: {answer['label']} (probability {answer['probability']:.3f}; "
+        f"{answer['operating_point']}: pneumonia from {answer['threshold']:.3f})"
+    )
+
+
+@click.command()
+@click.argument("source", type=PATH)
+@out_option("The table to write (CSV, one row a film).", folder=False)
+@bundle_option
+@click.option("--operating-point", default=None, help="One of the bundle's, by name. [default: the bundle's]")
+@workers_option
+@json_option
+def batch(
+    console: Console, source: Path, out: Path, bundle: Path, operating_point: str | None, workers: int | None
+) -> None:
+    """Judge every film of a folder or a manifest, one row a film.
+
+    A film that cannot be read or must not be judged is a row with a reason, never the end of the run.
+    """
+    from chestxray.inference.batch import score_films, write_scores
+    from chestxray.inference.predictor import Predictor
+    from chestxray.pipeline import films_of
+
+    predictor = Predictor.load(bundle)
+    films = films_of(source, labels_needed=False)
+    with console.progress("Judging") as move:
+        rows = tuple(score_films(predictor, films, operating_point=operating_point, on_progress=move, workers=workers))
+    write_scores(rows, out)
+    if not any(row.prediction.gate.accepted for row in rows):
+        raise SourceInvalid(f"{source}: none of its films could be judged; {out} says why, film by film")
+    calls = Counter(row.prediction.label or "refused" for row in rows)
+    summary = ", ".join(f"{count:,} {call}" for call, count in sorted(calls.items()))
+    console.result({"scores": out, "films": len(rows), "calls": calls}, f"{out}: {len(rows):,} films ({summary})")

@@ -1,0 +1,81 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from chestxray.cli.console import Console
+from chestxray.errors import BundleInvalid
+
+BUNDLE_VARIABLE: Final = "CHESTXRAY_BUNDLE"
+BUNDLE_OF_A_RUN: Final = Path("run/bundle")  # what "chestxray run" writes unless told otherwise
+
+FILE: Final = click.Path(path_type=Path, dir_okay=False)
+FOLDER: Final = click.Path(path_type=Path, file_okay=False)
+PATH: Final = click.Path(path_type=Path)
+
+Command = Callable[..., Any]
+
+
+def json_option(command: Command) -> Command:
+    """Add --json; the command receives a Console as its first argument."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+    @wraps(command)
+    def with_console(*args: Any, as_json: bool, **kwargs: Any) -> Any:
+        return command(Console(as_json=as_json), *args, **kwargs)
+
+    return with_console
+
+
+def out_option(what: str, *, folder: bool) -> Callable[[Command], Command]:
+    """Add a required --out."""
+    return click.option("--out", required=True, type=FOLDER if folder else FILE, help=what)
+
+
+def bundle_option(command: Command) -> Command:
+    """Add --bundle; the command receives the folder that was found."""
+    return click.option(
+        "--bundle",
+        type=PATH,
+        envvar=BUNDLE_VARIABLE,
+        callback=_found_bundle,
+        help=f"The bundle to judge with. [default: ${BUNDLE_VARIABLE}, else {BUNDLE_OF_A_RUN}]",
+    )(command)
+
+
+def _found_bundle(ctx: click.Context, _param: click.Parameter, given: Path | None) -> Path:
+    if given is None and not ctx.resilient_parsing and not BUNDLE_OF_A_RUN.is_dir():
+        raise BundleInvalid(
+            f"no bundle given, ${BUNDLE_VARIABLE} is not set and {BUNDLE_OF_A_RUN} does not exist. "
+            'Give --bundle, or make one with "chestxray run"'
+        )
+    return given or BUNDLE_OF_A_RUN
+
+
+class Size(click.ParamType[tuple[int, int]]):
+    """HEIGHTxWIDTH in pixels."""
+
+    name = "HEIGHTxWIDTH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Read what the user typed."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d{2,4})x(\d{2,4})", str(value))
+        if match is None:
+            self.fail(f"{value!r} is not a size; write it as 112x160 (height x width)", param, ctx)
+        return int(match[1]), int(match[2])
+
+
+def workers_option(command: Command) -> Command:
+    """Add --workers."""
+    return click.option(
+        "--workers", type=click.IntRange(1, 1024), default=None, help="Processes that read films. [default: one a core]"
+    )(command)

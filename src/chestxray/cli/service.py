@@ -1,0 +1,161 @@
+"""The verbs around the pipeline: serve, run, doctor."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from chestxray.cli.console import Console, plain
+from chestxray.cli.data import distribution_text, sides_text
+from chestxray.cli.model import assessment_text, bundle_text, command_line, epoch_sayer, recipe_of, recipe_options
+from chestxray.cli.options import (
+    BUNDLE_OF_A_RUN,
+    BUNDLE_VARIABLE,
+    FOLDER,
+    PATH,
+    Size,
+    bundle_option,
+    json_option,
+    workers_option,
+)
+from chestxray.schema import NOTICE
+
+HOST = "127.0.0.1"
+PORT = 8000
+
+
+@click.command()
+@bundle_option
+@click.option("--host", default=HOST, show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes a free one.")
+@json_option
+def serve(console: Console, bundle: Path, host: str, port: int) -> None:
+    """Serve the web page and the API on this machine.
+
+    Runs until interrupted. With --json, one line of JSON tells the address as soon as films can be judged.
+    """
+    serve_until_stopped(console, bundle, host, port)
+
+
+def serve_until_stopped(console: Console, bundle: Path, host: str, port: int) -> None:
+    """Serve a bundle; say where, once it answers."""
+    from chestxray.serving.server import serve as serve_bundle
+
+    def ready(address: str) -> None:
+        document = {"address": address, "bundle": bundle, "process": os.getpid(), "notice": NOTICE}
+        console.result(document, f"The page: {address}  (stop with Ctrl-C)\n{NOTICE}")
+
+    serve_bundle(bundle, host, port, ready=ready)
+
+
+@click.command()
+@click.argument("source", type=PATH, required=False)
+@click.option("--out", type=FOLDER, default="run", show_default=True, help="The folder for everything that is made.")
+@recipe_options
+@click.option("--size", type=Size(), default="112x160", show_default=True, help="Height and width in pixels.")
+@click.option("--split-seed", type=int, default=0, show_default=True, help="The same seed draws the same sides.")
+@click.option(
+    "--phantoms",
+    type=click.IntRange(40, 20_000),
+    default=300,
+    show_default=True,
+    help="Patients to draw without SOURCE.",
+)
+@click.option("--serve/--no-serve", "serving", default=False, show_default=True, help="Serve the page at the end.")
+@click.option("--host", default=HOST, show_default=True, help="Address to serve on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes a free one.")
+@workers_option
+@json_option
+def run(
+    console: Console,
+    source: Path | None,
+    out: Path,
+    device: str,
+    recipe: str,
+    size: tuple[int, int],
+    split_seed: int,
+    phantoms: int,
+    serving: bool,  # noqa: FBT001 - click passes it by name
+    host: str,
+    port: int,
+    workers: int | None,
+    **changes: Any,
+) -> None:
+    """Do it all, from films to a measured bundle.
+
+    Collects, cleans, splits, packs, trains, exports, evaluates on the test side; then serves where asked.
+
+    SOURCE is a folder of films as for "collect". Without one, phantoms (drawn films) are made first, so that
+    nothing has to be downloaded.
+    """
+    from chestxray import pipeline
+
+    settings = pipeline.RunSettings(
+        recipe=recipe_of(recipe, **changes),
+        device=device,
+        size=size,
+        split_seed=split_seed,
+        phantoms=phantoms,
+        workers=workers,
+        command=command_line(),
+    )
+    result = pipeline.run(source, out, settings, console, RunTeller(console))
+    document = {
+        "out": out,
+        "bundle": result.bundle,
+        "report": result.report,
+        "validation": plain(result.validation),
+        "assessment": result.assessment.to_json(),
+        "seconds": result.seconds,
+    }
+    if not serving:
+        console.result(document, _farewell(result))
+        return
+    if not console.as_json:
+        click.echo(_farewell(result))
+    serve_until_stopped(console, result.bundle, host, port)
+
+
+def _farewell(result: Any) -> str:
+    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.seconds.items())
+    return f"\nbundle: {result.bundle}\nreport: {result.report}\ntime:   {stages}\n{NOTICE}"
+
+
+class RunTeller:
+    """Puts the results of the stages of a run into words; each is what the stage's own verb would print."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self.epoch = epoch_sayer(console)
+
+    def cleaned(self, distribution: Any, films: Any) -> None:
+        """What cleaning found."""
+        self._console.say(distribution_text(distribution, films))
+
+    def split(self, films: Any) -> None:
+        """Who stands where."""
+        self._console.say(sides_text(films))
+
+    def exported(self, folder: Path, info: Any) -> None:
+        """What the bundle holds."""
+        self._console.say(bundle_text(folder, info))
+
+    def assessed(self, assessment: Any) -> None:
+        """What the test side says."""
+        self._console.say(assessment_text(assessment))
+
+
+@click.command()
+@json_option
+def doctor(console: Console) -> None:
+    """Say what is installed and what is missing."""
+    from chestxray.diagnosis import diagnose
+
+    diagnosis = diagnose(Path(os.environ.get(BUNDLE_VARIABLE) or BUNDLE_OF_A_RUN))
+    rows = [(check.name, check.finding) for check in diagnosis.checks]
+    width = max(len(name) for name, _ in rows)
+    text = "\n".join(f"{name.ljust(width)}  {finding}" for name, finding in rows)
+    console.result(plain(diagnosis), text)

@@ -1,0 +1,283 @@
+"""The figures of a report, as SVG for the page and for papers, and as PNG. The report extra brings matplotlib.
+
+Every colour is one of ``COLOURS``; on the page each becomes a variable of the style sheet, so the same
+drawing is right on light and on dark paper.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from chestxray.errors import MissingExtra
+from chestxray.evaluation.assessment import Assessment
+from chestxray.evaluation.calibration import Bin
+from chestxray.evaluation.intervals import wilson_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK: Final = "#1c2630"
+MUTED: Final = "#5c6975"
+LINE: Final = "#d9dfe4"
+ACCENT: Final = "#0b6e75"
+WARM: Final = "#b4541a"
+COOL: Final = "#3b6ea5"
+CARD: Final = "#fffffe"
+COLOURS: Final = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    LINE: "var(--line)",
+    ACCENT: "var(--accent)",
+    WARM: "var(--warm)",
+    COOL: "var(--cool)",
+    CARD: "var(--card)",
+}
+
+_MARKERS: Final = "os^Dv"  # one an operating point, so that they differ without colour
+_PNG_DPI: Final = 200
+_STYLE: Final[dict[Any, Any]] = {
+    "axes.edgecolor": LINE,
+    "axes.facecolor": "none",
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 9,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.unicode_minus": True,
+    "figure.facecolor": "none",
+    "font.size": 9,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "legend.edgecolor": LINE,
+    "legend.facecolor": CARD,
+    "legend.fontsize": 8.5,
+    "legend.framealpha": 1.0,
+    "legend.labelcolor": INK,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "chestxray",
+    "text.color": INK,
+    "text.parse_math": False,  # a name may hold a dollar sign
+    "xtick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.color": LINE,
+    "ytick.labelcolor": MUTED,
+}
+
+
+class Drawing(NamedTuple):
+    """One figure in three forms.
+
+    Attributes:
+        svg: a file of its own, on white paper.
+        inline: the same for a page: colours are variables, identifiers begin with the figure's name.
+    """
+
+    name: str
+    title: str
+    caption: str
+    svg: bytes
+    inline: str
+    png: bytes
+
+
+class _Plot(NamedTuple):
+    """One row of the table of figures."""
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[Assessment, Figure], None]
+    needs_both_classes: bool
+
+
+def drawings(assessment: Assessment) -> tuple[Drawing, ...]:
+    """Every figure that these films allow. Raises: MissingExtra."""
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtra("Drawing the figures of a report", "report") from error
+    made = []
+    with mpl.rc_context(_STYLE):
+        for plot in PLOTS:
+            if plot.needs_both_classes and assessment.roc is None:
+                continue
+            figure = Figure(figsize=(4.8, 3.9), layout="constrained")
+            plot.draw(assessment, figure)
+            svg = _saved(figure, format="svg", metadata={"Date": None})
+            png = _saved(figure, format="png", dpi=_PNG_DPI, facecolor="white", metadata={"Software": None})
+            made.append(Drawing(plot.name, plot.title, plot.caption, svg, _inline(svg, plot.name), png))
+    return tuple(made)
+
+
+# --------------------------------------------------------------------------- the figures
+
+
+def _draw_roc(assessment: Assessment, figure: Figure) -> None:
+    axes = _unit_square(figure, "1 - specificity", "Sensitivity")
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="chance")
+    if assessment.roc is not None:
+        axes.plot(assessment.roc.false_positive_rate, assessment.roc.true_positive_rate, color=ACCENT, linewidth=1.8)
+    for marker, measured in zip(_markers(assessment), assessment.points, strict=True):
+        specificity, sensitivity = measured.confusion.specificity, measured.confusion.sensitivity
+        if specificity is not None and sensitivity is not None:
+            _mark(axes, 1 - specificity, sensitivity, marker, measured.point.name)
+    axes.legend(loc="lower right")
+
+
+def _draw_precision_recall(assessment: Assessment, figure: Figure) -> None:
+    axes = _unit_square(figure, "Sensitivity (recall)", "Precision")
+    share = assessment.positives / assessment.films
+    axes.axhline(share, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"calling every film: {share:.0%}")
+    if assessment.precision_recall is not None:
+        curve = assessment.precision_recall
+        recall, precision = [0.0, *curve.recall], [curve.precision[0], *curve.precision]
+        axes.plot(recall, precision, color=ACCENT, linewidth=1.8, drawstyle="steps-pre")
+    for marker, measured in zip(_markers(assessment), assessment.points, strict=True):
+        precision_here, recall_here = measured.confusion.precision, measured.confusion.recall
+        if precision_here is not None and recall_here is not None:
+            _mark(axes, recall_here, precision_here, marker, measured.point.name)
+    axes.legend(loc="lower left")
+
+
+def _draw_reliability(assessment: Assessment, figure: Figure) -> None:
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    upper.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="Share with pneumonia")
+    upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    upper.grid(visible=True)
+    filled = [
+        (b, b.predicted, b.observed) for b in assessment.bins if b.predicted is not None and b.observed is not None
+    ]
+    predicted, observed = [row[1] for row in filled], [row[2] for row in filled]
+    ends = [_whiskers(b) for b, _, _ in filled]
+    upper.vlines(predicted, [low for low, _ in ends], [high for _, high in ends], color=ACCENT, linewidth=1.2)
+    upper.plot(predicted, observed, color=ACCENT, marker="o", markersize=4.5, linewidth=0)
+    widths = [b.high - b.low for b in assessment.bins]
+    lows = [b.low for b in assessment.bins]
+    lower.bar(
+        lows, [b.films for b in assessment.bins], widths, align="edge", color=LINE, edgecolor=MUTED, linewidth=0.6
+    )
+    lower.set(xlabel="Predicted probability of pneumonia", ylabel="Films")
+    lower.locator_params(axis="y", nbins=2, integer=True)
+    figure.align_ylabels()
+
+
+def _draw_histogram(assessment: Assessment, figure: Figure) -> None:
+    axes = figure.subplots()
+    edges, lows = assessment.histogram.edges, assessment.histogram.edges[:-1]
+    width = edges[1] - edges[0]
+    style: dict[str, Any] = {"align": "edge", "edgecolor": CARD, "linewidth": 0.8}
+    axes.bar(lows, assessment.histogram.pneumonia, width, color=WARM, label="pneumonia", **style)
+    axes.bar(lows, [-count for count in assessment.histogram.normal], width, color=COOL, label="normal", **style)
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    point = assessment.answer.point
+    axes.axvline(
+        point.threshold, color=INK, linewidth=1, linestyle=(0, (1, 2)), label=f"{point.name}: {point.threshold:.3f}"
+    )
+    axes.set(xlim=(-0.01, 1.01), xlabel="Predicted probability of pneumonia", ylabel="Films")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):,.0f}")
+    axes.locator_params(axis="y", integer=True)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=3, frameon=False)
+
+
+def _draw_decision(assessment: Assessment, figure: Figure) -> None:
+    axes = figure.subplots()
+    curve = assessment.decision
+    if curve is None:
+        return
+    top = max(float(curve.model.max()), float(curve.everybody.max()), 0.01)
+    axes.set(
+        xlim=(0, 1), ylim=(-0.15 * top, 1.1 * top), ylabel="Net benefit", xlabel="Threshold probability for acting"
+    )
+    axes.grid(visible=True)
+    axes.axhline(0, color=MUTED, linewidth=1, label="act on none")
+    axes.plot(curve.thresholds, curve.everybody, color=COOL, linewidth=1.3, linestyle=(0, (4, 3)), label="act on all")
+    axes.plot(curve.thresholds, curve.model, color=ACCENT, linewidth=1.8, label="act on the model")
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 0.12))
+
+
+PLOTS: Final = (
+    _Plot(
+        "roc",
+        "ROC curve",
+        "Sensitivity against false alarms over all thresholds; the marks are the operating points, as measured here.",
+        _draw_roc,
+        needs_both_classes=True,
+    ),
+    _Plot(
+        "precision_recall",
+        "Precision and recall",
+        "What a call is worth, against how many films with pneumonia are called; the dashed line calls every film.",
+        _draw_precision_recall,
+        needs_both_classes=True,
+    ),
+    _Plot(
+        "reliability",
+        "Reliability",
+        "Predicted probability against the share that shows pneumonia, with 95% Wilson intervals; below, films a bin.",
+        _draw_reliability,
+        needs_both_classes=False,
+    ),
+    _Plot(
+        "histogram",
+        "Scores by class",
+        "Films with pneumonia upwards, normal films downwards; the dotted line is the threshold of the answer.",
+        _draw_histogram,
+        needs_both_classes=False,
+    ),
+    _Plot(
+        "decision",
+        "Decision curve",
+        "What acting on the model is worth, in true positives a film, for whoever would act from that probability on.",
+        _draw_decision,
+        needs_both_classes=True,
+    ),
+)
+
+
+# --------------------------------------------------------------------------- parts
+
+
+def _unit_square(figure: Figure, xlabel: str, ylabel: str) -> Axes:
+    axes = figure.subplots()
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=xlabel, ylabel=ylabel)
+    axes.grid(visible=True)
+    return axes
+
+
+def _markers(assessment: Assessment) -> str:
+    count = len(assessment.points)
+    return (_MARKERS * count)[:count]
+
+
+def _mark(axes: Axes, x: float, y: float, marker: str, name: str) -> None:
+    style: dict[str, Any] = {"markersize": 7, "markerfacecolor": CARD, "markeredgecolor": INK, "markeredgewidth": 1.3}
+    axes.plot([x], [y], marker=marker, linewidth=0, label=name, zorder=3, clip_on=False, **style)
+
+
+def _whiskers(filled: Bin) -> tuple[float, float]:
+    interval = wilson_interval(filled.positives, filled.films)
+    return interval.low, interval.high
+
+
+def _saved(figure: Figure, **how: Any) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, **how)
+    return out.getvalue()
+
+
+def _inline(svg: bytes, name: str) -> str:
+    """The drawing for use inside a page: no prologue, no size of its own, no name that another figure has."""
+    text = svg.decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)  # the page's own typeface takes over
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
+    for colour, variable in COLOURS.items():
+        text = text.replace(colour, variable)
+    return text

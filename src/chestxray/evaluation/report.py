@@ -1,0 +1,224 @@
+"""An assessment as a folder that a reviewer opens: one page, the same numbers for machines, the figures.
+
+index.html     everything on one page; no network, opens from disk, prints
+report.json    the assessment and its provenance
+measures.csv   one figure a row
+roc.svg, roc.png and so on for each figure
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Final
+
+from chestxray.errors import MissingExtra
+from chestxray.evaluation.assessment import TERMS, Assessment
+from chestxray.evaluation.figures import Drawing, drawings
+from chestxray.evaluation.intervals import Interval, Measure
+from chestxray.files import folder_written_whole
+from chestxray.schema import INTENDED_USE, NOTICE
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+MARKER: Final = "report.json"
+PROPORTIONS: Final = frozenset(
+    {"sensitivity", "specificity", "precision", "npv", "accuracy", "balanced_accuracy"}
+)  # shown in percent; the rest with three decimals
+HEADLINES: Final = ("sensitivity", "specificity", "precision")
+
+_CSV_COLUMNS: Final = (
+    "operating_point", "name", "value", "low", "high", "level", "method",
+    "films", "numerator", "patient_low", "patient_high", "note",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class CohortStep:
+    """One line of the way from the films collected to the films scored.
+
+    Attributes:
+        count: films left after this step, or taken out by it where ``removed``.
+    """
+
+    step: str
+    count: int
+    reason: str = ""
+    removed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """How the figures came about: all that somebody else needs to get them again.
+
+    Attributes:
+        title: of the report.
+        bundle, model_sha256: what was judged; the hash is empty for scores from elsewhere.
+        source, split: the films it was judged on.
+        cohort: from collected to scored, in order; may be empty.
+        leakage: what was done to keep patients and films on one side of the split, in a sentence or two.
+        command: as it was typed.
+        versions: of the program and of the libraries behind the figures, by name.
+        created: date and time, from whoever calls; empty leaves it out.
+    """
+
+    title: str
+    bundle: str
+    model_sha256: str
+    source: str
+    split: str
+    cohort: tuple[CohortStep, ...] = ()
+    leakage: str = ""
+    command: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+    created: str = ""
+    intended_use: str = INTENDED_USE
+    notice: str = NOTICE
+
+
+def write_report(
+    assessment: Assessment, folder: Path, provenance: Provenance, pictures: Mapping[str, bytes] | None = None
+) -> None:
+    """Write the folder, whole or not at all; the same arguments give the same bytes.
+
+    Args:
+        assessment: what to show.
+        folder: replaced where it is an earlier report; anything else there is left alone.
+        provenance: how it came about.
+        pictures: PNG files by a film's path, shown beside the errors: the film, or its heat map.
+
+    Raises: OutputExists, MissingExtra.
+    """
+    figures = drawings(assessment)
+    page = page_of(assessment, provenance, figures, pictures or {})
+    with folder_written_whole(folder, MARKER) as beside:
+        (beside / "index.html").write_text(page, encoding="utf-8")
+        (beside / "measures.csv").write_text(_measures_csv(assessment), encoding="utf-8", newline="")
+        for figure in figures:
+            (beside / f"{figure.name}.svg").write_bytes(figure.svg)
+            (beside / f"{figure.name}.png").write_bytes(figure.png)
+        (beside / MARKER).write_text(report_json(assessment, provenance), encoding="utf-8")
+
+
+def report_json(assessment: Assessment, provenance: Provenance) -> str:
+    """The assessment and its provenance as one JSON document."""
+    document = {"provenance": dataclasses.asdict(provenance), "assessment": assessment.to_json()}
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+def page_of(
+    assessment: Assessment, provenance: Provenance, figures: tuple[Drawing, ...], pictures: Mapping[str, bytes]
+) -> str:
+    """The page as HTML. Raises: MissingExtra."""
+    embedded = {path: "data:image/png;base64," + base64.b64encode(png).decode() for path, png in pictures.items()}
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            a=assessment,
+            p=provenance,
+            figures=figures,
+            pictures=embedded,
+            terms=TERMS,
+            headlines=HEADLINES,
+            chosen_here=[
+                m.point.name for m in assessment.points if m.point.chosen_on and m.point.chosen_on == provenance.split
+            ],
+            level=f"{assessment.level:.0%}",
+        )
+    )
+
+
+# --------------------------------------------------------------------------- numbers as text
+
+
+def percent(value: float) -> str:
+    """One decimal; never rounded to 0% or 100% where it is neither."""
+    text = f"{100 * value:.1f}%"
+    if value > 0.0 and text == "0.0%":
+        return "<0.1%"
+    return ">99.9%" if value < 1.0 and text == "100.0%" else text
+
+
+def decimal(value: float) -> str:
+    """Three decimals; never rounded to 0 or 1 where it is neither."""
+    text = f"{value:z.3f}"
+    if value > 0.0 and text == "0.000":
+        return "<0.001"
+    return ">0.999" if value < 1.0 and text == "1.000" else text
+
+
+def figure_text(measure: Measure) -> str:
+    """The value of a measure, in percent or with three decimals, or a dash."""
+    if measure.value is None:
+        return "\N{EM DASH}"
+    return _number(measure.name, measure.value)
+
+
+def interval_text(interval: Interval | None, name: str) -> str:
+    """The two ends of an interval, or a dash."""
+    if interval is None:
+        return "\N{EM DASH}"
+    return f"{_number(name, interval.low)} to {_number(name, interval.high)}"
+
+
+def _number(name: str, value: float) -> str:
+    return percent(value) if name in PROPORTIONS else decimal(value)
+
+
+# --------------------------------------------------------------------------- parts
+
+
+def _environment() -> Environment:
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError as error:
+        raise MissingExtra("Writing a report", "report") from error
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        percent=percent,
+        decimal=decimal,
+        figure=figure_text,
+        interval=interval_text,
+        count=lambda number: f"{number:,}",
+        css_text=_css_text,
+        file_name=lambda path: PurePath(path).name,
+    )
+    return environment
+
+
+def _css_text(text: str) -> str:
+    """Text for the inside of a CSS string: all but letters, digits and spaces as codes, each ended by a space."""
+    return "".join(c if c.isascii() and (c.isalnum() or c == " ") else f"\\{ord(c):x} " for c in text)
+
+
+def _measures_csv(assessment: Assessment) -> str:
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(_CSV_COLUMNS)
+    writer.writerows(_row("", measure) for measure in assessment.overall)
+    for point in assessment.points:
+        writer.writerows(_row(point.point.name, measure) for measure in point.measures)
+    return out.getvalue()
+
+
+def _row(point: str, measure: Measure) -> list[Any]:
+    formula, patients = measure.interval, measure.by_patient
+    ends = [formula.low, formula.high, formula.level, formula.method] if formula else [None] * 4
+    by_patient = [patients.low, patients.high] if patients else [None] * 2
+    return [point, measure.name, measure.value, *ends, measure.films, measure.numerator, *by_patient, measure.note]

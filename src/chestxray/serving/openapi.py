@@ -1,0 +1,70 @@
+"""The OpenAPI document, where FastAPI cannot know: a raw body, problem documents, this bundle's operating points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from fastapi import FastAPI
+from pydantic import TypeAdapter
+
+from chestxray.schema import NOTICE
+from chestxray.serving.problems import KINDS, PROBLEM_JSON, Problem
+from chestxray.serving.upload import MEDIA_TYPES
+
+DESCRIPTION: Final = f"Judges frontal chest films for signs of pneumonia. Films are not stored. {NOTICE}"
+
+_FILM_BODY: Final = {
+    "required": True,
+    "description": "The bytes of one film. The bytes decide what it is; addresses are never opened.",
+    "content": {name: {"schema": {"type": "string", "format": "binary"}} for name in MEDIA_TYPES},
+}
+_FILM_STATUSES: Final = (408, 413, 415, 422, 503)
+_ALWAYS: Final = (421, 500)  # what the edge of the service may answer to anything
+
+Options = dict[str, Any]  # of FastAPI's route decorators
+
+
+def film_in(answer: type, *statuses: int) -> Options:
+    """Options of a route that takes a film and answers JSON of that type, or a problem."""
+    return {
+        "openapi_extra": {"requestBody": _FILM_BODY},
+        "responses": {200: {"model": answer}, **problems(*_FILM_STATUSES, *statuses)},
+    }
+
+
+def json_out(answer: type, *statuses: int) -> Options:
+    """Options of a route that answers JSON of that type."""
+    return {"responses": {200: {"model": answer}, **problems(*statuses)}}
+
+
+def empty_out(*statuses: int) -> Options:
+    """Options of a route that answers with an empty body."""
+    return {"responses": {200: {"description": "Empty", "content": {}}, **problems(*statuses)}}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The responses of refusals with these statuses, each with the titles that it may have."""
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {
+            "description": "; ".join(kind.title for kind in KINDS if kind.status == status),
+            "content": {PROBLEM_JSON: {"schema": schema}},
+        }
+        for status in sorted({*statuses, *_ALWAYS})
+    }
+
+
+def complete(app: FastAPI, operating_points: Sequence[str]) -> None:
+    """Make the document once, now, and add what the routes cannot say."""
+    document = app.openapi()
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas["Problem"] = TypeAdapter(Problem).json_schema(mode="serialization")
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"] |= {str(status): row for status, row in problems().items()}
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] == "operating_point":
+                    parameter["description"] = "A named threshold of this bundle; its default one where left out."
+                    parameter["schema"] = {"type": "string", "enum": list(operating_points)}
+    document["x-problems"] = [kind._asdict() for kind in KINDS]

@@ -1,0 +1,130 @@
+"""Refusals as RFC 9457 problem documents: one table, so that the page, the docs and the tests agree on them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from starlette.responses import Response
+
+from chestxray.errors import FilmError, FilmTooLarge, NotARadiograph, TruncatedFilm, UnreadableFilm, UnsupportedFormat
+from chestxray.schema import NOTICE
+
+PROBLEM_JSON: Final = "application/problem+json"
+
+
+class Kind(NamedTuple):
+    """One row of the table of problems. ``name`` is the last part of its type and its anchor on ``/docs``."""
+
+    name: str
+    status: int
+    title: str
+    remedy: str
+
+
+UNSUPPORTED_FORMAT: Final = Kind(
+    "unsupported-format", 415, "Not a film format that is read here", "Send a JPEG or PNG file."
+)
+UNSUPPORTED_CONTENT: Final = Kind(
+    "unsupported-content", 415, "Content type not accepted", "Send the bytes of one film, unencoded, as the body."
+)
+TOO_LARGE: Final = Kind("film-too-large", 413, "The film is too large", "Export a smaller copy.")
+UNREADABLE: Final = Kind("unreadable-film", 422, "The film is damaged", "Copy or export it again.")
+TRUNCATED: Final = Kind("truncated-film", 422, "The film is cut short", "Copy it again; the file is incomplete.")
+NOT_A_RADIOGRAPH: Final = Kind(
+    "not-a-radiograph", 422, "Not something that the model may judge", "Send a plain frontal chest film."
+)
+EMPTY_BODY: Final = Kind("empty-body", 422, "The request has no body", "Send the bytes of one film as the body.")
+UNKNOWN_POINT: Final = Kind(
+    "unknown-operating-point", 422, "No such operating point", "Use one of those that /v1/model lists."
+)
+INVALID_REQUEST: Final = Kind(
+    "invalid-request", 422, "The request makes no sense", "Compare its parameters with the description above."
+)
+SLOW_BODY: Final = Kind("slow-body", 408, "The body took too long", "Send the film again over a better connection.")
+OVERLOADED: Final = Kind("overloaded", 503, "Too many films at once", "Wait as Retry-After says, then send it again.")
+NOT_READY: Final = Kind("not-ready", 503, "The model is not ready", "Ask again in a moment.")
+UNKNOWN_HOST: Final = Kind(
+    "unknown-host", 421, "Not a name of this service", "Address it by a name that it was told to answer to."
+)
+NOT_ACCEPTABLE: Final = Kind("not-acceptable", 406, "Answers are JSON", "Accept application/json.")
+NOT_FOUND: Final = Kind("not-found", 404, "Nothing here", "Compare the address with the description above.")
+WRONG_METHOD: Final = Kind("wrong-method", 405, "Wrong method for this address", "Use the method that Allow names.")
+INTERNAL: Final = Kind(
+    "internal-error", 500, "The service failed", "Report the request id; the log of the service has the reason."
+)
+
+KINDS: Final = (
+    UNSUPPORTED_FORMAT,
+    UNSUPPORTED_CONTENT,
+    TOO_LARGE,
+    UNREADABLE,
+    TRUNCATED,
+    NOT_A_RADIOGRAPH,
+    EMPTY_BODY,
+    UNKNOWN_POINT,
+    INVALID_REQUEST,
+    SLOW_BODY,
+    OVERLOADED,
+    NOT_READY,
+    UNKNOWN_HOST,
+    NOT_ACCEPTABLE,
+    NOT_FOUND,
+    WRONG_METHOD,
+    INTERNAL,
+)
+
+_OF_FILM_ERROR: Final[tuple[tuple[type[FilmError], Kind], ...]] = (  # the narrower class first
+    (UnsupportedFormat, UNSUPPORTED_FORMAT),
+    (FilmTooLarge, TOO_LARGE),
+    (NotARadiograph, NOT_A_RADIOGRAPH),
+    (TruncatedFilm, TRUNCATED),
+    (UnreadableFilm, UNREADABLE),
+    (FilmError, UNREADABLE),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """The body of every refusal: RFC 9457, with the notice that every answer carries.
+
+    Attributes:
+        type: address of the problem's description.
+        instance: ``urn:uuid:`` and the request id, which is also the header X-Request-Id.
+    """
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    notice: str = NOTICE
+
+
+class Refusal(Exception):
+    """Ends a request with a problem document."""
+
+    def __init__(self, kind: Kind, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.detail = detail
+        self.headers = headers
+
+
+def refusal_of(error: FilmError) -> Refusal:
+    """What a film that cannot be judged is answered with."""
+    kind = next(kind for cls, kind in _OF_FILM_ERROR if isinstance(error, cls))
+    return Refusal(kind, str(error))
+
+
+def problem_response(
+    kind: Kind, detail: str, request_id: str, headers: Mapping[str, str] | None = None, status: int | None = None
+) -> Response:
+    """The problem as an HTTP response; ``status`` where it differs from the kind's own."""
+    code = status or kind.status
+    problem = Problem(f"/docs#{kind.name}", kind.title, code, detail, f"urn:uuid:{request_id}")
+    body = json.dumps(dataclasses.asdict(problem))
+    return Response(body, code, headers, media_type=PROBLEM_JSON)

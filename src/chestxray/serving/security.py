@@ -1,0 +1,146 @@
+"""What stands between the network and the application: host names, headers, request ids, one log line a request.
+
+``Edge`` wraps the whole application, so that nothing leaves without its headers: not the page, not a
+refusal, not a failure that nobody foresaw.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from chestxray.serving.problems import INTERNAL, UNKNOWN_HOST, problem_response
+
+LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+# The page is plain files and sets text, never markup: it needs no inline code, no other origin, no framing.
+_POLICY: Final = {
+    "default-src": "'none'",
+    "script-src": "'self'",
+    "style-src": "'self'",
+    "img-src": "'self' blob: data:",  # blob: the film that was chosen; data: the heat map in the answer
+    "connect-src": "'self'",
+    "base-uri": "'none'",
+    "form-action": "'none'",
+    "frame-ancestors": "'none'",
+    "require-trusted-types-for": "'script'",
+}
+
+HEADERS: Final = {
+    "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in _POLICY.items()),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+
+log = logging.getLogger("chestxray.serving")
+
+
+@dataclass(frozen=True, slots=True)
+class HostRule:
+    """The names under which the service may be addressed.
+
+    A page of another origin can point a name of its own at this machine (DNS rebinding) and would then
+    count as our own page; it cannot choose which name the browser sends as Host.
+
+    Attributes:
+        names: in lower case, without port.
+        any_address: whether a bare IP address is a name of ours, too. Rebinding needs a name, so this is safe.
+    """
+
+    names: frozenset[str] = LOOPBACK_NAMES
+    any_address: bool = False
+
+    def allows(self, header: str) -> bool:
+        """Whether that ``Host`` header names this service."""
+        name = _without_port(header).lower().rstrip(".")
+        return name in self.names or (self.any_address and _is_address(name))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach that name or address. Names other than localhost count as no."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Edge:
+    """ASGI middleware, outermost: a request id for all, a problem document for whatever goes wrong."""
+
+    def __init__(self, app: ASGIApp, hosts: HostRule) -> None:
+        self.app = app
+        self.hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; lifespan messages pass through."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        request_id = str(uuid.uuid4())
+        scope.setdefault("state", {})["request_id"] = request_id
+        reply = _Reply(send, request_id)
+        try:
+            if self.hosts.allows(Headers(scope=scope).get("host", "")):
+                await self.app(scope, receive, reply)
+            else:
+                refusal = problem_response(UNKNOWN_HOST, "the Host header names another service", request_id)
+                await refusal(scope, receive, reply)
+        except Exception:  # the last line: whatever it was, the caller learns the request id and nothing else
+            log.exception("request=%s failed", request_id)
+            if reply.status:
+                raise  # half an answer is out; only closing the connection tells the caller
+            await problem_response(INTERNAL, "see the log of the service", request_id)(scope, receive, reply)
+        finally:
+            _log_request(scope, reply.status, time.perf_counter() - began)
+
+
+class _Reply:
+    """``send`` that adds our headers and remembers the status."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self.send = send
+        self.request_id = request_id
+        self.status = 0  # until the response starts
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-Id"] = self.request_id
+            headers.setdefault("Cache-Control", "no-store")
+            for name, value in HEADERS.items():
+                headers[name] = value
+        await self.send(message)
+
+
+def _log_request(scope: Scope, status: int, seconds: float) -> None:
+    """One line. The path is the route's own pattern: what a caller writes into an address stays out of the log."""
+    path = getattr(scope.get("route"), "path", "-")
+    request_id = scope["state"]["request_id"]
+    log.info("request=%s %s %s status=%d ms=%.1f", request_id, scope["method"], path, status, seconds * 1000)
+
+
+def _without_port(header: str) -> str:
+    if header.startswith("["):  # an IPv6 address in brackets
+        return header[1:].partition("]")[0]
+    return header.partition(":")[0]
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,129 @@
+"""Films varied a batch at a time, as a table of pure functions.
+
+Each function takes films of shape (N, 1, height, width), float grey levels 0..255, and gives the same shape
+back; the generator that it draws from is an argument, so the same generator gives the same films. Geometry
+is one row: its settings become one affine map, and a film is resampled once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from chestxray.training.recipe import Augmentation
+
+WHITE: Final = 255.0
+
+
+class Row(NamedTuple):
+    """A step of the augmentation: applied where one of its settings is not zero."""
+
+    settings: tuple[str, ...]
+    apply: Callable[[Tensor, Augmentation, Generator], Tensor]
+
+
+def augment(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
+    """Vary each film on its own, by the rows of the table in their order.
+
+    Args:
+        films: shape (N, 1, height, width), float grey levels 0..255; left as they are.
+        settings: how far.
+        generator: of the films' device.
+    """
+    for row in AUGMENTATIONS:
+        if any(getattr(settings, name) for name in row.settings):
+            films = row.apply(films, settings, generator)
+    return films
+
+
+def _uniform(films: Tensor, largest: float, generator: Generator) -> Tensor:
+    """One number a film in -largest to largest: shape (N, 1, 1, 1)."""
+    drawn = torch.rand((len(films), 1, 1, 1), generator=generator, device=films.device, dtype=films.dtype)
+    return (2.0 * drawn - 1.0) * largest
+
+
+def _factor(films: Tensor, share: float, generator: Generator) -> Tensor:
+    """One factor a film in 1 / (1 + share) to 1 + share, as likely above 1 as below."""
+    return torch.exp(_uniform(films, math.log1p(share), generator))
+
+
+def _chosen(films: Tensor, probability: float, generator: Generator) -> Tensor:
+    """Which films something happens to: boolean, shape (N, 1, 1, 1)."""
+    return _uniform(films, 1.0, generator) < 2.0 * probability - 1.0
+
+
+def geometry(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
+    """Rotate, scale, stretch, shift and mirror, in one resampling; what comes in from outside is black."""
+    height, width = films.shape[2:]
+    angle = _uniform(films, math.radians(settings.rotation), generator).flatten()
+    scale = _factor(films, settings.scale, generator).flatten()
+    aspect = _factor(films, settings.aspect, generator).flatten().sqrt()
+    mirror = torch.where(_chosen(films, settings.flip, generator).flatten(), -1.0, 1.0)
+    across, down = (2.0 * _uniform(films, settings.shift, generator).flatten() for _ in range(2))
+    # The grid's unit is half the side, so an angle in it has to be corrected by the film's shape.
+    cosine, sine = torch.cos(angle), torch.sin(angle)
+    first = torch.stack([cosine * scale * aspect * mirror, -sine * scale * aspect * height / width, across], dim=1)
+    second = torch.stack([sine * scale / aspect * width / height * mirror, cosine * scale / aspect, down], dim=1)
+    grid = functional.affine_grid(torch.stack([first, second], dim=1), list(films.shape), align_corners=False)
+    return functional.grid_sample(films, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def gamma(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
+    """Bend the grey scale: black and white stay, what lies between becomes darker or brighter."""
+    exponent = _factor(films, settings.gamma, generator)
+    return (films / WHITE).clamp(0.0, 1.0).pow(exponent) * WHITE
+
+
+def contrast(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
+    """Stretch or flatten around each film's own mean."""
+    mean = films.mean(dim=(1, 2, 3), keepdim=True)
+    return (mean + (films - mean) * _factor(films, settings.contrast, generator)).clamp(0.0, WHITE)
+
+
+def brightness(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
+    """Add some grey levels to the whole film."""
+    return (films + _uniform(films, settings.brightness, generator)).clamp(0.0, WHITE)
+
+
+def blur(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
+    """Soften some films, each by its own share of a 3 x 3 binomial kernel."""
+    line = torch.tensor([0.25, 0.5, 0.25], dtype=films.dtype, device=films.device)
+    padded = functional.pad(films, (1, 1, 1, 1), mode="replicate")
+    soft = functional.conv2d(padded, torch.outer(line, line)[None, None])
+    weight = _uniform(films, 0.5, generator) + 0.5
+    return torch.where(_chosen(films, settings.blur, generator), films + weight * (soft - films), films)
+
+
+def resolution(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
+    """Shrink some films and enlarge them again, as if they came from a coarser scan.
+
+    One factor a batch, so that a batch stays one array.
+    """
+    drawn = torch.rand((), generator=generator, device=films.device)
+    size = [max(1, round(side * (1.0 - 2.0 / 3.0 * float(drawn)))) for side in films.shape[2:]]
+    small = functional.interpolate(films, size, mode="bilinear", align_corners=False, antialias=True)
+    coarse = functional.interpolate(small, list(films.shape[2:]), mode="bilinear", align_corners=False)
+    return torch.where(_chosen(films, settings.resolution, generator), coarse, films)
+
+
+def noise(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
+    """Add independent Gaussian noise to every pixel, of a strength drawn for each film."""
+    strength = _uniform(films, settings.noise, generator).abs()
+    grain = torch.randn(films.shape, generator=generator, device=films.device, dtype=films.dtype)
+    return (films + strength * grain).clamp(0.0, WHITE)
+
+
+AUGMENTATIONS: Final = (
+    Row(("rotation", "scale", "aspect", "shift", "flip"), geometry),
+    Row(("gamma",), gamma),
+    Row(("contrast",), contrast),
+    Row(("brightness",), brightness),
+    Row(("blur",), blur),
+    Row(("resolution",), resolution),
+    Row(("noise",), noise),
+)

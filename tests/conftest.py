@@ -1,0 +1,107 @@
+"""What many tests share: drawn films, and one bundle trained on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+# Tests share the cores between processes; a library that starts a thread a core in each makes them all wait.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from chestxray.schema import Film
+
+PHANTOM_PATIENTS = 100
+SEED = 7
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Make something once for all the processes of a test run: ``shared(name, make)`` gives its path."""
+    root = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        root = root.parent
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        path = root / name
+        with FileLock(root / f"{name}.lock"):
+            if not path.exists():
+                make(path)
+        return path
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def phantoms(shared: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """A folder of phantoms in the published layout, with one film of each fault."""
+    from chestxray.data.phantom import PhantomSettings, write_phantoms
+
+    return shared(
+        "phantoms", lambda path: write_phantoms(path, PhantomSettings(PHANTOM_PATIENTS, seed=SEED, faults=True))
+    )
+
+
+@pytest.fixture(scope="session")
+def phantom_films(phantoms: Path) -> tuple[Film, ...]:
+    """The phantoms, collected, cleaned and split."""
+    from chestxray.data.clean import clean
+    from chestxray.data.collect import collect
+    from chestxray.data.split import split
+
+    return split(clean(collect(phantoms), workers=1))
+
+
+@pytest.fixture(scope="session")
+def pack(shared: Callable[[str, Callable[[Path], object]], Path], phantom_films: Sequence[Film]) -> Path:
+    """The phantoms, packed at the size of the original network."""
+    from chestxray.data.pack import write_pack
+
+    return shared("pack", lambda path: write_pack(phantom_films, path, workers=1))
+
+
+@pytest.fixture(scope="session")
+def training(shared: Callable[[str, Callable[[Path], object]], Path], pack: Path) -> Path:
+    """A short training run on the phantoms."""
+    from chestxray.training.recipe import Recipe
+    from chestxray.training.run import train_run
+
+    recipe = Recipe.shipped("default").with_changes(epochs=4, minimum_steps=0)
+    return shared("training", lambda path: train_run(pack, path, recipe))
+
+
+@pytest.fixture(scope="session")
+def bundle(shared: Callable[[str, Callable[[Path], object]], Path], training: Path) -> Path:
+    """A bundle of the training run: it answers, though not well."""
+    from chestxray.training.export import export_run
+
+    return shared("bundle", lambda path: export_run(training, path))
+
+
+@pytest.fixture(scope="session")
+def film_paths(phantom_films: Sequence[Film]) -> tuple[Path, ...]:
+    """Accepted JPEG films of the test side."""
+    return tuple(Path(film.path) for film in phantom_films if film.split == "test" and film.path.endswith(".jpeg"))
+
+
+@pytest.fixture(scope="session")
+def film(film_paths: Sequence[Path]) -> bytes:
+    """The bytes of one accepted JPEG film."""
+    return film_paths[0].read_bytes()
+
+
+def _real_films() -> Path | None:
+    folder = Path(os.environ.get("CHESTXRAY_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    return folder if (folder / "chest_xray" / "train").is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def real_films() -> Path:
+    """The folder that holds ``chest_xray`` and ``originals``; tests that need it are skipped without it."""
+    folder = _real_films()
+    if folder is None:
+        pytest.skip("the published films are not here: set CHESTXRAY_DATA to the folder that holds chest_xray")
+    return folder
