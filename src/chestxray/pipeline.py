@@ -21,6 +21,7 @@ import numpy as np
 
 from chestxray.data.clean import Distribution, clean, describe
 from chestxray.data.collect import collect
+from chestxray.data.films import name_of, read_film
 from chestxray.data.pack import DEFAULT_SIZE, labels_of, write_pack
 from chestxray.data.parallel import Progress
 from chestxray.data.phantom import PhantomSettings, write_phantoms
@@ -115,7 +116,8 @@ def evaluate_bundle(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     errors = [*assessment.missed, *assessment.false_alarms]
-    pictures = {error.path: explained(predictor, Path(error.path)) for error in errors}
+    by_path = {film.path: film for film in chosen}
+    pictures = {error.path: explained(predictor, by_path[error.path]) for error in errors}
     write_report(assessment, out, provenance, pictures)
     write_scores(scored, out / "scores.csv")
     return assessment
@@ -125,11 +127,11 @@ _LEAKAGE_STATEMENT = "No patient and no identical film stands on two sides of th
 _LEAKAGE_UNKNOWN = "The source names no sides, so whether the model was trained on these films was not checked."
 
 
-def explained(predictor: Predictor, film: Path) -> bytes:
+def explained(predictor: Predictor, film: Film) -> bytes:
     """A film with its heat map over it, as a PNG for the report."""
-    data = film.read_bytes()
-    answer = predictor.predict(data, film.name, heatmap=True)
-    return over_film(data, film.name, base64.b64decode(answer.heatmap or ""))
+    data = read_film(film)
+    answer = predictor.predict(data, name_of(film), heatmap=True)
+    return over_film(data, name_of(film), base64.b64decode(answer.heatmap or ""))
 
 
 def score_table(scored: Sequence[ScoredFilm], source: Path) -> ScoreTable:

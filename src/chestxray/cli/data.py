@@ -11,6 +11,7 @@ import click
 
 from chestxray.cli.console import Console, plain, table
 from chestxray.cli.options import FILE, PATH, Size, json_option, out_option, workers_option
+from chestxray.data.films import name_of
 from chestxray.schema import Label, Resize, Split, read_manifest, write_manifest
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def distribution_text(distribution: Distribution, films: tuple[Film, ...], liste
     channels = ", ".join(f"{count:,} with {number}" for number, count in distribution.channels.items())
     lines = [f"{distribution.films:,} films: {verdicts}", f"channels as stored: {channels or '-'}", table(rows)]
     rejected = [film for film in films if not film.is_accepted]
-    lines += [f"  {film.verdict}: {Path(film.path).name}: {film.reason}" for film in rejected[:listed]]
+    lines += [f"  {film.verdict}: {name_of(film)}: {film.reason}" for film in rejected[:listed]]
     if len(rejected) > listed:
         lines.append(f"  and {len(rejected) - listed:,} more, each with its reason in the manifest")
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chestxray.data.films import name_of, read_film
 from chestxray.data.parallel import Progress, map_in_order, no_progress
 from chestxray.errors import FilmError, TruncatedFilm
 from chestxray.images.decode import decode
@@ -33,11 +34,11 @@ def clean(films: Sequence[Film], on_progress: Progress = no_progress, workers: i
 def examine(film: Film) -> Film:
     """Open one film and fill in what its bytes and pixels tell."""
     try:
-        data = Path(film.path).read_bytes()
+        data = read_film(film)
     except OSError as error:
         return _with(film, verdict=Verdict.UNREADABLE, reason=f"cannot be opened: {error.strerror}")
     film = _with(film, sha256=hashlib.sha256(data).hexdigest())
-    name = Path(film.path).name
+    name = name_of(film)
     try:
         radiograph = decode(data, name, at_least=ANALYSIS_SIZE)
     except FilmError as error:

@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from chestxray.data.films import read_film
 from chestxray.data.parallel import Progress, map_in_order, no_progress
 from chestxray.data.split import refuse_leakage
 from chestxray.errors import DataError, FilmError, PackInvalid
@@ -140,7 +141,7 @@ def population_statistics(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.in
 
 def _plane(film: Film, height: int, width: int, resize: Resize) -> Plane:
     try:
-        data = Path(film.path).read_bytes()
+        data = read_film(film)
         if film.sha256 and hashlib.sha256(data).hexdigest() != film.sha256:
             raise PackInvalid(f'{film.path}: changed since it was cleaned. Run "chestxray clean" again')
         return preprocess(data, film.path, height, width, resize)

@@ -8,9 +8,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Final
 
+from chestxray.data.films import name_of
 from chestxray.data.names import patient_group
 from chestxray.errors import Leakage, SourceInvalid
 from chestxray.schema import Film, Label, Split
@@ -107,7 +107,7 @@ def leaks(films: Iterable[Film]) -> list[Leak]:
         name = f"{kind} {key}" if kind == "patient" else f"{kind} {key[:12]}"
         in_order = [sides[side] for side in Split if side in sides]
         for one, other in combinations(in_order, 2):
-            found.append(Leak(name, *(f"{film.split}/{Path(film.path).name}" for film in (one, other))))
+            found.append(Leak(name, *(f"{film.split}/{name_of(film)}" for film in (one, other))))
     return found
 
 

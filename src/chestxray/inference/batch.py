@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 
+from chestxray.data.films import name_of, read_film
 from chestxray.data.parallel import Progress, map_in_order, no_progress
 from chestxray.errors import FilmError
 from chestxray.files import write_atomically
@@ -67,13 +68,12 @@ def _probabilities(predictor: Predictor, batch: Sequence[Prepared]) -> list[floa
 
 
 def _read(film: Film, preprocessing: Preprocessing) -> Prepared:
-    path = Path(film.path)
     try:
-        return prepare(path.read_bytes(), path.name, preprocessing)
+        return prepare(read_film(film), name_of(film), preprocessing)
     except FilmError as error:
         reason = str(error)
     except OSError as error:
-        reason = f"{path.name}: cannot be opened ({error.strerror})"
+        reason = f"{name_of(film)}: cannot be opened ({error.strerror})"
     return Prepared(film.sha256, Gate(accepted=False, reason=reason), (0, 0), None)
 
 
