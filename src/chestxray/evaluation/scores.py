@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -20,9 +21,11 @@ import numpy.typing as npt
 from chestxray.errors import SourceInvalid
 from chestxray.evaluation.metrics import Floats
 from chestxray.files import write_atomically
-from chestxray.schema import Label
+from chestxray.schema import Label, Split
 
 COLUMNS: Final = ("path", "label", "score", "patient_id")
+NO_SUBGROUPS: Final = frozenset({"prediction", "sha256", "reason", "split"})
+"""Columns that ``batch`` writes and that divide films into no meaningful parts."""
 _REQUIRED: Final = ("path", "label", "score")
 _LABELS: Final = {**{label.value: label.class_index for label in Label}, "0": 0, "1": 1}
 
@@ -87,13 +90,17 @@ class ScoreTable:
 
     def where(self, keep: npt.NDArray[np.bool_]) -> ScoreTable:
         """The films for which ``keep``, shape (n,), is true. Raises: SourceInvalid, where none is."""
-        rows = np.flatnonzero(keep).tolist()
+        return self.rows(np.flatnonzero(keep).tolist())
+
+    def rows(self, numbers: Sequence[int]) -> ScoreTable:
+        """The films of those rows, counted from 0, in that order. Raises: SourceInvalid, where there is none."""
+        picked = np.array(numbers, dtype=np.int64)
         return ScoreTable(
-            paths=_picked(self.paths, rows),
-            labels=self.labels[keep],
-            probabilities=self.probabilities[keep],
-            patients=_picked(self.patients, rows),
-            columns={name: _picked(values, rows) for name, values in self.columns.items()},
+            paths=_picked(self.paths, numbers),
+            labels=self.labels[picked],
+            probabilities=self.probabilities[picked],
+            patients=_picked(self.patients, numbers),
+            columns={name: _picked(values, numbers) for name, values in self.columns.items()},
         )
 
     def _check_lengths(self, labels: npt.NDArray[np.generic], probabilities: Floats) -> None:
@@ -115,10 +122,7 @@ class ScoreTable:
             where = f"row {row + 1} ({self.paths[row]})"
             if wrong_label[row]:
                 raise SourceInvalid(f"{where}: the label is {labels[row]}; it may be 0 or 1")
-            raise SourceInvalid(
-                f"{where}: the score is {probabilities[row]}; it must be a probability, 0 to 1. "
-                "Put a logit through 1 / (1 + exp(-logit)) first"
-            )
+            raise SourceInvalid(f"{where}: {_not_a_probability(float(probabilities[row]))}")
         first: dict[str, int] = {}
         for row, path in enumerate(self.paths, start=1):
             if not path:
@@ -155,51 +159,144 @@ def read_scores(path: Path) -> ScoreTable:
     Raises: SourceInvalid, naming the file and the row (the first below the header is row 1).
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SourceInvalid(f"{path}: cannot be read as a table of scores ({error})") from error
-    header = [name.strip() for name in rows[0]] if rows else []
-    if missing := [name for name in _REQUIRED if name not in header]:
-        raise SourceInvalid(f"{path}: has no column {missing[0]!r}; a table of scores needs {', '.join(_REQUIRED)}")
-    if len(set(header)) != len(header) or "" in header:
-        raise SourceInvalid(f"{path}: each column needs a name, and each name once; found {', '.join(header)}")
-    try:
-        return _table_of(header, [row for row in rows[1:] if row])
+        return _table_of(_rows_of(path))
     except SourceInvalid as error:
         raise SourceInvalid(f"{path}, {error}") from error
 
 
-def _table_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> ScoreTable:
-    labels, scores = [], []
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(header):
-            raise SourceInvalid(f"row {number}: has {len(row)} fields; the header has {len(header)}")
-        values = dict(zip(header, row, strict=True))
-        labels.append(_label(values["label"], number))
-        scores.append(_score(values["score"], number))
-    texts = {name: tuple(row[index] for row in rows) for index, name in enumerate(header)}
-    return ScoreTable(
-        paths=texts["path"],
-        labels=np.array(labels, dtype=np.int8),
-        probabilities=np.array(scores, dtype=np.float64),
-        patients=texts.get("patient_id", ()),
-        columns={name: values for name, values in texts.items() if name not in COLUMNS},
+@dataclass(frozen=True, slots=True)
+class ScoreFile:
+    """A file of scores as it is judged, with a count for each row that is not.
+
+    Attributes:
+        table: the films with a label and a score, of the side that is judged.
+        side: "train", "val" or "test"; "" where every row counts.
+        rows: of the whole file.
+        without_label, on_other_sides, without_score: rows left out, each counted once, in this order.
+        reasons: why rows have no score, as the file says it ("" where it does not), and how often.
+        sides: path, split, patient and SHA-256 of every row that names a split, for the check of leakage.
+    """
+
+    table: ScoreTable
+    side: str
+    rows: int
+    without_label: int
+    on_other_sides: int
+    without_score: int
+    reasons: Mapping[str, int]
+    sides: tuple[tuple[str, str, str, str], ...]
+
+
+def read_score_file(path: Path, side: str | None = None) -> ScoreFile:
+    """Read a file of scores in which films may lack one, as ``batch`` writes it.
+
+    Args:
+        path: the file; a row whose label or score is empty is counted, not judged.
+        side: of a file with a column "split"; by default "test" where it occurs, else every row.
+
+    Raises: SourceInvalid, naming the file and, where one is at fault, the row.
+    """
+    try:
+        rows = _rows_of(path)
+        _refuse_repeated_films(rows)
+        return _sorted_out(rows, side)
+    except SourceInvalid as error:
+        raise SourceInvalid(f"{path}, {error}") from error
+
+
+def _sorted_out(rows: Sequence[_Row], side: str | None) -> ScoreFile:
+    if side is not None and not any(row.get("split") for row in rows):
+        raise SourceInvalid('has no column "split" with values, so there are no sides to choose from')
+    if side is None and any(row.get("split") == Split.TEST for row in rows):
+        side = Split.TEST.value
+    labelled = [row for row in rows if row["label"].strip()]
+    chosen = [row for row in labelled if side is None or row.get("split") == side]
+    scored = [row for row in chosen if row["score"].strip()]
+    if not scored:
+        raise SourceInvalid("holds no film with a label and a score" + (f" on the side {side!r}" if side else ""))
+    return ScoreFile(
+        table=_table_of(scored, leave_out=NO_SUBGROUPS),
+        side=side or "",
+        rows=len(rows),
+        without_label=len(rows) - len(labelled),
+        on_other_sides=len(labelled) - len(chosen),
+        without_score=len(chosen) - len(scored),
+        reasons=Counter(row.get("reason", "").strip() for row in chosen if not row["score"].strip()),
+        sides=tuple(
+            (row["path"], row["split"], row.get("patient_id", ""), row.get("sha256", ""))
+            for row in rows
+            if row.get("split")
+        ),
     )
 
 
-def _label(text: str, row: int) -> int:
+class _Row(dict[str, str]):
+    """A row by column, and where it stands in its file (the first below the header is row 1)."""
+
+    def __init__(self, number: int, values: Mapping[str, str]) -> None:
+        super().__init__(values)
+        self.number = number
+
+
+def _rows_of(path: Path) -> list[_Row]:
+    """Every row that is not blank. Raises: SourceInvalid, without the file's name."""
     try:
-        return _LABELS[text.strip().lower()]
+        text = path.read_bytes().decode("utf-8-sig")
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SourceInvalid(f"cannot be read as a table of scores ({error})") from error
+    header = [name.strip() for name in rows[0]] if rows else []
+    if missing := [name for name in _REQUIRED if name not in header]:
+        raise SourceInvalid(f"has no column {missing[0]!r}; a table of scores needs {', '.join(_REQUIRED)}")
+    if len(set(header)) != len(header) or "" in header:
+        raise SourceInvalid(f"each column needs a name, and each name once; found {', '.join(header)}")
+    for number, row in enumerate(rows[1:], start=1):
+        if len(row) != len(header):
+            raise SourceInvalid(f"row {number}: has {len(row)} fields; the header has {len(header)}")
+    return [_Row(number, dict(zip(header, row, strict=True))) for number, row in enumerate(rows[1:], start=1)]
+
+
+def _table_of(rows: Sequence[_Row], leave_out: frozenset[str] = frozenset()) -> ScoreTable:
+    further = [name for name in (rows[0] if rows else ()) if name not in leave_out.union(COLUMNS)]
+    return ScoreTable(
+        paths=tuple(row["path"] for row in rows),
+        labels=np.array([_label(row) for row in rows], dtype=np.int8),
+        probabilities=np.array([_score(row) for row in rows], dtype=np.float64),
+        patients=tuple(row.get("patient_id", "") for row in rows),
+        columns={name: tuple(row[name] for row in rows) for name in further},
+    )
+
+
+def _refuse_repeated_films(rows: Iterable[_Row]) -> None:
+    first: dict[str, int] = {}
+    for row in rows:
+        if first.setdefault(row["path"], row.number) != row.number:
+            raise SourceInvalid(
+                f"row {row.number} ({row['path']}): is the film of row {first[row['path']]} again. Keep one of them"
+            )
+
+
+def _label(row: _Row) -> int:
+    try:
+        return _LABELS[row["label"].strip().lower()]
     except KeyError:
-        raise SourceInvalid(f"row {row}: the label is {text!r}; it may be {', '.join(_LABELS)}") from None
+        raise SourceInvalid(
+            f"row {row.number}: the label is {row['label']!r}; it may be {', '.join(_LABELS)}"
+        ) from None
 
 
-def _score(text: str, row: int) -> float:
+def _score(row: _Row) -> float:
     try:
-        return float(text)
+        score = float(row["score"])
     except ValueError:
-        raise SourceInvalid(f"row {row}: the score is {text!r}, which is no number") from None
+        raise SourceInvalid(f"row {row.number}: the score is {row['score']!r}, which is no number") from None
+    if not 0.0 <= score <= 1.0:
+        raise SourceInvalid(f"row {row.number} ({row['path']}): {_not_a_probability(score)}")
+    return score
+
+
+def _not_a_probability(score: float) -> str:
+    return f"the score is {score}; it must be a probability, 0 to 1. Put a logit through 1 / (1 + exp(-logit)) first"
 
 
 def _picked(values: tuple[str, ...], rows: Sequence[int]) -> tuple[str, ...]:

@@ -68,6 +68,14 @@ class Predictor:
         """Open and load the bundle in that folder. Raises: BundleInvalid."""
         return cls(Bundle.open(bundle), threads)
 
+    def __call__(
+        self, film: str | Path | bytes, *, operating_point: str | None = None, heatmap: bool = False
+    ) -> Prediction:
+        """Judge a film, given by its path or its bytes. Raises: OSError, and what ``predict`` raises."""
+        data = film if isinstance(film, bytes) else Path(film).read_bytes()
+        source = "film" if isinstance(film, bytes) else str(film)
+        return self.predict(data, source, operating_point=operating_point, heatmap=heatmap)
+
     def predict(
         self, data: bytes, source: str, *, operating_point: str | None = None, heatmap: bool = False
     ) -> Prediction:
