@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -37,3 +39,13 @@ def write_film(path: Path, seed: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encoded(textured(seed)))
     return path
+
+
+def png_claiming(width: int, height: int, body: bytes = b"") -> bytes:
+    """An 8-bit grey PNG whose header claims a size, around these compressed rows or around too few."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", body or zlib.compress(b"\0" * 64)), (b"IEND", b"")]
+    framed = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)

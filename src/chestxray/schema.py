@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -69,7 +70,10 @@ class Verdict(StrEnum):
     COLOURED = "coloured"
     BLANK = "blank"
     TOO_SMALL = "too_small"
+    NOT_FRONTAL = "not_frontal"
+    INVERTED = "inverted"
     DUPLICATE = "duplicate"
+    NEAR_DUPLICATE = "near_duplicate"
     CONFLICTING = "conflicting"
 
 
@@ -98,8 +102,10 @@ class Film:
         width, height: in pixels, after the EXIF orientation was applied.
         channels: as stored in the file (a greyscale film may be stored with 3).
         bit_depth: bits a sample, as stored.
-        perceptual_hash: 64-bit difference hash, 16 hexadecimal digits.
+        perceptual_hash: 512-bit difference hash, 128 hexadecimal digits.
         verdict, reason: what ``clean`` found, and why in one sentence.
+        mean_level: of the pixels, black 0 and white 1, rounded to 4 decimals.
+        extra: further columns of the source, as (name, value) sorted by name; an empty value is none.
     """
 
     path: str
@@ -115,10 +121,14 @@ class Film:
     perceptual_hash: str = ""
     verdict: str = ""
     reason: str = ""
+    mean_level: float = 0.0
+    extra: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.path:
             raise ManifestInvalid("a row has no path")
+        if self.extra:
+            object.__setattr__(self, "extra", _further(self.extra))
         for name, allowed in (("label", Label), ("split", Split), ("verdict", Verdict)):
             value = getattr(self, name)
             if value and value not in tuple(allowed):
@@ -127,6 +137,8 @@ class Film:
                 )
         if min(self.width, self.height, self.channels, self.bit_depth) < 0:
             raise ManifestInvalid(f"{self.path}: a size is negative")
+        if not 0.0 <= self.mean_level <= 1.0:
+            raise ManifestInvalid(f"{self.path}: the mean level is {self.mean_level}; it lies in 0 to 1")
 
     @property
     def is_accepted(self) -> bool:
@@ -134,9 +146,18 @@ class Film:
         return self.verdict == Verdict.ACCEPTED
 
 
-FILM_COLUMNS: Final = tuple(f.name for f in dataclasses.fields(Film))
-_WHOLE_NUMBERS: Final = frozenset({"width", "height", "channels", "bit_depth"})
+FILM_COLUMNS: Final = tuple(f.name for f in dataclasses.fields(Film) if f.name != "extra")
+_NUMBERS: Final = {"width": int, "height": int, "channels": int, "bit_depth": int, "mean_level": float}
 _VERSION_COLUMN: Final = "manifest_version"
+
+
+def _further(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Further columns in one form: single spaces, no empty value, sorted. Raises: ManifestInvalid."""
+    tidy = sorted((" ".join(name.split()), " ".join(value.split())) for name, value in pairs)
+    names = [name for name, value in tidy if value]
+    if len(set(names)) < len(names) or not {"", *FILM_COLUMNS, _VERSION_COLUMN}.isdisjoint(names):
+        raise ManifestInvalid(f"the further columns {', '.join(names)}: each needs a name of its own")
+    return tuple((name, value) for name, value in tidy if value)
 
 
 def write_manifest(films: Iterable[Film], path: Path) -> None:
@@ -144,11 +165,15 @@ def write_manifest(films: Iterable[Film], path: Path) -> None:
     base = path.parent.resolve()
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*FILM_COLUMNS, _VERSION_COLUMN])
-    for film in films:
+    rows = tuple(films)
+    further = sorted({name for film in rows for name, _ in film.extra})
+    writer.writerow([*FILM_COLUMNS, _VERSION_COLUMN, *further])
+    for film in rows:
         row = [getattr(film, name) for name in FILM_COLUMNS]
         row[0] = _as_stored(film.path, base)
-        writer.writerow(["" if value == 0 else value for value in row] + [MANIFEST_VERSION])
+        extra = dict(film.extra)
+        values = ["" if value == 0 else value for value in row]
+        writer.writerow([*values, MANIFEST_VERSION, *(extra.get(name, "") for name in further)])
     write_atomically(path, out.getvalue().encode())
 
 
@@ -179,10 +204,12 @@ def _film_of_row(row: Mapping[str, str | None], base: Path) -> Film:
     values: dict[str, Any] = {}
     for name in FILM_COLUMNS:
         text = (row.get(name) or "").strip()
-        values[name] = int(text or 0) if name in _WHOLE_NUMBERS else text
-    if values["path"]:
+        values[name] = _NUMBERS[name](text or 0) if name in _NUMBERS else text
+    if values["path"] and "://" not in values["path"]:
         values["path"] = str(base / values["path"])
-    return Film(**values)
+    known = {*FILM_COLUMNS, _VERSION_COLUMN, None}
+    extra = tuple((name, value or "") for name, value in row.items() if name not in known and name)
+    return Film(**values, extra=extra)
 
 
 def _as_stored(path: str, base: Path) -> str:
@@ -228,12 +255,16 @@ class PackInfo:
         count: films in ``images.npy``, in the order of the pack's own ``manifest.csv``.
         preprocessing: the size, the policy and the statistics of the training rows.
         fingerprint: SHA-256 over each film's hash, label, split and patient, in order.
+        leakage_allowed: empty; or the reason that was given for using sides that share patients or films.
+        decoder: SHA-256 of the code that read the films; with another, nothing is copied from this pack.
     """
 
     count: int
     preprocessing: Preprocessing
     fingerprint: str
     version: int = PACK_VERSION
+    leakage_allowed: str = ""
+    decoder: str = ""
 
     def to_json(self) -> str:
         """Law: ``PackInfo.from_json(i.to_json()) == i``."""
@@ -293,10 +324,12 @@ class BundleInfo:
     Attributes:
         network: row of the table of networks.
         preprocessing: what the network was trained on; serving applies the same.
-        temperature: the logit is divided by it before the sigmoid; above 0.
+        temperature, bias: the probability is ``1 / (1 + exp(-(logit + bias) / temperature))``; the
+            temperature is above 0.
         operating_points: at least one; ``default_operating_point`` names one of them.
         training_data: fingerprint of the pack that the network was trained on.
         files: SHA-256 of every other file of the bundle, by name.
+        leakage_allowed: empty; or the reason that was given for training on sides that share patients or films.
     """
 
     name: str
@@ -310,14 +343,18 @@ class BundleInfo:
     parameters: int
     created: str
     package_version: str
+    bias: float = 0.0
     labels: tuple[str, ...] = tuple(Label)
     intended_use: str = INTENDED_USE
     notice: str = NOTICE
     version: int = BUNDLE_VERSION
+    leakage_allowed: str = ""
 
     def __post_init__(self) -> None:
         if not self.temperature > 0.0:
             raise ValueError(f"temperature {self.temperature}: must be above 0")
+        if not math.isfinite(self.bias):
+            raise ValueError(f"bias {self.bias}: must be a number")
         if self.default_operating_point not in (point.name for point in self.operating_points):
             raise ValueError(f"no operating point is named {self.default_operating_point!r}")
         if "model.onnx" not in self.files:

@@ -3,7 +3,7 @@
     model.onnx            input "film": uint8 (N, 1, height, width)
                           outputs "logit": float32 (N,); "activation": float32 (N, rows, columns)
     weights.safetensors   the same weights, to go on training with
-    bundle.json           BundleInfo: preprocessing, temperature, operating points, hashes
+    bundle.json           BundleInfo: preprocessing, calibration, operating points, hashes
     MODEL_CARD.md, metrics.json
 
 No pickle, no ONNX external data, nothing executable.

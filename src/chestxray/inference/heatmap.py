@@ -55,7 +55,8 @@ def over_film(data: bytes, source: str, overlay: bytes) -> bytes:
     """
     with Image.open(io.BytesIO(overlay), formats=["PNG"]) as colours:
         width, height = colours.size
-        plane = resample(decode(data, source, at_least=(height, width)).pixels, height, width, Resize.SQUEEZE)
+        film = decode(data, source, at_least=(height, width))
+        plane = resample(film.pixels, height, width, Resize.SQUEEZE, film.frame)
         blended = Image.alpha_composite(Image.fromarray(plane).convert("RGBA"), colours)
     out = io.BytesIO()
     blended.convert("RGB").save(out, "PNG")

@@ -113,8 +113,8 @@ class Predictor:
         return logit, activation
 
     def probabilities(self, logits: Floats) -> npt.NDArray[np.float64]:
-        """Calibrated probability of pneumonia: the sigmoid of the logit over the bundle's temperature."""
-        return calibrated(logits, self.info.temperature)
+        """Probability of pneumonia by the bundle's calibration; any shape."""
+        return calibrated(logits, self.info.temperature, self.info.bias)
 
     def answer(
         self,

@@ -39,5 +39,5 @@ def prepare(data: bytes, source: str, preprocessing: Preprocessing) -> Prepared:
     size = (film.height, film.width)
     if objection := objection_to(film):
         return Prepared(digest, Gate(accepted=False, reason=objection.reason), size, None)
-    plane = resample(film.pixels, height, width, preprocessing.resize)
+    plane = resample(film.pixels, height, width, preprocessing.resize, film.frame)
     return Prepared(digest, Gate(accepted=True), size, plane)

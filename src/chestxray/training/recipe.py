@@ -87,6 +87,8 @@ class Recipe:
         warm_up: share of all steps, 0 to 1.
         label_smoothing: 0 to 1, exclusive.
         dropout: probability, 0 to 1, exclusive.
+        average_weights: judge and keep a moving average of the weights over about this share of all steps;
+            0 judges and keeps the weights as they are.
         class_balance: weigh the loss so that both classes count the same.
         seed: of weights, order, augmentation and dropout.
         precision: "float32", "bfloat16", or "auto": bfloat16 where the processor has it natively.
@@ -109,6 +111,7 @@ class Recipe:
     warm_up: float = 0.2
     label_smoothing: float = 0.0
     dropout: float = 0.5
+    average_weights: float = 0.0
     class_balance: bool = False
     seed: int = 0
     precision: str = "auto"
@@ -184,6 +187,7 @@ _RANGES: Final = (
     ("warm_up", 0.0, 1.0),
     ("label_smoothing", 0.0, _BELOW_ONE),
     ("dropout", 0.0, _BELOW_ONE),
+    ("average_weights", 0.0, 1.0),
     ("seed", 0, 2**32 - 1),
     ("validation_share", 1e-6, _BELOW_ONE),
 )

@@ -1,0 +1,76 @@
+"""What every reader gives and obeys: the radiograph, the limits, and colour turned to grey."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from chestxray.errors import FilmTooLarge
+
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Box = tuple[float, float, float, float]
+
+MAX_BYTES: Final = 64 * 2**20  # of one film's file
+MAX_PIXELS: Final = 64_000_000  # rows x columns x frames x samples; the largest flat panels give about 18 million
+
+# How far apart the channels of one pixel may lie, of 255, before the pixel counts as coloured. JPEG stores
+# colour coarsely, so greyscale films saved as RGB drift by a few levels.
+COLOUR_SPREAD: Final = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Radiograph:
+    """A decoded film, upright and greyscale.
+
+    Attributes:
+        pixels: shape (height, width) after any reduction; uint8, or uint16 spanning 0 to 65535; black is 0.
+        width, height: of the film as stored, upright, before any reduction.
+        channels: samples a pixel in the file; a palette counts as the colours it stands for.
+        bit_depth: bits a sample in the file.
+        coloured: share of pixels whose channels differ visibly, 0 to 1.
+        frame: left, upper, right and lower edge of the film within ``pixels``; None where it fills them. A
+            JPEG of 1,766 columns read at a quarter has 442 of which the last one is half outside the film.
+        modality, photometric, view_position, body_part: as a DICOM file states them ("DX", "MONOCHROME1",
+            "PA", "CHEST"), in capitals; empty where the file says nothing.
+        patient_id: as a DICOM file states it; kept out of ``repr`` so that it reaches no log by accident.
+        patient_age_years: at the time of the film; None where the file says nothing.
+    """
+
+    pixels: Pixels
+    width: int
+    height: int
+    channels: int
+    bit_depth: int
+    coloured: float
+    frame: Box | None = None
+    modality: str = ""
+    photometric: str = ""
+    view_position: str = ""
+    body_part: str = ""
+    patient_id: str = field(default="", repr=False)
+    patient_age_years: float | None = None
+
+
+def check_pixels(source: str, width: int, height: int, samples: int = 1, frames: int = 1) -> None:
+    """Refuse a size before memory is taken for it. Raises: FilmTooLarge."""
+    if width * height * samples * frames > MAX_PIXELS:
+        by = f" x {samples} samples" if samples > 1 else ""
+        by += f" x {frames} frames" if frames > 1 else ""
+        raise FilmTooLarge(
+            f"{source}: {width} x {height} pixels{by}; the limit is {MAX_PIXELS:,} in all. Export a smaller copy"
+        )
+
+
+def grey_of_colour(colour: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], float]:
+    """Luminance (ITU-R BT.601), and the share of pixels that are visibly coloured.
+
+    Args:
+        colour: shape (height, width, 3), red, green, blue.
+    """
+    red, green, blue = colour[..., 0], colour[..., 1], colour[..., 2]
+    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    return np.asarray(Image.fromarray(colour).convert("L")), float(np.mean(spread > COLOUR_SPREAD))
