@@ -20,7 +20,7 @@ from chestxray.evaluation.calibration import (
     choose_operating_points,
     expected_calibration_error,
     expected_error_if_calibrated,
-    fit_temperature,
+    fit_calibration,
     reliability,
 )
 from chestxray.evaluation.metrics import Confusion
@@ -35,52 +35,63 @@ def judged(draw):
     return np.array(labels), np.array(draw(st.lists(st.integers(0, 20), min_size=films, max_size=films))) / 20
 
 
-# --------------------------------------------------------------------------- temperature
+# --------------------------------------------------------------------------- from logits to probabilities
 
 
-@given(st.floats(-800, 800), st.floats(0.05, 20))
-def test_a_probability_is_the_sigmoid_of_the_tempered_logit(logit, temperature):
-    assert calibrated(logit, temperature) == pytest.approx(special.expit(logit / temperature), rel=1e-9, abs=1e-300)
+@given(st.floats(-800, 800), st.floats(0.05, 20), st.floats(-20, 20))
+def test_a_probability_is_the_sigmoid_of_the_shifted_and_tempered_logit(logit, temperature, bias):
+    expected = special.expit((logit + bias) / temperature)
+    assert calibrated(logit, temperature, bias) == pytest.approx(expected, rel=1e-9, abs=1e-300)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("sharpness", [0.3, 1.0, 4.0])
-def test_the_temperature_is_the_one_that_scipy_finds(seed, sharpness):
+@pytest.mark.parametrize("leaning", [-3.0, 0.0, 1.5])
+def test_the_calibration_is_the_one_that_scipy_finds(seed, sharpness, leaning):
     rng = np.random.default_rng(seed)
-    logits = rng.normal(size=300) * 2
-    labels = (rng.random(300) < special.expit(logits)).astype(int)
+    truths = rng.normal(size=300) * 2
+    labels = (rng.random(300) < special.expit(truths)).astype(int)
+    logits = sharpness * truths + leaning
+    targets = np.where(labels, (labels.sum() + 1) / (labels.sum() + 2), 1 / (300 - labels.sum() + 2))
 
-    def loss(temperature):
-        scaled = sharpness * logits / temperature
-        return np.mean(np.logaddexp(0, scaled) - labels * scaled)
+    def loss(parameters):  # convex in these two
+        scaled = logits * parameters[0] + parameters[1]
+        return np.mean(np.logaddexp(0, scaled) - targets * scaled)
 
-    best = optimize.minimize_scalar(
-        loss, bounds=(MIN_TEMPERATURE, MAX_TEMPERATURE), method="bounded", options={"xatol": 1e-9}
-    )
-    assert fit_temperature(labels, sharpness * logits) == pytest.approx(best.x, rel=1e-4)
+    inverse, shift = optimize.minimize(loss, [1.0, 0.0], method="BFGS", options={"gtol": 1e-9}).x
+    fitted = fit_calibration(labels, logits)
+    assert 1 / fitted.temperature == pytest.approx(inverse, rel=1e-4)
+    assert fitted.bias / fitted.temperature == pytest.approx(shift, abs=1e-4)
 
 
-def test_the_temperature_undoes_overconfidence():
+def test_the_calibration_undoes_overconfidence_and_a_leaning():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=20_000) * 2
     labels = rng.random(20_000) < special.expit(logits)
-    assert fit_temperature(labels, 5 * logits) == pytest.approx(5, rel=0.05)
+    fitted = fit_calibration(labels, 5 * logits - 2)
+    assert fitted.temperature == pytest.approx(5, rel=0.05)
+    assert fitted.bias == pytest.approx(2, abs=0.15)
 
 
 def test_separated_classes_ask_for_no_boundless_confidence():
     labels = np.repeat([0, 1], 50)
-    temperature = fit_temperature(labels, np.where(labels, 8.0, -8.0))
-    assert calibrated(8.0, temperature) == pytest.approx(51 / 52, abs=1e-6)
+    fitted = fit_calibration(labels, np.where(labels, 8.0, -8.0))
+    assert calibrated(8.0, *fitted) == pytest.approx(51 / 52, abs=1e-6)
 
 
 def test_the_temperature_stays_within_its_bounds():
     labels = np.repeat([0, 1], 20)
-    assert fit_temperature(labels, np.where(labels, -3.0, 3.0)) == MAX_TEMPERATURE
-    assert MIN_TEMPERATURE <= fit_temperature(labels, np.where(labels, 1e-3, -1e-3)) <= MAX_TEMPERATURE
-    assert fit_temperature(labels, np.zeros(40)) == 1.0
+    assert fit_calibration(labels, np.where(labels, -3.0, 3.0)).temperature == MAX_TEMPERATURE
+    assert fit_calibration(labels, np.where(labels, 1e-3, -1e-3)).temperature == MIN_TEMPERATURE
 
 
-@pytest.mark.parametrize("chosen", [fit_temperature, choose_operating_points])
+def test_logits_that_tell_nothing_give_the_prevalence():
+    labels = np.repeat([0, 1], [30, 10])
+    fitted = fit_calibration(labels, np.full(40, 7.0))
+    assert calibrated(7.0, *fitted) == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("chosen", [fit_calibration, choose_operating_points])
 def test_nothing_is_chosen_on_one_class(chosen):
     with pytest.raises(DegenerateLabels):
         chosen([1, 1, 1], [0.1, 0.5, 0.9])

@@ -31,7 +31,7 @@ from chestxray.evaluation.metrics import (
     precision_recall_curve,
     roc_curve,
 )
-from chestxray.evaluation.scores import ScoreTable, read_scores, write_scores
+from chestxray.evaluation.scores import ScoreTable, read_score_file, read_scores, write_scores
 from scored import scored
 
 counts = st.integers(0, 500)
@@ -452,3 +452,65 @@ def test_a_table_cannot_be_changed():
     table = scored(films=5)
     with pytest.raises(ValueError, match="read-only"):
         table.labels[0] = 1
+
+
+# --------------------------------------------------------------------------- a table with gaps
+
+WITH_GAPS = """path,label,score,patient_id,cause,split,sha256,reason
+a,pneumonia,0.9,p1,virus,test,aa,
+b,normal,,p2,,test,bb,almost uniform
+c,normal,0.2,p3,,test,cc,
+d,,0.4,p4,,test,dd,
+e,normal,0.3,p5,,train,ee,
+f,pneumonia,,p6,virus,test,ff,almost uniform
+"""
+
+
+@pytest.fixture
+def with_gaps(tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text(WITH_GAPS)
+    return path
+
+
+def test_rows_without_a_label_or_a_score_are_counted_never_dropped(with_gaps):
+    found = read_score_file(with_gaps)
+    assert found.table.paths == ("a", "c")
+    assert (found.side, found.rows) == ("test", 6)
+    assert (found.without_label, found.on_other_sides, found.without_score) == (1, 1, 2)
+    assert found.rows == len(found.table) + found.without_label + found.on_other_sides + found.without_score
+    assert found.reasons == {"almost uniform": 2}
+
+
+def test_columns_that_batch_adds_are_no_subgroups(with_gaps):
+    assert set(read_score_file(with_gaps).table.columns) == {"cause"}
+
+
+def test_a_side_can_be_chosen_where_the_table_names_sides(with_gaps, tmp_path):
+    assert read_score_file(with_gaps, "train").table.paths == ("e",)
+    with pytest.raises(SourceInvalid, match="no film with a label and a score on the side 'val'"):
+        read_score_file(with_gaps, "val")
+    plain = tmp_path / "plain.csv"
+    plain.write_text("path,label,score\na,1,0.5\nb,0,\n")
+    assert read_score_file(plain).side == ""
+    assert read_score_file(plain, "val", side_is_optional=True).without_score == 1
+    with pytest.raises(SourceInvalid, match='no column "split"'):
+        read_score_file(plain, "val")
+
+
+def test_a_fault_below_a_gap_is_named_by_its_own_row(tmp_path):
+    path = tmp_path / "scores.csv"
+    for last, fact in (
+        ("c,1,1.5", r"row 3 \(c\): the score is 1.5"),
+        ("a,1,0.5", r"row 3 \(a\): is the film of row 1"),
+    ):
+        path.write_text(f"path,label,score\na,1,\nb,0,0.5\n{last}\n")
+        with pytest.raises(SourceInvalid, match=fact):
+            read_score_file(path)
+
+
+@given(tables())
+def test_a_table_without_gaps_is_judged_whole(tmp_path_factory, table):
+    path: Path = tmp_path_factory.mktemp("scores") / "scores.csv"
+    write_scores(table, path)
+    assert read_score_file(path).table == table

@@ -12,15 +12,18 @@ import numpy as np
 import pytest
 
 from chestxray.errors import OutputExists, UsageError
+from chestxray.evaluation.abstention import conformal_rule
 from chestxray.evaluation.assess import HALF, assess
 from chestxray.evaluation.calibration import choose_operating_points
+from chestxray.evaluation.checklist import GUIDELINES
+from chestxray.evaluation.comparison import ORIGINAL, Rival
 from chestxray.evaluation.metrics import auroc
 from chestxray.evaluation.report import CohortStep, Provenance, decimal, percent, write_report
 from chestxray.evaluation.scores import ScoreTable
 from chestxray.schema import NOTICE, OperatingPoint
 from scored import scored
 
-FIGURES = ("roc", "precision_recall", "reliability", "histogram", "decision")
+FIGURES = ("roc", "precision_recall", "reliability", "histogram", "decision", "risk_coverage")
 PROVENANCE = Provenance(
     title="A small network on phantoms",
     bundle="phantom-net",
@@ -217,6 +220,55 @@ def test_the_page_needs_no_network_and_runs_no_script(report):
     assert any("default-src 'none'" in (value or "") for _, _, value in page.attributes)
 
 
+def test_every_link_of_the_page_leads_somewhere_on_it(report, tmp_path):
+    bare = tmp_path / "bare"
+    write_report(assess(a_table([0, 1], [0.2, 0.9]), resamples=50), bare, Provenance("t", "m", "", "s", "all films"))
+    for folder in (report, bare):
+        page = page_of(folder)
+        ids = {value for _, name, value in page.attributes if name == "id"}
+        links = [value for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
+        assert len(links) > 20
+        assert {link.removeprefix("#") for link in links} <= ids
+
+
+def test_the_checklists_name_each_item_once_and_leave_the_others_to_the_authors(report):
+    text = page_of(report).text
+    for guideline in GUIDELINES:
+        numbers = [item.number for item in guideline.items]
+        assert len(numbers) == len(set(numbers))
+        left = set(guideline.left.replace(",", "").split())
+        assert not left & set(numbers)
+        assert f"Left to the authors: {guideline.left}" in text
+        assert guideline.source in text
+
+
+def test_a_comparison_stands_on_the_page_with_both_p_of_mcnemar(tmp_path):
+    table = scored()
+    other = dataclasses.replace(table, probabilities=table.probabilities**2)
+    found = assess(table, points(), "balanced", rival=Rival("the other one", other, 0.5, "half"), resamples=60)
+    write_report(found, tmp_path / "report", PROVENANCE)
+    text = page_of(tmp_path / "report").text
+    assert "Compared with the other one" in text
+    assert "Exact p" in text
+    assert "Mid-p" in text
+    write_report(assess(table, rival=ORIGINAL, resamples=60), tmp_path / "report", PROVENANCE)
+    text = page_of(tmp_path / "report").text
+    assert "Unpaired, on 300 films" in text
+    assert "These are other films" in text
+
+
+def test_predictive_values_abstention_and_conformal_sets_stand_on_page_and_table(tmp_path):
+    table, fitted = scored(), scored(seed=3)
+    rule = conformal_rule(fitted.labels, fitted.probabilities, 0.1)
+    write_report(assess(table, points(), "balanced", conformal=rule, resamples=60), tmp_path / "report", PROVENANCE)
+    text = page_of(tmp_path / "report").text
+    assert "Conformal sets at an error rate of 10.0%" in text
+    rows = list(csv.DictReader((tmp_path / "report" / "measures.csv").read_text(encoding="utf-8").splitlines()))
+    where = {row["operating_point"] for row in rows}
+    expected = {"balanced at prevalence 0.05", "cause=virus", "balanced at coverage 0.9000", "conformal, error 0.1"}
+    assert expected <= where
+
+
 def test_no_identifier_is_used_twice_on_the_page(report):
     ids = [value for _, name, value in page_of(report).attributes if name == "id"]
     assert len(ids) == len(set(ids))
@@ -262,7 +314,7 @@ def test_figures_chosen_on_the_split_that_they_judge_carry_a_warning(report, ass
     assert "flatter" not in page_of(report).text
     write_report(assessment, tmp_path / "report", dataclasses.replace(PROVENANCE, split="val"))
     text = page_of(tmp_path / "report").text
-    assert "were chosen on this very split" in text
+    assert "were chosen on these very films" in text
     assert "none was chosen on these films" not in text
 
 
@@ -271,6 +323,9 @@ def test_pictures_stand_beside_the_errors(assessment, tmp_path):
     write_report(assessment, tmp_path / "report", PROVENANCE, pictures={worst: b"\x89PNG"})
     images = [value for tag, name, value in page_of(tmp_path / "report").attributes if (tag, name) == ("img", "src")]
     assert images == ["data:image/png;base64,iVBORw=="]
+    write_report(assessment, tmp_path / "report", PROVENANCE, pictures={worst: b"\xff\xd8\xff"})
+    images = [value for tag, name, value in page_of(tmp_path / "report").attributes if (tag, name) == ("img", "src")]
+    assert images == ["data:image/jpeg;base64,/9j/"]
 
 
 def test_an_earlier_report_is_replaced_and_anything_else_left_alone(report, assessment, tmp_path):

@@ -6,22 +6,23 @@ with the table's model, and where there are none, one half is taken and named as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from chestxray.errors import DegenerateLabels, UsageError
-from chestxray.evaluation import calibration
+from chestxray.errors import UsageError
+from chestxray.evaluation import calibration, predictive
+from chestxray.evaluation.abstention import ConformalRule, conformal_sets, risk_coverage
 from chestxray.evaluation.assessment import (
     Assessment,
     DecisionCurve,
     Histogram,
     MeasuredPoint,
     Mistake,
-    Subgroup,
 )
+from chestxray.evaluation.comparison import Comparison, Published, Rival, beside_published, compare
 from chestxray.evaluation.intervals import (
     LEVEL,
     RESAMPLES,
@@ -29,26 +30,18 @@ from chestxray.evaluation.intervals import (
     Resampled,
     areas,
     bootstrap,
-    delong_interval,
     rates,
     squared_error,
-    wilson_interval,
 )
-from chestxray.evaluation.metrics import (
-    Confusion,
-    auroc,
-    average_precision,
-    net_benefit,
-    precision_recall_curve,
-    roc_curve,
-)
+from chestxray.evaluation.measures import COMPOSITES, PROPORTIONS, area, composite, precision_area, proportion
+from chestxray.evaluation.metrics import Confusion, net_benefit, precision_recall_curve, roc_curve
 from chestxray.evaluation.scores import ScoreTable
+from chestxray.evaluation.subgroups import parts_of, statistics_of, subgroup
 from chestxray.schema import Label, OperatingPoint
 
 WORST: Final = 12  # errors shown in each direction
 HISTOGRAM_BINS: Final = 20
 FEW: Final = 30  # films of a class, below which every figure about it is a rough one
-MAX_SUBGROUPS: Final = 12  # a column with more values than that names films rather than groups
 
 DECISION_THRESHOLDS: Final = np.round(np.arange(0.01, 1.0, 0.01), 2)
 
@@ -58,31 +51,13 @@ HALF: Final = OperatingPoint(
 """For scores that come without operating points: chosen on nothing, so it reached nothing anywhere."""
 
 
-class _Proportion(NamedTuple):
-    numerator: Callable[[Confusion], int]
-    films: Callable[[Confusion], int]
-    missing: str  # why there is no figure where no film is below the line
-
-
-_PROPORTIONS: Final = {
-    "sensitivity": _Proportion(lambda c: c.tp, lambda c: c.positives, "No film shows pneumonia."),
-    "specificity": _Proportion(lambda c: c.tn, lambda c: c.negatives, "No film is normal."),
-    "precision": _Proportion(lambda c: c.tp, lambda c: c.tp + c.fp, "No film was called pneumonia."),
-    "npv": _Proportion(lambda c: c.tn, lambda c: c.tn + c.fn, "No film was called normal."),
-    "accuracy": _Proportion(lambda c: c.tp + c.tn, lambda c: c.films, ""),
-}
-_COMPOSITES: Final = {
-    "balanced_accuracy": "Only one class occurs among the films.",
-    "f1": "No film shows pneumonia and none was called so.",
-    "mcc": "Only one class occurs among the films, or only one among the calls.",
-}
-
-
 def assess(
     table: ScoreTable,
     points: Sequence[OperatingPoint] = (),
     default: str | None = None,
     *,
+    rival: Rival | Published | None = None,
+    conformal: ConformalRule | None = None,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -96,17 +71,25 @@ def assess(
         table: films, labels, calibrated probabilities, patients; one class alone is stated, not an error.
         points: fixed elsewhere, on other films; none stands for the threshold one half.
         default: the name of the point to answer with; the first one if not given.
+        rival: another model's scores, or its published counts, to compare with.
+        conformal: fitted on other films; the report says how its sets came out on these.
 
-    Raises: UsageError: no point has the name ``default``, or two points share a name.
+    Raises:
+        UsageError: no point has the name ``default``, or two points share a name.
+        SourceInvalid: the rival has no film in common with the table, or another label for one.
     """
     points = tuple(points) or (HALF,)
     default = _default_name(points, default)
     labels, scores, groups = table.labels, table.probabilities, table.groups
+    answer = next(p for p in points if p.name == default)
+    parts = parts_of(table)
     statistics = [areas(labels, scores), squared_error(labels, scores)]
     statistics += [rates(p.threshold, labels, scores, prefix=f"{p.name}.") for p in points]
+    statistics += [predictive.statistic(answer.threshold, labels, scores)]
+    statistics += [s for part in parts for s in statistics_of(part, table, answer.threshold)]
     resampled = bootstrap(statistics, groups, resamples=resamples, level=level, seed=seed)
     measured = tuple(_measured(p, table, resampled, level) for p in points)
-    answer = next(p for p in points if p.name == default)
+    confusion = Confusion.at(answer.threshold, labels, scores)
     missed, false_alarms = _mistakes(table, answer.threshold)
     two_classes = 0 < int(labels.sum()) < len(table)
     return Assessment(
@@ -124,7 +107,11 @@ def assess(
         precision_recall=precision_recall_curve(labels, scores) if two_classes else None,
         decision=_decision(table) if two_classes else None,
         histogram=_histogram(table),
-        subgroups=_subgroups(table, answer.threshold, level),
+        subgroups=tuple(subgroup(part, table, answer.threshold, level, resampled) for part in parts),
+        predictive=predictive.at_every_prevalence(confusion, level, resampled),
+        risk_coverage=risk_coverage(labels, scores, answer.threshold, level),
+        conformal=conformal_sets(labels, scores, conformal, level) if conformal else None,
+        comparison=_comparison(table, answer.threshold, rival, level, resamples, seed),
         missed=missed,
         false_alarms=false_alarms,
         limits=_limits(table, groups),
@@ -135,6 +122,17 @@ def assess(
 
 
 # --------------------------------------------------------------------------- parts
+
+
+def _comparison(
+    table: ScoreTable, threshold: float, rival: Rival | Published | None, level: float, resamples: int, seed: int
+) -> Comparison | None:
+    if isinstance(rival, Published):
+        confusion = Confusion.at(threshold, table.labels, table.probabilities)
+        return beside_published(confusion, threshold, int(table.groups.max()) + 1, rival, level)
+    if rival is not None:
+        return compare(table, threshold, rival, level=level, resamples=resamples, seed=seed)
+    return None
 
 
 def _default_name(points: Sequence[OperatingPoint], default: str | None) -> str:
@@ -150,9 +148,9 @@ def _overall(table: ScoreTable, resampled: Mapping[str, Resampled], level: float
     labels, scores = table.labels, table.probabilities
     by_chance, at_most = calibration.expected_error_if_calibrated(scores, seed=seed)
     return (
-        _auroc(labels, scores, level, resampled["auroc"]),
-        _auprc(labels, scores, resampled["auprc"]),
-        _resampled_measure("brier", calibration.brier_score(labels, scores), len(table), resampled["brier"]),
+        area(labels, scores, level, resampled["auroc"]),
+        precision_area(labels, scores, resampled["auprc"]),
+        composite("brier", calibration.brier_score(labels, scores), len(table), resampled["brier"]),
         Measure(
             name="ece",
             value=calibration.expected_calibration_error(labels, scores),
@@ -164,53 +162,17 @@ def _overall(table: ScoreTable, resampled: Mapping[str, Resampled], level: float
     )
 
 
-def _auroc(labels: npt.ArrayLike, scores: npt.ArrayLike, level: float, resampled: Resampled | None = None) -> Measure:
-    films = len(np.asarray(labels))
-    try:
-        value = auroc(labels, scores)
-    except DegenerateLabels:
-        return Measure("auroc", None, None, films, note="Only one class occurs, so there is nothing to tell apart.")
-    formula = delong_interval(labels, scores, level)
-    by_patient, note = (resampled.interval, resampled.note) if resampled else (None, "")
-    return Measure("auroc", value, formula, films, by_patient=by_patient, note=note)
-
-
-def _auprc(labels: npt.ArrayLike, scores: npt.ArrayLike, resampled: Resampled) -> Measure:
-    films = len(np.asarray(labels))
-    try:
-        value = average_precision(labels, scores)
-    except DegenerateLabels:
-        return Measure("auprc", None, None, films, note="Only one class occurs, so there is nothing to tell apart.")
-    return _resampled_measure("auprc", value, films, resampled)
-
-
 def _measured(
     point: OperatingPoint, table: ScoreTable, resampled: Mapping[str, Resampled], level: float
 ) -> MeasuredPoint:
     confusion = Confusion.at(point.threshold, table.labels, table.probabilities)
-    proportions = (_proportion(name, confusion, level, resampled[f"{point.name}.{name}"]) for name in _PROPORTIONS)
+    proportions = (proportion(name, confusion, level, resampled[f"{point.name}.{name}"]) for name in PROPORTIONS)
     composites = (
-        _resampled_measure(name, getattr(confusion, name), confusion.films, resampled[f"{point.name}.{name}"], missing)
-        for name, missing in _COMPOSITES.items()
+        composite(name, getattr(confusion, name), confusion.films, resampled[f"{point.name}.{name}"], missing)
+        for name, missing in COMPOSITES.items()
     )
     goal = calibration.GOALS.get(point.name, "")
     return MeasuredPoint(point, goal, confusion, (*proportions, *composites))
-
-
-def _proportion(name: str, confusion: Confusion, level: float, resampled: Resampled | None = None) -> Measure:
-    row = _PROPORTIONS[name]
-    numerator, films = row.numerator(confusion), row.films(confusion)
-    if not films:
-        return Measure(name, None, None, 0, note=row.missing)
-    by_patient, note = (resampled.interval, resampled.note) if resampled else (None, "")
-    interval = wilson_interval(numerator, films, level)
-    return Measure(name, numerator / films, interval, films, numerator, by_patient, note)
-
-
-def _resampled_measure(name: str, value: float | None, films: int, resampled: Resampled, missing: str = "") -> Measure:
-    if value is None:
-        return Measure(name, None, None, films, note=missing)
-    return Measure(name, value, resampled.interval, films, None, resampled.interval, resampled.note)
 
 
 def _decision(table: ScoreTable) -> DecisionCurve:
@@ -228,37 +190,6 @@ def _histogram(table: ScoreTable) -> Histogram:
         np.histogram(table.probabilities[table.labels == index], bins=edges)[0].tolist() for index in (0, 1)
     )
     return Histogram(tuple(edges.tolist()), tuple(normal), tuple(pneumonia))
-
-
-def _subgroups(table: ScoreTable, threshold: float, level: float) -> tuple[Subgroup, ...]:
-    found = []
-    for column, values in table.columns.items():
-        texts = np.array(values, dtype=np.str_)
-        kinds = sorted({value for value in values if value})
-        if not 1 <= len(kinds) <= MAX_SUBGROUPS:
-            continue
-        only_positives = not np.any((texts != "") & (table.labels == 0))
-        for kind in kinds:
-            part = (texts == kind) | (only_positives & (table.labels == 0))
-            found.append(_subgroup(table.where(part), column, kind, threshold, level, joined=only_positives))
-    return tuple(found)
-
-
-def _subgroup(part: ScoreTable, column: str, value: str, threshold: float, level: float, *, joined: bool) -> Subgroup:
-    confusion = Confusion.at(threshold, part.labels, part.probabilities)
-    joined = joined and confusion.negatives > 0
-    return Subgroup(
-        column=column,
-        value=value,
-        compared_with="all normal films" if joined else "",
-        positives=confusion.positives,
-        negatives=confusion.negatives,
-        measures=(
-            _auroc(part.labels, part.probabilities, level),
-            _proportion("sensitivity", confusion, level),
-            _proportion("specificity", confusion, level),
-        ),
-    )
 
 
 def _mistakes(table: ScoreTable, threshold: float) -> tuple[tuple[Mistake, ...], tuple[Mistake, ...]]:

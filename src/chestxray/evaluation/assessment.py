@@ -11,9 +11,13 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from chestxray.evaluation import calibration
+from chestxray.evaluation.abstention import ConformalSets, RiskCoverage
 from chestxray.evaluation.calibration import Bin, BrierParts
+from chestxray.evaluation.comparison import Comparison
 from chestxray.evaluation.intervals import Measure
 from chestxray.evaluation.metrics import Confusion, Floats, PrecisionRecallCurve, RocCurve
+from chestxray.evaluation.predictive import PredictiveValues
+from chestxray.evaluation.subgroups import Subgroup
 from chestxray.schema import OperatingPoint
 
 ASSESSMENT_VERSION: Final = 1
@@ -42,6 +46,10 @@ TERMS: Final = {
         "Expected calibration error",
         f"mean distance of predicted and observed share, {calibration.BINS} bins of equal width; lower is better",
     ),
+    "error_rate": Term("Error rate", "of the films kept, those called wrong"),
+    "coverage": Term("Coverage", "of all films, those whose label is in their set"),
+    "coverage_pneumonia": Term("Coverage, pneumonia", "of the films with pneumonia, those whose set says so"),
+    "coverage_normal": Term("Coverage, normal", "of the normal films, those whose set says so"),
 }
 
 
@@ -58,28 +66,6 @@ class MeasuredPoint:
     point: OperatingPoint
     goal: str
     confusion: Confusion
-    measures: tuple[Measure, ...]
-
-    def measure(self, name: str) -> Measure:
-        """The figure of that name. Raises: KeyError."""
-        return _named(self.measures, name)
-
-
-@dataclass(frozen=True, slots=True)
-class Subgroup:
-    """The same model on a part of the films.
-
-    Attributes:
-        column, value: which part.
-        compared_with: where only films with pneumonia have such a value, the normal films all join them.
-        measures: auroc, sensitivity, specificity, where the part defines them.
-    """
-
-    column: str
-    value: str
-    compared_with: str
-    positives: int
-    negatives: int
     measures: tuple[Measure, ...]
 
     def measure(self, name: str) -> Measure:
@@ -128,6 +114,10 @@ class Assessment:
         points: every operating point, measured on these films; ``answer`` is the one called ``default``.
         bins, brier_parts: calibration in detail.
         roc, precision_recall, decision: None where only one class occurs.
+        predictive: at other shares of pneumonia, at the operating point of the answer.
+        risk_coverage: what leaving the unsure films to a reader gains, at that point.
+        conformal: None where no rule was given.
+        comparison: None where there was nothing to compare with.
         missed, false_alarms: the worst errors, the surest first.
         limits: sentences that a reader must know before believing a figure.
     """
@@ -147,6 +137,10 @@ class Assessment:
     decision: DecisionCurve | None
     histogram: Histogram
     subgroups: tuple[Subgroup, ...]
+    predictive: tuple[PredictiveValues, ...]
+    risk_coverage: RiskCoverage
+    conformal: ConformalSets | None
+    comparison: Comparison | None
     missed: tuple[Mistake, ...]
     false_alarms: tuple[Mistake, ...]
     limits: tuple[str, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -12,6 +13,8 @@ from chestxray.schema import OperatingPoint
 
 MIN_TEMPERATURE: Final = 0.05
 MAX_TEMPERATURE: Final = 20.0
+MAX_LOG_ODDS: Final = 30.0  # of a prevalence: far beyond one film in a thousand million
+_HALVED_UNTIL: Final = 1e-10
 
 BINS: Final = 15  # of equal width, the usual choice since Guo et al. (2017)
 
@@ -24,54 +27,75 @@ GOALS: Final = {
 }
 
 
-# --------------------------------------------------------------------------- temperature
+# --------------------------------------------------------------------------- from logits to probabilities
 
 
-def calibrated(logits: npt.ArrayLike, temperature: float = 1.0) -> Floats:
-    """Probability of pneumonia, ``1 / (1 + exp(-logit / temperature))``, without overflow; any shape."""
-    scaled = np.asarray(logits, dtype=np.float64) / temperature
+class Calibration(NamedTuple):
+    """From the log-odds of a network to a probability: ``1 / (1 + exp(-(logit + bias) / temperature))``.
+
+    Attributes:
+        temperature: above 1 where the network is too sure.
+        bias: log-odds that the network gives away to one class, whatever the film.
+    """
+
+    temperature: float
+    bias: float
+
+
+def calibrated(logits: npt.ArrayLike, temperature: float = 1.0, bias: float = 0.0) -> Floats:
+    """Probability of pneumonia by a ``Calibration``, without overflow; any shape."""
+    scaled = (np.asarray(logits, dtype=np.float64) + bias) / temperature
     probabilities: Floats = np.exp(-np.logaddexp(0.0, -scaled))
     return probabilities
 
 
-def fit_temperature(labels: npt.ArrayLike, logits: npt.ArrayLike) -> float:
-    """The temperature under which the labels are likeliest, within MIN_TEMPERATURE to MAX_TEMPERATURE.
+def fit_calibration(labels: npt.ArrayLike, logits: npt.ArrayLike) -> Calibration:
+    """The calibration under which the labels are likeliest, its temperature in MIN_TEMPERATURE to MAX_TEMPERATURE.
 
-    The negative log-likelihood is convex in 1 / temperature, so its slope is followed to zero by halving.
-    Where the logits separate the classes without an error, the likelihood asks for boundless confidence;
-    the labels are then softened as Platt does, to (p + 1) / (p + 2) and 1 / (n + 2) for p films with
-    pneumonia and n normal ones.
+    A network that ranks films well may still lean to one class, by more than a temperature alone can mend, so
+    the bias is fitted with it. The labels are softened as Platt does, to (p + 1) / (p + 2) and 1 / (n + 2) for
+    p films with pneumonia and n normal ones: otherwise logits that separate the classes without an error would
+    ask for boundless confidence.
 
     Args:
         labels: shape (n,), 0 or 1; both must occur.
         logits: shape (n,), of pneumonia.
 
     Raises: DataError, DegenerateLabels.
-    Source: Guo et al., ICML (2017); Platt, Advances in Large Margin Classifiers (1999).
+    Source: Platt, Advances in Large Margin Classifiers (1999); Guo et al., ICML (2017).
     """
     positive, values = both_classes(labels, logits)
-    if not np.any(values):
-        return 1.0
-    temperature = _likeliest(positive.astype(np.float64), values)
-    if temperature == MIN_TEMPERATURE:
-        p, n = int(np.sum(positive)), int(np.sum(~positive))
-        temperature = _likeliest(np.where(positive, (p + 1) / (p + 2), 1 / (n + 2)), values)
-    return temperature
+    p, n = int(np.sum(positive)), int(np.sum(~positive))
+    targets = np.where(positive, (p + 1) / (p + 2), 1 / (n + 2))
 
-
-def _likeliest(targets: Floats, logits: Floats) -> float:
     def slope(inverse: float) -> float:
-        return float(np.mean((calibrated(logits * inverse) - targets) * logits))
+        """Of the mean negative log-likelihood along 1 / temperature, the bias being the best for it."""
+        return float(
+            np.mean((calibrated(values * inverse + _likeliest_shift(targets, values * inverse)) - targets) * values)
+        )
 
-    low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
+    tells = np.ptp(values) > 0.0
+    inverse = _where_it_rises(slope, 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE) if tells else 1.0
+    return Calibration(1 / inverse, _likeliest_shift(targets, values * inverse) / inverse)
+
+
+def _likeliest_shift(targets: Floats, logits: Floats) -> float:
+    """What to add to all logits so that their mean probability is that of the targets."""
+    reach = float(np.abs(logits).max()) + MAX_LOG_ODDS
+    wanted = float(np.mean(targets))
+    return _where_it_rises(lambda shift: float(np.mean(calibrated(logits + shift))) - wanted, -reach, reach)
+
+
+def _where_it_rises(slope: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function that never decreases crosses zero, by halving; the nearer end where it does not."""
     if slope(low) >= 0.0:
-        return MAX_TEMPERATURE
+        return low
     if slope(high) <= 0.0:
-        return MIN_TEMPERATURE
-    while high - low > 1e-12 * high:
+        return high
+    while high - low > _HALVED_UNTIL * max(abs(low), abs(high)):
         middle = (low + high) / 2
         low, high = (middle, high) if slope(middle) < 0.0 else (low, middle)
-    return 2 / (low + high)
+    return (low + high) / 2
 
 
 # --------------------------------------------------------------------------- how well calibrated

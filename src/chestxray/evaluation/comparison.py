@@ -231,8 +231,8 @@ def _differences(
         made.append(_area_difference(labels, ours[0], theirs[0], found["auroc"], level))
         both = (average_precision(labels, ours[0]), average_precision(labels, theirs[0]))
         made.append(_resampled("auprc", *both, found["auprc"]))
-    both = tuple(float(np.mean((scores - positive) ** 2)) for scores in (ours[0], theirs[0]))
-    made.append(_resampled("brier", *both, found["brier"]))
+    squared = [float(np.mean((scores - positive) ** 2)) for scores in (ours[0], theirs[0])]
+    made.append(_resampled("brier", squared[0], squared[1], found["brier"]))
     here, there = (Confusion.at(threshold, labels, scores) for scores, threshold in (ours, theirs))
     made += [_resampled(name, getattr(here, name), getattr(there, name), found[name]) for name in _RATES]
     return tuple(made)
@@ -340,12 +340,12 @@ def beside_published(
         Statistical Society 85 (1922).
     """
     there = published.confusion
-    notes = [
+    unpaired = (
         f"Only counts of {published.name} are published, on {published.films}, not the answer to each film: this "
         "comparison is unpaired. It takes the two as counted on different films; where they are the same films, the "
-        "true doubt is likely smaller.",
-        "Every film counts as independent here, since nothing is known of the patients behind the counts.",
-    ]
+        "true doubt is likely smaller."
+    )
+    notes = [unpaired, "Every film counts as independent, since nothing is known of the patients behind the counts."]
     if (confusion.positives, confusion.negatives) != (there.positives, there.negatives):
         notes.append(
             f"These are other films: {confusion.positives:,} + {confusion.negatives:,} here, {there.positives:,} + "

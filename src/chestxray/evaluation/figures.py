@@ -199,6 +199,20 @@ def _draw_decision(assessment: Assessment, figure: Figure) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 0.12))
 
 
+def _draw_risk_coverage(assessment: Assessment, figure: Figure) -> None:
+    axes = figure.subplots()
+    curve = assessment.risk_coverage
+    axes.set(xlabel="Coverage: share of films kept, the surest first", ylabel="Share of those called wrong")
+    axes.set(xlim=(0, 1.02), ylim=(0, max(0.02, 1.15 * float(curve.risk.max()))))
+    axes.grid(visible=True)
+    overall = float(curve.risk[-1])
+    axes.axhline(overall, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"all films: {overall:.1%}")
+    steps = ([0.0, *curve.coverage], [curve.risk[0], *curve.risk])
+    axes.plot(*steps, color=ACCENT, linewidth=1.8, drawstyle="steps-pre")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+    axes.legend(loc="upper left")
+
+
 PLOTS: Final = (
     _Plot(
         "roc",
@@ -234,6 +248,13 @@ PLOTS: Final = (
         "What acting on the model is worth, in true positives a film, for whoever would act from that probability on.",
         _draw_decision,
         needs_both_classes=True,
+    ),
+    _Plot(
+        "risk_coverage",
+        "Risk and coverage",
+        "Errors among the films that are left when the least sure (nearest to the threshold) go to a reader.",
+        _draw_risk_coverage,
+        needs_both_classes=False,
     ),
 )
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from chestxray.errors import MissingExtra
 from chestxray.evaluation.assessment import TERMS, Assessment
+from chestxray.evaluation.checklist import GUIDELINES, absent_from
 from chestxray.evaluation.figures import Drawing, drawings
 from chestxray.evaluation.intervals import Interval, Measure
 from chestxray.files import folder_written_whole
@@ -30,10 +31,22 @@ if TYPE_CHECKING:
 
 MARKER: Final = "report.json"
 PROPORTIONS: Final = frozenset(
-    {"sensitivity", "specificity", "precision", "npv", "accuracy", "balanced_accuracy"}
+    {
+        "sensitivity",
+        "specificity",
+        "precision",
+        "npv",
+        "accuracy",
+        "balanced_accuracy",
+        "error_rate",
+        "coverage",
+        "coverage_pneumonia",
+        "coverage_normal",
+    }
 )  # shown in percent; the rest with three decimals
 HEADLINES: Final = ("sensitivity", "specificity", "precision")
 
+_JPEG_START: Final = b"\xff\xd8"
 _CSV_COLUMNS: Final = (
     "operating_point", "name", "value", "low", "high", "level", "method",
     "films", "numerator", "patient_low", "patient_high", "note",
@@ -62,6 +75,8 @@ class Provenance:
         title: of the report.
         bundle, model_sha256: what was judged; the hash is empty for scores from elsewhere.
         source, split: the films it was judged on.
+        judged_on: what operating points chosen on these films, or on some of them, name them, besides ``split``.
+        source_sha256: of the manifest or the table of scores; empty for a folder.
         cohort: from collected to scored, in order; may be empty.
         leakage: what was done to keep patients and films on one side of the split, in a sentence or two.
         command: as it was typed.
@@ -80,6 +95,8 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     created: str = ""
+    judged_on: tuple[str, ...] = ()
+    source_sha256: str = ""
     intended_use: str = INTENDED_USE
     notice: str = NOTICE
 
@@ -93,7 +110,7 @@ def write_report(
         assessment: what to show.
         folder: replaced where it is an earlier report; anything else there is left alone.
         provenance: how it came about.
-        pictures: PNG files by a film's path, shown beside the errors: the film, or its heat map.
+        pictures: JPEG or PNG files by a film's path, shown beside the errors: the film, or its heat map.
 
     Raises: OutputExists, MissingExtra.
     """
@@ -118,7 +135,7 @@ def page_of(
     assessment: Assessment, provenance: Provenance, figures: tuple[Drawing, ...], pictures: Mapping[str, bytes]
 ) -> str:
     """The page as HTML. Raises: MissingExtra."""
-    embedded = {path: "data:image/png;base64," + base64.b64encode(png).decode() for path, png in pictures.items()}
+    embedded = {path: _data_address(picture) for path, picture in pictures.items()}
     return (
         _environment()
         .get_template("report.html.j2")
@@ -130,9 +147,13 @@ def page_of(
             terms=TERMS,
             headlines=HEADLINES,
             chosen_here=[
-                m.point.name for m in assessment.points if m.point.chosen_on and m.point.chosen_on == provenance.split
+                m.point.name
+                for m in assessment.points
+                if m.point.chosen_on and m.point.chosen_on in {provenance.split, *provenance.judged_on}
             ],
             level=f"{assessment.level:.0%}",
+            guidelines=GUIDELINES,
+            absent=absent_from(assessment, provenance, pictures=bool(pictures)),
         )
     )
 
@@ -170,6 +191,28 @@ def interval_text(interval: Interval | None, name: str) -> str:
     return f"{_number(name, interval.low)} to {_number(name, interval.high)}"
 
 
+def difference_text(value: float | None, name: str) -> str:
+    """A difference with its sign, in points of percent or with three decimals, or a dash."""
+    if value is None:
+        return "\N{EM DASH}"
+    return f"{100 * value:+z.1f} points" if name in PROPORTIONS else f"{value:+z.3f}"
+
+
+def signed_interval_text(interval: Interval | None, name: str) -> str:
+    """The two ends of the interval of a difference, or a dash."""
+    if interval is None:
+        return "\N{EM DASH}"
+    scale, digits = (100, 1) if name in PROPORTIONS else (1, 3)
+    return f"{scale * interval.low:+z.{digits}f} to {scale * interval.high:+z.{digits}f}"
+
+
+def p_value_text(p: float | None) -> str:
+    """Two digits that count, never below 0.0001; a dash where there is no test."""
+    if p is None:
+        return "\N{EM DASH}"
+    return "<0.0001" if p < 0.0001 else f"{p:.2g}"  # noqa: PLR2004 - the usual limit of print
+
+
 def _number(name: str, value: float) -> str:
     return percent(value) if name in PROPORTIONS else decimal(value)
 
@@ -195,11 +238,20 @@ def _environment() -> Environment:
         decimal=decimal,
         figure=figure_text,
         interval=interval_text,
+        difference=difference_text,
+        number=lambda value, name: "\N{EM DASH}" if value is None else _number(name, value),
+        signed_interval=signed_interval_text,
+        p_value=p_value_text,
         count=lambda number: f"{number:,}",
         css_text=_css_text,
         file_name=lambda path: PurePath(path).name,
     )
     return environment
+
+
+def _data_address(picture: bytes) -> str:
+    kind = "jpeg" if picture.startswith(_JPEG_START) else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
 def _css_text(text: str) -> str:
@@ -214,6 +266,16 @@ def _measures_csv(assessment: Assessment) -> str:
     writer.writerows(_row("", measure) for measure in assessment.overall)
     for point in assessment.points:
         writer.writerows(_row(point.point.name, measure) for measure in point.measures)
+    for values in assessment.predictive:
+        where = f"{assessment.default} at prevalence {values.prevalence}"
+        writer.writerows(_row(where, measure) for measure in (values.ppv, values.npv))
+    for part in assessment.subgroups:
+        writer.writerows(_row(f"{part.column}={part.value}", measure) for measure in part.measures)
+    for kept in assessment.risk_coverage.kept:
+        writer.writerow(_row(f"{assessment.default} at coverage {kept.coverage:.4f}", kept.error_rate))
+    if assessment.conformal:
+        where = f"conformal, error {assessment.conformal.rule.error}"
+        writer.writerows(_row(where, measure) for measure in assessment.conformal.covered)
     return out.getvalue()
 
 

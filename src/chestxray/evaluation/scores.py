@@ -187,19 +187,21 @@ class ScoreFile:
     sides: tuple[tuple[str, str, str, str], ...]
 
 
-def read_score_file(path: Path, side: str | None = None) -> ScoreFile:
+def read_score_file(path: Path, side: str | None = None, *, side_is_optional: bool = False) -> ScoreFile:
     """Read a file of scores in which films may lack one, as ``batch`` writes it.
 
     Args:
         path: the file; a row whose label or score is empty is counted, not judged.
         side: of a file with a column "split"; by default "test" where it occurs, else every row.
+        side_is_optional: whether a file that names no sides is taken whole, whatever ``side`` is.
 
     Raises: SourceInvalid, naming the file and, where one is at fault, the row.
     """
     try:
         rows = _rows_of(path)
         _refuse_repeated_films(rows)
-        return _sorted_out(rows, side)
+        names_sides = any(row.get("split") for row in rows)
+        return _sorted_out(rows, side if names_sides or not side_is_optional else None)
     except SourceInvalid as error:
         raise SourceInvalid(f"{path}, {error}") from error
 
