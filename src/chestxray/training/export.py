@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import logging
@@ -19,15 +18,8 @@ from torch import Tensor, nn
 
 from chestxray import __version__
 from chestxray.errors import BundleInvalid, RunInvalid
-from chestxray.evaluation.calibration import (
-    brier_score,
-    calibrated,
-    choose_operating_points,
-    expected_calibration_error,
-    fit_temperature,
-)
-from chestxray.evaluation.intervals import Interval, delong_interval, wilson_interval
-from chestxray.evaluation.metrics import Confusion, auroc
+from chestxray.evaluation.calibration import Calibration, calibrated, choose_operating_points, fit_calibration
+from chestxray.evaluation.summary import measured_where_chosen
 from chestxray.files import folder_written_whole
 from chestxray.inference.bundle import DESCRIPTION, GRAPH, write_bundle
 from chestxray.inference.predictor import Predictor
@@ -45,8 +37,12 @@ COMPARED: Final = (1, 3)  # films in the batches that are compared
 OUTPUTS: Final = ("logit", "activation")
 
 CHOSEN_HERE: Final = (
-    "The best epoch, the temperature and the operating points were chosen on these same films: the figures are "
+    "The best epoch, the calibration and the operating points were chosen on these same films: the figures are "
     "better than those on unseen films will be. Evaluate the bundle on a test set."
+)
+
+LEAKAGE_ALLOWED: Final = (
+    "The sides of the split share patients or films, so the figures are too good. This was allowed, with the reason:"
 )
 
 WEIGHTS: Final = "weights.safetensors"
@@ -57,7 +53,7 @@ CARD: Final = "MODEL_CARD.md"
 def export_run(run: Path, out: Path, name: str = "pneumonia") -> BundleInfo:
     """Make a bundle of a run's best epoch.
 
-    The temperature and the operating points are chosen on the run's validation films.
+    The calibration and the operating points are chosen on the run's validation films.
 
     Args:
         run: a finished run.
@@ -77,7 +73,9 @@ def export_run(run: Path, out: Path, name: str = "pneumonia") -> BundleInfo:
     size = (info.preprocessing.height, info.preprocessing.width)
     with folder_written_whole(out, marker=DESCRIPTION) as beside:
         bundle = _described(name, info, table, parameters_of(classifier))
-        metrics = validation_metrics(table, bundle.temperature, bundle.operating_points, info.leak)
+        metrics = validation_metrics(
+            table, Calibration(bundle.temperature, bundle.bias), bundle.operating_points, _caution(info)
+        )
         files = {
             GRAPH: to_onnx(classifier, size),
             WEIGHTS: to_bytes(weights),
@@ -90,20 +88,28 @@ def export_run(run: Path, out: Path, name: str = "pneumonia") -> BundleInfo:
 
 
 def _described(name: str, info: RunInfo, table: ValidationTable, parameters: int) -> BundleInfo:
-    temperature = fit_temperature(table.labels, table.logits)
+    calibration = fit_calibration(table.labels, table.logits)
     return BundleInfo(
         name=name,
         network=info.recipe["network"],
         preprocessing=info.preprocessing,
-        temperature=temperature,
-        operating_points=choose_operating_points(table.labels, calibrated(table.logits, temperature), Split.VAL),
+        temperature=calibration.temperature,
+        bias=calibration.bias,
+        operating_points=choose_operating_points(table.labels, calibrated(table.logits, *calibration), Split.VAL),
         default_operating_point=DEFAULT_OPERATING_POINT,
         training_data=info.training_data,
         files={GRAPH: ""},  # write_bundle takes the hashes
         parameters=parameters,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         package_version=__version__,
+        leakage_allowed=info.leakage_allowed,
     )
+
+
+def _caution(info: RunInfo) -> str:
+    """Why the validation figures cannot be trusted; empty where nothing speaks against them."""
+    allowed = f"{LEAKAGE_ALLOWED} {info.leakage_allowed}" if info.leakage_allowed else ""
+    return " ".join(sentence for sentence in (allowed, info.leak) if sentence)
 
 
 def restored(info: RunInfo, weights: dict[str, Tensor]) -> Classifier:
@@ -199,44 +205,15 @@ def _compare(bundle: Path, classifier: Classifier, size: tuple[int, int]) -> Non
 
 
 def validation_metrics(
-    table: ValidationTable, temperature: float, points: tuple[OperatingPoint, ...], leak: str
+    table: ValidationTable, calibration: Calibration, points: tuple[OperatingPoint, ...], leak: str
 ) -> dict[str, Any]:
     """What ``metrics.json`` says: each figure with its count and its 95% interval."""
-    labels = table.labels
-    probabilities = calibrated(table.logits, temperature)
-    positives = int(labels.sum())
-    return {
-        "split": Split.VAL.value,
-        "films": len(labels),
-        "positives": positives,
-        "negatives": len(labels) - positives,
-        "patients": len(set(table.patients) - {""}) + table.patients.count(""),
-        "auroc": {"value": auroc(labels, table.logits), "interval": _plain(delong_interval(labels, table.logits))},
-        "brier": brier_score(labels, probabilities),
-        "expected_calibration_error": expected_calibration_error(labels, probabilities),
-        "temperature": temperature,
-        "operating_points": [_reached(point, Confusion.at(point.threshold, labels, probabilities)) for point in points],
-        "cautions": [leak, CHOSEN_HERE] if leak else [CHOSEN_HERE],
-    }
-
-
-def _reached(point: OperatingPoint, counts: Confusion) -> dict[str, Any]:
-    return {
-        "name": point.name,
-        "threshold": point.threshold,
-        "confusion": dataclasses.asdict(counts),
-        "sensitivity": _proportion(counts.tp, counts.positives),
-        "specificity": _proportion(counts.tn, counts.negatives),
-        "precision": _proportion(counts.tp, counts.tp + counts.fp),
-    }
-
-
-def _proportion(numerator: int, films: int) -> dict[str, Any]:
-    if not films:
-        return {"value": None, "numerator": 0, "films": 0, "interval": None}
-    interval = _plain(wilson_interval(numerator, films))
-    return {"value": numerator / films, "numerator": numerator, "films": films, "interval": interval}
-
-
-def _plain(interval: Interval) -> dict[str, Any]:
-    return dataclasses.asdict(interval)
+    return measured_where_chosen(
+        table.labels,
+        table.logits,
+        table.patients,
+        calibration,
+        points,
+        chosen_on=Split.VAL.value,
+        cautions=[leak, CHOSEN_HERE] if leak else [CHOSEN_HERE],
+    )

@@ -21,6 +21,7 @@ from chestxray.errors import DegenerateLabels, PackInvalid, RecipeInvalid, Train
 from chestxray.evaluation.metrics import Confusion, auroc
 from chestxray.schema import Label, Split
 from chestxray.training.augment import augment
+from chestxray.training.averaging import MovingAverage
 from chestxray.training.checkpoint import snapshot
 from chestxray.training.networks import CLASSES, Classifier, build, log_odds
 from chestxray.training.recipe import Recipe
@@ -67,7 +68,7 @@ class Epoch:
 
     Attributes:
         record: the figures.
-        weights: a copy of the classifier's, in ordinary memory.
+        weights: a copy of the classifier's, averaged where the recipe says so, in ordinary memory.
         logits: log-odds of the validation films, shape (n,), in the order of ``sides.validation``.
         sides: which films were trained on and which were not.
     """
@@ -134,7 +135,7 @@ def train(pack: Pack, recipe: Recipe, *, device: str = "auto", on_progress: Prog
             is_best=(area, -validation_loss) > best,
         )
         best = max(best, (area, -validation_loss))
-        yield Epoch(record, snapshot(step.classifier), logits, sides)
+        yield Epoch(record, snapshot(step.average.module), logits, sides)
 
 
 def epochs_of(recipe: Recipe, films: int) -> int:
@@ -160,7 +161,7 @@ def sides_of(pack: Pack, recipe: Recipe) -> Sides:
 
 
 def _given_sides(pack: Pack) -> Sides:
-    refuse_leakage(pack.films)
+    refuse_leakage(pack.films, allowed=pack.info.leakage_allowed)
     return Sides(pack.rows(Split.TRAIN), pack.rows(Split.VAL))
 
 
@@ -174,7 +175,7 @@ def _random_sides(pack: Pack, recipe: Recipe) -> Sides:
     shared = sum(pack.films[row].patient_id in known for row in validation)
     leak = (
         f"validation films were drawn at random by film: {shared:,} of {len(validation):,} show a patient who was "
-        "also trained on, so the validation figures, the temperature and the operating points are too good"
+        "also trained on, so the validation figures, the calibration and the operating points are too good"
     )
     return Sides(training, validation, leak)
 
@@ -192,6 +193,7 @@ class _Step(NamedTuple):
     device: torch.device
     reduced: bool  # whether convolutions and dense layers compute in bfloat16
     classifier: Classifier
+    average: MovingAverage[Classifier]
     optimiser: torch.optim.Optimizer
     class_weights: Tensor | None
 
@@ -205,18 +207,22 @@ class _Step(NamedTuple):
             counts = np.bincount(labels[sides.training], minlength=CLASSES)
             weights = torch.tensor(len(sides.training) / (CLASSES * counts), dtype=torch.float32, device=device)
         reduced = {"float32": False, "bfloat16": True, "auto": has_native_bfloat16(device)}[recipe.precision]
-        return cls(pack, recipe, sides, labels, device, reduced, classifier, optimiser_of(classifier, recipe), weights)
+        films = len(sides.training)
+        steps = epochs_of(recipe, films) * _steps_of(films, recipe.batch_size)
+        average = MovingAverage(classifier, round(recipe.average_weights * steps))
+        optimiser = optimiser_of(classifier, recipe)
+        return cls(pack, recipe, sides, labels, device, reduced, classifier, average, optimiser, weights)
 
     def films(self, rows: Rows) -> Tensor:
         """Grey levels of those rows, shape (n, 1, height, width), float, on the device."""
         levels = torch.from_numpy(self.pack.images[rows][:, None])
         return levels.to(self.device).float()
 
-    def scores(self, films: Tensor, *, reduced: bool) -> Tensor:
+    def scores(self, classifier: Classifier, films: Tensor, *, reduced: bool) -> Tensor:
         """Class scores as float32."""
         films = films.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=reduced):
-            scores: Tensor = self.classifier(films)
+            scores: Tensor = classifier(films)
         return scores.float()
 
 
@@ -252,7 +258,7 @@ def _descend(step: _Step, batch: Rows, rate: float, generator: torch.Generator) 
     """One step of the optimiser. Returns the loss before it."""
     films = augment(step.films(batch), step.recipe.augmentation, generator)
     loss = functional.cross_entropy(
-        step.scores(films, reduced=step.reduced),
+        step.scores(step.classifier, films, reduced=step.reduced),
         torch.from_numpy(step.labels[batch]).to(step.device),
         weight=step.class_weights,
         label_smoothing=step.recipe.label_smoothing,
@@ -264,20 +270,21 @@ def _descend(step: _Step, batch: Rows, rate: float, generator: torch.Generator) 
         step.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         step.optimiser.step()
+        step.average.step()
     return value
 
 
 def _validate(step: _Step, epoch: int) -> tuple[Floats, float]:
     """Log-odds of the validation films, shape (n,), and their mean cross-entropy in nats.
 
-    In float32 whatever training computes in: these logits decide the best epoch, the temperature and the
+    In float32 whatever training computes in: these logits decide the best epoch, the calibration and the
     operating points, and bfloat16's three digits would make ties of them.
     """
     rows = step.sides.validation
-    step.classifier.eval()
+    judge = step.average.module.eval()
     with torch.inference_mode():
         batches = np.array_split(rows, _steps_of(len(rows), VALIDATION_BATCH))
-        scores = torch.cat([step.scores(step.films(batch), reduced=False) for batch in batches]).cpu()
+        scores = torch.cat([step.scores(judge, step.films(batch), reduced=False) for batch in batches]).cpu()
         loss = functional.cross_entropy(scores, torch.from_numpy(step.labels[rows])).item()
     if not math.isfinite(loss):
         raise TrainingDiverged(f"epoch {epoch}: the validation loss is {loss}. Lower the learning rate")

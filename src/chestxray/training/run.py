@@ -70,6 +70,7 @@ class RunInfo:
         best: the record of the best epoch; None until the first has ended.
         seconds: from start to finish.
         files: SHA-256 of the weights and of the validation table, by name, once finished.
+        leakage_allowed: of the pack.
     """
 
     state: str
@@ -86,6 +87,7 @@ class RunInfo:
     seconds: float = 0.0
     files: Mapping[str, str] = field(default_factory=dict)
     version: int = RUN_VERSION
+    leakage_allowed: str = ""
 
     def to_json(self) -> str:
         """Law: ``RunInfo.from_json(i.to_json()) == i``."""
@@ -247,6 +249,7 @@ def _begin(out: Path, pack: Pack, recipe: Recipe, epoch: Epoch, device: str) -> 
             "torch": torch.__version__,
             "numpy": np.__version__,
         },
+        leakage_allowed=pack.info.leakage_allowed,
     )
     # The description goes first: a folder is known as a run as long as any other file of it is there.
     write_atomically(out / DESCRIPTION, info.to_json().encode())
