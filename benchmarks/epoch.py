@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = options.data
     sources = (
         Source("224-pixel films", data / "chest_xray" / "train", bar=3.0, films=240),
-        Source("originals", data / "originals", bar=5.0, films=60),
+        Source("originals", data / "originals", bar=5.0, films=120),
     )
     results = [
         measure(source, options.films or source.films, options.repetitions)

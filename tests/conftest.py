@@ -105,3 +105,16 @@ def real_films() -> Path:
     if folder is None:
         pytest.skip("the published films are not here: set CHESTXRAY_DATA to the folder that holds chest_xray")
     return folder
+
+
+@pytest.fixture(scope="session")
+def published_films(real_films: Path, shared: Callable[[str, Callable[[Path], object]], Path]) -> tuple[Film, ...]:
+    """The published training films, collected and cleaned."""
+    from chestxray.data.clean import clean
+    from chestxray.data.collect import collect
+    from chestxray.schema import read_manifest, write_manifest
+
+    def make(path: Path) -> None:
+        write_manifest(clean(collect(real_films / "chest_xray"), workers=1), path)
+
+    return read_manifest(shared("published.csv", make))

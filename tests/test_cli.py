@@ -26,6 +26,7 @@ VERBS = (
     "train",
     "evaluate",
     "export",
+    "calibrate",
     "predict",
     "batch",
     "serve",
@@ -148,7 +149,7 @@ def test_predict_answers_the_good_films_and_exits_1_for_the_bad(
     assert outcome.status == 1
     good, unreadable, refused, gone, notice = outcome.out.strip().splitlines()
     assert "probability" in good
-    assert "not a JPEG or PNG file" in unreadable
+    assert "not a DICOM, JPEG, PNG or TIFF file" in unreadable
     assert "cannot judge: almost uniform" in refused
     assert "No such file" in gone
     assert notice == NOTICE

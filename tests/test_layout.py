@@ -23,6 +23,7 @@ ORDER = (
     ("inference",),
     ("training",),
     ("serving",),
+    ("judging",),
     ("pipeline", "diagnosis"),
     ("cli",),
 )

@@ -63,6 +63,10 @@ films = st.builds(
     perceptual_hash=words,
     verdict=st.sampled_from(["", *(verdict.value for verdict in Verdict)]),
     reason=words,
+    mean_level=st.floats(0, 1),
+    extra=st.dictionaries(words.filter(lambda word: " ".join(word.split())).map(lambda word: "x" + word), words).map(
+        lambda extra: tuple({" ".join(name.split()): value for name, value in extra.items()}.items())
+    ),
 )
 
 

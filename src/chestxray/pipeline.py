@@ -1,54 +1,30 @@
-"""Several stages in a row: what ``evaluate`` and ``run`` do, as functions.
+"""Several stages in a row: what ``run`` does, as a function.
 
 source -> manifest.csv -> clean.csv -> split.csv -> pack -> training -> bundle -> scores.csv -> report
 """
 
 from __future__ import annotations
 
-import base64
-import platform
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
 from chestxray.data.clean import Distribution, clean, describe
 from chestxray.data.collect import collect
-from chestxray.data.films import name_of, read_film
-from chestxray.data.pack import DEFAULT_SIZE, labels_of, write_pack
+from chestxray.data.pack import DEFAULT_SIZE, write_pack
 from chestxray.data.parallel import Progress
 from chestxray.data.phantom import PhantomSettings, write_phantoms
-from chestxray.data.split import SplitSettings, refuse_leakage, split
-from chestxray.errors import SourceInvalid
-from chestxray.evaluation.assess import assess
+from chestxray.data.split import SplitSettings, split
 from chestxray.evaluation.assessment import Assessment
-from chestxray.evaluation.report import CohortStep, Provenance, write_report
-from chestxray.evaluation.scores import ScoreTable
-from chestxray.inference.batch import ScoredFilm, score_films, write_scores
-from chestxray.inference.heatmap import over_film
-from chestxray.inference.predictor import Predictor
+from chestxray.judging.evaluate import JudgingSettings, Narrator, judge_bundle
 from chestxray.schema import BundleInfo, Film, Split, read_manifest, write_manifest
 
 if TYPE_CHECKING:
     from chestxray.training.loop import EpochRecord
     from chestxray.training.recipe import Recipe
-
-
-class Narrator(Protocol):
-    """Whoever tells the user what is going on; the command line's console is one."""
-
-    def say(self, line: str) -> None:
-        """Tell one line."""
-
-    def progress(self, label: str) -> AbstractContextManager[Progress]:
-        """Give the callback that moves a progress bar."""
 
 
 # --------------------------------------------------------------------------- a source
@@ -59,115 +35,6 @@ def films_of(source: Path, *, labels_needed: bool = True) -> tuple[Film, ...]:
     if source.suffix.lower() == ".csv":
         return read_manifest(source)
     return collect(source, labels_needed=labels_needed)
-
-
-# --------------------------------------------------------------------------- evaluate
-
-
-def evaluate_bundle(
-    bundle: Path,
-    source: Path,
-    out: Path,
-    narrator: Narrator,
-    *,
-    side: str | None = None,
-    command: str = "",
-    workers: int | None = None,
-) -> Assessment:
-    """Judge a bundle on labelled films and write the report.
-
-    Args:
-        bundle: the folder of a bundle.
-        source: a manifest, or a folder of films; rows that were not cleaned yet are cleaned.
-        out: the report's folder, written whole.
-        narrator: told about progress.
-        side: the side to judge on; by default "test" where the source has one, else every film.
-        command: what the user typed, for the report.
-        workers: processes that read films.
-
-    Raises:
-        Leakage: the source's sides share a patient or a film.
-        SourceInvalid: no labelled film is left to judge on.
-    """
-    predictor = Predictor.load(bundle)
-    rows = films_of(source)
-    refuse_leakage(rows)
-    if side is None and any(film.split == Split.TEST for film in rows):
-        side = Split.TEST.value
-    with narrator.progress("Cleaning") as move:
-        examined = rows if all(film.verdict for film in rows) else clean(rows, move, workers)
-    usable = [film for film in examined if film.is_accepted and film.label]
-    chosen = [film for film in usable if side is None or film.split == side]
-    with narrator.progress("Judging") as move:
-        scored = tuple(score_films(predictor, chosen, on_progress=move, workers=workers))
-    table = score_table(scored, source)
-    assessment = assess(table, predictor.info.operating_points, predictor.info.default_operating_point)
-    provenance = Provenance(
-        title=f"{predictor.info.name} on {source.name}",
-        bundle=predictor.info.name,
-        model_sha256=predictor.info.model_sha256,
-        source=str(source),
-        split=side or "all films",
-        cohort=cohort(examined, usable, scored),
-        leakage=_LEAKAGE_STATEMENT if side else _LEAKAGE_UNKNOWN,
-        command=command,
-        versions={name: metadata.version(name) for name in ("chestxray", "numpy", "onnxruntime", "pillow")}
-        | {"python": platform.python_version()},
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    errors = [*assessment.missed, *assessment.false_alarms]
-    by_path = {film.path: film for film in chosen}
-    pictures = {error.path: explained(predictor, by_path[error.path]) for error in errors}
-    write_report(assessment, out, provenance, pictures)
-    write_scores(scored, out / "scores.csv")
-    return assessment
-
-
-_LEAKAGE_STATEMENT = "No patient and no identical film stands on two sides of the split; checked before judging."
-_LEAKAGE_UNKNOWN = "The source names no sides, so whether the model was trained on these films was not checked."
-
-
-def explained(predictor: Predictor, film: Film) -> bytes:
-    """A film with its heat map over it, as a PNG for the report."""
-    data = read_film(film)
-    answer = predictor.predict(data, name_of(film), heatmap=True)
-    return over_film(data, name_of(film), base64.b64decode(answer.heatmap or ""))
-
-
-def score_table(scored: Sequence[ScoredFilm], source: Path) -> ScoreTable:
-    """The judged films as a table of labels and probabilities. Raises: SourceInvalid, where there is none."""
-    judged = [row for row in scored if row.prediction.probability is not None]
-    if not judged:
-        raise SourceInvalid(f"{source}: no accepted, labelled film is left to judge on")
-    films = [row.film for row in judged]
-    return ScoreTable(
-        paths=tuple(film.path for film in films),
-        labels=labels_of(films),
-        probabilities=np.array([row.prediction.probability for row in judged], dtype=np.float64),
-        patients=tuple(film.patient_id for film in films),
-        columns={"cause": tuple(film.cause for film in films)} if any(film.cause for film in films) else {},
-    )
-
-
-def cohort(examined: Sequence[Film], usable: Sequence[Film], scored: Sequence[ScoredFilm]) -> tuple[CohortStep, ...]:
-    """Films from collected to scored, with the reason of each exclusion."""
-    refused = Counter(film.verdict for film in examined if not film.is_accepted)
-    unlabelled = sum(film.is_accepted for film in examined) - len(usable)
-    steps = [CohortStep("films in the source", len(examined))]
-    steps += [
-        CohortStep(f"{verdict.replace('_', ' ')}", count, "found by cleaning", removed=True)
-        for verdict, count in sorted(refused.items())
-    ]
-    gated = sum(not row.prediction.gate.accepted for row in scored)
-    for step, count, reason in (
-        ("without a label", unlabelled, "nothing to compare with"),
-        ("on other sides", len(usable) - len(scored), "kept for training and validation"),
-        ("refused", gated, "by the gate, when judged"),
-    ):
-        if count:
-            steps.append(CohortStep(step, count, reason, removed=True))
-    steps.append(CohortStep("scored", len(scored) - gated))
-    return tuple(steps)
 
 
 # --------------------------------------------------------------------------- run
@@ -296,14 +163,13 @@ def run(source: Path | None, out: Path, settings: RunSettings, narrator: Narrato
         info = export_run(out / "training", out / "bundle")
     teller.exported(out / "bundle", info)
     with stage("evaluate", "on the test side, once"):
-        assessment = evaluate_bundle(
+        assessment = judge_bundle(
             out / "bundle",
+            films,
             out / "split.csv",
             out / "report",
             narrator,
-            side=Split.TEST.value,
-            command=settings.command,
-            workers=settings.workers,
+            JudgingSettings(side=Split.TEST.value, command=settings.command, workers=settings.workers),
         )
     teller.assessed(assessment)
     return RunResult(out / "bundle", out / "report" / "index.html", summary.info.best, assessment, stage.seconds)

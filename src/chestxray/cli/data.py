@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from chestxray.cli.console import Console, plain, table
-from chestxray.cli.options import FILE, PATH, Size, json_option, out_option, workers_option
+from chestxray.cli.options import FILE, FOLDER, Size, endpoint_option, json_option, out_option, workers_option
 from chestxray.data.films import name_of
 from chestxray.schema import Label, Resize, Split, read_manifest, write_manifest
 
@@ -20,14 +20,18 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("source", type=PATH)
+@click.argument("source")
 @out_option("The manifest to write (CSV, one row a film).", folder=False)
+@endpoint_option
 @json_option
-def collect(console: Console, source: Path, out: Path) -> None:
-    """List the films of a folder, with label, split and patient.
+def collect(console: Console, source: str, out: Path) -> None:
+    """List the films of a folder, archive or table, with label, split and patient.
 
-    SOURCE may have the published layout (train|val|test/NORMAL|PNEUMONIA), one folder a class, or be flat with
-    the published file names.
+    SOURCE may be a folder or an archive (zip, tar, tar.gz; it is not unpacked) in the published layout
+    (train|val|test/NORMAL|PNEUMONIA), with one folder a class, or flat with the published file names. It may
+    be a CSV table with the column path and, where known, label, patient_id, split and cause; further columns
+    are kept. It may be s3://bucket/prefix (extra aws; credentials as boto3 finds them) or
+    kaggle:owner/dataset (extra kaggle).
     """
     from chestxray.data.collect import collect as collect_films
 
@@ -41,21 +45,35 @@ def collect(console: Console, source: Path, out: Path) -> None:
 @click.command()
 @click.argument("manifest", type=FILE)
 @out_option("The cleaned manifest to write; its distribution is saved beside it as JSON.", folder=False)
+@click.option("--quarantine", type=FOLDER, default=None, help="Copy the rejected films here, a folder a verdict.")
+@click.option("--report", type=FOLDER, default=None, help="Write a page about the films here: balance, copies, traps.")
 @workers_option
+@endpoint_option
 @json_option
-def clean(console: Console, manifest: Path, out: Path, workers: int | None) -> None:
+def clean(
+    console: Console, manifest: Path, out: Path, quarantine: Path | None, report: Path | None, workers: int | None
+) -> None:
     """Open every film and give it a verdict.
 
-    Each row gets a verdict and a reason; nothing is ever deleted.
+    Each row gets a verdict and a reason; nothing is ever moved or deleted. What was found is kept in a hidden
+    file beside --out (its name ends in .seen), so that a second run opens only the films that are new or
+    changed.
     """
     from chestxray.data.clean import clean as clean_films
     from chestxray.data.clean import describe
+    from chestxray.data.quarantine import quarantine as copy_rejected
+    from chestxray.data.report import write_data_report
     from chestxray.files import write_atomically
 
     films = read_manifest(manifest)
     with console.progress("Cleaning") as move:
-        cleaned = clean_films(films, move, workers)
+        cleaned = clean_films(films, move, workers, seen=out.with_name(f".{out.name}.seen"))
     write_manifest(cleaned, out)
+    if quarantine is not None:
+        with console.progress("Copying") as move:
+            copy_rejected(cleaned, quarantine, move)
+    if report is not None:
+        write_data_report(cleaned, report, f"Films of {manifest.name}")
     distribution = describe(cleaned)
     write_atomically(out.with_suffix(".json"), json.dumps(plain(distribution), indent=2).encode())
     console.result({"manifest": out, **plain(distribution)}, distribution_text(distribution, cleaned))
@@ -96,21 +114,44 @@ def distribution_text(distribution: Distribution, films: tuple[Film, ...], liste
     "--test", type=float, default=0.15, show_default=True, help="Share of all films, where no test side is given."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same sides.")
+@click.option(
+    "--allow-leakage",
+    metavar="REASON",
+    default="",
+    help="Use sides that share patients or films all the same; the reason goes into every report and model card.",
+)
 @json_option
-def split(console: Console, manifest: Path, out: Path, validation: float, test: float, seed: int) -> None:
+def split(
+    console: Console, manifest: Path, out: Path, validation: float, test: float, seed: int, allow_leakage: str
+) -> None:
     """Draw or check the training, validation and test sides.
 
-    Sides are drawn by patient and by class. A patient or an identical film on two sides is an error. A given
-    test side is respected; a given validation side of under 5% of the films (the published set has 16) is
-    drawn anew.
+    Sides are drawn by patient and by class; films that are the same, or nearly so, stay together. A patient or
+    such a film on two sides is an error. A given test side is respected; a given validation side of under 5% of
+    the films (the published set has 16) is drawn anew.
+
+    The published names count patients in several series. Where sides are drawn, equal numbers are taken for one
+    patient; where given sides are checked, the number counts with the name of its series.
     """
-    from chestxray.data.split import SplitSettings
+    from chestxray.data.split import SplitSettings, leaks, shared_patients, write_allowance
     from chestxray.data.split import split as split_films
 
-    settings = SplitSettings(validation, test, seed)
-    films = split_films(read_manifest(manifest), settings)
+    given = read_manifest(manifest)
+    films = split_films(given, SplitSettings(validation, test, seed), leakage_allowed=allow_leakage.strip())
+    shared = shared_patients(film for film in given if film.is_accepted)
+    found = len(leaks(films)) if allow_leakage else 0
+    document = {"sides": side_counts(films), "shared_patients": plain(shared), "leaks": found}
     write_manifest(films, out)
-    console.result({"manifest": out, "sides": side_counts(films)}, f"{out}\n{sides_text(films)}")
+    write_allowance(out, document, allow_leakage.strip())
+    lines = [str(out), sides_text(films)]
+    if shared is not None:
+        lines.append(
+            f"patients of the given test side on another side: {shared.by_number:,} by bare number, "
+            f"{shared.by_full_key:,} by number and series (only these count as leakage)"
+        )
+    if found:
+        lines.append(f"Beware: {found:,} patients or films stand on two sides. Allowed: {allow_leakage.strip()}")
+    console.result({"manifest": out, **document, "leakage_allowed": allow_leakage.strip()}, "\n".join(lines))
 
 
 def side_counts(films: tuple[Film, ...]) -> dict[str, dict[str, int]]:
@@ -144,6 +185,7 @@ def sides_text(films: tuple[Film, ...]) -> str:
     help="How films of another shape get there.",
 )
 @workers_option
+@endpoint_option
 @json_option
 def pack(console: Console, manifest: Path, out: Path, size: tuple[int, int], resize: str, workers: int | None) -> None:
     """Decode every film once, into one array.
@@ -152,10 +194,19 @@ def pack(console: Console, manifest: Path, out: Path, size: tuple[int, int], res
     training films.
     """
     from chestxray.data.pack import write_pack
+    from chestxray.data.split import read_allowance
 
     films = read_manifest(manifest)
     with console.progress("Packing") as move:
-        info = write_pack(films, out, size=size, resize=Resize(resize), on_progress=move, workers=workers)
+        info = write_pack(
+            films,
+            out,
+            size=size,
+            resize=Resize(resize),
+            on_progress=move,
+            workers=workers,
+            leakage_allowed=read_allowance(manifest),
+        )
     preprocessing = info.preprocessing
     console.result(
         {"pack": out, **plain(info)},

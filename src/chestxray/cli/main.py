@@ -12,12 +12,13 @@ from click.shell_completion import get_completion_class
 
 import chestxray
 from chestxray.cli.data import clean, collect, pack, split
-from chestxray.cli.model import batch, evaluate, export, predict, train
+from chestxray.cli.judge import calibrate, evaluate
+from chestxray.cli.model import batch, export, predict, train
 from chestxray.cli.service import doctor, run, serve
 from chestxray.errors import ChestXrayError
 from chestxray.schema import NOTICE
 
-VERBS = (collect, clean, split, pack, train, evaluate, export, predict, batch, serve, run, doctor)
+VERBS = (collect, clean, split, pack, train, evaluate, export, calibrate, predict, batch, serve, run, doctor)
 
 
 class _InOrder(click.Group):

@@ -1,9 +1,8 @@
-"""The verbs from a pack to answers: train, evaluate, export, predict, batch."""
+"""The verbs from a pack to answers: train, export, predict, batch. Those that measure stand in ``judge``."""
 
 from __future__ import annotations
 
 import base64
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -24,11 +23,9 @@ from chestxray.cli.options import (
     workers_option,
 )
 from chestxray.errors import FilmError, SourceInvalid
-from chestxray.schema import NOTICE, BundleInfo, Prediction, Split
+from chestxray.schema import NOTICE, BundleInfo, Prediction
 
 if TYPE_CHECKING:
-    from chestxray.evaluation.assessment import Assessment
-    from chestxray.evaluation.intervals import Measure
     from chestxray.training.loop import EpochRecord
     from chestxray.training.recipe import Recipe
 
@@ -112,70 +109,6 @@ def epoch_sayer(console: Console) -> Callable[[EpochRecord], None]:
 
 
 @click.command()
-@click.argument("bundle", type=FOLDER)
-@click.argument("source", type=PATH)
-@out_option("The folder for the report (HTML, JSON, CSV, figures).", folder=True)
-@click.option(
-    "--split",
-    "side",
-    type=click.Choice([side.value for side in Split]),
-    default=None,
-    help="The side of a manifest to judge on. [default: test where there is one, else all films]",
-)
-@workers_option
-@json_option
-def evaluate(console: Console, bundle: Path, source: Path, out: Path, side: str | None, workers: int | None) -> None:
-    """Measure a bundle on labelled films.
-
-    Each figure comes with its count and its 95% interval.
-
-    SOURCE is a manifest, or a folder with one folder per class (or in the published layout). The report is
-    one self-contained HTML file.
-    """
-    from chestxray.pipeline import evaluate_bundle
-
-    assessment = evaluate_bundle(bundle, source, out, console, side=side, command=command_line(), workers=workers)
-    console.result(
-        {"report": out / "index.html", "assessment": assessment.to_json()},
-        f"{assessment_text(assessment)}\nreport: {out / 'index.html'}",
-    )
-
-
-def command_line() -> str:
-    """What the user typed, for the report."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def assessment_text(assessment: Assessment) -> str:
-    """The answer of an assessment: the confusion table, and the figures with their intervals."""
-    answer, counts = assessment.answer, assessment.answer.confusion
-    confusion = table(
-        [
-            ("", "called pneumonia", "called normal"),
-            ("pneumonia", f"{counts.tp:,}", f"{counts.fn:,}"),
-            ("normal", f"{counts.fp:,}", f"{counts.tn:,}"),
-        ]
-    )
-    rows: list[tuple[str, ...]] = [("figure", "value", "95% interval", "of")]
-    rows += [_measure_row(measure) for measure in (*assessment.overall, *answer.measures)]
-    head = (
-        f"{assessment.films:,} films of {assessment.patients:,} patients; operating point "
-        f'"{answer.point.name}": pneumonia from a probability of {answer.point.threshold:.3f}'
-    )
-    return "\n".join([head, confusion, table(rows), *(f"Note: {limit}" for limit in assessment.limits)])
-
-
-def _measure_row(measure: Measure) -> tuple[str, ...]:
-    from chestxray.evaluation.assessment import TERMS
-
-    name = TERMS[measure.name].title
-    if measure.value is None:
-        return name, "-", "-", measure.note
-    interval = f"{measure.interval.low:.4f} to {measure.interval.high:.4f}" if measure.interval else "-"
-    return name, f"{measure.value:.4f}", interval, f"{measure.films:,}"
-
-
-@click.command()
 @click.argument("run", type=FOLDER)
 @out_option("The bundle to write.", folder=True)
 @click.option("--name", default="pneumonia", show_default=True, help="What predictions call this model.")
@@ -198,7 +131,8 @@ def bundle_text(folder: Path, info: BundleInfo) -> str:
         (p.name, f"{p.threshold:.4f}", f"{p.sensitivity:.4f}", f"{p.specificity:.4f}", f"{p.positives} + {p.negatives}")
         for p in info.operating_points
     ]
-    head = f"{folder}: {info.network}, {info.parameters:,} parameters, temperature {info.temperature:.3f}"
+    calibration = f"temperature {info.temperature:.3f}, bias {info.bias:+.3f}"
+    head = f"{folder}: {info.network}, {info.parameters:,} parameters, {calibration}"
     return f"{head}\n{table(points)}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from functools import wraps
@@ -11,6 +12,7 @@ from typing import Any, Final
 import click
 
 from chestxray.cli.console import Console
+from chestxray.data.objects import ENDPOINT_VARIABLE
 from chestxray.errors import BundleInvalid
 
 BUNDLE_VARIABLE: Final = "CHESTXRAY_BUNDLE"
@@ -79,3 +81,20 @@ def workers_option(command: Command) -> Command:
     return click.option(
         "--workers", type=click.IntRange(1, 1024), default=None, help="Processes that read films. [default: one a core]"
     )(command)
+
+
+def endpoint_option(command: Command) -> Command:
+    """Add --endpoint-url, which is handed on in the environment: worker processes inherit it."""
+    return click.option(
+        "--endpoint-url",
+        metavar="URL",
+        default=None,
+        expose_value=False,
+        callback=_use_endpoint,
+        help="The S3 store that s3:// films lie in, where it is not Amazon's.",
+    )(command)
+
+
+def _use_endpoint(_ctx: click.Context, _param: click.Parameter, given: str | None) -> None:
+    if given:
+        os.environ[ENDPOINT_VARIABLE] = given

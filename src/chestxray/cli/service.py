@@ -10,7 +10,8 @@ import click
 
 from chestxray.cli.console import Console, plain
 from chestxray.cli.data import distribution_text, sides_text
-from chestxray.cli.model import assessment_text, bundle_text, command_line, epoch_sayer, recipe_of, recipe_options
+from chestxray.cli.judge import assessment_text, command_line
+from chestxray.cli.model import bundle_text, epoch_sayer, recipe_of, recipe_options
 from chestxray.cli.options import (
     BUNDLE_OF_A_RUN,
     BUNDLE_VARIABLE,

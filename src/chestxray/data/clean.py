@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chestxray.data.films import name_of, read_film
+import numpy as np
+
+from chestxray.data.films import name_of, read_film, stamp_of
+from chestxray.data.near import near_pairs
 from chestxray.data.parallel import Progress, map_in_order, no_progress
+from chestxray.data.seen import Seen
 from chestxray.errors import FilmError, TruncatedFilm
 from chestxray.images.decode import decode
 from chestxray.images.quality import objection_to, perceptual_hash
@@ -20,15 +24,49 @@ from chestxray.schema import Film, Label, Split, Verdict
 ANALYSIS_SIZE = (256, 256)  # pixels; a large JPEG is decoded no finer than twice this to be judged
 
 
-def clean(films: Sequence[Film], on_progress: Progress = no_progress, workers: int | None = None) -> tuple[Film, ...]:
+def clean(
+    films: Sequence[Film],
+    on_progress: Progress = no_progress,
+    workers: int | None = None,
+    *,
+    seen: Path | None = None,
+) -> tuple[Film, ...]:
     """Open every film and give it a verdict; the order stays.
 
-    A film whose bytes occur twice on one side of the split keeps its first row and has the others marked as
-    duplicates; with two labels, all its rows are marked as conflicting. The same bytes on two sides of a
-    given split are left for the split's leakage check, which stops the run.
+    A film whose bytes occur twice on one side of the split, or nearly the same picture (``data.near``), keeps
+    its first row and has the others marked as duplicates; with two labels, all its rows are marked as
+    conflicting. The same film on two sides of a given split is left for the split's leakage check, which stops
+    the run.
+
+    Args:
+        films: rows of a manifest.
+        on_progress: called with (done, total).
+        workers: processes; by default one a core.
+        seen: a file that keeps what was found; films that it knows and that did not change are not opened.
     """
-    examined = tuple(map_in_order(examine, films, on_progress, workers))
-    return _compared(examined)
+    if seen is None:
+        return _compared(tuple(map_in_order(examine, films, on_progress, workers)))
+    with Seen.open(seen) as known:
+        return _compared(_examined(films, known, on_progress, workers))
+
+
+def _examined(films: Sequence[Film], known: Seen, on_progress: Progress, workers: int | None) -> tuple[Film, ...]:
+    """Every film as it was found before, or examined now. Stamps are taken first: a later change shows."""
+    stamps = [stamp_of(film) for film in films]
+    found = [known.of(film, stamp) for film, stamp in zip(films, stamps, strict=True)]
+    fresh = [film for film, finding in zip(films, found, strict=True) if finding is None]
+    reused = len(films) - len(fresh)
+    examined = map_in_order(examine, fresh, lambda done, _: on_progress(reused + done, len(films)), workers)
+    out = []
+    for finding, stamp in zip(found, stamps, strict=True):
+        if finding is None:
+            film = next(examined)
+            known.add(film, stamp)
+            out.append(film)
+        else:
+            out.append(finding)
+    next(examined, None)  # lets the last progress be told
+    return tuple(out)
 
 
 def examine(film: Film) -> Film:
@@ -51,7 +89,9 @@ def examine(film: Film) -> Film:
         height=radiograph.height,
         channels=radiograph.channels,
         bit_depth=radiograph.bit_depth,
+        patient_id=film.patient_id or radiograph.patient_id,
         perceptual_hash=perceptual_hash(radiograph.pixels),
+        mean_level=round(float(radiograph.pixels.mean()) / np.iinfo(radiograph.pixels.dtype).max, 4),
         verdict=objection.verdict if objection else Verdict.ACCEPTED,
         reason=objection.reason if objection else "",
     )
@@ -62,7 +102,11 @@ def _with(film: Film, **changes: Any) -> Film:
 
 
 def _compared(films: Sequence[Film]) -> tuple[Film, ...]:
-    """Mark films whose bytes occur more than once."""
+    """Mark films that occur more than once, by their bytes first and then by their pictures."""
+    return _without_look_alikes(_without_copies(films))
+
+
+def _without_copies(films: Sequence[Film]) -> list[Film]:
     labels: defaultdict[str, set[str]] = defaultdict(set)
     for film in films:
         if film.label and film.sha256:
@@ -79,6 +123,34 @@ def _compared(films: Sequence[Film]) -> tuple[Film, ...]:
         elif (original := first.setdefault((film.sha256, film.split), film.path)) != film.path:
             out.append(_with(film, verdict=Verdict.DUPLICATE, reason=f"the same bytes as {Path(original).name}"))
         else:
+            out.append(film)
+    return out
+
+
+def _without_look_alikes(films: Sequence[Film]) -> tuple[Film, ...]:
+    """Mark accepted films that look like another one: of the other label, or an earlier one of the same side."""
+    showing: defaultdict[str, list[Film]] = defaultdict(list)
+    for film in films:
+        if film.is_accepted:
+            showing[film.perceptual_hash].append(film)
+    alike: defaultdict[str, list[str]] = defaultdict(list)
+    for one, other in near_pairs(showing):
+        alike[one].append(other)
+        alike[other].append(one)
+    kept: set[str] = set()
+    out = []
+    for film in films:
+        others = [other for hash_ in (film.perceptual_hash, *alike[film.perceptual_hash]) for other in showing[hash_]]
+        if not film.is_accepted or len(others) == 1:
+            out.append(film)
+        elif against := [other for other in others if other.label and film.label and other.label != film.label]:
+            reason = f"nearly the same film as {name_of(against[0])}, which has the other label"
+            out.append(_with(film, verdict=Verdict.CONFLICTING, reason=reason))
+        elif earlier := [other for other in others if other.path in kept and other.split == film.split]:
+            reason = f"nearly the same film as {name_of(earlier[0])}"
+            out.append(_with(film, verdict=Verdict.NEAR_DUPLICATE, reason=reason))
+        else:
+            kept.add(film.path)
             out.append(film)
     return tuple(out)
 

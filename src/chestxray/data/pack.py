@@ -8,7 +8,7 @@ pack.json      PackInfo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,23 @@ import numpy.typing as npt
 
 from chestxray.data.films import read_film
 from chestxray.data.parallel import Progress, map_in_order, no_progress
+from chestxray.data.reuse import (
+    IMAGES,
+    KEPT_EVERY,
+    MANIFEST,
+    PROGRESS,
+    Planes,
+    clear_left_behind,
+    decoder,
+    known_planes,
+    note_progress,
+)
 from chestxray.data.split import refuse_leakage
 from chestxray.errors import DataError, FilmError, PackInvalid
 from chestxray.files import folder_written_whole
 from chestxray.images.preprocess import Plane, preprocess
 from chestxray.schema import Film, PackInfo, Preprocessing, Resize, Split, fingerprint, read_manifest, write_manifest
 
-IMAGES: Final = "images.npy"
-MANIFEST: Final = "manifest.csv"
 DESCRIPTION: Final = "pack.json"
 
 DEFAULT_SIZE: Final = (112, 160)  # height and width of the original network's input, in pixels
@@ -82,8 +91,12 @@ def write_pack(
     resize: Resize = Resize.SQUEEZE,
     on_progress: Progress = no_progress,
     workers: int | None = None,
+    leakage_allowed: str = "",
 ) -> PackInfo:
     """Decode every accepted film that has a side, once, and compute the training films' statistics.
+
+    Where ``out`` holds a pack of the same size and policy already, or a run on its way there was killed, films
+    of the same SHA-256 are copied from it and not opened.
 
     Args:
         films: rows of a split manifest.
@@ -92,6 +105,7 @@ def write_pack(
         resize: how films of another shape get there.
         on_progress: called with (done, total).
         workers: processes; by default one a core.
+        leakage_allowed: why sides that leak are to be packed all the same; kept in the description.
 
     Raises:
         Leakage: the sides share a patient or a film.
@@ -102,20 +116,50 @@ def write_pack(
         raise PackInvalid(
             'no accepted film stands on the train side. Run "chestxray clean" and "chestxray split" first'
         )
-    refuse_leakage(rows)
+    refuse_leakage(rows, allowed=leakage_allowed)
     height, width = size
     with folder_written_whole(out, marker=DESCRIPTION) as beside:
         images = np.lib.format.open_memmap(beside / IMAGES, mode="w+", dtype=np.uint8, shape=(len(rows), height, width))
-        decode_one = partial(_plane, height=height, width=width, resize=resize)
-        for index, plane in enumerate(map_in_order(decode_one, rows, on_progress, workers)):
-            images[index] = plane
+        write_manifest(rows, beside / MANIFEST)
+        known = known_planes(out, size, resize, DESCRIPTION)
+        for index, plane in enumerate(_planes(rows, known, size, resize, on_progress, workers), start=1):
+            images[index - 1] = plane
+            if index % KEPT_EVERY == 0:
+                images.flush()
+                note_progress(beside, size, resize, index)
         training = np.flatnonzero([film.split == Split.TRAIN for film in rows])
         mean, std = population_statistics(images, training)
         images.flush()
-        info = PackInfo(len(rows), Preprocessing(height, width, resize, mean, std), fingerprint(rows))
-        write_manifest(rows, beside / MANIFEST)
+        info = PackInfo(
+            len(rows),
+            Preprocessing(height, width, resize, mean, std),
+            fingerprint(rows),
+            leakage_allowed=leakage_allowed,
+            decoder=decoder(),
+        )
+        (beside / PROGRESS).unlink(missing_ok=True)
         (beside / DESCRIPTION).write_text(info.to_json(), encoding="utf-8")
+    clear_left_behind(out)
     return info
+
+
+def _planes(
+    rows: Sequence[Film],
+    known: Planes,
+    size: tuple[int, int],
+    resize: Resize,
+    on_progress: Progress,
+    workers: int | None,
+) -> Iterator[Plane]:
+    """Every film's plane in order: copied where it is known, decoded where it is not."""
+    fresh = [film for film in rows if known.of(film) is None]
+    copied = len(rows) - len(fresh)
+    decode_one = partial(_plane, height=size[0], width=size[1], resize=resize)
+    decoded = map_in_order(decode_one, fresh, lambda done, _: on_progress(copied + done, len(rows)), workers)
+    for film in rows:
+        plane = known.of(film)
+        yield next(decoded) if plane is None else plane
+    next(decoded, None)  # lets the last progress be told
 
 
 def population_statistics(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.intp]) -> tuple[float, float]:

@@ -1,23 +1,35 @@
-"""Films to sides, patient by patient; and the gate that stops a run on leakage."""
+"""Films to sides, patient by patient; and the gate that stops a run on leakage.
+
+Two keys for one patient, on purpose. The published counters (``data.names``) may or may not name the same
+people, so the bare number is the key where sides are drawn: nobody stands on two sides, whatever the counters
+mean. Where a given split is accused, the key is the number with its counter's name: an accusation has to be
+right. ``shared_patients`` gives both counts.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from typing import Final
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any, Final
 
 from chestxray.data.films import name_of
 from chestxray.data.names import patient_group
+from chestxray.data.near import near_pairs
 from chestxray.errors import Leakage, SourceInvalid
+from chestxray.files import write_atomically
 from chestxray.schema import Film, Label, Split
 
 # A given validation side is kept where it holds at least this share of the films outside the test side.
 # The 16 films of the published set (0.3%) are too few to choose anything on, so they are drawn anew.
 MIN_VALIDATION: Final = 0.05
+Pairs = Sequence[tuple[str, str]]  # of perceptual hashes that are nearly the same
+
 NAMED_PAIRS: Final = 5  # leaking pairs that an error lists before it counts the rest
 
 
@@ -40,12 +52,19 @@ class SplitSettings:
             raise ValueError("the shares for validation and test must lie between 0 and 1")
 
 
-def split(films: Sequence[Film], settings: SplitSettings = SplitSettings()) -> tuple[Film, ...]:
+def split(
+    films: Sequence[Film], settings: SplitSettings = SplitSettings(), *, leakage_allowed: str = ""
+) -> tuple[Film, ...]:
     """Give every accepted, labelled film a side; the others get none. The order stays.
 
     A given test side is respected. A given validation side is respected where it is large enough. What has
     to be drawn is drawn by patient (by the generous key of ``data.names``) and by class; films with the same
-    bytes stay together.
+    bytes, and films that are nearly the same (``data.near``), stay together.
+
+    Args:
+        films: rows of a cleaned manifest.
+        settings: shares and seed.
+        leakage_allowed: why a leaking given split is to be used all the same; empty stops the run.
 
     Raises:
         Leakage: the given sides share a patient or a film.
@@ -54,22 +73,25 @@ def split(films: Sequence[Film], settings: SplitSettings = SplitSettings()) -> t
     usable = [film for film in films if film.is_accepted and film.label]
     if not _validation_is_large_enough(usable):
         usable = [dataclasses.replace(film, split=_unless_validation(film.split)) for film in usable]
-    refuse_leakage(usable)
+    refuse_leakage(usable, allowed=leakage_allowed)
     side_of = {film.path: film.split or Split.TRAIN.value for film in usable}
+    alike = near_pairs(film.perceptual_hash for film in usable)
     for side, share, seed in (
         (Split.TEST, settings.test, settings.seed),
         (Split.VAL, settings.validation, settings.seed + 1),
     ):
         if side not in side_of.values():
             pool = [film for film in usable if side_of[film.path] == Split.TRAIN]
-            _draw(pool, side_of, side, share, seed)
+            _draw(pool, alike, side_of, side, share, seed)
     out = tuple(dataclasses.replace(film, split=side_of.get(film.path, "")) for film in films)
-    refuse_leakage(out)
+    refuse_leakage(out, allowed=leakage_allowed)
     return out
 
 
-def refuse_leakage(films: Iterable[Film]) -> None:
-    """Stop where two sides share something. Raises: Leakage, naming the pairs."""
+def refuse_leakage(films: Iterable[Film], *, allowed: str = "") -> None:
+    """Stop where two sides share something, unless a reason allows it. Raises: Leakage, naming the pairs."""
+    if allowed:
+        return
     found = leaks(films)
     if not found:
         return
@@ -94,21 +116,95 @@ class Leak:
 
 
 def leaks(films: Iterable[Film]) -> list[Leak]:
-    """Every patient (by the full id) and every file (by its bytes) that stands on two sides."""
+    """Every patient (by the full id), file (by its bytes) and picture (nearly the same) on two sides.
+
+    Pictures are compared where ``clean`` accepted both films: two blank films are no leak.
+    """
     holders: defaultdict[tuple[str, str], dict[str, Film]] = defaultdict(dict)
+    pictures: defaultdict[str, dict[str, Film]] = defaultdict(dict)
     for film in films:
         if not film.split:
             continue
         for kind, key in (("patient", film.patient_id), ("identical film", film.sha256)):
             if key:
                 holders[kind, key].setdefault(film.split, film)
+        if film.is_accepted:
+            pictures[film.perceptual_hash].setdefault(film.split, film)
     found = []
     for (kind, key), sides in holders.items():
         name = f"{kind} {key}" if kind == "patient" else f"{kind} {key[:12]}"
-        in_order = [sides[side] for side in Split if side in sides]
-        for one, other in combinations(in_order, 2):
-            found.append(Leak(name, *(f"{film.split}/{name_of(film)}" for film in (one, other))))
-    return found
+        found += [_leak(name, one, other) for one, other in combinations(_in_order(sides), 2)]
+    return found + _leaking_pictures(pictures)
+
+
+def _leaking_pictures(pictures: Mapping[str, dict[str, Film]]) -> list[Leak]:
+    """Films on two sides that are nearly the same; those with the same bytes are named elsewhere."""
+    alike = [pair for hash_, sides in pictures.items() if hash_ for pair in combinations(_in_order(sides), 2)]
+    if len({side for sides in pictures.values() for side in sides}) > 1:
+        for one, other in near_pairs(pictures):
+            alike += product(_in_order(pictures[one]), _in_order(pictures[other]))
+    return [
+        _leak("nearly the same film", one, other)
+        for one, other in alike
+        if one.split != other.split and not one.sha256 == other.sha256 != ""
+    ]
+
+
+def _in_order(sides: Mapping[str, Film]) -> list[Film]:
+    return [sides[side] for side in Split if side in sides]
+
+
+def _leak(what: str, one: Film, other: Film) -> Leak:
+    pair = sorted((one, other), key=lambda film: list(Split).index(Split(film.split)))
+    return Leak(what, *(f"{film.split}/{name_of(film)}" for film in pair))
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPatients:
+    """Patients on a given test side who are on another side too, by either key.
+
+    Attributes:
+        by_number: by the bare number, which merges the published counters: the most there can be.
+        by_full_key: by the number with its counter's name: those that the split is accused of.
+    """
+
+    by_number: int
+    by_full_key: int
+
+
+def shared_patients(films: Iterable[Film]) -> SharedPatients | None:
+    """Count them both ways; None where no film has the test side."""
+    test: set[str] = set()
+    others: set[str] = set()
+    given = False
+    for film in films:
+        given = given or film.split == Split.TEST
+        if film.split and film.patient_id:
+            (test if film.split == Split.TEST else others).add(film.patient_id)
+    if not given:
+        return None
+    numbers = {patient_group(patient) for patient in test} & {patient_group(patient) for patient in others}
+    return SharedPatients(by_number=len(numbers), by_full_key=len(test & others))
+
+
+# --------------------------------------------------------------------------- what goes beside the manifest
+
+
+def write_allowance(manifest: Path, document: Mapping[str, Any], reason: str) -> None:
+    """Write what is known of a split beside its manifest, as JSON, with the reason that allows its leakage."""
+    text = json.dumps({**document, "leakage_allowed": reason}, indent=2)
+    write_atomically(manifest.with_suffix(".json"), text.encode())
+
+
+def read_allowance(manifest: Path) -> str:
+    """Why the sides of that manifest may leak; empty where nothing beside it says so, and the gate stands."""
+    if manifest.suffix.lower() != ".csv":
+        return ""
+    try:
+        document = json.loads(manifest.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(document.get("leakage_allowed", "")) if isinstance(document, dict) else ""
 
 
 def _validation_is_large_enough(usable: Sequence[Film]) -> bool:
@@ -120,10 +216,10 @@ def _unless_validation(side: str) -> str:
     return "" if side == Split.VAL else side
 
 
-def _draw(films: Sequence[Film], side_of: dict[str, str], side: Split, share: float, seed: int) -> None:
+def _draw(films: Sequence[Film], alike: Pairs, side_of: dict[str, str], side: Split, share: float, seed: int) -> None:
     """Move whole groups, class by class, until the side holds its share of each class."""
     strata: defaultdict[str, list[list[Film]]] = defaultdict(list)
-    for group in _groups(films):
+    for group in _groups(films, alike):
         majority = Counter(film.label for film in group).most_common(1)[0][0]
         strata[majority].append(group)
     for label in Label:
@@ -144,8 +240,8 @@ def _draw(films: Sequence[Film], side_of: dict[str, str], side: Split, share: fl
                 side_of[film.path] = side.value
 
 
-def _groups(films: Sequence[Film]) -> list[list[Film]]:
-    """Films that must stay together: one patient's, and those with the same bytes; in order of first path."""
+def _groups(films: Sequence[Film], alike: Pairs) -> list[list[Film]]:
+    """Films that must stay together: one patient's, and those that are the same or nearly so; in order of path."""
     leader: dict[str, str] = {}
 
     def find(key: str) -> str:
@@ -159,6 +255,10 @@ def _groups(films: Sequence[Film]) -> list[list[Film]]:
             leader[find(f"patient {patient_group(film.patient_id)}")] = find(film.path)
         if film.sha256:
             leader[find(f"bytes {film.sha256}")] = find(film.path)
+        if film.perceptual_hash:
+            leader[find(f"picture {film.perceptual_hash}")] = find(film.path)
+    for one, other in alike:
+        leader[find(f"picture {one}")] = find(f"picture {other}")
     groups: defaultdict[str, list[Film]] = defaultdict(list)
     for film in sorted(films, key=lambda film: film.path):
         groups[find(film.path)].append(film)

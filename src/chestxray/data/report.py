@@ -1,0 +1,210 @@
+"""A cleaned manifest as a page that a person reads before anything is trained.
+
+index.html    everything on one page; no network, opens from disk, prints
+data.json     the same numbers for machines
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from chestxray.data.clean import Distribution, describe
+from chestxray.data.films import name_of, read_film
+from chestxray.data.near import near_pairs
+from chestxray.errors import FilmError, MissingExtra
+from chestxray.files import folder_written_whole
+from chestxray.images.decode import decode
+from chestxray.images.preprocess import resample
+from chestxray.schema import NOTICE, Film, Label, Resize, Verdict
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+MARKER: Final = "data.json"
+BINS: Final = 24  # of each histogram
+SHEET: Final = 24  # films on the contact sheet of a verdict
+PAIRS: Final = 12  # duplicates shown side by side
+THUMBNAIL: Final = 112  # pixels, height
+_QUALITY: Final = 80
+
+COPIES: Final = frozenset({Verdict.DUPLICATE, Verdict.NEAR_DUPLICATE, Verdict.CONFLICTING})
+
+# What a network may learn in place of the disease, since it says which camera or ward a film came from.
+SHORTCUTS: Final[dict[str, tuple[str, Callable[[Film], float]]]] = {
+    "width": ("Width, pixels", lambda film: film.width),
+    "height": ("Height, pixels", lambda film: film.height),
+    "aspect": ("Aspect ratio, width to height", lambda film: film.width / film.height),
+    "mean_level": ("Mean grey level, black 0 to white 1", lambda film: film.mean_level),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shortcut:
+    """How one property that has nothing to do with the lungs is spread over the classes.
+
+    Attributes:
+        auroc: with which the property alone tells the classes apart, whichever way it points: 0.5 to 1; None
+            where one class is missing.
+        edges: of the bins, BINS + 1.
+        shares: of the films of each label in each bin.
+    """
+
+    name: str
+    title: str
+    auroc: float | None
+    edges: tuple[float, ...]
+    shares: dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class DataReport:
+    """The numbers of the page.
+
+    Attributes:
+        distribution: as ``describe`` counts.
+        shortcuts: one a property.
+        films_a_patient: how many patients have so many accepted films, by number of films.
+    """
+
+    distribution: Distribution
+    shortcuts: tuple[Shortcut, ...]
+    films_a_patient: dict[int, int]
+
+
+def summarise(films: Sequence[Film]) -> DataReport:
+    """Count what the page shows; no film is opened."""
+    accepted = [film for film in films if film.is_accepted]
+    shortcuts = tuple(_shortcut(name, accepted) for name in SHORTCUTS if any(film.label for film in accepted))
+    patients = Counter(film.patient_id for film in accepted if film.patient_id)
+    return DataReport(describe(films), shortcuts, dict(sorted(Counter(patients.values()).items())))
+
+
+def write_data_report(films: Sequence[Film], folder: Path, title: str) -> DataReport:
+    """Write the folder, whole or not at all.
+
+    Args:
+        films: rows of a cleaned manifest; those on the contact sheets are opened.
+        folder: replaced where it is an earlier report of data; anything else there is left alone.
+        title: of the page.
+
+    Raises: OutputExists, MissingExtra.
+    """
+    report = summarise(films)
+    page = _environment().get_template("data_report.html.j2")
+    with folder_written_whole(folder, MARKER) as beside:
+        text = page.render(
+            title=title,
+            report=report,
+            d=report.distribution,
+            labels=[label.value for label in Label],
+            sheets=_sheets(films),
+            pairs=_pairs(films),
+            notice=NOTICE,
+        )
+        (beside / "index.html").write_text(text, encoding="utf-8")
+        (beside / MARKER).write_text(json.dumps(dataclasses.asdict(report), indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+# --------------------------------------------------------------------------- numbers
+
+
+def _shortcut(name: str, films: Sequence[Film]) -> Shortcut:
+    title, value_of = SHORTCUTS[name]
+    values = {label.value: np.array([value_of(film) for film in films if film.label == label]) for label in Label}
+    edges = np.histogram_bin_edges(np.concatenate(list(values.values())), BINS)
+    shares = {
+        label: tuple((np.histogram(of, edges)[0] / max(1, len(of))).round(4).tolist()) for label, of in values.items()
+    }
+    rounded = tuple(edges.round(4).tolist())
+    return Shortcut(name, title, _separation(values[Label.NORMAL], values[Label.PNEUMONIA]), rounded, shares)
+
+
+def _separation(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float | None:
+    """Area under the ROC curve of a value alone, turned to at least 0.5: Mann and Whitney's U by ranks."""
+    if not (len(one) and len(other)):
+        return None
+    ordered = np.sort(one)
+    below = np.searchsorted(ordered, other, "left").sum() + np.searchsorted(ordered, other, "right").sum()
+    area = float(below / (2 * len(one) * len(other)))
+    return round(max(area, 1 - area), 4)
+
+
+# --------------------------------------------------------------------------- pictures
+
+
+def _sheets(films: Sequence[Film]) -> list[dict[str, Any]]:
+    """A contact sheet a verdict: films spread evenly over the rows, each with its reason."""
+    by_verdict: defaultdict[str, list[Film]] = defaultdict(list)
+    for film in films:
+        by_verdict[film.verdict].append(film)
+    sheets = []
+    for verdict in Verdict:
+        rows = by_verdict[verdict.value]
+        shown = rows[:: -(-len(rows) // SHEET)] if rows else []
+        if rows:
+            name = verdict.value.replace("_", " ")
+            sheets.append({"verdict": name, "count": len(rows), "films": [_shown(film) for film in shown]})
+    return sheets
+
+
+def _pairs(films: Sequence[Film]) -> list[tuple[dict[str, str], dict[str, str]]]:
+    """The first films that are there more than once, each beside the one that it is a copy of."""
+    copies = [film for film in films if film.verdict in COPIES][:PAIRS]
+    alike: defaultdict[str, set[str]] = defaultdict(set)
+    for one, other in near_pairs(film.perceptual_hash for film in films if film.is_accepted or film.verdict in COPIES):
+        alike[one].add(other)
+        alike[other].add(one)
+    pairs = []
+    for copy in copies:
+        hashes = {copy.perceptual_hash} | alike[copy.perceptual_hash]
+        original = next((f for f in films if f.path != copy.path and f.perceptual_hash in hashes), None)
+        if original is not None:
+            pairs.append((_shown(original), _shown(copy)))
+    return pairs
+
+
+def _shown(film: Film) -> dict[str, str]:
+    """What the page says of a film, and its picture where it can be read."""
+    label = film.label or "unlabelled"
+    return {"name": name_of(film), "label": label, "reason": film.reason, "picture": _picture(film)}
+
+
+def _picture(film: Film) -> str:
+    try:
+        radiograph = decode(read_film(film), name_of(film), at_least=(THUMBNAIL, THUMBNAIL))
+    except (OSError, FilmError):
+        return ""
+    width = min(2 * THUMBNAIL, max(1, round(THUMBNAIL * radiograph.width / radiograph.height)))
+    plane = resample(radiograph.pixels, THUMBNAIL, width, Resize.SQUEEZE, radiograph.frame)
+    out = io.BytesIO()
+    Image.fromarray(plane).save(out, "JPEG", quality=_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def _environment() -> Environment:
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError as error:
+        raise MissingExtra("Writing a report", "report") from error
+    here = Path(__file__).parent
+    return Environment(
+        loader=FileSystemLoader([here, here.parent / "evaluation"]),  # the reports share one style sheet
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
