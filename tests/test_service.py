@@ -32,7 +32,8 @@ from chestxray.serving.problems import KINDS
 from chestxray.serving.security import HostRule, is_loopback
 from chestxray.serving.server import ALLOW_REMOTE, serve
 from chestxray.serving.upload import MEDIA_TYPES
-from drawing import encoded, gradient
+from dicoms import native
+from drawing import encoded, gradient, textured
 from live_service import running
 
 JPEG = {"Content-Type": "image/jpeg"}
@@ -100,6 +101,22 @@ def test_the_answer_names_the_film_the_model_and_the_notice(
 def test_a_png_is_answered_too(client: httpx.Client) -> None:
     response = client.post("/v1/predict", content=encoded(gradient()), headers={"Content-Type": "image/png"})
     assert response.status_code == 200
+
+
+def test_a_dicom_film_is_answered_as_its_pixels_are(client: httpx.Client, predictor: Predictor) -> None:
+    data = native(textured(3, 200, 240))
+    answer = client.post("/v1/predict", content=data, headers={"content-type": "application/octet-stream"})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["probability"] == pytest.approx(predictor.predict(data, "film").probability, abs=1e-5)
+
+
+def test_a_dicom_film_without_its_decoders_is_refused_with_the_remedy(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = native(textured(3, 200, 240))
+    monkeypatch.setitem(sys.modules, "pydicom", None)  # what an import of a missing package finds
+    answer = client.post("/v1/predict", content=data, headers={"content-type": "application/octet-stream"})
+    assert "chestxray[dicom]" in problem_of(answer, 415, "unsupported-format")["detail"]
 
 
 def test_each_operating_point_applies_its_own_threshold(

@@ -10,7 +10,15 @@ from typing import Final, NamedTuple
 
 from starlette.responses import Response
 
-from chestxray.errors import FilmError, FilmTooLarge, NotARadiograph, TruncatedFilm, UnreadableFilm, UnsupportedFormat
+from chestxray.errors import (
+    FilmError,
+    FilmTooLarge,
+    MissingExtra,
+    NotARadiograph,
+    TruncatedFilm,
+    UnreadableFilm,
+    UnsupportedFormat,
+)
 from chestxray.schema import NOTICE
 
 PROBLEM_JSON: Final = "application/problem+json"
@@ -77,13 +85,14 @@ KINDS: Final = (
     INTERNAL,
 )
 
-_OF_FILM_ERROR: Final[tuple[tuple[type[FilmError], Kind], ...]] = (  # the narrower class first
+_OF_ERROR: Final[tuple[tuple[type[FilmError | MissingExtra], Kind], ...]] = (  # the narrower class first
     (UnsupportedFormat, UNSUPPORTED_FORMAT),
     (FilmTooLarge, TOO_LARGE),
     (NotARadiograph, NOT_A_RADIOGRAPH),
     (TruncatedFilm, TRUNCATED),
     (UnreadableFilm, UNREADABLE),
     (FilmError, UNREADABLE),
+    (MissingExtra, UNSUPPORTED_FORMAT),  # DICOM, where its decoders are not installed
 )
 
 
@@ -114,9 +123,9 @@ class Refusal(Exception):
         self.headers = headers
 
 
-def refusal_of(error: FilmError) -> Refusal:
+def refusal_of(error: FilmError | MissingExtra) -> Refusal:
     """What a film that cannot be judged is answered with."""
-    kind = next(kind for cls, kind in _OF_FILM_ERROR if isinstance(error, cls))
+    kind = next(kind for cls, kind in _OF_ERROR if isinstance(error, cls))
     return Refusal(kind, str(error))
 
 

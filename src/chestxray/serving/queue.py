@@ -6,7 +6,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from chestxray.errors import FilmError
+from chestxray.errors import FilmError, MissingExtra
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Prediction
 from chestxray.serving.problems import OVERLOADED, Refusal, refusal_of
@@ -39,7 +39,7 @@ class PredictionQueue:
         try:
             judge = partial(self.predictor.predict, data, "this film", operating_point=operating_point, heatmap=heatmap)
             return await asyncio.get_running_loop().run_in_executor(self._pool, judge)
-        except FilmError as error:
+        except (FilmError, MissingExtra) as error:
             raise refusal_of(error) from error
         finally:
             self.inside -= 1
