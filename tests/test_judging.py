@@ -15,7 +15,7 @@ import yaml
 
 from chestxray.cli import main
 from chestxray.evaluation import card, summary
-from chestxray.evaluation.calibration import calibrated, choose_operating_points, fit_calibration
+from chestxray.evaluation.calibration import Calibration, calibrated, choose_operating_points, fit_calibration
 from chestxray.evaluation.comparison import ORIGINAL
 from chestxray.evaluation.scores import read_scores, write_scores
 from chestxray.inference.bundle import Bundle, write_bundle
@@ -211,7 +211,7 @@ def test_an_odd_name_stays_one_text_in_yaml_and_a_card_without_marks_gains_a_sec
     name = 'no: "x" # [1]'
     points = choose_operating_points(found.labels, calibrated(logits))
     metrics = summary.measured_where_chosen(
-        found.labels, logits, found.patients, 1.0, points, chosen_on=name, cautions=["Beware."]
+        found.labels, logits, found.patients, Calibration(1.0, 0.0), points, chosen_on=name, cautions=["Beware."]
     )
     text = card.amended("# Mine\n\nWritten by hand.\n", name, metrics, "balanced")
     front, body = text.removeprefix("---\n").split("\n---\n", 1)

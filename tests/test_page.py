@@ -342,7 +342,7 @@ def test_a_text_file_gets_a_clear_message(visit: Opener, text_file: Path, compla
     choose(page, text_file)
     assert wait_for_answer(page) == "failed"
     expect(page.locator("#because")).to_contain_text("This is not a film that can be read here")
-    expect(page.locator("#because")).to_contain_text("Not a JPEG or PNG file")
+    expect(page.locator("#because")).to_contain_text("Not a DICOM, JPEG, PNG or TIFF file")
     expect(page.locator("#retry")).to_be_hidden()
     expect(page.locator(".stage .unshowable")).to_be_visible()
     assert "415" in complaints.pop()
