@@ -18,7 +18,8 @@ from chestxray.evaluation.calibration import choose_operating_points
 from chestxray.evaluation.checklist import GUIDELINES
 from chestxray.evaluation.comparison import ORIGINAL, Rival
 from chestxray.evaluation.metrics import auroc
-from chestxray.evaluation.report import CohortStep, Provenance, decimal, percent, write_report
+from chestxray.evaluation.provenance import CohortStep, Provenance
+from chestxray.evaluation.report import decimal, percent, write_report
 from chestxray.evaluation.scores import ScoreTable
 from chestxray.schema import NOTICE, OperatingPoint
 from scored import scored

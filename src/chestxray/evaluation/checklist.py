@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from chestxray.evaluation.assessment import Assessment
-    from chestxray.evaluation.report import Provenance
+    from chestxray.evaluation.provenance import Provenance
 
 
 class Item(NamedTuple):

@@ -14,7 +14,6 @@ import dataclasses
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,8 +22,8 @@ from chestxray.evaluation.assessment import TERMS, Assessment
 from chestxray.evaluation.checklist import GUIDELINES, absent_from
 from chestxray.evaluation.figures import Drawing, drawings
 from chestxray.evaluation.intervals import Interval, Measure
+from chestxray.evaluation.provenance import Provenance
 from chestxray.files import folder_written_whole
-from chestxray.schema import INTENDED_USE, NOTICE
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -51,54 +50,6 @@ _CSV_COLUMNS: Final = (
     "operating_point", "name", "value", "low", "high", "level", "method",
     "films", "numerator", "patient_low", "patient_high", "note",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class CohortStep:
-    """One line of the way from the films collected to the films scored.
-
-    Attributes:
-        count: films left after this step, or taken out by it where ``removed``.
-    """
-
-    step: str
-    count: int
-    reason: str = ""
-    removed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """How the figures came about: all that somebody else needs to get them again.
-
-    Attributes:
-        title: of the report.
-        bundle, model_sha256: what was judged; the hash is empty for scores from elsewhere.
-        source, split: the films it was judged on.
-        judged_on: what operating points chosen on these films, or on some of them, name them, besides ``split``.
-        source_sha256: of the manifest or the table of scores; empty for a folder.
-        cohort: from collected to scored, in order; may be empty.
-        leakage: what was done to keep patients and films on one side of the split, in a sentence or two.
-        command: as it was typed.
-        versions: of the program and of the libraries behind the figures, by name.
-        created: date and time, from whoever calls; empty leaves it out.
-    """
-
-    title: str
-    bundle: str
-    model_sha256: str
-    source: str
-    split: str
-    cohort: tuple[CohortStep, ...] = ()
-    leakage: str = ""
-    command: str = ""
-    versions: Mapping[str, str] = field(default_factory=dict)
-    seed: int = 0
-    created: str = ""
-    judged_on: tuple[str, ...] = ()
-    source_sha256: str = ""
-    intended_use: str = INTENDED_USE
-    notice: str = NOTICE
 
 
 def write_report(

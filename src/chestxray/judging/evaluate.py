@@ -36,7 +36,8 @@ from chestxray.evaluation.calibration import (
     calibrated,
 )
 from chestxray.evaluation.comparison import ORIGINAL, Published, Rival
-from chestxray.evaluation.report import CohortStep, Provenance, write_report
+from chestxray.evaluation.provenance import CohortStep, Provenance
+from chestxray.evaluation.report import write_report
 from chestxray.evaluation.scores import COLUMNS, ScoreFile, ScoreTable, read_score_file
 from chestxray.files import sha256_of_file
 from chestxray.inference.batch import ScoredFilm, score_films, write_scores
