@@ -224,6 +224,21 @@ def test_wrong_usage_exits_2_and_a_problem_in_the_data_1(chestxray: Run, tmp_pat
         assert in_json.document["error"]["exit_status"] == status
 
 
+@pytest.mark.parametrize(
+    "arguments", [["train", "PACK", "--out", "t"], ["run", "--out", "r"], ["export", "RUN", "--out", "b"]]
+)
+def test_without_the_training_libraries_a_verb_names_the_extra(arguments: Sequence[str], tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from chestxray.cli import main; main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        'MissingExtra: This command needs an extra. Install it with: pip install "chestxray[train]"'
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def unknown_key(folder: Path) -> Path:
     path = folder / "recipe.toml"
     path.write_text("epoch = 3\n")

@@ -18,6 +18,15 @@ from chestxray.machine import cores
 EXTRAS: Final = {
     "report": {"matplotlib": "matplotlib", "jinja2": "jinja2"},
     "train": {"torch": "torch", "onnx": "onnx", "onnxscript": "onnxscript", "safetensors": "safetensors"},
+    "dicom": {
+        "pydicom": "pydicom",
+        "jpeg_ls": "pyjpegls",
+        "imagecodecs": "imagecodecs",
+        "pylibjpeg": "pylibjpeg",
+        "openjpeg": "pylibjpeg-openjpeg",
+    },
+    "aws": {"boto3": "boto3"},
+    "kaggle": {"kagglehub": "kagglehub"},
 }
 CORE: Final = ("numpy", "pillow", "onnxruntime", "fastapi", "uvicorn", "click")
 BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome")
@@ -55,6 +64,12 @@ def diagnose(bundle: Path) -> Diagnosis:
         ),
     ]
     return Diagnosis(tuple(checks))
+
+
+def extra_that_brings(module: str | None) -> str | None:
+    """The extra that installs a module of that name; None where no extra does."""
+    top = (module or "").split(".")[0]
+    return next((extra for extra, modules in EXTRAS.items() if top in modules), None)
 
 
 def _extra(name: str) -> Check:

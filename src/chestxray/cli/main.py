@@ -15,7 +15,7 @@ from chestxray.cli.data import clean, collect, pack, split
 from chestxray.cli.judge import calibrate, evaluate
 from chestxray.cli.model import batch, export, predict, train
 from chestxray.cli.service import doctor, run, serve
-from chestxray.errors import ChestXrayError
+from chestxray.errors import ChestXrayError, MissingExtra
 from chestxray.schema import NOTICE
 
 VERBS = (collect, clean, split, pack, train, evaluate, export, calibrate, predict, batch, serve, run, doctor)
@@ -79,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = _fail(error.exit_code, "UsageError", error.format_message(), arguments, error)
     except ChestXrayError as error:
         status = _fail(error.exit_status, type(error).__name__, str(error), arguments)
+    except ModuleNotFoundError as error:
+        status = _fail_for_want_of(error, arguments)
     except BrokenPipeError:  # whoever read our output has seen enough
         sys.stderr.close()
         status = 1
@@ -86,6 +88,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         about = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         status = _fail(1, type(error).__name__, about, arguments)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail_for_want_of(error: ModuleNotFoundError, arguments: Sequence[str]) -> int:
+    """A library that an extra brings is missing. Raises: the error itself, where no extra brings it."""
+    from chestxray.diagnosis import extra_that_brings
+
+    extra = extra_that_brings(error.name)
+    if extra is None:
+        raise error
+    missing = MissingExtra("This command", extra)
+    return _fail(missing.exit_status, type(missing).__name__, str(missing), arguments)
 
 
 def _fail(
