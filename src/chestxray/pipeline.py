@@ -162,7 +162,7 @@ def run(source: Path | None, out: Path, settings: RunSettings, narrator: Narrato
     with stage("export", "graph, weights, calibration, operating points, model card"):
         info = export_run(out / "training", out / "bundle")
     teller.exported(out / "bundle", info)
-    with stage("evaluate", "on the test side, once"):
+    with stage("evaluate", "on the test side"):
         assessment = judge_bundle(
             out / "bundle",
             films,
