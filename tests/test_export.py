@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +30,6 @@ from packs import HEIGHT, WIDTH, write_small_pack
 
 # Weak contrast and few epochs: the classes must overlap, or there is nothing to calibrate.
 RECIPE = Recipe(epochs=4, batch_size=8, learning_rate=3e-4, precision="float32", seed=2)
-FILMS = Path(os.environ.get("CHESTXRAY_DATA", "../shared/data"))
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +76,9 @@ def test_the_bundle_gives_the_logits_that_validation_saw(bundle: Bundle, run_fol
 
 
 @pytest.mark.real_films
-@pytest.mark.skipif(not (FILMS / "originals").is_dir(), reason=f"no films at {FILMS / 'originals'}")
-def test_at_full_size_real_films_answer_the_same_in_both(tmp_path: Path) -> None:
+def test_at_full_size_real_films_answer_the_same_in_both(real_films: Path, tmp_path: Path) -> None:
     """The graph of the network that ships, on films from 0.5 to 3.5 megapixels."""
-    paths = sorted((FILMS / "originals").glob("*/*.jp*g"))[::24]
+    paths = sorted((real_films / "originals").glob("*/*.jp*g"))[::24]
     planes = np.stack([preprocess(path.read_bytes(), path.name, 112, 160, Resize.SQUEEZE) for path in paths])
     assert len(planes) >= 5
     classifier = build("alexnet5", Preprocessing(112, 160, Resize.SQUEEZE, 0.482, 0.236), seed=4).eval()

@@ -17,9 +17,8 @@
     └── FilmError                 exit 1: one film, not the whole job
         ├── UnsupportedFormat     HTTP 415
         ├── FilmTooLarge          HTTP 413
-        ├── UnreadableFilm        HTTP 422
-        │   └── TruncatedFilm
-        └── NotARadiograph        HTTP 422
+        └── UnreadableFilm        HTTP 422
+            └── TruncatedFilm
 
 Each message names the file, the fact and the remedy. Exceptions of other libraries are translated
 where they arise, so whoever calls this package catches ``ChestXrayError`` and nothing else.
@@ -115,7 +114,3 @@ class UnreadableFilm(FilmError):
 
 class TruncatedFilm(UnreadableFilm):
     """The file ends before its picture does."""
-
-
-class NotARadiograph(FilmError):
-    """Readable, but not something that the model may judge: coloured, blank, too small."""

@@ -26,6 +26,11 @@ def write_atomically(path: Path, data: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
+def may_be_replaced(path: Path, marker: str) -> bool:
+    """Whether nothing stands at ``path``, or an empty folder, or one that holds the file ``marker``."""
+    return not path.exists() or (path.is_dir() and ((path / marker).is_file() or not any(path.iterdir())))
+
+
 @contextmanager
 def folder_written_whole(path: Path, marker: str) -> Iterator[Path]:
     """Give a folder beside ``path`` to fill; it takes the name ``path`` only if the block succeeds.
@@ -35,7 +40,7 @@ def folder_written_whole(path: Path, marker: str) -> Iterator[Path]:
 
     Raises: OutputExists, before anything is written, where something else stands there.
     """
-    if path.exists() and not (path.is_dir() and ((path / marker).is_file() or not any(path.iterdir()))):
+    if not may_be_replaced(path, marker):
         raise OutputExists(f"{path}: exists and is not a folder that this command wrote. Give another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = _beside(path)

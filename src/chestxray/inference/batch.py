@@ -29,10 +29,15 @@ BATCH: Final = 32  # films a forward pass; beyond that nothing is gained
 
 @dataclass(frozen=True, slots=True)
 class ScoredFilm:
-    """A row of the source with its answer."""
+    """A row of the source with its answer.
+
+    Attributes:
+        logit: of pneumonia, before calibration; None where the film was refused.
+    """
 
     film: Film
     prediction: Prediction
+    logit: float | None = None
 
 
 def score_films(
@@ -52,19 +57,19 @@ def score_films(
     prepared = map_in_order(read, films, on_progress, workers)
     rows = zip(films, prepared, strict=True)
     while batch := tuple(islice(rows, BATCH)):
-        probabilities = iter(_probabilities(predictor, [ready for _, ready in batch]))
+        evidence = iter(_evidence(predictor, [ready for _, ready in batch]))
         for film, ready in batch:
-            probability = next(probabilities) if ready.gate.accepted else None
-            yield ScoredFilm(film, predictor.answer(ready.sha256, point, ready.gate, probability))
+            logit, probability = next(evidence) if ready.gate.accepted else (None, None)
+            yield ScoredFilm(film, predictor.answer(ready.sha256, point, ready.gate, probability), logit)
 
 
-def _probabilities(predictor: Predictor, batch: Sequence[Prepared]) -> list[float]:
-    """Of the accepted films of a batch, in order."""
+def _evidence(predictor: Predictor, batch: Sequence[Prepared]) -> list[tuple[float, float]]:
+    """Logit and probability of the accepted films of a batch, in order."""
     planes = [ready.plane for ready in batch if ready.plane is not None]
     if not planes:
         return []
     logits, _ = predictor.logits(np.stack(planes))
-    return [float(probability) for probability in predictor.probabilities(logits)]
+    return list(zip(logits.tolist(), predictor.probabilities(logits).tolist(), strict=True))
 
 
 def _read(film: Film, preprocessing: Preprocessing) -> Prepared:

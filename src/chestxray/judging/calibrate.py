@@ -22,7 +22,6 @@ from chestxray.errors import DegenerateLabels, UsageError
 from chestxray.evaluation import card, summary
 from chestxray.evaluation.calibration import (
     GOALS,
-    MAX_TEMPERATURE,
     SCREENING_SENSITIVITY,
     calibrated,
     choose_operating_points,
@@ -120,17 +119,12 @@ def calibrate_bundle(
 def _logits(
     opened: Bundle, films: Sequence[Film], source: Path, narrator: Narrator, workers: int | None
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float64], tuple[str, ...]]:
-    """Labels, logits and patients of the films that the gate accepts.
-
-    The films are scored at the highest temperature there is, under which no probability is rounded to 0 or 1,
-    so that the logit can be taken back.
-    """
-    soft = Bundle(opened.folder, dataclasses.replace(opened.info, temperature=MAX_TEMPERATURE, bias=0.0))
+    """Labels, logits and patients of the films that the gate accepts. Raises: SourceInvalid, where there is none."""
     with narrator.progress("Judging") as move:
-        scored = tuple(score_films(Predictor(soft), films, on_progress=move, workers=workers))
+        scored = tuple(score_films(Predictor(opened), films, on_progress=move, workers=workers))
     table = score_table(scored, source)
-    odds = np.log(table.probabilities) - np.log1p(-table.probabilities)
-    return table.labels, MAX_TEMPERATURE * odds, table.patients
+    logits = np.array([row.logit for row in scored if row.logit is not None], dtype=np.float64)
+    return table.labels, logits, table.patients
 
 
 def _refuse_or_warn(labels: npt.NDArray[np.int8], chosen_on: str) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ from chestxray.errors import (
     FilmError,
     FilmTooLarge,
     MissingExtra,
-    NotARadiograph,
     TruncatedFilm,
     UnreadableFilm,
     UnsupportedFormat,
@@ -42,9 +41,6 @@ UNSUPPORTED_CONTENT: Final = Kind(
 TOO_LARGE: Final = Kind("film-too-large", 413, "The film is too large", "Export a smaller copy.")
 UNREADABLE: Final = Kind("unreadable-film", 422, "The film is damaged", "Copy or export it again.")
 TRUNCATED: Final = Kind("truncated-film", 422, "The film is cut short", "Copy it again; the file is incomplete.")
-NOT_A_RADIOGRAPH: Final = Kind(
-    "not-a-radiograph", 422, "Not something that the model may judge", "Send a plain frontal chest film."
-)
 EMPTY_BODY: Final = Kind("empty-body", 422, "The request has no body", "Send the bytes of one film as the body.")
 UNKNOWN_POINT: Final = Kind(
     "unknown-operating-point", 422, "No such operating point", "Use one of those that /v1/model lists."
@@ -71,7 +67,6 @@ KINDS: Final = (
     TOO_LARGE,
     UNREADABLE,
     TRUNCATED,
-    NOT_A_RADIOGRAPH,
     EMPTY_BODY,
     UNKNOWN_POINT,
     INVALID_REQUEST,
@@ -88,7 +83,6 @@ KINDS: Final = (
 _OF_ERROR: Final[tuple[tuple[type[FilmError | MissingExtra], Kind], ...]] = (  # the narrower class first
     (UnsupportedFormat, UNSUPPORTED_FORMAT),
     (FilmTooLarge, TOO_LARGE),
-    (NotARadiograph, NOT_A_RADIOGRAPH),
     (TruncatedFilm, TRUNCATED),
     (UnreadableFilm, UNREADABLE),
     (FilmError, UNREADABLE),

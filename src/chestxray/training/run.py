@@ -33,7 +33,7 @@ from chestxray import __version__
 from chestxray.data.pack import Pack
 from chestxray.data.parallel import Progress, no_progress
 from chestxray.errors import OutputExists, RunInvalid
-from chestxray.files import sha256_of_file, write_atomically
+from chestxray.files import may_be_replaced, sha256_of_file, write_atomically
 from chestxray.schema import Label, Preprocessing
 from chestxray.training.checkpoint import read_checked, write_weights
 from chestxray.training.curves import NAMES, draw_curves
@@ -203,7 +203,8 @@ def train_run(
     Raises: OutputExists: something else stands at ``out``; and what ``Pack.open`` and ``loop.train`` raise.
     """
     started = time.perf_counter()
-    _refuse_foreign(out)
+    if not may_be_replaced(out, DESCRIPTION):
+        raise OutputExists(f"{out}: exists and is not a run. Give another --out")
     pack = Pack.open(pack_folder)
     records: list[EpochRecord] = []
     for epoch in train(pack, recipe, device=device, on_progress=on_progress):
@@ -223,12 +224,6 @@ def train_run(
     )
     write_atomically(out / DESCRIPTION, info.to_json().encode())
     return RunSummary(out, info, tuple(records))
-
-
-def _refuse_foreign(out: Path) -> None:
-    """Raises: OutputExists, before any work, where something other than a run stands there."""
-    if out.exists() and not (out.is_dir() and ((out / DESCRIPTION).is_file() or not any(out.iterdir()))):
-        raise OutputExists(f"{out}: exists and is not a run. Give another --out")
 
 
 def _begin(out: Path, pack: Pack, recipe: Recipe, epoch: Epoch, device: str) -> None:
