@@ -31,10 +31,13 @@ from chestxray.files import sha256_of_file
 from chestxray.schema import Split, fingerprint
 from chestxray.training.augment import AUGMENTATIONS, augment
 from chestxray.training.checkpoint import hash_of, read_weights, write_weights
-from chestxray.training.loop import Epoch, epochs_of, learning_rate_at, optimiser_of, sides_of, train
+from chestxray.training.loop import Epoch, train
 from chestxray.training.networks import build
+from chestxray.training.optimiser import optimiser_of
 from chestxray.training.recipe import AUGMENTATION_LIMITS, Augmentation, Recipe, shipped_recipes
 from chestxray.training.run import DESCRIPTION, METRICS, RUN_FILES, RunInfo, ValidationTable, train_run
+from chestxray.training.schedule import epochs_of, learning_rate_at
+from chestxray.training.sides import sides_of
 from packs import small_pack, write_small_pack
 
 QUICK = Recipe(epochs=3, batch_size=8, learning_rate=1e-3, precision="float32", dropout=0.2)

@@ -37,7 +37,8 @@ from chestxray.files import may_be_replaced, sha256_of_file, write_atomically
 from chestxray.schema import Label, Preprocessing
 from chestxray.training.checkpoint import read_checked, write_weights
 from chestxray.training.curves import NAMES, draw_curves
-from chestxray.training.loop import Epoch, EpochRecord, device_of, train
+from chestxray.training.device import device_of
+from chestxray.training.loop import Epoch, EpochRecord, train
 from chestxray.training.recipe import Recipe
 
 RUN_VERSION: Final = 1

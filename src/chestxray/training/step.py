@@ -1,0 +1,85 @@
+"""One step of the optimiser, and all that it needs."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from chestxray.data.pack import Pack
+from chestxray.training.augment import augment
+from chestxray.training.averaging import MovingAverage
+from chestxray.training.device import device_of, has_native_bfloat16
+from chestxray.training.networks import CLASSES, Classifier, build
+from chestxray.training.optimiser import optimiser_of
+from chestxray.training.recipe import Recipe
+from chestxray.training.schedule import epochs_of, steps_of
+from chestxray.training.sides import Rows, Sides
+
+
+class Step(NamedTuple):
+    """What is trained, on what and with what."""
+
+    pack: Pack
+    recipe: Recipe
+    sides: Sides
+    labels: npt.NDArray[np.int64]
+    device: torch.device
+    reduced: bool  # whether convolutions and dense layers compute in bfloat16
+    classifier: Classifier
+    average: MovingAverage[Classifier]
+    optimiser: torch.optim.Optimizer
+    class_weights: Tensor | None
+
+    @classmethod
+    def prepared(cls, pack: Pack, recipe: Recipe, sides: Sides, labels: npt.NDArray[np.int64], wanted: str) -> Step:
+        """Fresh weights on the wanted device. Raises: RecipeInvalid."""
+        device = device_of(wanted)
+        classifier = build(recipe.network, pack.info.preprocessing, dropout=recipe.dropout, seed=recipe.seed)
+        classifier = classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        weights = None
+        if recipe.class_balance:
+            counts = np.bincount(labels[sides.training], minlength=CLASSES)
+            weights = torch.tensor(len(sides.training) / (CLASSES * counts), dtype=torch.float32, device=device)
+        reduced = {"float32": False, "bfloat16": True, "auto": has_native_bfloat16(device)}[recipe.precision]
+        films = len(sides.training)
+        steps = epochs_of(recipe, films) * steps_of(films, recipe.batch_size)
+        average = MovingAverage(classifier, round(recipe.average_weights * steps))
+        optimiser = optimiser_of(classifier, recipe)
+        return cls(pack, recipe, sides, labels, device, reduced, classifier, average, optimiser, weights)
+
+    def films(self, rows: Rows) -> Tensor:
+        """Grey levels of those rows, shape (n, 1, height, width), float, on the device."""
+        levels = torch.from_numpy(self.pack.images[rows][:, None])
+        return levels.to(self.device).float()
+
+    def scores(self, classifier: Classifier, films: Tensor, *, reduced: bool) -> Tensor:
+        """Class scores as float32."""
+        films = films.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=reduced):
+            scores: Tensor = classifier(films)
+        return scores.float()
+
+    def descend(self, batch: Rows, rate: float, generator: Generator) -> float:
+        """Take a step. Returns the loss before it; where that is not finite, nothing is changed."""
+        films = augment(self.films(batch), self.recipe.augmentation, generator)
+        loss = functional.cross_entropy(
+            self.scores(self.classifier, films, reduced=self.reduced),
+            torch.from_numpy(self.labels[batch]).to(self.device),
+            weight=self.class_weights,
+            label_smoothing=self.recipe.label_smoothing,
+        )
+        value = loss.item()
+        if math.isfinite(value):
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            self.optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimiser.step()
+            self.average.step()
+        return value
