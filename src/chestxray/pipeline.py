@@ -23,8 +23,8 @@ from chestxray.judging.evaluate import JudgingSettings, Narrator, judge_bundle
 from chestxray.schema import BundleInfo, Film, Split, read_manifest, write_manifest
 
 if TYPE_CHECKING:
-    from chestxray.training.loop import EpochRecord
     from chestxray.training.recipe import Recipe
+    from chestxray.training.record import EpochRecord
 
 
 # --------------------------------------------------------------------------- a source

@@ -26,8 +26,8 @@ from chestxray.errors import FilmError, SourceInvalid
 from chestxray.schema import NOTICE, BundleInfo, Prediction
 
 if TYPE_CHECKING:
-    from chestxray.training.loop import EpochRecord
     from chestxray.training.recipe import Recipe
+    from chestxray.training.record import EpochRecord
 
 RECIPE_OPTIONS: Final[tuple[tuple[str, type, str], ...]] = (
     ("--epochs", int, "Passes over the training films."),

@@ -25,6 +25,7 @@ class MovingAverage(Generic[Module]):
 
     Attributes:
         module: of the same kind, holding the averaged weights and the averaged statistics of batch normalisation.
+        steps: of the optimiser so far.
     """
 
     def __init__(self, trained: Module, window: int) -> None:
@@ -38,17 +39,17 @@ class MovingAverage(Generic[Module]):
         self.module = copy.deepcopy(trained).requires_grad_(requires_grad=False) if window else trained
         self._every = max(1, window // UPDATES)
         self._weight = min(1.0, self._every / window) if window else 1.0
-        self._steps = 0
+        self.steps = 0
 
     @torch.no_grad()
     def step(self) -> None:
         """Take notice of a step of the optimiser."""
-        self._steps += 1
-        if self.module is self._trained or self._steps % self._every:
+        self.steps += 1
+        if self.module is self._trained or self.steps % self._every:
             return
         averages, values = list(_tensors(self.module)), list(_tensors(self._trained))
         # Early on the average is of all steps so far, so that the random start does not linger.
-        weight = max(self._weight, self._every / self._steps)
+        weight = max(self._weight, self._every / self.steps)
         torch._foreach_lerp_(averages, values, weight)
 
 

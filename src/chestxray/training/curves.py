@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from chestxray.errors import MissingExtra
-from chestxray.training.loop import EpochRecord
+from chestxray.training.record import EpochRecord
 
 NAMES: Final = ("learning_curves.svg", "learning_curves.png")
 MANY: Final = 40  # epochs; with more, single points only blur the line

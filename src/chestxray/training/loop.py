@@ -1,10 +1,15 @@
-"""The training loop. It yields; whoever calls it prints, saves and stops."""
+"""The training loop. It yields; whoever calls it prints, saves and stops.
+
+Everything random comes from the recipe's seed, the number of the epoch and the number of the step in it. So a
+step does not depend on what else draws from torch's global generator, and a training that was stopped after
+any step goes on as if it had not been.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,40 +22,13 @@ from chestxray.errors import TrainingDiverged
 from chestxray.evaluation.metrics import Confusion, auroc
 from chestxray.training.checkpoint import snapshot
 from chestxray.training.recipe import Recipe
+from chestxray.training.record import EpochRecord, best_of
 from chestxray.training.schedule import epochs_of, learning_rate_at, steps_of
-from chestxray.training.sides import Sides, sides_of
+from chestxray.training.sides import Rows, Sides, sides_of
+from chestxray.training.state import State, state_of, take_up
 from chestxray.training.step import Step
+from chestxray.training.team import ALONE, Team
 from chestxray.training.validation import Floats, validate
-
-
-@dataclass(frozen=True, slots=True)
-class EpochRecord:
-    """What one epoch gave: one line of ``metrics.jsonl``.
-
-    Attributes:
-        epoch, epochs: counted from 1, and how many there will be.
-        training_loss: mean over the films as the recipe weighs, smooths and varies them, while training.
-        validation_loss: mean cross-entropy in nats, unweighted, so that recipes can be compared.
-        auroc: on the validation films.
-        sensitivity, specificity: on the validation films where log-odds of 0 and more are called pneumonia,
-            which is a probability of a half before calibration.
-        learning_rate: of the last step.
-        films_per_second: training alone, without validation.
-        seconds: training and validation.
-        is_best: no earlier epoch had a higher AUROC, or the same with a lower validation loss.
-    """
-
-    epoch: int
-    epochs: int
-    training_loss: float
-    validation_loss: float
-    auroc: float
-    sensitivity: float
-    specificity: float
-    learning_rate: float
-    films_per_second: float
-    seconds: float
-    is_best: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,67 +64,142 @@ def train(pack: Pack, recipe: Recipe, *, device: str = "auto", on_progress: Prog
         RecipeInvalid: the network or the device does not exist or does not fit.
         TrainingDiverged: later, where the loss is no longer finite.
     """
-    sides = sides_of(pack, recipe)
-    labels = labels_of(pack.films).astype(np.int64)
-    step = Step.prepared(pack, recipe, sides, labels, device)
-    best = (-math.inf, -math.inf)
-    epochs = epochs_of(recipe, len(sides.training))
-    for epoch in range(1, epochs + 1):
-        started = time.perf_counter()
-        training_loss, rate = _train_epoch(step, epoch, epochs, on_progress)
-        trained = time.perf_counter()
-        logits, validation_loss = validate(step)
+    yield from Training(pack, recipe, device=device).epochs(on_progress)
+
+
+def nothing_more() -> None:
+    """Do nothing after a step."""
+
+
+class Training:
+    """A training that can be looked at, and stopped, after any step.
+
+    Attributes:
+        step: what is trained, on what and with what.
+        records: of the epochs that ended.
+        epoch_count: how many there will be.
+        steps_an_epoch: of the optimiser.
+        steps_taken: of the epoch under way.
+    """
+
+    def __init__(self, pack: Pack, recipe: Recipe, *, device: str = "auto", team: Team = ALONE) -> None:
+        """Make everything ready. Raises: what ``train`` raises before the first epoch."""
+        sides = sides_of(pack, recipe)
+        labels = labels_of(pack.films).astype(np.int64)
+        self.step = Step.prepared(pack, recipe, sides, labels, device, team)
+        self.records: list[EpochRecord] = []
+        self.epoch_count = epochs_of(recipe, len(sides.training))
+        self.steps_an_epoch = steps_of(len(sides.training), recipe.batch_size)
+        self.steps_taken = 0
+        self._summed_loss = 0.0
+
+    @property
+    def all_steps_taken(self) -> int:
+        """Steps since the beginning."""
+        return len(self.records) * self.steps_an_epoch + self.steps_taken
+
+    def state(self) -> State:
+        """Everything that the rest of the training depends on, copied."""
+        return state_of(self.step, self.steps_taken, self._summed_loss, tuple(self.records))
+
+    def restore(self, state: State) -> None:
+        """Go back, or forward, to a state of the same pack and recipe. Raises: RunInvalid, where it does not fit."""
+        self.records = list(state.records)
+        self.steps_taken = state.steps_taken
+        self._summed_loss = state.summed_loss
+        take_up(self.step, state, self.all_steps_taken)
+
+    def epochs(
+        self, on_progress: Progress = no_progress, after_step: Callable[[], None] = nothing_more
+    ) -> Iterator[Epoch]:
+        """Train on to the end.
+
+        Args:
+            on_progress: called with (films done, films in all) after each step of an epoch.
+            after_step: called after each step; what it raises ends the training there.
+        """
+        while len(self.records) < self.epoch_count:
+            started = time.perf_counter()
+            before = self._films_done()
+            rate = self._train_epoch(on_progress, after_step)
+            trained = time.perf_counter()
+            films = len(self.step.sides.training)
+            logits, validation_loss = validate(self.step)
+            record = self._judged(logits, validation_loss, rate, (films - before) / (trained - started), started)
+            self.records.append(record)
+            self.steps_taken, self._summed_loss = 0, 0.0
+            yield Epoch(record, snapshot(self.step.average.module), logits, self.step.sides)
+
+    def _train_epoch(self, on_progress: Progress, after_step: Callable[[], None]) -> float:
+        """The steps of this epoch that were not taken yet. Returns the last learning rate."""
+        recipe, rows, device = self.step.recipe, self.step.sides.training, self.step.device
+        epoch = len(self.records) + 1
+        batches = _batches(recipe.seed, epoch, rows, self.steps_an_epoch)
+        generator = torch.Generator(device)
+        self.step.classifier.train()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            for index, batch in enumerate(batches[self.steps_taken :], start=self.steps_taken):
+                generator.manual_seed(seed_of(recipe.seed, epoch, index, "augmentation"))
+                torch.manual_seed(seed_of(recipe.seed, epoch, index, "dropout"))
+                rate = self._rate_of(epoch, index)
+                loss = self.step.descend(batch, rate, generator)
+                if not math.isfinite(loss):
+                    raise self._diverged(epoch, index, batch, loss, rate)
+                self._summed_loss += loss * len(batch)
+                self.steps_taken += 1
+                on_progress(self._films_done(), len(rows))
+                after_step()
+        return self._rate_of(epoch, self.steps_an_epoch - 1)
+
+    def _films_done(self) -> int:
+        """Films of this epoch that were trained on."""
+        films, steps = len(self.step.sides.training), self.steps_an_epoch
+        return self.steps_taken * (films // steps) + min(self.steps_taken, films % steps)  # as np.array_split cuts
+
+    def _rate_of(self, epoch: int, index: int) -> float:
+        steps = self.steps_an_epoch
+        return learning_rate_at(self.step.recipe, (epoch - 1) * steps + index, self.epoch_count * steps)
+
+    def _diverged(self, epoch: int, index: int, batch: Rows, loss: float, rate: float) -> TrainingDiverged:
+        films = ", ".join(self.step.pack.films[row].path for row in batch)
+        return TrainingDiverged(
+            f"epoch {epoch}, batch {index + 1} of {self.steps_an_epoch}: the loss is {loss}. "
+            f"Lower the learning rate (it was {rate:g}) or set precision to float32; "
+            f"if that does not help, look at the films of the batch: {films}"
+        )
+
+    def _judged(
+        self, logits: Floats, validation_loss: float, rate: float, films_per_second: float, started: float
+    ) -> EpochRecord:
+        epoch = len(self.records) + 1
         if not math.isfinite(validation_loss):
             raise TrainingDiverged(f"epoch {epoch}: the validation loss is {validation_loss}. Lower the learning rate")
-        truths = labels[sides.validation]
+        truths = self.step.labels[self.step.sides.validation]
         area = auroc(truths, logits)
         counts = Confusion.at(0.0, truths, logits)
-        record = EpochRecord(
+        best = best_of(self.records) if self.records else None
+        return EpochRecord(
             epoch=epoch,
-            epochs=epochs,
-            training_loss=training_loss,
+            epochs=self.epoch_count,
+            training_loss=self._summed_loss / len(self.step.sides.training),
             validation_loss=validation_loss,
             auroc=area,
             sensitivity=counts.sensitivity or 0.0,
             specificity=counts.specificity or 0.0,
             learning_rate=rate,
-            films_per_second=len(sides.training) / (trained - started),
+            films_per_second=films_per_second,
             seconds=time.perf_counter() - started,
-            is_best=(area, -validation_loss) > best,
+            is_best=best is None or (area, -validation_loss) > (best.auroc, -best.validation_loss),
         )
-        best = max(best, (area, -validation_loss))
-        yield Epoch(record, snapshot(step.average.module), logits, sides)
 
 
-def _train_epoch(step: Step, epoch: int, epochs: int, on_progress: Progress) -> tuple[float, float]:
-    """One pass over the training films. Returns the mean loss and the last learning rate.
-
-    Everything random comes from the recipe's seed and the number of the epoch, so an epoch does not depend
-    on what else draws from torch's global generator.
-    """
-    recipe, rows = step.recipe, step.sides.training
-    generator = torch.Generator(step.device).manual_seed(_seed(recipe.seed, epoch, "augmentation"))
-    order = np.random.default_rng(_seed(recipe.seed, epoch, "order")).permutation(rows)
-    per_epoch = steps_of(len(rows), recipe.batch_size)
-    total, done, rate = 0.0, 0, 0.0
-    step.classifier.train()
-    with torch.random.fork_rng(devices=[step.device] if step.device.type == "cuda" else []):
-        torch.manual_seed(_seed(recipe.seed, epoch, "dropout"))
-        for index, batch in enumerate(np.array_split(order, per_epoch)):
-            rate = learning_rate_at(recipe, (epoch - 1) * per_epoch + index, epochs * per_epoch)
-            loss = step.descend(np.sort(batch), rate, generator)
-            if not math.isfinite(loss):
-                raise TrainingDiverged(
-                    f"epoch {epoch}, batch {index + 1} of {per_epoch}: the loss is {loss}. "
-                    f"Lower the learning rate (it was {rate:g}) or set precision to float32"
-                )
-            total += loss * len(batch)
-            done += len(batch)
-            on_progress(done, len(rows))
-    return total / len(rows), rate
+def _batches(seed: int, epoch: int, rows: Rows, count: int) -> list[Rows]:
+    """The rows in the order of that epoch, cut into so many; within a batch they ascend, as the disk likes it."""
+    order = np.random.default_rng(seed_of(seed, epoch, 0, "order")).permutation(rows)
+    return [np.sort(batch) for batch in np.array_split(order, count)]
 
 
-def _seed(seed: int, epoch: int, purpose: str) -> int:
-    """Independent numbers for each epoch and purpose: 0 to 2**63 - 1."""
-    words = np.random.SeedSequence([seed, epoch, *purpose.encode()]).generate_state(1, np.uint64)
+def seed_of(seed: int, epoch: int, step: int, purpose: str) -> int:
+    """Independent numbers for each epoch, step and purpose: 0 to 2**63 - 1."""
+    words = np.random.SeedSequence([seed, epoch, step, *purpose.encode()]).generate_state(1, np.uint64)
     return int(words[0]) >> 1

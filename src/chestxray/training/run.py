@@ -20,7 +20,7 @@ import io
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -38,8 +38,9 @@ from chestxray.schema import Label, Preprocessing
 from chestxray.training.checkpoint import read_checked, write_weights
 from chestxray.training.curves import NAMES, draw_curves
 from chestxray.training.device import device_of
-from chestxray.training.loop import Epoch, EpochRecord, train
+from chestxray.training.loop import Epoch, train
 from chestxray.training.recipe import Recipe
+from chestxray.training.record import EpochRecord, best_of
 
 RUN_VERSION: Final = 1
 
@@ -170,11 +171,6 @@ class ValidationTable:
             )
         except (ValueError, KeyError) as error:
             raise RunInvalid(f"{path}: not a table of validation films ({error!r}). Train again") from error
-
-
-def best_of(records: Sequence[EpochRecord]) -> EpochRecord:
-    """The epoch whose weights are kept. The first epoch is always the best so far, so there is one."""
-    return [record for record in records if record.is_best][-1]
 
 
 def no_report(record: EpochRecord) -> None:

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from chestxray.data.pack import Pack
+from chestxray.errors import RecipeInvalid
 from chestxray.training.augment import augment
 from chestxray.training.averaging import MovingAverage
 from chestxray.training.device import device_of, has_native_bfloat16
@@ -19,7 +20,9 @@ from chestxray.training.networks import CLASSES, Classifier, build
 from chestxray.training.optimiser import optimiser_of
 from chestxray.training.recipe import Recipe
 from chestxray.training.schedule import epochs_of, steps_of
+from chestxray.training.shared_norm import share_statistics
 from chestxray.training.sides import Rows, Sides
+from chestxray.training.team import Team
 
 
 class Step(NamedTuple):
@@ -35,9 +38,12 @@ class Step(NamedTuple):
     average: MovingAverage[Classifier]
     optimiser: torch.optim.Optimizer
     class_weights: Tensor | None
+    team: Team
 
     @classmethod
-    def prepared(cls, pack: Pack, recipe: Recipe, sides: Sides, labels: npt.NDArray[np.int64], wanted: str) -> Step:
+    def prepared(
+        cls, pack: Pack, recipe: Recipe, sides: Sides, labels: npt.NDArray[np.int64], wanted: str, team: Team
+    ) -> Step:
         """Fresh weights on the wanted device. Raises: RecipeInvalid."""
         device = device_of(wanted)
         classifier = build(recipe.network, pack.info.preprocessing, dropout=recipe.dropout, seed=recipe.seed)
@@ -51,12 +57,17 @@ class Step(NamedTuple):
         steps = epochs_of(recipe, films) * steps_of(films, recipe.batch_size)
         average = MovingAverage(classifier, round(recipe.average_weights * steps))
         optimiser = optimiser_of(classifier, recipe)
-        return cls(pack, recipe, sides, labels, device, reduced, classifier, average, optimiser, weights)
+        if team.size > 1:
+            _refuse_too_many(team, recipe, films)
+            share_statistics(classifier)
+        return cls(pack, recipe, sides, labels, device, reduced, classifier, average, optimiser, weights, team)
 
     def films(self, rows: Rows) -> Tensor:
         """Grey levels of those rows, shape (n, 1, height, width), float, on the device."""
         levels = torch.from_numpy(self.pack.images[rows][:, None])
-        return levels.to(self.device).float()
+        if self.device.type == "cuda":
+            levels = levels.pin_memory()  # so that the copy runs beside the computation
+        return levels.to(self.device, non_blocking=True).float()
 
     def scores(self, classifier: Classifier, films: Tensor, *, reduced: bool) -> Tensor:
         """Class scores as float32."""
@@ -68,8 +79,10 @@ class Step(NamedTuple):
     def descend(self, batch: Rows, rate: float, generator: Generator) -> float:
         """Take a step. Returns the loss before it; where that is not finite, nothing is changed."""
         films = augment(self.films(batch), self.recipe.augmentation, generator)
+        with self.team.as_one(len(batch)):
+            own = self.scores(self.classifier, films[self.team.share_of(len(batch))], reduced=self.reduced)
         loss = functional.cross_entropy(
-            self.scores(self.classifier, films, reduced=self.reduced),
+            self.team.whole(own, len(batch)),
             torch.from_numpy(self.labels[batch]).to(self.device),
             weight=self.class_weights,
             label_smoothing=self.recipe.label_smoothing,
@@ -80,6 +93,15 @@ class Step(NamedTuple):
                 group["lr"] = rate
             self.optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            self.team.sum_gradients(self.classifier.parameters())
             self.optimiser.step()
             self.average.step()
         return value
+
+
+def _refuse_too_many(team: Team, recipe: Recipe, films: int) -> None:
+    smallest = films // steps_of(films, recipe.batch_size)
+    if smallest < team.size:
+        raise RecipeInvalid(
+            f"{team.size} processes cannot share batches of {smallest} films. Start fewer, or raise batch_size"
+        )

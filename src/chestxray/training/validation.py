@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from chestxray.training.networks import log_odds
+from chestxray.training.networks import CLASSES, log_odds
 from chestxray.training.schedule import steps_of
 from chestxray.training.step import Step
 
@@ -27,7 +27,11 @@ def validate(step: Step) -> tuple[Floats, float]:
     rows = step.sides.validation
     judge = step.average.module.eval()
     with torch.inference_mode():
-        batches = np.array_split(rows, steps_of(len(rows), VALIDATION_BATCH))
-        scores = torch.cat([step.scores(judge, step.films(batch), reduced=False) for batch in batches]).cpu()
+        batches = np.array_split(np.arange(len(rows)), steps_of(len(rows), VALIDATION_BATCH))
+        found = torch.zeros((len(rows), CLASSES), device=step.device)
+        # Whole batches to each process, so that a film meets the same company however many there are.
+        for batch in batches[step.team.rank :: step.team.size]:
+            found[batch] = step.scores(judge, step.films(rows[batch]), reduced=False)
+        scores = step.team.sum(found).cpu()
         loss = functional.cross_entropy(scores, torch.from_numpy(step.labels[rows])).item()
     return log_odds(scores).numpy(), loss

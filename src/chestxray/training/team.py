@@ -1,0 +1,157 @@
+"""Several processes that train as one, started by ``torchrun``.
+
+Each varies the whole batch, in the same way, and takes its share of it through the network. What a batch has
+in common is made common: the statistics of batch normalisation, the random numbers of dropout, the class
+scores (so the loss is that of the whole batch, whatever its form) and the gradients, which are summed. What
+remains between one process and several is the order in which numbers are added.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from chestxray.errors import RecipeInvalid
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """The processes of one training.
+
+    Attributes:
+        rank: this process, counted from 0; the first one writes the files.
+        size: how many there are.
+    """
+
+    rank: int
+    size: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the files and speaks."""
+        return self.rank == 0
+
+    def share_of(self, count: int) -> slice:
+        """This process's part of so many films: shares differ by one film at most."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def as_one(self, count: int) -> AbstractContextManager[object]:
+        """Within it, random numbers for this process's share are those that it has in the whole batch."""
+        return nullcontext() if self.size == 1 else _DrawnAsOne(count, self.share_of(count))
+
+    def whole(self, own: Tensor, count: int) -> Tensor:
+        """Rows of every process, in order, shape (count, ...); gradients reach this process's own alone.
+
+        Args:
+            own: shape (rows of ``share_of(count)``, ...).
+            count: rows of all processes.
+        """
+        if self.size == 1:
+            return own
+        share = self.share_of(count)
+        everyones = own.new_zeros((count, *own.shape[1:]))
+        everyones[share] = own.detach()
+        distributed.all_reduce(everyones)
+        return torch.cat([everyones[: share.start], own, everyones[share.stop :]])
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up what each process found; each then holds the same numbers."""
+        if self.size == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        together = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        distributed.all_reduce(together)
+        for gradient, summed in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):  # type: ignore[no-untyped-call]
+            gradient.copy_(summed.view_as(gradient))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over the processes, in place."""
+        if self.size > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def any(self, wanted: bool) -> bool:  # noqa: FBT001 - the one thing that is asked
+        """Whether any process says so."""
+        return wanted if self.size == 1 else bool(self.sum(_on_its_device(int(wanted))).item())
+
+    def told(self, words: bytes) -> bytes:
+        """What the first process says, in every process."""
+        if self.size == 1:
+            return words
+        length = _on_its_device(len(words))
+        distributed.broadcast(length, src=0)
+        spoken = torch.zeros(int(length.item()), dtype=torch.uint8, device=length.device)
+        if self.is_first:
+            spoken.copy_(torch.frombuffer(bytearray(words), dtype=torch.uint8))
+        distributed.broadcast(spoken, src=0)
+        return spoken.cpu().numpy().tobytes()
+
+
+ALONE: Final = Team(rank=0, size=1)
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks; known before the processes have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def assembled(device: str) -> Iterator[tuple[Team, str]]:
+    """The processes that ``torchrun`` started, and the device of this one; alone where it started none.
+
+    Raises: RecipeInvalid, where they cannot find each other.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE, device
+        return
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if on_gpu else device
+    if on_gpu:
+        torch.cuda.set_device(own)
+    try:
+        distributed.init_process_group("nccl" if on_gpu else "gloo")
+    except (RuntimeError, ValueError) as error:
+        raise RecipeInvalid(f"the processes cannot find each other ({error}). Start them with torchrun") from error
+    try:
+        yield Team(distributed.get_rank(), distributed.get_world_size()), own
+    finally:
+        distributed.destroy_process_group()
+
+
+def _on_its_device(number: int) -> Tensor:
+    """A number where the processes exchange numbers."""
+    return torch.tensor(number, device="cuda" if distributed.get_backend() == "nccl" else "cpu")
+
+
+class _DrawnAsOne(TorchFunctionMode):
+    """Draws random numbers for the whole batch and keeps those of this process's films."""
+
+    def __init__(self, count: int, share: slice) -> None:
+        super().__init__()
+        self._count = count
+        self._share = share
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Called by torch in place of each of its functions."""
+        named: Mapping[str, Any] = kwargs or {}
+        if func is functional.dropout:
+            return self._dropout(*args, **named)
+        if func is torch.rand and args and tuple(args[0])[:1] == (self._share.stop - self._share.start,):
+            return torch.rand((self._count, *tuple(args[0])[1:]), **named)[self._share]
+        return func(*args, **named)
+
+    def _dropout(self, films: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:  # noqa: ARG002, FBT001, FBT002 - torch's signature
+        if not training or not p:
+            return films
+        kept = films.new_empty((self._count, *films.shape[1:])).bernoulli_(1.0 - p)
+        return films * kept.div_(1.0 - p)[self._share]
