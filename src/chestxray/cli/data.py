@@ -108,10 +108,18 @@ def distribution_text(distribution: Distribution, films: tuple[Film, ...], liste
 @click.argument("manifest", type=FILE)
 @out_option("The manifest to write, every accepted film with its side.", folder=False)
 @click.option(
-    "--validation", type=float, default=0.15, show_default=True, help="Share of the films outside the test side."
+    "--validation",
+    type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
+    default=0.15,
+    show_default=True,
+    help="Share of the films outside the test side.",
 )
 @click.option(
-    "--test", type=float, default=0.15, show_default=True, help="Share of all films, where no test side is given."
+    "--test",
+    type=click.FloatRange(0.0, 1.0, max_open=True),
+    default=0.15,
+    show_default=True,
+    help="Share of all films, where no test side is given; 0 draws none.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same sides.")
 @click.option(

@@ -39,7 +39,8 @@ class SplitSettings:
 
     Attributes:
         validation: share of the films outside the test side, by class.
-        test: share of all films, by class; used only where the source has no test side.
+        test: share of all films, by class; used only where the source has no test side. 0 draws none: for a
+            model to be given away, when its test films lie elsewhere.
         seed: the same seed and films give the same sides.
     """
 
@@ -48,8 +49,8 @@ class SplitSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (0.0 < self.validation < 1.0 and 0.0 < self.test < 1.0):
-            raise ValueError("the shares for validation and test must lie between 0 and 1")
+        if not (0.0 < self.validation < 1.0 and 0.0 <= self.test < 1.0):
+            raise ValueError("validation must lie between 0 and 1, test may also be 0")
 
 
 def split(
@@ -80,7 +81,7 @@ def split(
         (Split.TEST, settings.test, settings.seed),
         (Split.VAL, settings.validation, settings.seed + 1),
     ):
-        if side not in side_of.values():
+        if share and side not in side_of.values():
             pool = [film for film in usable if side_of[film.path] == Split.TRAIN]
             _draw(pool, alike, side_of, side, share, seed)
     out = tuple(dataclasses.replace(film, split=side_of.get(film.path, "")) for film in films)

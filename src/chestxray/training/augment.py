@@ -92,11 +92,21 @@ def brightness(films: Tensor, settings: Augmentation, generator: Generator) -> T
 
 def blur(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
     """Soften some films, each by its own share of a 3 x 3 binomial kernel."""
+    weight = _uniform(films, 0.5, generator) + 0.5
+    return torch.where(_chosen(films, settings.blur, generator), films + weight * (_softened(films) - films), films)
+
+
+def sharpen(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
+    """Add to some films up to three times what the same kernel takes away."""
+    weight = 1.5 * (_uniform(films, 1.0, generator) + 1.0)
+    sharp = (films + weight * (films - _softened(films))).clamp(0.0, WHITE)
+    return torch.where(_chosen(films, settings.sharpen, generator), sharp, films)
+
+
+def _softened(films: Tensor) -> Tensor:
     line = torch.tensor([0.25, 0.5, 0.25], dtype=films.dtype, device=films.device)
     padded = functional.pad(films, (1, 1, 1, 1), mode="replicate")
-    soft = functional.conv2d(padded, torch.outer(line, line)[None, None])
-    weight = _uniform(films, 0.5, generator) + 0.5
-    return torch.where(_chosen(films, settings.blur, generator), films + weight * (soft - films), films)
+    return functional.conv2d(padded, torch.outer(line, line)[None, None])
 
 
 def resolution(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
@@ -124,6 +134,25 @@ AUGMENTATIONS: Final = (
     Row(("contrast",), contrast),
     Row(("brightness",), brightness),
     Row(("blur",), blur),
+    Row(("sharpen",), sharpen),
     Row(("resolution",), resolution),
     Row(("noise",), noise),
 )
+
+
+def mixed(films: Tensor, truths: Tensor, probability: float, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Blend some films, and their labels by the same shares, each with another film of the batch.
+
+    Args:
+        films: shape (N, 1, height, width).
+        truths: shape (N, classes), shares that sum to 1.
+        probability: that a film is blended; its own share is then uniform in 0 to 1.
+        generator: of the films' device.
+
+    Source: Zhang et al., "mixup: beyond empirical risk minimization", ICLR (2018), with their alpha of 1.
+    """
+    share = 0.5 + _uniform(films, 0.5, generator)
+    share = torch.where(_chosen(films, probability, generator), share, 1.0)
+    partners = torch.randperm(len(films), generator=generator, device=films.device)
+    down = share[:, :, 0, 0]
+    return films * share + films[partners] * (1.0 - share), truths * down + truths[partners] * (1.0 - down)

@@ -32,8 +32,8 @@ class Augmentation:
         flip: probability of a mirror image.
         gamma, contrast: share, as for ``scale``.
         brightness: grey levels of 255.
-        blur, resolution: probability of softening by a small kernel, and of losing up to two thirds of the
-            pixels a side.
+        blur, sharpen, resolution: probability of softening by a small kernel, of sharpening by one, and of
+            losing up to two thirds of the pixels a side.
         noise: largest standard deviation, in grey levels of 255.
     """
 
@@ -46,6 +46,7 @@ class Augmentation:
     contrast: float = 0.0
     brightness: float = 0.0
     blur: float = 0.0
+    sharpen: float = 0.0
     resolution: float = 0.0
     noise: float = 0.0
 
@@ -64,6 +65,7 @@ AUGMENTATION_LIMITS: Final[Mapping[str, float]] = {
     "contrast": 2.0,
     "brightness": 128.0,
     "blur": 1.0,
+    "sharpen": 1.0,
     "resolution": 1.0,
     "noise": 64.0,
 }
@@ -86,6 +88,7 @@ class Recipe:
         schedule: "constant", or "one_cycle": up over ``warm_up``, then down to zero along a cosine.
         warm_up: share of all steps, 0 to 1.
         label_smoothing: 0 to 1, exclusive.
+        mixup: probability that a film and its label are blended with another film of the step and its label.
         dropout: probability, 0 to 1, exclusive.
         average_weights: judge and keep a moving average of the weights over about this share of all steps;
             0 judges and keeps the weights as they are.
@@ -110,6 +113,7 @@ class Recipe:
     schedule: str = "one_cycle"
     warm_up: float = 0.2
     label_smoothing: float = 0.0
+    mixup: float = 0.0
     dropout: float = 0.5
     average_weights: float = 0.0
     class_balance: bool = False
@@ -186,6 +190,7 @@ _RANGES: Final = (
     ("weight_decay", 0.0, 10.0),
     ("warm_up", 0.0, 1.0),
     ("label_smoothing", 0.0, _BELOW_ONE),
+    ("mixup", 0.0, 1.0),
     ("dropout", 0.0, _BELOW_ONE),
     ("average_weights", 0.0, 1.0),
     ("seed", 0, 2**32 - 1),

@@ -8,15 +8,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from chestxray.data.pack import Pack
 from chestxray.errors import RecipeInvalid
-from chestxray.training.augment import augment
+from chestxray.training.augment import augment, mixed
 from chestxray.training.averaging import MovingAverage
 from chestxray.training.device import device_of, has_native_bfloat16
-from chestxray.training.networks import CLASSES, Classifier, build
+from chestxray.training.networks import CLASSES, Classifier, build, spec_of
 from chestxray.training.optimiser import optimiser_of
 from chestxray.training.recipe import Recipe
 from chestxray.training.schedule import epochs_of, steps_of
@@ -35,6 +35,7 @@ class Step(NamedTuple):
     device: torch.device
     reduced: bool  # whether convolutions and dense layers compute in bfloat16
     classifier: Classifier
+    trained: nn.Module  # the classifier itself, or what torch compiled of it; both hold the same weights
     average: MovingAverage[Classifier]
     optimiser: torch.optim.Optimizer
     class_weights: Tensor | None
@@ -52,7 +53,8 @@ class Step(NamedTuple):
         if recipe.class_balance:
             counts = np.bincount(labels[sides.training], minlength=CLASSES)
             weights = torch.tensor(len(sides.training) / (CLASSES * counts), dtype=torch.float32, device=device)
-        reduced = {"float32": False, "bfloat16": True, "auto": has_native_bfloat16(device)}[recipe.precision]
+        pays = has_native_bfloat16(device) and (device.type == "cuda" or spec_of(recipe.network).favours_bfloat16)
+        reduced = {"float32": False, "bfloat16": True, "auto": pays}[recipe.precision]
         films = len(sides.training)
         steps = epochs_of(recipe, films) * steps_of(films, recipe.batch_size)
         average = MovingAverage(classifier, round(recipe.average_weights * steps))
@@ -60,7 +62,9 @@ class Step(NamedTuple):
         if team.size > 1:
             _refuse_too_many(team, recipe, films)
             share_statistics(classifier)
-        return cls(pack, recipe, sides, labels, device, reduced, classifier, average, optimiser, weights, team)
+        return cls(
+            pack, recipe, sides, labels, device, reduced, classifier, classifier, average, optimiser, weights, team
+        )
 
     def films(self, rows: Rows) -> Tensor:
         """Grey levels of those rows, shape (n, 1, height, width), float, on the device."""
@@ -69,7 +73,11 @@ class Step(NamedTuple):
             levels = levels.pin_memory()  # so that the copy runs beside the computation
         return levels.to(self.device, non_blocking=True).float()
 
-    def scores(self, classifier: Classifier, films: Tensor, *, reduced: bool) -> Tensor:
+    def varied(self, rows: Rows, generator: Generator) -> Tensor:
+        """The films of those rows as training sees them, in the shape of ``films``."""
+        return augment(self.films(rows), self.recipe.augmentation, generator)
+
+    def scores(self, classifier: nn.Module, films: Tensor, *, reduced: bool) -> Tensor:
         """Class scores as float32."""
         films = films.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=reduced):
@@ -78,12 +86,15 @@ class Step(NamedTuple):
 
     def descend(self, batch: Rows, rate: float, generator: Generator) -> float:
         """Take a step. Returns the loss before it; where that is not finite, nothing is changed."""
-        films = augment(self.films(batch), self.recipe.augmentation, generator)
+        films = self.varied(batch, generator)
+        truths = functional.one_hot(torch.from_numpy(self.labels[batch]).to(self.device), CLASSES).float()
+        if self.recipe.mixup:
+            films, truths = mixed(films, truths, self.recipe.mixup, generator)
         with self.team.as_one(len(batch)):
-            own = self.scores(self.classifier, films[self.team.share_of(len(batch))], reduced=self.reduced)
+            own = self.scores(self.trained, films[self.team.share_of(len(batch))], reduced=self.reduced)
         loss = functional.cross_entropy(
             self.team.whole(own, len(batch)),
-            torch.from_numpy(self.labels[batch]).to(self.device),
+            truths,
             weight=self.class_weights,
             label_smoothing=self.recipe.label_smoothing,
         )

