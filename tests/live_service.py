@@ -7,17 +7,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import uvicorn
-
 from chestxray.inference.predictor import Predictor
-from chestxray.serving.app import ServiceSettings, create_app
+from chestxray.serving.app import ServiceSettings
+from chestxray.serving.connections import ConnectionLimits
+from chestxray.serving.engine import make_server
 
 
 @contextmanager
-def running(predictor: Predictor, settings: ServiceSettings | None = None) -> Iterator[str]:
+def running(
+    predictor: Predictor, settings: ServiceSettings | None = None, connections: ConnectionLimits | None = None
+) -> Iterator[str]:
     """Serve until the block ends; gives the address."""
-    config = uvicorn.Config(create_app(predictor, settings), log_config=None, server_header=False, ws="none")
-    server = uvicorn.Server(config)
+    server = make_server(predictor, settings, connections=connections)
     with socket.create_server(("127.0.0.1", 0)) as listener:  # it listens already: early callers wait, none is refused
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

@@ -28,9 +28,11 @@ from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE, Prediction
 from chestxray.serving import static
 from chestxray.serving.app import MEBIBYTE, ServiceSettings, create_app
+from chestxray.serving.keys import VARIABLE
+from chestxray.serving.logs import JsonLines
 from chestxray.serving.problems import KINDS
 from chestxray.serving.security import HostRule, is_loopback
-from chestxray.serving.server import ALLOW_REMOTE, serve
+from chestxray.serving.server import ServeOptions, serve
 from chestxray.serving.upload import MEDIA_TYPES
 from dicoms import native
 from drawing import encoded, gradient, textured
@@ -111,11 +113,13 @@ def test_a_dicom_film_is_answered_as_its_pixels_are(client: httpx.Client, predic
 
 
 def test_a_dicom_film_without_its_decoders_is_refused_with_the_remedy(
-    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "pydicom.py").write_text("raise ModuleNotFoundError(name='pydicom')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # which the decoding processes are started with
     data = native(textured(3, 200, 240))
-    monkeypatch.setitem(sys.modules, "pydicom", None)  # what an import of a missing package finds
-    answer = client.post("/v1/predict", content=data, headers={"content-type": "application/octet-stream"})
+    with running(predictor) as address:
+        answer = httpx.post(f"{address}/v1/predict", content=data, headers={"content-type": "application/octet-stream"})
     assert "chestxray[dicom]" in problem_of(answer, 415, "unsupported-format")["detail"]
 
 
@@ -419,7 +423,10 @@ def test_a_failure_that_nobody_foresaw_tells_the_caller_nothing_but_the_request_
     document = problem_of(response, 500, "internal-error")
     assert "Traceback" not in response.text
     assert response.headers["X-Content-Type-Options"] == "nosniff"
-    assert any(document["instance"].removeprefix("urn:uuid:") in record.getMessage() for record in caplog.records)
+    lines = [json.loads(JsonLines().format(record)) for record in caplog.records]
+    (failed,) = [line for line in lines if line["event"] == "failed"]
+    assert document["instance"] == f"urn:uuid:{failed['request']}"
+    assert failed["fault"][0] == "DecodersGone"
 
 
 def test_the_log_has_one_line_a_request_and_nothing_that_a_caller_wrote(
@@ -429,10 +436,14 @@ def test_the_log_has_one_line_a_request_and_nothing_that_a_caller_wrote(
         client.post("/v1/predict?operating_point=AnnMiller", content=film, headers=JPEG)
         client.get("/AnnMiller.jpg")
         response = client.post("/v1/predict", content=b"AnnMiller", headers=JPEG | {"X-Request-Id": "AnnMiller"})
-    lines = [record.getMessage() for record in caplog.records if record.name == "chestxray.serving"]
+        client.get("/healthz")  # a request is logged behind its answer, but before the next one is looked at
+    lines = [JsonLines().format(record) for record in caplog.records if record.name == "chestxray.serving"]
+    del lines[3:]
     assert len(lines) == 3
     assert "AnnMiller" not in "".join(lines)
-    assert lines[2].startswith(f"request={response.headers['X-Request-Id']} POST /v1/predict status=415 ms=")
+    last = json.loads(lines[2])
+    assert (last["event"], last["route"], last["status"]) == ("request", "/v1/predict", 415)
+    assert last["request"] == response.headers["X-Request-Id"]
 
 
 # --------------------------------------------------------------------------- the page's files
@@ -478,8 +489,8 @@ def test_the_examples_are_small_films_that_the_service_accepts(client: httpx.Cli
 SERVE = """
 import sys
 from pathlib import Path
-from chestxray.serving.server import serve
-serve(Path(sys.argv[1]), port=0, ready=lambda address: print(address, flush=True))
+from chestxray.serving.server import ServeOptions, serve
+serve(Path(sys.argv[1]), ServeOptions(port=0), ready=lambda address: print(address, flush=True))
 print("ended")
 """
 
@@ -508,20 +519,19 @@ def test_a_port_that_is_taken_is_one_clear_error(bundle: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=rf"port {port} on 127\.0\.0\.1 is taken"):
-            serve(bundle, port=port)
+            serve(bundle, ServeOptions(port=port))
 
 
-def test_an_address_that_is_not_ours_is_one_clear_error(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ALLOW_REMOTE, "1")
+def test_an_address_that_is_not_ours_is_one_clear_error(bundle: Path) -> None:
     with pytest.raises(UsageError, match=r"192\.0\.2\.1, port 8000: cannot be listened on"):
-        serve(bundle, host="192.0.2.1")
+        serve(bundle, ServeOptions("192.0.2.1", platform=True))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "xray.hospital.example"])
-def test_other_machines_are_let_in_only_on_purpose(bundle: Path, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(ALLOW_REMOTE, raising=False)
-    with pytest.raises(UsageError, match=ALLOW_REMOTE):
-        serve(bundle, host=host)
+def test_other_machines_are_let_in_only_with_a_key(bundle: Path, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(UsageError, match="chestxray key NAME"):
+        serve(bundle, ServeOptions(host))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.53", "::1", "localhost"])

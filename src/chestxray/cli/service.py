@@ -1,10 +1,11 @@
-"""The verbs around the pipeline: serve, run, doctor."""
+"""The verbs around the pipeline: serve, key, run, doctor."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,24 +25,65 @@ from chestxray.cli.options import (
 )
 from chestxray.schema import NOTICE
 
+if TYPE_CHECKING:
+    from chestxray.serving.server import ServeOptions
+
 HOST = "127.0.0.1"
 PORT = 8000
+
+
+def _bundle_of_a_container(ctx: click.Context, _param: click.Parameter, container: bool) -> bool:  # noqa: FBT001
+    if container:
+        from chestxray.serving.container import MODEL
+
+        ctx.default_map = {"bundle": str(MODEL)}
+    return container
 
 
 @click.command()
 @bundle_option
 @click.option("--host", default=HOST, show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--api-keys",
+    type=PATH,
+    help='File of "SHA-256 NAME" lines; a caller then needs one of these keys. Default: those in CHESTXRAY_API_KEYS.',
+)
+@click.option("--cors-origin", "cors_origins", multiple=True, help="Another origin whose pages may call; repeatable.")
+@click.option(
+    "--container",
+    is_flag=True,
+    is_eager=True,  # before the bundle, for which it has a default of its own
+    callback=_bundle_of_a_container,
+    envvar="CHESTXRAY_CONTAINER",
+    help="Inside a container of SageMaker's kind: the bundle in /opt/ml/model, port 8080 of all addresses.",
+)
 @json_option
-def serve(console: Console, bundle: Path, host: str, port: int) -> None:
+def serve(
+    console: Console,
+    bundle: Path,
+    host: str,
+    port: int,
+    api_keys: Path | None,
+    cors_origins: tuple[str, ...],
+    container: bool,  # noqa: FBT001 - click passes it by name
+) -> None:
     """Serve the web page and the API on this machine.
 
     Runs until interrupted. With --json, one line of JSON tells the address as soon as films can be judged.
+    Another --host than this machine's own needs a key ("chestxray key").
     """
-    serve_until_stopped(console, bundle, host, port)
+    from chestxray.serving.server import ServeOptions
+
+    options = ServeOptions(host, port)
+    if container:
+        from chestxray.serving.container import container_options
+
+        options = container_options(os.environ)
+    serve_until_stopped(console, bundle, dataclasses.replace(options, keys_file=api_keys, cors_origins=cors_origins))
 
 
-def serve_until_stopped(console: Console, bundle: Path, host: str, port: int) -> None:
+def serve_until_stopped(console: Console, bundle: Path, options: ServeOptions) -> None:
     """Serve a bundle; say where, once it answers."""
     from chestxray.serving.server import serve as serve_bundle
 
@@ -49,7 +91,21 @@ def serve_until_stopped(console: Console, bundle: Path, host: str, port: int) ->
         document = {"address": address, "bundle": bundle, "process": os.getpid(), "notice": NOTICE}
         console.result(document, f"The page: {address}  (stop with Ctrl-C)\n{NOTICE}")
 
-    serve_bundle(bundle, host, port, ready=ready)
+    serve_bundle(bundle, options, ready=ready)
+
+
+@click.command()
+@click.argument("name")
+@json_option
+def key(console: Console, name: str) -> None:
+    """Make an API key for the caller NAME.
+
+    The key goes to the caller and is not stored; its entry goes into the file of "serve --api-keys".
+    """
+    from chestxray.serving.keys import new_key
+
+    made, entry = new_key(name)
+    console.result({"key": made, "entry": entry}, f"key, for {name}:  {made}\nentry, for the service:  {entry}")
 
 
 @click.command()
@@ -117,7 +173,9 @@ def run(
         return
     if not console.as_json:
         click.echo(_farewell(result))
-    serve_until_stopped(console, result.bundle, host, port)
+    from chestxray.serving.server import ServeOptions
+
+    serve_until_stopped(console, result.bundle, ServeOptions(host, port))
 
 
 def _farewell(result: Any) -> str:

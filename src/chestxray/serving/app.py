@@ -3,8 +3,8 @@
     /                       the page
     /v1/predict             one film in, one prediction out
     /v1/model               what judges, and how well it did
-    /ping, /invocations, /execution-parameters      as SageMaker asks for them
-    /healthz, /readyz       for whoever watches the process
+    /ping, /invocations, /execution-parameters, /endpoints/{name}/invocations      as SageMaker asks for them
+    /healthz, /readyz, /metrics      for whoever watches the process
     /docs, /openapi.json    how to call it
 
 ``create_app`` keeps all state in what it returns. No address that a caller sends is ever opened, and
@@ -14,57 +14,35 @@ nothing that a caller sends is stored.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from chestxray import __version__
 from chestxray.inference.predictor import Predictor
-from chestxray.machine import cores
 from chestxray.schema import NOTICE, BundleInfo, Prediction
-from chestxray.serving import openapi
-from chestxray.serving.problems import (
-    INVALID_REQUEST,
-    NOT_ACCEPTABLE,
-    NOT_FOUND,
-    NOT_READY,
-    UNKNOWN_POINT,
-    WRONG_METHOD,
-    Refusal,
-    problem_response,
-)
-from chestxray.serving.queue import PredictionQueue
-from chestxray.serving.security import Edge, HostRule
-from chestxray.serving.static import EXAMPLES, page_routes
-from chestxray.serving.upload import MEDIA_TYPES, read_film
+from chestxray.serving import metrics, openapi
+from chestxray.serving.pool import DecoderPool
+from chestxray.serving.problems import INVALID_REQUEST, NOT_FOUND, WRONG_METHOD, Refusal, problem_response
+from chestxray.serving.sagemaker import add_sagemaker_routes
+from chestxray.serving.security import Door, Edge
+from chestxray.serving.service import PredictParameters, Service
+from chestxray.serving.settings import ServiceSettings
+from chestxray.serving.static import page_routes
+from chestxray.serving.upload import MEBIBYTE, MEDIA_TYPES
 
-MEBIBYTE: Final = 2**20
+__all__ = ["MEBIBYTE", "ServiceSettings", "create_app"]
+
 MODEL_CARD: Final = "MODEL_CARD.md"
 
-
-@dataclass(frozen=True, slots=True)
-class ServiceSettings:
-    """How much the service takes on, and the names that it answers to.
-
-    Attributes:
-        max_body: bytes of one film.
-        body_seconds: in which a body has to arrive.
-        workers: films judged at the same time.
-        waiting: films that may wait beyond these; the next is refused with 503.
-        hosts: what the Host header may say.
-    """
-
-    max_body: int = 20 * MEBIBYTE
-    body_seconds: float = 30.0
-    workers: int = field(default_factory=lambda: min(cores(), 4))
-    waiting: int = 16
-    hosts: HostRule = field(default_factory=HostRule)
+# They need no key: they tell that the service runs and how to call it, and give the page that asks for the key.
+_OPEN: Final = frozenset({"/healthz", "/readyz", "/ping", "/openapi.json"})
+_TAKES_FILMS: Final = ("/v1/predict", "/invocations", "/endpoints/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,74 +65,64 @@ class ModelDescription:
     notice: str = NOTICE
 
 
-class PredictParameters(BaseModel):
-    """Query of ``/v1/predict``. A misspelt parameter is refused: it would change the answer silently."""
+def create_app(
+    predictor: Predictor, settings: ServiceSettings | None = None, decoders: DecoderPool | None = None
+) -> FastAPI:
+    """The whole service over one loaded bundle.
 
-    model_config = ConfigDict(extra="forbid")
+    Args:
+        predictor: judges.
+        settings: limits, names, keys.
+        decoders: processes for that bundle which were started before; by default they start with the first film.
 
-    operating_point: str | None = None
-    heatmap: bool = False
-
-
-class Service:
-    """What the routes share: the predictor behind its queue, the settings, and whether all is warm."""
-
-    def __init__(self, predictor: Predictor, settings: ServiceSettings) -> None:
-        self.predictor = predictor
-        self.settings = settings
-        self.queue = PredictionQueue(predictor, settings.workers, settings.waiting)
-        self.ready = False
-
-    @asynccontextmanager
-    async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
-        """Warm up, be ready, and let the threads end."""
-        for example in sorted(EXAMPLES.glob("*.jpg"))[:1]:
-            await self.queue.predict(example.read_bytes(), heatmap=True)
-        self.ready = True
-        yield
-        self.ready = False
-        self.queue.close()
-
-    async def judge(self, request: Request, parameters: PredictParameters) -> Response:
-        """The film in the body, judged. Raises: Refusal."""
-        points = [point.name for point in self.predictor.info.operating_points]
-        wanted = parameters.operating_point
-        if wanted is not None and wanted not in points:
-            raise Refusal(UNKNOWN_POINT, f"there is no operating point {wanted[:80]!r}; there are {', '.join(points)}")
-        self.queue.refuse_if_full()  # before the body is read
-        data = await read_film(request, self.settings.max_body, self.settings.body_seconds)
-        prediction = await self.queue.predict(data, wanted, heatmap=parameters.heatmap)
-        return Response(prediction.to_json(), media_type="application/json")
-
-    def check_ready(self) -> None:
-        """Raises: Refusal (503), before the warm-up is done and after the shutdown began."""
-        if not self.ready:
-            raise Refusal(NOT_READY, "the model is being loaded, or the service is stopping", {"Retry-After": "1"})
-
-
-def create_app(predictor: Predictor, settings: ServiceSettings | None = None) -> FastAPI:
-    """The whole service over one loaded bundle."""
-    service = Service(predictor, settings or ServiceSettings())
+    Returns: the application; ``app.state.service`` is what the routes share.
+    """
+    service = Service(predictor, settings or ServiceSettings(), decoders)
     app = FastAPI(
         title="chestxray",
         version=__version__,
         description=openapi.DESCRIPTION,
         docs_url=None,  # FastAPI's own pages load their scripts from another origin
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=service.lifespan,
     )
-    app.add_middleware(Edge, hosts=service.settings.hosts)
+    app.state.service = service
     for cls, handler in _HANDLERS.items():
         app.add_exception_handler(cls, handler)
-    _add_prediction_routes(app, service)
-    _add_sagemaker_routes(app, service)
+    _add_film_routes(app, service)
+    add_sagemaker_routes(app, service)
     _add_health_routes(app, service)
-    app.router.routes.extend(page_routes())
-    openapi.complete(app, [point.name for point in predictor.info.operating_points])
+    pages = list(page_routes())
+    app.router.routes.extend(pages)
+    _surround(app, service, _OPEN | {route.path for route in pages})
+    openapi.complete(
+        app, [point.name for point in predictor.info.operating_points], _OPEN, locked=bool(service.settings.keys)
+    )
     return app
 
 
-def _add_prediction_routes(app: FastAPI, service: Service) -> None:
+def _surround(app: FastAPI, service: Service, open_paths: frozenset[str]) -> None:
+    """The layers round the routes, from within to without."""
+    settings = service.settings
+
+    def check_room(path: str) -> None:
+        if path.startswith(_TAKES_FILMS):
+            service.queue.refuse_if_full()
+
+    app.add_middleware(Door, keys=settings.keys, open_paths=open_paths, check_room=check_room)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key"],
+            expose_headers=["Retry-After", "X-Request-Id"],
+        )
+    app.add_middleware(Edge, hosts=settings.hosts, observe=service.metrics.observe)
+
+
+def _add_film_routes(app: FastAPI, service: Service) -> None:
     folder, info = service.predictor.folder, service.predictor.info
     card = folder / MODEL_CARD
     description = {
@@ -182,47 +150,19 @@ def _add_prediction_routes(app: FastAPI, service: Service) -> None:
         return Response(model, media_type="application/json")
 
 
-def _add_sagemaker_routes(app: FastAPI, service: Service) -> None:
-    """Source: Amazon SageMaker developer guide, "Use Your Own Inference Code" with hosting and batch transform."""
-    execution: dict[str, int | str] = {
-        "MaxConcurrentTransforms": service.settings.workers,
-        "BatchStrategy": "SINGLE_RECORD",
-        "MaxPayloadInMB": service.settings.max_body // MEBIBYTE,
-    }
-
-    @app.get("/ping", summary="Is it there?", tags=["sagemaker"], **openapi.empty_out(503))
-    async def ping() -> Response:
-        """200 with an empty body once films can be judged."""
-        service.check_ready()
-        return Response()
-
-    @app.post("/invocations", summary="Judge one film", tags=["sagemaker"], **openapi.film_in(Prediction, 406))
-    async def invoke(request: Request) -> Response:
-        """As ``/v1/predict``, at the default operating point and without heat map."""
-        _check_accept(request.headers.get("accept", ""))
-        return await service.judge(request, PredictParameters())
-
-    @app.get("/execution-parameters", summary="For batch transform", tags=["sagemaker"])
-    async def parameters() -> dict[str, int | str]:
-        """How a batch transform should call."""
-        return execution
-
-
 def _add_health_routes(app: FastAPI, service: Service) -> None:
-    @app.get("/healthz", summary="Does the process answer?", tags=["health"])
+    @app.get("/healthz", summary="Does the process answer?", tags=["health"], **openapi.json_any())
     async def alive() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/readyz", summary="Can it judge films?", tags=["health"], responses=openapi.problems(503))
+    @app.get("/readyz", summary="Can it judge films?", tags=["health"], **openapi.json_any(503))
     async def ready() -> dict[str, str]:
         service.check_ready()
         return {"status": "ready"}
 
-
-def _check_accept(header: str) -> None:
-    accepted = {part.partition(";")[0].strip().lower() for part in header.split(",")} - {""}
-    if accepted and not accepted & {"*/*", "application/*", "application/json"}:
-        raise Refusal(NOT_ACCEPTABLE, "the answer is application/json, which the Accept header rules out")
+    @app.get("/metrics", summary="What it counts", tags=["health"], **openapi.text_out("Prometheus' text format"))
+    async def counted() -> Response:
+        return Response(service.metrics.text(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -21,6 +21,10 @@ _FILM_BODY: Final = {
 }
 _FILM_STATUSES: Final = (408, 413, 415, 422, 503)
 _ALWAYS: Final = (421, 500)  # what the edge of the service may answer to anything
+_KEYS: Final = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 
 Options = dict[str, Any]  # of FastAPI's route decorators
 
@@ -43,6 +47,17 @@ def empty_out(*statuses: int) -> Options:
     return {"responses": {200: {"description": "Empty", "content": {}}, **problems(*statuses)}}
 
 
+def json_any(*statuses: int) -> Options:
+    """Options of a route whose return type says what it answers."""
+    return {"responses": problems(*statuses)}
+
+
+def text_out(what: str, *statuses: int) -> Options:
+    """Options of a route that answers plain text."""
+    content = {"text/plain": {"schema": {"type": "string"}}}
+    return {"responses": {200: {"description": what, "content": content}, **problems(*statuses)}}
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The responses of refusals with these statuses, each with the titles that it may have."""
     schema = {"$ref": "#/components/schemas/Problem"}
@@ -55,14 +70,27 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def complete(app: FastAPI, operating_points: Sequence[str]) -> None:
-    """Make the document once, now, and add what the routes cannot say."""
+def complete(app: FastAPI, operating_points: Sequence[str], open_paths: frozenset[str], *, locked: bool) -> None:
+    """Make the document once, now, and add what the routes cannot say.
+
+    Args:
+        app: all its routes are there.
+        operating_points: names of this bundle's.
+        open_paths: addresses that need no key.
+        locked: whether the others do.
+    """
     document = app.openapi()
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    schemas["Problem"] = TypeAdapter(Problem).json_schema(mode="serialization")
-    for operations in document["paths"].values():
+    components = document.setdefault("components", {})
+    components.setdefault("schemas", {})["Problem"] = TypeAdapter(Problem).json_schema(mode="serialization")
+    if locked:
+        components["securitySchemes"] = _KEYS
+    for path, operations in document["paths"].items():
         for operation in operations.values():
-            operation["responses"] |= {str(status): row for status, row in problems().items()}
+            needs_key = locked and path not in open_paths
+            if needs_key:
+                operation["security"] = [{name: []} for name in _KEYS]
+            rows = problems(401) if needs_key else problems()
+            operation["responses"] |= {str(status): row for status, row in rows.items()}
             for parameter in operation.get("parameters", ()):
                 if parameter["name"] == "operating_point":
                     parameter["description"] = "A named threshold of this bundle; its default one where left out."

@@ -50,6 +50,10 @@ INVALID_REQUEST: Final = Kind(
 )
 SLOW_BODY: Final = Kind("slow-body", 408, "The body took too long", "Send the film again over a better connection.")
 OVERLOADED: Final = Kind("overloaded", 503, "Too many films at once", "Wait as Retry-After says, then send it again.")
+TOO_LONG: Final = Kind("no-answer-in-time", 503, "No answer in time", "Wait as Retry-After says, then send it again.")
+KEY_NEEDED: Final = Kind(
+    "key-needed", 401, "A key is needed", "Send one as X-API-Key or as Authorization: Bearer; the operator has it."
+)
 NOT_READY: Final = Kind("not-ready", 503, "The model is not ready", "Ask again in a moment.")
 UNKNOWN_HOST: Final = Kind(
     "unknown-host", 421, "Not a name of this service", "Address it by a name that it was told to answer to."
@@ -72,7 +76,9 @@ KINDS: Final = (
     INVALID_REQUEST,
     SLOW_BODY,
     OVERLOADED,
+    TOO_LONG,
     NOT_READY,
+    KEY_NEEDED,
     UNKNOWN_HOST,
     NOT_ACCEPTABLE,
     NOT_FOUND,

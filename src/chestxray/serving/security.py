@@ -1,22 +1,25 @@
-"""What stands between the network and the application: host names, headers, request ids, one log line a request.
+"""What stands between the network and the application: host names, keys, headers, request ids, one log line a request.
 
 ``Edge`` wraps the whole application, so that nothing leaves without its headers: not the page, not a
-refusal, not a failure that nobody foresaw.
+refusal, not a failure that nobody foresaw. ``Door`` stands behind it, and turns away before anything is spent.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import logging
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chestxray.serving.problems import INTERNAL, UNKNOWN_HOST, problem_response
+from chestxray.serving.decoder import fault_of
+from chestxray.serving.keys import KeyRing
+from chestxray.serving.logs import log
+from chestxray.serving.problems import INTERNAL, KEY_NEEDED, UNKNOWN_HOST, Refusal, problem_response
 
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -43,7 +46,7 @@ HEADERS: Final = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 
-log = logging.getLogger("chestxray.serving")
+Observer = Callable[[str, int, float], None]  # route, status, seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +81,10 @@ def is_loopback(host: str) -> bool:
 class Edge:
     """ASGI middleware, outermost: a request id for all, a problem document for whatever goes wrong."""
 
-    def __init__(self, app: ASGIApp, hosts: HostRule) -> None:
+    def __init__(self, app: ASGIApp, hosts: HostRule, observe: Observer) -> None:
         self.app = app
         self.hosts = hosts
+        self.observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; lifespan messages pass through."""
@@ -97,13 +101,64 @@ class Edge:
             else:
                 refusal = problem_response(UNKNOWN_HOST, "the Host header names another service", request_id)
                 await refusal(scope, receive, reply)
-        except Exception:  # the last line: whatever it was, the caller learns the request id and nothing else
-            log.exception("request=%s failed", request_id)
+        except Exception as error:  # the last line: whatever it was, the caller learns the request id and nothing else
+            log.error("failed", extra={"request": request_id, "fault": fault_of(error)})
             if reply.status:
                 raise  # half an answer is out; only closing the connection tells the caller
             await problem_response(INTERNAL, "see the log of the service", request_id)(scope, receive, reply)
         finally:
-            _log_request(scope, reply.status, time.perf_counter() - began)
+            self._tell(scope, reply.status, time.perf_counter() - began)
+
+    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+        """One line. A route is named by its pattern: what a caller writes into an address stays out of the log."""
+        route = getattr(scope.get("route"), "path", "-")
+        self.observe(route, status, seconds)
+        facts = {"request": scope["state"]["request_id"], "method": scope["method"], "route": route, "status": status}
+        if holder := scope["state"].get("holder"):
+            facts["key"] = holder
+        log.info("request", extra=facts | {"ms": round(seconds * 1000, 1)})
+
+
+class Door:
+    """ASGI middleware: turns away who has no key, and films for which there is no room, before a body is read.
+
+    Attributes:
+        keys: without any, all addresses are open.
+        open_paths: exact addresses that need no key; whatever stands not here, does.
+        check_room: raises a Refusal for a path that needs more than there is.
+    """
+
+    def __init__(
+        self, app: ASGIApp, keys: KeyRing, open_paths: frozenset[str], check_room: Callable[[str], None]
+    ) -> None:
+        self.app = app
+        self.keys = keys
+        self.open_paths = open_paths
+        self.check_room = check_room
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer or pass on."""
+        try:
+            if scope["type"] == "http":
+                self._check_key(scope)
+                self.check_room(scope["path"])
+        except Refusal as refusal:
+            request_id = scope["state"]["request_id"]
+            answer = problem_response(refusal.kind, refusal.detail, request_id, refusal.headers)
+            await answer(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _check_key(self, scope: Scope) -> None:
+        """Raises: Refusal (401)."""
+        if not self.keys or scope["path"] in self.open_paths:
+            return
+        holder = self.keys.holder(Headers(scope=scope))
+        if holder is None:
+            raise Refusal(
+                KEY_NEEDED, "the request carries no key that this service knows", {"WWW-Authenticate": "Bearer"}
+            )
+        scope["state"]["holder"] = holder
 
 
 class _Reply:
@@ -123,13 +178,6 @@ class _Reply:
             for name, value in HEADERS.items():
                 headers[name] = value
         await self.send(message)
-
-
-def _log_request(scope: Scope, status: int, seconds: float) -> None:
-    """One line. The path is the route's own pattern: what a caller writes into an address stays out of the log."""
-    path = getattr(scope.get("route"), "path", "-")
-    request_id = scope["state"]["request_id"]
-    log.info("request=%s %s %s status=%d ms=%.1f", request_id, scope["method"], path, status, seconds * 1000)
 
 
 def _without_port(header: str) -> str:

@@ -1,87 +1,104 @@
-"""``chestxray serve``: the application under uvicorn, on loopback unless told otherwise."""
+"""``chestxray serve``: the application on a listening socket, on loopback unless told otherwise.
+
+The heavy libraries are imported while the process that decodes films imports its own beside it.
+"""
 
 from __future__ import annotations
 
 import errno
-import logging
-import os
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
-
-import uvicorn
+from typing import TYPE_CHECKING, Final
 
 from chestxray.errors import UsageError
-from chestxray.inference.predictor import Predictor
-from chestxray.serving.app import ServiceSettings, create_app
+from chestxray.inference.bundle import Bundle
+from chestxray.serving.keys import VARIABLE, KeyRing
+from chestxray.serving.logs import log_to_stderr
 from chestxray.serving.security import LOOPBACK_NAMES, HostRule, is_loopback
 
+if TYPE_CHECKING:
+    from chestxray.serving.engine import FilmServer
+
 DEFAULT_PORT: Final = 8000
-ALLOW_REMOTE: Final = "CHESTXRAY_ALLOW_REMOTE"  # environment variable, "1": as ``allow_remote``
-DRAIN_SECONDS: Final = 20  # for films that are being judged when the service is told to stop
 
 
-def serve(
-    bundle: Path,
-    host: str = "127.0.0.1",
-    port: int = DEFAULT_PORT,
-    *,
-    threads: int | None = None,
-    allow_remote: bool = False,
-    ready: Callable[[str], None] | None = None,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """Where to listen, and to whom.
+
+    Attributes:
+        host, port: port 0 takes a free one.
+        threads: of one forward pass; by default as many as suit the machine.
+        keys_file: lines of "SHA-256 NAME"; None takes those of the environment variable CHESTXRAY_API_KEYS.
+        cors_origins: other origins whose pages may call, each exactly as browsers send it.
+        platform: what runs this process decides who may call, as SageMaker does for its containers; only then the
+            service listens to other machines without a key.
+        transform: answer as a SageMaker batch transform wants it.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    threads: int | None = None
+    keys_file: Path | None = None
+    cors_origins: tuple[str, ...] = ()
+    platform: bool = False
+    transform: bool = False
+
+
+def serve(bundle: Path, options: ServeOptions | None = None, *, ready: Callable[[str], None] | None = None) -> None:
     """Answer until SIGINT or SIGTERM, then finish the films at hand and return.
 
     Args:
-        port: 0 takes a free one.
-        threads: of one forward pass.
-        allow_remote: bind to an address that other machines reach. The service checks no keys: whoever
-            sets this has put something in front of it that does.
+        bundle: the folder.
+        options: where and to whom.
         ready: called once with the address, as soon as films can be judged.
 
     Raises:
-        UsageError: the address cannot be had, or reaches beyond this machine without ``allow_remote``.
+        UsageError: the address cannot be had, or other machines reach it and there is no key.
         BundleInvalid: from loading the bundle.
     """
-    local = is_loopback(host)
-    if not (local or allow_remote or os.environ.get(ALLOW_REMOTE) == "1"):
+    options = options or ServeOptions()
+    keys = KeyRing.gather(options.keys_file)
+    if not (keys or options.platform or is_loopback(options.host)):
         raise UsageError(
-            f"--host {host} would let other machines in, and this service checks no keys. Leave --host out, or set "
-            f"{ALLOW_REMOTE}=1 where something in front of it decides who may call"
+            f"--host {options.host} would let other machines in, and there is no key to tell who may call. Make one "
+            f'with "chestxray key NAME", and give its entry by --api-keys FILE or in {VARIABLE}'
         )
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    with closing(_listener(host, port)) as listener:
-        hosts = HostRule(LOOPBACK_NAMES | {host.lower()}, any_address=not local)
-        app = create_app(Predictor.load(bundle, threads), ServiceSettings(hosts=hosts))
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            ws="none",
-            timeout_graceful_shutdown=DRAIN_SECONDS,
-        )
+    log_to_stderr()
+    opened = Bundle.open(bundle)
+    with closing(_listener(options.host, options.port)) as listener:
+        server = _server(opened, options, keys)
+        server.on_start = ready
         with _stop_signals_end_quietly():
-            _Server(config, ready).run([listener])
+            server.run([listener])
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, which says when it answers."""
+def _server(bundle: Bundle, options: ServeOptions, keys: KeyRing) -> FilmServer:
+    """Processes that decode, then everything else. Raises: BundleInvalid."""
+    from chestxray.serving.pool import DecoderPool
+    from chestxray.serving.settings import ServiceSettings
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[str], None] | None) -> None:
-        super().__init__(config)
-        self._ready = ready
+    settings = ServiceSettings(
+        hosts=HostRule(LOOPBACK_NAMES | {options.host.lower()}, any_address=not is_loopback(options.host)),
+        keys=keys,
+        cors_origins=options.cors_origins,
+        transform=options.transform,
+    )
+    decoders = DecoderPool(bundle, settings.workers, settings.decoding)
+    decoders.launch()
+    try:
+        from chestxray.inference.predictor import Predictor
+        from chestxray.serving.engine import make_server
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self._ready is not None and sockets:
-            self._ready(_address_of(sockets[0]))
+        return make_server(Predictor(bundle, options.threads), settings, decoders)
+    except BaseException:
+        decoders.close()
+        raise
 
 
 def _listener(host: str, port: int) -> socket.socket:
@@ -103,11 +120,6 @@ def _listener(host: str, port: int) -> socket.socket:
             ) from error
         raise UsageError(f"{host}, port {port}: cannot be listened on ({error})") from error
     return listener
-
-
-def _address_of(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @contextmanager

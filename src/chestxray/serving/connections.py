@@ -1,0 +1,154 @@
+"""Connections that cost little: deadlines, sizes and a bound on their number, below the application.
+
+uvicorn times out idle connections between requests only. Here a request's head has to arrive in time and
+within a size, a caller has to fetch its answer, and where all places are taken, the connection that has owed
+the rest of its request for longest makes room: callers that merely hold connections lock nobody out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Final
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+_CLOSING: Final = b"Connection: close\r\nContent-Length: 0\r\n\r\n"
+_TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\n" + _CLOSING
+_TOO_LONG: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\n" + _CLOSING
+_NO_PLACE: Final = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n" + _CLOSING
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """What a connection may cost.
+
+    Attributes:
+        head_seconds: in which the head of a request has to arrive, from the first connection on.
+        head_bytes: of a request's address and headers.
+        answer_seconds: that a caller may leave an answer unfetched.
+        places: connections at the same time.
+    """
+
+    head_seconds: float = 10.0
+    head_bytes: int = 16 * 1024
+    answer_seconds: float = 20.0
+    places: int = 512
+
+
+class FilmProtocol(HttpToolsProtocol):
+    """One connection of uvicorn's, within limits. Made by ``functools.partial(FilmProtocol, limits=...)``."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        limits: ConnectionLimits,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._limits = limits
+        self._head_bytes = 0
+        self.owing_since = self.loop.time()
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._answer_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def between_requests(self) -> bool:
+        """Whether no request is under way whose head has arrived."""
+        return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def owes(self) -> bool:
+        """Whether the caller has not sent a whole request."""
+        return self.between_requests or self.cycle.more_body
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a place, or make room for it."""
+        super().connection_made(transport)
+        if len(self.connections) > self._limits.places and not self._make_room():
+            self._end(_NO_PLACE)
+            return
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is left to watch."""
+        super().connection_lost(exc)
+        for timer in (self._head_timer, self._answer_timer):
+            if timer is not None:
+                timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Count what belongs to a head; start and stop its clock."""
+        if self.between_requests:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if not self.between_requests:
+            self._head_bytes = 0
+            self._unwatch_head()
+        elif self._head_bytes > self._limits.head_bytes:
+            self._end(_TOO_LONG)
+        elif not self.transport.is_closing():
+            self._watch_head()
+
+    def on_headers_complete(self) -> None:
+        """Refuse a head that arrived at once and is too long; note when the body became due."""
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > self._limits.head_bytes:
+            raise ValueError("the head is too long")  # httptools hands it to uvicorn, which answers 400
+        self.owing_since = self.loop.time()
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """The next request's head has a clock of its own."""
+        self._head_bytes = 0
+        self.owing_since = self.loop.time()
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        """The caller does not fetch what it asked for: not for ever."""
+        super().pause_writing()
+        self._answer_timer = self.loop.call_later(self._limits.answer_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        super().resume_writing()
+        if self._answer_timer is not None:
+            self._answer_timer.cancel()
+            self._answer_timer = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection, and mean it, even if the last answer was never fetched."""
+        super().timeout_keep_alive_handler()
+        self.loop.call_later(self._limits.answer_seconds, self.transport.abort)
+
+    def _watch_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self._limits.head_seconds, self._end, _TOO_SLOW)
+
+    def _unwatch_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _make_room(self) -> bool:
+        """End the connection that has owed a request for longest; False where none owes any."""
+        others = (each for each in self.connections if isinstance(each, FilmProtocol) and each is not self)
+        owing = [each for each in others if each.owes]
+        if not owing:
+            return False
+        oldest = min(owing, key=lambda each: each.owing_since)
+        self.connections.discard(oldest)
+        oldest.transport.abort()
+        return True
+
+    def _end(self, answer: bytes) -> None:
+        """Say why, close, and leave no half-closed connection behind."""
+        if not self.transport.is_closing():
+            self.transport.write(answer)
+            self.transport.close()
+        self.loop.call_later(1.0, self.transport.abort)

@@ -1,0 +1,213 @@
+"""The service's side of the decoding processes: hands films out, takes planes back, replaces who dies.
+
+Nothing that a decoder sends is executed or believed beyond its form: a head in JSON and the bytes of a plane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from chestxray.errors import ChestXrayError, FilmError, FilmTooLarge, TruncatedFilm, UnreadableFilm, UnsupportedFormat
+from chestxray.inference.bundle import Bundle
+from chestxray.inference.prepare import Prepared
+from chestxray.schema import Gate
+from chestxray.serving.decoder import HELLO, LENGTH
+from chestxray.serving.logs import log
+
+MAX_HEAD: Final = 2**16  # bytes of the JSON before a plane
+_HELLO_SECONDS: Final = 30  # a process that cannot even say that it is there in this time never will
+
+# What a decoder needs of the environment; keys and credentials of the service are not among it.
+_ENVIRONMENT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+_ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a fork must not lose any
+
+_ERRORS: Final[Mapping[str, type[FilmError]]] = {
+    **{cls.__name__: cls for cls in (FilmTooLarge, TruncatedFilm, UnreadableFilm, UnsupportedFormat)},
+    "MissingExtra": UnsupportedFormat,  # DICOM, where its decoders are not installed
+}
+
+
+class DecodersGone(ChestXrayError):
+    """No decoding process can be started."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLimits:
+    """What one film may cost.
+
+    Attributes:
+        seconds: of decoding, on the wall.
+        memory: bytes beyond what a decoder starts with; four times what the largest film that is read needs.
+    """
+
+    seconds: float = 10.0
+    memory: int = 2**30
+
+
+class DecoderPool:
+    """At most ``size`` decoders, each busy with one film. To be used on one event loop.
+
+    Attributes:
+        replaced: decoders that died, so far.
+    """
+
+    def __init__(self, bundle: Bundle, size: int, limits: DecoderLimits | None = None) -> None:
+        self.replaced = 0
+        self._bundle = bundle
+        self._limits = limits or DecoderLimits()
+        self._slots = asyncio.Semaphore(size)
+        self._idle: list[_Decoder] = []
+        self._nursery: _Nursery | None = None
+        self._closed = False
+        self._plane_bytes = bundle.info.preprocessing.height * bundle.info.preprocessing.width
+
+    def launch(self) -> None:
+        """Start the nursery now; it imports its libraries beside whatever the caller does next."""
+        self._nursery = _Nursery(self._bundle, self._limits)
+
+    async def prepare(self, data: bytes) -> Prepared:
+        """Read the bytes of one film. Raises: FilmError, also where they cost a decoder its life; DecodersGone."""
+        async with self._slots:
+            decoder = self._idle.pop() if self._idle else await self._new()
+            try:
+                async with asyncio.timeout(2 * self._limits.seconds + 5):  # should its own alarm ever fail
+                    answer = self._understood(*await decoder.exchange(data, self._plane_bytes))
+            except (EOFError, OSError, ValueError, KeyError, TypeError) as error:  # dead, hung, or talking nonsense
+                decoder.close()
+                self.replaced += 1
+                log.warning("decoder died", extra={"bytes": len(data)})
+                raise UnreadableFilm(self._why_dead()) from error
+            except BaseException:  # cancelled half-way: its next words would answer the wrong film
+                decoder.close()
+                raise
+            self._idle.append(decoder)
+        if isinstance(answer, FilmError):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """Hang up, for good; decoders end when they find out."""
+        self._closed = True
+        for decoder in self._idle:
+            decoder.close()
+        self._idle.clear()
+        if self._nursery is not None:
+            self._nursery.close()
+            self._nursery = None
+
+    async def _new(self) -> _Decoder:
+        """A fresh decoder; a nursery that died is replaced as well, once."""
+        for _ in range(0 if self._closed else 2):
+            if self._nursery is None:
+                self.launch()
+            assert self._nursery is not None  # noqa: S101 - launched above
+            try:
+                return await _Decoder.fork(self._nursery)
+            except (EOFError, OSError, TimeoutError):
+                self._nursery.close()
+                self._nursery = None
+        raise DecodersGone("no decoding process starts; standard error has its last words")
+
+    def _why_dead(self) -> str:
+        return (
+            f"this film: reading it took more than {self._limits.seconds:g} seconds or broke the reader. "
+            "Copy or export it again"
+        )
+
+    def _understood(self, head: Mapping[str, Any], plane: bytes) -> Prepared | FilmError:
+        """Raises: ValueError, KeyError, TypeError, where it makes no sense."""
+        if "error" in head:
+            if fault := head.get("fault"):
+                log.error("decoder met a fault", extra={"fault": fault})
+            return _ERRORS[head["error"]](str(head["message"]))
+        height, width = head["size"]
+        pixels = None
+        if plane:
+            preprocessing = self._bundle.info.preprocessing
+            pixels = np.frombuffer(plane, np.uint8).reshape(preprocessing.height, preprocessing.width)
+        return Prepared(str(head["sha256"]), Gate(**head["gate"]), (int(height), int(width)), pixels)
+
+
+class _Nursery:
+    """The process that forks decoders."""
+
+    def __init__(self, bundle: Bundle, limits: DecoderLimits) -> None:
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - our own module
+                [sys.executable, "-P", "-m", "chestxray.serving.decoder", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | _ONE_THREAD,
+            )
+        order = {
+            "info": bundle.info.to_json(),
+            "folder": str(bundle.folder),
+            "seconds": limits.seconds,
+            "memory": limits.memory,
+        }
+        text = json.dumps(order).encode()
+        self._control.sendall(LENGTH.pack(len(text)) + text)
+
+    def fork(self, films: socket.socket) -> None:
+        """Have a decoder made that reads films from that socket. Raises: OSError, where the nursery is gone."""
+        socket.send_fds(self._control, [HELLO], [films.fileno()])
+
+    def close(self) -> None:
+        """Hang up and bury the process: it has nothing else to do than to end."""
+        self._control.close()
+        self._process.kill()
+        self._process.wait()
+
+
+class _Decoder:
+    """The line to one decoder."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def fork(cls, nursery: _Nursery) -> _Decoder:
+        """Raises: EOFError, OSError, TimeoutError, where none comes to life."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            nursery.fork(theirs)
+        decoder = cls(*await asyncio.open_connection(sock=ours, limit=2**20))
+        try:
+            async with asyncio.timeout(_HELLO_SECONDS):
+                await decoder._message(len(HELLO))
+        except BaseException:
+            decoder.close()
+            raise
+        return decoder
+
+    async def exchange(self, data: bytes, plane_bytes: int) -> tuple[dict[str, Any], bytes]:
+        """A film for a head and a plane. Raises: EOFError, OSError, ValueError, where the decoder fails."""
+        self._writer.write(LENGTH.pack(len(data)))
+        self._writer.write(data)
+        await self._writer.drain()
+        head: dict[str, Any] = json.loads(await self._message(MAX_HEAD))
+        return head, await self._message(plane_bytes)
+
+    async def _message(self, longest: int) -> bytes:
+        (length,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))
+        if length > longest:
+            raise ValueError(f"a message of {length} bytes where at most {longest} make sense")
+        return await self._reader.readexactly(length)
+
+    def close(self) -> None:
+        with contextlib.suppress(RuntimeError):  # its event loop has ended already, and the socket with it
+            self._writer.close()

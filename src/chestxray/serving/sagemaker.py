@@ -1,0 +1,82 @@
+"""SageMaker's hosting and batch transform contract, and its runtime's address, so that boto3 can call a local service.
+
+Source: Amazon SageMaker developer guide, "Use Your Own Inference Code" with hosting and with batch transform;
+API reference, InvokeEndpoint.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from fastapi import FastAPI, Path, Request, Response
+
+from chestxray.schema import Prediction
+from chestxray.serving import openapi
+from chestxray.serving.problems import NOT_ACCEPTABLE, PROBLEM_JSON, Refusal, problem_response
+from chestxray.serving.service import PredictParameters, Service
+from chestxray.serving.upload import MEBIBYTE
+
+ENDPOINT_NAME: Final = r"^[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}$"
+_OF_A_FILM: Final = (413, 415, 422)  # statuses that speak of the film and not of the service
+
+Options = dict[str, Any]
+
+
+def add_sagemaker_routes(app: FastAPI, service: Service) -> None:
+    """Add ``/ping``, ``/invocations``, ``/execution-parameters`` and ``/endpoints/{name}/invocations``."""
+    settings = service.settings
+    execution: dict[str, int | str] = {
+        "MaxConcurrentTransforms": settings.workers,
+        "BatchStrategy": "SINGLE_RECORD",
+        "MaxPayloadInMB": settings.max_body // MEBIBYTE,
+    }
+    film_in: Options = openapi.film_in(Prediction, 406)
+
+    @app.get("/ping", summary="Is it there?", tags=["sagemaker"], **openapi.empty_out(503))
+    async def ping() -> Response:
+        """200 with an empty body once films can be judged."""
+        service.check_ready()
+        return Response()
+
+    @app.post("/invocations", summary="Judge one film", tags=["sagemaker"], **film_in)
+    async def invoke(request: Request) -> Response:
+        """As ``/v1/predict``, at the default operating point and without heat map."""
+        return await _invoke(service, request)
+
+    @app.post("/endpoints/{name}/invocations", summary="Judge one film", tags=["sagemaker"], **film_in)
+    async def invoke_endpoint(
+        request: Request,
+        name: Annotated[str, Path(pattern=ENDPOINT_NAME)],  # noqa: ARG001 - this server has one model
+    ) -> Response:
+        """As ``/invocations``, at the address that boto3's ``sagemaker-runtime`` asks; any name will do."""
+        return await _invoke(service, request)
+
+    @app.get("/execution-parameters", summary="For batch transform", tags=["sagemaker"], **openapi.json_any())
+    async def parameters() -> dict[str, int | str]:
+        """How a batch transform should call."""
+        return execution
+
+
+async def _invoke(service: Service, request: Request) -> Response:
+    _check_accept(request.headers.get("accept", ""))
+    if not service.settings.transform:
+        return await service.judge(request, PredictParameters())
+    return await _line_of_transform(service, request)
+
+
+async def _line_of_transform(service: Service, request: Request) -> Response:
+    """One line of a batch transform's output. A film that cannot be read is a line: an error would end the job."""
+    try:
+        answer = await service.judge(request, PredictParameters())
+    except Refusal as refusal:
+        if refusal.kind.status not in _OF_A_FILM:
+            raise
+        answer = problem_response(refusal.kind, refusal.detail, request.state.request_id)
+    media_type = answer.media_type or PROBLEM_JSON
+    return Response(bytes(answer.body) + b"\n", media_type=media_type)
+
+
+def _check_accept(header: str) -> None:
+    accepted = {part.partition(";")[0].strip().lower() for part in header.split(",")} - {""}
+    if accepted and not accepted & {"*/*", "application/*", "application/json"}:
+        raise Refusal(NOT_ACCEPTABLE, "the answer is application/json, which the Accept header rules out")
