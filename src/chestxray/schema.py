@@ -39,6 +39,10 @@ INTENDED_USE: Final = (
     "Research and teaching on frontal chest radiographs of children (the published training films are "
     "antero-posterior views of patients aged one to five years, from one hospital). " + NOTICE
 )
+# Years, from the first to below the second, outside of which a DICOM film that tells an age is refused. The published
+# training films are of children aged one to five. Those years lie in two of the age classes of ICH E11(R1) section
+# 2.5, "infants and toddlers" and "children"; the newborn before them and the adolescents after have other chests.
+INTENDED_AGES: Final = (28 / 365.25, 12.0)
 
 
 class Label(StrEnum):
@@ -148,14 +152,14 @@ class Film:
 
 FILM_COLUMNS: Final = tuple(f.name for f in dataclasses.fields(Film) if f.name != "extra")
 _NUMBERS: Final = {"width": int, "height": int, "channels": int, "bit_depth": int, "mean_level": float}
-_VERSION_COLUMN: Final = "manifest_version"
+VERSION_COLUMN: Final = "manifest_version"
 
 
 def _further(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     """Further columns in one form: single spaces, no empty value, sorted. Raises: ManifestInvalid."""
     tidy = sorted((" ".join(name.split()), " ".join(value.split())) for name, value in pairs)
     names = [name for name, value in tidy if value]
-    if len(set(names)) < len(names) or not {"", *FILM_COLUMNS, _VERSION_COLUMN}.isdisjoint(names):
+    if len(set(names)) < len(names) or not {"", *FILM_COLUMNS, VERSION_COLUMN}.isdisjoint(names):
         raise ManifestInvalid(f"the further columns {', '.join(names)}: each needs a name of its own")
     return tuple((name, value) for name, value in tidy if value)
 
@@ -167,7 +171,7 @@ def write_manifest(films: Iterable[Film], path: Path) -> None:
     writer = csv.writer(out, lineterminator="\n")
     rows = tuple(films)
     further = sorted({name for film in rows for name, _ in film.extra})
-    writer.writerow([*FILM_COLUMNS, _VERSION_COLUMN, *further])
+    writer.writerow([*FILM_COLUMNS, VERSION_COLUMN, *further])
     for film in rows:
         row = [getattr(film, name) for name in FILM_COLUMNS]
         row[0] = _as_stored(film.path, base)
@@ -190,7 +194,7 @@ def read_manifest(path: Path) -> tuple[Film, ...]:
     films = []
     for row in rows:
         line = f"{path}, line {rows.line_num}"
-        version = row.get(_VERSION_COLUMN) or str(MANIFEST_VERSION)
+        version = row.get(VERSION_COLUMN) or str(MANIFEST_VERSION)
         if version != str(MANIFEST_VERSION):
             raise ManifestInvalid(f"{line}: manifest version {version}; this program reads {MANIFEST_VERSION}")
         try:
@@ -207,7 +211,7 @@ def _film_of_row(row: Mapping[str, str | None], base: Path) -> Film:
         values[name] = _NUMBERS[name](text or 0) if name in _NUMBERS else text
     if values["path"] and "://" not in values["path"]:
         values["path"] = str(base / values["path"])
-    known = {*FILM_COLUMNS, _VERSION_COLUMN, None}
+    known = {*FILM_COLUMNS, VERSION_COLUMN, None}
     extra = tuple((name, value or "") for name, value in row.items() if name not in known and name)
     return Film(**values, extra=extra)
 
@@ -330,6 +334,8 @@ class BundleInfo:
         training_data: fingerprint of the pack that the network was trained on.
         files: SHA-256 of every other file of the bundle, by name.
         leakage_allowed: empty; or the reason that was given for training on sides that share patients or films.
+        intended_ages: of patients, in years: from the first, to below the second. A DICOM film that tells another age
+            is refused. None for any.
     """
 
     name: str
@@ -349,8 +355,11 @@ class BundleInfo:
     notice: str = NOTICE
     version: int = BUNDLE_VERSION
     leakage_allowed: str = ""
+    intended_ages: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        if self.intended_ages is not None and not 0.0 <= self.intended_ages[0] < self.intended_ages[1]:
+            raise ValueError(f"intended ages {self.intended_ages}: must rise, from 0 years on")
         if not self.temperature > 0.0:
             raise ValueError(f"temperature {self.temperature}: must be above 0")
         if not math.isfinite(self.bias):
@@ -391,6 +400,7 @@ class BundleInfo:
                     "preprocessing": Preprocessing(**raw["preprocessing"]),
                     "operating_points": tuple(OperatingPoint(**point) for point in raw["operating_points"]),
                     "labels": tuple(raw["labels"]),
+                    "intended_ages": tuple(ages) if (ages := raw.get("intended_ages")) else None,
                 }
             )
         except (ValueError, TypeError, KeyError) as error:
@@ -402,10 +412,20 @@ class BundleInfo:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Whether the model may judge the film at all, and if not, why in one sentence."""
+    """Whether the model may judge the film at all, and if not, why in one sentence.
+
+    Attributes:
+        score: how unlike the films that the model is meant for it looks, 0 to 1, refused above one half; None where
+            something else spoke against the film before, or the bundle does not know what its films look like.
+    """
 
     accepted: bool
     reason: str = ""
+    score: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.score is not None and not 0.0 <= self.score <= 1.0:
+            raise ValueError(f"score {self.score}: must lie in 0 to 1")
 
 
 @dataclass(frozen=True, slots=True)

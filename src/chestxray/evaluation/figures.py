@@ -9,12 +9,14 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from chestxray.errors import MissingExtra
 from chestxray.evaluation.assessment import Assessment
 from chestxray.evaluation.calibration import Bin
 from chestxray.evaluation.intervals import wilson_interval
+from chestxray.evaluation.provenance import GateCurve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,6 +40,14 @@ COLOURS: Final = {
 }
 
 _MARKERS: Final = "os^Dv"  # one an operating point, so that they differ without colour
+_GATE_LINES: Final = (  # films first, then what has to be refused
+    (ACCENT, "-"),
+    (ACCENT, (0, (4, 3))),
+    (WARM, "-"),
+    (WARM, (0, (4, 3))),
+    (COOL, "-"),
+    (COOL, (0, (4, 3))),
+)
 _PNG_DPI: Final = 200
 _STYLE: Final[dict[Any, Any]] = {
     "axes.edgecolor": LINE,
@@ -93,16 +103,17 @@ class _Plot(NamedTuple):
     needs_both_classes: bool
 
 
-def drawings(assessment: Assessment) -> tuple[Drawing, ...]:
-    """Every figure that these films allow. Raises: MissingExtra."""
+def drawings(assessment: Assessment, gate: GateCurve | None = None) -> tuple[Drawing, ...]:
+    """Every figure that these films allow, and the gate's where there is one. Raises: MissingExtra."""
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtra("Drawing the figures of a report", "report") from error
     made = []
+    gates = () if gate is None else (_gate_plot(gate),)
     with mpl.rc_context(_STYLE):
-        for plot in PLOTS:
+        for plot in (*PLOTS, *gates):
             if plot.needs_both_classes and assessment.roc is None:
                 continue
             figure = Figure(figsize=(4.8, 3.9), layout="constrained")
@@ -211,6 +222,18 @@ def _draw_risk_coverage(assessment: Assessment, figure: Figure) -> None:
     axes.plot(*steps, color=ACCENT, linewidth=1.8, drawstyle="steps-pre")
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
     axes.legend(loc="upper left")
+
+
+def _gate_plot(gate: GateCurve) -> _Plot:
+    def draw(_: Assessment, figure: Figure) -> None:
+        axes = _unit_square(figure, "Limit of the gate's score", "Share refused")
+        for (kind, shares), (colour, line) in zip(gate.refused.items(), cycle(_GATE_LINES), strict=False):
+            axes.plot(gate.limits, shares, color=colour, linestyle=line, label=f"{kind} ({gate.counts[kind]:,})")
+        axes.axvline(gate.limit, color=INK, linewidth=1, linestyle=(0, (1, 2)), label=f"used: {gate.limit:.2f}")
+        axes.legend(loc="center left", bbox_to_anchor=(0.0, 0.55))
+
+    caption = "What is refused at other limits, of the pictures that set the gate's own: films, and what is none."
+    return _Plot("gate", "The gate", caption, draw, needs_both_classes=False)
 
 
 PLOTS: Final = (

@@ -23,6 +23,25 @@ class CohortStep:
 
 
 @dataclass(frozen=True, slots=True)
+class GateCurve:
+    """How much the model's gate refuses, by the limit of its score, on pictures that set its limits.
+
+    Attributes:
+        words: what it refuses, in one line.
+        limits: of the score, 0 to 1, rising.
+        limit: the one that is used.
+        refused: the share of each kind of picture that is refused at each of ``limits``.
+        counts: pictures of each kind.
+    """
+
+    words: str
+    limits: tuple[float, ...]
+    limit: float
+    refused: Mapping[str, tuple[float, ...]]
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Provenance:
     """How the figures came about: all that somebody else needs to get them again.
 
@@ -37,6 +56,7 @@ class Provenance:
         command: as it was typed.
         versions: of the program and of the libraries behind the figures, by name.
         created: date and time, from whoever calls; empty leaves it out.
+        gate: of the model; None where it has none, or where nothing but scores is known.
     """
 
     title: str
@@ -54,3 +74,4 @@ class Provenance:
     source_sha256: str = ""
     intended_use: str = INTENDED_USE
     notice: str = NOTICE
+    gate: GateCurve | None = None

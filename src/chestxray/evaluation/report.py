@@ -65,7 +65,7 @@ def write_report(
 
     Raises: OutputExists, MissingExtra.
     """
-    figures = drawings(assessment)
+    figures = drawings(assessment, provenance.gate)
     page = page_of(assessment, provenance, figures, pictures or {})
     with folder_written_whole(folder, MARKER) as beside:
         (beside / "index.html").write_text(page, encoding="utf-8")
@@ -222,6 +222,10 @@ def _measures_csv(assessment: Assessment) -> str:
         writer.writerows(_row(where, measure) for measure in (values.ppv, values.npv))
     for part in assessment.subgroups:
         writer.writerows(_row(f"{part.column}={part.value}", measure) for measure in part.measures)
+    if assessment.stress:
+        for row in assessment.stress.rows:
+            where = f"{assessment.stress.point} under {row.shift}"
+            writer.writerows(_row(where, measure) for measure in (row.auroc, row.sensitivity, row.specificity))
     for kept in assessment.risk_coverage.kept:
         writer.writerow(_row(f"{assessment.default} at coverage {kept.coverage:.4f}", kept.error_rate))
     if assessment.conformal:

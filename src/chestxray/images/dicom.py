@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
+from datetime import date
 from typing import Any, Final
 
 import numpy as np
@@ -34,7 +35,8 @@ MAX_VALUE: Final = 2**20  # bytes of one header element; a look-up table of 65,5
 # What a radiograph needs of the header (PS3.6). The patient's name is not among them.
 NEEDED: Final = frozenset(
     {
-        0x00080005, 0x00080060, 0x00100020, 0x00101010, 0x00180015, 0x00185101,  # character set, modality, patient
+        0x00080005, 0x00080020, 0x00080060, 0x00180015, 0x00185101,  # character set, date, modality, body part, view
+        0x00100020, 0x00100030, 0x00101010,  # patient: identifier, birth date, age
         0x00280002, 0x00280004, 0x00280006, 0x00280008, 0x00280010, 0x00280011,  # samples, rows, columns, frames
         0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00280120, 0x00280121,  # bits, sign, padding
         0x00281050, 0x00281051, 0x00281052, 0x00281053, 0x00281054, 0x00281056,  # window, rescale
@@ -45,6 +47,7 @@ NEEDED: Final = frozenset(
 
 COLOURS: Final = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})  # all arrive as RGB
 
+OLDEST: Final = 120  # years; a birth date before that stands for one that was taken out
 YEARS: Final = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}  # units of an age (PS3.5 section 6.2, AS)
 
 
@@ -80,7 +83,7 @@ def read_dicom(data: bytes, source: str, _at_least: tuple[int, int] | None) -> R
             view_position=_text(header, "ViewPosition"),
             body_part=_text(header, "BodyPartExamined"),
             patient_id=str(header.get("PatientID") or "").strip(),
-            patient_age_years=_years(str(header.get("PatientAge") or "")),
+            patient_age_years=_age(header),
         )
     except ChestXrayError:
         raise
@@ -208,6 +211,19 @@ def _shown(stored: Any, frame: Frame, header: Any, source: str) -> tuple[Pixels,
 
 def _text(header: Any, name: str) -> str:
     return str(header.get(name) or "").strip().upper()
+
+
+def _age(header: Any) -> float | None:
+    """Years at the time of the film, as the file gives them, or from the birth date; None where it gives neither."""
+    years = _years(str(header.get("PatientAge") or ""))
+    if years is not None:
+        return years
+    try:
+        born, taken = (date.fromisoformat(str(header.get(name))) for name in ("PatientBirthDate", "StudyDate"))
+    except ValueError:
+        return None
+    days = (taken - born).days
+    return days * YEARS["D"] if 0 <= days <= OLDEST / YEARS["D"] else None
 
 
 def _years(age: str) -> float | None:

@@ -52,9 +52,12 @@ class Bundle:
 
     def graph(self) -> bytes:
         """The ONNX graph, once its hash is found right. Raises: BundleInvalid."""
-        data = (self.folder / GRAPH).read_bytes()
-        found = hashlib.sha256(data).hexdigest()
-        self._compare(GRAPH, found)
+        return self.read(GRAPH)
+
+    def read(self, name: str) -> bytes:
+        """A listed file, once its hash is found right. Raises: BundleInvalid."""
+        data = (self.folder / name).read_bytes()
+        self._compare(name, hashlib.sha256(data).hexdigest())
         return data
 
     def verify(self) -> None:

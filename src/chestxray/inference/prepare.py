@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Final
 
 from chestxray.images.decode import decode
 from chestxray.images.preprocess import Plane, resample
 from chestxray.images.quality import objection_to
+from chestxray.inference.gate import Gatekeeper
 from chestxray.schema import Gate, Preprocessing
+
+ANYTHING: Final = Gatekeeper()  # refuses nothing, as a bundle from before there were gates
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,17 @@ class Prepared:
     plane: Plane | None
 
 
-def prepare(data: bytes, source: str, preprocessing: Preprocessing) -> Prepared:
-    """Read the bytes of one film. Raises: FilmError, where they cannot be read as one."""
+def prepare(data: bytes, source: str, preprocessing: Preprocessing, gatekeeper: Gatekeeper = ANYTHING) -> Prepared:
+    """Read the bytes of one film.
+
+    Args:
+        data: the whole file.
+        source: what to call it in errors.
+        preprocessing: of the bundle.
+        gatekeeper: of the bundle; refuses beyond what no bundle may judge.
+
+    Raises: FilmError, where they cannot be read as a film.
+    """
     height, width = preprocessing.height, preprocessing.width
     film = decode(data, source, at_least=(height, width))
     digest = hashlib.sha256(data).hexdigest()
@@ -40,4 +53,5 @@ def prepare(data: bytes, source: str, preprocessing: Preprocessing) -> Prepared:
     if objection := objection_to(film):
         return Prepared(digest, Gate(accepted=False, reason=objection.reason), size, None)
     plane = resample(film.pixels, height, width, preprocessing.resize, film.frame)
-    return Prepared(digest, Gate(accepted=True), size, plane)
+    gate = gatekeeper.judge(film, plane)
+    return Prepared(digest, gate, size, plane if gate.accepted else None)

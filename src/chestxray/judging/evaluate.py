@@ -36,14 +36,16 @@ from chestxray.evaluation.calibration import (
     calibrated,
 )
 from chestxray.evaluation.comparison import ORIGINAL, Published, Rival
-from chestxray.evaluation.provenance import CohortStep, Provenance
+from chestxray.evaluation.provenance import CohortStep, GateCurve, Provenance
 from chestxray.evaluation.report import write_report
 from chestxray.evaluation.scores import COLUMNS, ScoreFile, ScoreTable, read_score_file
 from chestxray.files import sha256_of_file
 from chestxray.inference.batch import ScoredFilm, score_films, write_scores
 from chestxray.inference.bundle import Bundle
+from chestxray.inference.gate import REFUSED_ABOVE, Gatekeeper
 from chestxray.inference.heatmap import over_film
 from chestxray.inference.predictor import Predictor
+from chestxray.judging.stress import judge_under_shifts
 from chestxray.schema import BundleInfo, Film, OperatingPoint, Split
 
 AGAINST_ORIGINAL: Final = "original"
@@ -77,6 +79,7 @@ class JudgingSettings:
         conformal: the error rate of the conformal sets; None takes CONFORMAL_ERROR where they can be fitted.
         command: what the user typed, for the report.
         workers: processes that read films.
+        stress: judge the films under every shift as well.
     """
 
     side: str | None = None
@@ -85,6 +88,7 @@ class JudgingSettings:
     conformal: float | None = None
     command: str = ""
     workers: int | None = None
+    stress: bool = False
 
 
 # --------------------------------------------------------------------------- a bundle on films
@@ -119,6 +123,11 @@ def judge_bundle(
     rival = _rival(against, chosen, source, side, narrator, settings)
     info = predictor.info
     assessment = assess(table, info.operating_points, info.default_operating_point, rival=rival, conformal=rule)
+    if settings.stress:
+        judged = [row.film for row in scored if row.prediction.gate.accepted]
+        with narrator.progress("Judging under shifts") as move:
+            shifts = judge_under_shifts(predictor, judged, move, settings.workers)
+        assessment = dataclasses.replace(assessment, stress=shifts)
     provenance = dataclasses.replace(
         _provenance(source, settings),
         title=f"{info.name} on {source.name}",
@@ -128,6 +137,7 @@ def judge_bundle(
         judged_on=names_that_overlap(source, side),
         cohort=cohort(examined, usable, scored),
         leakage=_leakage(side, allowed, info.leakage_allowed),
+        gate=_gate(bundle),
     )
     by_path = {film.path: film for film in chosen}
     errors = [*assessment.missed, *assessment.false_alarms]
@@ -196,6 +206,16 @@ def cohort(examined: Sequence[Film], usable: Sequence[Film], scored: Sequence[Sc
         ("refused", gated, "by the gate, when judged"),
     ]
     return _flow("films in the source", len(examined), removed, len(scored) - gated)
+
+
+def _gate(bundle: Path) -> GateCurve | None:
+    """What the report says of the bundle's gate. Raises: BundleInvalid."""
+    gatekeeper = Gatekeeper.of(Bundle.open(bundle))
+    likeness = gatekeeper.likeness
+    if likeness is None:
+        return None
+    counts = {kind: share.of for kind, share in likeness.refused.items()}
+    return GateCurve(gatekeeper.in_words(), likeness.curve_limits, REFUSED_ABOVE, likeness.curve, counts)
 
 
 def _leakage(side: str | None, *allowed: str) -> str:
