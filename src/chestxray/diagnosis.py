@@ -27,6 +27,10 @@ EXTRAS: Final = {
     },
     "aws": {"boto3": "boto3"},
     "kaggle": {"kagglehub": "kagglehub"},
+    "parquet": {"pyarrow": "pyarrow"},
+    "ray": {"ray": "ray"},
+    "tensorboard": {"tensorboard": "tensorboard"},
+    "mlflow": {"mlflow": "mlflow-skinny"},
 }
 CORE: Final = ("numpy", "pillow", "onnxruntime", "fastapi", "uvicorn", "click")
 BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome")

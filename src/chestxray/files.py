@@ -8,17 +8,25 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from chestxray.errors import OutputExists
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: to a name beside it, synced, then renamed."""
+    with file_written_whole(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def file_written_whole(path: Path) -> Iterator[BinaryIO]:
+    """Give a file beside ``path`` to write, piece by piece; it takes the name ``path`` only if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = _beside(path)
     try:
         with beside.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

@@ -20,7 +20,7 @@ from chestxray.data.phantom import PhantomSettings, write_phantoms
 from chestxray.data.split import SplitSettings, split
 from chestxray.evaluation.assessment import Assessment
 from chestxray.judging.evaluate import JudgingSettings, Narrator, judge_bundle
-from chestxray.schema import BundleInfo, Film, Split, read_manifest, write_manifest
+from chestxray.schema import VERSION_COLUMN, BundleInfo, Film, Split, read_manifest, write_manifest
 
 if TYPE_CHECKING:
     from chestxray.training.recipe import Recipe
@@ -30,11 +30,18 @@ if TYPE_CHECKING:
 # --------------------------------------------------------------------------- a source
 
 
-def films_of(source: Path, *, labels_needed: bool = True) -> tuple[Film, ...]:
-    """The rows of a manifest, or the films of a folder. Raises: ManifestInvalid, SourceInvalid."""
-    if source.suffix.lower() == ".csv":
-        return read_manifest(source)
+def films_of(source: Path | str, *, labels_needed: bool = True) -> tuple[Film, ...]:
+    """The rows of a manifest, or what ``collect`` finds. Raises: ManifestInvalid, SourceInvalid."""
+    path = Path(source)
+    if path.suffix.lower() == ".csv" and path.is_file() and _is_manifest(path):
+        return read_manifest(path)
     return collect(source, labels_needed=labels_needed)
+
+
+def _is_manifest(table: Path) -> bool:
+    """Whether this package wrote the table; ``collect`` reads those of others."""
+    with table.open("rb") as file:
+        return VERSION_COLUMN.encode() in file.readline()
 
 
 # --------------------------------------------------------------------------- run

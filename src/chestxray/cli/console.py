@@ -36,24 +36,30 @@ class Console:
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar on a terminal, a line now and then elsewhere; gives the callback that moves it."""
+        """A bar on a terminal, a line now and then elsewhere, with the rate; gives the callback that moves it.
+
+        The rate counts from the first call, so what was there already does not make it look faster.
+        """
         on_terminal = sys.stderr.isatty()
         every = BAR_EVERY_S if on_terminal else PLAIN_EVERY_S
         last = time.monotonic()
+        began: tuple[float, int] | None = None
 
         def move(done: int, total: int) -> None:
-            nonlocal last
+            nonlocal last, began
             now = time.monotonic()
+            began = began or (now, done)
             if now - last < every:
                 return
             last = now
+            rate = _rate(done - began[1], now - began[0])
             if on_terminal:
                 self._bar_is_drawn = True
                 filled = round(BAR_CELLS * done / max(total, 1))
                 bar = "#" * filled + "-" * (BAR_CELLS - filled)
-                click.echo(f"{CLEAR_LINE}{label} [{bar}] {done:,} of {total:,}", err=True, nl=False)
+                click.echo(f"{CLEAR_LINE}{label} [{bar}] {done:,} of {total:,}{rate}", err=True, nl=False)
             else:
-                self.say(f"{label}: {done:,} of {total:,}")
+                self.say(f"{label}: {done:,} of {total:,}{rate}")
 
         try:
             yield move
@@ -61,6 +67,12 @@ class Console:
             if self._bar_is_drawn:
                 click.echo(CLEAR_LINE, err=True, nl=False)
                 self._bar_is_drawn = False
+
+
+def _rate(count: int, seconds: float) -> str:
+    if not count or seconds <= 0.0:
+        return ""
+    return f", {count / seconds:,.0f} a second" if count > seconds else f", {seconds / count:,.1f} s each"
 
 
 def plain(value: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,9 +14,9 @@ from chestxray.cli.console import Console, plain, table
 from chestxray.cli.options import (
     FILE,
     FOLDER,
-    PATH,
     Command,
     bundle_option,
+    endpoint_option,
     json_option,
     out_option,
     workers_option,
@@ -193,30 +192,57 @@ def _answer_line(answer: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.argument("source", type=PATH)
-@out_option("The table to write (CSV, one row a film).", folder=False)
+@click.argument("source")
+@out_option("The table to write, one row a film: .csv, .jsonl or .parquet (extra parquet).", folder=False)
 @bundle_option
 @click.option("--operating-point", default=None, help="One of the bundle's, by name. [default: the bundle's]")
 @workers_option
 @json_option
 def batch(
-    console: Console, source: Path, out: Path, bundle: Path, operating_point: str | None, workers: int | None
+    console: Console,
+    source: str,
+    out: Path,
+    bundle: Path,
+    operating_point: str | None,
+    engine: str,
+    workers: int | None,
 ) -> None:
-    """Judge every film of a folder or a manifest, one row a film.
+    """Judge every film of a source, one row a film.
 
-    A film that cannot be read or must not be judged is a row with a reason, never the end of the run.
+    SOURCE is a manifest, or whatever "collect" takes: a folder, an archive, a table, s3://bucket/prefix. A film
+    that cannot be read or must not be judged is a row with a reason, never the end of the run.
+
+    What was judged is kept in a hidden file beside --out (its name ends in .journal): a run that was killed goes on
+    where it stood, and a second run opens only the films that are new or changed.
     """
-    from chestxray.inference.batch import score_films, write_scores
-    from chestxray.inference.predictor import Predictor
+    from chestxray.inference.batch import REFUSED, run_batch
+    from chestxray.inference.bundle import Bundle
+    from chestxray.inference.judge import judge_groups
+    from chestxray.inference.on_ray import judge_groups_on_ray
     from chestxray.pipeline import films_of
 
-    predictor = Predictor.load(bundle)
-    films = films_of(source, labels_needed=False)
+    opened = Bundle.open(bundle)
     with console.progress("Judging") as move:
-        rows = tuple(score_films(predictor, films, operating_point=operating_point, on_progress=move, workers=workers))
-    write_scores(rows, out)
-    if not any(row.prediction.gate.accepted for row in rows):
+        result = run_batch(
+            opened,
+            films_of(source, labels_needed=False),
+            out,
+            operating_point=operating_point,
+            engine={"local": judge_groups, "ray": judge_groups_on_ray}[engine],
+            on_progress=move,
+            workers=workers,
+        )
+    if set(result.calls) == {REFUSED}:
         raise SourceInvalid(f"{source}: none of its films could be judged; {out} says why, film by film")
-    calls = Counter(row.prediction.label or "refused" for row in rows)
-    summary = ", ".join(f"{count:,} {call}" for call, count in sorted(calls.items()))
-    console.result({"scores": out, "films": len(rows), "calls": calls}, f"{out}: {len(rows):,} films ({summary})")
+    summary = ", ".join(f"{count:,} {call}" for call, count in result.calls.items())
+    known = result.films - result.judged
+    text = f"{out}: {result.films:,} films ({summary})" + (f"; {known:,} of them known before" if known else "")
+    console.result(plain(result), text)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Who judges: processes of this machine, or Ray Data (extra ray), which $RAY_ADDRESS may lead to a cluster.",
+)
+@endpoint_option

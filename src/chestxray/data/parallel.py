@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from itertools import islice
 from typing import Final, TypeVar
 
@@ -47,22 +52,111 @@ def map_in_order(
             yield function(item)
             on_progress(done, total)
         return
-    # "spawn" starts clean processes: a fork of a process that runs threads may deadlock.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting: deque[Future[list[Result]]] = deque()
-        chunks = (items[start : start + CHUNK] for start in range(0, total, CHUNK))
-        done = 0
+    chunks = (items[start : start + CHUNK] for start in range(0, total, CHUNK))
+    done = 0
+    for results in pooled(partial(_each, function), chunks, workers):
+        yield from results
+        done += len(results)
+        on_progress(done, total)
+
+
+def pooled(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    lost: Callable[[Item], Result] | None = None,
+) -> Iterator[Result]:
+    """``map(function, items)`` on worker processes, whatever the number of items; no more are taken than needed.
+
+    Args:
+        function: importable by its name; an exception that it raises ends the iteration.
+        items: taken as the work goes, at most ``AHEAD`` a worker ahead of the results.
+        workers: processes.
+        lost: the result of an item that ends its process (a fault of a decoder, too little memory), even where
+            it is alone with it. Without it, a process that ends is an error.
+
+    Raises: BrokenProcessPool, where a process ends and ``lost`` is not given.
+    """
+    source = iter(items)
+    waiting: deque[tuple[Item, Future[Result] | None]] = deque()
+    while True:
+        with _pool(workers) as pool:
+            try:
+                _submit(pool, function, islice(source, workers * AHEAD), waiting)
+                while waiting:
+                    result = _result(waiting[0][1])
+                    waiting.popleft()
+                    _submit(pool, function, islice(source, 1), waiting)
+                    yield result
+            except BrokenProcessPool:
+                if lost is None:
+                    raise
+            finally:
+                for _, future in waiting:
+                    if future is not None:
+                        future.cancel()
+        if not waiting:
+            return
+        yield from _alone(function, [item for item, _ in waiting], lost)
+        waiting.clear()
+
+
+def _submit(
+    pool: ProcessPoolExecutor,
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    waiting: deque[tuple[Item, Future[Result] | None]],
+) -> None:
+    """Hand items to a pool and note them; one that a broken pool refuses is noted as well."""
+    for item in items:
         try:
-            waiting.extend(pool.submit(_each, function, chunk) for chunk in islice(chunks, workers * AHEAD))
-            while waiting:
-                results = waiting.popleft().result()
-                waiting.extend(pool.submit(_each, function, chunk) for chunk in islice(chunks, 1))
-                yield from results
-                done += len(results)
-                on_progress(done, total)
-        finally:
-            for future in waiting:
-                future.cancel()
+            waiting.append((item, pool.submit(function, item)))
+        except BrokenProcessPool:
+            waiting.append((item, None))
+
+
+def _result(future: Future[Result] | None) -> Result:
+    if future is None:
+        raise BrokenProcessPool("the pool was broken before it could take this")
+    return future.result()
+
+
+def _alone(
+    function: Callable[[Item], Result], items: Sequence[Item], lost: Callable[[Item], Result] | None
+) -> Iterator[Result]:
+    """The same, one item at a time, so that the one that ends its process is known and the others are done."""
+    left = deque(items)
+    while left:
+        with _pool(1) as pool:
+            try:
+                while left:
+                    result = pool.submit(function, left[0]).result()
+                    left.popleft()
+                    yield result
+            except BrokenProcessPool:
+                if lost is None:
+                    raise
+                yield lost(left.popleft())
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # "spawn" starts clean processes: a fork of a process that runs threads may deadlock.
+    return ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_depend_on_the_parent
+    )
+
+
+def _depend_on_the_parent() -> None:
+    """End when the parent does, even by SIGKILL, and leave an interruption from the keyboard to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

@@ -18,8 +18,9 @@ from chestxray.errors import BundleInvalid
 from chestxray.evaluation.calibration import calibrated
 from chestxray.images.preprocess import Plane
 from chestxray.inference.bundle import Bundle
+from chestxray.inference.gate import Gatekeeper
 from chestxray.inference.heatmap import overlay_png
-from chestxray.inference.prepare import prepare
+from chestxray.inference.prepare import Prepared, prepare
 from chestxray.machine import cores
 from chestxray.schema import BundleInfo, Gate, Label, OperatingPoint, Prediction
 
@@ -47,6 +48,9 @@ class Predictor:
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         """Load the graph.
 
+        The graph is run once, on a black film: the first film that somebody waits for finds everything warm, and a
+        graph that does not fit its description is found here.
+
         Args:
             bundle: checked by its hash while loading.
             threads: of one forward pass; by default one a core, at most MAX_THREADS.
@@ -55,11 +59,13 @@ class Predictor:
         """
         self.folder = bundle.folder
         self.info: BundleInfo = bundle.info
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or min(cores(), MAX_THREADS)
-        options.inter_op_num_threads = 1
+        self._gatekeeper = Gatekeeper.of(bundle)
+        black = np.zeros((1, self.info.preprocessing.height, self.info.preprocessing.width), np.uint8)
         try:
-            self._session = ort.InferenceSession(bundle.graph(), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(
+                bundle.graph(), session_options(threads), providers=["CPUExecutionProvider"]
+            )
+            self.logits(black)
         except (*_GRAPH_ERRORS, RuntimeError, ValueError) as error:
             raise BundleInvalid(f"{bundle.folder}: onnxruntime refuses the graph ({error})") from error
 
@@ -93,12 +99,16 @@ class Predictor:
             BundleInvalid: no operating point of that name.
         """
         point = self.info.operating_point(operating_point)
-        film = prepare(data, source, self.info.preprocessing)
+        film = self.prepare(data, source)
         if film.plane is None:
             return self.answer(film.sha256, point, film.gate)
         logits, activations = self.logits(film.plane[None])
         picture = overlay_png(activations[0], film.size, self.info.preprocessing) if heatmap else None
         return self.answer(film.sha256, point, film.gate, float(self.probabilities(logits)[0]), picture)
+
+    def prepare(self, data: bytes, source: str) -> Prepared:
+        """The first half of ``predict``: bytes to the network's input, or to a reason why not. Raises: FilmError."""
+        return prepare(data, source, self.info.preprocessing, self._gatekeeper)
 
     def logits(self, planes: Plane) -> tuple[Floats, Floats]:
         """One forward pass.
@@ -133,9 +143,7 @@ class Predictor:
             probability: calibrated, 0 to 1.
             heatmap: a PNG.
         """
-        label = None
-        if probability is not None:
-            label = (Label.PNEUMONIA if probability >= point.threshold else Label.NORMAL).value
+        label = None if probability is None else label_at(point, probability)
         return Prediction(
             film_sha256=film_sha256,
             gate=gate,
@@ -147,3 +155,23 @@ class Predictor:
             model_sha256=self.info.model_sha256,
             heatmap=base64.b64encode(heatmap).decode() if heatmap else None,
         )
+
+
+def label_at(point: OperatingPoint, probability: float) -> str:
+    """What a film of that probability is called."""
+    return (Label.PNEUMONIA if probability >= point.threshold else Label.NORMAL).value
+
+
+def session_options(threads: int | None = None) -> ort.SessionOptions:
+    """How every graph of this package is run.
+
+    Args:
+        threads: of one forward pass; by default one a core, at most MAX_THREADS. They share the work within a step;
+            the steps of these networks follow each other, so threads between steps would wait.
+    """
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = threads or min(cores(), MAX_THREADS)
+    options.inter_op_num_threads = 1
+    return options

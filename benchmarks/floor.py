@@ -1,0 +1,77 @@
+"""The floor under every way of serving: what decoding and the network take inside one process.
+
+    python benchmarks/floor.py BUNDLE [FOLDER] [--films 32] [--rounds 20] [--json]
+
+One film alone and a batch of 32, on one thread and on two; decoding (with the gate and the scaling) is always on one.
+Films are read into memory first: what a disk takes is no part of this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from chestxray.data.collect import collect
+from chestxray.data.films import read_film
+from chestxray.inference.predictor import Predictor
+from side_by_side import report, take_turns
+
+ALONE = "decode + network, one film, 1 thread"
+
+
+def decode_and_score(predictor: Predictor, films: list[bytes]) -> None:
+    """The whole corridor, one forward pass."""
+    predictor.logits(np.stack([predictor.prepare(data, "film").plane for data in films]))
+
+
+def judged(predictor: Predictor, data: bytes) -> bool:
+    """Whether the film gets as far as the network."""
+    return predictor.prepare(data, "film").plane is not None
+
+
+def repeatedly(way: Callable[[], object], times: int) -> None:
+    """So that every way handles as many films."""
+    for _ in range(times):
+        way()
+
+
+def main() -> None:
+    """Measure and print; each way's milliseconds are those of one film."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    data = Path(os.environ.get("CHESTXRAY_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", default=data / "chest_xray")
+    parser.add_argument("--films", type=int, default=32, help="of a batch")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    one, two = (Predictor.load(arguments.bundle, threads=threads) for threads in (1, 2))
+    found = (read_film(film) for film in collect(arguments.folder, labels_needed=False))
+    films = list(itertools.islice((data for data in found if judged(one, data)), arguments.films))
+    planes = np.stack([one.prepare(data, "film").plane for data in films])
+    alone = {
+        ALONE: partial(decode_and_score, one, films[:1]),
+        "decode + network, one film, 2 threads": partial(decode_and_score, two, films[:1]),
+        "decode alone": partial(one.prepare, films[0], "film"),
+        "network alone, one film, 1 thread": partial(one.logits, planes[:1]),
+        "network alone, one film, 2 threads": partial(two.logits, planes[:1]),
+    }
+    together = {
+        f"decode + network, {len(films)} films, 1 thread": partial(decode_and_score, one, films),
+        f"decode + network, {len(films)} films, 2 threads": partial(decode_and_score, two, films),
+        f"network alone, {len(films)} films, 1 thread": partial(one.logits, planes),
+        f"network alone, {len(films)} films, 2 threads": partial(two.logits, planes),
+    }
+    ways = {name: partial(repeatedly, way, len(films)) for name, way in alone.items()} | together
+    timings = take_turns(ways, arguments.rounds)
+    report(f"{arguments.folder.name}, in process", timings, ALONE, len(films), as_json=arguments.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""What a batch has done so far: an SQLite file beside the output, so that a killed run goes on where it stood.
+
+    film      the rows of the source as this run listed them, in order
+    bytes     what lay at a path when its file had this stamp
+    answer    what a judge found in these bytes; the calibration is applied when the output is written
+
+A film is not opened again where its file has the size and the time of change that it had then, and the same
+judge has answered. The file may be deleted at any time: it holds nothing that judging the films does not give,
+and it names nobody whom the output does not name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, starmap
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from chestxray.data.films import stamp_of
+from chestxray.errors import DataError, OutputExists
+from chestxray.schema import Film
+
+JOURNAL_VERSION: Final = 1
+READ_AT_ONCE: Final = 1024  # rows; bounds the memory that reading takes
+
+_TABLES: Final = """
+CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS film (
+    position INTEGER PRIMARY KEY, path BLOB, label TEXT, patient_id TEXT, cause TEXT, split TEXT, stamp TEXT,
+    failure TEXT);
+CREATE TABLE IF NOT EXISTS bytes (path BLOB PRIMARY KEY, stamp TEXT, sha256 TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS answer (
+    sha256 TEXT, judge TEXT, logit REAL, reason TEXT, gate_score REAL, PRIMARY KEY (sha256, judge)) WITHOUT ROWID;
+"""
+_ANSWERED: Final = """
+FROM film
+LEFT JOIN bytes ON bytes.path = film.path AND bytes.stamp = film.stamp
+LEFT JOIN answer ON answer.sha256 = bytes.sha256 AND answer.judge = ?
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a judge found.
+
+    Attributes:
+        sha256: of the film's bytes; empty where it could not be opened.
+        logit: of pneumonia, before calibration; None where the film was refused or could not be read.
+        reason: why there is no logit; empty where there is one. It names no file.
+        gate_score: as ``schema.Gate`` has it.
+    """
+
+    sha256: str
+    logit: float | None
+    reason: str
+    gate_score: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.logit is None) != bool(self.reason):
+            raise ValueError("a film has a logit or a reason why not")
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A film of the source, and the stamp that its file had when it was listed."""
+
+    position: int
+    film: Film
+    stamp: str
+
+
+class Journal:
+    """An opened journal. One run at a time has it."""
+
+    def __init__(self, path: Path, database: sqlite3.Connection, judge: str) -> None:
+        self.path = path
+        self._database = database
+        self._judge = judge
+
+    @classmethod
+    def open(cls, path: Path, judge: str) -> Self:
+        """Open what is there and go on from it, or begin.
+
+        Args:
+            path: of the file; SQLite keeps a second one beside it while it is open.
+            judge: names everything that an answer depends on but for the film.
+
+        Raises: OutputExists, where another run has it open; DataError, where the file is no journal.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            database = sqlite3.connect(path, timeout=0)
+            for setting in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"):
+                database.execute(f"PRAGMA {setting}")
+            if database.execute("PRAGMA user_version").fetchone()[0] not in {0, JOURNAL_VERSION}:
+                raise DataError(f"{path}: written by another version. Delete it to judge every film anew")
+            database.execute(f"PRAGMA user_version={JOURNAL_VERSION}")
+            database.executescript(_TABLES)
+        except sqlite3.OperationalError as error:
+            raise OutputExists(
+                f"{path}: {error}. Another run is writing the same output; wait for it, or give another --out"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise DataError(f"{path}: not a journal ({error}). Delete it to judge every film anew") from error
+        return cls(path, database, judge)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._database.close()
+        if isinstance(error, sqlite3.Error):
+            raise DataError(f"{self.path}: {error}. Make room or delete it, and run again") from error
+
+    def list(self, films: Iterable[Film]) -> int:
+        """Take the source's rows in place of an earlier run's; their number."""
+        self._database.execute("DELETE FROM film")
+        self._database.executemany(
+            "INSERT INTO film VALUES (?, ?, ?, ?, ?, ?, ?, NULL)",
+            (
+                (at, os.fsencode(film.path), film.label, film.patient_id, film.cause, film.split, stamp_of(film))
+                for at, film in enumerate(films)
+            ),
+        )
+        self._database.execute("DROP TABLE IF EXISTS temp.pending")
+        self._database.execute(
+            "CREATE TEMP TABLE pending (position INTEGER PRIMARY KEY)",
+        )
+        self._database.execute(
+            f"INSERT INTO pending SELECT position {_ANSWERED} WHERE answer.sha256 IS NULL", (self._judge,)
+        )
+        self._database.commit()
+        return self._count("film")
+
+    def pending(self) -> int:
+        """How many films had no answer when they were listed."""
+        return self._count("temp.pending")
+
+    def groups(self, size: int) -> Iterator[tuple[Listed, ...]]:
+        """The films without an answer, in groups that share a network's pass.
+
+        A group is cut at multiples of ``size`` of the source's rows, so it is the same whatever an interrupted
+        run did before: a group is recorded whole or not at all.
+        """
+        wanted = """SELECT film.position, path, label, patient_id, cause, split, stamp
+            FROM temp.pending JOIN film USING (position) WHERE position >= ? AND position < ? ORDER BY position"""
+        for _, rows in groupby(self._pages(wanted, size), lambda row: row[0] // size):
+            yield tuple(starmap(_listed, rows))
+
+    def record(self, group: Sequence[Listed], judged: Sequence[Judged]) -> None:
+        """Keep what was found in a group, all of it at once."""
+        pairs = tuple(zip(group, judged, strict=True))
+        read = [(listed, found) for listed, found in pairs if found.sha256]
+        self._database.executemany(
+            "INSERT OR REPLACE INTO bytes VALUES (?, ?, ?)",
+            [(os.fsencode(listed.film.path), listed.stamp, found.sha256) for listed, found in read],
+        )
+        self._database.executemany(
+            "INSERT OR IGNORE INTO answer VALUES (?, ?, ?, ?, ?)",
+            [(found.sha256, self._judge, found.logit, found.reason, found.gate_score) for _, found in read],
+        )
+        self._database.executemany(
+            "UPDATE film SET failure = ? WHERE position = ?",
+            [(found.reason, listed.position) for listed, found in pairs if not found.sha256],
+        )
+        self._database.commit()
+
+    def answers(self) -> Iterator[tuple[Film, Judged]]:
+        """Every film of the source with what was found, in order."""
+        wanted = f"""SELECT position, film.path, label, patient_id, cause, split, '',
+            ifnull(answer.sha256, ''), logit, CASE WHEN answer.sha256 IS NULL THEN failure ELSE reason END,
+            gate_score
+            {_ANSWERED} WHERE position >= ? AND position < ? ORDER BY position"""
+        for row in self._pages(wanted, READ_AT_ONCE, self._judge):
+            yield _listed(*row[:7]).film, Judged(*row[7:])
+
+    def note(self, name: str) -> Any:
+        """What was noted under that name; None where nothing was."""
+        found = self._database.execute("SELECT value FROM note WHERE name = ?", (name,)).fetchone()
+        return json.loads(found[0]) if found else None
+
+    def finish(self, **notes: object) -> None:
+        """Note what the run made, and forget the films that are no longer in the source.
+
+        Films whose change cannot be seen (objects in S3) are known for the length of a run, and read again by the
+        next.
+        """
+        self._database.execute("DELETE FROM bytes WHERE stamp = '' OR path NOT IN (SELECT path FROM film)")
+        self._database.executemany(
+            "INSERT OR REPLACE INTO note VALUES (?, ?)", [(name, json.dumps(value)) for name, value in notes.items()]
+        )
+        self._database.commit()
+
+    def _pages(self, wanted: str, size: int, *values: object) -> Iterator[tuple[Any, ...]]:
+        """Rows of a query between two positions, page by page: a cursor must not see its table change."""
+        total = self._count("film")
+        step = READ_AT_ONCE // size * size
+        for start in range(0, total, step):
+            yield from self._database.execute(wanted, (*values, start, start + step)).fetchall()
+
+    def _count(self, table: str) -> int:
+        count: int = self._database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608 - our own name
+        return count
+
+
+def _listed(position: int, path: bytes, label: str, patient_id: str, cause: str, split: str, stamp: str) -> Listed:
+    film = Film(path=os.fsdecode(path), label=label, patient_id=patient_id, cause=cause, split=split)
+    return Listed(position, film, stamp)

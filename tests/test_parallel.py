@@ -1,0 +1,92 @@
+"""Worker processes: one that ends costs the item that ended it, and none outlives its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import pytest
+
+from chestxray.data.parallel import AHEAD, pooled
+
+FATAL = 13
+
+
+def squared(value: int) -> int:
+    if value == FATAL:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return value * value
+
+
+def lost(value: int) -> int:
+    return -value
+
+
+def test_an_item_that_ends_its_process_is_lost_and_every_other_has_its_result_in_order() -> None:
+    expected = [lost(value) if value == FATAL else value * value for value in range(30)]
+    assert list(pooled(squared, range(30), 2, lost)) == expected
+
+
+def test_without_a_result_for_it_an_item_that_ends_its_process_is_an_error() -> None:
+    with pytest.raises(BrokenProcessPool):
+        list(pooled(squared, range(30), 2))
+
+
+def test_items_are_taken_as_the_work_goes() -> None:
+    taken = []
+
+    def items() -> Iterator[int]:
+        for value in range(1000, 1100):
+            taken.append(value)
+            yield value
+
+    results = pooled(squared, items(), 1)
+    assert next(results) == 1_000_000
+    assert len(taken) == AHEAD + 1
+    results.close()
+
+
+PARENT = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+import multiprocessing
+from chestxray.data.parallel import pooled
+from test_parallel import squared
+if __name__ == "__main__":
+    results = pooled(squared, iter(range(1000, 9000)), 2)
+    next(results)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_no_worker_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(PARENT)
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "parent.py", Path(__file__).parent], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        workers = [int(word) for word in parent.stdout.readline().split()]
+        assert len(workers) == 2
+        assert all(map(is_running, workers))
+        parent.kill()
+    for _ in range(600):
+        if not any(map(is_running, workers)):
+            break
+        time.sleep(0.05)
+    assert not any(map(is_running, workers))
+
+
+def is_running(process: int) -> bool:
+    """Neither gone nor a zombie that waits to be reaped."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
