@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from chestxray.errors import DataError, OutputExists
 from chestxray.inference.batch import journal_of, run_batch, score_films
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.journal import Journal, Judged
-from chestxray.inference.judge import judge_of
+from chestxray.inference.judge import ENDED, judge_apart, judge_of
 from chestxray.inference.predictor import Predictor
 from chestxray.inference.tables import COLUMNS
 from chestxray.schema import Film, Preprocessing, Resize
@@ -152,6 +153,22 @@ def test_a_missing_extra_is_one_line(
     extra = {"pyarrow": "parquet", "ray": "ray"}[missing]
     (line,) = done.stderr.splitlines()
     assert f'pip install "chestxray[{extra}]"' in line
+
+
+def fatal_judge(group: Sequence[Film]) -> list[Judged]:
+    if any("fatal" in film.path for film in group):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [Judged("a" * 64, 0.5, "") for _ in group]
+
+
+def test_a_film_that_ends_its_process_is_a_row_and_its_neighbours_are_judged() -> None:
+    found = judge_apart(fatal_judge, [Film("one.png"), Film("fatal.png"), Film("other.png")])
+    assert [film.reason for film in found] == ["", ENDED, ""]
+
+
+def test_processes_that_all_end_are_not_blamed_on_the_films() -> None:
+    with pytest.raises(DataError, match="memory enough for the bundle"):
+        judge_apart(fatal_judge, [Film("fatal.png"), Film("fatal too.png")])
 
 
 # --------------------------------------------------------------------------- a second run

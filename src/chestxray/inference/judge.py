@@ -19,7 +19,7 @@ import onnxruntime
 from chestxray.data.films import read_film
 from chestxray.data.parallel import WORTH_A_POOL, pooled
 from chestxray.data.reuse import decoder
-from chestxray.errors import FilmError, MissingExtra
+from chestxray.errors import DataError, FilmError, MissingExtra
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.journal import Judged
 from chestxray.inference.predictor import Predictor
@@ -36,6 +36,8 @@ _APPLIED_LATER: Final = frozenset(
     {"temperature", "bias", "operating_points", "default_operating_point", "name", "created", "intended_use", "notice"}
 )
 READ_BY_PEOPLE: Final = frozenset({"MODEL_CARD.md", "metrics.json", "weights.safetensors"})
+
+ENDED: Final = "the process that read it came to an end: too little memory, or a fault of a decoder"
 
 Group = Sequence[Film]
 
@@ -60,13 +62,13 @@ def judge_groups(
         films: how many there are in all: for a handful, no process is started.
         workers: processes; by default one a core.
 
-    Raises: BundleInvalid.
+    Raises: BundleInvalid; DataError, where no process lives long enough to answer.
     """
     judge = partial(judge_group, folder=bundle.folder, description=bundle.info.to_json())
     workers = workers or cores()
     if workers == 1 or films < WORTH_A_POOL:
         return map(judge, groups)
-    return pooled(judge, groups, workers, lost=partial(_film_by_film, judge))
+    return pooled(judge, groups, workers, lost=partial(judge_apart, judge))
 
 
 def judge_group(group: Group, folder: Path, description: str) -> list[Judged]:
@@ -111,9 +113,15 @@ def _unread(sha256: str, reason: str) -> Prepared:
     return Prepared(sha256, Gate(accepted=False, reason=reason), (0, 0), None)
 
 
-def _film_by_film(judge: Callable[[Group], list[Judged]], group: Group) -> list[Judged]:
-    """A group that ended its process: all its films but the one that is to blame are judged after all."""
+def judge_apart(judge: Callable[[Group], list[Judged]], group: Group) -> list[Judged]:
+    """Judge a group that ended its process, film by film: all but the one that is to blame are judged after all.
+
+    Raises: DataError, where every film of several ends its process, so that the films are not to blame.
+    """
     if len(group) == 1:
-        return [Judged("", None, "the process that read it came to an end: too little memory, or a fault of a decoder")]
+        return [Judged("", None, ENDED)]
     alone = ((film,) for film in group)
-    return list(chain.from_iterable(pooled(judge, alone, 1, lost=partial(_film_by_film, judge))))
+    found = list(chain.from_iterable(pooled(judge, alone, 1, lost=partial(judge_apart, judge))))
+    if all(film.reason == ENDED for film in found):
+        raise DataError("the processes that judge films end before they answer: is there memory enough for the bundle?")
+    return found
