@@ -23,7 +23,7 @@ from chestxray.data.pack import Pack
 from chestxray.files import write_atomically
 from chestxray.inference.gate import GATE, REFUSED_ABOVE, Floats, Likeness, Share, coded, thumbnail
 from chestxray.schema import Split
-from chestxray.training.impostors import DRAWINGS, DRAWN, SPOILT, Picture, Random, phantoms, shifted, shrunk
+from chestxray.training.impostors import DRAWINGS, SPOILT, Picture, Random, drawing, phantoms, shifted, shrunk
 
 SEED: Final = 0
 MOST: Final = 3000  # training films that are looked at: more move no limit, and the fit takes longer
@@ -142,7 +142,7 @@ def _impostors(pictures: Pictures, rng: Random) -> Iterable[Picture]:
         chest = shifted(chests[int(rng.integers(len(chests)))], rng)
         yield spoilings[number % len(spoilings)](chest, rng)
     for number in range(count):
-        yield DRAWN[number % len(DRAWN)](rng)
+        yield drawing(number, rng)
 
 
 def _thumbnails(pictures: Iterable[Picture]) -> Floats:
@@ -186,7 +186,7 @@ def _kinds(pictures: Pictures, rng: Random) -> dict[str, Floats]:
     kinds = {"films": films, "shifted films": [shifted(film, rng) for film in films]}
     for kind, ways in SPOILT.items():
         kinds[kind] = [ways[row % len(ways)](film, rng) for row, film in enumerate(films)]
-    kinds[DRAWINGS] = [DRAWN[number % len(DRAWN)](rng) for number in range(len(films))]
+    kinds[DRAWINGS] = [drawing(number, rng) for number in range(len(films))]
     return {kind: _thumbnails(some) for kind, some in kinds.items()}
 
 

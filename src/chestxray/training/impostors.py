@@ -24,6 +24,8 @@ SIDE: Final = 64  # pixels: enough for the gate's thumbnail of 24, and quick to 
 WHITE: Final = 255
 PHANTOM_HEIGHT: Final = 200  # pixels
 ROUND: Final = 0.6  # of the things in a heap
+ALIKE: Final = 0.3  # of the drawings have two sides alike
+BLURRED: Final = 0.4  # ... and so many are blurred
 LINES, POLYGON, ELLIPSE, BOX = range(4)  # what a sketch is made of
 
 
@@ -242,3 +244,12 @@ DRAWN: Final[tuple[Callable[[Random], Picture], ...]] = (
     _ramp,
 )
 DRAWINGS: Final = "drawn pictures"
+
+
+def drawing(number: int, rng: Random) -> Picture:
+    """Of the kind whose turn it is; some with two sides alike, as faces and things have, and some out of focus."""
+    picture = DRAWN[number % len(DRAWN)](rng)
+    if _by_chance(rng, ALIKE):
+        half = picture[:, : SIDE // 2]
+        picture = np.concatenate([half, half[:, ::-1]], axis=1)
+    return shrunk(shrunk(picture, int(rng.integers(6, 20)))) if _by_chance(rng, BLURRED) else picture
