@@ -24,6 +24,7 @@ ORDER = (
     ("training",),
     ("serving",),
     ("judging",),
+    ("aws",),
     ("pipeline", "diagnosis"),
     ("cli",),
 )
@@ -100,7 +101,7 @@ def test_help_loads_nothing_heavy() -> None:
         "from chestxray.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'numpy', 'torch', 'onnxruntime', 'PIL', 'fastapi', 'matplotlib'} & set(sys.modules)\n"
+        "heavy = {'numpy', 'torch', 'onnxruntime', 'PIL', 'fastapi', 'matplotlib', 'boto3'} & set(sys.modules)\n"
         "sys.exit(f'loaded: {heavy}' if heavy else 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

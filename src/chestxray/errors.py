@@ -14,6 +14,14 @@
     │   ├── Leakage
     │   ├── DegenerateLabels
     │   └── TrainingDiverged
+    ├── CloudError                exit 1: AWS refused, failed, or cannot be reached
+    │   ├── CredentialsMissing    exit 2
+    │   ├── CredentialsExpired
+    │   ├── CloudRefused
+    │   ├── CloudThrottled
+    │   ├── CloudMissing
+    │   ├── QuotaReached
+    │   └── CloudUnreachable
     └── FilmError                 exit 1: one film, not the whole job
         ├── UnsupportedFormat     HTTP 415
         ├── FilmTooLarge          HTTP 413
@@ -88,6 +96,40 @@ class DegenerateLabels(DataError):
 
 class TrainingDiverged(DataError):
     """The loss is no longer finite."""
+
+
+class CloudError(ChestXrayError):
+    """AWS refused or failed; the message says what was under way and what the service answered."""
+
+
+class CredentialsMissing(CloudError):
+    """No credentials, or none that AWS knows; or no region."""
+
+    exit_status = 2
+
+
+class CredentialsExpired(CloudError):
+    """The credentials were good once."""
+
+
+class CloudRefused(CloudError):
+    """The credentials are good and may not do this."""
+
+
+class CloudThrottled(CloudError):
+    """Too many requests, also after all the retries."""
+
+
+class CloudMissing(CloudError):
+    """What was asked for does not exist in this account and region."""
+
+
+class QuotaReached(CloudError):
+    """The account may have no more of it."""
+
+
+class CloudUnreachable(CloudError):
+    """Nothing answered at the service's address."""
 
 
 class FilmError(ChestXrayError):

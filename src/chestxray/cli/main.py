@@ -11,6 +11,7 @@ import click
 from click.shell_completion import get_completion_class
 
 import chestxray
+from chestxray.cli.aws import aws
 from chestxray.cli.data import clean, collect, pack, split
 from chestxray.cli.judge import calibrate, evaluate
 from chestxray.cli.model import batch, export, predict, train
@@ -18,7 +19,7 @@ from chestxray.cli.service import doctor, key, run, serve
 from chestxray.errors import ChestXrayError, MissingExtra
 from chestxray.schema import NOTICE
 
-VERBS = (collect, clean, split, pack, train, evaluate, export, calibrate, predict, batch, serve, key, run, doctor)
+VERBS = (collect, clean, split, pack, train, evaluate, export, calibrate, predict, batch, serve, key, run, doctor, aws)
 
 
 class _InOrder(click.Group):

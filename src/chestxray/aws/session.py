@@ -1,0 +1,169 @@
+"""The door to AWS: region, profile and credentials found once, clients made alike, refusals told in our own words."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from chestxray import __version__
+from chestxray.aws.names import Names
+from chestxray.errors import (
+    CloudError,
+    CloudMissing,
+    CloudRefused,
+    CloudThrottled,
+    CloudUnreachable,
+    CredentialsExpired,
+    CredentialsMissing,
+    MissingExtra,
+    QuotaReached,
+)
+
+ENDPOINT_VARIABLE: Final = "AWS_ENDPOINT_URL"  # boto3 reads it, and AWS_ENDPOINT_URL_<SERVICE> before it
+REGION_VARIABLES: Final = ("AWS_REGION", "AWS_DEFAULT_REGION")
+ATTEMPTS: Final = 6  # the first try and five more, farther and farther apart
+CONNECTIONS: Final = 32  # kept open a client: the parallel upload's upper end
+
+# What AWS's many services call the same thing.
+_WORDS: Final[Mapping[type[CloudError], str]] = {
+    CloudRefused: "AccessDenied AccessDeniedException UnauthorizedOperation AuthorizationError 403",
+    CloudThrottled: "Throttling ThrottlingException ThrottledException TooManyRequestsException RequestLimitExceeded "
+    "RequestThrottled SlowDown PriorRequestNotComplete",
+    CloudMissing: "ResourceNotFound ResourceNotFoundException NotFoundException NoSuchBucket NoSuchKey NoSuchEntity "
+    "NoSuchEntityException RepositoryNotFoundException NoSuchDistribution 404",
+    CredentialsExpired: "ExpiredToken ExpiredTokenException RequestExpired TokenRefreshRequired",
+    CredentialsMissing: "InvalidClientTokenId UnrecognizedClientException InvalidAccessKeyId SignatureDoesNotMatch "
+    "AuthFailure InvalidSignatureException",
+    QuotaReached: "ResourceLimitExceeded LimitExceededException LimitExceeded ServiceQuotaExceededException",
+}
+_KINDS: Final = {word: kind for kind, words in _WORDS.items() for word in words.split()}
+_REMEDIES: Final[Mapping[type[CloudError], str]] = {
+    CloudRefused: "Ask whoever administers the account for that permission",
+    CloudThrottled: "Wait a minute and repeat the command; it goes on where it stood",
+    CloudMissing: 'Compare the name and the --region; "chestxray aws status" lists what there is',
+    CredentialsExpired: 'Sign in again ("aws sso login", or new keys) and repeat the command',
+    CredentialsMissing: "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to valid keys, or give --profile",
+    QuotaReached: "Ask for more under Service Quotas in the AWS console, or choose another --instance",
+    CloudUnreachable: f"Check the network, the --region, and {ENDPOINT_VARIABLE} if it is set",
+}
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """An account in a region, reached with one set of credentials.
+
+    Attributes:
+        region: as AWS names it, for instance ``eu-central-1``.
+        account: twelve digits.
+    """
+
+    region: str
+    account: str
+    _session: Any = field(repr=False)
+    _clients: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def client(self, service: str) -> Any:
+        """boto3's client of a service; one each, kept."""
+        if service not in self._clients:
+            self._clients[service] = self._session.client(service, config=_config())
+        return self._clients[service]
+
+    def names(self, deployment: str) -> Names:
+        """What a deployment's resources are called in this account and region. Raises: UsageError."""
+        return Names(deployment, self.account, self.region)
+
+    def close(self) -> None:
+        """Close the connections."""
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+
+
+def connect(region: str | None = None, profile: str | None = None) -> Cloud:
+    """Find region and credentials as the AWS tools do, and ask whose they are.
+
+    Args:
+        region: by default AWS_REGION, AWS_DEFAULT_REGION, or the profile's.
+        profile: of ``~/.aws/config``; by default AWS_PROFILE, or none.
+
+    Raises: CloudError, MissingExtra.
+    """
+    try:
+        import boto3
+    except ImportError as error:
+        raise MissingExtra("This verb", "aws") from error
+    with cloud_errors("asking whose credentials these are"):
+        wanted = region or next(filter(None, map(os.environ.get, REGION_VARIABLES)), None)
+        session = boto3.Session(profile_name=profile, region_name=wanted)
+        if session.region_name is None:
+            raise CredentialsMissing("no AWS region is set. Give --region, or set AWS_REGION")
+        if session.get_credentials() is None:
+            raise CredentialsMissing(
+                "no AWS credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give --profile "
+                '("aws configure" or "aws sso login" makes one)'
+            )
+        caller = session.client("sts", config=_config())
+        account = caller.get_caller_identity()["Account"]
+        caller.close()
+    return Cloud(session.region_name, account, session)
+
+
+def _config() -> Any:
+    from botocore.config import Config
+
+    return Config(
+        connect_timeout=10,  # seconds
+        read_timeout=60,
+        retries={"mode": "adaptive", "total_max_attempts": ATTEMPTS},
+        max_pool_connections=CONNECTIONS,
+        user_agent_extra=f"chestxray/{__version__}",
+    )
+
+
+@contextmanager
+def cloud_errors(doing: str) -> Iterator[None]:
+    """Translate what boto3 raises inside the block; ``doing`` says what was under way ("creating the endpoint x").
+
+    Raises: CloudError.
+    """
+    try:
+        from botocore import exceptions as boto
+    except ImportError as error:
+        raise MissingExtra("This verb", "aws") from error
+    try:
+        yield
+    except boto.ClientError as error:
+        raise _translated(error, doing) from error
+    except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound) as error:
+        raise CredentialsMissing(f"{error}. {_REMEDIES[CredentialsMissing]}") from error
+    except (boto.TokenRetrievalError, boto.SSOError, boto.CredentialRetrievalError) as error:
+        raise CredentialsExpired(f"{error}. {_REMEDIES[CredentialsExpired]}") from error
+    except (boto.HTTPClientError, boto.EndpointConnectionError) as error:
+        raise CloudUnreachable(f"{doing}: {error}. {_REMEDIES[CloudUnreachable]}") from error
+    except boto.BotoCoreError as error:
+        raise CloudError(f"{doing}: {error}") from error
+
+
+def _translated(error: Any, doing: str) -> CloudError:
+    code, message = error_code(error), error.response["Error"].get("Message", "").rstrip(". ")
+    cls = _KINDS.get(code, CloudError)
+    remedy = f". {_REMEDIES[cls]}" if cls in _REMEDIES else ""
+    return cls(f"{doing}: {error.operation_name} was answered with {code} ({message}){remedy}")
+
+
+def error_code(error: Any) -> str:
+    """What the service called a botocore ClientError."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def is_missing(error: Any) -> bool:
+    """Whether a botocore ClientError says that the thing does not exist, in any of the services' ways."""
+    code, message = error_code(error), str(error.response.get("Error", {}).get("Message", ""))
+    if _KINDS.get(code) is CloudMissing:
+        return True  # SageMaker and CloudFormation say "ValidationError" for almost everything
+    return code in {"ValidationException", "ValidationError"} and (
+        "does not exist" in message or "Could not find" in message or "not found" in message.lower()
+    )
