@@ -1,11 +1,15 @@
-"""The real service on a free port, in a thread of the test's own process."""
+"""The real service on a free port, in a thread of the test's own process or in one of its own."""
 
 from __future__ import annotations
 
+import json
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from chestxray.inference.predictor import Predictor
 from chestxray.serving.app import ServiceSettings
@@ -27,3 +31,22 @@ def running(
         finally:
             server.should_exit = True
             thread.join()
+
+
+@contextmanager
+def process(bundle: Path, log: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """``chestxray serve`` as a process of its own, its standard error in a file; gives address and process."""
+    command = [Path(sys.executable).with_name("chestxray"), "serve", "--bundle", bundle, "--port", "0", "--json"]
+    with log.open("w") as errors:
+        started = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=errors, text=True)
+    try:
+        assert started.stdout is not None
+        text = ""
+        while not text.endswith("\n}\n"):
+            line = started.stdout.readline()
+            assert line, log.read_text()
+            text += line
+        yield json.loads(text)["address"], started
+    finally:
+        started.kill()
+        started.communicate()

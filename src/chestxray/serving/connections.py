@@ -30,12 +30,14 @@ class ConnectionLimits:
         head_bytes: of a request's address and headers.
         answer_seconds: that a caller may leave an answer unfetched.
         places: connections at the same time.
+        pipelined: requests that a connection may have sent beside the one that is being answered.
     """
 
     head_seconds: float = 10.0
     head_bytes: int = 16 * 1024
     answer_seconds: float = 20.0
     places: int = 512
+    pipelined: int = 8
 
 
 class FilmProtocol(HttpToolsProtocol):
@@ -53,19 +55,19 @@ class FilmProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._limits = limits
         self._head_bytes = 0
+        self._in_body = False  # the parser has seen a head and not the end of its body
         self.owing_since = self.loop.time()
         self._head_timer: asyncio.TimerHandle | None = None
         self._answer_timer: asyncio.TimerHandle | None = None
 
     @property
-    def between_requests(self) -> bool:
-        """Whether no request is under way whose head has arrived."""
-        return self.cycle is None or self.cycle.response_complete
+    def owes(self) -> bool:
+        """Whether no whole request of the caller waits for its answer."""
+        return self._answered or self._in_body
 
     @property
-    def owes(self) -> bool:
-        """Whether the caller has not sent a whole request."""
-        return self.between_requests or self.cycle.more_body
+    def _answered(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a place, or make room for it."""
@@ -84,14 +86,15 @@ class FilmProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Count what belongs to a head; start and stop its clock."""
-        if self.between_requests:
+        if not self._in_body:
             self._head_bytes += len(data)
         super().data_received(data)
-        if not self.between_requests:
+        if self._in_body:
             self._head_bytes = 0
-            self._unwatch_head()
-        elif self._head_bytes > self._limits.head_bytes:
+        if self._head_bytes > self._limits.head_bytes and self._answered:
             self._end(_TOO_LONG)
+        elif not self._answered:
+            self._unwatch_head()
         elif not self.transport.is_closing():
             self._watch_head()
 
@@ -100,14 +103,25 @@ class FilmProtocol(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > self._limits.head_bytes:
             raise ValueError("the head is too long")  # httptools hands it to uvicorn, which answers 400
+        if len(self.pipeline) >= self._limits.pipelined:
+            self.transport.abort()
+            raise ValueError("too many requests at once")
         self.owing_since = self.loop.time()
+        self._in_body = True
         super().on_headers_complete()
 
-    def on_response_complete(self) -> None:
-        """The next request's head has a clock of its own."""
+    def on_message_complete(self) -> None:
+        """What comes now belongs to the next head."""
+        self._in_body = False
         self._head_bytes = 0
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The next request's head has a clock of its own; so has the rest of a body that nobody waits for."""
         self.owing_since = self.loop.time()
         super().on_response_complete()
+        if self._in_body:
+            self._watch_head()
 
     def pause_writing(self) -> None:
         """The caller does not fetch what it asked for: not for ever."""

@@ -184,7 +184,11 @@ class _Decoder:
         """Raises: EOFError, OSError, TimeoutError, where none comes to life."""
         ours, theirs = socket.socketpair()
         with theirs:
-            nursery.fork(theirs)
+            try:
+                nursery.fork(theirs)
+            except OSError:
+                ours.close()
+                raise
         decoder = cls(*await asyncio.open_connection(sock=ours, limit=2**20))
         try:
             async with asyncio.timeout(_HELLO_SECONDS):

@@ -130,10 +130,15 @@ def refusal_of(error: FilmError | MissingExtra) -> Refusal:
 
 
 def problem_response(
-    kind: Kind, detail: str, request_id: str, headers: Mapping[str, str] | None = None, status: int | None = None
+    kind: Kind,
+    detail: str,
+    request_id: str,
+    headers: Mapping[str, str] | None = None,
+    status: int | None = None,
+    further: Mapping[str, str] | None = None,
 ) -> Response:
-    """The problem as an HTTP response; ``status`` where it differs from the kind's own."""
+    """The problem as an HTTP response; ``status`` where it differs from the kind's own, ``further`` members last."""
     code = status or kind.status
     problem = Problem(f"/docs#{kind.name}", kind.title, code, detail, f"urn:uuid:{request_id}")
-    body = json.dumps(dataclasses.asdict(problem))
+    body = json.dumps(dataclasses.asdict(problem) | dict(further or {}))
     return Response(body, code, headers, media_type=PROBLEM_JSON)

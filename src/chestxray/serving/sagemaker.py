@@ -6,6 +6,7 @@ API reference, InvokeEndpoint.
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Annotated, Any, Final
 
 from fastapi import FastAPI, Path, Request, Response
@@ -49,7 +50,10 @@ def add_sagemaker_routes(app: FastAPI, service: Service) -> None:
         name: Annotated[str, Path(pattern=ENDPOINT_NAME)],  # noqa: ARG001 - this server has one model
     ) -> Response:
         """As ``/invocations``, at the address that boto3's ``sagemaker-runtime`` asks; any name will do."""
-        return await _invoke(service, request)
+        try:
+            return await _invoke(service, request)
+        except Refusal as refusal:
+            return _as_runtime_error(refusal, request)
 
     @app.get("/execution-parameters", summary="For batch transform", tags=["sagemaker"], **openapi.json_any())
     async def parameters() -> dict[str, int | str]:
@@ -74,6 +78,14 @@ async def _line_of_transform(service: Service, request: Request) -> Response:
         answer = problem_response(refusal.kind, refusal.detail, request.state.request_id)
     media_type = answer.media_type or PROBLEM_JSON
     return Response(bytes(answer.body) + b"\n", media_type=media_type)
+
+
+def _as_runtime_error(refusal: Refusal, request: Request) -> Response:
+    """The problem, with what boto3 makes its exceptions of: a kind of error that it knows, and a message."""
+    known = "ServiceUnavailable" if refusal.kind.status == HTTPStatus.SERVICE_UNAVAILABLE else "ModelError"
+    headers = {**(refusal.headers or {}), "x-amzn-ErrorType": known}
+    further = {"Message": refusal.detail}
+    return problem_response(refusal.kind, refusal.detail, request.state.request_id, headers, further=further)
 
 
 def _check_accept(header: str) -> None:

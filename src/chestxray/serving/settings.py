@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from typing import Final
 
+from chestxray.errors import UsageError
 from chestxray.machine import cores
 from chestxray.serving.keys import KeyRing
 from chestxray.serving.pool import DecoderLimits
 from chestxray.serving.security import HostRule
 from chestxray.serving.upload import MEBIBYTE
+
+_ORIGIN: Final = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d{1,5})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +43,12 @@ class ServiceSettings:
     keys: KeyRing = field(default_factory=KeyRing)
     cors_origins: tuple[str, ...] = ()
     transform: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError, where an origin is not exact."""
+        for origin in self.cors_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise UsageError(
+                    f"--cors-origin {origin}: not an exact origin. Give scheme, name and port as browsers send them: "
+                    "https://pacs.example"
+                )

@@ -1,0 +1,96 @@
+"""The service at one, two and ten times its capacity: every answer is compared with a serial reference.
+
+python benchmarks/load.py BUNDLE FILM... [--requests 100000] [--json]
+
+Starts ``chestxray serve`` on a free port of this machine, finds its capacity with callers that ask again as soon as
+they are answered, then offers it films at fixed rates. The callers are one process on the same machine; where it has
+more than two cores, ``--callers-core N`` keeps them off the service's. Exit status 1 where an answer is wrong or lost,
+or where goodput at ten times the capacity falls by more than a tenth from its peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from chestxray.inference.predictor import Predictor
+from http_load import Callers, Case, Tally, resident_mib
+from side_by_side import machine
+
+SHARES = {1: 0.3, 2: 0.3, 10: 0.4}  # of the requests, by how many times the capacity they are offered at
+SETTLED = 0.9  # of the peak, which goodput keeps at ten times the capacity
+
+
+def main() -> None:
+    """Measure, print, judge."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("films", type=Path, nargs="+")
+    parser.add_argument("--requests", type=int, default=100_000)
+    parser.add_argument("--callers-core", type=int)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    cases = references(arguments.bundle, arguments.films)
+    with service(arguments.bundle) as (address, process):
+        if arguments.callers_core is not None:
+            os.sched_setaffinity(0, {arguments.callers_core})
+        tallies, memory = measure(address, process, cases, arguments.requests)
+    peak = max(tally.goodput for tally in tallies.values())
+    kept = tallies["10 x"].goodput / peak
+    flawless = not any(each.wrong or each.lost or each.other or each.refused_without_time for each in tallies.values())
+    if arguments.json:
+        rows = {name: vars(tally) | {"seconds": None, "goodput": tally.goodput} for name, tally in tallies.items()}
+        facts = {"machine": machine(), "kept": kept, "flawless": flawless, "resident_mib": memory}
+        print(json.dumps(facts | rows, indent=2))
+    else:
+        print(f"{len(cases)} films, {machine()}; {memory:.0f} MiB resident under load")
+        for name, tally in tallies.items():
+            print(f"  {name:10} {tally}")
+        print(f"  goodput at 10 x: {kept:.2f} of its peak; answers {'all right' if flawless else 'NOT all right'}")
+    sys.exit(0 if flawless and kept >= SETTLED else 1)
+
+
+def references(bundle: Path, films: list[Path]) -> list[Case]:
+    """What each film gets alone."""
+    predictor = Predictor.load(bundle)
+    contents = [film.read_bytes() for film in films]
+    return [Case.of(data, predictor.predict(data, "film").probability) for data in contents]
+
+
+def measure(address: str, process: int, cases: list[Case], requests: int) -> tuple[dict[str, Tally], float]:
+    """Tallies by name, and MiB at the end."""
+    asyncio.run(Callers(address).closed(cases, 200, at_once=4))  # warm
+    found = asyncio.run(Callers(address).closed(cases, max(400, requests // 50), at_once=8))
+    tallies = {"capacity": found}
+    for times, share in SHARES.items():
+        count, rate = int(share * requests), times * found.goodput
+        tallies[f"{times} x"] = asyncio.run(Callers(address).open(cases, count, rate))
+    return tallies, resident_mib(process)
+
+
+@contextmanager
+def service(bundle: Path) -> Iterator[tuple[str, int]]:
+    """Our service, until the block ends; gives address and process."""
+    command = [Path(sys.executable).with_name("chestxray"), "serve", "--bundle", bundle, "--port", "0", "--json"]
+    with tempfile.TemporaryFile("w") as log:
+        started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            text = ""
+            while not text.endswith("\n}\n"):
+                text += started.stdout.readline()
+            yield json.loads(text)["address"], started.pid
+        finally:
+            started.terminate()
+            started.communicate()
+
+
+if __name__ == "__main__":
+    main()

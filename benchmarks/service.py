@@ -1,0 +1,213 @@
+"""Our service against the same model behind LitServe, BentoML, Ray Serve and the original's way (Flask under gunicorn).
+
+python benchmarks/service.py BUNDLE FILM... [--peers-python PATH] [--requests 600] [--rounds 3] [--json]
+
+Each server runs alone on this machine, in turn, round after round: one caller for p50 and p99, then as many as keep
+it busy for requests a second; every answer is compared with the graph's own. Memory is the proportional set size of
+all of its processes under load; start-up is from the command to the first answer. The floor is decode plus network in
+this process. The peers live in an environment of their own, a peer that is not installed there is reported as not run:
+
+    python -m venv peers
+    peers/bin/pip install -c constraints.txt torch==2.13.0      # first, as the Makefile says
+    peers/bin/pip install -e ".[train]" litserve bentoml "ray[serve]" flask gunicorn
+    python benchmarks/service.py BUNDLE FILM... --peers-python peers/bin/python
+
+The original's way needs the bundle's weights.safetensors. Full-size films: give them as FILM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from chestxray.inference.predictor import Predictor
+from http_load import Callers, Case, as_form, as_it_is, descendants, resident_mib, right
+from side_by_side import machine
+
+HERE = Path(__file__).parent
+START_SECONDS = 120
+AT_ONCE = 8  # callers that keep a server busy
+CLOSE = 1e-3  # of a probability: the original's way computes with another library
+
+
+@dataclass(frozen=True)
+class Server:
+    """How a server is started and asked. ``{python}``, ``{bin}``, ``{bundle}`` and ``{port}`` are filled in."""
+
+    name: str
+    package: str
+    command: str
+    path: str = "/predict"
+    wrap: Callable[[bytes], tuple[str, bytes]] = as_it_is
+
+
+SERVERS = (
+    Server("chestxray", "", "{own} serve --bundle {bundle} --port {port}", "/v1/predict"),
+    Server("litserve", "litserve", "{python} litserve_peer.py", wrap=as_form),
+    Server(
+        "bentoml",
+        "bentoml",
+        "{python} -m bentoml serve bentoml_peer:Films --host 127.0.0.1 --port {port}",
+        wrap=as_form,
+    ),
+    Server("ray serve", "ray", "{python} ray_peer.py"),
+    Server(
+        "flask, gunicorn",
+        "gunicorn",
+        "{python} -m gunicorn --workers {cores} --bind 127.0.0.1:{port} --log-level error flask_peer:app",
+    ),
+)
+
+
+@dataclass
+class Row:
+    """What one server did in one round."""
+
+    start: float
+    p50: float
+    p99: float
+    rate: float
+    memory: float
+    wrong: int
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("films", type=Path, nargs="+")
+    parser.add_argument("--peers-python", type=Path, default=Path(sys.executable))
+    parser.add_argument("--requests", type=int, default=600)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", action="append", help="name of a server; repeatable")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    cases, floor = references(arguments.bundle, arguments.films)
+    rows: dict[str, list[Row]] = {}
+    missing = []
+    chosen = [server for server in SERVERS if not arguments.only or server.name in arguments.only]
+    for _ in range(arguments.rounds):
+        for server in chosen:
+            if server.package and not installed(arguments.peers_python, server.package):
+                missing.append(server.name)
+                continue
+            rows.setdefault(server.name, []).append(measure(server, arguments, cases))
+    show(rows, sorted(set(missing)), floor, as_json=arguments.json)
+
+
+def references(bundle: Path, films: list[Path]) -> tuple[list[Case], float]:
+    """What each film gets alone, and the seconds that decode plus network take in this process, their median."""
+    predictor = Predictor.load(bundle)
+    contents = [film.read_bytes() for film in films]
+    cases = [Case.of(data, predictor.predict(data, "film").probability) for data in contents]
+    seconds = []
+    for data in (contents * 200)[:200]:
+        began = time.perf_counter()
+        predictor.predict(data, "film")
+        seconds.append(time.perf_counter() - began)
+    return [case for case in cases if case.probability is not None], statistics.median(seconds)
+
+
+def measure(server: Server, arguments: argparse.Namespace, cases: list[Case]) -> Row:
+    """One round of one server."""
+    judge = right if server.name == "chestxray" else close
+    with running(server, arguments) as (address, process, began):
+        first = 0.0
+        while not first:
+            tally = asyncio.run(Callers(address, server.path, judge, server.wrap).closed(cases, 1, 1))
+            if tally.answered:
+                first = time.perf_counter() - began
+            elif time.perf_counter() - began > START_SECONDS:
+                raise SystemExit(f"{server.name}: no answer in {START_SECONDS} seconds: {tally}")
+        asyncio.run(Callers(address, server.path, judge, server.wrap).closed(cases, 50, 4))  # warm
+        alone = asyncio.run(Callers(address, server.path, judge, server.wrap).closed(cases, arguments.requests // 2, 1))
+        busy = asyncio.run(Callers(address, server.path, judge, server.wrap).closed(cases, arguments.requests, AT_ONCE))
+        faults = [each.wrong + len(each.lost) + each.refused + sum(each.other.values()) for each in (alone, busy)]
+        return Row(first, alone.quantile(0.5), alone.quantile(0.99), busy.goodput, resident_mib(process), sum(faults))
+
+
+def close(case: Case, body: bytes) -> bool:
+    """Whether a peer's answer is the case's."""
+    return abs(json.loads(body)["probability"] - case.probability) <= CLOSE
+
+
+@contextmanager
+def running(server: Server, arguments: argparse.Namespace) -> Iterator[tuple[str, int, float]]:
+    """A server in processes of its own; gives address, process and when it was started."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    bundle = arguments.bundle.resolve()
+    words = {
+        "own": Path(sys.executable).with_name("chestxray"),
+        "python": arguments.peers_python.absolute(),
+        "bundle": bundle,
+        "port": port,
+        "cores": len(os.sched_getaffinity(0)),
+    }
+    command = [word.format(**words) for word in server.command.split()]
+    environment = os.environ | {"PEER_BUNDLE": str(bundle), "PEER_PORT": str(port)}
+    with tempfile.TemporaryFile() as log:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, cwd=HERE / "peers", env=environment, stdout=log, stderr=log)
+        try:
+            yield f"http://127.0.0.1:{port}", process.pid, began
+        finally:
+            stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a server and whatever it started."""
+    children = descendants(process.pid)
+    process.terminate()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for child in children:
+        try:
+            os.kill(child, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def installed(python: Path, package: str) -> bool:
+    """Whether that environment has the package."""
+    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"
+    return subprocess.run([python, "-c", code], check=False).returncode == 0
+
+
+def show(rows: dict[str, list[Row]], missing: list[str], floor: float, *, as_json: bool) -> None:
+    """Medians of the rounds."""
+    medians = {
+        name: {field: statistics.median(vars(row)[field] for row in each) for field in vars(each[0])}
+        for name, each in rows.items()
+    }
+    if as_json:
+        print(json.dumps({"machine": machine(), "floor": floor, "not_run": missing, "servers": medians}, indent=2))
+        return
+    print(f"{machine()}; medians of {max(map(len, rows.values()), default=0)} rounds in turn")
+    print(f"  {'floor: decode plus network, in process':40} p50 {1e3 * floor:7.2f} ms")
+    for name, row in medians.items():
+        latency = f"p50 alone {1e3 * row['p50']:7.2f} ms, p99 {1e3 * row['p99']:7.2f} ms"
+        rest = f"{row['memory']:7.0f} MiB   first answer after {row['start']:5.2f} s   {row['wrong']:.0f} not right"
+        print(f"  {name:20} {row['rate']:8.1f} a second   {latency}   {rest}")
+    for name in missing:
+        print(f"  {name:20} not installed, not run")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Connections over real sockets: callers that are slow, long-winded or many lock nobody out."""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from chestxray.inference.predictor import Predictor
+from chestxray.schema import Prediction
+from chestxray.serving.connections import ConnectionLimits
+from chestxray.serving.settings import ServiceSettings
+from drawing import encoded, textured
+from live_service import running
+
+JPEG = {"Content-Type": "image/jpeg"}
+HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
+WHOLE_GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def predictor(bundle: Path) -> Predictor:
+    return Predictor.load(bundle)
+
+
+def connected(address: str) -> socket.socket:
+    host, port = address.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
+def all_of(connection: socket.socket) -> bytes:
+    """Everything until the service hangs up."""
+    data = b""
+    try:
+        while part := connection.recv(65536):
+            data += part
+    except ConnectionResetError:
+        pass
+    return data
+
+
+def until(connection: socket.socket, marker: bytes) -> None:
+    """Read up to that marker."""
+    data = b""
+    while marker not in data:
+        part = connection.recv(65536)
+        assert part, data
+        data += part
+
+
+@pytest.mark.parametrize("sent", [b"", b"P", HEAD, WHOLE_GET + b"GET /he"])
+def test_a_head_that_never_ends_runs_out_of_time(predictor: Predictor, sent: bytes) -> None:
+    with (
+        running(predictor, connections=ConnectionLimits(head_seconds=0.2)) as address,
+        connected(address) as connection,
+    ):
+        connection.sendall(sent)
+        answer = all_of(connection)
+    assert answer.startswith(b"HTTP/1.1 200 " if sent.startswith(WHOLE_GET) else b"HTTP/1.1 408 ")
+
+
+def test_a_head_that_comes_byte_by_byte_runs_out_of_the_same_time(predictor: Predictor) -> None:
+    with (
+        running(predictor, connections=ConnectionLimits(head_seconds=0.3)) as address,
+        connected(address) as connection,
+    ):
+        began = time.monotonic()
+        try:
+            for byte in HEAD * 100:
+                connection.sendall(bytes([byte]))
+                time.sleep(0.01)
+        except OSError:
+            return  # the service has hung up
+        pytest.fail(f"the service listened for {time.monotonic() - began:.1f} seconds")
+
+
+@pytest.mark.parametrize("padding", ["many headers", "one header", "long address"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_head_that_is_too_long_is_refused(predictor: Predictor, padding: str, whole: bool) -> None:
+    filler = {
+        "many headers": b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X-Filler: 0123456789\r\n" * 2000,
+        "one header": b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Filler: " + b"0" * 40_000,
+        "long address": b"GET /" + b"0" * 40_000,
+    }[padding]
+    with running(predictor) as address, connected(address) as connection:
+        connection.sendall(filler + (b" HTTP/1.1\r\n\r\n" if padding == "long address" else b"\r\n\r\n") * whole)
+        status = connection.recv(64).split()[1]
+        after = httpx.get(f"{address}/healthz").status_code
+    assert status in {b"400", b"431"}
+    assert after == 200
+
+
+def test_an_answer_that_nobody_fetches_is_given_up(predictor: Predictor) -> None:
+    limits = ConnectionLimits(answer_seconds=0.2, pipelined=10_000)
+    with running(predictor, connections=limits) as address, connected(address) as connection:
+        try:
+            for _ in range(2000):
+                connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                time.sleep(0.001)
+        except OSError:
+            return  # reset, while the service was writing to a caller that did not read
+        pytest.fail("the service went on for ever")
+
+
+def test_requests_that_pile_up_on_a_connection_end_it(predictor: Predictor) -> None:
+    with running(predictor) as address, connected(address) as connection:
+        with suppress(OSError):
+            for _ in range(100):
+                connection.sendall(WHOLE_GET * 100)
+        answers = all_of(connection).count(b"HTTP/1.1 200 ")
+        assert httpx.get(f"{address}/healthz").status_code == 200
+    assert answers < 100
+
+
+def test_a_few_requests_at_once_are_answered_in_turn(predictor: Predictor) -> None:
+    with running(predictor) as address, connected(address) as connection:
+        connection.sendall(WHOLE_GET * 5 + WHOLE_GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        assert all_of(connection).count(b"HTTP/1.1 200 ") == 6
+
+
+def test_the_rest_of_a_body_that_was_refused_is_passed_over_but_not_for_ever(predictor: Predictor) -> None:
+    refused = HEAD.replace(b"image/jpeg", b"text/plain") + b"Content-Length: 100000\r\n\r\n"
+    with (
+        running(predictor, connections=ConnectionLimits(head_seconds=0.3)) as address,
+        connected(address) as connection,
+    ):
+        connection.sendall(refused)
+        until(connection, b"HTTP/1.1 415 ")
+        connection.sendall(bytes(100_000) + WHOLE_GET)
+        until(connection, b'{"status":"alive"}')
+        connection.sendall(refused + bytes(1000))
+        assert b"HTTP/1.1 415 " in all_of(connection)
+
+
+def test_a_thousand_slow_connections_lock_nobody_out(predictor: Predictor, film: bytes) -> None:
+    expected = predictor.predict(film, "film")
+    limits = ConnectionLimits(places=200, head_seconds=60.0)
+    with running(predictor, ServiceSettings(body_seconds=60.0), limits) as address, ExitStack() as held:
+        for number in range(1000):
+            connection = held.enter_context(connected(address))
+            connection.sendall((HEAD, HEAD + b"Content-Length: 1000\r\n\r\n\xff\xd8\xff", b"")[number % 3])
+            if number % 100 == 99:
+                answer = httpx.post(f"{address}/v1/predict", content=film, headers=JPEG, timeout=60)
+                assert Prediction.from_json(answer.text).film_sha256 == expected.film_sha256
+
+
+def test_a_caller_whose_film_is_being_judged_is_not_the_one_who_makes_room(predictor: Predictor) -> None:
+    film = encoded(textured(1, 3000, 4000))
+    with running(predictor, connections=ConnectionLimits(places=3)) as address, ExitStack() as held:
+        asking = held.enter_context(connected(address))
+        asking.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(film) + film)
+        while "chestxray_films_inside 1.0" not in httpx.get(f"{address}/metrics").text:
+            time.sleep(0.001)
+        for _ in range(20):
+            held.enter_context(connected(address)).sendall(HEAD)
+        assert asking.recv(64).startswith(b"HTTP/1.1 200 ")
+
+
+def test_bodies_are_bounded_all_together(predictor: Predictor, film: bytes) -> None:
+    settings = ServiceSettings(max_bodies=3 * len(film))
+    with running(predictor, settings) as address, ExitStack() as held:
+        for _ in range(3):  # each holds almost a film's worth
+            slow = held.enter_context(connected(address))
+            slow.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(film) + film[:-100])
+        answers = [
+            httpx.post(f"{address}/v1/predict", content=film, headers=JPEG, timeout=30).status_code for _ in range(2)
+        ]
+        held.close()
+        while (after := httpx.post(f"{address}/v1/predict", content=film, headers=JPEG, timeout=30)).status_code == 503:
+            time.sleep(0.01)
+    assert answers == [503, 503]
+    assert after.status_code == 200
