@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
+from fastapi.responses import PlainTextResponse
 from pydantic import TypeAdapter
 
 from chestxray.schema import NOTICE
@@ -44,7 +45,7 @@ def json_out(answer: type, *statuses: int) -> Options:
 
 def empty_out(*statuses: int) -> Options:
     """Options of a route that answers with an empty body."""
-    return {"responses": {200: {"description": "Empty", "content": {}}, **problems(*statuses)}}
+    return {"response_class": Response, "responses": {200: {"description": "Empty"}, **problems(*statuses)}}
 
 
 def json_any(*statuses: int) -> Options:
@@ -54,8 +55,7 @@ def json_any(*statuses: int) -> Options:
 
 def text_out(what: str, *statuses: int) -> Options:
     """Options of a route that answers plain text."""
-    content = {"text/plain": {"schema": {"type": "string"}}}
-    return {"responses": {200: {"description": what, "content": content}, **problems(*statuses)}}
+    return {"response_class": PlainTextResponse, "responses": {200: {"description": what}, **problems(*statuses)}}
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
