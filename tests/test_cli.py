@@ -30,6 +30,7 @@ VERBS = (
     "predict",
     "batch",
     "serve",
+    "key",
     "run",
     "doctor",
 )
