@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import live_moto
 from chestxray.cli import main
 from chestxray.data import objects
 from chestxray.data.clean import clean
@@ -41,42 +37,14 @@ OTHERS = {"set/readme.txt": b"", "set/train/": b"", "setting/NORMAL/a.png": b"",
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server process on a port that it chooses itself."""
-    log = tmp_path_factory.mktemp("s3") / "log"
-    with log.open("wb") as out:
-        arguments = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-        server = subprocess.Popen(arguments, stdout=out, stderr=out)
-    try:
-        yield _address_of(server, log)
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def _address_of(server: subprocess.Popen[bytes], log: Path) -> str:
-    for _ in range(600):
-        assert server.poll() is None, log.read_text()
-        for word in log.read_text().split():
-            if word.startswith("http://127.0.0.1:"):
-                try:
-                    with urllib.request.urlopen(f"{word}/moto-api/", timeout=5):  # noqa: S310 - on loopback
-                        return word
-                except urllib.error.URLError:
-                    break
-        time.sleep(0.1)
-    raise TimeoutError(log.read_text())
+    with live_moto.running(tmp_path_factory.mktemp("s3") / "log") as found:
+        yield found
 
 
 @pytest.fixture
 def store(address: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A bucket with films, and boto3 pointed at it."""
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        objects.ENDPOINT_VARIABLE: address,
-    }.items():
+    for name, value in {**live_moto.CREDENTIALS, objects.ENDPOINT_VARIABLE: address}.items():
         monkeypatch.setenv(name, value)
     objects.client.cache_clear()
     client = boto3.client("s3")

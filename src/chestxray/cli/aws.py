@@ -6,8 +6,10 @@ from typing import Final
 
 import click
 
+from chestxray.cli.aws_storage import upload
+
 # A verb is written in a file beside this one (cli/aws_*.py) and takes its place in this row.
-VERBS: Final[tuple[click.Command, ...]] = ()
+VERBS: Final[tuple[click.Command, ...]] = (upload,)
 
 
 class _InOrder(click.Group):

@@ -7,6 +7,7 @@ a store other than Amazon's; worker processes inherit it.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, Final
 
@@ -27,18 +28,29 @@ def split_address(address: str) -> tuple[str, str]:
 
 def keys_below(address: str) -> list[str]:
     """Keys of the objects below a prefix, sorted, without what would be folders. Raises: SourceInvalid."""
-    bucket, prefix = split_address(address)
-    below = f"{prefix.rstrip('/')}/" if prefix else ""
     failures = _failures()
     try:
-        pages = (
-            client()
-            .get_paginator("list_objects_v2")
-            .paginate(Bucket=bucket, Prefix=below, PaginationConfig={"PageSize": PAGE})
-        )
-        return sorted(found["Key"] for page in pages for found in page.get("Contents", ()) if found["Key"][-1] != "/")
+        return sorted(found["Key"] for found in objects_below(client(), address))
     except failures as error:
         raise SourceInvalid(f"{address}: cannot be listed ({error})") from error
+
+
+def objects_below(store: Any, address: str) -> Iterator[dict[str, Any]]:
+    """Objects below a prefix as S3 lists them (``Key``, ``Size``, ...), without what would be folders.
+
+    Raises: SourceInvalid, botocore's errors.
+    """
+    bucket, prefix = split_address(address)
+    pages = store.get_paginator("list_objects_v2").paginate(
+        Bucket=bucket, Prefix=below(prefix), PaginationConfig={"PageSize": PAGE}
+    )
+    for page in pages:
+        yield from (found for found in page.get("Contents", ()) if found["Key"][-1] != "/")
+
+
+def below(prefix: str) -> str:
+    """The prefix of what lies below a prefix: ``a`` is no folder of ``ab``."""
+    return f"{prefix.rstrip('/')}/" if prefix else ""
 
 
 def read_object(address: str) -> bytes:

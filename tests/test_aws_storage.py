@@ -1,0 +1,196 @@
+"""Films to S3 and the door to AWS: a real S3 protocol server on loopback, and real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+import live_moto
+from chestxray.aws import storage
+from chestxray.aws.names import Names
+from chestxray.aws.session import Cloud, connect
+from chestxray.cli import main
+from chestxray.errors import CloudMissing, CredentialsMissing, UsageError
+
+MANY = 400  # files, of which a killed upload has sent some
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with live_moto.running(tmp_path_factory.mktemp("aws") / "log") as found:
+        yield found
+
+
+@pytest.fixture
+def s3(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An account with the bucket "films"."""
+    for name, value in {**live_moto.CREDENTIALS, "AWS_ENDPOINT_URL": address}.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="films")
+    yield client
+    storage.empty_bucket(client, "films")
+    client.delete_bucket(Bucket="films")
+    client.close()
+
+
+@pytest.fixture
+def cloud(s3: Any) -> Iterator[Cloud]:
+    found = connect()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Films in the published layout, and what is no film of ours."""
+    for name in ("train/NORMAL/a.png", "train/PNEUMONIA/b.png", "test/NORMAL/c.png", ".hidden/d.png"):
+        path = tmp_path / "films" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode() * 100)
+    return tmp_path / "films"
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return int(end.value.code or 0)
+
+
+def uploaded(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    assert run("aws", "upload", *arguments, "--json") == 0
+    return dict(json.loads(capsys.readouterr().out))
+
+
+def keys(s3: Any, bucket: str = "films") -> list[str]:
+    return [found["Key"] for found in s3.list_objects_v2(Bucket=bucket).get("Contents", ())]
+
+
+def test_a_folder_goes_up_and_a_second_time_only_what_changed(
+    s3: Any, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = uploaded(capsys, folder, "s3://films/set")
+    assert (first["sent"], first["same"]) == (3, 0)
+    assert keys(s3) == ["set/test/NORMAL/c.png", "set/train/NORMAL/a.png", "set/train/PNEUMONIA/b.png"]
+    changed = folder / "train/NORMAL/a.png"
+    changed.write_bytes(changed.read_bytes()[::-1])  # of the same size
+    (folder / "test/NORMAL/c.png").unlink()
+    second = uploaded(capsys, folder, "s3://films/set/")
+    assert (second["sent"], second["same"], second["others"]) == (1, 1, 1)
+    assert s3.get_object(Bucket="films", Key="set/train/NORMAL/a.png")["Body"].read() == changed.read_bytes()
+    assert uploaded(capsys, folder, "s3://films/set")["sent"] == 0
+
+
+def test_every_file_carries_the_checksum_that_s3_is_to_check(s3: Any, folder: Path, cloud: Cloud) -> None:
+    def ignore(done: int, total: int) -> None: ...
+
+    sent: list[dict[str, Any]] = []
+    cloud.client("s3").meta.events.register(
+        "before-sign.s3.PutObject", lambda request, **_: sent.append(dict(request.headers))
+    )
+    storage.send(cloud, storage.compare(cloud, folder, "s3://films", ignore), ignore)
+    assert len(sent) == 3
+    stored = {
+        s3.head_object(Bucket="films", Key=key, ChecksumMode="ENABLED")["ChecksumSHA256"].encode() for key in keys(s3)
+    }
+    assert stored == {headers["x-amz-checksum-sha256"].encode() for headers in sent}
+    assert storage.checksum_of(folder / "train/NORMAL/a.png").encode() in stored
+
+
+def test_a_large_file_travels_in_parts_and_goes_on_with_those_that_arrived(
+    s3: Any, cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = 5 * 2**20  # the least that S3 takes
+    monkeypatch.setattr(storage, "PART", part)
+    large = tmp_path / "images.npy"
+    large.write_bytes(os.urandom(2 * part + 1000))
+    upload = s3.create_multipart_upload(Bucket="films", Key="images.npy", ChecksumAlgorithm="SHA256")["UploadId"]
+    begun = {"Bucket": "films", "Key": "images.npy", "UploadId": upload}
+    s3.upload_part(**begun, PartNumber=1, Body=large.read_bytes()[:part])
+    s3.upload_part(**begun, PartNumber=2, Body=b"of another file")
+    sent: list[str] = []
+    client = cloud.client("s3")
+    client.meta.events.register("before-sign.s3.UploadPart", lambda request, **_: sent.append(request.url))
+    storage.put_file(client, "films", "images.npy", large)
+    assert ["partNumber=1" in url for url in sent] == [False, False]
+    assert s3.get_object(Bucket="films", Key="images.npy")["Body"].read() == large.read_bytes()
+    assert storage.checksum_stored(client, "films", "images.npy") == storage.checksum_of(large)
+
+
+def test_an_upload_that_was_killed_goes_on(
+    s3: Any, address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(MANY):
+        (tmp_path / f"{number:03}.png").write_bytes(number.to_bytes(2))
+    command = [Path(sys.executable).with_name("chestxray"), "aws", "upload", tmp_path, "s3://films/many"]
+    with (tmp_path / ".log").open("w") as log:
+        process = subprocess.Popen(command, stderr=log, stdout=log)
+    while not keys(s3):
+        assert process.poll() is None, (tmp_path / ".log").read_text()
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    there = len(keys(s3))
+    assert 0 < there < MANY
+    again = uploaded(capsys, tmp_path, "s3://films/many")
+    assert (again["same"], again["sent"]) == (there, MANY - there)
+    assert len(keys(s3)) == MANY
+
+
+def test_a_dry_run_tells_the_plan_and_sends_nothing(s3: Any, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("aws", "upload", folder, "s3://films", "--dry-run") == 0
+    told = capsys.readouterr().out
+    assert "send 3 new and 0 changed files" in told
+    assert "Prices are approximate" in told
+    assert uploaded(capsys, folder, "s3://films", "--dry-run")["plan"]["items"][0]["does"] == "send"
+    assert keys(s3) == []
+
+
+def test_our_own_bucket_is_made_private_and_tagged_and_no_other_is_made(
+    s3: Any, cloud: Cloud, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bucket = cloud.names("clinic").bucket
+    assert bucket == f"clinic-{live_moto.ACCOUNT}-us-east-1"
+    assert uploaded(capsys, folder, f"s3://{bucket}/films", "--deployment", "clinic")["sent"] == 3
+    tags = {tag["Key"]: tag["Value"] for tag in s3.get_bucket_tagging(Bucket=bucket)["TagSet"]}
+    assert tags["chestxray:deployment"] == "clinic"
+    blocks = s3.get_public_access_block(Bucket=bucket)["PublicAccessBlockConfiguration"]
+    assert set(blocks.values()) == {True}
+    assert storage.ensure_bucket(cloud, cloud.names("clinic")) is False
+    assert storage.empty_bucket(s3, bucket) == 3
+    s3.delete_bucket(Bucket=bucket)
+    with pytest.raises(CloudMissing, match=r"there is no bucket elsewhere\. Make it, or use s3://clinic-"):
+        storage.check_bucket(cloud, cloud.names("clinic"), "s3://elsewhere/films")
+
+
+def test_without_credentials_or_region_the_error_says_what_to_set(
+    s3: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    assert run("aws", "upload", folder, "s3://films") == 2
+    told = capsys.readouterr().err
+    assert "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give --profile" in told
+    assert len(told.splitlines()) == 1
+    with pytest.raises(CredentialsMissing, match=r"profile \(nobody\) could not be found"):
+        connect(profile="nobody")
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    with pytest.raises(CredentialsMissing, match="Give --region, or set AWS_REGION"):
+        connect()
+
+
+@pytest.mark.parametrize("name", ["Clinic", "a--b", "-a", "a" * 25, ""])
+def test_a_deployment_is_a_word_that_every_service_takes(name: str) -> None:
+    with pytest.raises(UsageError, match="lower-case letters"):
+        Names(name, live_moto.ACCOUNT, "us-east-1")
