@@ -25,7 +25,8 @@ from chestxray.training.checkpoint import read_weights
 from chestxray.training.export import export_run, restored, to_onnx, validation_metrics
 from chestxray.training.networks import Classifier, build
 from chestxray.training.recipe import Recipe
-from chestxray.training.run import RunInfo, ValidationTable, train_run
+from chestxray.training.run import train_run
+from chestxray.training.run_folder import RunInfo, ValidationTable
 from packs import HEIGHT, WIDTH, write_small_pack
 
 # Weak contrast and few epochs: the classes must overlap, or there is nothing to calibrate.

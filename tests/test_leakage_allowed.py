@@ -16,7 +16,8 @@ from chestxray.judging.evaluate import score_table
 from chestxray.schema import Film, Gate, PackInfo, Prediction, fingerprint, read_manifest, write_manifest
 from chestxray.training.export import export_run
 from chestxray.training.recipe import Recipe
-from chestxray.training.run import RunInfo, train_run
+from chestxray.training.run import train_run
+from chestxray.training.run_folder import RunInfo
 from packs import write_small_pack
 
 REASON = "the split of a published study, for comparison"

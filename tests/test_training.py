@@ -35,7 +35,8 @@ from chestxray.training.loop import Epoch, train
 from chestxray.training.networks import build
 from chestxray.training.optimiser import optimiser_of
 from chestxray.training.recipe import AUGMENTATION_LIMITS, Augmentation, Recipe, shipped_recipes
-from chestxray.training.run import DESCRIPTION, METRICS, RUN_FILES, RunInfo, ValidationTable, train_run
+from chestxray.training.run import Keeping, train_run
+from chestxray.training.run_folder import DESCRIPTION, METRICS, RUN_FILES, RunInfo, ValidationTable
 from chestxray.training.schedule import epochs_of, learning_rate_at
 from chestxray.training.sides import sides_of
 from packs import small_pack, write_small_pack
@@ -115,7 +116,7 @@ def test_the_original_recipe_is_the_original_works() -> None:
 
 
 def test_the_default_recipe_validates_by_patient() -> None:
-    assert shipped_recipes() == ("default", "original")
+    assert shipped_recipes() == ("default", "original", "transfer")
     assert Recipe.shipped().validation == "given"
 
 
@@ -458,12 +459,16 @@ def test_the_pictures_are_pictures(run_folder: Path) -> None:
     assert "validation loss" in svg
 
 
-def test_another_run_takes_the_place_of_an_earlier_one_and_of_nothing_else(tmp_path: Path) -> None:
+def test_another_run_takes_the_place_of_an_earlier_one_only_when_told_to_and_of_nothing_else(tmp_path: Path) -> None:
     write_small_pack(tmp_path / "pack")
     recipe = QUICK.with_changes(epochs=1)
     train_run(tmp_path / "pack", tmp_path / "run", recipe.with_changes(epochs=2))
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    train_run(tmp_path / "pack", tmp_path / "run", recipe)
+    before = (tmp_path / "run" / DESCRIPTION).read_bytes()
+    with pytest.raises(OutputExists, match=r"holds another run: its recipe has epochs = 2, this one 1\. Give another"):
+        train_run(tmp_path / "pack", tmp_path / "run", recipe)
+    assert (tmp_path / "run" / DESCRIPTION).read_bytes() == before
+    train_run(tmp_path / "pack", tmp_path / "run", recipe, keeping=Keeping(replace=True))
     assert len((tmp_path / "run" / METRICS).read_text().splitlines()) == 1
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
     (tmp_path / "thesis").mkdir()
@@ -472,7 +477,7 @@ def test_another_run_takes_the_place_of_an_earlier_one_and_of_nothing_else(tmp_p
         train_run(tmp_path / "pack", tmp_path / "thesis", recipe)
 
 
-def test_an_interrupted_run_says_so_and_can_be_replaced(tmp_path: Path) -> None:
+def test_an_interrupted_run_says_so_and_the_same_command_ends_it(tmp_path: Path) -> None:
     write_small_pack(tmp_path / "pack")
 
     def interrupt(_record: object) -> None:
@@ -483,15 +488,16 @@ def test_an_interrupted_run_says_so_and_can_be_replaced(tmp_path: Path) -> None:
     with pytest.raises(RunInvalid, match="the run was interrupted before it ended"):
         RunInfo.read(tmp_path / "run").require_finished(tmp_path / "run")
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
-    summary = train_run(tmp_path / "pack", tmp_path / "run", QUICK.with_changes(epochs=1))
+    summary = train_run(tmp_path / "pack", tmp_path / "run", QUICK)
     assert summary.info.state == "finished"
+    assert [record.epoch for record in summary.records] == [1, 2, 3]
 
 
 def test_a_run_that_cannot_start_leaves_the_earlier_one(tmp_path: Path, run_folder: Path) -> None:
     before = (run_folder / DESCRIPTION).read_bytes()
     write_small_pack(tmp_path / "pack", validation=(4, 0))
     with pytest.raises(DegenerateLabels):
-        train_run(tmp_path / "pack", run_folder, QUICK)
+        train_run(tmp_path / "pack", run_folder, QUICK, keeping=Keeping(restart=True))
     assert (run_folder / DESCRIPTION).read_bytes() == before
 
 

@@ -22,6 +22,8 @@
     │   ├── CloudMissing
     │   ├── QuotaReached
     │   └── CloudUnreachable
+    ├── OutputUnwritable          exit 1: the disk is full, or the folder read-only
+    ├── TrainingInterrupted       exit 128 + signal: 143 after SIGTERM, 130 after Ctrl-C
     └── FilmError                 exit 1: one film, not the whole job
         ├── UnsupportedFormat     HTTP 415
         ├── FilmTooLarge          HTTP 413
@@ -130,6 +132,18 @@ class QuotaReached(CloudError):
 
 class CloudUnreachable(CloudError):
     """Nothing answered at the service's address."""
+
+
+class OutputUnwritable(ChestXrayError):
+    """What was computed cannot be kept: the disk is full, the folder read-only or gone."""
+
+
+class TrainingInterrupted(ChestXrayError):
+    """Training was asked to stop, and wrote a checkpoint first."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + signal  # as a shell reports a process that the signal ended
 
 
 class FilmError(ChestXrayError):

@@ -136,7 +136,7 @@ def run(source: Path | None, out: Path, settings: RunSettings, narrator: Narrato
     Raises: what the stages raise.
     """
     from chestxray.training.export import export_run
-    from chestxray.training.run import train_run
+    from chestxray.training.run import Keeping, train_run
 
     stage = _Stages(narrator)
     if source is None:
@@ -163,8 +163,10 @@ def run(source: Path | None, out: Path, settings: RunSettings, narrator: Narrato
             out / "training",
             settings.recipe,
             device=settings.device,
+            keeping=Keeping(replace=True),
             on_epoch=teller.epoch,
             on_progress=move,
+            say=narrator.say,
         )
     with stage("export", "graph, weights, calibration, operating points, model card"):
         info = export_run(out / "training", out / "bundle")

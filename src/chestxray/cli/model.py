@@ -64,19 +64,58 @@ def recipe_of(recipe: str, **changes: Any) -> Recipe:
 @click.argument("pack", type=FOLDER)
 @out_option("The folder for weights, metrics and learning curves.", folder=True)
 @recipe_options
+@click.option(
+    "--checkpoints", type=FOLDER, default=None, help="The folder for checkpoints. [default: checkpoints, in --out]"
+)
+@click.option("--restart", is_flag=True, help="Train from the beginning, whatever stands in --out.")
+@click.option(
+    "--tracker", "trackers", multiple=True, help="Tell tensorboard or mlflow about each epoch too (extras); repeatable."
+)
+@click.option("--compile", "compiled", is_flag=True, help="Let torch compile the network first, where it can.")
 @json_option
-def train(console: Console, pack: Path, out: Path, device: str, recipe: str, **changes: Any) -> None:
+def train(
+    console: Console,
+    pack: Path,
+    out: Path,
+    device: str,
+    recipe: str,
+    checkpoints: Path | None,
+    restart: bool,  # noqa: FBT001 - click passes it by name
+    trackers: tuple[str, ...],
+    compiled: bool,  # noqa: FBT001 - the same
+    **changes: Any,
+) -> None:
     """Train a network on a pack.
 
     Keeps the weights of the best epoch by validation AUROC, and the last; writes one line an epoch to
     metrics.jsonl, and the learning curves as a plot.
+
+    Killed at any moment, the same command goes on where it stood, and ends with the same weights. SIGTERM and
+    Ctrl-C end the step under way and write a checkpoint first; the exit status is then 143 or 130. On a finished
+    run it trains nothing.
+
+    Several processes: torchrun --nproc-per-node 2 --no-python chestxray train PACK --out RUN
     """
-    from chestxray.training.run import train_run
+    from chestxray.training.run import Keeping, train_run
+    from chestxray.training.team import is_first_process
 
     chosen = recipe_of(recipe, **changes)
+    if not is_first_process():  # of several under torchrun, one speaks
+        train_run(pack, out, chosen, device=device, keeping=Keeping(checkpoints, restart=restart), compiled=compiled)
+        return
     say_epoch = epoch_sayer(console)
     with console.progress("Training") as move:
-        summary = train_run(pack, out, chosen, device=device, on_epoch=say_epoch, on_progress=move)
+        summary = train_run(
+            pack,
+            out,
+            chosen,
+            device=device,
+            keeping=Keeping(checkpoints, restart=restart, trackers=trackers),
+            compiled=compiled,
+            on_epoch=say_epoch,
+            on_progress=move,
+            say=console.say,
+        )
     best = summary.info.best
     text = f"{out}: best epoch {best.epoch}, validation AUROC {best.auroc:.4f}" if best else str(out)
     if summary.info.leak:
@@ -86,12 +125,15 @@ def train(console: Console, pack: Path, out: Path, device: str, recipe: str, **c
 
 def epoch_sayer(console: Console) -> Callable[[EpochRecord], None]:
     """Prints a header, then one line an epoch."""
+    begun = False
     columns = ("epoch", "train loss", "val loss", "AUROC", "sens.", "spec.", "films/s", "seconds")
     width = 12
 
     def say(record: EpochRecord) -> None:
-        if record.epoch == 1:
+        nonlocal begun
+        if not begun:
             console.say("".join(name.rjust(width) for name in columns))
+            begun = True
         values = (
             f"{record.epoch}/{record.epochs}",
             f"{record.training_loss:.4f}",
@@ -125,6 +167,9 @@ def export(console: Console, run: Path, out: Path, name: str) -> None:
 
 def bundle_text(folder: Path, info: BundleInfo) -> str:
     """A bundle in a few lines."""
+    from chestxray.inference.bundle import Bundle
+    from chestxray.inference.gate import Gatekeeper
+
     points = [("operating point", "threshold", "sensitivity", "specificity", "of")]
     points += [
         (p.name, f"{p.threshold:.4f}", f"{p.sensitivity:.4f}", f"{p.specificity:.4f}", f"{p.positives} + {p.negatives}")
@@ -132,7 +177,8 @@ def bundle_text(folder: Path, info: BundleInfo) -> str:
     ]
     calibration = f"temperature {info.temperature:.3f}, bias {info.bias:+.3f}"
     head = f"{folder}: {info.network}, {info.parameters:,} parameters, {calibration}"
-    return f"{head}\n{table(points)}"
+    gate = Gatekeeper.of(Bundle.open(folder)).in_words()
+    return f"{head}\n{table(points)}\nGate: {gate}"
 
 
 @click.command()
@@ -196,7 +242,15 @@ def _answer_line(answer: dict[str, Any]) -> str:
 @out_option("The table to write, one row a film: .csv, .jsonl or .parquet (extra parquet).", folder=False)
 @bundle_option
 @click.option("--operating-point", default=None, help="One of the bundle's, by name. [default: the bundle's]")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Who judges: processes of this machine, or Ray Data (extra ray), which $RAY_ADDRESS may lead to a cluster.",
+)
 @workers_option
+@endpoint_option
 @json_option
 def batch(
     console: Console,
@@ -238,11 +292,3 @@ def batch(
     known = result.films - result.judged
     text = f"{out}: {result.films:,} films ({summary})" + (f"; {known:,} of them known before" if known else "")
     console.result(plain(result), text)
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="Who judges: processes of this machine, or Ray Data (extra ray), which $RAY_ADDRESS may lead to a cluster.",
-)
-@endpoint_option

@@ -8,7 +8,7 @@ from typing import Any, Final
 from chestxray.evaluation.card import header, section
 from chestxray.schema import BundleInfo
 from chestxray.training.networks import spec_of
-from chestxray.training.run import RunInfo
+from chestxray.training.run_folder import RunInfo
 
 _TEMPLATE: Final = """\
 {header}

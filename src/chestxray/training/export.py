@@ -27,7 +27,7 @@ from chestxray.schema import BundleInfo, OperatingPoint, Split
 from chestxray.training.card import model_card
 from chestxray.training.checkpoint import read_weights, to_bytes
 from chestxray.training.networks import Classifier, build, parameters_of
-from chestxray.training.run import BEST, VALIDATION, RunInfo, ValidationTable
+from chestxray.training.run_folder import BEST, VALIDATION, RunInfo, ValidationTable
 
 OPSET: Final = 20  # read by onnxruntime from 1.17 on
 DEFAULT_OPERATING_POINT: Final = "balanced"

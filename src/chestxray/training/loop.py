@@ -21,6 +21,7 @@ from chestxray.data.parallel import Progress, no_progress
 from chestxray.errors import TrainingDiverged
 from chestxray.evaluation.metrics import Confusion, auroc
 from chestxray.training.checkpoint import snapshot
+from chestxray.training.memory import keep_freed_memory
 from chestxray.training.recipe import Recipe
 from chestxray.training.record import EpochRecord, best_of
 from chestxray.training.schedule import epochs_of, learning_rate_at, steps_of
@@ -84,6 +85,7 @@ class Training:
 
     def __init__(self, pack: Pack, recipe: Recipe, *, device: str = "auto", team: Team = ALONE) -> None:
         """Make everything ready. Raises: what ``train`` raises before the first epoch."""
+        keep_freed_memory()
         sides = sides_of(pack, recipe)
         labels = labels_of(pack.films).astype(np.int64)
         self.step = Step.prepared(pack, recipe, sides, labels, device, team)
@@ -108,6 +110,19 @@ class Training:
         self.steps_taken = state.steps_taken
         self._summed_loss = state.summed_loss
         take_up(self.step, state, self.all_steps_taken)
+
+    def varied_films(self, count: int = 24) -> Floats:
+        """The first films of the first epoch as it sees them: shape (count or fewer, height, width), grey levels."""
+        seed = self.step.recipe.seed
+        generator = torch.Generator(self.step.device)
+        sheet: list[Tensor] = []
+        for index, batch in enumerate(_batches(seed, 1, self.step.sides.training, self.steps_an_epoch)):
+            generator.manual_seed(seed_of(seed, 1, index, "augmentation"))
+            sheet.append(self.step.varied(batch, generator)[:, 0].cpu())
+            if sum(map(len, sheet)) >= count:
+                break
+        films: Floats = torch.cat(sheet)[:count].numpy()
+        return films
 
     def epochs(
         self, on_progress: Progress = no_progress, after_step: Callable[[], None] = nothing_more

@@ -1,180 +1,77 @@
-"""A training run on disk, from the first epoch on.
-
-    run.json               RunInfo; written first, with state "training", and last, with state "finished"
-    recipe.toml            the recipe, with every field
-    metrics.jsonl          one EpochRecord a line, appended as epochs end
-    best.safetensors       weights of the best epoch so far
-    last.safetensors       weights of the last epoch
-    validation.csv         the best epoch's logit of every validation film
-    learning_curves.svg, learning_curves.png
-
-A run that was interrupted keeps the state "training": ``export`` refuses it, and another run may take its
-place.
-"""
+"""A training run, from a pack to a finished folder, however often it is interrupted on the way."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from chestxray import __version__
 from chestxray.data.pack import Pack
 from chestxray.data.parallel import Progress, no_progress
-from chestxray.errors import OutputExists, RunInvalid
-from chestxray.files import may_be_replaced, sha256_of_file, write_atomically
-from chestxray.schema import Label, Preprocessing
-from chestxray.training.checkpoint import read_checked, write_weights
-from chestxray.training.curves import NAMES, draw_curves
-from chestxray.training.device import device_of
-from chestxray.training.loop import Epoch, train
+from chestxray.errors import OutputExists, TrainingInterrupted
+from chestxray.files import may_be_replaced
+from chestxray.training.checkpoint import snapshot
+from chestxray.training.compilation import compiled_where_possible
+from chestxray.training.cost import Cost, Forecast
+from chestxray.training.loop import Epoch, Training
+from chestxray.training.pictures import AUGMENTED, draw_films, draw_filters
 from chestxray.training.recipe import Recipe
-from chestxray.training.record import EpochRecord, best_of
+from chestxray.training.record import EpochRecord
+from chestxray.training.resume import Best, Checkpoint, CheckpointFolder, Origin, Say, writing
+from chestxray.training.run_folder import (
+    DESCRIPTION,
+    FINISHED,
+    TRAINING,
+    RunFolder,
+    RunInfo,
+    RunSummary,
+    read_finished,
+)
+from chestxray.training.stopping import StopRequest, stop_requests
+from chestxray.training.team import Team, assembled
+from chestxray.training.trackers import Tracker, track
 
-RUN_VERSION: Final = 1
-
-DESCRIPTION: Final = "run.json"
-RECIPE: Final = "recipe.toml"
-METRICS: Final = "metrics.jsonl"
-BEST: Final = "best.safetensors"
-LAST: Final = "last.safetensors"
-VALIDATION: Final = "validation.csv"
-RUN_FILES: Final = (DESCRIPTION, RECIPE, METRICS, BEST, LAST, VALIDATION, *NAMES)
-
-TRAINING: Final = "training"
-FINISHED: Final = "finished"
-VALIDATION_COLUMNS: Final = ("sha256", "path", "patient_id", "label", "logit")
-
-
-@dataclass(frozen=True, slots=True)
-class RunInfo:
-    """``run.json``: where the weights beside it come from.
-
-    Attributes:
-        state: "training" until everything is written, then "finished".
-        recipe: every field by name.
-        preprocessing: of the pack.
-        training_data: fingerprint of the pack.
-        training_films, validation_films: how many.
-        leak: empty; or why the validation figures cannot be trusted.
-        device, threads, versions: what it ran on.
-        best: the record of the best epoch; None until the first has ended.
-        seconds: from start to finish.
-        files: SHA-256 of the weights and of the validation table, by name, once finished.
-        leakage_allowed: of the pack.
-    """
-
-    state: str
-    recipe: Mapping[str, Any]
-    preprocessing: Preprocessing
-    training_data: str
-    training_films: int
-    validation_films: int
-    leak: str
-    device: str
-    threads: int
-    versions: Mapping[str, str]
-    best: EpochRecord | None = None
-    seconds: float = 0.0
-    files: Mapping[str, str] = field(default_factory=dict)
-    version: int = RUN_VERSION
-    leakage_allowed: str = ""
-
-    def to_json(self) -> str:
-        """Law: ``RunInfo.from_json(i.to_json()) == i``."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
-
-    @classmethod
-    def from_json(cls, text: str, source: str = DESCRIPTION) -> Self:
-        """Raises: RunInvalid, when it is not a run of this version."""
-        try:
-            raw = json.loads(text)
-            if raw["version"] != RUN_VERSION:
-                raise RunInvalid(f"{source}: run version {raw['version']}; this program reads {RUN_VERSION}")
-            best = EpochRecord(**raw["best"]) if raw["best"] else None
-            return cls(**{**raw, "preprocessing": Preprocessing(**raw["preprocessing"]), "best": best})
-        except (ValueError, TypeError, KeyError) as error:
-            raise RunInvalid(f"{source}: not a description of a run ({error!r})") from error
-
-    @classmethod
-    def read(cls, folder: Path) -> Self:
-        """The description of the run in that folder. Raises: RunInvalid, where it is missing or damaged."""
-        path = folder / DESCRIPTION
-        try:
-            return cls.from_json(path.read_text(encoding="utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise RunInvalid(
-                f'{folder}: not a run, {DESCRIPTION} cannot be read. Make one with "chestxray train"'
-            ) from error
-
-    def require_finished(self, folder: Path) -> None:
-        """Raises: RunInvalid, where the run did not come to its end."""
-        if self.state != FINISHED:
-            raise RunInvalid(f'{folder}: the run was interrupted before it ended. Train again with "chestxray train"')
+CHECKPOINTS: Final = "checkpoints"
+CHECKPOINT_EVERY_S: Final = 120.0  # seconds within an epoch; a kill loses that much at most
+SPARED_S: Final = 5.0  # seconds; an epoch that ends so soon after a checkpoint is trained again faster than written
 
 
 @dataclass(frozen=True, slots=True)
-class RunSummary:
-    """What ``train_run`` gives back.
+class Keeping:
+    """What becomes of a run on disk.
 
     Attributes:
-        folder: where the run lies.
-        info: its description, finished.
-        records: one an epoch.
+        checkpoints: their folder; by default one in the run's.
+        every: seconds after which a checkpoint is written within an epoch. After an epoch there is one anyway, unless
+            the last is only SPARED_S old.
+        restart: begin anew, whatever stands there.
+        replace: begin anew where another recipe or pack stands there, which is refused otherwise.
+        trackers: rows of the table of trackers that are told about each epoch.
     """
 
-    folder: Path
-    info: RunInfo
-    records: tuple[EpochRecord, ...]
-
-    @property
-    def best(self) -> EpochRecord:
-        """The record of the best epoch."""
-        return best_of(self.records)
-
-
-@dataclass(frozen=True, slots=True)
-class ValidationTable:
-    """``validation.csv``: what the best epoch made of the validation films.
-
-    Attributes:
-        labels: shape (n,), 0 or 1.
-        logits: shape (n,), log-odds of pneumonia before calibration.
-        patients: n names; "" where unknown.
-    """
-
-    labels: npt.NDArray[np.int8]
-    logits: npt.NDArray[np.float64]
-    patients: tuple[str, ...]
-
-    @classmethod
-    def read(cls, path: Path, sha256: str) -> Self:
-        """Read a table that must have that hash. Raises: RunInvalid."""
-        data = read_checked(path, sha256)
-        try:
-            rows = list(csv.DictReader(io.StringIO(data.decode())))
-            return cls(
-                labels=np.array([Label(row["label"]).class_index for row in rows], dtype=np.int8),
-                logits=np.array([float(row["logit"]) for row in rows], dtype=np.float64),
-                patients=tuple(row["patient_id"] for row in rows),
-            )
-        except (ValueError, KeyError) as error:
-            raise RunInvalid(f"{path}: not a table of validation films ({error!r}). Train again") from error
+    checkpoints: Path | None = None
+    every: float = CHECKPOINT_EVERY_S
+    restart: bool = False
+    replace: bool = False
+    trackers: tuple[str, ...] = ()
 
 
 def no_report(record: EpochRecord) -> None:
     """Report nothing."""
+
+
+def say_nothing(line: str) -> None:
+    """Say nothing."""
 
 
 def train_run(
@@ -183,57 +80,244 @@ def train_run(
     recipe: Recipe,
     *,
     device: str = "auto",
+    keeping: Keeping | None = None,
+    compiled: bool = False,
     on_epoch: Callable[[EpochRecord], None] = no_report,
     on_progress: Progress = no_progress,
+    say: Say = say_nothing,
 ) -> RunSummary:
-    """Train, and write a run folder as it goes.
+    """Train, and write a run folder as it goes; or go on with what stands there.
+
+    The same pack and recipe give the same weights whether or not the run was killed on its way. A finished run of
+    them is given back as it is: training again would give the same once more.
 
     Args:
         pack_folder: a pack.
-        out: the run's folder. An earlier run there, finished or not, is replaced once the first epoch of
-            this one has ended; files that no run wrote are left alone.
+        out: the run's folder; files in it that no run wrote are left alone.
         recipe: how to train.
         device: as for ``loop.train``.
+        keeping: what becomes of it on disk.
+        compiled: let torch compile the network first, where it can.
         on_epoch: called after each epoch, when its line is on disk.
         on_progress: called with (films done, films in all) after each step.
+        say: told in a line what it will cost, what is gone on with, and what was found damaged.
 
-    Raises: OutputExists: something else stands at ``out``; and what ``Pack.open`` and ``loop.train`` raise.
+    Raises:
+        OutputExists: a run of another recipe or pack stands at ``out``, or something that is no run.
+        OutputUnwritable: the disk is full or the folder read-only.
+        TrainingInterrupted: by SIGTERM or SIGINT, once a checkpoint was written.
+        What ``Pack.open`` and ``loop.train`` raise.
     """
-    started = time.perf_counter()
+    keeping = keeping or Keeping()
+    for part in out.glob(f".{DESCRIPTION}.*.part"):  # all that a process leaves that is killed while it begins
+        part.unlink()
     if not may_be_replaced(out, DESCRIPTION):
         raise OutputExists(f"{out}: exists and is not a run. Give another --out")
-    pack = Pack.open(pack_folder)
-    records: list[EpochRecord] = []
-    for epoch in train(pack, recipe, device=device, on_progress=on_progress):
-        if not records:
-            _begin(out, pack, recipe, epoch, device)
-        records.append(epoch.record)
-        _add(out, pack, epoch)
-        on_epoch(epoch.record)
-    write_weights(out / LAST, epoch.weights)
-    draw_curves(records, out)
-    info = dataclasses.replace(
-        RunInfo.read(out),
-        state=FINISHED,
-        best=best_of(records),
-        seconds=time.perf_counter() - started,
-        files={name: sha256_of_file(out / name) for name in (BEST, LAST, VALIDATION)},
-    )
-    write_atomically(out / DESCRIPTION, info.to_json().encode())
-    return RunSummary(out, info, tuple(records))
+    with assembled(device) as (team, own_device):
+        if not team.is_first:
+            say = say_nothing
+        pack = Pack.open(pack_folder)
+        folder = CheckpointFolder(keeping.checkpoints or out / CHECKPOINTS)
+        found = _found_by_all(team, out, folder, Origin.of(pack, recipe), keeping, say)
+        if isinstance(found, RunSummary):
+            return found
+        training = Training(pack, recipe, device=own_device, team=team)
+        if compiled:
+            training.step = compiled_where_possible(training.step, say)
+        run = _Run(out, folder, training, keeping, found, say)
+        with stop_requests() as stop:
+            return run.to_the_end(stop, on_epoch, on_progress)
 
 
-def _begin(out: Path, pack: Pack, recipe: Recipe, epoch: Epoch, device: str) -> None:
-    """Take the folder: an earlier run's files go, and the description says that training is under way."""
-    info = RunInfo(
+# --------------------------------------------------------------------------- what stands there already
+
+
+def _found_by_all(
+    team: Team, out: Path, folder: CheckpointFolder, origin: Origin, keeping: Keeping, say: Say
+) -> RunSummary | Checkpoint | None:
+    """What stands there, read by the first process and told to the others."""
+    if team.size == 1:
+        return _found(out, folder, origin, keeping, say)
+    found = _found(out, folder, origin, keeping, say) if team.is_first else None
+    summary = found if isinstance(found, RunSummary) else None
+    words = [summary.info.to_json(), *map(json.dumps, map(dataclasses.asdict, summary.records))] if summary else []
+    told = team.told("\n\n\n".join(words).encode()).decode()
+    if told:
+        info, *records = told.split("\n\n\n")
+        return RunSummary(out, RunInfo.from_json(info), tuple(EpochRecord(**json.loads(r)) for r in records), True)  # noqa: FBT003
+    files = found.to_files() if isinstance(found, Checkpoint) else (b"", b"")
+    text, data = team.told(files[0]), team.told(files[1])
+    return Checkpoint.from_files(text, data) if text else None
+
+
+def _found(
+    out: Path, folder: CheckpointFolder, origin: Origin, keeping: Keeping, say: Say
+) -> RunSummary | Checkpoint | None:
+    """The finished run, or the checkpoint to go on from, or nothing. Raises: OutputExists, RunInvalid."""
+    if keeping.restart:
+        return None
+    info = RunInfo.read(out) if (out / DESCRIPTION).is_file() else None
+    if info is not None and (apart := info.origin.apart_from(origin)):
+        _refuse_unless_replaced(out, apart, keeping)
+        return None
+    if info is not None and info.state == FINISHED:
+        summary = read_finished(out, info)
+        say(f"{out}: this run is finished, and training again would give the same. Begin anew with --restart")
+        return summary
+    checkpoint = folder.latest(say)
+    if checkpoint is not None and (apart := checkpoint.origin.apart_from(origin)):
+        _refuse_unless_replaced(folder.folder, apart, keeping)
+        return None
+    return checkpoint
+
+
+def _refuse_unless_replaced(folder: Path, apart: str, keeping: Keeping) -> None:
+    if not keeping.replace:
+        raise OutputExists(
+            f"{folder}: holds another run: {apart}. Give another --out (or --checkpoints), or --restart to replace it"
+        )
+
+
+# --------------------------------------------------------------------------- from there to the end
+
+
+class _Run:
+    """One process's part of a run."""
+
+    def __init__(
+        self,
+        out: Path,
+        folder: CheckpointFolder,
+        training: Training,
+        keeping: Keeping,
+        checkpoint: Checkpoint | None,
+        say: Say,
+    ) -> None:
+        step = training.step
+        self._training = training
+        self._writes = step.team.is_first
+        self._folder = folder
+        self._out = RunFolder(out, step.pack, step.sides.validation)
+        self._every = keeping.every
+        self._say = say
+        self._best = checkpoint.best if checkpoint else None
+        self._seconds_before = checkpoint.seconds if checkpoint else 0.0
+        self._started = self._written = time.perf_counter()
+        self._stop = StopRequest()
+        if checkpoint is not None:
+            training.restore(checkpoint.state)
+            say(
+                f"{folder.folder}: goes on behind step {training.all_steps_taken:,} of "
+                f"{training.epoch_count * training.steps_an_epoch:,}"
+            )
+        self._info = _described(training)
+        if self._writes:
+            self._begin(anew=checkpoint is None)
+        self._trackers: tuple[Tracker, ...] = ()
+        self._wanted_trackers = keeping.trackers if self._writes else ()
+
+    def _begin(self, *, anew: bool) -> None:
+        if anew:
+            self._folder.clear()
+        self._out.begin(self._info, self._training.step.recipe, self._training.records, self._best)
+        with writing(self._folder.folder):  # where it lies elsewhere, better to know now that it is read-only
+            self._folder.folder.mkdir(parents=True, exist_ok=True)
+        if anew or not (self._out.folder / AUGMENTED).is_file():
+            with writing(self._out.folder):
+                draw_films(self._training.varied_films(), self._out.folder)
+
+    def to_the_end(
+        self, stop: StopRequest, on_epoch: Callable[[EpochRecord], None], on_progress: Progress
+    ) -> RunSummary:
+        """Train what is left, and write the rest."""
+        self._stop = stop
+        cost = Cost.of(self._training)
+        self._say(str(cost))
+        forecast = Forecast(cost, self._say)
+
+        def after_step() -> None:
+            forecast.step()
+            self._after_step()
+
+        with ExitStack() as trackers:
+            told = len(self._training.records)
+            for name in self._wanted_trackers:
+                self._trackers += (
+                    trackers.enter_context(track(name, self._out.folder, self._training.step.recipe, told)),
+                )
+            for epoch in self._training.epochs(on_progress, after_step):
+                self._keep(epoch)
+                on_epoch(epoch.record)
+                if len(self._training.records) < self._training.epoch_count and self._is_stopped():
+                    self._checkpoint()
+                    raise self._interrupted()
+            return self._finished()
+
+    def _after_step(self) -> None:
+        stopped = self._is_stopped()
+        if stopped or time.perf_counter() - self._written >= self._every:
+            self._checkpoint()
+        if stopped:
+            raise self._interrupted()
+
+    def _is_stopped(self) -> bool:
+        return self._training.step.team.any(self._stop.wanted)
+
+    def _keep(self, epoch: Epoch) -> None:
+        if epoch.record.is_best:
+            self._best = Best(epoch.weights, epoch.logits)
+        if not self._writes:
+            return
+        if self._best is not None and epoch.record.is_best:
+            self._out.keep_best(self._best)
+        self._out.add(epoch.record)
+        if time.perf_counter() - self._written >= min(self._every, SPARED_S):
+            self._checkpoint()
+        for tracker in self._trackers:
+            tracker.epoch(epoch.record)
+
+    def _checkpoint(self) -> None:
+        if self._writes:
+            origin = self._info.origin
+            self._folder.write(Checkpoint(origin, self._training.state(), self._best, self._seconds()))
+        self._written = time.perf_counter()
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def _interrupted(self) -> TrainingInterrupted:
+        training = self._training
+        name = self._stop.signal.name if self._stop.signal else "the signal of another process"
+        return TrainingInterrupted(
+            f"{self._out.folder}: stopped on {name} behind step {training.all_steps_taken:,} of "
+            f"{training.epoch_count * training.steps_an_epoch:,}; a checkpoint is written. The same command goes on",
+            self._stop.signal or 15,
+        )
+
+    def _finished(self) -> RunSummary:
+        training, team = self._training, self._training.step.team
+        if self._writes:
+            last = snapshot(training.step.average.module)
+            with writing(self._out.folder):
+                if self._best is not None:
+                    draw_filters(self._best.weights, self._out.folder)
+            info = self._out.finish(self._info, training.records, last, self._seconds())
+            self._folder.clear()
+        told = team.told(info.to_json().encode() if self._writes else b"")
+        return RunSummary(self._out.folder, RunInfo.from_json(told.decode()), tuple(training.records))
+
+
+def _described(training: Training) -> RunInfo:
+    step = training.step
+    return RunInfo(
         state=TRAINING,
-        recipe=dataclasses.asdict(recipe),
-        preprocessing=pack.info.preprocessing,
-        training_data=pack.info.fingerprint,
-        training_films=len(epoch.sides.training),
-        validation_films=len(epoch.sides.validation),
-        leak=epoch.sides.leak,
-        device=str(device_of(device)),
+        recipe=dataclasses.asdict(step.recipe),
+        preprocessing=step.pack.info.preprocessing,
+        training_data=step.pack.info.fingerprint,
+        training_films=len(step.sides.training),
+        validation_films=len(step.sides.validation),
+        leak=step.sides.leak,
+        device=str(step.device),
         threads=torch.get_num_threads(),
         versions={
             "chestxray": __version__,
@@ -241,29 +325,5 @@ def _begin(out: Path, pack: Pack, recipe: Recipe, epoch: Epoch, device: str) -> 
             "torch": torch.__version__,
             "numpy": np.__version__,
         },
-        leakage_allowed=pack.info.leakage_allowed,
+        leakage_allowed=step.pack.info.leakage_allowed,
     )
-    # The description goes first: a folder is known as a run as long as any other file of it is there.
-    write_atomically(out / DESCRIPTION, info.to_json().encode())
-    for name in RUN_FILES:
-        if name != DESCRIPTION:
-            (out / name).unlink(missing_ok=True)
-    write_atomically(out / RECIPE, recipe.to_toml().encode())
-
-
-def _add(out: Path, pack: Pack, epoch: Epoch) -> None:
-    if epoch.record.is_best:
-        write_weights(out / BEST, epoch.weights)
-        write_atomically(out / VALIDATION, _validation_table(pack, epoch))
-    with (out / METRICS).open("a", encoding="utf-8") as metrics:
-        metrics.write(json.dumps(dataclasses.asdict(epoch.record)) + "\n")
-
-
-def _validation_table(pack: Pack, epoch: Epoch) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(VALIDATION_COLUMNS)
-    for row, logit in zip(epoch.sides.validation, epoch.logits.tolist(), strict=True):
-        film = pack.films[row]
-        writer.writerow([film.sha256, film.path, film.patient_id, film.label, repr(logit)])
-    return text.getvalue().encode()

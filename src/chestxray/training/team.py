@@ -88,6 +88,8 @@ class Team:
             return words
         length = _on_its_device(len(words))
         distributed.broadcast(length, src=0)
+        if not length.item():
+            return b""
         spoken = torch.zeros(int(length.item()), dtype=torch.uint8, device=length.device)
         if self.is_first:
             spoken.copy_(torch.frombuffer(bytearray(words), dtype=torch.uint8))

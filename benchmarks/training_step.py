@@ -1,0 +1,271 @@
+"""Training steps of every network: what share is overhead, and films a second against other ways to train it.
+
+    python benchmarks/training_step.py [--data FOLDER] [--films 320] [--rounds 5] [--network NAME ...] [--json]
+
+Overhead is all of a step but the network's own forward and backward: reading the pack, augmentation, loss, optimiser,
+averaging. The bar is 15%. The other ways, in turn with ours so that a slow moment falls on all of them:
+
+- the original's recipe: its own network, one film a step, each opened from disk again, SGD, float32;
+- a plain loop: the same network and batches, AdamW, and a DataLoader whose workers decode and resize the JPEGs;
+- a Lightning trainer over that same DataLoader, where lightning is installed; it is not a dependency.
+
+The other ways do not vary the films; ours does, by its default recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from chestxray.data.pack import Pack, write_pack
+from chestxray.machine import cores
+from chestxray.schema import Label
+from chestxray.training.loop import Training
+from chestxray.training.networks import NETWORKS, Classifier, build
+from chestxray.training.recipe import Recipe
+from epoch import Original, labelled, rows_of
+from side_by_side import Timing, machine, take_turns
+
+BAR_SHARE = 0.15  # of a step, at most outside the network
+BAR_TIMES = 3.0  # at least so many times the best of the others
+
+OURS = "this package"
+NETWORK_ALONE = "forward and backward alone"
+ORIGINAL = "the original's recipe"
+PLAIN = "a plain loop with a DataLoader"
+LIGHTNING = "a Lightning trainer"
+
+Films = list[tuple[Path, Label]]
+
+
+class Decoded(Dataset[tuple[Tensor, int]]):
+    """Films opened, made grey and resized each time that they are asked for: shape (1, height, width)."""
+
+    def __init__(self, films: Films, size: tuple[int, int]) -> None:
+        self.films = films
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.films)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.films[index]
+        with Image.open(path) as image:
+            levels = np.array(image.convert("L").resize(self.size[::-1], Image.Resampling.BILINEAR))
+        return torch.from_numpy(levels)[None], label.class_index
+
+
+class Result(NamedTuple):
+    """What was measured of one network."""
+
+    network: str
+    films: int
+    timings: list[Timing]
+
+    def seconds(self, name: str) -> float:
+        """The median of that way."""
+        return next(timing.median for timing in self.timings if timing.name == name)
+
+    @property
+    def overhead(self) -> float:
+        """Share of our step outside the network."""
+        return 1.0 - self.seconds(NETWORK_ALONE) / self.seconds(OURS)
+
+    @property
+    def times_the_best(self) -> float:
+        """How many times faster than the fastest of the other ways."""
+        others = [timing.median for timing in self.timings if timing.name not in {OURS, NETWORK_ALONE}]
+        return min(others) / self.seconds(OURS)
+
+
+def main() -> None:
+    """Measure each network, and tell."""
+    options = _parsed()
+    everything = labelled(options.data / "chest_xray" / "train")
+    if not everything:
+        raise SystemExit(f"{options.data}: no films there. Give --data, or set CHESTXRAY_DATA")
+    drawn = np.random.default_rng(0).permutation(len(everything))[: options.films]
+    films = [everything[index] for index in drawn]
+    results = [measured(name, films, everything, options.rounds) for name in options.network or NETWORKS]
+    print(json.dumps(_document(results), indent=2) if options.json else _told(results))
+
+
+def _parsed() -> argparse.Namespace:
+    default = Path(os.environ.get("CHESTXRAY_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=default, help="folder with chest_xray/train")
+    parser.add_argument("--films", type=int, default=320, help="films an epoch (default 320)")
+    parser.add_argument("--rounds", type=int, default=5, help="epochs of each way, after one to warm up (default 5)")
+    parser.add_argument("--network", action="append", choices=tuple(NETWORKS), help="repeatable (default: all)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    return parser.parse_args()
+
+
+def measured(network: str, films: Films, everything: Films, rounds: int) -> Result:
+    """One epoch of each way, in turn."""
+    size = NETWORKS[network].size
+    recipe = Recipe.shipped().with_changes(network=network, epochs=10_000, minimum_steps=0)
+    with tempfile.TemporaryDirectory() as folder:
+        write_pack(rows_of(films, everything), Path(folder) / "pack", size=size)
+        training = Training(Pack.open(Path(folder) / "pack"), recipe, device="cpu")
+        original = Original()
+        ways: dict[str, Callable[[], object]] = {
+            OURS: _steps_of(training),
+            NETWORK_ALONE: _network_alone(training),
+            ORIGINAL: lambda: original.epoch(films),
+            PLAIN: _plain_loop(network, training, films, size),
+        }
+        if importlib.util.find_spec("lightning"):
+            ways[LIGHTNING] = _lightning(network, training, films, size)
+        return Result(network, len(films), take_turns(ways, rounds))
+
+
+# --------------------------------------------------------------------------- the ways
+
+
+class _EpochEndedError(Exception):
+    """Ends our epoch before its films are judged, which the other ways do not do."""
+
+
+def _steps_of(training: Training) -> Callable[[], None]:
+    def stop() -> None:
+        if training.steps_taken == training.steps_an_epoch:
+            raise _EpochEndedError
+
+    def epoch() -> None:
+        training.steps_taken = 0
+        try:
+            next(training.epochs(after_step=stop))
+        except _EpochEndedError:
+            return
+
+    return epoch
+
+
+def _network_alone(training: Training) -> Callable[[], None]:
+    """The forward and backward of an epoch's batches, on films that are ready."""
+    step = training.step
+    count = len(step.sides.training)
+    batches = np.array_split(np.arange(count), training.steps_an_epoch)
+    ready = [step.films(step.sides.training[batch]) for batch in batches]
+
+    def epoch() -> None:
+        step.classifier.train()
+        for films in ready:
+            step.optimiser.zero_grad()
+            step.scores(step.trained, films, reduced=step.reduced).square().mean().backward()
+
+    return epoch
+
+
+def _loader(films: Films, size: tuple[int, int], batch_size: int) -> DataLoader[tuple[Tensor, int]]:
+    return DataLoader(
+        Decoded(films, size), batch_size, shuffle=True, num_workers=cores(), persistent_workers=True, drop_last=False
+    )
+
+
+def _fresh(network: str, training: Training) -> Classifier:
+    return build(network, training.step.pack.info.preprocessing, started=False).train()
+
+
+def _plain_loop(network: str, training: Training, films: Films, size: tuple[int, int]) -> Callable[[], None]:
+    loader = _loader(films, size, training.step.recipe.batch_size)
+    classifier = _fresh(network, training)
+    optimiser = torch.optim.AdamW(classifier.parameters(), lr=1e-3)
+
+    def epoch() -> None:
+        for levels, labels in loader:
+            loss = functional.cross_entropy(classifier(levels), labels)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+
+    return epoch
+
+
+def _lightning(network: str, training: Training, films: Films, size: tuple[int, int]) -> Callable[[], None]:
+    import lightning
+
+    class Module(lightning.LightningModule):
+        def __init__(self, classifier: nn.Module) -> None:
+            super().__init__()
+            self.classifier = classifier
+
+        def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
+            return functional.cross_entropy(self.classifier(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+    loader, module = _loader(films, size, training.step.recipe.batch_size), Module(_fresh(network, training))
+    quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+
+    def epoch() -> None:
+        trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, **quiet)
+        trainer.fit(module, loader)
+
+    return epoch
+
+
+# --------------------------------------------------------------------------- telling
+
+
+def _document(results: list[Result]) -> dict[str, Any]:
+    return {
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+        "at": time.strftime("%Y-%m-%d"),
+        "lightning": "measured" if importlib.util.find_spec("lightning") else "not run: not installed",
+        "networks": {
+            result.network: {
+                "films": result.films,
+                "seconds": {timing.name: timing.seconds for timing in result.timings},
+                "overhead": result.overhead,
+                "times_the_best_other_way": result.times_the_best,
+            }
+            for result in results
+        },
+    }
+
+
+def _told(results: list[Result]) -> str:
+    return "\n".join(
+        [f"{machine()}, torch {torch.__version__} with {torch.get_num_threads()} threads", *_lines(results)]
+    )
+
+
+def _lines(results: list[Result]) -> Iterator[str]:
+    for result in results:
+        share, times = result.overhead, result.times_the_best
+        yield f"\n{result.network}: {result.films} films an epoch, medians of {len(result.timings[0].seconds)}"
+        for timing in result.timings:
+            yield (
+                f"  {timing.name:36} {result.films / timing.median:8.1f} films/s "
+                f"({result.films / max(timing.seconds):.1f} to {result.films / min(timing.seconds):.1f})"
+            )
+        yield f"  overhead {share:.1%} of a step; the bar of {BAR_SHARE:.0%} is {_reached(share <= BAR_SHARE)}"
+        yield f"  {times:.1f} x the best other way; the bar of {BAR_TIMES:g} x is {_reached(times >= BAR_TIMES)}"
+    if not importlib.util.find_spec("lightning"):
+        yield f"\n{LIGHTNING}: not run, lightning is not installed"
+
+
+def _reached(reached: bool) -> str:  # noqa: FBT001 - a word for it
+    return "reached" if reached else "MISSED"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What a training will cost: said before it starts, and again in minutes once a few steps were timed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from chestxray.training.loop import Training
+from chestxray.training.networks import parameters_of
+from chestxray.training.resume import Say
+
+WARM_UP: Final = 3  # steps that are not timed: the first ones reserve memory and choose kernels
+TIMED: Final = 8  # steps
+JUDGING: Final = 1.0 / 3.0  # of the time of a training film: the forward pass is about a third of a step
+MINUTE: Final = 60.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What is ahead.
+
+    Attributes:
+        network: by name.
+        parameters: numbers that training adjusts.
+        training_films, validation_films: how many.
+        batch_size: films of the largest step.
+        steps_an_epoch, epochs, steps_left: of the optimiser.
+        device, precision: where, and in what numbers convolutions are computed.
+        threads, processes: that compute.
+    """
+
+    network: str
+    parameters: int
+    training_films: int
+    validation_films: int
+    batch_size: int
+    steps_an_epoch: int
+    epochs: int
+    steps_left: int
+    device: str
+    precision: str
+    threads: int
+    processes: int
+
+    @classmethod
+    def of(cls, training: Training) -> Cost:
+        """Of what a training has before it."""
+        step = training.step
+        films = len(step.sides.training)
+        return cls(
+            network=step.recipe.network,
+            parameters=parameters_of(step.classifier),
+            training_films=films,
+            validation_films=len(step.sides.validation),
+            batch_size=-(-films // training.steps_an_epoch),
+            steps_an_epoch=training.steps_an_epoch,
+            epochs=training.epoch_count,
+            steps_left=training.epoch_count * training.steps_an_epoch - training.all_steps_taken,
+            device=str(step.device),
+            precision="bfloat16" if step.reduced else "float32",
+            threads=torch.get_num_threads(),
+            processes=step.team.size,
+        )
+
+    def __str__(self) -> str:
+        """One line for people."""
+        on = f"{self.threads} thread" + ("s" if self.threads > 1 else "")
+        on += f" in each of {self.processes} processes" if self.processes > 1 else ""
+        return (
+            f"{self.network}, {self.parameters:,} parameters: {self.training_films:,} films in "
+            f"{self.steps_an_epoch:,} steps of up to {self.batch_size}, {self.epochs:,} epochs, "
+            f"{self.steps_left:,} steps to go; {self.validation_films:,} films to judge after each epoch; "
+            f"{self.precision} on {self.device}, {on}"
+        )
+
+    def seconds(self, a_step: float) -> float:
+        """Expected for what is left, where a step takes so many seconds."""
+        epochs_left = self.steps_left / self.steps_an_epoch
+        judging = epochs_left * self.validation_films * JUDGING * a_step / self.batch_size
+        return self.steps_left * a_step + judging
+
+
+class Forecast:
+    """Times a few steps and then says, once, how many minutes are ahead."""
+
+    def __init__(self, cost: Cost, say: Say) -> None:
+        self._cost = cost
+        self._say = say
+        self._steps = 0
+        self._started = 0.0
+
+    def step(self) -> None:
+        """Take notice of a step."""
+        self._steps += 1
+        if self._steps == WARM_UP:
+            self._started = time.perf_counter()
+        elif self._steps == WARM_UP + TIMED:
+            a_step = (time.perf_counter() - self._started) / TIMED
+            self._say(f"{1e3 * a_step:.0f} ms a step: {_in_words(self._cost.seconds(a_step))} in all")
+
+
+def _in_words(seconds: float) -> str:
+    if seconds < 2 * MINUTE:
+        return f"about {max(1, round(seconds))} seconds"
+    return f"about {round(seconds / MINUTE)} minutes"

@@ -1,0 +1,261 @@
+"""A training run on disk.
+
+    run.json               RunInfo; written first, with state "training", and last, with state "finished"
+    recipe.toml            the recipe, with every field
+    metrics.jsonl          one EpochRecord a line, appended as epochs end
+    augmented_films.png    training films as the recipe varies them
+    best.safetensors       weights of the best epoch so far
+    last.safetensors       weights of the last epoch
+    validation.csv         the best epoch's logit of every validation film
+    gate.json              what the training films look like; written last
+    first_filters.png      what the first convolution of the best epoch looks for
+    learning_curves.svg, learning_curves.png
+    checkpoints/           while it trains, unless they lie elsewhere
+
+A run that was interrupted keeps the state "training": ``export`` refuses it, and the same command goes on with it.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from chestxray.data.pack import Pack
+from chestxray.errors import RunInvalid
+from chestxray.files import sha256_of_file, write_atomically
+from chestxray.inference.gate import GATE
+from chestxray.schema import Label, Preprocessing
+from chestxray.training import curves, pictures
+from chestxray.training.checkpoint import Weights, read_checked, write_weights
+from chestxray.training.gate import write_gate
+from chestxray.training.recipe import Recipe
+from chestxray.training.record import EpochRecord, best_of
+from chestxray.training.resume import Best, Origin, writing
+from chestxray.training.sides import Rows
+
+RUN_VERSION: Final = 1
+
+DESCRIPTION: Final = "run.json"
+RECIPE: Final = "recipe.toml"
+METRICS: Final = "metrics.jsonl"
+BEST: Final = "best.safetensors"
+LAST: Final = "last.safetensors"
+VALIDATION: Final = "validation.csv"
+RUN_FILES: Final = (DESCRIPTION, RECIPE, METRICS, BEST, LAST, VALIDATION, GATE, *curves.NAMES, *pictures.NAMES)
+
+TRAINING: Final = "training"
+FINISHED: Final = "finished"
+VALIDATION_COLUMNS: Final = ("sha256", "path", "patient_id", "label", "logit")
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """``run.json``: where the weights beside it come from.
+
+    Attributes:
+        state: "training" until everything is written, then "finished".
+        recipe: every field by name.
+        preprocessing: of the pack.
+        training_data: fingerprint of the pack.
+        training_films, validation_films: how many.
+        leak: empty; or why the validation figures cannot be trusted.
+        device, threads, versions: what it ran on.
+        best: the record of the best epoch; None until the first has ended.
+        seconds: that the training took, all parts of an interrupted one together.
+        files: SHA-256 of the weights, of the validation table and of the gate, by name, once finished.
+        leakage_allowed: of the pack.
+    """
+
+    state: str
+    recipe: Mapping[str, Any]
+    preprocessing: Preprocessing
+    training_data: str
+    training_films: int
+    validation_films: int
+    leak: str
+    device: str
+    threads: int
+    versions: Mapping[str, str]
+    best: EpochRecord | None = None
+    seconds: float = 0.0
+    files: Mapping[str, str] = field(default_factory=dict)
+    version: int = RUN_VERSION
+    leakage_allowed: str = ""
+
+    def to_json(self) -> str:
+        """Law: ``RunInfo.from_json(i.to_json()) == i``."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str, source: str = DESCRIPTION) -> Self:
+        """Raises: RunInvalid, when it is not a run of this version."""
+        try:
+            raw = json.loads(text)
+            if raw["version"] != RUN_VERSION:
+                raise RunInvalid(f"{source}: run version {raw['version']}; this program reads {RUN_VERSION}")
+            best = EpochRecord(**raw["best"]) if raw["best"] else None
+            return cls(**{**raw, "preprocessing": Preprocessing(**raw["preprocessing"]), "best": best})
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunInvalid(f"{source}: not a description of a run ({error!r})") from error
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The description of the run in that folder. Raises: RunInvalid, where it is missing or damaged."""
+        path = folder / DESCRIPTION
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunInvalid(
+                f'{folder}: not a run, {DESCRIPTION} cannot be read. Make one with "chestxray train"'
+            ) from error
+
+    @property
+    def origin(self) -> Origin:
+        """What the run started from."""
+        return Origin(self.recipe, self.training_data, self.preprocessing)
+
+    def require_finished(self, folder: Path) -> None:
+        """Raises: RunInvalid, where the run did not come to its end."""
+        if self.state != FINISHED:
+            raise RunInvalid(
+                f'{folder}: the run was interrupted before it ended. Go on with the same "chestxray train"'
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What ``train_run`` gives back.
+
+    Attributes:
+        folder: where the run lies.
+        info: its description, finished.
+        records: one an epoch.
+        was_there: the run was finished before, and nothing was trained.
+    """
+
+    folder: Path
+    info: RunInfo
+    records: tuple[EpochRecord, ...]
+    was_there: bool = False
+
+    @property
+    def best(self) -> EpochRecord:
+        """The record of the best epoch."""
+        return best_of(self.records)
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationTable:
+    """``validation.csv``: what the best epoch made of the validation films.
+
+    Attributes:
+        labels: shape (n,), 0 or 1.
+        logits: shape (n,), log-odds of pneumonia before calibration.
+        patients: n names; "" where unknown.
+    """
+
+    labels: npt.NDArray[np.int8]
+    logits: npt.NDArray[np.float64]
+    patients: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: Path, sha256: str) -> Self:
+        """Read a table that must have that hash. Raises: RunInvalid."""
+        data = read_checked(path, sha256)
+        try:
+            rows = list(csv.DictReader(io.StringIO(data.decode())))
+            return cls(
+                labels=np.array([Label(row["label"]).class_index for row in rows], dtype=np.int8),
+                logits=np.array([float(row["logit"]) for row in rows], dtype=np.float64),
+                patients=tuple(row["patient_id"] for row in rows),
+            )
+        except (ValueError, KeyError) as error:
+            raise RunInvalid(f"{path}: not a table of validation films ({error!r}). Train again") from error
+
+
+class RunFolder:
+    """The folder of a run that is being written. Every method raises OutputUnwritable where the disk refuses."""
+
+    def __init__(self, folder: Path, pack: Pack, validation: Rows) -> None:
+        self.folder = folder
+        self._pack = pack
+        self._validation = validation
+
+    def begin(self, info: RunInfo, recipe: Recipe, records: Sequence[EpochRecord], best: Best | None) -> None:
+        """Take the folder, and leave in it what a training that stands at these records has written.
+
+        The description goes first: a folder is known as a run as long as any other file of it is there.
+        """
+        with writing(self.folder):
+            write_atomically(self.folder / DESCRIPTION, info.to_json().encode())
+            for name in RUN_FILES:
+                if name not in {DESCRIPTION, pictures.AUGMENTED}:
+                    (self.folder / name).unlink(missing_ok=True)
+            for part in self.folder.glob(".*.part"):  # a killed process left it half written
+                part.unlink()
+            write_atomically(self.folder / RECIPE, recipe.to_toml().encode())
+            write_atomically(self.folder / METRICS, "".join(map(_line, records)).encode())
+        if best is not None:
+            self.keep_best(best)
+
+    def keep_best(self, best: Best) -> None:
+        """Write the best epoch's weights and what they make of the validation films."""
+        with writing(self.folder):
+            write_weights(self.folder / BEST, best.weights)
+            write_atomically(self.folder / VALIDATION, _validation_table(self._pack, self._validation, best))
+
+    def add(self, record: EpochRecord) -> None:
+        """Append an epoch's line."""
+        with writing(self.folder), (self.folder / METRICS).open("a", encoding="utf-8") as metrics:
+            metrics.write(_line(record))
+
+    def finish(self, info: RunInfo, records: Sequence[EpochRecord], last: Weights, seconds: float) -> RunInfo:
+        """Write what is known at the end. Returns the description, finished."""
+        with writing(self.folder):
+            write_weights(self.folder / LAST, last)
+            curves.draw_curves(records, self.folder)
+            write_gate(self._pack, self.folder)
+            finished = dataclasses.replace(
+                info,
+                state=FINISHED,
+                best=best_of(records),
+                seconds=seconds,
+                files={name: sha256_of_file(self.folder / name) for name in (BEST, LAST, VALIDATION, GATE)},
+            )
+            write_atomically(self.folder / DESCRIPTION, finished.to_json().encode())
+        return finished
+
+
+def read_finished(folder: Path, info: RunInfo) -> RunSummary:
+    """A finished run as it lies there. Raises: RunInvalid, where a file of it was changed or is missing."""
+    for name, sha256 in info.files.items():
+        read_checked(folder / name, sha256)
+    try:
+        lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+        records = tuple(EpochRecord(**json.loads(line)) for line in lines)
+    except (OSError, ValueError, TypeError) as error:
+        raise RunInvalid(f"{folder / METRICS}: cannot be read ({error}). Train again with --restart") from error
+    return RunSummary(folder, info, records, was_there=True)
+
+
+def _line(record: EpochRecord) -> str:
+    return json.dumps(dataclasses.asdict(record)) + "\n"
+
+
+def _validation_table(pack: Pack, rows: Rows, best: Best) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(VALIDATION_COLUMNS)
+    for row, logit in zip(rows, best.logits.tolist(), strict=True):
+        film = pack.films[row]
+        writer.writerow([film.sha256, film.path, film.patient_id, film.label, repr(logit)])
+    return text.getvalue().encode()
