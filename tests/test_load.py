@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import signal
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from chestxray.inference.predictor import Predictor
@@ -20,6 +23,9 @@ from chestxray.serving.settings import ServiceSettings
 from drawing import encoded, textured
 from http_load import Callers, Case, Tally
 from live_service import process, running
+from test_decoders import decoders, in_a_thread
+
+JPEG = {"Content-Type": "image/jpeg"}
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +65,58 @@ def test_beyond_its_capacity_the_service_refuses_at_once_and_errs_never(
     assert tally.refused_without_time == 0
 
 
+@contextmanager
+def full(predictor: Predictor, case: Case) -> Iterator[str]:
+    """A service whose only decoder stands still over a film."""
+    with running(predictor, ServiceSettings(workers=1, waiting=0)) as address:
+        httpx.post(f"{address}/v1/predict", content=case.data, headers=JPEG, timeout=60)
+        (decoder,) = decoders()
+        os.kill(decoder, signal.SIGSTOP)
+        thread, answers = in_a_thread(
+            lambda: httpx.post(f"{address}/v1/predict", content=case.data, headers=JPEG, timeout=60)
+        )
+        while "chestxray_films_inside 1.0" not in httpx.get(f"{address}/metrics").text:
+            time.sleep(0.01)
+        try:
+            yield address
+        finally:
+            os.kill(decoder, signal.SIGCONT)
+            thread.join()
+    assert answers[0].status_code == 200
+
+
+def test_a_refusal_for_want_of_room_is_a_problem_document_like_any_other(
+    predictor: Predictor, cases: list[Case]
+) -> None:
+    head = f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(cases[0].data)}\r\n".encode()
+    with full(predictor, cases[0]) as address:
+        asked = [httpx.post(f"{address}/v1/predict", content=case.data, headers=JPEG) for case in cases[:3]]
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as hesitating:
+            hesitating.sendall(head + b"Expect: 100-continue\r\n\r\n")
+            answer = b""
+            while part := hesitating.recv(65536):  # the service hangs up, since the body will not come
+                answer += part
+        with socket.create_connection((host, int(port)), timeout=30) as twice:
+            twice.sendall(head + b"\r\n" + cases[0].data + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            both = b""
+            while b'{"status":"alive"}' not in both:
+                both += twice.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert both.count(b"HTTP/1.1 503 ") == both.count(b"HTTP/1.1 200 ") == 1
+    for refused in asked:
+        assert refused.status_code == 503
+        assert refused.headers["Retry-After"] == "1"
+        assert refused.headers["Content-Type"] == "application/problem+json"
+        assert "default-src 'none'" in refused.headers["Content-Security-Policy"]
+        document = refused.json()
+        assert document["type"] == "/docs#overloaded"
+        assert document["instance"] == f"urn:uuid:{refused.headers['X-Request-Id']}"
+    assert len({refused.headers["X-Request-Id"] for refused in asked}) == 3
+
+
 def films_scored_together(predictor: Predictor, cases: list[Case], at_once: int) -> float:
     """Films of a forward pass on average, as the service counts them."""
-    import httpx
-
     with running(predictor, ServiceSettings(waiting=64)) as address:
         ask(address, cases, 200, at_once)
         lines = dict(

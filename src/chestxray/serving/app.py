@@ -42,7 +42,6 @@ MODEL_CARD: Final = "MODEL_CARD.md"
 
 # They need no key: they tell that the service runs and how to call it, and give the page that asks for the key.
 _OPEN: Final = frozenset({"/healthz", "/readyz", "/ping", "/openapi.json"})
-_TAKES_FILMS: Final = ("/v1/predict", "/invocations", "/endpoints/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +104,7 @@ def create_app(
 def _surround(app: FastAPI, service: Service, open_paths: frozenset[str]) -> None:
     """The layers round the routes, from within to without."""
     settings = service.settings
-
-    def check_room(path: str) -> None:
-        if path.startswith(_TAKES_FILMS):
-            service.queue.refuse_if_full()
-
-    app.add_middleware(Door, keys=settings.keys, open_paths=open_paths, check_room=check_room)
+    app.add_middleware(Door, keys=settings.keys, open_paths=open_paths)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -8,6 +8,7 @@ the rest of its request for longest makes room: callers that merely hold connect
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +17,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 _CLOSING: Final = b"Connection: close\r\nContent-Length: 0\r\n\r\n"
+Shed = Callable[[bytes, bytes], bytes | None]  # method and address to a whole answer, or None to go on
+
 _TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\n" + _CLOSING
 _TOO_LONG: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\n" + _CLOSING
 _NO_PLACE: Final = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n" + _CLOSING
@@ -40,8 +43,15 @@ class ConnectionLimits:
     pipelined: int = 8
 
 
+class _Refused:
+    """Stands for a request that was answered before the application saw it; uvicorn passes over its body."""
+
+    response_complete = True
+    message_event = asyncio.Event()
+
+
 class FilmProtocol(HttpToolsProtocol):
-    """One connection of uvicorn's, within limits. Made by ``functools.partial(FilmProtocol, limits=...)``."""
+    """One connection of uvicorn's, within limits. Made by ``functools.partial(FilmProtocol, limits=..., shed=...)``."""
 
     def __init__(
         self,
@@ -51,9 +61,11 @@ class FilmProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         limits: ConnectionLimits,
+        shed: Shed,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._limits = limits
+        self._shed = shed
         self._head_bytes = 0
         self._in_body = False  # the parser has seen a head and not the end of its body
         self.owing_since = self.loop.time()
@@ -108,7 +120,10 @@ class FilmProtocol(HttpToolsProtocol):
             raise ValueError("too many requests at once")
         self.owing_since = self.loop.time()
         self._in_body = True
-        super().on_headers_complete()
+        if self._answered and (answer := self._shed(self.parser.get_method(), self.url)):
+            self._refuse(answer)
+        else:
+            super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """What comes now belongs to the next head."""
@@ -140,9 +155,21 @@ class FilmProtocol(HttpToolsProtocol):
         super().timeout_keep_alive_handler()
         self.loop.call_later(self._limits.answer_seconds, self.transport.abort)
 
+    def _refuse(self, answer: bytes) -> None:
+        """Answer in place of the application. Who waits to be asked for the body will not send it: that is the end."""
+        self.cycle = _Refused()  # type: ignore[assignment]
+        self.transport.write(answer)
+        if self.expect_100_continue or not self.parser.should_keep_alive():
+            self.transport.close()
+        self._unwatch_head()
+        self._watch_head()
+
     def _watch_head(self) -> None:
         if self._head_timer is None:
-            self._head_timer = self.loop.call_later(self._limits.head_seconds, self._end, _TOO_SLOW)
+            self._head_timer = self.loop.call_later(self._limits.head_seconds, self._end_late_head)
+
+    def _end_late_head(self) -> None:
+        self._end(_TOO_SLOW if self._head_bytes else b"")  # who has asked nothing gets no answer
 
     def _unwatch_head(self) -> None:
         if self._head_timer is not None:

@@ -18,6 +18,7 @@ from chestxray.serving.connections import ConnectionLimits, FilmProtocol
 from chestxray.serving.pool import DecoderPool
 from chestxray.serving.service import DRAIN_SECONDS, Service
 from chestxray.serving.settings import ServiceSettings
+from chestxray.serving.shedding import Shedder
 
 # After SIGTERM films are still taken for so long, while /readyz and each answer tell callers to go elsewhere. With
 # DRAIN_SECONDS behind it that leaves some of the 25 seconds that a platform waits at least before it kills.
@@ -32,7 +33,9 @@ def make_server(
 ) -> FilmServer:
     """The application of ``create_app`` under uvicorn, to be run on a listening socket."""
     app = create_app(predictor, settings, decoders)
-    protocol: Any = partial(FilmProtocol, limits=connections or ConnectionLimits())  # uvicorn only calls it
+    service: Service = app.state.service
+    shed = Shedder(service.queue, service.metrics)
+    protocol: Any = partial(FilmProtocol, limits=connections or ConnectionLimits(), shed=shed)  # uvicorn only calls it
     config = uvicorn.Config(
         app,
         http=protocol,
@@ -45,7 +48,7 @@ def make_server(
         lifespan="on",
         timeout_graceful_shutdown=int(DRAIN_SECONDS) + 2,  # by then the service has answered all that is under way
     )
-    return FilmServer(config, app.state.service)
+    return FilmServer(config, service)
 
 
 class FilmServer(uvicorn.Server):

@@ -120,28 +120,23 @@ class Edge:
 
 
 class Door:
-    """ASGI middleware: turns away who has no key, and films for which there is no room, before a body is read.
+    """ASGI middleware: turns away who has no key, before a body is read.
 
     Attributes:
         keys: without any, all addresses are open.
         open_paths: exact addresses that need no key; whatever stands not here, does.
-        check_room: raises a Refusal for a path that needs more than there is.
     """
 
-    def __init__(
-        self, app: ASGIApp, keys: KeyRing, open_paths: frozenset[str], check_room: Callable[[str], None]
-    ) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing, open_paths: frozenset[str]) -> None:
         self.app = app
         self.keys = keys
         self.open_paths = open_paths
-        self.check_room = check_room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer or pass on."""
         try:
             if scope["type"] == "http":
                 self._check_key(scope)
-                self.check_room(scope["path"])
         except Refusal as refusal:
             request_id = scope["state"]["request_id"]
             answer = problem_response(refusal.kind, refusal.detail, request_id, refusal.headers)

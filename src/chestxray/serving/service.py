@@ -69,6 +69,7 @@ class Service:
         wanted = parameters.operating_point
         if wanted is not None and wanted not in points:
             raise Refusal(UNKNOWN_POINT, f"there is no operating point {wanted[:80]!r}; there are {', '.join(points)}")
+        self.queue.refuse_if_full()  # before the body is read
         async with self.queue.in_time():
             with self.intake.body() as body:
                 data = await body.read(request)
