@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,24 +23,33 @@ _MEDIA_TYPES: Final = {  # not from the system's table, which differs between ma
     ".jpg": "image/jpeg",
     ".json": "application/json",
 }
-_SHORT_NAMES: Final = {"/index.html": "/", "/docs.html": "/docs"}
+_SHORT_NAMES: Final = {"/index.html": "/", "/docs.html": "/docs"}  # problem documents lead to /docs
+_PACKED: Final = frozenset({".jpg"})  # compressed already
 
 
 def page_routes() -> Iterator[Route]:
-    """One route a file of the page's folder."""
+    """The routes of the page's folder: one a file, and one more where a file has a short name."""
     for path in sorted(PAGE.rglob("*")):
-        if path.suffix in _MEDIA_TYPES:
-            address = f"/{path.relative_to(PAGE).as_posix()}"
-            yield _route(_SHORT_NAMES.get(address, address), path.read_bytes(), _MEDIA_TYPES[path.suffix])
+        if path.suffix not in _MEDIA_TYPES:
+            continue
+        content = path.read_bytes()
+        packed = content if path.suffix in _PACKED else gzip.compress(content, mtime=0)
+        address = f"/{path.relative_to(PAGE).as_posix()}"
+        for name in {address, _SHORT_NAMES.get(address, address)}:
+            yield _route(name, content, packed, _MEDIA_TYPES[path.suffix])
 
 
-def _route(address: str, content: bytes, media_type: str) -> Route:
+def _route(address: str, content: bytes, packed: bytes, media_type: str) -> Route:
+    """``packed``: the content as gzip; the content itself where that gains nothing."""
     tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    headers = {"Cache-Control": "no-cache", "ETag": tag}  # keep it, but ask whether it is still the same
+    # Keep it, but ask whether it is still the same.
+    headers = {"Cache-Control": "no-cache", "ETag": tag, "Vary": "Accept-Encoding"}
 
     async def answer(request: Request) -> Response:
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
+        if packed is not content and "gzip" in request.headers.get("accept-encoding", ""):
+            return Response(packed, media_type=media_type, headers=headers | {"Content-Encoding": "gzip"})
         return Response(content, media_type=media_type, headers=headers)
 
     return Route(address, answer, methods=["GET"])

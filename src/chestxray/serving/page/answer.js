@@ -1,20 +1,21 @@
 // The answer beside the film: in words, on a bar, with what the operating point reached where it was chosen.
 
 import { $, make, sign } from "./dom.js";
-import { HEADLINES, SPLITS, abbreviated, bytes, measured, milliseconds, percent, verdict } from "./words.js";
+import { HEADLINES, abbreviated, bytes, measured, milliseconds, percent, splitName, verdict } from "./words.js";
 
 const panel = $("#answer");
 
-/** item: a case or null; point: the chosen operating point or null; retry: called with the case. */
-export function showAnswer(item, point, retry) {
-  const outcome = outcomeOf(item, point);
+/** item: a case or undefined; point: the chosen operating point or null; held: the failure that holds all, or null. */
+export function showAnswer(item, point, held, retry) {
+  const outcome = held && !item?.answer ? "failed" : outcomeOf(item, point);
+  const failure = outcome === "failed" ? (item?.failure ?? held) : null;
   panel.dataset.outcome = outcome;
   $("#sign").replaceChildren(sign(outcome));
-  $("#headline").textContent = headline(outcome);
-  $("#because").replaceChildren(...because(outcome, item, point));
-  const again = $("#retry");
-  again.hidden = !(outcome === "failed" && item.failure.retry);
-  again.onclick = () => retry(item);
+  $("#headline").textContent = failure?.key ? failure.title : HEADLINES[outcome];
+  $("#because").replaceChildren(...because(outcome, item, point, failure));
+  $("#retry").hidden = !failure?.retry;
+  $("#retry").onclick = () => retry(item);
+  $("#key-form").hidden = !failure?.key;
   showBar(item?.answer?.probability ?? null, point);
   showFacts(item);
 }
@@ -26,33 +27,38 @@ export function outcomeOf(item, point) {
   return verdict(item.answer, point);
 }
 
+/** What stands under a film beside another: {kind, words}. */
+export function captionOf(item, point) {
+  const kind = outcomeOf(item, point);
+  const judged = item?.answer?.probability ?? null;
+  return { kind, words: HEADLINES[kind] + (judged === null ? "" : `, ${percent(judged)}`) };
+}
+
 /** One sentence for those who listen instead of look. */
 export function spoken(item, point) {
   const outcome = outcomeOf(item, point);
   if (outcome === "failed") return `${item.name}: ${item.failure.title}. ${item.failure.advice}`;
   if (outcome === "refused") return `${item.name}: ${HEADLINES.refused}. ${item.answer.gate.reason}`;
+  if (outcome === "asking") return `${item.name}: ${HEADLINES.asking}`;
   return `${item.name}: ${HEADLINES[outcome]}. Probability ${percent(item.answer.probability)}.`;
 }
 
-function headline(outcome) {
-  return { ...HEADLINES, empty: "No film yet", asking: "Reading the film" }[outcome];
-}
-
-function because(outcome, item, point) {
+function because(outcome, item, point, failure) {
   switch (outcome) {
     case "empty":
       return ["Choose, drop or paste a frontal chest film. The answer appears here."];
     case "asking":
-      return ["This takes a moment."];
+      if (item.busy) return [`The service is busy. The page tries again by itself, after ${item.busy.wait.toFixed(0)} s.`];
+      return [item.slow ? "This takes longer than usual: the service or the connection is slow. No need to do anything." : "This takes a moment."];
     case "failed":
       return [
-        make("strong", {}, `${item.failure.title}. `),
-        item.failure.advice,
-        item.failure.detail ? make("span", { class: "detail" }, sentence(item.failure.detail)) : "",
-        item.failure.request ? make("span", { class: "detail" }, `Request ${item.failure.request}`) : "",
+        failure.key ? "" : make("strong", {}, `${failure.title}. `),
+        failure.advice,
+        failure.detail ? make("span", { class: "detail" }, sentence(failure.detail)) : "",
+        failure.request ? make("span", { class: "detail" }, `Request ${failure.request}`) : "",
       ];
     case "refused":
-      return [`${sentence(item.answer.gate.reason)} No probability is given.`];
+      return [`${sentence(item.answer.gate.reason)} No probability is given.`, score(item.answer.gate)];
     case "pneumonia":
       return [`The probability reaches the threshold of the operating point “${point.name}”.`];
     default:
@@ -60,7 +66,13 @@ function because(outcome, item, point) {
   }
 }
 
-function sentence(text) {
+function score({ score: unlike = null }) {
+  if (unlike === null) return "";
+  const words = `How unlike the films that it is meant for: ${unlike.toFixed(2)}; above 0.50 a film is refused.`;
+  return make("span", { class: "detail" }, words);
+}
+
+export function sentence(text) {
   const trimmed = text.trim().replace(/^this film: /, "");
   return trimmed.charAt(0).toUpperCase() + trimmed.slice(1) + (/[.!?]$/.test(trimmed) ? "" : ".");
 }
@@ -80,27 +92,27 @@ function showBar(probability, point) {
 }
 
 function showFacts(item) {
-  const { answer, ms, size } = item ?? {};
-  $("#fact-film").textContent = answer ? `${abbreviated(answer.film_sha256)} · ${bytes(size)}` : "–";
+  const { answer, ms, file } = item ?? {};
+  $("#fact-film").textContent = answer ? `${abbreviated(answer.film_sha256)} · ${bytes(file.size)}` : "–";
   $("#fact-film").title = answer ? `SHA-256 ${answer.film_sha256}` : "";
   $("#fact-time").textContent = ms ? `${milliseconds(ms)}, there and back` : "–";
 }
 
-/** The switch between operating points; change(point) is called at once with the chosen one. */
-export function offerPoints(points, chosen, change) {
-  const radios = points.map((point) =>
-    make(
-      "label",
-      { class: "point" },
-      make("input", { type: "radio", name: "point", value: point.name, checked: point === chosen, onchange: () => change(point) }),
-      make("span", {}, point.name, make("small", {}, percent(point.threshold))),
-    ),
-  );
+/** What judges, and the switch between its operating points; change(point) is called at once with the chosen one. */
+export function showModel({ bundle, model_sha256: hash }, chosen, change) {
+  const radios = bundle.operating_points.map((point) => {
+    const checked = point === chosen;
+    const input = { type: "radio", name: "point", value: point.name, checked, onchange: () => change(point) };
+    const words = make("span", {}, point.name, make("small", {}, percent(point.threshold)));
+    return make("label", { class: "point" }, make("input", input), words);
+  });
   $("#points").replaceChildren(...radios);
+  $("#fact-model").textContent = `${bundle.name} · ${abbreviated(hash)}`;
+  $("#fact-model").title = `Graph SHA-256 ${hash}`;
+  $("#fact-version").textContent = `chestxray ${bundle.package_version}, bundle version ${bundle.version}`;
 }
 
 export function showPoint(point) {
-  const split = SPLITS[point.chosen_on] ?? point.chosen_on;
   const row = (name, number, of) =>
     make(
       "div",
@@ -118,5 +130,5 @@ export function showPoint(point) {
     row("Sensitivity", measured(point.sensitivity, point.positives), "with pneumonia"),
     row("Specificity", measured(point.specificity, point.negatives), "normal"),
   );
-  $("#measured-on").textContent = `Measured on the ${split} that it was chosen on; on other films expect less.`;
+  $("#measured-on").textContent = `Measured on the ${splitName(point)} that it was chosen on; on other films expect less.`;
 }

@@ -4,23 +4,37 @@ import { API } from "./config.js";
 import { bytes } from "./words.js";
 
 const PATIENCE = 60_000; // milliseconds
+const LONGEST_WAIT = 60; // seconds of Retry-After that are waited for
+const USUAL_WAIT = 2; // seconds, where a busy service does not say
 
-/** An answer that did not come. `retry`: whether sending the same film again may help. */
+let key = ""; // in memory only
+
+/**
+ * An answer that did not come. retry: whether sending the same film again may help; wait: seconds after which a busy
+ * service asks to be tried again; key: whether it wants a key.
+ */
 export class Failure extends Error {
-  constructor(title, advice, { detail = "", retry = false, request = "" } = {}) {
+  constructor(title, advice, { detail = "", retry = false, request = "", wait = null, key: wanted = false } = {}) {
     super(title);
-    Object.assign(this, { title, advice, detail, retry, request });
+    Object.assign(this, { title, advice, detail, retry, request, wait, key: wanted });
   }
 }
 
 const BY_STATUS = {
+  401: ["This service wants a key", "Ask whoever runs it for one, and enter it here.", false],
+  403: ["This page may not ask the service", "Tell whoever runs the service the address of this page.", false],
   408: ["The film took too long to arrive", "Send it again over a better connection.", true],
   413: ["This film is too large", "Export a smaller copy, for instance as JPEG.", false],
-  415: ["This is not a film that can be read here", "Send a JPEG or PNG file of one chest film.", false],
+  415: ["This is not a film that can be read here", "Send a JPEG, PNG or DICOM file of one chest film.", false],
   422: ["This film cannot be read", "The file is damaged or incomplete. Copy or export it again.", false],
+  429: ["Too many films in a short time", "Wait a little, then try again.", true],
   503: ["The service is busy", "Too many films at once. Try again in a moment.", true],
 };
 const OTHERWISE = ["The service failed", "Try again. If it stays so, tell whoever runs the service the request id.", true];
+
+export function useKey(text) {
+  key = text;
+}
 
 /** What judges: the bundle, its card, the limits. */
 export async function describe() {
@@ -42,16 +56,17 @@ export async function predict(film, { heatmap = false, limit = Infinity } = {}) 
 }
 
 async function ask(path, options = {}) {
+  const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
   let response;
   try {
-    response = await fetch(API + path, { ...options, signal: AbortSignal.timeout(PATIENCE) });
+    response = await fetch(API + path, { ...options, headers, signal: AbortSignal.timeout(PATIENCE) });
   } catch (error) {
     if (error.name === "TimeoutError") {
       throw new Failure("The service is too slow", "No answer within a minute. Try again.", { retry: true });
     }
-    throw new Failure("The service does not answer", "Is it running, and is this machine online? Then try again.", {
-      retry: true,
-    });
+    throw navigator.onLine
+      ? new Failure("The service does not answer", "Is it still running? Then try again.", { retry: true })
+      : new Failure("You are offline", "Films are tried again by themselves once the connection is back.", { retry: true });
   }
   if (!response.ok) throw await failureOf(response);
   return response;
@@ -59,9 +74,19 @@ async function ask(path, options = {}) {
 
 async function failureOf(response) {
   const problem = await response.json().catch(() => ({}));
-  const [title, advice, retry] = BY_STATUS[response.status] ?? OTHERWISE;
-  const request = response.headers.get("X-Request-Id") ?? "";
-  return new Failure(title, advice, { detail: problem.detail ?? `HTTP ${response.status}`, retry, request });
+  const { status, headers } = response;
+  const [title, advice, retry] = BY_STATUS[status] ?? OTHERWISE;
+  const request = headers.get("X-Request-Id") ?? "";
+  const detail = problem.detail ?? `HTTP ${status}`;
+  return new Failure(title, advice, { detail, retry, request, wait: waitOf(status, headers), key: status === 401 });
+}
+
+/** Seconds until a busy service wants to be asked again; null where it is not busy or takes too long. */
+function waitOf(status, headers) {
+  if (![429, 503].includes(status)) return null;
+  const after = headers.get("Retry-After");
+  const seconds = /^\d+$/.test(after ?? "") ? Number(after) : after ? (Date.parse(after) - Date.now()) / 1000 : USUAL_WAIT;
+  return seconds <= LONGEST_WAIT ? Math.max(0.1, seconds) : null;
 }
 
 function tooLarge(size, limit) {

@@ -1,23 +1,6 @@
-// "About the model": facts from the bundle, and its model card, in the little Markdown that cards use.
+// A model card, in the little Markdown that cards use, as elements.
 
-import { $, make } from "./dom.js";
-import { abbreviated } from "./words.js";
-
-export function fillAbout({ bundle, model_sha256: hash, card }) {
-  const { height, width } = bundle.preprocessing;
-  const facts = [
-    ["Intended use", bundle.intended_use],
-    ["Model", `${bundle.name}, network ${bundle.network}, ${bundle.parameters.toLocaleString("en")} parameters`],
-    ["Input", `${height} × ${width} pixels, grey`],
-    ["Exported", `${bundle.created}, chestxray ${bundle.package_version}`],
-    ["Graph", `SHA-256 ${abbreviated(hash)}`, hash],
-    ["Training films", `fingerprint ${abbreviated(bundle.training_data)}`, bundle.training_data],
-  ];
-  $("#facts").replaceChildren(
-    ...facts.map(([name, text, title = null]) => make("div", {}, make("dt", {}, name), make("dd", { title }, text))),
-  );
-  $("#card").replaceChildren(...(card ? markdown(card) : [make("p", {}, "This bundle has no model card.")]));
-}
+import { make } from "./dom.js";
 
 /** Headings, lists, tables, quotations, code and paragraphs. Everything else stays as it was written. */
 export function markdown(text) {

@@ -36,6 +36,7 @@ function problem({ name, status, title, remedy }) {
   return make("tr", { id: name }, ...cells.map((cell) => make("td", {}, cell)));
 }
 
+$("#openapi").href = `${base}/openapi.json`;
 const documentation = await (await fetch(`${API}/openapi.json`)).json();
 $("#description").textContent = documentation.info.description;
 $("#call").textContent = `curl --data-binary @film.jpg -H "Content-Type: image/jpeg" ${base}/v1/predict`;

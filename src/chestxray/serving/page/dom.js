@@ -1,4 +1,4 @@
-// The two functions through which everything reaches the document: as text, never as markup.
+// The functions through which everything reaches the document: as text, never as markup.
 
 export const $ = (selector, within = document) => within.querySelector(selector);
 
@@ -14,6 +14,18 @@ export function make(tag, attributes = {}, ...children) {
 }
 
 /** The drawing that belongs to an outcome: each has a shape of its own, so that colour is never the only sign. */
-export function sign(outcome) {
-  return document.importNode($(`#sign-${outcome}`).content, true);
+export const sign = (outcome) => document.importNode($(`#sign-${outcome}`).content, true);
+
+/** A drawing of one line, 24 by 24. */
+export function icon(line) {
+  const [svg, path] = ["svg", "path"].map((name) => document.createElementNS("http://www.w3.org/2000/svg", name));
+  svg.setAttribute("viewBox", "0 0 24 24");
+  path.setAttribute("d", line);
+  svg.append(path);
+  return svg;
+}
+
+/** For those who listen instead of look. */
+export function say(text) {
+  $("#live").textContent = text;
 }

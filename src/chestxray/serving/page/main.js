@@ -1,102 +1,114 @@
-// One list of cases and one chosen operating point; every change of them ends in draw().
+// One list of films, the one or two of them on the stage, and one operating point; every change ends in draw().
 
-import { offerPoints, showAnswer, showPoint, spoken } from "./answer.js";
-import { Failure, describe, predict } from "./api.js";
-import { fillAbout } from "./card.js";
-import { $ } from "./dom.js";
+import { captionOf, outcomeOf, showAnswer, showModel, showPoint, spoken } from "./answer.js";
+import { describe, predict, useKey } from "./api.js";
+import { takeCommands } from "./commands.js";
+import { csvOf } from "./csv.js";
+import { $, make, say } from "./dom.js";
 import { takeFilms } from "./intake.js";
-import { onHeat, onUnshowable, showFilm } from "./viewer.js";
-import { abbreviated } from "./words.js";
-import { showWorklist, tally } from "./worklist.js";
+import { asFailure, makeQueue } from "./queue.js";
+import * as viewer from "./viewer.js";
+import { plural } from "./words.js";
+import { neighbour, onWishes, showWorklist, tally, turnTo } from "./worklist.js";
 
-const AT_ONCE = 2; // films on their way at the same time
+const state = { model: null, point: null, films: [], shown: [undefined], active: 0, heat: false, saved: true };
+const queue = makeQueue(judge, answered);
+const current = () => state.shown[state.active];
 
-const state = { model: null, point: null, items: [], current: null, heat: false, asking: 0 };
+// ------------------------------------------------------------------ drawing
 
+let drawing = 0;
+
+/** Draw once before the next frame, however much changed. */
 function draw() {
-  const { items, current, point, heat } = state;
-  showFilm(current, heat);
-  showAnswer(current, point, again);
-  showWorklist(items, current, point, lookAt);
+  drawing ||= requestAnimationFrame(() => {
+    drawing = 0;
+    drawNow();
+  });
 }
 
-function add(files) {
-  const added = files.map((file) => ({ file, name: file.name || "pasted film", size: file.size, url: URL.createObjectURL(file) }));
-  state.items.push(...added);
-  choose(added[0]);
-  pump();
+function drawNow() {
+  const { films, shown, active, point, heat } = state;
+  const place = films.indexOf(current()) + 1;
+  viewer.showFilms(shown, active, shown.map((item) => captionOf(item, point)), heat);
+  showAnswer(current(), point, queue.held, (item) => (item ? again([item]) : start()));
+  showWorklist(films, current(), point, lookAt);
+  $("#film-name").textContent = current()?.name ?? "";
+  $("#place").hidden = films.length < 2 || !place;
+  $("#place").textContent = `${place} of ${films.length}`;
+  $("#back").hidden = $("#on").hidden = films.length < 2;
 }
 
-function choose(item) {
-  state.current = item;
-  if (state.heat) fetchHeat(item);
-  draw();
+// ------------------------------------------------------------------ films
+
+function add(files, leftOut) {
+  if (!files.length) return say(leftOut ? "No films in there." : "");
+  const films = files.map(({ file, name }) => ({ file, name }));
+  state.films.push(...films);
+  state.saved = false;
+  say(`${plural(films.length, "film")} added${leftOut ? `, ${plural(leftOut, "other file")} left out` : ""}.`);
+  const first = $("#stage").dataset.state === "empty";
+  choose(films[0]);
+  if (first) viewer.focusPane(state.active); // the button that had the focus is gone
+  if (state.shown.length > 1 && films[1]) state.shown[1 - state.active] ??= films[1];
+  queue.add(films);
 }
 
-function lookAt(item) {
-  choose(item);
+function choose(film) {
+  state.shown[state.active] = film;
+  if (state.heat) fetchHeat(film);
+  drawNow();
+}
+
+function lookAt(film) {
+  choose(film);
+  say(spoken(film, state.point));
   $("#stage").scrollIntoView({ block: "nearest" });
 }
 
+function step(steps) {
+  if (!current() || state.films.length < 2) return;
+  const film = neighbour(current(), steps, state.films);
+  turnTo(film);
+  choose(film);
+  say(spoken(film, state.point));
+}
+
 function clear() {
-  for (const item of state.items) URL.revokeObjectURL(item.url);
-  Object.assign(state, { items: [], current: null });
+  Object.assign(state, { films: [], shown: [undefined], active: 0, saved: true });
+  queue.clear();
   say("The list is empty.");
-  draw();
+  drawNow();
   $("#stage-choose").focus();
 }
 
-function again(item) {
-  delete item.failure;
+function again(films) {
+  for (const film of films) Object.assign(film, { failure: null, tries: 0 });
+  queue.add(films);
+  drawNow();
+}
+
+const retryAll = () => again(state.films.filter(({ failure }) => failure?.retry));
+
+async function judge(film) {
+  await knowModel();
+  const heatmap = state.heat;
+  const { answer, ms } = await predict(film.file, { heatmap, limit: state.model.max_body });
+  return { answer, ms, heatmap: answer.heatmap };
+}
+
+function answered(film) {
   draw();
-  pump();
+  if (queue.held) return askForKey();
+  if (!film.answer && !film.failure) return;
+  if (film === current()) say(spoken(film, state.point));
+  else if (state.films.every((other) => other.answer || other.failure)) say(tally(state.films, state.point));
 }
 
-// Films are asked about in their order, a few at a time; one that fails does not stop the rest.
-function pump() {
-  const next = state.items.find((item) => !item.answer && !item.failure && !item.asked);
-  if (!next || state.asking >= AT_ONCE) return;
-  state.asking += 1;
-  next.asked = true;
-  judge(next).finally(() => {
-    state.asking -= 1;
-    next.asked = false;
-    draw();
-    announce(next);
-    pump();
-  });
-  pump();
-}
-
-async function judge(item) {
+async function fetchHeat(film) {
+  if (!film?.answer?.gate.accepted || film.heatmap) return;
   try {
-    await knowModel();
-    const { answer, ms } = await predict(item.file, { heatmap: state.heat, limit: state.model.max_body });
-    Object.assign(item, { answer, ms, heatmap: answer.heatmap });
-  } catch (error) {
-    item.failure = asFailure(error);
-  }
-}
-
-function asFailure(error) {
-  if (error instanceof Failure) return error;
-  return new Failure("The page failed", "Reload it and try again.", { detail: String(error), retry: true });
-}
-
-function announce(item) {
-  if (item === state.current) say(spoken(item, state.point));
-  else if (state.items.every((other) => other.answer || other.failure)) say(tally(state.items, state.point));
-}
-
-function say(text) {
-  $("#live").textContent = text;
-}
-
-async function fetchHeat(item) {
-  if (!item?.answer?.gate.accepted || item.heatmap) return;
-  try {
-    const { answer } = await predict(item.file, { heatmap: true });
-    item.heatmap = answer.heatmap;
+    film.heatmap = (await predict(film.file, { heatmap: true })).answer.heatmap;
     say("The heat map is shown.");
   } catch (error) {
     state.heat = false;
@@ -105,48 +117,131 @@ async function fetchHeat(item) {
   draw();
 }
 
-async function knowModel() {
-  if (state.model) return;
-  const model = await describe();
-  if (state.model) return; // another film asked at the same time
+function useHeat(on) {
+  if ($("#heat").disabled) return;
+  state.heat = on;
+  drawNow();
+  if (on) state.shown.forEach(fetchHeat);
+}
+
+// ------------------------------------------------------------------ two films
+
+function compare() {
+  if (!current()) return;
+  if (state.shown.length === 1) {
+    const other = state.films.length > 1 ? neighbour(current(), 1, state.films) : undefined;
+    state.shown.push(other);
+    state.active = other ? 0 : 1;
+    if (state.heat) fetchHeat(other);
+  } else {
+    Object.assign(state, { shown: [current() ?? state.shown[1 - state.active]], active: 0 });
+  }
+  say(state.shown.length > 1 ? "Two films side by side" : "One film");
+  drawNow();
+}
+
+function activate(index) {
+  if (index >= state.shown.length) return;
+  state.active = index;
+  draw();
+}
+
+// ------------------------------------------------------------------ what judges
+
+let known = null; // the one question on its way
+
+function knowModel() {
+  if (!state.model) known ??= describe().then(tookModel).finally(() => (known = null));
+  return known;
+}
+
+function tookModel(model) {
   const { operating_points: points, default_operating_point: usual } = model.bundle;
   state.model = model;
   state.point = points.find((point) => point.name === usual);
-  offerPoints(points, state.point, (point) => {
+  showModel(model, state.point, (point) => {
     state.point = point;
     showPoint(point);
-    draw();
-    if (state.current?.answer) say(spoken(state.current, point));
+    drawNow();
+    if (current()?.answer) say(spoken(current(), point));
   });
   showPoint(state.point);
-  fillAbout(model);
-  $("#fact-model").textContent = `${model.bundle.name} · ${abbreviated(model.model_sha256)}`;
-  $("#fact-model").title = `Graph SHA-256 ${model.model_sha256}`;
-  $("#fact-version").textContent = `chestxray ${model.bundle.package_version}, bundle version ${model.bundle.version}`;
 }
 
-async function openAbout() {
-  $("#about").showModal();
+async function start() {
   try {
     await knowModel();
   } catch (error) {
-    $("#card").textContent = `${asFailure(error).title}. ${asFailure(error).advice}`;
+    const failure = asFailure(error);
+    if (failure.key) {
+      queue.held = failure;
+      askForKey();
+    } else say(`${failure.title}. ${failure.advice}`);
   }
+  draw();
 }
 
+function askForKey() {
+  if (!$("#key-form").hidden) return;
+  drawNow();
+  say(`${queue.held.title}. ${queue.held.advice}`);
+  $("#key").focus();
+}
+
+function takeKey(event) {
+  event.preventDefault();
+  useKey($("#key").value);
+  $("#key-form").reset();
+  $("#key-form").hidden = true;
+  start().then(queue.release);
+}
+
+// ------------------------------------------------------------------ out
+
+function save() {
+  const text = csvOf(state.films.map((film) => ({ ...film, outcome: outcomeOf(film, state.point) })), state.point);
+  const url = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+  make("a", { href: url, download: `chestxray-${new Date().toISOString().slice(0, 10)}.csv` }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
+  state.saved = true;
+}
+
+viewer.setTheStage(activate);
+viewer.onHeat(useHeat);
+onWishes();
 takeFilms(add);
-onHeat((on) => {
-  state.heat = on;
-  draw();
-  if (on) fetchHeat(state.current);
+takeCommands({
+  move: () => viewer.useTool("move"),
+  levels: () => viewer.useTool("levels"),
+  in: () => [viewer.zoom(1.25), viewer.sayView()],
+  out: () => [viewer.zoom(0.8), viewer.sayView()],
+  fit: viewer.fit,
+  invert: viewer.invert,
+  reset: viewer.reset,
+  compare,
+  other: () => state.shown.length > 1 && viewer.focusPane(1 - state.active),
+  heat: () => useHeat(!state.heat),
+  on: () => step(1),
+  back: () => step(-1),
+  choose: () => $("#files").click(),
+  help: () => $("#help").showModal(),
 });
-onUnshowable((url) => {
-  const item = state.items.find((other) => other.url === url);
-  if (item) item.unshowable = true;
-  draw();
+$("#panes").addEventListener("keydown", (event) => {
+  const direction = { ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
+  if (!direction || event.ctrlKey || event.altKey || event.metaKey) return;
+  event.preventDefault();
+  const [x, y] = direction;
+  if (event.shiftKey) [viewer.level(-0.05 * x, 0.05 * y), viewer.sayView()];
+  else viewer.pan(0.1 * x, 0.1 * y);
 });
+$("#on").addEventListener("click", () => step(1));
+$("#back").addEventListener("click", () => step(-1));
 $("#clear").addEventListener("click", clear);
-$("#open-about").addEventListener("click", openAbout);
-$("#about").addEventListener("click", (event) => event.target === $("#about") && $("#about").close());
-draw();
-knowModel().then(draw, () => say("The service does not answer yet."));
+$("#retry-all").addEventListener("click", retryAll);
+$("#export").addEventListener("click", save);
+$("#key-form").addEventListener("submit", takeKey);
+$("#help").addEventListener("click", ({ target }) => target === $("#help") && target.close());
+addEventListener("online", retryAll);
+addEventListener("beforeunload", (event) => state.films.length > 1 && !state.saved && event.preventDefault());
+drawNow();
+start();

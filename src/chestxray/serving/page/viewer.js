@@ -1,37 +1,251 @@
-// The film, and the heat map over it.
+// The films on the stage, one or two side by side: zoom, pan, invert, window and level, and the heat map over them.
+// A film keeps its view in item.view: {zoom, x, y} with x and y in widths and heights of the pane, {centre, width} as
+// shares of the film's range, {inverted}.
 
-import { $ } from "./dom.js";
+import { $, make, say, sign } from "./dom.js";
+import { followGestures } from "./gestures.js";
+import { pictureOf } from "./pictures.js";
+import { percent } from "./words.js";
+
+const MOST = 16; // times the size that fits
+const PLAIN = { centre: 0.5, width: 1, inverted: false };
 
 const stage = $("#stage");
-const film = $("#film");
-const overlay = $("#overlay");
 const toggle = $("#heat");
-const opacity = $("#opacity");
+const sliders = { width: $("#window"), centre: $("#level") };
+const panes = [];
+let tool = "move";
+let active = 0;
 
-/** Show a case, or nothing. `onHeat(on)` is called when the heat map is switched. */
-export function showFilm(item, heatOn) {
-  stage.dataset.state = item ? (item.unshowable ? "unshowable" : "film") : "empty";
-  if (item && film.src !== item.url) film.src = item.url;
-  film.alt = item ? `Film ${item.name}` : "";
-  $("#film-name").textContent = item?.name ?? "";
-  const judged = item?.answer?.gate.accepted ?? false;
-  toggle.disabled = !judged;
+/** Make the two panes. activate(index): called when the other one is touched or focused. */
+export function setTheStage(activate) {
+  for (const index of [0, 1]) {
+    const root = document.importNode($("#pane").content, true).firstElementChild;
+    $("#panes").append(root);
+    const pane = { index, item: null, root, film: $("img.film", root), canvas: $("canvas", root), overlay: $(".overlay", root) };
+    pane.film.addEventListener("error", () => pane.url && missing(pane, "The browser cannot draw this file."));
+    root.addEventListener("focusin", () => index !== active && activate(index));
+    followGestures(root, {
+      isZoomed: () => viewOf(pane)?.zoom > 1,
+      tool: () => tool,
+      zoom: (factor, at) => zoom(factor, at, pane),
+      pan: (x, y) => pan(x, y, pane),
+      level: (wider, brighter) => level(wider, brighter, pane),
+    });
+    panes.push(pane);
+  }
+  for (const [name, slider] of Object.entries(sliders)) {
+    slider.addEventListener("input", () => change(panes[active], { [name]: Math.max(0.004, slider.value / 100) }));
+  }
+  useTool(tool);
+}
+
+/** Show a film in each pane, undefined for the place of one to come; outcomes: what is said of each. */
+export function showFilms(items, current, outcomes, heatOn) {
+  active = current;
+  stage.dataset.state = items.some(Boolean) ? "film" : "empty";
+  stage.dataset.panes = items.length;
+  for (const pane of panes) {
+    pane.root.hidden = pane.index >= items.length;
+    pane.root.dataset.active = String(pane.index === current && items.length > 1);
+    put(pane, items[pane.index]);
+    caption(pane, outcomes[pane.index]);
+    overlay(pane, heatOn);
+  }
+  const item = items[current];
+  toggle.disabled = !item?.answer?.gate.accepted;
   toggle.setAttribute("aria-checked", String(heatOn));
-  const picture = judged && heatOn ? item.heatmap : null;
-  if (picture) overlay.src = `data:image/png;base64,${picture}`;
-  overlay.hidden = !picture;
-  $("#heat-tools").dataset.on = String(Boolean(picture));
-  opacity.disabled = !picture;
+  $("#heat-tools").dataset.on = String(!panes[current].overlay.hidden);
+  $("#opacity").disabled = panes[current].overlay.hidden;
+  follow(panes[current]);
+}
+
+/** The film's address lives as long as it is on the stage. */
+async function put(pane, item) {
+  if (pane.item === item) return;
+  const name = item ? `Film ${item.name}` : "Place for a second film";
+  pane.root.setAttribute("aria-label", name);
+  pane.film.alt = name;
+  pane.canvas.setAttribute("aria-label", name);
+  if (pane.url) URL.revokeObjectURL(pane.url);
+  Object.assign(pane, { item, url: null, picture: null });
+  pane.root.dataset.state = item ? "opening" : "wanted";
+  $(".instead p", pane.root).textContent = "A second film, to compare";
+  if (!item) return;
+  const picture = await pictureOf(item.file);
+  if (pane.item !== item) return; // another one was chosen meanwhile
+  if (picture.reason) return missing(pane, picture.reason);
+  pane.picture = picture;
+  item.look = picture.look ?? PLAIN;
+  item.view ??= { zoom: 1, x: 0, y: 0, ...item.look };
+  pane.film.hidden = Boolean(picture.deep);
+  pane.canvas.hidden = !picture.deep;
+  pane.drawDeep = picture.deep && (await import("./dicom.js")).drawDeep;
+  if (picture.blob) pane.film.src = pane.url = URL.createObjectURL(picture.blob);
+  pane.root.dataset.state = "film";
+  paint(pane);
+}
+
+function missing(pane, reason) {
+  pane.picture = null;
+  pane.root.dataset.state = "unshowable";
+  $(".instead p", pane.root).textContent = reason;
+}
+
+function caption(pane, outcome) {
+  const { item } = pane;
+  const line = $(".caption", pane.root);
+  line.dataset.outcome = outcome?.kind ?? "empty";
+  if (item) line.replaceChildren(make("span", { class: "sign" }, sign(outcome.kind)), make("b", {}, item.name), outcome.words);
+  else line.replaceChildren();
+}
+
+function overlay({ item, root, overlay: picture }, heatOn) {
+  const map = heatOn && root.dataset.state !== "unshowable" ? item?.heatmap : null;
+  if (map && picture.dataset.of !== item.answer.film_sha256) {
+    picture.src = `data:image/png;base64,${map}`;
+    picture.dataset.of = item.answer.film_sha256;
+  }
+  picture.hidden = !map;
+}
+
+// ------------------------------------------------------------------ the view
+
+const viewOf = (pane) => (pane.picture ? pane.item.view : null);
+
+function paint(pane) {
+  const view = viewOf(pane);
+  if (!view) return;
+  const { zoom: scale, x, y, centre, width, inverted } = view;
+  $(".sheets", pane.root).style.transform = `translate(${100 * x}%, ${100 * y}%) scale(${scale})`;
+  pane.root.dataset.grab = tool === "levels" ? "levels" : scale > 1 ? "zoomed" : "fit";
+  if (pane.picture.deep) paintDeep(pane);
+  else filter(pane, centre, width, inverted);
+  const said = `${Math.round(100 * scale)}% · W ${span(pane, width)} L ${place(pane, centre)}${inverted === pane.item.look.inverted ? "" : " · inverted"}`;
+  $(".readout", pane.root).textContent = said;
+  $(".readout", pane.root).dataset.plain = String(scale === 1 && ["centre", "width", "inverted"].every((name) => view[name] === pane.item.look[name]));
+  if (pane.index === active) follow(pane);
+}
+
+function paintDeep(pane) {
+  const look = `${pane.item.view.centre} ${pane.item.view.width} ${pane.item.view.inverted}`;
+  if (pane.drawn?.picture === pane.picture && pane.drawn.look === look) return;
+  pane.drawn = { picture: pane.picture, look };
+  pane.frame ??= requestAnimationFrame(() => {
+    pane.frame = null;
+    if (viewOf(pane) && pane.picture.deep) pane.drawDeep(pane.picture.deep, pane.canvas, pane.item.view);
+  });
+}
+
+function filter({ index, film }, centre, width, inverted) {
+  const slope = 1 / width;
+  const intercept = 0.5 - centre / width;
+  const plain = centre === 0.5 && width === 1 && !inverted;
+  for (const channel of $(`#levels-${index}`).firstElementChild.children) {
+    channel.setAttribute("slope", inverted ? -slope : slope);
+    channel.setAttribute("intercept", inverted ? 1 - intercept : intercept);
+  }
+  film.style.filter = plain ? "" : `url(#levels-${index})`;
+}
+
+// What the file measured where it is known, else grey levels of a byte.
+const span = ({ picture: { deep } }, width) => Math.round(width * (deep ? Math.abs(deep.unit) * deep.span : 255));
+const place = ({ picture: { deep } }, centre) => Math.round((deep?.low ?? 0) + centre * (deep ? deep.unit * deep.span : 255));
+
+function follow(pane) {
+  const view = viewOf(pane);
+  for (const [name, slider] of Object.entries(sliders)) {
+    slider.disabled = !view;
+    slider.value = 100 * (view ?? PLAIN)[name];
+    if (view) slider.setAttribute("aria-valuetext", String((name === "width" ? span : place)(pane, view[name])));
+  }
+  for (const button of stage.querySelectorAll("[aria-pressed]")) {
+    const name = button.dataset.does;
+    const on = { invert: view?.inverted, compare: stage.dataset.panes === "2", [tool]: true }[name] ?? false;
+    button.setAttribute("aria-pressed", String(on));
+  }
+}
+
+function change(pane, changes) {
+  const view = viewOf(pane);
+  if (!view) return;
+  Object.assign(view, changes);
+  paint(pane);
+  const other = panes[1 - pane.index];
+  if (!("zoom" in changes) || !viewOf(other) || other.root.hidden) return;
+  Object.assign(viewOf(other), { zoom: view.zoom, x: view.x, y: view.y }); // two films are moved as one
+  paint(other);
+}
+
+/** Zoom by a factor; at: the place that stays, {x, y} from the pane's middle in shares of its size. */
+export function zoom(factor, at = { x: 0, y: 0 }, pane = panes[active]) {
+  const view = viewOf(pane);
+  if (!view) return;
+  const scale = Math.min(MOST, Math.max(1, view.zoom * factor));
+  const grown = scale / view.zoom;
+  change(pane, held({ zoom: scale, x: at.x - (at.x - view.x) * grown, y: at.y - (at.y - view.y) * grown }));
+}
+
+export function pan(x, y, pane = panes[active]) {
+  const view = viewOf(pane);
+  if (view) change(pane, held({ zoom: view.zoom, x: view.x + x, y: view.y + y }));
+}
+
+// The film cannot be pushed off the stage.
+function held({ zoom: scale, x, y }) {
+  const most = (scale - 1) / 2;
+  return { zoom: scale, x: Math.min(most, Math.max(-most, x)), y: Math.min(most, Math.max(-most, y)) };
+}
+
+/** Widen the window, and show brighter, in shares of the film's range. */
+export function level(wider, brighter, pane = panes[active]) {
+  const view = viewOf(pane);
+  if (!view) return;
+  const width = Math.min(4, Math.max(0.004, view.width + wider));
+  change(pane, { width, centre: Math.min(2, Math.max(-1, view.centre + (view.inverted ? brighter : -brighter))) });
+}
+
+export function invert() {
+  const view = viewOf(panes[active]);
+  if (!view) return;
+  change(panes[active], { inverted: !view.inverted });
+  say(view.inverted ? "Inverted" : "Not inverted");
+}
+
+export function fit() {
+  change(panes[active], { zoom: 1, x: 0, y: 0 });
+  say("The whole film");
+}
+
+export function reset() {
+  const { item } = panes[active];
+  if (!viewOf(panes[active])) return;
+  change(panes[active], { zoom: 1, x: 0, y: 0, ...item.look });
+  say("View reset");
+}
+
+/** "move" or "levels": what dragging does. */
+export function useTool(name) {
+  tool = name;
+  stage.dataset.tool = name;
+  for (const pane of panes) paint(pane);
+  follow(panes[active]);
+}
+
+export function focusPane(index) {
+  panes[index].root.focus();
+}
+
+/** Say the view aloud; for keys and buttons, whose effect is not under the hand. */
+export function sayView() {
+  const view = viewOf(panes[active]);
+  if (view) say(`Zoom ${percent(view.zoom).replace(".0", "")}, window ${span(panes[active], view.width)}, level ${place(panes[active], view.centre)}`);
 }
 
 export function onHeat(change) {
   toggle.addEventListener("click", () => change(toggle.getAttribute("aria-checked") !== "true"));
-  const apply = () => overlay.style.setProperty("opacity", opacity.value / 100);
-  opacity.addEventListener("input", apply);
+  const slider = $("#opacity");
+  const apply = () => panes.forEach((pane) => pane.overlay.style.setProperty("opacity", slider.value / 100));
+  slider.addEventListener("input", apply);
   apply();
-}
-
-/** A file that no browser can draw gets a word instead of a broken picture. */
-export function onUnshowable(change) {
-  film.addEventListener("error", () => film.getAttribute("src") && change(film.src));
 }

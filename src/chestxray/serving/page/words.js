@@ -11,6 +11,8 @@ export const HEADLINES = {
   normal: "Normal",
   refused: "Cannot judge this film",
   failed: "No answer",
+  asking: "Reading the film",
+  empty: "No film yet",
 };
 
 /** 0.9732 -> "97.3%"; what is not certain is never shown as certain. */
@@ -38,7 +40,9 @@ export function measured(share, count) {
   return { share: percent(share), interval: `${low} to ${high}%`, hits, count };
 }
 
-export const SPLITS = { train: "training films", val: "validation films", test: "test films" };
+const SPLITS = { train: "training films", val: "validation films", test: "test films" };
+
+export const splitName = ({ chosen_on: split }) => SPLITS[split] ?? split;
 
 export function milliseconds(ms) {
   return ms < 1000 ? `${Math.max(1, Math.round(ms))} ms` : `${(ms / 1000).toFixed(1)} s`;

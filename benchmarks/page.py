@@ -1,0 +1,99 @@
+"""The page in a headless Chromium on loopback: first paint, film and answer after the choice, layout shift, bytes.
+
+python benchmarks/page.py [BUNDLE] [--rounds 15] [--json]
+
+Each round opens a fresh browser context, so that nothing is cached, and chooses one of the page's own phantoms.
+BUNDLE is run/bundle where it is left out, as `make run` writes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+from pathlib import Path
+from typing import Final
+
+from playwright.sync_api import Browser, sync_playwright
+
+from chestxray.serving.static import EXAMPLES
+from side_by_side import machine
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+PROBE: Final = """
+    addEventListener("change", () => performance.mark("chosen"), true);
+    document.addEventListener("load", ({ target }) => target.matches?.("img.film") && performance.mark("shown"), true);
+    addEventListener("DOMContentLoaded", () => new MutationObserver(([{ target }]) =>
+      /normal|pneumonia|refused/.test(target.dataset.outcome) && performance.mark("answered")
+    ).observe(document.querySelector("#answer"), { attributeFilter: ["data-outcome"] }));
+    globalThis.shift = 0;
+    new PerformanceObserver((list) => list.getEntries().forEach(({ value }) => (shift += value)))
+      .observe({ type: "layout-shift", buffered: true });
+"""
+READ: Final = """() => {
+    const [first] = performance.getEntriesByName("first-contentful-paint");
+    const marked = (name) => performance.getEntriesByName(name)[0];
+    const [chosen, shown, answered] = ["chosen", "shown", "answered"].map(marked);
+    const files = [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")];
+    const own = files.filter(({ name }) => !/\\/v1\\/|\\/examples\\/|^blob:/.test(name));
+    return {
+      "first paint, ms": first.startTime,
+      "film after the choice, ms": shown.startTime - chosen.startTime,
+      "answer after the choice, ms": answered.startTime - chosen.startTime,
+      "cumulative layout shift": shift,
+      "own code on the wire, bytes": own.reduce((sum, { encodedBodySize }) => sum + encodedBodySize, 0),
+    };
+}"""
+
+
+def one_visit(browser: Browser, address: str, film: Path) -> dict[str, float]:
+    """Open the page afresh, choose a film, wait for its answer."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.add_init_script(PROBE)
+    page = context.new_page()
+    page.goto(address)
+    page.locator(".point").first.wait_for()
+    page.locator("#files").set_input_files(film)
+    page.locator("#answer:is([data-outcome=normal], [data-outcome=pneumonia], [data-outcome=refused])").wait_for()
+    found: dict[str, float] = page.evaluate(READ)
+    context.close()
+    return found
+
+
+def measure(bundle: Path, rounds: int) -> dict[str, list[float]]:
+    """Values of each round, by what was measured; one round goes uncounted."""
+    from chestxray.inference.predictor import Predictor
+    from driving import CHROMIUM, FLAGS
+    from live_service import running
+
+    film = EXAMPLES / "lobe.jpg"
+    if CHROMIUM is None or not shutil.which(CHROMIUM):
+        sys.exit("page.py: no Chromium here, so nothing was measured")
+    with running(Predictor.load(bundle)) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        visits = [one_visit(browser, address, film) for _ in range(rounds + 1)][1:]
+        browser.close()
+    return {name: [visit[name] for visit in visits] for name in visits[0]}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path, nargs="?", default=Path("run/bundle"))
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    values = measure(arguments.bundle, arguments.rounds)
+    if arguments.json:
+        print(json.dumps({"title": "the page", "machine": machine(), "values": values}, indent=2))
+        return
+    print(f"the page, a fresh browser context each round\n{machine()}; medians of {arguments.rounds} rounds")
+    for name, found in values.items():
+        print(f"  {name:32} {statistics.median(found):10.3f} ({min(found):.3f} to {max(found):.3f})")
+
+
+if __name__ == "__main__":
+    main()

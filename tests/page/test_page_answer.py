@@ -1,0 +1,287 @@
+"""The answer beside the film, and what is said where none comes."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+from scipy.stats import binomtest
+
+from chestxray.inference.predictor import Predictor
+from chestxray.schema import NOTICE
+from drawing import encoded, gradient
+from driving import DESKTOP, HEADLINES, PHONE, Opener, choose, expect_answer_for, hold, wait_for_all, wait_for_answer
+
+LIMIT = 20 * 2**20  # bytes of a film, as the service is set
+
+
+def test_the_operating_point_is_switched_without_asking_again(
+    visit: Opener, predictor: Predictor, film_path: Path
+) -> None:
+    page = visit()
+    choose(page, film_path)
+    wait_for_answer(page)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    for point in predictor.info.operating_points:
+        page.locator(f"input[name=point][value='{point.name}']").check()
+        expect_answer_for(page, predictor, film_path.read_bytes(), point.name)
+        mark = page.locator("#bar").evaluate("bar => Number(bar.style.getPropertyValue('--threshold'))")
+        assert mark == point.threshold
+        measures = page.locator("#measures").inner_text()
+        assert f"{round(point.sensitivity * point.positives)} of {point.positives} with pneumonia" in measures
+        assert f"{round(point.specificity * point.negatives)} of {point.negatives} normal" in measures
+    assert asked == []
+
+
+def test_the_interval_beside_a_measure_is_wilsons(visit: Opener) -> None:
+    page = visit()
+    for hits, count in ((355, 367), (0, 20), (20, 20), (1, 2), (64, 65)):
+        found = page.evaluate(f"async () => (await import('/words.js')).wilson({hits}, {count})")
+        interval = binomtest(hits, count).proportion_ci(method="wilson")
+        assert found == pytest.approx([interval.low, interval.high], abs=1e-9)
+
+
+def test_what_is_not_certain_is_not_shown_as_certain(visit: Opener) -> None:
+    shares = {0.9732: "97.3%", 0.5: "50.0%", 0.9999: "> 99.9%", 0.0001: "< 0.1%", 0: "0.0%", 1: "100.0%"}
+    page = visit()
+    for share, text in shares.items():
+        assert page.evaluate(f"async () => (await import('/words.js')).percent({share})") == text
+
+
+def test_a_film_that_cannot_be_judged_says_why(visit: Opener, predictor: Predictor, tmp_path: Path) -> None:
+    colour = gradient()[..., None].repeat(3, axis=2)
+    colour[..., 0] = 255 - colour[..., 0]
+    path = tmp_path / "holiday.png"
+    path.write_bytes(encoded(colour))
+    reason = predictor.predict(path.read_bytes(), "this film").gate.reason.removeprefix("this film: ")
+    page = visit()
+    choose(page, path)
+    assert wait_for_answer(page) == "refused"
+    expect(page.locator("#headline")).to_have_text("Cannot judge this film")
+    expect(page.locator("#because")).to_contain_text(reason[1:])
+    expect(page.locator("#probability")).to_have_text("\N{EN DASH}")
+    expect(page.locator("#heat")).to_be_disabled()
+
+
+def test_the_score_of_a_refusal_stands_beside_its_reason(visit: Opener, film_path: Path, predictor: Predictor) -> None:
+    answer = json.loads(predictor.predict(film_path.read_bytes(), "film").to_json())
+    gate = {"accepted": False, "reason": "it does not look like a chest film", "score": 0.934}
+    page = visit()
+    body = json.dumps({**answer, "gate": gate, "probability": None, "label": None})
+    page.route("**/v1/predict*", lambda route: route.fulfill(body=body), times=1)
+    choose(page, film_path)
+    assert wait_for_answer(page) == "refused"
+    expect(page.locator("#because")).to_contain_text("It does not look like a chest film.")
+    expect(page.locator("#because .detail")).to_contain_text("0.93")
+
+
+def test_the_answer_is_announced(visit: Opener, film_path: Path) -> None:
+    page = visit()
+    choose(page, film_path)
+    headline = HEADLINES[wait_for_answer(page)]
+    expect(page.locator("[aria-live=polite]")).to_contain_text(f"{film_path.name}: {headline}. Probability ")
+
+
+def test_every_outcome_has_a_shape_of_its_own(visit: Opener) -> None:
+    drawings = visit().evaluate("[...document.querySelectorAll('template[id^=sign]')].map((t) => t.innerHTML)")
+    assert len(drawings) == 6
+    assert len(set(drawings)) == 6
+
+
+def test_the_notice_never_leaves_the_screen(visit: Opener) -> None:
+    for size in (DESKTOP, PHONE):
+        page = visit(viewport=size)
+        expect(page.locator(".notice")).to_contain_text(NOTICE)
+        expect(page.locator(".notice")).to_contain_text("not stored")
+        expect(page.locator(".notice")).to_be_in_viewport(ratio=1)
+
+
+def test_the_model_has_a_page_that_opens_beside_the_films(visit: Opener, predictor: Predictor) -> None:
+    page = visit()
+    with page.context.expect_page() as opened:
+        page.get_by_role("link", name="The model").click()
+    model = opened.value
+    expect(model.locator("main")).to_contain_text(predictor.info.intended_use.replace(NOTICE, "").strip())
+    expect(model.locator("main")).to_contain_text(NOTICE)
+    expect(model.locator("#facts")).to_contain_text(predictor.info.name)
+    for point in predictor.info.operating_points:
+        row = model.locator("#operating tr").filter(has_text=point.name)
+        hits = round(point.sensitivity * point.positives)
+        interval = binomtest(hits, point.positives).proportion_ci(method="wilson")
+        expect(row).to_contain_text(f"{hits} of {point.positives}")
+        expect(row).to_contain_text(f"{100 * interval.low:.1f} to {100 * interval.high:.1f}%")
+    expect(model.get_by_role("heading", name="Limits").first).to_be_visible()
+    expect(model.locator("main")).to_contain_text("it is not stored")
+    expect(model.locator("#card h3").first).to_be_visible()
+    assert "license:" not in model.locator("#card").inner_text()
+
+
+# --------------------------------------------------------------------------- what goes wrong
+
+
+def test_a_text_file_gets_a_clear_message(visit: Opener, text_file: Path, complaints: list[str]) -> None:
+    page = visit()
+    choose(page, text_file)
+    assert wait_for_answer(page) == "failed"
+    expect(page.locator("#because")).to_contain_text("This is not a film that can be read here")
+    expect(page.locator("#because")).to_contain_text("Not a DICOM, JPEG, PNG or TIFF file")
+    expect(page.locator("#retry")).to_be_hidden()
+    expect(page.locator(".instead").first).to_contain_text("The browser cannot draw this file.")
+    assert "415" in complaints.pop()
+
+
+def test_a_film_that_is_cut_short_gets_a_clear_message(
+    visit: Opener, film: bytes, tmp_path: Path, complaints: list[str]
+) -> None:
+    path = tmp_path / "half.jpg"
+    path.write_bytes(film[: len(film) // 2])
+    page = visit()
+    choose(page, path)
+    assert wait_for_answer(page) == "failed"
+    expect(page.locator("#because")).to_contain_text("damaged or incomplete")
+    assert "422" in complaints.pop()
+
+
+def test_a_film_over_the_limit_is_not_even_sent(visit: Opener, tmp_path: Path) -> None:
+    path = tmp_path / "huge.png"
+    path.write_bytes(bytes(LIMIT + 1))
+    page = visit()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "predict" in request.url else None)
+    choose(page, path)
+    assert wait_for_answer(page) == "failed"
+    expect(page.locator("#because")).to_contain_text("This film is too large")
+    assert asked == []
+
+
+TROUBLE = {
+    408: "Send it again over a better connection",
+    413: "Export a smaller copy",
+    429: "Too many films in a short time",
+    500: "tell whoever runs the service the request id",
+    503: "The service is busy",
+}
+
+
+def refuse(answer: dict[str, object], route: Route) -> None:
+    route.fulfill(**answer)
+
+
+def test_a_service_in_trouble_gets_a_clear_message(visit: Opener, film_path: Path, complaints: list[str]) -> None:
+    page = visit()
+    for status, words in TROUBLE.items():
+        answer = {"status": status, "body": json.dumps({"detail": "as it is"}), "headers": {"Retry-After": "3600"}}
+        page.route("**/v1/predict*", partial(refuse, answer), times=1)
+        choose(page, film_path)
+        assert wait_for_answer(page) == "failed"
+        expect(page.locator("#because")).to_contain_text(words)
+        expect(page.locator("#because")).to_contain_text("As it is.")
+        expect(page.locator("#retry")).to_be_visible(visible=status != 413)
+        page.locator("#clear").click()
+    assert all(str(status) in complaint for status, complaint in zip(TROUBLE, complaints, strict=True))
+    complaints.clear()
+
+
+def test_a_failed_film_gets_a_second_chance(visit: Opener, film_path: Path, complaints: list[str]) -> None:
+    page = visit()
+    page.route("**/v1/predict*", lambda route: route.fulfill(status=500), times=1)
+    choose(page, film_path)
+    assert wait_for_answer(page) == "failed"
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#answer")).to_have_attribute("data-outcome", re.compile("normal|pneumonia"))
+    assert "500" in complaints.pop()
+
+
+def test_a_busy_service_is_asked_again_when_it_said(visit: Opener, film_path: Path, complaints: list[str]) -> None:
+    page = visit()
+    answer = {"status": 503, "headers": {"Retry-After": "2"}, "body": "{}"}
+    page.route("**/v1/predict*", partial(refuse, answer), times=1)
+    choose(page, film_path)
+    expect(page.locator("#because")).to_contain_text("The page tries again by itself, after 2 s")
+    expect(page.locator("#headline")).to_have_text("Reading the film")
+    assert wait_for_answer(page) in HEADLINES
+    began = page.evaluate(
+        "performance.getEntriesByType('resource').filter((e) => e.name.includes('predict')).map((e) => e.startTime)"
+    )
+    assert len(began) == 2
+    assert began[1] - began[0] >= 2000
+    assert "503" in complaints.pop()
+
+
+def test_a_slow_answer_is_explained(visit: Opener, film_path: Path) -> None:
+    page = visit()
+    page.clock.install()
+    held = hold(page)
+    choose(page, film_path)
+    expect(page.locator("#because")).to_have_text("This takes a moment.")
+    page.clock.run_for(6_000)
+    expect(page.locator("#because")).to_contain_text("longer than usual")
+    held[0].continue_()
+    page.clock.run_for(1_000)
+    assert wait_for_answer(page) in HEADLINES
+
+
+def test_a_lost_connection_mends_itself(visit: Opener, film_path: Path, complaints: list[str]) -> None:
+    page = visit()
+    page.context.set_offline(True)
+    choose(page, film_path)
+    assert wait_for_answer(page) == "failed"
+    expect(page.locator("#because")).to_contain_text("You are offline")
+    page.context.set_offline(False)
+    expect(page.locator("#answer")).to_have_attribute("data-outcome", re.compile("normal|pneumonia"))
+    assert "ERR_INTERNET_DISCONNECTED" in complaints.pop()
+
+
+def test_a_service_that_is_gone_gets_a_clear_message(visit: Opener, film_path: Path, complaints: list[str]) -> None:
+    page = visit()
+    page.route("**/v1/predict*", lambda route: route.abort("connectionrefused"), times=1)
+    choose(page, film_path)
+    assert wait_for_answer(page) == "failed"
+    expect(page.locator("#because")).to_contain_text("The service does not answer")
+    assert "ERR_CONNECTION_REFUSED" in complaints.pop()
+
+
+def ask_for_key(page: Page) -> None:
+    """As a service with keys does, before the page: the one good key is "right"."""
+
+    def guard(route: Route) -> None:
+        if route.request.headers.get("authorization") == "Bearer right":
+            route.continue_()
+        else:
+            refusal = {"title": "A key is needed", "detail": "the request carries no key that this service knows"}
+            route.fulfill(status=401, body=json.dumps(refusal), headers={"WWW-Authenticate": "Bearer"})
+
+    page.route("**/v1/*", guard)
+
+
+def test_a_service_that_wants_a_key_gets_one_that_is_never_stored(
+    visit: Opener, film_paths: tuple[Path, ...], complaints: list[str]
+) -> None:
+    page = visit()
+    ask_for_key(page)
+    page.reload()
+    expect(page.locator("#headline")).to_have_text("This service wants a key")
+    expect(page.get_by_label("Key of the service")).to_be_focused()
+    choose(page, *film_paths[:4])
+    expect(page.locator("#rows tr")).to_have_count(4)
+    page.get_by_label("Key of the service").fill("wrong")
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Key of the service")).to_have_value("")
+    expect(page.locator("#because")).to_contain_text("no key that this service knows")
+    page.get_by_label("Key of the service").fill("right")
+    page.keyboard.press("Enter")
+    wait_for_all(page)
+    expect(page.get_by_label("Key of the service")).to_be_hidden()
+    expect(page.locator("#failed")).to_be_hidden()
+    assert (
+        page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])").count("right")
+        == 0
+    )
+    assert complaints
+    assert all("401" in complaint for complaint in complaints)
+    complaints.clear()

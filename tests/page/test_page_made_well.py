@@ -1,0 +1,217 @@
+"""For everybody, at any width, in both themes; small, strict and still."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import urllib.request
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+from driving import DESKTOP, PHONE, Opener, choose, shift_of, wait_for_all, wait_for_answer
+
+KILOBYTE = 1000
+WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+PAGES = ("/", "/model.html", "/docs.html")
+
+
+def violations(page: Page) -> str:
+    """What axe finds against WCAG 2.2 AA and its best practices."""
+    found = Axe().run(page, options={"runOnly": {"type": "tag", "values": WCAG}, "resultTypes": ["violations"]})
+    return "\n".join(
+        f"{one['id']}: {node['html'][:120]}" for one in found.response["violations"] for node in one["nodes"]
+    )
+
+
+def test_axe_itself_finds_what_is_wrong(visit: Opener) -> None:
+    page = visit()
+    page.locator("#theme").evaluate("button => button.replaceChildren()")
+    page.locator("#headline").evaluate("headline => headline.style.color = '#999'")
+    assert "button-name" in violations(page) or "aria-toggle-field-name" in violations(page)
+    assert "color-contrast" in violations(page)
+
+
+@pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])
+def test_axe_finds_nothing_in_any_state(
+    visit: Opener,
+    film_paths: tuple[Path, ...],
+    text_file: Path,
+    complaints: list[str],
+    size: dict[str, int],
+    scheme: str,
+) -> None:
+    page = visit(viewport=size, color_scheme=scheme, reduced_motion="reduce")
+    assert violations(page) == "", "empty"
+    choose(page, film_paths[0])
+    wait_for_answer(page)
+    page.keyboard.press("h")
+    expect(page.locator(".overlay").first).to_be_visible()
+    assert violations(page) == "", "one film, with its heat map"
+    choose(page, *film_paths[1:3], text_file)
+    wait_for_all(page)
+    assert violations(page) == "", "a list, a failure on the stage"
+    page.keyboard.press("c")
+    expect(page.locator(".pane:visible")).to_have_count(2)
+    assert violations(page) == "", "two films"
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    assert violations(page) == "", "the keys"
+    assert "415" in complaints.pop()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_in_the_pages_to_read(visit: Opener, complaints: list[str], scheme: str) -> None:
+    model = visit("/model.html", color_scheme=scheme)
+    expect(model.locator("#operating tr").first).to_be_visible()
+    assert violations(model) == ""
+    docs = visit("/docs", color_scheme=scheme)
+    expect(docs.locator("article").first).to_be_visible()
+    assert violations(docs) == ""
+    page = visit(color_scheme=scheme)
+    page.route("**/v1/*", lambda route: route.fulfill(status=401, body="{}"))
+    page.reload()
+    expect(page.get_by_label("Key of the service")).to_be_visible()
+    assert violations(page) == ""
+    assert all("401" in complaint for complaint in complaints)
+    complaints.clear()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_theme_follows_the_system_until_it_is_switched(visit: Opener, scheme: str) -> None:
+    page = visit(color_scheme=scheme)
+    root, other = page.locator("html"), {"light": "dark", "dark": "light"}[scheme]
+    expect(root).to_have_attribute("data-theme", scheme)
+    page.get_by_role("switch", name="Dark").click()
+    expect(root).to_have_attribute("data-theme", other)
+    page.reload()
+    expect(root).to_have_attribute("data-theme", other)
+    expect(page.get_by_role("switch", name="Dark")).to_have_attribute("aria-checked", str(other == "dark").lower())
+
+
+def test_nothing_scrolls_sideways_at_any_width(visit: Opener, film_paths: tuple[Path, ...]) -> None:
+    sideways = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    widths = (320, 390, 768, 1024, 1280, 2000)
+    page = visit()
+    pages = {"empty": page, "model": visit("/model.html"), "docs": visit("/docs")}
+    expect(pages["model"].locator("#operating tr").first).to_be_visible()
+    expect(pages["docs"].locator("article").first).to_be_visible()
+    for name, one in pages.items():
+        for width in widths:
+            one.set_viewport_size({"width": width, "height": 844})
+            assert one.evaluate(sideways) == 0, (name, width)
+    choose(page, *film_paths[:3])
+    wait_for_all(page)
+    page.keyboard.press("?")
+    for width in widths:
+        page.set_viewport_size({"width": width, "height": 844})
+        assert page.evaluate(sideways) == 0, ("list", width)
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_nothing_jumps_when_answers_come(visit: Opener, film_paths: tuple[Path, ...], size: dict[str, int]) -> None:
+    page = visit(viewport=size)
+    choose(page, film_paths[0])
+    wait_for_answer(page)
+    page.get_by_role("switch", name="Heat map").click()
+    expect(page.locator(".overlay").first).to_be_visible()
+    assert shift_of(page) < 0.01
+    page.locator("#clear").click()
+    choose(page, *film_paths[:8])
+    page.locator("#worklist").scroll_into_view_if_needed()
+    wait_for_all(page)
+    assert shift_of(page) < 0.01
+    page.evaluate("scrollTo(0, 0)")
+    page.locator("header").evaluate("header => header.style.paddingBottom = '200px'")  # the measure itself works
+    assert shift_of(page) > 0.05
+
+
+def test_motion_is_left_out_where_it_is_not_wanted(visit: Opener, film_path: Path) -> None:
+    for wish, expected in (("no-preference", "0.25s"), ("reduce", "0s")):
+        page = visit(reduced_motion=wish)
+        assert page.locator(".rail .fill").evaluate("fill => getComputedStyle(fill).transitionDuration") == expected
+
+
+def test_every_target_is_large_enough_for_a_finger(visit: Opener, film_paths: tuple[Path, ...]) -> None:
+    """Source: WCAG 2.2, success criterion 2.5.8: 24 CSS pixels, but for links within a sentence."""
+    page = visit(viewport=PHONE, has_touch=True, is_mobile=True)
+    choose(page, *film_paths[:2])
+    wait_for_all(page)
+    small = page.locator("button:visible, input:visible").evaluate_all(
+        """all => all.filter((e) => !e.closest('.unseen')).map((e) => [e, e.getBoundingClientRect()])
+            .filter(([, box]) => box.width < 24 || box.height < 24).map(([e]) => e.outerHTML.slice(0, 80))"""
+    )
+    assert small == []
+
+
+# --------------------------------------------------------------------------- small and strict
+
+
+def fetched(page: Page) -> dict[str, int]:
+    """The bytes on the wire of each file that the page loaded from its own folder, by path."""
+    entries = page.evaluate(
+        """() => [performance.getEntriesByType("navigation")[0], ...performance.getEntriesByType("resource")]
+            .map((entry) => [new URL(entry.name).pathname, entry.encodedBodySize])"""
+    )
+    return {path: size for path, size in entries if not path.startswith(("/v1/", "/examples/"))}
+
+
+def test_the_page_is_small(visit: Opener, browser: Browser, address: str, tmp_path: Path) -> None:
+    """Under 60 kB of our own code on the wire, the reader of DICOM with it; and its scripts as they are written."""
+    page = visit()
+    page.evaluate("import('/dicom.js')")
+    on_the_wire = fetched(page)
+    assert {"/", "/style.css", "/main.js", "/dicom.js"} <= set(on_the_wire)
+    assert sum(on_the_wire.values()) < 60 * KILOBYTE
+    at_first = {path for path in on_the_wire if path.endswith(".js")} - {"/dicom.js"}
+    assert sum(len(page.request.get(address + path).body()) for path in at_first) < 60 * KILOBYTE
+
+
+def test_a_file_is_the_same_with_and_without_compression(address: str) -> None:
+    plain = urllib.request.urlopen(f"{address}/main.js").read()  # noqa: S310 - our own service
+    request = urllib.request.Request(f"{address}/main.js", headers={"Accept-Encoding": "gzip"})  # noqa: S310
+    with urllib.request.urlopen(request) as answer:  # noqa: S310
+        assert answer.headers["Content-Encoding"] == "gzip"
+        assert answer.headers["Vary"] == "Accept-Encoding"
+        assert gzip.decompress(answer.read()) == plain
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_no_page_needs_inline_code_or_another_origin(visit: Opener, path: str, address: str) -> None:
+    text = visit(path).request.get(address + path).text()
+    assert not re.search(r"<script(?![^>]*\bsrc=)", text)
+    assert not re.search(r"\son\w+=|\sstyle=|<style|javascript:", text)
+    assert not re.search(r"(?:src|href)=\"(?:https?:)?//", text)
+
+
+def test_links_lead_to_files_so_that_any_server_can_serve_the_folder(visit: Opener, address: str) -> None:
+    for path in PAGES:
+        page = visit(path)
+        for link in page.locator("a[href]").evaluate_all("all => all.map((a) => a.getAttribute('href'))"):
+            if not link.startswith("#"):
+                assert link == "./" or link.endswith((".html", "/openapi.json")), link
+                assert page.request.get(f"{address}/{link.removeprefix(address).lstrip('./')}").ok, link
+
+
+def test_the_api_may_live_elsewhere(visit: Opener, address: str, complaints: list[str]) -> None:
+    """One setting, in config.js. The policy of this service forbids it here, which shows where the page asked."""
+    page = visit("/docs")  # any page of ours, so that the next one can be changed on its way
+    setting = 'export const API = "https://api.example";'
+    page.route("**/config.js", lambda route: route.fulfill(body=setting, content_type="text/javascript"))
+    page.goto(address)
+    expect(page.locator("[aria-live=polite]")).to_contain_text("The service does not answer")
+    assert any("https://api.example/v1/model" in complaint for complaint in complaints)
+    complaints.clear()
+
+
+def test_the_docs_describe_every_address_and_problem(visit: Opener, address: str) -> None:
+    page = visit("/docs#truncated-film")
+    expect(page.locator("article").filter(has_text="POST /v1/predict")).to_be_visible()
+    expect(page.locator("article").filter(has_text="POST /invocations")).to_be_visible()
+    expect(page.locator("#truncated-film")).to_be_in_viewport()
+    expect(page.locator("#call")).to_contain_text(f"{address}/v1/predict")
+    names = json.loads(page.request.get(f"{address}/openapi.json").text())["x-problems"]
+    assert page.locator("#problems tr").count() == len(names)
