@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from scipy.stats import binomtest
 
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE
+from chestxray.serving.app import ServiceSettings
+from chestxray.serving.keys import KeyRing, new_key
 from drawing import encoded, gradient
 from driving import DESKTOP, HEADLINES, PHONE, Opener, choose, expect_answer_for, hold, wait_for_all, wait_for_answer
+from live_service import running
 
 LIMIT = 20 * 2**20  # bytes of a film, as the service is set
 
@@ -246,42 +250,30 @@ def test_a_service_that_is_gone_gets_a_clear_message(visit: Opener, film_path: P
     assert "ERR_CONNECTION_REFUSED" in complaints.pop()
 
 
-def ask_for_key(page: Page) -> None:
-    """As a service with keys does, before the page: the one good key is "right"."""
-
-    def guard(route: Route) -> None:
-        if route.request.headers.get("authorization") == "Bearer right":
-            route.continue_()
-        else:
-            refusal = {"title": "A key is needed", "detail": "the request carries no key that this service knows"}
-            route.fulfill(status=401, body=json.dumps(refusal), headers={"WWW-Authenticate": "Bearer"})
-
-    page.route("**/v1/*", guard)
-
-
 def test_a_service_that_wants_a_key_gets_one_that_is_never_stored(
-    visit: Opener, film_paths: tuple[Path, ...], complaints: list[str]
+    visit: Opener, predictor: Predictor, film_paths: tuple[Path, ...], complaints: list[str]
 ) -> None:
-    page = visit()
-    ask_for_key(page)
-    page.reload()
+    key, entry = new_key("ward-7")
+    with running(predictor, ServiceSettings(keys=KeyRing.from_text(entry, "test"))) as locked:
+        give_key(visit(at=locked), key, film_paths[:4])
+    assert complaints
+    assert all("401" in complaint for complaint in complaints)
+    complaints.clear()
+
+
+def give_key(page: Page, key: str, films: Sequence[Path]) -> None:
     expect(page.locator("#headline")).to_have_text("This service wants a key")
     expect(page.get_by_label("Key of the service")).to_be_focused()
-    choose(page, *film_paths[:4])
-    expect(page.locator("#rows tr")).to_have_count(4)
+    choose(page, *films)
+    expect(page.locator("#rows tr")).to_have_count(len(films))
     page.get_by_label("Key of the service").fill("wrong")
     page.keyboard.press("Enter")
     expect(page.get_by_label("Key of the service")).to_have_value("")
     expect(page.locator("#because")).to_contain_text("no key that this service knows")
-    page.get_by_label("Key of the service").fill("right")
+    page.get_by_label("Key of the service").fill(key)
     page.keyboard.press("Enter")
     wait_for_all(page)
     expect(page.get_by_label("Key of the service")).to_be_hidden()
     expect(page.locator("#failed")).to_be_hidden()
-    assert (
-        page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])").count("right")
-        == 0
-    )
-    assert complaints
-    assert all("401" in complaint for complaint in complaints)
-    complaints.clear()
+    kept = page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])")
+    assert key not in kept

@@ -12,8 +12,10 @@ from playwright.sync_api import Request, expect
 
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE
+from chestxray.serving.app import ServiceSettings
 from drawing import encoded, gradient
 from driving import Opener, choose, expect_answer_for, hold, names_in_list, tab_to, wait_for_all
+from live_service import running
 
 COUNT_URLS = """
     globalThis.alive = new Set();
@@ -215,6 +217,20 @@ def test_hundreds_of_films_stay_small(visit: Opener, film_paths: tuple[Path, ...
     assert page.evaluate("[alive.size, most]") == [2, 2]
     page.get_by_role("button", name="Start over").click()
     assert page.evaluate("alive.size") == 0
+
+
+def test_a_service_with_little_room_judges_them_all_in_the_end(
+    visit: Opener, predictor: Predictor, film_paths: tuple[Path, ...], tmp_path: Path, complaints: list[str]
+) -> None:
+    films = copies(film_paths[:4], 16, tmp_path / "many")
+    with running(predictor, ServiceSettings(workers=1, waiting=1)) as narrow:
+        page = visit(at=narrow)
+        choose(page, *films)
+        wait_for_all(page)
+        assert sorted(names_in_list(page)) == [path.name for path in films]
+    assert complaints
+    assert all("503" in complaint for complaint in complaints)
+    complaints.clear()
 
 
 def test_rows_do_not_change_under_the_hand(visit: Opener, film_paths: tuple[Path, ...]) -> None:
