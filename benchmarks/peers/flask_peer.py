@@ -28,5 +28,5 @@ def predict():
     """One film in, one probability out."""
     plane = prepare(request.get_data(), "film", info.preprocessing).plane
     with torch.inference_mode():
-        logit = network(torch.from_numpy(plane.copy())[None, None])[0]
+        logit, _ = network.explain(torch.from_numpy(plane.copy())[None, None])
     return jsonify(probability=float(calibrated(logit.numpy(), info.temperature, info.bias)[0]))
