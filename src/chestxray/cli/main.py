@@ -14,12 +14,15 @@ import chestxray
 from chestxray.cli.aws import aws
 from chestxray.cli.data import clean, collect, pack, split
 from chestxray.cli.judge import calibrate, evaluate
-from chestxray.cli.model import batch, export, predict, train
+from chestxray.cli.model import batch, blend, export, predict, train
 from chestxray.cli.service import doctor, key, run, serve
 from chestxray.errors import ChestXrayError, MissingExtra
 from chestxray.schema import NOTICE
 
-VERBS = (collect, clean, split, pack, train, evaluate, export, calibrate, predict, batch, serve, key, run, doctor, aws)
+VERBS = (
+    *(collect, clean, split, pack, train, blend, evaluate, export),
+    *(calibrate, predict, batch, serve, key, run, doctor, aws),
+)
 
 
 class _InOrder(click.Group):

@@ -13,10 +13,9 @@ import click
 
 from chestxray.cli.console import Console
 from chestxray.data.objects import ENDPOINT_VARIABLE
-from chestxray.errors import BundleInvalid
+from chestxray.inference.shipped import DEFAULT, folder_of
 
 BUNDLE_VARIABLE: Final = "CHESTXRAY_BUNDLE"
-BUNDLE_OF_A_RUN: Final = Path("run/bundle")  # what "chestxray run" writes unless told otherwise
 
 FILE: Final = click.Path(path_type=Path, dir_okay=False)
 FOLDER: Final = click.Path(path_type=Path, file_okay=False)
@@ -45,20 +44,17 @@ def bundle_option(command: Command) -> Command:
     """Add --bundle; the command receives the folder that was found."""
     return click.option(
         "--bundle",
-        type=PATH,
+        metavar="FOLDER|NAME",
+        default=DEFAULT,
         envvar=BUNDLE_VARIABLE,
+        show_default=f"${BUNDLE_VARIABLE}, else {DEFAULT}",
         callback=_found_bundle,
-        help=f"The bundle to judge with. [default: ${BUNDLE_VARIABLE}, else {BUNDLE_OF_A_RUN}]",
+        help="The bundle to judge with: a folder, or the name of one that comes with this package.",
     )(command)
 
 
-def _found_bundle(ctx: click.Context, _param: click.Parameter, given: Path | None) -> Path:
-    if given is None and not ctx.resilient_parsing and not BUNDLE_OF_A_RUN.is_dir():
-        raise BundleInvalid(
-            f"no bundle given, ${BUNDLE_VARIABLE} is not set and {BUNDLE_OF_A_RUN} does not exist. "
-            'Give --bundle, or make one with "chestxray run"'
-        )
-    return given or BUNDLE_OF_A_RUN
+def _found_bundle(ctx: click.Context, _param: click.Parameter, given: str) -> Path:
+    return Path(given) if ctx.resilient_parsing else folder_of(given)
 
 
 class Size(click.ParamType[tuple[int, int]]):

@@ -14,7 +14,6 @@ from chestxray.cli.data import distribution_text, sides_text
 from chestxray.cli.judge import assessment_text, command_line
 from chestxray.cli.model import bundle_text, epoch_sayer, recipe_of, recipe_options
 from chestxray.cli.options import (
-    BUNDLE_OF_A_RUN,
     BUNDLE_VARIABLE,
     FOLDER,
     PATH,
@@ -23,6 +22,7 @@ from chestxray.cli.options import (
     json_option,
     workers_option,
 )
+from chestxray.inference.shipped import DEFAULT
 from chestxray.schema import NOTICE
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def key(console: Console, name: str) -> None:
 @click.argument("source", type=PATH, required=False)
 @click.option("--out", type=FOLDER, default="run", show_default=True, help="The folder for everything that is made.")
 @recipe_options
-@click.option("--size", type=Size(), default="112x160", show_default=True, help="Height and width in pixels.")
+@click.option("--size", type=Size(), default=None, help="Height and width in pixels. [default: the network's]")
 @click.option("--split-seed", type=int, default=0, show_default=True, help="The same seed draws the same sides.")
 @click.option(
     "--phantoms",
@@ -132,7 +132,7 @@ def run(
     out: Path,
     device: str,
     recipe: str,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     split_seed: int,
     phantoms: int,
     serving: bool,  # noqa: FBT001 - click passes it by name
@@ -149,11 +149,13 @@ def run(
     nothing has to be downloaded.
     """
     from chestxray import pipeline
+    from chestxray.training.networks import spec_of
 
+    chosen = recipe_of(recipe, **changes)
     settings = pipeline.RunSettings(
-        recipe=recipe_of(recipe, **changes),
+        recipe=chosen,
         device=device,
-        size=size,
+        size=size or spec_of(chosen.network).size,
         split_seed=split_seed,
         phantoms=phantoms,
         workers=workers,
@@ -213,7 +215,7 @@ def doctor(console: Console) -> None:
     """Say what is installed and what is missing."""
     from chestxray.diagnosis import diagnose
 
-    diagnosis = diagnose(Path(os.environ.get(BUNDLE_VARIABLE) or BUNDLE_OF_A_RUN))
+    diagnosis = diagnose(os.environ.get(BUNDLE_VARIABLE) or DEFAULT)
     rows = [(check.name, check.finding) for check in diagnosis.checks]
     width = max(len(name) for name, _ in rows)
     text = "\n".join(f"{name.ljust(width)}  {finding}" for name, finding in rows)

@@ -17,6 +17,7 @@ from chestxray.evaluation.comparison import Comparison
 from chestxray.evaluation.intervals import Measure
 from chestxray.evaluation.metrics import Confusion, Floats, PrecisionRecallCurve, RocCurve
 from chestxray.evaluation.predictive import PredictiveValues
+from chestxray.evaluation.stress import Stress
 from chestxray.evaluation.subgroups import Subgroup
 from chestxray.schema import OperatingPoint
 
@@ -120,6 +121,7 @@ class Assessment:
         comparison: None where there was nothing to compare with.
         missed, false_alarms: the worst errors, the surest first.
         limits: sentences that a reader must know before believing a figure.
+        stress: the same films under shifts; None where nobody asked.
     """
 
     films: int
@@ -148,6 +150,7 @@ class Assessment:
     resamples: int
     seed: int
     version: int = ASSESSMENT_VERSION
+    stress: Stress | None = None
 
     @property
     def answer(self) -> MeasuredPoint:

@@ -1,4 +1,4 @@
-"""Stress validation: the validation films under a fixed set of shifts that training does not draw.
+"""Films as another place might have made them: a fixed set of shifts that training does not draw.
 
 Films of one hospital agree in things that the next one does differently: framing, resolution, sharpening,
 the grey scale. Networks that separate clean validation films perfectly can lose ten points when one of them
@@ -122,7 +122,7 @@ def _exposed(film: Picture, random: Random) -> Picture:
 
 
 def _equalised(film: Picture, _random: Random) -> Picture:
-    """Half of the way to a flat histogram, as some viewers and archives show films."""
+    """Most of the way to a flat histogram, as some viewers and archives show films."""
     return Image.blend(film, ImageOps.equalize(film), 0.7)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from chestxray.evaluation.card import header, section
+from chestxray.inference.gate import Gatekeeper, Likeness
 from chestxray.schema import BundleInfo
 from chestxray.training.networks import spec_of
 from chestxray.training.run_folder import RunInfo
@@ -25,6 +26,11 @@ Output: the calibrated probability of pneumonia, and a map of where the evidence
 ## Intended use
 
 {intended_use}
+
+## What it refuses
+
+Besides files that are no plain film (coloured, blank, too small, of another modality, body part or view), it
+{refusals}. A refused film gets no probability.
 
 ## Limits
 
@@ -46,18 +52,20 @@ can be given.
 ## How it was made
 
 `{network}`, recipe with seed {seed}, epoch {epoch} of {epochs} (the one with the highest AUROC on the validation
-films), by chestxray {version} on {device}.
+films under shifts), by chestxray {version} on {device}.
 """
 
 
-def model_card(bundle: BundleInfo, run: RunInfo, metrics: Mapping[str, Any]) -> str:
+def model_card(bundle: BundleInfo, run: RunInfo, metrics: Mapping[str, Any], gate: bytes | None = None) -> str:
     """The card as Markdown with YAML front matter.
 
     Args:
         bundle: the description; its hashes are not needed.
         run: a finished run.
         metrics: as ``summary.measured_where_chosen`` makes them.
+        gate: ``gate.json``, where the bundle has one.
     """
+    gatekeeper = Gatekeeper(bundle.intended_ages, Likeness.from_json(gate.decode()) if gate else None)
     best = run.best
     return _TEMPLATE.format(
         header=header(bundle.name, metrics, bundle.default_operating_point),
@@ -70,6 +78,7 @@ def model_card(bundle: BundleInfo, run: RunInfo, metrics: Mapping[str, Any]) -> 
         width=bundle.preprocessing.width,
         resize=bundle.preprocessing.resize.value,
         intended_use=bundle.intended_use,
+        refusals=gatekeeper.in_words(),
         training_films=run.training_films,
         validation_films=run.validation_films,
         training_data=bundle.training_data,

@@ -14,7 +14,12 @@ MANY: Final = 40  # epochs; with more, single points only blur the line
 
 # (series, colour) of the upper and the lower picture; colours tell apart in every common colour blindness
 _LOSSES: Final = (("training_loss", "#0072b2"), ("validation_loss", "#d55e00"))
-_RATES: Final = (("auroc", "#0072b2"), ("sensitivity", "#d55e00"), ("specificity", "#009e73"))
+_RATES: Final = (
+    ("auroc", "#0072b2"),
+    ("stress_auroc", "#56b4e9"),
+    ("sensitivity", "#d55e00"),
+    ("specificity", "#009e73"),
+)
 
 
 def draw_curves(records: Sequence[EpochRecord], folder: Path) -> None:
@@ -35,7 +40,7 @@ def draw_curves(records: Sequence[EpochRecord], folder: Path) -> None:
         for axes, series in ((upper, _LOSSES), (lower, _RATES)):
             for name, colour in series:
                 values = [getattr(record, name) for record in records]
-                label = "AUROC" if name == "auroc" else name.replace("_", " ")
+                label = {"auroc": "AUROC", "stress_auroc": "AUROC under shifts"}.get(name, name.replace("_", " "))
                 axes.plot(epochs, values, marker=marker, markersize=4, color=colour, label=label)
             axes.axvline(best.epoch, color="0.6", linestyle=":", label="best epoch")
             axes.grid(visible=True, alpha=0.3)

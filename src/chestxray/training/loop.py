@@ -19,7 +19,6 @@ from torch import Tensor
 from chestxray.data.pack import Pack, labels_of
 from chestxray.data.parallel import Progress, no_progress
 from chestxray.errors import TrainingDiverged
-from chestxray.evaluation.metrics import Confusion, auroc
 from chestxray.training.checkpoint import snapshot
 from chestxray.training.memory import keep_freed_memory
 from chestxray.training.recipe import Recipe
@@ -29,7 +28,7 @@ from chestxray.training.sides import Rows, Sides, sides_of
 from chestxray.training.state import State, state_of, take_up
 from chestxray.training.step import Step
 from chestxray.training.team import ALONE, Team
-from chestxray.training.validation import Floats, validate
+from chestxray.training.validation import Floats, Judged, panel_of, validate
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +80,7 @@ class Training:
         epoch_count: how many there will be.
         steps_an_epoch: of the optimiser.
         steps_taken: of the epoch under way.
+        panel: the validation films, each under a shift.
     """
 
     def __init__(self, pack: Pack, recipe: Recipe, *, device: str = "auto", team: Team = ALONE) -> None:
@@ -94,6 +94,7 @@ class Training:
         self.steps_an_epoch = steps_of(len(sides.training), recipe.batch_size)
         self.steps_taken = 0
         self._summed_loss = 0.0
+        self.panel = panel_of(pack, sides.validation)
 
     @property
     def all_steps_taken(self) -> int:
@@ -139,11 +140,11 @@ class Training:
             rate = self._train_epoch(on_progress, after_step)
             trained = time.perf_counter()
             films = len(self.step.sides.training)
-            logits, validation_loss = validate(self.step)
-            record = self._judged(logits, validation_loss, rate, (films - before) / (trained - started), started)
+            judged = validate(self.step, self.panel)
+            record = self._record(judged, rate, (films - before) / (trained - started), started)
             self.records.append(record)
             self.steps_taken, self._summed_loss = 0, 0.0
-            yield Epoch(record, snapshot(self.step.average.module), logits, self.step.sides)
+            yield Epoch(record, snapshot(self.step.average.module), judged.logits, self.step.sides)
 
     def _train_epoch(self, on_progress: Progress, after_step: Callable[[], None]) -> float:
         """The steps of this epoch that were not taken yet. Returns the last learning rate."""
@@ -183,28 +184,20 @@ class Training:
             f"if that does not help, look at the films of the batch: {films}"
         )
 
-    def _judged(
-        self, logits: Floats, validation_loss: float, rate: float, films_per_second: float, started: float
-    ) -> EpochRecord:
-        epoch = len(self.records) + 1
-        if not math.isfinite(validation_loss):
-            raise TrainingDiverged(f"epoch {epoch}: the validation loss is {validation_loss}. Lower the learning rate")
-        truths = self.step.labels[self.step.sides.validation]
-        area = auroc(truths, logits)
-        counts = Confusion.at(0.0, truths, logits)
+    def _record(self, judged: Judged, rate: float, films_per_second: float, started: float) -> EpochRecord:
+        epoch, loss = len(self.records) + 1, judged.validation_loss
+        if not math.isfinite(loss):
+            raise TrainingDiverged(f"epoch {epoch}: the validation loss is {loss}. Lower the learning rate")
         best = best_of(self.records) if self.records else None
         return EpochRecord(
             epoch=epoch,
             epochs=self.epoch_count,
             training_loss=self._summed_loss / len(self.step.sides.training),
-            validation_loss=validation_loss,
-            auroc=area,
-            sensitivity=counts.sensitivity or 0.0,
-            specificity=counts.specificity or 0.0,
             learning_rate=rate,
             films_per_second=films_per_second,
             seconds=time.perf_counter() - started,
-            is_best=best is None or (area, -validation_loss) > (best.auroc, -best.validation_loss),
+            is_best=best is None or (judged.stress_auroc, -loss) > (best.stress_auroc, -best.validation_loss),
+            **judged.figures(),
         )
 
 

@@ -137,10 +137,16 @@ class Recipe:
         except tomllib.TOMLDecodeError as error:
             raise RecipeInvalid(f"{source}: not TOML ({error})") from error
         try:
-            nested = _checked_keys(Augmentation, raw.pop("augmentation", {}), "augmentation.")
-            return cls(**_checked_keys(cls, raw, ""), augmentation=Augmentation(**nested))
+            return cls.from_fields(raw)
         except RecipeInvalid as error:
             raise RecipeInvalid(f"{source}: {error}") from error
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Recipe:
+        """Law: ``Recipe.from_fields(dataclasses.asdict(r)) == r``. Raises: RecipeInvalid."""
+        outer = {name: value for name, value in fields.items() if name != "augmentation"}
+        nested = _checked_keys(Augmentation, fields.get("augmentation", {}), "augmentation.")
+        return cls(**_checked_keys(cls, outer, ""), augmentation=Augmentation(**nested))
 
     @classmethod
     def read(cls, path: Path) -> Recipe:

@@ -15,12 +15,13 @@ class EpochRecord:
         training_loss: mean over the films as the recipe weighs, smooths and varies them, while training.
         validation_loss: mean cross-entropy in nats, unweighted, so that recipes can be compared.
         auroc: on the validation films.
+        stress_auroc: on the same films, each under one of the shifts of the stress validation.
         sensitivity, specificity: on the validation films where log-odds of 0 and more are called pneumonia,
             which is a probability of a half before calibration.
         learning_rate: of the last step.
         films_per_second: training alone, without validation.
         seconds: training and validation. Of an epoch that was interrupted, both tell of the part after that.
-        is_best: no earlier epoch had a higher AUROC, or the same with a lower validation loss.
+        is_best: no earlier epoch had a higher AUROC under shifts, or the same with a lower validation loss.
     """
 
     epoch: int
@@ -28,6 +29,7 @@ class EpochRecord:
     training_loss: float
     validation_loss: float
     auroc: float
+    stress_auroc: float
     sensitivity: float
     specificity: float
     learning_rate: float

@@ -19,7 +19,8 @@ from chestxray import __version__
 from chestxray.data.pack import Pack
 from chestxray.data.parallel import Progress, no_progress
 from chestxray.errors import OutputExists, TrainingInterrupted
-from chestxray.files import may_be_replaced
+from chestxray.evaluation.shifts import SHIFTS
+from chestxray.files import may_be_replaced, write_atomically
 from chestxray.training.checkpoint import snapshot
 from chestxray.training.compilation import compiled_where_possible
 from chestxray.training.cost import Cost, Forecast
@@ -38,6 +39,7 @@ from chestxray.training.run_folder import (
     read_finished,
 )
 from chestxray.training.stopping import StopRequest, stop_requests
+from chestxray.training.stressed import STRESS, to_csv, under_every_shift
 from chestxray.training.team import Team, assembled
 from chestxray.training.trackers import Tracker, track
 
@@ -210,7 +212,7 @@ class _Run:
                 f"{folder.folder}: goes on behind step {training.all_steps_taken:,} of "
                 f"{training.epoch_count * training.steps_an_epoch:,}"
             )
-        self._info = _described(training)
+        self._info = described(training)
         if self._writes:
             self._begin(anew=checkpoint is None)
         self._trackers: tuple[Tracker, ...] = ()
@@ -251,7 +253,7 @@ class _Run:
                 if len(self._training.records) < self._training.epoch_count and self._is_stopped():
                     self._checkpoint()
                     raise self._interrupted()
-            return self._finished()
+            return self._finished(on_progress)
 
     def _after_step(self) -> None:
         stopped = self._is_stopped()
@@ -294,20 +296,33 @@ class _Run:
             self._stop.signal or 15,
         )
 
-    def _finished(self) -> RunSummary:
+    def _finished(self, on_progress: Progress) -> RunSummary:
         training, team = self._training, self._training.step.team
         if self._writes:
             last = snapshot(training.step.average.module)
-            with writing(self._out.folder):
-                if self._best is not None:
-                    draw_filters(self._best.weights, self._out.folder)
+            if self._best is not None:
+                look_back(self._out, training, self._best, self._say, on_progress)
             info = self._out.finish(self._info, training.records, last, self._seconds())
             self._folder.clear()
         told = team.told(info.to_json().encode() if self._writes else b"")
         return RunSummary(self._out.folder, RunInfo.from_json(told.decode()), tuple(training.records))
 
 
-def _described(training: Training) -> RunInfo:
+def look_back(out: RunFolder, training: Training, best: Best, say: Say, on_progress: Progress) -> None:
+    """Once training is over: the first filters, and the whole stress validation, of the weights that are kept."""
+    step, rows = training.step, training.step.sides.validation
+    say(f"Stress validation: {len(rows):,} films under {len(SHIFTS)} shifts")
+    judge = step.average.module
+    judge.load_state_dict(best.weights)
+    films = [step.pack.films[row] for row in rows]
+    logits = under_every_shift(judge.eval(), step.pack.images[rows], films, step.device, on_progress)
+    with writing(out.folder):
+        draw_filters(best.weights, out.folder)
+        write_atomically(out.folder / STRESS, to_csv(logits, films))
+
+
+def described(training: Training) -> RunInfo:
+    """What a run says of itself while it is under way."""
     step = training.step
     return RunInfo(
         state=TRAINING,

@@ -7,6 +7,7 @@
     best.safetensors       weights of the best epoch so far
     last.safetensors       weights of the last epoch
     validation.csv         the best epoch's logit of every validation film
+    stress.csv             and under every shift of the stress validation
     gate.json              what the training films look like; written last
     first_filters.png      what the first convolution of the best epoch looks for
     learning_curves.svg, learning_curves.png
@@ -41,6 +42,7 @@ from chestxray.training.recipe import Recipe
 from chestxray.training.record import EpochRecord, best_of
 from chestxray.training.resume import Best, Origin, writing
 from chestxray.training.sides import Rows
+from chestxray.training.stressed import STRESS
 
 RUN_VERSION: Final = 1
 
@@ -50,7 +52,7 @@ METRICS: Final = "metrics.jsonl"
 BEST: Final = "best.safetensors"
 LAST: Final = "last.safetensors"
 VALIDATION: Final = "validation.csv"
-RUN_FILES: Final = (DESCRIPTION, RECIPE, METRICS, BEST, LAST, VALIDATION, GATE, *curves.NAMES, *pictures.NAMES)
+RUN_FILES: Final = (DESCRIPTION, RECIPE, METRICS, BEST, LAST, VALIDATION, STRESS, GATE, *curves.NAMES, *pictures.NAMES)
 
 TRAINING: Final = "training"
 FINISHED: Final = "finished"
@@ -73,6 +75,7 @@ class RunInfo:
         seconds: that the training took, all parts of an interrupted one together.
         files: SHA-256 of the weights, of the validation table and of the gate, by name, once finished.
         leakage_allowed: of the pack.
+        blended: seeds of the runs whose weights were averaged; empty for a run of its own.
     """
 
     state: str
@@ -90,6 +93,7 @@ class RunInfo:
     files: Mapping[str, str] = field(default_factory=dict)
     version: int = RUN_VERSION
     leakage_allowed: str = ""
+    blended: tuple[int, ...] = ()
 
     def to_json(self) -> str:
         """Law: ``RunInfo.from_json(i.to_json()) == i``."""
@@ -103,7 +107,8 @@ class RunInfo:
             if raw["version"] != RUN_VERSION:
                 raise RunInvalid(f"{source}: run version {raw['version']}; this program reads {RUN_VERSION}")
             best = EpochRecord(**raw["best"]) if raw["best"] else None
-            return cls(**{**raw, "preprocessing": Preprocessing(**raw["preprocessing"]), "best": best})
+            given = {"preprocessing": Preprocessing(**raw["preprocessing"]), "blended": tuple(raw.get("blended", ()))}
+            return cls(**{**raw, **given, "best": best})
         except (ValueError, TypeError, KeyError) as error:
             raise RunInvalid(f"{source}: not a description of a run ({error!r})") from error
 
@@ -229,7 +234,7 @@ class RunFolder:
                 state=FINISHED,
                 best=best_of(records),
                 seconds=seconds,
-                files={name: sha256_of_file(self.folder / name) for name in (BEST, LAST, VALIDATION, GATE)},
+                files={name: sha256_of_file(self.folder / name) for name in (BEST, LAST, VALIDATION, STRESS, GATE)},
             )
             write_atomically(self.folder / DESCRIPTION, finished.to_json().encode())
         return finished

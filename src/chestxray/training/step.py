@@ -68,7 +68,11 @@ class Step(NamedTuple):
 
     def films(self, rows: Rows) -> Tensor:
         """Grey levels of those rows, shape (n, 1, height, width), float, on the device."""
-        levels = torch.from_numpy(self.pack.images[rows][:, None])
+        return self.on_device(self.pack.images[rows])
+
+    def on_device(self, planes: npt.NDArray[np.uint8]) -> Tensor:
+        """Films of shape (n, height, width), in the shape of ``films``."""
+        levels = torch.from_numpy(planes[:, None])
         if self.device.type == "cuda":
             levels = levels.pin_memory()  # so that the copy runs beside the computation
         return levels.to(self.device, non_blocking=True).float()

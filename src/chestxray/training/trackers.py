@@ -22,6 +22,7 @@ FIGURES: Final = (
     "training_loss",
     "validation_loss",
     "auroc",
+    "stress_auroc",
     "sensitivity",
     "specificity",
     "learning_rate",

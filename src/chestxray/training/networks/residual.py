@@ -14,7 +14,8 @@ from torch.nn import functional
 from chestxray.training.networks.base import PooledNetwork, convolution
 
 STEM: Final = 24
-STAGES: Final = ((24, 1), (48, 2), (96, 2), (160, 2))  # width, and how many times its first block shrinks the film
+STAGES: Final = ((24, 1), (48, 2), (96, 2), (160, 1))
+"""Width, and by how much the first block shrinks the film. The last does not: a cell of the heat map is 16 pixels."""
 
 
 class Residual(nn.Module):
