@@ -38,7 +38,8 @@ class Console:
     def progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
         """A bar on a terminal, a line now and then elsewhere, with the rate; gives the callback that moves it.
 
-        The rate counts from the first call, so what was there already does not make it look faster.
+        The rate counts from the first call, so what was there already does not make it look faster; and anew where
+        the count begins again, as it does with every epoch.
         """
         on_terminal = sys.stderr.isatty()
         every = BAR_EVERY_S if on_terminal else PLAIN_EVERY_S
@@ -48,7 +49,8 @@ class Console:
         def move(done: int, total: int) -> None:
             nonlocal last, began
             now = time.monotonic()
-            began = began or (now, done)
+            if began is None or done < began[1]:
+                began = (now, done)
             if now - last < every:
                 return
             last = now
