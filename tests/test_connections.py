@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import time
 from contextlib import ExitStack, suppress
@@ -138,6 +139,8 @@ def test_the_rest_of_a_body_that_was_refused_is_passed_over_but_not_for_ever(pre
 
 
 def test_a_thousand_slow_connections_lock_nobody_out(predictor: Predictor, film: bytes) -> None:
+    _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(allowed, 4096), allowed))  # both ends lie in this process
     expected = predictor.predict(film, "film")
     limits = ConnectionLimits(places=200, head_seconds=60.0)
     with running(predictor, ServiceSettings(body_seconds=60.0), limits) as address, ExitStack() as held:
