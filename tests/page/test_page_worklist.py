@@ -100,6 +100,24 @@ def test_the_table_is_sorted_and_filtered(visit: Opener, predictor: Predictor, f
     assert names_in_list(page) == [films[2].name]
 
 
+def test_films_of_one_name_are_told_apart(
+    visit: Opener, predictor: Predictor, film_paths: tuple[Path, ...], tmp_path: Path
+) -> None:
+    films = [tmp_path / ward / "film.jpeg" for ward in ("one", "two")]
+    for film, path in zip(films, film_paths, strict=False):
+        film.parent.mkdir()
+        shutil.copy(path, film)
+    page = visit()
+    choose(page, *films)
+    wait_for_all(page)
+    page.get_by_role("columnheader", name="Probability").get_by_role("button").click()
+    scores = [predictor.predict(film.read_bytes(), "film").probability for film in films]
+    shown = page.locator("#rows .mini").evaluate_all(
+        "all => all.map((bar) => Number(bar.style.getPropertyValue('--probability')))"
+    )
+    assert shown == sorted(scores)
+
+
 def test_the_worklist_works_from_the_keyboard(visit: Opener, film_paths: tuple[Path, ...]) -> None:
     page = visit()
     choose(page, *film_paths[:4])

@@ -3,6 +3,8 @@
 import { $, make, sign } from "./dom.js";
 import { HEADLINES, abbreviated, bytes, measured, milliseconds, percent, splitName, verdict } from "./words.js";
 
+const SLOW = "This takes longer than usual: the service or the connection is slow. No need to do anything.";
+
 const panel = $("#answer");
 
 /** item: a case or undefined; point: the chosen operating point or null; held: the failure that holds all, or null. */
@@ -49,7 +51,7 @@ function because(outcome, item, point, failure) {
       return ["Choose, drop or paste a frontal chest film. The answer appears here."];
     case "asking":
       if (item.busy) return [`The service is busy. The page tries again by itself, after ${item.busy.wait.toFixed(0)} s.`];
-      return [item.slow ? "This takes longer than usual: the service or the connection is slow. No need to do anything." : "This takes a moment."];
+      return [item.slow ? SLOW : "This takes a moment."];
     case "failed":
       return [
         failure.key ? "" : make("strong", {}, `${failure.title}. `),

@@ -33,12 +33,14 @@ function fill({ bundle, model_sha256: hash, card, notice }) {
 }
 
 function row(point, usual) {
-  const share = ({ share: text, hits, count, interval }) => [make("b", {}, text), make("small", {}, `${hits} of ${count}`), make("small", {}, interval)];
+  const small = (text) => make("small", {}, text);
+  const share = ({ share: text, hits, count, interval }) =>
+    [make("b", {}, text), small(`${hits} of ${count}`), small(interval)];
   return make(
     "tr",
     {},
     make("th", { scope: "row" }, make("code", {}, point.name), point.name === usual ? " (usual)" : ""),
-    make("td", {}, percent(point.threshold), make("small", {}, splitName(point))),
+    make("td", {}, percent(point.threshold), small(splitName(point))),
     make("td", {}, ...share(measured(point.sensitivity, point.positives))),
     make("td", {}, ...share(measured(point.specificity, point.negatives))),
   );

@@ -3,7 +3,7 @@
 const THUMB = [104, 80]; // pixels, twice what the list shows
 const UNKNOWN = "The browser cannot draw this file.";
 
-/** Returns {blob, look} or {deep, look}, as in dicom.js, or {reason}: why there is no picture. Never throws. */
+/** Returns {blob, look} or {deep, look}, as in dicom.js, or {reason}: why there is no picture. */
 export async function pictureOf(file) {
   if (/^image\/(jpeg|png|webp|gif|bmp)$/.test(file.type)) return { blob: file };
   if (/^image\/tiff$|\.tiff?$/i.test(file.type || file.name)) return { reason: "A browser cannot draw TIFF films. The service judges it all the same." };

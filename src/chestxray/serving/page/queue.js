@@ -79,6 +79,8 @@ export function makeQueue(judge, changed) {
 
 export function asFailure(error) {
   if (error instanceof Failure) return error;
-  if (error.name === "NotReadableError") return new Failure("The file cannot be read", "It was moved or changed. Choose it again.");
+  if (["NotReadableError", "NotFoundError"].includes(error.name)) {
+    return new Failure("The file cannot be read", "It was moved or changed. Choose it again.");
+  }
   return new Failure("The page failed", "Reload it and try again.", { detail: String(error), retry: true });
 }

@@ -5,7 +5,6 @@
 import { $, make, say, sign } from "./dom.js";
 import { followGestures } from "./gestures.js";
 import { pictureOf } from "./pictures.js";
-import { percent } from "./words.js";
 
 const MOST = 16; // times the size that fits
 const PLAIN = { centre: 0.5, width: 1, inverted: false };
@@ -96,8 +95,8 @@ function caption(pane, outcome) {
   const { item } = pane;
   const line = $(".caption", pane.root);
   line.dataset.outcome = outcome?.kind ?? "empty";
-  if (item) line.replaceChildren(make("span", { class: "sign" }, sign(outcome.kind)), make("b", {}, item.name), outcome.words);
-  else line.replaceChildren();
+  line.replaceChildren();
+  if (item) line.append(make("span", { class: "sign" }, sign(outcome.kind)), make("b", {}, item.name), outcome.words);
 }
 
 function overlay({ item, root, overlay: picture }, heatOn) {
@@ -121,9 +120,12 @@ function paint(pane) {
   pane.root.dataset.grab = tool === "levels" ? "levels" : scale > 1 ? "zoomed" : "fit";
   if (pane.picture.deep) paintDeep(pane);
   else filter(pane, centre, width, inverted);
-  const said = `${Math.round(100 * scale)}% · W ${span(pane, width)} L ${place(pane, centre)}${inverted === pane.item.look.inverted ? "" : " · inverted"}`;
-  $(".readout", pane.root).textContent = said;
-  $(".readout", pane.root).dataset.plain = String(scale === 1 && ["centre", "width", "inverted"].every((name) => view[name] === pane.item.look[name]));
+  const { look } = pane.item;
+  const words = [`${Math.round(100 * scale)}%`, `W ${span(pane, width)} L ${place(pane, centre)}`];
+  if (inverted !== look.inverted) words.push("inverted");
+  const readout = $(".readout", pane.root);
+  readout.textContent = words.join(" · ");
+  readout.dataset.plain = String(scale === 1 && Object.keys(look).every((name) => view[name] === look[name]));
   if (pane.index === active) follow(pane);
 }
 
@@ -150,7 +152,8 @@ function filter({ index, film }, centre, width, inverted) {
 
 // What the file measured where it is known, else grey levels of a byte.
 const span = ({ picture: { deep } }, width) => Math.round(width * (deep ? Math.abs(deep.unit) * deep.span : 255));
-const place = ({ picture: { deep } }, centre) => Math.round((deep?.low ?? 0) + centre * (deep ? deep.unit * deep.span : 255));
+const place = ({ picture: { deep } }, centre) =>
+  Math.round((deep?.low ?? 0) + centre * (deep ? deep.unit * deep.span : 255));
 
 function follow(pane) {
   const view = viewOf(pane);
@@ -239,7 +242,9 @@ export function focusPane(index) {
 /** Say the view aloud; for keys and buttons, whose effect is not under the hand. */
 export function sayView() {
   const view = viewOf(panes[active]);
-  if (view) say(`Zoom ${percent(view.zoom).replace(".0", "")}, window ${span(panes[active], view.width)}, level ${place(panes[active], view.centre)}`);
+  if (!view) return;
+  const [pane, scale] = [panes[active], Math.round(100 * view.zoom)];
+  say(`Zoom ${scale}%, window ${span(pane, view.width)}, level ${place(pane, view.centre)}`);
 }
 
 export function onHeat(change) {

@@ -66,13 +66,11 @@ export function neighbour(film, steps, films) {
 // ------------------------------------------------------------------ rows
 
 function fillBody(body, films, words = null) {
-  const heads = words && films.length ? 1 : 0;
   if (words && !body.rows.length) body.append(make("tr", {}, make("th", { colspan: "3", scope: "rowgroup" }, words)));
   body.hidden = !films.length;
   const rows = [...body.rows].slice(words ? 1 : 0);
   for (const row of rows.slice(films.length)) row.remove();
   films.forEach((film, index) => fill(rows[index] ?? body.appendChild(newRow()), film));
-  return heads;
 }
 
 function newRow() {
@@ -92,22 +90,27 @@ function fill(row, film) {
   if (row.film !== film) thumb(row, film);
   row.film = film;
   const isCurrent = film === last.current;
-  const state = `${outcome} ${last.point?.name} ${isCurrent} ${name}`;
-  if (row.state === state) return;
-  row.state = state;
+  const shows = [film, outcome, answer, failure, last.point, isCurrent];
+  if (row.shows?.every((one, index) => one === shows[index])) return;
+  row.shows = shows;
   row.dataset.outcome = outcome;
   const [who, says, share] = row.cells;
   if (isCurrent) who.firstChild.setAttribute("aria-current", "true");
   else who.firstChild.removeAttribute("aria-current");
   who.firstChild.lastChild.textContent = name;
   says.firstChild.replaceChildren(sign(outcome));
-  const reason = outcome === "refused" && sentence(answer.gate.reason);
-  says.lastChild.textContent = { failed: failure?.title, refused: reason, asking: "Waiting", pneumonia: "Suspected" }[outcome] || HEADLINES[outcome];
+  says.lastChild.textContent = wordsOf(film);
   const probability = answer?.probability ?? null;
   share.firstChild.classList.toggle("known", probability !== null);
   share.firstChild.style.setProperty("--probability", probability ?? 0);
   share.firstChild.style.setProperty("--threshold", last.point?.threshold ?? 0.5);
   share.lastChild.textContent = probability === null ? "–" : percent(probability);
+}
+
+function wordsOf({ outcome, answer, failure }) {
+  if (outcome === "failed") return failure.title;
+  if (outcome === "refused") return sentence(answer.gate.reason);
+  return { asking: "Waiting", pneumonia: "Suspected" }[outcome] ?? HEADLINES[outcome];
 }
 
 // One after another, and only for rows that stand in the document: decoding hundreds at once would stall the page.
@@ -136,7 +139,8 @@ function showHead(films) {
   const counts = Object.fromEntries(CHIPS.map(([name]) => [name, films.filter(({ outcome }) => outcome === name).length]));
   counts.all = films.length;
   const done = films.length - counts.asking;
-  $("#progress-text").textContent = counts.asking ? `${done} of ${films.length} answered` : `${plural(films.length, "film")}, all answered`;
+  const whole = `${plural(films.length, "film")}, all answered`;
+  $("#progress-text").textContent = counts.asking ? `${done} of ${films.length} answered` : whole;
   Object.assign($("#progress"), { max: films.length, value: done });
   $("#worklist").dataset.done = String(!counts.asking);
   for (const chip of $("#chips").querySelectorAll("label")) {
@@ -175,7 +179,8 @@ export function onWishes() {
   };
   $("#chips").append(
     ...CHIPS.map(([value, words]) => {
-      const input = { type: "radio", name: "show", value, checked: value === wish.show, onchange: () => apply({ show: value }) };
+      const checked = value === wish.show;
+      const input = { type: "radio", name: "show", value, checked, onchange: () => apply({ show: value }) };
       return make("label", { class: "chip" }, make("input", input), make("span", {}, words, " ", make("small")));
     }),
   );
