@@ -45,12 +45,14 @@ class Console:
         every = BAR_EVERY_S if on_terminal else PLAIN_EVERY_S
         last = time.monotonic()
         began: tuple[float, int] | None = None
+        before = 0
 
         def move(done: int, total: int) -> None:
-            nonlocal last, began
+            nonlocal last, began, before
             now = time.monotonic()
-            if began is None or done < began[1]:
+            if began is None or done < before:
                 began = (now, done)
+            before = done
             if now - last < every:
                 return
             last = now

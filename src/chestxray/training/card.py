@@ -51,8 +51,7 @@ can be given.
 
 ## How it was made
 
-`{network}`, recipe with seed {seed}, epoch {epoch} of {epochs} (the one with the highest AUROC on the validation
-films under shifts), by chestxray {version} on {device}.
+`{network}`, {made}, by chestxray {version} on {device}.
 """
 
 
@@ -66,7 +65,6 @@ def model_card(bundle: BundleInfo, run: RunInfo, metrics: Mapping[str, Any], gat
         gate: ``gate.json``, where the bundle has one.
     """
     gatekeeper = Gatekeeper(bundle.intended_ages, Likeness.from_json(gate.decode()) if gate else None)
-    best = run.best
     return _TEMPLATE.format(
         header=header(bundle.name, metrics, bundle.default_operating_point),
         name=bundle.name,
@@ -83,9 +81,17 @@ def model_card(bundle: BundleInfo, run: RunInfo, metrics: Mapping[str, Any], gat
         validation_films=run.validation_films,
         training_data=bundle.training_data,
         figures=section(metrics, bundle.default_operating_point),
-        seed=run.recipe["seed"],
-        epoch=best.epoch if best else 0,
-        epochs=best.epochs if best else 0,
+        made=_made(run),
         version=bundle.package_version,
         device=run.device,
     )
+
+
+def _made(run: RunInfo) -> str:
+    """One clause: which seeds, which epochs."""
+    if run.blended:
+        seeds = ", ".join(map(str, run.blended))
+        return f"the mean of the weights of {len(run.blended)} runs of one recipe (seeds {seeds})"
+    epoch, epochs = (run.best.epoch, run.best.epochs) if run.best else (0, 0)
+    chosen = "the one with the highest AUROC on the validation films under shifts"
+    return f"recipe with seed {run.recipe['seed']}, epoch {epoch} of {epochs} ({chosen})"
