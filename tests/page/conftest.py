@@ -57,13 +57,13 @@ def visit(browser: Browser, address: str, complaints: list[str]) -> Iterator[Ope
     contexts: list[BrowserContext] = []
     strangers: list[str] = []
 
-    def open_page(path: str = "/", script: str = "", at: str = address, **options: object) -> Page:
+    def open_page(path: str = "/", script: str = "", at: str = address, api: str = "", **options: object) -> Page:
         context = browser.new_context(**{"viewport": DESKTOP, "color_scheme": "light", **options})
         contexts.append(context)
         if script:
             context.add_init_script(script)
         page = context.new_page()
-        own = (f"{at}/", f"blob:{at}/", "data:image/png;")
+        own = (f"{at}/", f"blob:{at}/", f"{api or at}/", "data:image/png;")
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: None if request.url.startswith(own) else strangers.append(request.url))
