@@ -140,8 +140,13 @@ def put_file(client: Any, bucket: str, key: str, path: Path) -> None:
 
 def put_bytes(client: Any, bucket: str, key: str, data: bytes, **headers: str) -> None:
     """Send bytes, checked by S3. Raises: botocore's errors."""
-    checksum = _in_base64(hashlib.sha256(data).digest())
-    client.put_object(Bucket=bucket, Key=key, Body=data, ChecksumAlgorithm="SHA256", ChecksumSHA256=checksum, **headers)
+    checked = {"ChecksumAlgorithm": "SHA256", "ChecksumSHA256": checksum_of_bytes(data)}
+    client.put_object(Bucket=bucket, Key=key, Body=data, **checked, **headers)
+
+
+def checksum_of_bytes(data: bytes) -> str:
+    """What S3 will keep as their SHA-256."""
+    return _in_base64(hashlib.sha256(data).digest())
 
 
 def checksum_of(path: Path) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 from fastapi import FastAPI, Query, Request, Response
@@ -101,6 +102,20 @@ def create_app(
     return app
 
 
+def describe_model(folder: Path, info: BundleInfo, max_body: int) -> str:
+    """A ModelDescription as JSON; a website on AWS hands the same out."""
+    card = folder / MODEL_CARD
+    description = {
+        "bundle": json.loads(info.to_json()),
+        "model_sha256": info.model_sha256,
+        "card": card.read_text(encoding="utf-8") if card.is_file() else "",
+        "max_body": max_body,
+        "media_types": MEDIA_TYPES,
+        "notice": NOTICE,
+    }
+    return json.dumps(description)
+
+
 def _surround(app: FastAPI, service: Service, open_paths: frozenset[str]) -> None:
     """The layers round the routes, from within to without."""
     settings = service.settings
@@ -117,17 +132,7 @@ def _surround(app: FastAPI, service: Service, open_paths: frozenset[str]) -> Non
 
 
 def _add_film_routes(app: FastAPI, service: Service) -> None:
-    folder, info = service.predictor.folder, service.predictor.info
-    card = folder / MODEL_CARD
-    description = {
-        "bundle": json.loads(info.to_json()),
-        "model_sha256": info.model_sha256,
-        "card": card.read_text(encoding="utf-8") if card.is_file() else "",
-        "max_body": service.settings.max_body,
-        "media_types": MEDIA_TYPES,
-        "notice": NOTICE,
-    }
-    model = json.dumps(description)
+    model = describe_model(service.predictor.folder, service.predictor.info, service.settings.max_body)
 
     @app.post("/v1/predict", summary="Judge one film", tags=["films"], **openapi.film_in(Prediction))
     async def predict(request: Request, parameters: Annotated[PredictParameters, Query()]) -> Response:

@@ -135,7 +135,7 @@ def problem_response(
     request_id: str,
     headers: Mapping[str, str] | None = None,
     status: int | None = None,
-    further: Mapping[str, str] | None = None,
+    further: Mapping[str, object] | None = None,
 ) -> Response:
     """The problem as an HTTP response; ``status`` where it differs from the kind's own, ``further`` members last."""
     code = status or kind.status

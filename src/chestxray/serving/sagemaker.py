@@ -6,17 +6,20 @@ API reference, InvokeEndpoint.
 
 from __future__ import annotations
 
+import urllib.parse
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
 from fastapi import FastAPI, Path, Request, Response
+from pydantic import ValidationError
 
 from chestxray.schema import Prediction
 from chestxray.serving import openapi
-from chestxray.serving.problems import NOT_ACCEPTABLE, PROBLEM_JSON, Refusal, problem_response
+from chestxray.serving.problems import INVALID_REQUEST, NOT_ACCEPTABLE, PROBLEM_JSON, Refusal, problem_response
 from chestxray.serving.service import PredictParameters, Service
 from chestxray.serving.upload import MEBIBYTE
 
+ATTRIBUTES: Final = "X-Amzn-SageMaker-Custom-Attributes"  # the one thing that InvokeEndpoint hands on beside the body
 ENDPOINT_NAME: Final = r"^[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}$"
 _OF_A_FILM: Final = (413, 415, 422)  # statuses that speak of the film and not of the service
 
@@ -41,7 +44,7 @@ def add_sagemaker_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/invocations", summary="Judge one film", tags=["sagemaker"], **film_in)
     async def invoke(request: Request) -> Response:
-        """As ``/v1/predict``, at the default operating point and without heat map."""
+        """As ``/v1/predict``; what that takes as its query, this takes as X-Amzn-SageMaker-Custom-Attributes."""
         return await _invoke(service, request)
 
     @app.post("/endpoints/{name}/invocations", summary="Judge one film", tags=["sagemaker"], **film_in)
@@ -64,8 +67,18 @@ def add_sagemaker_routes(app: FastAPI, service: Service) -> None:
 async def _invoke(service: Service, request: Request) -> Response:
     _check_accept(request.headers.get("accept", ""))
     if not service.settings.transform:
-        return await service.judge(request, PredictParameters())
+        return await service.judge(request, _parameters_of(request))
     return await _line_of_transform(service, request)
+
+
+def _parameters_of(request: Request) -> PredictParameters:
+    """``operating_point=screening&heatmap=1``; attributes of other names are other people's. Raises: Refusal."""
+    given = dict(urllib.parse.parse_qsl(request.headers.get(ATTRIBUTES, "")))
+    ours = {name: value for name, value in given.items() if name in PredictParameters.model_fields}
+    try:
+        return PredictParameters.model_validate(ours)
+    except ValidationError:
+        raise Refusal(INVALID_REQUEST, f"{ATTRIBUTES}: heatmap is 1 or 0") from None
 
 
 async def _line_of_transform(service: Service, request: Request) -> Response:
@@ -81,11 +94,17 @@ async def _line_of_transform(service: Service, request: Request) -> Response:
 
 
 def _as_runtime_error(refusal: Refusal, request: Request) -> Response:
-    """The problem, with what boto3 makes its exceptions of: a kind of error that it knows, and a message."""
+    """The problem, with what boto3 makes its exceptions of: a kind of error that it knows, and what the model said."""
     known = "ServiceUnavailable" if refusal.kind.status == HTTPStatus.SERVICE_UNAVAILABLE else "ModelError"
     headers = {**(refusal.headers or {}), "x-amzn-ErrorType": known}
-    further = {"Message": refusal.detail}
-    return problem_response(refusal.kind, refusal.detail, request.state.request_id, headers, further=further)
+    problem = refusal.kind, refusal.detail, request.state.request_id
+    original = bytes(problem_response(*problem).body).decode()
+    further = {
+        "Message": refusal.detail,
+        "OriginalStatusCode": refusal.kind.status,
+        "OriginalMessage": original,
+    }
+    return problem_response(*problem, headers, further=further)
 
 
 def _check_accept(header: str) -> None:

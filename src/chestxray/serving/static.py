@@ -15,7 +15,7 @@ from starlette.routing import Route
 PAGE: Final = Path(__file__).with_name("page")
 EXAMPLES: Final = PAGE / "examples"
 
-_MEDIA_TYPES: Final = {  # not from the system's table, which differs between machines
+MEDIA_TYPES: Final = {  # not from the system's table, which differs between machines
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -23,20 +23,20 @@ _MEDIA_TYPES: Final = {  # not from the system's table, which differs between ma
     ".jpg": "image/jpeg",
     ".json": "application/json",
 }
-_SHORT_NAMES: Final = {"/index.html": "/", "/docs.html": "/docs"}  # problem documents lead to /docs
+SHORT_NAMES: Final = {"/index.html": "/", "/docs.html": "/docs"}  # problem documents lead to /docs
 _PACKED: Final = frozenset({".jpg"})  # compressed already
 
 
 def page_routes() -> Iterator[Route]:
     """The routes of the page's folder: one a file, and one more where a file has a short name."""
     for path in sorted(PAGE.rglob("*")):
-        if path.suffix not in _MEDIA_TYPES:
+        if path.suffix not in MEDIA_TYPES:
             continue
         content = path.read_bytes()
         packed = content if path.suffix in _PACKED else gzip.compress(content, mtime=0)
         address = f"/{path.relative_to(PAGE).as_posix()}"
-        for name in {address, _SHORT_NAMES.get(address, address)}:
-            yield _route(name, content, packed, _MEDIA_TYPES[path.suffix])
+        for name in {address, SHORT_NAMES.get(address, address)}:
+            yield _route(name, content, packed, MEDIA_TYPES[path.suffix])
 
 
 def _route(address: str, content: bytes, packed: bytes, media_type: str) -> Route:

@@ -1,0 +1,122 @@
+"""AWS Lambda's Runtime API on loopback, and the real runtime client as the process that asks it.
+
+Source: AWS Lambda developer guide, "Using the Lambda runtime API for custom runtimes".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Final
+
+MAX_EVENT: Final = 6 * 2**20  # bytes of a synchronous event, and of its answer; Lambda takes no more
+PREFIX: Final = "/2018-06-01/runtime"
+
+
+class Function:
+    """A running function: ``function(event)`` gives its answer."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self.process: subprocess.Popen[bytes] | None = None
+        self.events: queue.Queue[tuple[str, bytes]] = queue.Queue()
+        self.answers: queue.Queue[tuple[str, bytes]] = queue.Queue()
+
+    def __call__(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        data = json.dumps(event).encode()
+        assert len(data) <= MAX_EVENT, f"API Gateway would refuse an event of {len(data):,} bytes"
+        self.events.put((str(uuid.uuid4()), data))
+        kind, body = self._answer()
+        assert kind == "response", f"{body.decode()}\n{self.log.read_text()}"
+        assert len(body) <= MAX_EVENT
+        return dict(json.loads(body))
+
+    def _answer(self) -> tuple[str, bytes]:
+        while True:
+            try:
+                return self.answers.get(timeout=0.5)
+            except queue.Empty:
+                assert self.process is None or self.process.poll() is None, self.log.read_text()
+
+
+@contextmanager
+def running(folder: Path, handler: str, environment: Mapping[str, str], log: Path) -> Iterator[Function]:
+    """Run a function's folder as Lambda does, until the block ends."""
+    function = Function(log)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _runtime_api(function))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "OMP_NUM_THREADS") if name in os.environ}
+    variables = {
+        "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{server.server_address[1]}",
+        "AWS_LAMBDA_FUNCTION_NAME": "chestxray-website",
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512",
+        "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
+        "LAMBDA_TASK_ROOT": str(folder),
+    }
+    with log.open("w") as out:
+        process = function.process = subprocess.Popen(
+            [sys.executable, "-m", "awslambdaric", handler],
+            cwd=folder,
+            env={**inherited, **variables, **environment},
+            stdout=out,
+            stderr=out,
+        )
+    try:
+        yield function
+    finally:
+        process.kill()
+        process.wait()
+        function.events.put(("", b""))  # lets go whoever waits for an event
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _runtime_api(function: Function) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            assert self.path == f"{PREFIX}/invocation/next"
+            request_id, event = function.events.get()
+            if not request_id:
+                self.close_connection = True
+                return
+            self._answer(
+                200,
+                event,
+                {
+                    "Lambda-Runtime-Aws-Request-Id": request_id,
+                    "Lambda-Runtime-Deadline-Ms": str(int(time.time() * 1000) + 29_000),
+                    "Lambda-Runtime-Invoked-Function-Arn": "arn:aws:lambda:us-east-1:123456789012:function:website",
+                    "Content-Type": "application/json",
+                    "Lambda-Runtime-Trace-Id": "Root=1-5e66d96f-7491f09xmpl79d18acf3d050",
+                },
+            )
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            function.answers.put((self.path.rpartition("/")[2], body))
+            self._answer(202, b'{"status": "OK"}', {})
+
+        def _answer(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002 - the base's name
+
+    return Handler
