@@ -57,5 +57,23 @@ browser:
 benchmarks: $(STAMP) ## the measurements that the documents quote (minutes)
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
+# The bundles in the package. Everything is chosen on a patient-disjoint validation side; no test side is drawn, since
+# the published one lies elsewhere. About an hour and a half on one core.
+RELEASE ?= release
+BUNDLES := src/chestxray/bundles
+release-model: $(STAMP) ## rebuild the bundles in the package from DATA, the published training films
+	@test -d "$(DATA)" || { echo "make: give DATA=folder, the published training films" >&2; exit 1; }
+	$(BIN)/chestxray collect $(DATA) --out $(RELEASE)/manifest.csv
+	$(BIN)/chestxray clean $(RELEASE)/manifest.csv --out $(RELEASE)/clean.csv
+	$(BIN)/chestxray split $(RELEASE)/clean.csv --test 0 --out $(RELEASE)/split.csv
+	$(BIN)/chestxray pack $(RELEASE)/split.csv --size 160x160 --out $(RELEASE)/pack
+	for seed in 0 1 2; do \
+	  $(BIN)/chestxray train $(RELEASE)/pack --recipe transfer --seed $$seed --out $(RELEASE)/transfer$$seed || exit 1; done
+	for seed in 0 1; do \
+	  $(BIN)/chestxray train $(RELEASE)/pack --recipe small --seed $$seed --out $(RELEASE)/small$$seed || exit 1; done
+	$(BIN)/chestxray blend $(RELEASE)/transfer[0-2] --pack $(RELEASE)/pack --out $(RELEASE)/transfer
+	$(BIN)/chestxray export $(RELEASE)/transfer $(RELEASE)/small0 $(RELEASE)/small1 --compact --out $(BUNDLES)/pneumonia
+	$(BIN)/chestxray export $(RELEASE)/small0 --compact --name pneumonia-small --out $(BUNDLES)/pneumonia-small
+
 clean: ## remove what the runs and the tools wrote, and the environment
 	@rm -rf $(VENV) run .pytest_cache .mypy_cache .ruff_cache .hypothesis

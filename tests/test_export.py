@@ -15,14 +15,17 @@ import sklearn.metrics
 import torch
 
 from chestxray.errors import OutputExists, RunInvalid
-from chestxray.evaluation.calibration import Calibration
+from chestxray.evaluation.shifts import SHIFTS
+from chestxray.evaluation.stress import pooled
 from chestxray.images.preprocess import preprocess
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import BundleInfo, Preprocessing, Resize
 from chestxray.training.card import model_card
 from chestxray.training.checkpoint import read_weights
-from chestxray.training.export import export_run, restored, to_onnx, validation_metrics
+from chestxray.training.ensemble import Trained, restored
+from chestxray.training.export import export_run, validation_metrics
+from chestxray.training.graph import to_onnx
 from chestxray.training.networks import Classifier, build
 from chestxray.training.recipe import Recipe
 from chestxray.training.run import train_run
@@ -154,11 +157,13 @@ def test_operating_points_reach_what_they_claim(bundle: Bundle, run_folder: Path
         assert point.specificity == pytest.approx(sklearn.metrics.recall_score(table.labels, called, pos_label=0))
 
 
-def test_the_calibrated_probabilities_mean_the_share_of_pneumonia(bundle: Bundle, run_folder: Path) -> None:
-    run = RunInfo.read(run_folder)
-    table = ValidationTable.read(run_folder / "validation.csv", run.files["validation.csv"])
-    probabilities = Predictor(bundle).probabilities(table.logits.astype(np.float32))
-    assert probabilities.mean() == pytest.approx(table.labels.mean(), abs=0.01)
+def test_the_calibrated_probabilities_mean_the_share_of_pneumonia_over_all_shifts(
+    bundle: Bundle, run_folder: Path
+) -> None:
+    trained = Trained.read([run_folder])
+    labels, logits = pooled(trained.table.labels, {"clean": trained.table.logits, **trained.stress})
+    probabilities = Predictor(bundle).probabilities(logits.astype(np.float32))
+    assert probabilities.mean() == pytest.approx(labels.mean(), abs=0.01)
 
 
 def test_metrics_come_with_counts_intervals_and_a_caution(bundle: Bundle) -> None:
@@ -169,14 +174,16 @@ def test_metrics_come_with_counts_intervals_and_a_caution(bundle: Bundle) -> Non
         assert sum(point["confusion"].values()) == 60
         assert point["sensitivity"]["films"] == 30
     assert "chosen on these same films" in metrics["cautions"][0]
+    assert [row["shift"] for row in metrics["stress"]["rows"]] == ["clean", *(shift.name for shift in SHIFTS)]
+    assert metrics["stress"]["rows"][0]["auroc"]["value"] == pytest.approx(metrics["auroc"]["value"])
 
 
 def test_a_leak_is_told_in_metrics_and_card(bundle: Bundle, run_folder: Path) -> None:
     run = RunInfo.read(run_folder)
     table = ValidationTable.read(run_folder / "validation.csv", run.files["validation.csv"])
-    metrics = validation_metrics(table, Calibration(1.0, 0.0), bundle.info.operating_points, "films were drawn by film")
+    metrics = validation_metrics(table, Trained.read([run_folder]).stress, bundle.info, "films were drawn by film")
     assert metrics["cautions"][0] == "films were drawn by film"
-    assert "- films were drawn by film\n" in model_card(bundle.info, run, metrics)
+    assert "- films were drawn by film\n" in model_card(bundle.info, [run], metrics)
 
 
 def test_the_card_says_what_it_is_for_and_what_it_is_not(bundle: Bundle) -> None:
@@ -189,6 +196,7 @@ def test_the_card_says_what_it_is_for_and_what_it_is_not(bundle: Bundle) -> None
     assert bundle.info.training_data in body
     assert "30 films with pneumonia and 30 normal ones" in body
     assert "{" not in body
+    assert all(f"| {shift.name} ({shift.what}) |" in body for shift in SHIFTS)
 
 
 def test_an_edited_or_unfinished_run_is_not_exported(run_folder: Path, tmp_path: Path) -> None:
@@ -196,7 +204,7 @@ def test_an_edited_or_unfinished_run_is_not_exported(run_folder: Path, tmp_path:
         export_run(tmp_path / "none", tmp_path / "bundle")
     copy = tmp_path / "run"
     copy.mkdir()
-    for name in ("run.json", "best.safetensors", "validation.csv"):
+    for name in ("run.json", "best.safetensors", "validation.csv", "stress.csv"):
         (copy / name).write_bytes((run_folder / name).read_bytes())
     (copy / "validation.csv").write_text((copy / "validation.csv").read_text().replace("normal", "pneumonia", 1))
     with pytest.raises(RunInvalid, match=r"validation\.csv: SHA-256 is .* the file was changed or damaged"):

@@ -21,7 +21,7 @@ from chestxray.data.split import split
 from chestxray.images.preprocess import onto_film
 from chestxray.schema import Split
 from chestxray.training.checkpoint import read_weights
-from chestxray.training.export import restored
+from chestxray.training.ensemble import restored
 from chestxray.training.networks import Classifier, build
 from chestxray.training.recipe import Recipe
 from chestxray.training.run import train_run

@@ -176,19 +176,21 @@ def blend(console: Console, runs: tuple[Path, ...], pack: Path, out: Path, devic
 
 
 @click.command()
-@click.argument("run", type=FOLDER)
+@click.argument("runs", metavar="RUN...", type=FOLDER, nargs=-1, required=True)
 @out_option("The bundle to write.", folder=True)
 @click.option("--name", default="pneumonia", show_default=True, help="What predictions call this model.")
 @click.option("--compact", is_flag=True, help="Weights in 16 bits, and no second copy of them to train on with.")
 @json_option
-def export(console: Console, run: Path, out: Path, name: str, compact: bool) -> None:  # noqa: FBT001 - click names it
-    """Turn a training run into a bundle.
+def export(console: Console, runs: tuple[Path, ...], out: Path, name: str, compact: bool) -> None:  # noqa: FBT001 - click names it
+    """Turn a training run into a bundle, or several into one.
+
+    Several runs on the same pack, of one network or of different ones, answer with the mean of their log-odds.
 
     A bundle holds the graph, the weights, the calibration, the operating points and the model card.
     """
     from chestxray.training.export import export_run
 
-    info = export_run(run, out, name, compact=compact)
+    info = export_run(runs[0], out, name, beside=runs[1:], compact=compact)
     console.result({"bundle": out, **plain(info)}, bundle_text(out, info))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from chestxray.evaluation.card import header, section
@@ -51,16 +51,18 @@ can be given.
 
 ## How it was made
 
-`{network}`, {made}, by chestxray {version} on {device}.
+{made}, by chestxray {version} on {device}.
 """
 
 
-def model_card(bundle: BundleInfo, run: RunInfo, metrics: Mapping[str, Any], gate: bytes | None = None) -> str:
+def model_card(
+    bundle: BundleInfo, runs: Sequence[RunInfo], metrics: Mapping[str, Any], gate: bytes | None = None
+) -> str:
     """The card as Markdown with YAML front matter.
 
     Args:
         bundle: the description; its hashes are not needed.
-        run: a finished run.
+        runs: finished runs on one pack, whose networks answer as one.
         metrics: as ``summary.measured_where_chosen`` makes them.
         gate: ``gate.json``, where the bundle has one.
     """
@@ -70,20 +72,20 @@ def model_card(bundle: BundleInfo, run: RunInfo, metrics: Mapping[str, Any], gat
         name=bundle.name,
         notice=bundle.notice,
         network=bundle.network,
-        description=spec_of(bundle.network).description,
+        description="; ".join(spec_of(run.recipe["network"]).description for run in runs),
         parameters=bundle.parameters,
         height=bundle.preprocessing.height,
         width=bundle.preprocessing.width,
         resize=bundle.preprocessing.resize.value,
         intended_use=bundle.intended_use,
         refusals=gatekeeper.in_words(),
-        training_films=run.training_films,
-        validation_films=run.validation_films,
+        training_films=runs[0].training_films,
+        validation_films=runs[0].validation_films,
         training_data=bundle.training_data,
         figures=section(metrics, bundle.default_operating_point),
-        made=_made(run),
+        made="; beside it ".join(f"`{run.recipe['network']}`, {_made(run)}" for run in runs),
         version=bundle.package_version,
-        device=run.device,
+        device=runs[0].device,
     )
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from chestxray import __version__
-from chestxray.errors import BundleInvalid, RunInvalid
+from chestxray.errors import BundleInvalid
 from chestxray.evaluation.calibration import Calibration, calibrated, choose_operating_points, fit_calibration
 from chestxray.evaluation.stress import CLEAN, measured_again, pooled, under_shifts
 from chestxray.evaluation.summary import measured_where_chosen
@@ -23,11 +23,11 @@ from chestxray.inference.predictor import Predictor
 from chestxray.schema import INTENDED_AGES, BundleInfo, Split
 from chestxray.training import stressed
 from chestxray.training.card import model_card
-from chestxray.training.checkpoint import read_checked, read_weights, to_bytes
+from chestxray.training.checkpoint import read_checked, to_bytes
+from chestxray.training.ensemble import Ensemble, Trained
 from chestxray.training.graph import OUTPUTS, in_half_precision, to_onnx
-from chestxray.training.networks import Classifier, build, parameters_of
-from chestxray.training.run_folder import BEST, VALIDATION, RunInfo, ValidationTable
-from chestxray.training.stressed import STRESS
+from chestxray.training.networks import parameters_of
+from chestxray.training.run_folder import RunInfo, ValidationTable
 
 DEFAULT_OPERATING_POINT: Final = "balanced"
 TOLERANCE: Final = 1e-4  # log-odds by which the graph may differ from the network it was made of
@@ -49,8 +49,10 @@ METRICS: Final = "metrics.json"
 CARD: Final = "MODEL_CARD.md"
 
 
-def export_run(run: Path, out: Path, name: str = "pneumonia", *, compact: bool = False) -> BundleInfo:
-    """Make a bundle of a run's best epoch.
+def export_run(
+    run: Path, out: Path, name: str = "pneumonia", *, beside: Sequence[Path] = (), compact: bool = False
+) -> BundleInfo:
+    """Make a bundle of a run's best epoch, or of several runs' that answer as one.
 
     The calibration and the operating points are chosen on the run's validation films, as they are and under every
     shift: a threshold between two clean sets of scores does not stay between them at the next hospital.
@@ -59,45 +61,41 @@ def export_run(run: Path, out: Path, name: str = "pneumonia", *, compact: bool =
         run: a finished run.
         out: the bundle's folder, written whole or not at all; an earlier bundle there is replaced.
         name: the model's, as predictions name it.
+        beside: further finished runs on the same pack, of any network; the bundle's log-odds are the mean of all.
         compact: store the graph's weights in 16 bits and leave the second copy, for training on, out.
 
     Raises:
-        RunInvalid: the run is missing, unfinished, damaged or changed.
+        RunInvalid: a run is missing, unfinished, damaged or changed, or was trained on another pack.
         BundleInvalid: the graph does not answer as the network does.
         OutputExists: something that is no bundle stands at ``out``.
     """
-    info = RunInfo.read(run)
-    info.require_finished(run)
-    weights = read_weights(run / BEST, info.files[BEST])
-    table = ValidationTable.read(run / VALIDATION, info.files[VALIDATION])
-    stress = stressed.from_csv(run / STRESS, info.files[STRESS])
+    trained = Trained.read([run, *beside])
+    info = trained.infos[0]
     gate = {GATE: read_checked(run / GATE, info.files[GATE])} if GATE in info.files else {}  # older runs have none
-    classifier = restored(info, weights)
     size = (info.preprocessing.height, info.preprocessing.width)
-    with folder_written_whole(out, marker=DESCRIPTION) as beside:
-        bundle = _described(name, info, table, stress, parameters_of(classifier))
-        metrics = validation_metrics(table, stress, bundle, _caution(info))
-        graph = to_onnx(classifier, size)
+    with folder_written_whole(out, marker=DESCRIPTION) as folder:
+        bundle = _described(name, trained)
+        metrics = validation_metrics(trained.table, trained.stress, bundle, _caution(info))
+        graph = to_onnx(trained.ensemble, size)
         files = {
-            **({GRAPH: in_half_precision(graph)} if compact else {GRAPH: graph, WEIGHTS: to_bytes(weights)}),
+            **({GRAPH: in_half_precision(graph)} if compact else {GRAPH: graph, WEIGHTS: to_bytes(trained.weights)}),
             METRICS: (json.dumps(metrics, indent=2) + "\n").encode(),
-            CARD: model_card(bundle, info, metrics, gate.get(GATE)).encode(),
+            CARD: model_card(bundle, trained.infos, metrics, gate.get(GATE)).encode(),
             **gate,
         }
-        complete = write_bundle(beside, bundle, files)
-        _compare(beside, classifier, size, HALF_TOLERANCE if compact else TOLERANCE)
+        complete = write_bundle(folder, bundle, files)
+        _compare(folder, trained.ensemble, size, HALF_TOLERANCE if compact else TOLERANCE)
     return complete
 
 
-def _described(
-    name: str, info: RunInfo, table: ValidationTable, stress: stressed.ByShift, parameters: int
-) -> BundleInfo:
-    labels, logits = pooled(table.labels, {CLEAN: table.logits, **stress})
+def _described(name: str, trained: Trained) -> BundleInfo:
+    info, table = trained.infos[0], trained.table
+    labels, logits = pooled(table.labels, {CLEAN: table.logits, **trained.stress})
     calibration = fit_calibration(labels, logits)
     points = choose_operating_points(labels, calibrated(logits, *calibration), Split.VAL)
     return BundleInfo(
         name=name,
-        network=info.recipe["network"],
+        network=trained.network,
         preprocessing=info.preprocessing,
         temperature=calibration.temperature,
         bias=calibration.bias,
@@ -105,7 +103,7 @@ def _described(
         default_operating_point=DEFAULT_OPERATING_POINT,
         training_data=info.training_data,
         files={GRAPH: ""},  # write_bundle takes the hashes
-        parameters=parameters,
+        parameters=parameters_of(trained.ensemble),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         package_version=__version__,
         leakage_allowed=info.leakage_allowed,
@@ -119,24 +117,14 @@ def _caution(info: RunInfo) -> str:
     return " ".join(sentence for sentence in (allowed, info.leak) if sentence)
 
 
-def restored(info: RunInfo, weights: dict[str, Tensor]) -> Classifier:
-    """The trained classifier, ready to judge. Raises: RunInvalid, where the weights do not fit the network."""
-    classifier = build(info.recipe["network"], info.preprocessing, started=False)
-    try:
-        classifier.load_state_dict(weights)
-    except RuntimeError as error:
-        raise RunInvalid(f"the weights do not fit {info.recipe['network']} ({error})") from error
-    return classifier.eval()
-
-
-def _compare(bundle: Path, classifier: Classifier, size: tuple[int, int], tolerance: float) -> None:
+def _compare(bundle: Path, networks: Ensemble, size: tuple[int, int], tolerance: float) -> None:
     """Ask both the same. Raises: BundleInvalid, where the answers differ by more than the tolerance."""
     predictor = Predictor.load(bundle)
     generator = np.random.default_rng(0)
     for films in COMPARED:
         planes = generator.integers(0, 256, (films, *size), dtype=np.uint8)
         with torch.inference_mode():
-            expected = classifier.explain(torch.from_numpy(planes[:, None]))
+            expected = networks.explain(torch.from_numpy(planes[:, None]))
         for name, wanted, found in zip(OUTPUTS, expected, predictor.logits(planes), strict=True):
             apart = float(np.abs(wanted.numpy() - found).max())
             if not apart <= tolerance * max(1.0, float(wanted.abs().max())):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from chestxray.errors import BundleInvalid
+from chestxray.training.ensemble import Ensemble
 from chestxray.training.networks import Classifier
 
 OPSET: Final = 20  # read by onnxruntime from 1.17 on
@@ -24,7 +25,7 @@ HALVED_FROM: Final = 256  # numbers in a tensor of weights; smaller ones are kep
 class _Explained(nn.Module):
     """What the graph computes; the argument's name is the input's."""
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, classifier: Classifier | Ensemble) -> None:
         super().__init__()
         self.classifier = classifier
 
@@ -32,8 +33,8 @@ class _Explained(nn.Module):
         return self.classifier.explain(film)
 
 
-def to_onnx(classifier: Classifier, size: tuple[int, int]) -> bytes:
-    """The classifier as one ONNX file, weights within.
+def to_onnx(classifier: Classifier | Ensemble, size: tuple[int, int]) -> bytes:
+    """A classifier, or several as one, as one ONNX file, weights within.
 
     Input "film": uint8 (N, 1, height, width). Outputs "logit": float32 (N,), log-odds before calibration;
     "activation": float32 (N, rows, columns). N is free.

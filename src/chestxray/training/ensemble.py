@@ -1,0 +1,114 @@
+"""Several trained networks that answer as one, and what each of them made of the validation films.
+
+Networks of different kinds err on different films, so the mean of their log-odds ranks films better than each of them
+does, above all under shifts. Everything that an export needs of several runs is the mean of what it needs of each.
+
+Source: Lakshminarayanan et al., "Simple and scalable predictive uncertainty estimation using deep ensembles",
+NeurIPS (2017).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from chestxray.errors import RunInvalid
+from chestxray.training import stressed
+from chestxray.training.checkpoint import read_weights
+from chestxray.training.networks import Classifier, build
+from chestxray.training.run_folder import BEST, VALIDATION, RunInfo, ValidationTable
+from chestxray.training.stressed import STRESS
+
+
+class Ensemble(nn.Module):
+    """Trained networks side by side.
+
+    Attributes:
+        members: each with its own normalisation, on films of one size.
+    """
+
+    def __init__(self, members: Sequence[Classifier]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def explain(self, films: Tensor) -> tuple[Tensor, Tensor]:
+        """Grey levels (N, 1, height, width) to mean log-odds (N,) and mean maps (N, rows, columns).
+
+        Maps are brought to the finest grid among them. A coarse cell's share is spread over the cells that it
+        covers, so that each map still sums to what it did.
+        """
+        answers = [cast("Classifier", member).explain(films) for member in self.members]
+        rows, columns = (max(activation.shape[axis] for _, activation in answers) for axis in (1, 2))
+        maps = [_spread(activation, rows, columns) for _, activation in answers]
+        return torch.stack([logits for logits, _ in answers]).mean(dim=0), torch.stack(maps).mean(dim=0)
+
+
+def _spread(activation: Tensor, rows: int, columns: int) -> Tensor:
+    if activation.shape[1:] == (rows, columns):
+        return activation
+    finer = functional.interpolate(activation[:, None], (rows, columns), mode="nearest")[:, 0]
+    return finer * (activation.shape[1] * activation.shape[2] / (rows * columns))
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Finished runs on one pack, as one.
+
+    Attributes:
+        infos: their descriptions; the first one's recipe names the whole.
+        ensemble: their networks, ready to judge.
+        weights: of all of them; of several, each name begins with the number of the run.
+        table: the mean of their log-odds of the validation films.
+        stress: the same under every shift.
+    """
+
+    infos: tuple[RunInfo, ...]
+    ensemble: Ensemble
+    weights: dict[str, Tensor]
+    table: ValidationTable
+    stress: stressed.ByShift
+
+    @property
+    def network(self) -> str:
+        """The networks' names: "efficientnet_lite0 + residual"."""
+        return " + ".join(info.recipe["network"] for info in self.infos)
+
+    @classmethod
+    def read(cls, runs: Sequence[Path]) -> Trained:
+        """Raises: RunInvalid: a run is missing, unfinished, damaged or changed, or was trained on another pack."""
+        infos = tuple(RunInfo.read(run) for run in runs)
+        for run, info in zip(runs, infos, strict=True):
+            info.require_finished(run)
+            if (info.training_data, info.preprocessing) != (infos[0].training_data, infos[0].preprocessing):
+                raise RunInvalid(f"{run}: was trained on another pack than {runs[0]}, so the two cannot answer as one")
+        weights = [read_weights(run / BEST, info.files[BEST]) for run, info in zip(runs, infos, strict=True)]
+        tables = [
+            ValidationTable.read(run / VALIDATION, info.files[VALIDATION])
+            for run, info in zip(runs, infos, strict=True)
+        ]
+        under = [stressed.from_csv(run / STRESS, info.files[STRESS]) for run, info in zip(runs, infos, strict=True)]
+        return cls(
+            infos,
+            Ensemble([restored(info, one) for info, one in zip(infos, weights, strict=True)]),
+            weights[0] if len(runs) == 1 else {f"{i}.{k}": v for i, one in enumerate(weights) for k, v in one.items()},
+            dataclasses.replace(tables[0], logits=np.mean([table.logits for table in tables], axis=0)),
+            {name: np.mean([one[name] for one in under], axis=0) for name in under[0]},
+        )
+
+
+def restored(info: RunInfo, weights: dict[str, Tensor]) -> Classifier:
+    """The trained classifier, ready to judge. Raises: RunInvalid, where the weights do not fit the network."""
+    classifier = build(info.recipe["network"], info.preprocessing, started=False)
+    try:
+        classifier.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunInvalid(f"the weights do not fit {info.recipe['network']} ({error})") from error
+    return classifier.eval()
