@@ -7,9 +7,10 @@ from typing import Final
 import click
 
 from chestxray.cli.aws_storage import upload
+from chestxray.cli.aws_website import website
 
 # A verb is written in a file beside this one (cli/aws_*.py) and takes its place in this row.
-VERBS: Final[tuple[click.Command, ...]] = (upload,)
+VERBS: Final[tuple[click.Command, ...]] = (upload, website)
 
 
 class _InOrder(click.Group):

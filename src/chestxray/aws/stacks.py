@@ -1,0 +1,171 @@
+"""CloudFormation stacks: made or brought up to date, each step told, and removed with all that they hold."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from chestxray.aws.names import Names
+from chestxray.aws.session import Cloud, cloud_errors, is_missing
+from chestxray.aws.storage import bucket_exists, empty_bucket
+from chestxray.aws.waiting import POLL_S, Say
+from chestxray.errors import CloudError
+
+UNCHANGED: Final = "No updates are to be performed"
+_DEAD: Final = frozenset(
+    {"ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED", "REVIEW_IN_PROGRESS"}
+)
+_GOOD: Final = frozenset({"CREATE_COMPLETE", "UPDATE_COMPLETE"})
+CAPABILITY: Final = "CAPABILITY_IAM"  # the stack makes roles; their names are CloudFormation's
+
+Sleep = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A stack that is as it should be.
+
+    Attributes:
+        outputs: by name.
+        did: "create", "update" or "keep".
+    """
+
+    name: str
+    outputs: Mapping[str, str]
+    did: str
+
+
+def describe(cloud: Cloud, name: str) -> Mapping[str, Any] | None:
+    """What CloudFormation says of a stack; None where there is none. Raises: CloudError."""
+    from botocore.exceptions import ClientError
+
+    with cloud_errors(f"looking for the stack {name}"):
+        try:
+            found: Mapping[str, Any] = cloud.client("cloudformation").describe_stacks(StackName=name)["Stacks"][0]
+        except ClientError as error:
+            if is_missing(error):
+                return None
+            raise
+    return None if found["StackStatus"] == "DELETE_COMPLETE" else found
+
+
+def deploy(
+    cloud: Cloud,
+    names: Names,
+    name: str,
+    template: str,
+    parameters: Mapping[str, str],
+    say: Say,
+    sleep: Sleep = time.sleep,
+) -> Stack:
+    """Create a stack or bring it up to date, and wait. A stack whose creation failed is removed and made anew.
+
+    Raises: CloudError, with the first thing that failed and why.
+    """
+    found = _settled(cloud, name, say, sleep, _event_ids(cloud, name))
+    if found is not None and found["StackStatus"] in _DEAD:
+        say(f"{name}: an earlier attempt failed; it is removed first")
+        remove(cloud, name, say, sleep)
+        found = None
+    given = {
+        "StackName": name,
+        "TemplateBody": template,
+        "Parameters": [{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
+        "Capabilities": [CAPABILITY],
+        "Tags": names.tag_list,
+    }
+    told = _event_ids(cloud, name)
+    did = _begin(cloud, given, exists=found is not None)
+    ended = _settled(cloud, name, say, sleep, told)
+    if ended is None or ended["StackStatus"] not in _GOOD | ({"UPDATE_ROLLBACK_COMPLETE"} if did == "keep" else set()):
+        raise CloudError(f"the stack {name} could not be made: {_first_failure(cloud, name)}")
+    outputs = {output["OutputKey"]: output["OutputValue"] for output in ended.get("Outputs", ())}
+    return Stack(name, outputs, did)
+
+
+def remove(cloud: Cloud, name: str, say: Say, sleep: Sleep = time.sleep) -> bool:
+    """Empty a stack's buckets, delete it and wait. Returns: whether there was one. Raises: CloudError."""
+    if describe(cloud, name) is None:
+        return False
+    with cloud_errors(f"removing the stack {name}"):
+        client, store = cloud.client("cloudformation"), cloud.client("s3")
+        for page in client.get_paginator("list_stack_resources").paginate(StackName=name):
+            for resource in page["StackResourceSummaries"]:
+                bucket = resource.get("PhysicalResourceId", "")
+                if resource["ResourceType"] == "AWS::S3::Bucket" and bucket and bucket_exists(store, bucket):
+                    empty_bucket(store, bucket)
+        told = _event_ids(cloud, name)
+        client.delete_stack(StackName=name)
+    left = _settled(cloud, name, say, sleep, told)
+    if left is not None:
+        raise CloudError(f"the stack {name} could not be removed: {_first_failure(cloud, name)}")
+    return True
+
+
+def _begin(cloud: Cloud, given: Mapping[str, Any], *, exists: bool) -> str:
+    from botocore.exceptions import ClientError
+
+    client = cloud.client("cloudformation")
+    with cloud_errors(f"making the stack {given['StackName']}"):
+        if not exists:
+            client.create_stack(**given, OnFailure="ROLLBACK")
+            return "create"
+        try:
+            client.update_stack(**given)
+        except ClientError as error:
+            if UNCHANGED in str(error):
+                return "keep"
+            raise
+    return "update"
+
+
+def _settled(cloud: Cloud, name: str, say: Say, sleep: Sleep, told: set[str]) -> Mapping[str, Any] | None:
+    """Wait until nothing of it is in progress, telling its resources' steps, less those that were told before."""
+    while True:
+        found = describe(cloud, name)
+        if found is None:
+            return None
+        for event in reversed(_events(cloud, name)):
+            if event["EventId"] not in told:
+                told.add(event["EventId"])
+                say(_line(event))
+        if not found["StackStatus"].endswith("_IN_PROGRESS") or found["StackStatus"] in _DEAD:
+            return found
+        sleep(POLL_S)
+
+
+def _events(cloud: Cloud, name: str) -> list[dict[str, Any]]:
+    """The latest, newest first; none, where the stack is gone meanwhile."""
+    from botocore.exceptions import ClientError
+
+    with cloud_errors(f"asking what happens to the stack {name}"):
+        try:
+            return list(cloud.client("cloudformation").describe_stack_events(StackName=name)["StackEvents"])
+        except ClientError as error:
+            if is_missing(error):
+                return []
+            raise
+
+
+def _event_ids(cloud: Cloud, name: str) -> set[str]:
+    return {event["EventId"] for event in _events(cloud, name)}
+
+
+def _line(event: Mapping[str, Any]) -> str:
+    reason = f": {event['ResourceStatusReason']}" if event.get("ResourceStatusReason") else ""
+    state = event["ResourceStatus"].lower().replace("_", " ")
+    return f"  {event['LogicalResourceId']} ({event['ResourceType']}) {state}{reason}"
+
+
+def _first_failure(cloud: Cloud, name: str) -> str:
+    """Of the latest attempt: what came after it only followed from it."""
+    latest: list[dict[str, Any]] = []
+    for event in _events(cloud, name):
+        latest.append(event)
+        begins = event["ResourceStatus"] in {"CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS", "DELETE_IN_PROGRESS"}
+        if begins and event["LogicalResourceId"] == name:
+            break
+    failed = [event for event in reversed(latest) if event["ResourceStatus"].endswith("_FAILED")]
+    return _line(failed[0]).strip() if failed else "CloudFormation gives no reason"

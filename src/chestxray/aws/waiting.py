@@ -1,0 +1,57 @@
+"""Waiting for what AWS does in its own time, and telling what it says meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from chestxray.aws.session import cloud_errors, is_missing
+
+POLL_S: Final = 5.0  # seconds between two questions
+Say = Callable[[str], None]
+
+
+def states(describe: Callable[[], Mapping[str, Any]], every: float | None = None) -> Iterator[Mapping[str, Any]]:
+    """What a thing says of itself, again and again, without end. Raises: botocore's errors."""
+    while True:
+        yield describe()
+        time.sleep(POLL_S if every is None else every)
+
+
+class LogTail:
+    """The lines of a job that have not been told yet; of all its log streams."""
+
+    def __init__(self, client: Any, group: str, prefix: str, say: Say) -> None:
+        self._client = client
+        self._group = group
+        self._prefix = prefix
+        self._say = say
+        self._tokens: dict[str, str] = {}
+
+    def tell(self) -> None:
+        """Say what is new. Raises: CloudError."""
+        from botocore.exceptions import ClientError
+
+        with cloud_errors(f"reading the log {self._group}"):
+            try:
+                named = {"logGroupName": self._group, "logStreamNamePrefix": self._prefix}
+                streams = [found["logStreamName"] for found in self._client.describe_log_streams(**named)["logStreams"]]
+                for stream in streams:
+                    self._tell_stream(stream)
+            except ClientError as error:
+                if not is_missing(error):  # no line was written yet
+                    raise
+
+    def _tell_stream(self, stream: str) -> None:
+        while True:
+            token = self._tokens.get(stream)
+            given = {"nextToken": token} if token else {}
+            page = self._client.get_log_events(
+                logGroupName=self._group, logStreamName=stream, startFromHead=True, **given
+            )
+            for event in page["events"]:
+                self._say(event["message"])
+            self._tokens[stream] = page["nextForwardToken"]
+            if page["nextForwardToken"] == token:  # which says that this was the last page
+                return

@@ -1,0 +1,260 @@
+"""The website: page, API and function as one stack, and the few things that CloudFormation does not do itself.
+
+The bundle's description, the page's files and the function's code all come from the bundle that the endpoint runs,
+or, inline, from the one that is put into the function.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+from chestxray.aws import prices, stacks
+from chestxray.aws.lambda_archive import endpoint_archive, inline_archive
+from chestxray.aws.lambda_handler import MAX_BODY, ROUTES
+from chestxray.aws.names import Names
+from chestxray.aws.plan import Item, Plan
+from chestxray.aws.session import Cloud, cloud_errors, is_missing
+from chestxray.aws.storage import checksum_of_bytes, checksum_stored, ensure_bucket, put_bytes
+from chestxray.aws.waiting import Say
+from chestxray.errors import BundleInvalid, CloudMissing, UsageError
+from chestxray.inference.bundle import DESCRIPTION, Bundle
+
+TEMPLATE: Final = "website.yaml"
+CODE: Final = "website/"  # where in our bucket the function's archives lie
+SERVERLESS_BODY: Final = 4_000_000  # bytes that an endpoint takes in one request: serverless, and on instances
+INSTANCE_BODY: Final = 25_000_000
+INLINE_BODY: Final = 25_000_000
+FUNCTION_GB: Final = 1769 / 1024  # memory of the function that judges itself
+FILM_SECONDS: Final = 1.0  # of such a function, for a film; an estimate
+
+
+@dataclass(frozen=True, slots=True)
+class WebsiteSettings:
+    """How the website is to be.
+
+    Attributes:
+        access: "key", "iam" or "open".
+        inline: the model inside the function; else the deployment's endpoint is asked.
+        api_keys: "SHA-256 NAME" entries, joined by commas, with access "key".
+        email: who is told when the budget is reached; "" for no budget.
+        budget: dollars a month.
+        rate: requests a second; twice as many at once.
+
+    Raises: UsageError.
+    """
+
+    access: str
+    inline: bool = False
+    api_keys: str = ""
+    email: str = ""
+    budget: int = 20
+    rate: int = 10
+
+    def __post_init__(self) -> None:
+        if self.access not in {"key", "iam", "open"}:
+            raise UsageError(f"--access {self.access}: choose key, iam or open")
+        if bool(self.api_keys) != (self.access == "key"):
+            raise UsageError(
+                "--api-keys belongs to --access key"
+                if self.api_keys
+                else '--access key needs --api-keys FILE. "chestxray key NAME" makes a key and its line'
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Website:
+    """A website that answers.
+
+    Attributes:
+        address: of the page.
+        api: of the API itself; signed requests go there.
+        did: "create", "update" or "keep".
+        page_files: how many of the page's files were new or changed.
+    """
+
+    address: str
+    api: str
+    did: str
+    page_files: int
+    stack: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """What will judge: a bundle's folder, behind an endpoint where that has a name."""
+
+    folder: Path
+    endpoint: str
+    max_film: int
+
+
+@contextmanager
+def judge_of(cloud: Cloud, names: Names, folder: Path | None) -> Iterator[Judge]:
+    """The bundle in ``folder``, inline; without one, that which the deployment's endpoint runs, fetched for as long.
+
+    Raises: CloudError, BundleInvalid.
+    """
+    if folder is not None:
+        Bundle.open(folder).verify()
+        yield Judge(folder, "", INLINE_BODY)
+        return
+    with tempfile.TemporaryDirectory(prefix="chestxray-") as made:
+        variant, model = _running(cloud, names.endpoint)
+        limit = SERVERLESS_BODY if "ServerlessConfig" in variant else INSTANCE_BODY
+        yield Judge(_fetched_bundle(cloud, model, Path(made)), names.endpoint, limit)
+
+
+def website_plan(names: Names, settings: WebsiteSettings, there: bool) -> Plan:  # noqa: FBT001 - whether there is one
+    """What publishing will do."""
+    per_thousand = 1000 * (prices.HTTP_API_REQUEST + prices.LAMBDA_REQUEST + 2 * prices.CLOUDFRONT_REQUEST)
+    if settings.inline:
+        per_thousand += 1000 * FILM_SECONDS * FUNCTION_GB * prices.LAMBDA_GB_SECOND
+    does = "update" if there else "create"
+    items = [
+        Item("bucket", names.bucket, note="the function's code", does="keep" if there else "create"),
+        Item("stack", names.website_stack, note="page, API, function, roles, logs; deleted by destroy", does=does),
+        Item(
+            "requests to",
+            "page and API",
+            note=f"about {prices.dollars(per_thousand)} a thousand films"
+            + ("" if settings.inline else ", beside the endpoint's own costs"),
+            does="answer",
+        ),
+    ]
+    if settings.email:
+        alarm = f"mail to {settings.email} at 80% of ${settings.budget} a month, whole account"
+        items.append(Item("budget", names.website_stack, note=alarm, does=does))
+    return Plan("website", tuple(items))
+
+
+def publish(cloud: Cloud, names: Names, settings: WebsiteSettings, judge: Judge, say: Say) -> Website:
+    """Send the code, bring the stack up to date, send the page. Raises: CloudError, UsageError."""
+    ensure_bucket(cloud, names)
+    code = _send_code(cloud, names, settings, judge, say)
+    parameters = {
+        "Access": settings.access,
+        "ApiKeys": settings.api_keys,
+        "EndpointName": judge.endpoint,
+        "CodeBucket": names.bucket,
+        "CodeKey": code,
+        "MaxFilm": str(judge.max_film),
+        "RequestsPerSecond": str(settings.rate),
+        "RequestsAtOnce": str(2 * settings.rate),
+        "BudgetEmail": settings.email,
+        "BudgetDollars": str(settings.budget),
+    }
+    stack = stacks.deploy(cloud, names, names.website_stack, template(), parameters, say)
+    changed = _send_page(cloud, stack.outputs["PageBucket"], judge.folder)
+    if changed and stack.did != "create":
+        _forget_old_page(cloud, stack.outputs["DistributionId"])
+    return Website(stack.outputs["Address"], stack.outputs["Api"], stack.did, changed, stack.name)
+
+
+def template() -> str:
+    """The stack's template."""
+    return files("chestxray.aws").joinpath(TEMPLATE).read_text(encoding="utf-8")
+
+
+def page_files(folder: Path) -> Iterator[tuple[str, bytes, str]]:
+    """The page's files as (key, content, media type), with the description of this API for its documentation."""
+    from chestxray.serving.static import MEDIA_TYPES, PAGE, SHORT_NAMES
+
+    for path in sorted(PAGE.rglob("*")):
+        if path.suffix in MEDIA_TYPES:
+            key = path.relative_to(PAGE).as_posix()
+            short = SHORT_NAMES.get(f"/{key}", "").lstrip("/")
+            for name in filter(None, (key, short)):  # "/" itself is the distribution's own affair
+                yield name, path.read_bytes(), MEDIA_TYPES[path.suffix]
+    yield "openapi.json", _openapi(folder), MEDIA_TYPES[".json"]
+
+
+def _openapi(folder: Path) -> bytes:
+    from chestxray.inference.predictor import Predictor
+    from chestxray.serving.app import create_app
+
+    document = create_app(Predictor.load(folder)).openapi()
+    ours = {path for _, path in ROUTES}
+    document["paths"] = {path: told for path, told in document["paths"].items() if path in ours}
+    return json.dumps(document).encode()
+
+
+def _running(cloud: Cloud, endpoint: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The variant and the model of an endpoint. Raises: CloudMissing."""
+    from botocore.exceptions import ClientError
+
+    client = cloud.client("sagemaker")
+    with cloud_errors(f"asking what the endpoint {endpoint} runs"):
+        try:
+            config = client.describe_endpoint(EndpointName=endpoint)["EndpointConfigName"]
+        except ClientError as error:
+            if is_missing(error):
+                raise CloudMissing(
+                    f'there is no endpoint {endpoint} for the website to ask. Make it with "chestxray aws deploy", '
+                    "or put the model into the function with --inline"
+                ) from error
+            raise
+        variant = client.describe_endpoint_config(EndpointConfigName=config)["ProductionVariants"][0]
+        return variant, client.describe_model(ModelName=variant["ModelName"])
+
+
+def _fetched_bundle(cloud: Cloud, model: Mapping[str, Any], into: Path) -> Path:
+    """The bundle in a model's archive. Raises: BundleInvalid, CloudError."""
+    address = model["PrimaryContainer"].get("ModelDataUrl", "")
+    bucket, _, key = address.removeprefix("s3://").partition("/")
+    archive = into / "model.tar.gz"
+    with cloud_errors(f"fetching {address}"):
+        cloud.client("s3").download_file(bucket, key, str(archive))
+    try:
+        with tarfile.open(archive) as packed:
+            packed.extractall(into / "model", filter="data")
+    except (tarfile.TarError, OSError) as error:
+        raise BundleInvalid(f"{address}: cannot be unpacked ({error}). Deploy it again") from error
+    found = next((into / "model").rglob(DESCRIPTION), None)
+    if found is None:
+        raise BundleInvalid(f"{address}: holds no {DESCRIPTION}. Deploy a bundle with chestxray aws deploy")
+    return found.parent
+
+
+def _send_code(cloud: Cloud, names: Names, settings: WebsiteSettings, judge: Judge, say: Say) -> str:
+    """Send the function's archive, where it is not there. Returns: its key."""
+    from chestxray.serving.app import describe_model
+
+    model = describe_model(judge.folder, Bundle.open(judge.folder).info, MAX_BODY)
+    archive = inline_archive(judge.folder, model, say) if settings.inline else endpoint_archive(model)
+    key = f"{CODE}{hashlib.sha256(archive).hexdigest()}.zip"
+    with cloud_errors(f"sending the function's code to {names.bucket}"):
+        client = cloud.client("s3")
+        if not checksum_stored(client, names.bucket, key):
+            say(f"sending the function's code ({len(archive) / 1e6:,.1f} MB)")
+            put_bytes(client, names.bucket, key, archive)
+    return key
+
+
+def _send_page(cloud: Cloud, bucket: str, folder: Path) -> int:
+    """Send what of the page is new or changed. Returns: how many files."""
+    client, sent = cloud.client("s3"), 0
+    with cloud_errors(f"sending the page to {bucket}"):
+        for key, content, media_type in page_files(folder):
+            if checksum_stored(client, bucket, key) != checksum_of_bytes(content):
+                put_bytes(client, bucket, key, content, ContentType=media_type, CacheControl="no-cache")
+                sent += 1
+    return sent
+
+
+def _forget_old_page(cloud: Cloud, distribution: str) -> None:
+    """What the edge of the network keeps of the page is fetched anew."""
+    paths = {"Quantity": 1, "Items": ["/*"]}
+    with cloud_errors("telling the distribution that the page changed"):
+        cloud.client("cloudfront").create_invalidation(
+            DistributionId=distribution, InvalidationBatch={"Paths": paths, "CallerReference": str(time.time_ns())}
+        )

@@ -1,0 +1,428 @@
+"""The website on AWS: its template, its function's archives, the stack; and all of it in a stand-in for AWS."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import boto3
+import pytest
+import yaml
+from playwright.sync_api import sync_playwright
+
+import live_lambda
+import live_moto
+import live_service
+from chestxray.aws import lambda_archive, lambda_handler, stacks, storage
+from chestxray.aws import website as sites
+from chestxray.aws.session import Cloud, connect
+from chestxray.aws.website import WebsiteSettings, judge_of, page_files, website_plan
+from chestxray.cli import main
+from chestxray.errors import CloudError, CloudMissing, UsageError
+from chestxray.inference.predictor import Predictor
+from chestxray.schema import Prediction
+from chestxray.serving.keys import new_key
+from chestxray.serving.security import HEADERS
+from driving import CHROMIUM, FLAGS, choose, expect_answer_for
+from test_aws_lambda import event
+
+TEMPLATE: Final = Path(sites.__file__).with_name(sites.TEMPLATE)
+MINISTACK: Final = os.environ.get("MINISTACK") or str(Path(sys.prefix) / "ministack" / "bin" / "ministack")
+SMALL: Final = """
+Parameters: {Word: {Type: String}}
+Resources:
+  Box: {Type: "AWS::S3::Bucket"}
+  Note: {Type: "AWS::SSM::Parameter", Properties: {Name: small, Type: String, Value: !Ref Word}}
+Outputs: {Bucket: {Value: !Ref Box}}
+"""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with CloudFormation's short functions, which become {"!Ref": ...}."""
+
+
+_Loader.add_multi_constructor(
+    "!",
+    lambda loader, suffix, node: {
+        f"!{suffix}": loader.construct_scalar(node)
+        if isinstance(node, yaml.ScalarNode)
+        else loader.construct_sequence(node, deep=True)
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def template() -> dict[str, Any]:
+    return dict(yaml.load(TEMPLATE.read_text(), _Loader))  # noqa: S506 - a SafeLoader
+
+
+def statements(found: Any) -> Iterator[dict[str, Any]]:
+    """Every statement of every policy, whatever it hangs on."""
+    if isinstance(found, Mapping):
+        if "Effect" in found:
+            yield dict(found)
+        for value in found.values():
+            yield from statements(value)
+    elif isinstance(found, list):
+        for value in found:
+            yield from statements(value)
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def test_cfn_lint_finds_nothing() -> None:
+    linter = Path(sys.executable).with_name("cfn-lint")
+    done = subprocess.run([linter, TEMPLATE, "--include-checks", "I"], capture_output=True, text=True, check=False)
+    told = [line for line in done.stdout.splitlines() if line[:1] in "EW" and line[1:2].isdigit()]
+    assert told == [], done.stdout
+
+
+def test_no_policy_has_a_wildcard_and_the_function_may_ask_one_endpoint(template: dict[str, Any]) -> None:
+    found = list(statements(template["Resources"]))
+    assert len(found) == 5
+    for statement in found:
+        assert statement["Effect"] == "Allow"
+        assert not any("*" in action for action in as_list(statement["Action"])), statement
+        assert statement.get("Principal") != "*"
+        for resource in as_list(statement.get("Resource", "")):
+            name = next(iter(resource.values())) if resource else ""
+            assert name in {
+                "",
+                "FunctionLog.Arn",
+                "${Page.Arn}/*",  # every file of the one bucket, for the one distribution
+                "${Inbox.Arn}/uploads/*",  # what /v1/upload gives keys for
+                "arn:${AWS::Partition}:sagemaker:${AWS::Region}:${AWS::AccountId}:endpoint/${EndpointName}",
+            }, statement
+    of_function = list(statements(template["Resources"]["FunctionRole"]["Properties"]["Policies"]))
+    assert sorted(action for statement in of_function for action in as_list(statement["Action"])) == [
+        "logs:CreateLogStream",
+        "logs:PutLogEvents",
+        "s3:DeleteObject",
+        "s3:GetObject",
+        "s3:PutObject",
+        "sagemaker:InvokeEndpoint",
+    ]
+
+
+def test_the_page_leaves_aws_with_the_headers_that_it_has_here(template: dict[str, Any]) -> None:
+    config = template["Resources"]["Headers"]["Properties"]["ResponseHeadersPolicyConfig"]
+    secure = config["SecurityHeadersConfig"]
+    found = {item["Header"]: item["Value"] for item in config["CustomHeadersConfig"]["Items"]} | {
+        "Content-Security-Policy": secure["ContentSecurityPolicy"]["ContentSecurityPolicy"],
+        "X-Content-Type-Options": "nosniff" if "ContentTypeOptions" in secure else "",
+        "X-Frame-Options": secure["FrameOptions"]["FrameOption"],
+        "Referrer-Policy": secure["ReferrerPolicy"]["ReferrerPolicy"],
+    }
+    assert found == HEADERS
+
+
+def test_template_and_code_agree(template: dict[str, Any]) -> None:
+    resources = template["Resources"]
+    assert resources["Function"]["Properties"]["Runtime"] == f"python{lambda_archive.PYTHON}"
+    routes = {
+        tuple(resource["Properties"]["RouteKey"].split())
+        for resource in resources.values()
+        if resource["Type"] == "AWS::ApiGatewayV2::Route"
+    }
+    assert routes == set(lambda_handler.ROUTES)
+    assert template["Parameters"]["Access"]["AllowedValues"] == ["key", "iam", "open"]
+    variables = resources["Function"]["Properties"]["Environment"]["Variables"]
+    assert all(name in Path(lambda_handler.__file__).read_text() for name in variables)
+    assert resources["Inbox"]["Properties"]["LifecycleConfiguration"]["Rules"][0]["ExpirationInDays"] == 1
+    assert len(TEMPLATE.read_bytes()) < 51_200, "CloudFormation takes no larger body"
+
+
+def test_access_is_chosen_and_keys_come_with_it() -> None:
+    with pytest.raises(UsageError, match="choose key, iam or open"):
+        WebsiteSettings("anyone")
+    with pytest.raises(UsageError, match='"chestxray key NAME" makes a key'):
+        WebsiteSettings("key")
+    with pytest.raises(UsageError, match="--api-keys belongs to --access key"):
+        WebsiteSettings("open", api_keys=new_key("clinic")[1])
+
+
+def test_the_function_before_an_endpoint_is_two_small_files_and_always_the_same() -> None:
+    archive = lambda_archive.endpoint_archive("{}")
+    with zipfile.ZipFile(io.BytesIO(archive)) as packed:
+        assert packed.namelist() == ["lambda_handler.py", "model.json"]
+        assert packed.read("lambda_handler.py") == Path(lambda_handler.__file__).read_bytes()
+    assert lambda_archive.endpoint_archive("{}") == archive
+
+
+def test_the_function_with_the_model_inside_answers_as_the_predictor(bundle: Path, film: bytes, tmp_path: Path) -> None:
+    (tmp_path / "bundle").symlink_to(bundle)
+    (tmp_path / "model.json").write_text(json.dumps({"bundle": json.loads((bundle / "bundle.json").read_text())}))
+    handler = "chestxray.aws.lambda_inline.handler"
+    with live_lambda.running(tmp_path, handler, live_moto.CREDENTIALS, tmp_path / "log") as function:
+        query = {"operating_point": "confirming", "heatmap": "1"}
+        found = Prediction.from_json(function(event(body=film, query=query))["body"])
+        expected = Predictor.load(bundle).predict(film, "film", operating_point="confirming", heatmap=True)
+        assert (found.label, found.heatmap) == (expected.label, expected.heatmap)
+        assert found.probability == pytest.approx(expected.probability, abs=1e-6)
+        assert function(event(body=b"Dear colleague"))["statusCode"] == 415
+        assert function(event(body=film[:999]))["statusCode"] == 422
+
+
+def test_the_page_that_is_sent_is_the_page_that_is_served_here(bundle: Path, tmp_path: Path) -> None:
+    sent = {key: (content, media_type) for key, content, media_type in page_files(bundle)}
+    document = json.loads(sent.pop("openapi.json")[0])
+    assert set(document["paths"]) == {"/v1/predict", "/v1/model"}
+    assert {"index.html", "docs", "main.js", "style.css", "examples/lobe.jpg"} <= sent.keys()
+    with live_service.process(bundle, tmp_path / "log") as (address, _):
+        for key, (content, media_type) in sent.items():
+            with urllib.request.urlopen(f"{address}/{key}") as answer:  # noqa: S310 - on loopback
+                assert (answer.read(), answer.headers["Content-Type"]) == (content, media_type), key
+
+
+@pytest.fixture(scope="module")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with live_moto.running(tmp_path_factory.mktemp("moto") / "log") as found:
+        yield found
+
+
+@pytest.fixture
+def cloud(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    for name, value in {**live_moto.CREDENTIALS, "AWS_ENDPOINT_URL": moto}.items():
+        monkeypatch.setenv(name, value)
+    found = connect()
+    yield found
+    found.close()
+
+
+def deploy_bundle(cloud: Cloud, bundle: Path, name: str, **variant: Any) -> None:
+    """An endpoint as SageMaker describes it: its model's archive lies in our bucket."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as packed:
+        packed.add(bundle, ".")
+    names = cloud.names(name)
+    storage.ensure_bucket(cloud, names)
+    cloud.client("s3").put_object(Bucket=names.bucket, Key="model.tar.gz", Body=out.getvalue())
+    client = cloud.client("sagemaker")
+    image = {"Image": "123456789012.dkr.ecr.us-east-1.amazonaws.com/chestxray:1"}
+    client.create_model(
+        ModelName=name,
+        PrimaryContainer={**image, "ModelDataUrl": f"s3://{names.bucket}/model.tar.gz"},
+        ExecutionRoleArn="arn:aws:iam::123456789012:role/chestxray",
+    )
+    client.create_endpoint_config(
+        EndpointConfigName=name, ProductionVariants=[{"VariantName": "all", "ModelName": name, **variant}]
+    )
+    client.create_endpoint(EndpointName=name, EndpointConfigName=name)
+
+
+def test_the_website_describes_the_bundle_that_the_endpoint_runs(cloud: Cloud, bundle: Path) -> None:
+    deploy_bundle(cloud, bundle, "ward", ServerlessConfig={"MemorySizeInMB": 2048, "MaxConcurrency": 2})
+    with judge_of(cloud, cloud.names("ward"), None) as judge:
+        assert (judge.folder / "bundle.json").read_bytes() == (bundle / "bundle.json").read_bytes()
+        assert (judge.endpoint, judge.max_film) == ("ward", sites.SERVERLESS_BODY)
+    assert not judge.folder.exists()
+    deploy_bundle(cloud, bundle, "clinic", InstanceType="ml.m5.large", InitialInstanceCount=1)
+    with judge_of(cloud, cloud.names("clinic"), None) as judge:
+        assert judge.max_film == sites.INSTANCE_BODY
+
+
+def test_without_an_endpoint_the_error_says_what_to_do(cloud: Cloud) -> None:
+    with (
+        pytest.raises(CloudMissing, match=r'"chestxray aws deploy", or put the model into the function with --inline'),
+        judge_of(cloud, cloud.names("nowhere"), None),
+    ):
+        pass
+
+
+def test_a_stack_is_made_kept_and_removed_with_what_it_holds(cloud: Cloud) -> None:
+    told: list[str] = []
+    names = cloud.names("small")
+    made = stacks.deploy(cloud, names, "small-website", SMALL, {"Word": "one"}, told.append)
+    assert made.did == "create"
+    tags = {tag["Key"]: tag["Value"] for tag in (stacks.describe(cloud, "small-website") or {})["Tags"]}
+    assert tags == names.tags
+    assert stacks.deploy(cloud, names, "small-website", SMALL, {"Word": "two"}, told.append).did == "update"
+    cloud.client("s3").put_object(Bucket=made.outputs["Bucket"], Key="film", Body=b"film")
+    assert stacks.remove(cloud, "small-website", told.append)
+    assert not storage.bucket_exists(cloud.client("s3"), made.outputs["Bucket"])
+    assert stacks.describe(cloud, "small-website") is None
+    assert not stacks.remove(cloud, "small-website", told.append)
+
+
+def test_a_dry_run_tells_costs_and_makes_nothing(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["aws", "website", "--access", "open", "--inline", "--email", "a@example.org", "--dry-run"])
+    told = capsys.readouterr().out
+    assert not end.value.code, told
+    assert "create stack chestxray-website" in told
+    assert "a thousand films" in told
+    assert "mail to a@example.org" in told
+    assert stacks.describe(cloud, "chestxray-website") is None
+    assert website_plan(cloud.names("chestxray"), WebsiteSettings("open"), there=True).items[1].does == "update"
+
+
+@contextmanager
+def stand_in(log: Path, **environment: str) -> Iterator[str]:
+    """ministack: S3, IAM, CloudFormation, an HTTP API before real function code, a distribution's rules."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    variables = {"GATEWAY_PORT": str(port), "LAMBDA_EXECUTOR": "local", "IOT_MTLS_ENABLED": "0", **environment}
+    with log.open("w") as out:
+        process = subprocess.Popen([MINISTACK], env={**os.environ, **variables}, stdout=out, stderr=out, cwd=log.parent)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            assert process.poll() is None, log.read_text()
+            try:
+                urllib.request.urlopen(f"{address}/_ministack/health", timeout=5).close()  # noqa: S310 - on loopback
+                break
+            except urllib.error.HTTPError:
+                break
+            except urllib.error.URLError:
+                time.sleep(0.2)
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def edge(aws: str, made: Mapping[str, str]) -> Iterator[str]:
+    """The way to the distribution, whose name no resolver knows here: the page by its rules, /v1/* from the API."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            to_api = self.path.startswith("/v1/")
+            host = made["api" if to_api else "address"].split("/")[2].partition(":")[0]
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            headers = {"Host": host, "X-Forwarded-Proto": "https"}
+            if "Content-Type" in self.headers:
+                headers["Content-Type"] = self.headers["Content-Type"]
+            request = urllib.request.Request(f"{aws}{self.path}", body or None, headers, method=self.command)  # noqa: S310
+            try:
+                answer = urllib.request.urlopen(request)  # noqa: S310 - on loopback
+            except urllib.error.HTTPError as refusal:
+                answer = refusal  # type: ignore[assignment]
+            with answer:
+                data = answer.read()
+                self.send_response(answer.status)
+                for name, value in answer.headers.items():
+                    if name.lower() not in {"content-length", "transfer-encoding", "connection"}:
+                        self.send_header(name, value)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_POST = do_GET  # noqa: N815 - the base's name
+
+        def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002 - the base's name
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def template_without_budget() -> str:
+    """The stand-in's CloudFormation knows no budgets; cfn-lint has read that resource."""
+    before, _, rest = TEMPLATE.read_text().partition("  Budget:\n")
+    return f"{before}Outputs:{rest.partition('Outputs:')[2]}"
+
+
+needs_ministack = pytest.mark.skipif(
+    not shutil.which(MINISTACK), reason="ministack is not here: make test-slow installs it"
+)
+
+
+@pytest.mark.slow
+@needs_ministack
+def test_a_stack_that_cannot_be_made_says_what_failed_and_the_next_attempt_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(stacks, "POLL_S", 0.2)
+    with stand_in(tmp_path / "aws.log") as aws:
+        for name, value in {**live_moto.CREDENTIALS, "AWS_ENDPOINT_URL": aws}.items():
+            monkeypatch.setenv(name, value)
+        account = connect()
+        names = account.names("chestxray")
+        broken = SMALL.replace("!Ref Word", "!GetAtt Box.Nonsense")
+        reason = r"small could not be made: Note \(AWS::SSM::Parameter\) create failed: .*Nonsense does not exist"
+        with pytest.raises(CloudError, match=reason):
+            stacks.deploy(account, names, "small", broken, {"Word": "one"}, told.append)
+        made = stacks.deploy(account, names, "small", SMALL, {"Word": "one"}, told.append)
+        assert made.did == "create"
+        assert any("an earlier attempt failed" in line for line in told)
+        assert any("Box (AWS::S3::Bucket) create complete" in line for line in told)
+        account.close()
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@needs_ministack
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_the_verb_makes_a_website_whose_page_gets_answers_and_all_of_it_goes_again(
+    moto: str,
+    bundle: Path,
+    film_paths: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def website(*options: str) -> dict[str, Any]:
+        with pytest.raises(SystemExit) as end:
+            main(["aws", "website", "--access", "open", "--json", *options])
+        told = capsys.readouterr().out
+        assert not end.value.code, told
+        return dict(json.loads(told))
+
+    told: list[str] = []
+    monkeypatch.setattr(sites, "template", template_without_budget)
+    monkeypatch.setattr(stacks, "POLL_S", 0.2)
+    with (
+        live_service.process(bundle, tmp_path / "serve.log") as (service, _),
+        stand_in(tmp_path / "aws.log", AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=service) as aws,
+    ):
+        for name, value in {**live_moto.CREDENTIALS, "AWS_ENDPOINT_URL": aws}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER", moto)
+        account = connect()
+        deploy_bundle(account, bundle, "chestxray", InstanceType="ml.m5.large", InitialInstanceCount=1)
+        made = website()
+        assert (made["did"], made["page_files"] > 20) == ("create", True)
+        with edge(aws, made) as address, sync_playwright() as driver:
+            browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+            page = browser.new_page()
+            page.goto(address)
+            choose(page, film_paths[0])
+            expect_answer_for(page, Predictor.load(bundle), film_paths[0].read_bytes())
+            browser.close()
+        assert website() == made | {"did": "keep", "page_files": 0}
+        assert website("--rate", "5") == made | {"did": "update", "page_files": 0}
+        assert stacks.remove(account, "chestxray-website", told.append)
+        left = [found["Name"] for found in boto3.client("s3").list_buckets()["Buckets"]]
+        assert left == [account.names("chestxray").bucket]
+        assert boto3.client("apigatewayv2").get_apis()["Items"] == []
+        assert boto3.client("lambda").list_functions()["Functions"] == []
+        assert boto3.client("iam").list_roles()["Roles"] == []
+        account.close()
