@@ -8,7 +8,7 @@ from chestxray.errors import UsageError
 
 AS_OF: Final = "2025-06"
 NOTICE: Final = (
-    f"Prices are approximate: list prices in us-east-1 of {AS_OF}, in US dollars, without tax and "
+    f"Prices are approximate: list prices in us-east-1 of about {AS_OF}, in US dollars, without tax and "
     "free tiers. Your region and your bill may differ."
 )
 
