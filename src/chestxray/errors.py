@@ -21,7 +21,8 @@
     │   ├── CloudThrottled
     │   ├── CloudMissing
     │   ├── QuotaReached
-    │   └── CloudUnreachable
+    │   ├── CloudUnreachable
+    │   └── JobFailed
     ├── OutputUnwritable          exit 1: the disk is full, or the folder read-only
     ├── TrainingInterrupted       exit 128 + signal: 143 after SIGTERM, 130 after Ctrl-C
     └── FilmError                 exit 1: one film, not the whole job
@@ -132,6 +133,10 @@ class QuotaReached(CloudError):
 
 class CloudUnreachable(CloudError):
     """Nothing answered at the service's address."""
+
+
+class JobFailed(CloudError):
+    """What AWS was to do for us (a job, an endpoint, a build) ended badly; the message says why."""
 
 
 class OutputUnwritable(ChestXrayError):

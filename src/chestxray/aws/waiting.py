@@ -12,11 +12,11 @@ POLL_S: Final = 5.0  # seconds between two questions
 Say = Callable[[str], None]
 
 
-def states(describe: Callable[[], Mapping[str, Any]], every: float | None = None) -> Iterator[Mapping[str, Any]]:
+def states(describe: Callable[[], Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """What a thing says of itself, again and again, without end. Raises: botocore's errors."""
     while True:
         yield describe()
-        time.sleep(POLL_S if every is None else every)
+        time.sleep(POLL_S)
 
 
 class LogTail:

@@ -1,0 +1,183 @@
+"""What runs inside a training job: films from the job's channels to a bundle in its model folder.
+
+Started by the SageMaker training toolkit as ``train.py`` (``aws.source``), once or several times by torchrun.
+Folders come from the toolkit's SM_* variables, the recipe's fields from the job's hyperparameters.
+
+Source: Amazon SageMaker developer guide, "How Amazon SageMaker AI provides training information";
+sagemaker-training-toolkit, ENVIRONMENT_VARIABLES.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fcntl
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from chestxray.aws.source import RECIPE
+from chestxray.errors import ChestXrayError, TrainingInterrupted, UsageError
+from chestxray.files import write_atomically
+from chestxray.schema import Film, Split
+
+if TYPE_CHECKING:
+    from chestxray.training.record import EpochRecord
+
+BASE: Final = "/opt/ml"
+CHANNELS: Final = {"training": Split.TRAIN, "validation": Split.VAL, "test": Split.TEST}
+LONGEST_REASON: Final = 1024  # characters of the failure file that SageMaker hands on
+
+# Fields of an epoch by the name of the metric that CloudWatch makes of them.
+METRICS: Final[Mapping[str, str]] = {
+    "train:loss": "training_loss",
+    "validation:loss": "validation_loss",
+    "validation:auroc": "auroc",
+    "validation:auroc-under-shifts": "stress_auroc",
+    "validation:sensitivity": "sensitivity",
+    "validation:specificity": "specificity",
+    "films-per-second": "films_per_second",
+}
+
+
+def metric_definitions() -> list[dict[str, str]]:
+    """How CloudWatch reads the lines of ``epoch_line``."""
+    return [{"Name": name, "Regex": rf"\b{field}=([0-9.eE+-]+);"} for name, field in METRICS.items()]
+
+
+def epoch_line(record: EpochRecord) -> str:
+    """One line an epoch, for people and for CloudWatch."""
+    figures = " ".join(f"{field}={getattr(record, field):.6g};" for field in METRICS.values())
+    return f"epoch {record.epoch} of {record.epochs}: {figures}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train; end with status 0, or write down why not where SageMaker looks for the reason."""
+    given = _parser(os.environ).parse_args(arguments)
+    try:
+        run(given)
+    except TrainingInterrupted as error:  # a spot instance is taken away: the job goes on from its checkpoint
+        _say(str(error))
+        sys.exit(error.exit_status)
+    except (ChestXrayError, OSError) as error:
+        _fail(given.output, error)
+        sys.exit(error.exit_status if isinstance(error, ChestXrayError) else 1)
+    except BaseException as error:
+        _fail(given.output, error)
+        raise
+
+
+def run(given: argparse.Namespace) -> None:
+    """From the channels to the bundle. Raises: what the stages raise."""
+    from chestxray.training.export import export_run
+    from chestxray.training.recipe import Recipe
+    from chestxray.training.run import Keeping, train_run
+    from chestxray.training.team import is_first_process
+
+    recipe = Recipe.read(given.recipe).with_changes(
+        epochs=given.epochs, batch_size=given.batch_size, learning_rate=given.learning_rate, seed=given.seed
+    )
+    channels = {name: Path(folder) for name, folder in _channels(given).items()}
+    given.work.mkdir(parents=True, exist_ok=True)
+    with _one_after_the_other(given.work / "lock"):  # of several processes here, the first one packs
+        if not (given.work / "pack" / "pack.json").is_file():
+            _pack(channels, given)
+    speaks = is_first_process()
+    train_run(
+        given.work / "pack",
+        given.work / "training",
+        recipe,
+        keeping=Keeping(given.checkpoints, every=given.checkpoint_every),
+        on_epoch=(lambda record: _say(epoch_line(record))) if speaks else (lambda _: None),
+        say=_say if speaks else (lambda _: None),
+    )
+    if speaks:
+        export_run(given.work / "training", given.work / "bundle", given.name)
+        for path in sorted((given.work / "bundle").iterdir()):
+            write_atomically(given.model / path.name, path.read_bytes())
+        _say(f"the bundle is in {given.model}")
+
+
+def films_of(channels: Mapping[str, Path]) -> tuple[Film, ...]:
+    """The films of the channels, each on its channel's side; those of one channel alone keep the sides they name.
+
+    Raises: SourceInvalid, UsageError.
+    """
+    from chestxray.data.collect import collect
+
+    if "training" not in channels:
+        raise UsageError(f"the job has no channel training; it has {', '.join(channels) or 'none'}")
+    if len(channels) == 1:
+        return collect(channels["training"])
+    return tuple(
+        dataclasses.replace(film, split=CHANNELS[name].value)
+        for name, folder in channels.items()
+        for film in collect(folder)
+    )
+
+
+def _pack(channels: Mapping[str, Path], given: argparse.Namespace) -> None:
+    from chestxray.data.clean import clean
+    from chestxray.data.pack import write_pack
+    from chestxray.data.split import SplitSettings, split
+
+    films = clean(films_of(channels), workers=given.workers)
+    _say(f"{len(films)} films; {sum(film.is_accepted for film in films)} accepted")
+    films = split(films, SplitSettings(test=0.0, seed=given.split_seed))  # test films lie elsewhere, or in a channel
+    height, width = (int(side) for side in given.size.split("x"))
+    write_pack(films, given.work / "pack", size=(height, width), workers=given.workers)
+
+
+def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
+    """Folders default to the toolkit's variables, and else to where SageMaker puts them."""
+    base = Path(environment.get("SM_INPUT_DIR", f"{BASE}/input")).parent
+    parser = argparse.ArgumentParser("train.py", description="Train on a SageMaker job's channels.")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--recipe", type=Path, default=Path(RECIPE))
+    parser.add_argument("--size", default="112x160", help="height and width in pixels")
+    parser.add_argument("--split-seed", type=int, default=0)
+    parser.add_argument("--name", default="pneumonia", help="what predictions call this model")
+    parser.add_argument("--workers", type=int, help="processes that read films")
+    parser.add_argument("--checkpoint-every", type=float, default=60.0, help="seconds")
+    parser.add_argument("--checkpoints", type=Path, default=base / "checkpoints")
+    parser.add_argument("--work", type=Path, default=base / "work")
+    parser.add_argument("--model", type=Path, default=Path(environment.get("SM_MODEL_DIR", f"{BASE}/model")))
+    parser.add_argument("--output", type=Path, default=Path(environment.get("SM_OUTPUT_DIR", f"{BASE}/output")))
+    for channel in CHANNELS:
+        parser.add_argument(f"--{channel}", default=environment.get(f"SM_CHANNEL_{channel.upper()}"))
+    return parser
+
+
+def _channels(given: argparse.Namespace) -> dict[str, str]:
+    return {name: folder for name in CHANNELS if (folder := getattr(given, name))}
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()  # CloudWatch shows it while the job runs
+
+
+def _fail(output: Path, error: BaseException) -> None:
+    """Write the reason for which the job fails; the first process to fail knows best."""
+    reason = f"{type(error).__name__}: {error}"
+    _say(reason)
+    output.mkdir(parents=True, exist_ok=True)
+    if not (output / "failure").exists():
+        write_atomically(output / "failure", reason[:LONGEST_REASON].encode())
+
+
+@contextmanager
+def _one_after_the_other(path: Path) -> Iterator[None]:
+    with path.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""A training job: our package, in script mode, on Amazon's PyTorch image.
+
+Named after what goes into it, so that the same command finds the same job again: it follows one that runs, and
+tells the result of one that is finished.
+
+Source: Amazon SageMaker API reference, CreateTrainingJob; sagemaker-training-toolkit, params.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from chestxray import __version__
+from chestxray.aws import prices
+from chestxray.aws.images import has_gpu, training_image
+from chestxray.aws.names import Names
+from chestxray.aws.plan import Item, Plan
+from chestxray.aws.roles import ensure_execution_role, once_the_role_is_known
+from chestxray.aws.session import Cloud, cloud_errors, is_missing
+from chestxray.aws.source import ENTRY, RECIPE, source_archive
+from chestxray.aws.storage import checksum_stored, ensure_bucket, put_bytes
+from chestxray.aws.training_entry import metric_definitions
+from chestxray.aws.waiting import LogTail, Say, states
+from chestxray.data.objects import SCHEME, below, objects_below, split_address
+from chestxray.errors import JobFailed, SourceInvalid, UsageError
+
+LOGS: Final = "/aws/sagemaker/TrainingJobs"
+VOLUME_GB: Final = 30
+LOCAL_CHECKPOINTS: Final = "/opt/ml/checkpoints"
+SPOT_WAIT: Final = 2  # times the running time that a spot job may wait for instances and run, together
+DONE: Final = ("Completed", "Failed", "Stopped")
+ATTEMPTS: Final = 50  # jobs of one name; AWS keeps the names of those that failed
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOrder:
+    """What is to be trained, and where.
+
+    Attributes:
+        channels: by name ("training", "validation", "test"), the address of each one's films.
+        recipe: in TOML.
+        hyperparameters: what changes in it, and what else ``training_entry`` takes.
+        instance, instances: type and number.
+        processes: an instance; 0 for one a GPU, or one.
+        spot: on spare capacity, which may be taken away in between.
+        max_hours: after which AWS stops it.
+        transfer: whether its network begins from weights of a package of their own.
+    """
+
+    channels: Mapping[str, str]
+    recipe: str
+    hyperparameters: Mapping[str, str] = field(default_factory=dict)
+    instance: str = "ml.g4dn.xlarge"
+    instances: int = 1
+    processes: int = 0
+    spot: bool = False
+    max_hours: float = 24.0
+    transfer: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError."""
+        if "training" not in self.channels:
+            raise UsageError("a training job needs films to train on")
+        for address in self.channels.values():
+            if not address.startswith(SCHEME):
+                raise UsageError(f'{address}: not an address in S3. Bring the films there with "chestxray aws upload"')
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedJob:
+    """A job as it will be asked for.
+
+    Attributes:
+        stem: the name, but for a number where earlier ones of it failed.
+        source: ``sourcedir.tar.gz``.
+        source_key: where it goes in our bucket.
+        films: objects below the addresses.
+    """
+
+    order: TrainingOrder
+    stem: str
+    source: bytes
+    source_key: str
+    films: int
+
+    def plan(self, names: Names) -> Plan:
+        """What beginning it does and costs."""
+        order = self.order
+        hourly = prices.instance_hour(order.instance) * order.instances
+        kind = "spot training job, usually at half the price or less" if order.spot else "training job"
+        note = f"on {order.instances} x {order.instance} for {self.films:,} films, while it runs; "
+        note += f"at most {order.max_hours:g} hours"
+        return Plan(
+            "train",
+            (
+                Item("bucket", names.bucket, note="kept where it is there", does="ensure"),
+                Item("role", names.role("sagemaker"), note="reads these films, works in that bucket", does="ensure"),
+                Item(kind, self.stem, hourly=hourly, note=note),
+            ),
+        )
+
+
+def prepare(cloud: Cloud, names: Names, order: TrainingOrder) -> PreparedJob:
+    """Look at the films, pack the code. Raises: CloudError, SourceInvalid, UsageError."""
+    listing = []
+    for name, address in order.channels.items():
+        with cloud_errors(f"listing {address}"):
+            found = list(objects_below(cloud.client("s3"), address))
+        if not found:
+            raise SourceInvalid(f'{address}: holds no films. Bring them there with "chestxray aws upload"')
+        listing += [(name, address, item["Key"], item["Size"], item["ETag"]) for item in found]
+    source = source_archive(order.recipe, transfer=order.transfer)
+    what = [__version__, order.recipe, listing, dict(order.hyperparameters)]
+    where = [order.instance, order.instances, order.processes, order.spot]
+    digest = hashlib.sha256(json.dumps([what, where]).encode())
+    key = f"sources/{hashlib.sha256(source).hexdigest()[:16]}/sourcedir.tar.gz"
+    return PreparedJob(order, names.stamped(f"train-{digest.hexdigest()[:12]}"), source, key, len(listing))
+
+
+def next_name(describe: Callable[[str], Mapping[str, Any] | None], stem: str, status_key: str) -> tuple[str, str]:
+    """The job of that stem which runs or is finished, and its status; else a name that is free, and "".
+
+    The names of jobs that failed or were stopped are taken for good, so the next one gets a number.
+
+    Raises: what ``describe`` raises.
+    """
+    for number in range(1, ATTEMPTS):
+        name = stem if number == 1 else f"{stem}-{number}"
+        described = describe(name)
+        if described is None:
+            return name, ""
+        if described[status_key] not in {"Failed", "Stopped"}:
+            return name, str(described[status_key])
+    raise JobFailed(f"{stem}: failed {ATTEMPTS - 1} times. Change something about it")
+
+
+def begin(cloud: Cloud, names: Names, job: PreparedJob) -> str:
+    """Begin the job unless one like it runs or is finished. Returns: its name. Raises: CloudError."""
+    client = cloud.client("sagemaker")
+    with cloud_errors(f"looking for the job {job.stem}"):
+        name, status = next_name(lambda name: _described(client, name), job.stem, "TrainingJobStatus")
+    if status:
+        return name
+    ensure_bucket(cloud, names)
+    buckets = {split_address(address)[0] for address in job.order.channels.values()}
+    role = ensure_execution_role(cloud, names, *sorted(buckets))
+    with cloud_errors("sending the source archive"):
+        store = cloud.client("s3")
+        if not checksum_stored(store, names.bucket, job.source_key):
+            put_bytes(store, names.bucket, job.source_key, job.source)
+    request = training_request(names, job, name, role)
+    with cloud_errors(f"creating the training job {name}"):
+        once_the_role_is_known(lambda: client.create_training_job(**request))
+    return name
+
+
+def training_request(names: Names, job: PreparedJob, name: str, role: str) -> dict[str, Any]:
+    """CreateTrainingJob's request."""
+    order = job.order
+    own = f"{SCHEME}{names.bucket}"
+    seconds = round(order.max_hours * 3600)
+    resources = {"InstanceType": order.instance, "InstanceCount": order.instances, "VolumeSizeInGB": VOLUME_GB}
+    stopping = {"MaxRuntimeInSeconds": seconds}
+    return {
+        "TrainingJobName": name,
+        "AlgorithmSpecification": {
+            "TrainingImage": training_image(names.region, order.instance),
+            "TrainingInputMode": "File",
+            "MetricDefinitions": metric_definitions(),
+        },
+        "RoleArn": role,
+        "HyperParameters": _hyperparameters(names, job, name),
+        "InputDataConfig": [_channel(channel, address) for channel, address in order.channels.items()],
+        "OutputDataConfig": {"S3OutputPath": f"{own}/jobs"},
+        "ResourceConfig": resources,
+        "StoppingCondition": stopping | ({"MaxWaitTimeInSeconds": seconds * SPOT_WAIT} if order.spot else {}),
+        "EnableManagedSpotTraining": order.spot,
+        "CheckpointConfig": {"S3Uri": f"{own}/checkpoints/{name}", "LocalPath": LOCAL_CHECKPOINTS},
+        "Tags": names.tag_list,
+    }
+
+
+def follow(cloud: Cloud, name: str, say: Say) -> dict[str, Any]:
+    """Wait for the job's end, saying its states and its lines. Returns: its description.
+
+    Raises: JobFailed, CloudError.
+    """
+    client = cloud.client("sagemaker")
+    tail = LogTail(cloud.client("logs"), LOGS, f"{name}/", say)
+    told = ""
+    with cloud_errors(f"waiting for the job {name}"):
+        for found in states(lambda: client.describe_training_job(TrainingJobName=name)):
+            state = str(found.get("SecondaryStatus", found["TrainingJobStatus"]))
+            if state != told:
+                say(f"{name}: {state}")
+                told = state
+            tail.tell()
+            if found["TrainingJobStatus"] in DONE:
+                break
+    return _ended(found)
+
+
+def _ended(found: Mapping[str, Any]) -> dict[str, Any]:
+    name, status = found["TrainingJobName"], found["TrainingJobStatus"]
+    if status != "Completed":
+        why = str(found.get("FailureReason", "")).strip() or "AWS gives no reason"
+        raise JobFailed(f"{name}: {status.lower()}: {why}. Its lines are in the log {LOGS}, streams {name}/...")
+    return dict(found)
+
+
+def _described(client: Any, name: str) -> Mapping[str, Any] | None:
+    from botocore.exceptions import ClientError
+
+    try:
+        found: Mapping[str, Any] = client.describe_training_job(TrainingJobName=name)
+    except ClientError as error:
+        if is_missing(error):
+            return None
+        raise
+    return found
+
+
+def _channel(name: str, address: str) -> dict[str, Any]:
+    bucket, prefix = split_address(address)
+    films = {"S3DataType": "S3Prefix", "S3DataDistributionType": "FullyReplicated"}
+    return {"ChannelName": name, "DataSource": {"S3DataSource": films | {"S3Uri": f"{SCHEME}{bucket}/{below(prefix)}"}}}
+
+
+def _hyperparameters(names: Names, job: PreparedJob, name: str) -> dict[str, str]:
+    """Ours, and those that tell the toolkit what to run; each value as JSON, which is how the toolkit reads them."""
+    order = job.order
+    toolkit: dict[str, Any] = {
+        "sagemaker_program": ENTRY,
+        "sagemaker_submit_directory": f"{SCHEME}{names.bucket}/{job.source_key}",
+        "sagemaker_region": names.region,
+        "sagemaker_job_name": name,
+        "sagemaker_container_log_level": 20,
+    }
+    if order.instances > 1 or order.processes > 1 or has_gpu(order.instance):
+        toolkit |= {
+            "sagemaker_torch_distributed_enabled": True,
+            "sagemaker_instance_type": order.instance,
+            "sagemaker_distribution_instance_groups": ["homogeneousCluster"],
+        }
+    if order.processes:
+        toolkit["sagemaker_mpi_num_of_processes_per_host"] = order.processes  # read for torchrun, too
+    return {key: json.dumps(value) for key, value in (toolkit | {"recipe": RECIPE}).items()} | dict(
+        order.hyperparameters
+    )
