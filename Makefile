@@ -29,6 +29,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "pip>=25.1"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[all]" --group dev
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --group sagemaker || \
+	  echo "make: no compiler for SageMaker's training toolkit, so its tests will be reported as not run"
 	@touch $@
 
 run: $(STAMP) ## from films to the page; DATA=folder for your own films, SERVE=0 to stop after the report

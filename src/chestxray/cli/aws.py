@@ -6,11 +6,14 @@ from typing import Final
 
 import click
 
+from chestxray.cli.aws_account import destroy, status
+from chestxray.cli.aws_hosting import deploy, validate
 from chestxray.cli.aws_storage import upload
+from chestxray.cli.aws_training import train
 from chestxray.cli.aws_website import website
 
 # A verb is written in a file beside this one (cli/aws_*.py) and takes its place in this row.
-VERBS: Final[tuple[click.Command, ...]] = (upload, website)
+VERBS: Final[tuple[click.Command, ...]] = (upload, train, deploy, validate, website, status, destroy)
 
 
 class _InOrder(click.Group):

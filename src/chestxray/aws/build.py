@@ -1,0 +1,129 @@
+"""The image that endpoints and transform jobs run, built in AWS by a CodeBuild project: nobody needs Docker.
+
+Tagged by what goes into it, so that the same code is built once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+import chestxray
+from chestxray.aws import prices, stacks
+from chestxray.aws.names import Names
+from chestxray.aws.plan import Item
+from chestxray.aws.session import Cloud, cloud_errors, is_missing
+from chestxray.aws.storage import ensure_bucket, put_bytes
+from chestxray.aws.waiting import Say, states
+from chestxray.errors import JobFailed
+
+TEMPLATE: Final = "build.template.json"
+BUILD_MINUTES: Final = 6  # about, for the plan
+_NOT_IN_THE_IMAGE: Final = frozenset({"__pycache__", "bundles", "training", "judging"})
+_EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the first time that a zip can hold
+
+
+def context() -> dict[str, bytes]:
+    """What the Dockerfile copies: the package, without what needs torch."""
+    root = Path(chestxray.__file__).parent
+    inside = {path.relative_to(root): path for path in sorted(root.rglob("*")) if path.is_file()}
+    return {
+        f"{root.name}/{name.as_posix()}": path.read_bytes()
+        for name, path in inside.items()
+        if not _NOT_IN_THE_IMAGE.intersection(name.parts)
+    }
+
+
+def image_tag(files: dict[str, bytes]) -> str:
+    """Version and hash of what goes into the image."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(f"{name} {hashlib.sha256(files[name]).hexdigest()}\n".encode())
+    return f"{chestxray.__version__}-{digest.hexdigest()[:12]}"
+
+
+def image_address(names: Names, tag: str) -> str:
+    """Where the image of that tag is, or will be."""
+    return f"{names.account}.dkr.ecr.{names.region}.amazonaws.com/{names.deployment}:{tag}"
+
+
+def image_is_there(cloud: Cloud, names: Names, tag: str) -> bool:
+    """Whether it was built. Raises: CloudError."""
+    from botocore.exceptions import ClientError
+
+    with cloud_errors(f"looking for the image {names.deployment}:{tag}"):
+        try:
+            cloud.client("ecr").describe_images(repositoryName=names.deployment, imageIds=[{"imageTag": tag}])
+        except ClientError as error:
+            if is_missing(error) or error.response["Error"]["Code"] == "ImageNotFoundException":
+                return False
+            raise
+    return True
+
+
+def plan_of_image(cloud: Cloud, names: Names) -> tuple[Item, ...]:
+    """What ``ensure_image`` does and costs. Raises: CloudError."""
+    tag = image_tag(context())
+    address = image_address(names, tag)
+    if image_is_there(cloud, names, tag):
+        return (Item("image", address, does="keep"),)
+    once = BUILD_MINUTES * prices.CODEBUILD_MINUTE
+    return (
+        Item("stack", names.build_stack, note="repository of images, build project, its role", does="ensure"),
+        Item("image", address, once=once, note=f"built in AWS, about {BUILD_MINUTES} minutes", does="build"),
+    )
+
+
+def ensure_image(cloud: Cloud, names: Names, say: Say) -> str:
+    """Build the image of this code unless it was built. Returns: its address. Raises: JobFailed, CloudError."""
+    files = context()
+    tag = image_tag(files)
+    if not image_is_there(cloud, names, tag):
+        ensure_bucket(cloud, names)
+        key = f"builds/{tag}.zip"
+        with cloud_errors("sending what the image is built from"):
+            put_bytes(cloud.client("s3"), names.bucket, key, _zipped(files))
+        template = resources.files("chestxray.aws").joinpath(TEMPLATE).read_text(encoding="utf-8")
+        values = {"Repository": names.deployment, "Project": names.build_stack, "Bucket": names.bucket}
+        stacks.deploy(cloud, names, names.build_stack, template, values, say)
+        _build(cloud, names, key, tag, say)
+        if not image_is_there(cloud, names, tag):
+            raise JobFailed(f"the build of {tag} ended well, and there is no such image. Repeat the command")
+    return image_address(names, tag)
+
+
+def _build(cloud: Cloud, names: Names, key: str, tag: str, say: Say) -> None:
+    client = cloud.client("codebuild")
+    with cloud_errors(f"building the image {tag}"):
+        begun = client.start_build(
+            projectName=names.build_stack,
+            sourceTypeOverride="S3",
+            sourceLocationOverride=f"{names.bucket}/{key}",
+            environmentVariablesOverride=[{"name": "TAG", "value": tag, "type": "PLAINTEXT"}],
+        )["build"]["id"]
+        said = ""
+        for answer in states(lambda: client.batch_get_builds(ids=[begun])):
+            build: dict[str, Any] = answer["builds"][0]
+            phase = f"{build.get('currentPhase', '')}".lower()
+            if phase != said:
+                say(f"building the image: {phase}")
+                said = phase
+            if build["buildStatus"] != "IN_PROGRESS":
+                break
+    if build["buildStatus"] != "SUCCEEDED":
+        raise JobFailed(
+            f"the build {begun} ended with {build['buildStatus']} in {phase}. Its lines are in the log "
+            f"/aws/codebuild/{names.build_stack}"
+        )
+
+
+def _zipped(files: dict[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in sorted(files):
+            target.writestr(zipfile.ZipInfo(name, _EPOCH), files[name], zipfile.ZIP_DEFLATED)
+    return packed.getvalue()

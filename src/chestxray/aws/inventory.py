@@ -1,0 +1,281 @@
+"""Everything of ours that exists, found through each service's own lists; what it costs; and how it is removed.
+
+The tagging service knows some of these only after minutes and others never, so it is not asked. A thing is ours
+where its name says so and, where it carries tags, these do too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from chestxray.aws import prices, stacks
+from chestxray.aws.expiry import end_of
+from chestxray.aws.names import DEPLOYMENT_TAG, Names
+from chestxray.aws.roles import delete_role
+from chestxray.aws.session import Cloud, is_missing
+from chestxray.aws.storage import bucket_exists, empty_bucket
+from chestxray.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Something of ours.
+
+    Attributes:
+        kind: row of KINDS.
+        name: as AWS knows it.
+        state: as its service says it, or "".
+        hourly: dollars an hour while it exists.
+        note: what else there is to say.
+    """
+
+    kind: str
+    name: str
+    state: str = ""
+    hourly: float = 0.0
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of thing that this package makes.
+
+    Attributes:
+        what: in words.
+        find: those that exist. Raises: botocore's errors.
+        remove: one of them, by name; what takes its time may still be going on afterwards.
+        is_data: whether somebody may want to keep it.
+    """
+
+    what: str
+    find: Callable[[Cloud, Names], Iterator[Found]]
+    remove: Callable[[Cloud, Names, str], None]
+    is_data: bool = False
+
+
+# --------------------------------------------------------------------------- what runs
+
+
+def _training_jobs(cloud: Cloud, names: Names) -> Iterator[Found]:
+    client = cloud.client("sagemaker")
+    for name, status in _running_jobs(client, names, "list_training_jobs", "TrainingJob"):
+        found = client.describe_training_job(TrainingJobName=name)["ResourceConfig"]
+        yield Found("training job", name, status, _hour(found["InstanceType"]) * found["InstanceCount"])
+
+
+def _transform_jobs(cloud: Cloud, names: Names) -> Iterator[Found]:
+    client = cloud.client("sagemaker")
+    for name, status in _running_jobs(client, names, "list_transform_jobs", "TransformJob"):
+        found = client.describe_transform_job(TransformJobName=name)["TransformResources"]
+        yield Found("transform job", name, status, _hour(found["InstanceType"]) * found["InstanceCount"])
+
+
+def _running_jobs(client: Any, names: Names, operation: str, kind: str) -> Iterator[tuple[str, str]]:
+    """Jobs that are over stay in AWS's lists for good, and cost nothing."""
+    for status in ("InProgress", "Stopping"):
+        for page in client.get_paginator(operation).paginate(NameContains=names.deployment, StatusEquals=status):
+            for item in page[f"{kind}Summaries"]:
+                if _is_ours(client, names, item[f"{kind}Name"], item[f"{kind}Arn"]):
+                    yield item[f"{kind}Name"], status
+
+
+def _stop_training(cloud: Cloud, _: Names, name: str) -> None:
+    cloud.client("sagemaker").stop_training_job(TrainingJobName=name)
+
+
+def _stop_transform(cloud: Cloud, _: Names, name: str) -> None:
+    cloud.client("sagemaker").stop_transform_job(TransformJobName=name)
+
+
+def _endpoints(cloud: Cloud, names: Names) -> Iterator[Found]:
+    client = cloud.client("sagemaker")
+    for item in _hosted(client, names, "Endpoint"):
+        described = client.describe_endpoint(EndpointName=item["EndpointName"])
+        hourly, note = _cost_of(client, described["EndpointConfigName"])
+        end = end_of(cloud, names)
+        note += f"; deleted by itself at {end}" if end else "; no schedule deletes it"
+        yield Found("endpoint", item["EndpointName"], item["EndpointStatus"], hourly, note)
+
+
+def _cost_of(client: Any, config: str) -> tuple[float, str]:
+    from botocore.exceptions import ClientError
+
+    try:
+        variant = client.describe_endpoint_config(EndpointConfigName=config)["ProductionVariants"][0]
+    except ClientError as error:
+        if is_missing(error):
+            return 0.0, "its configuration is gone"
+        raise
+    if "ServerlessConfig" in variant:
+        return 0.0, "serverless: nothing while idle"
+    return _hour(variant["InstanceType"]) * variant["InitialInstanceCount"], f"on {variant['InstanceType']}"
+
+
+def _hosted(client: Any, names: Names, kind: str) -> Iterator[dict[str, Any]]:
+    """Endpoints, endpoint configurations or models of ours, as their service lists them."""
+    operation = {"Endpoint": "list_endpoints", "EndpointConfig": "list_endpoint_configs", "Model": "list_models"}[kind]
+    for page in client.get_paginator(operation).paginate(NameContains=names.deployment):
+        for item in page[f"{kind}s"]:
+            if _is_ours(client, names, item[f"{kind}Name"], item[f"{kind}Arn"]):
+                yield item
+
+
+def _is_ours(client: Any, names: Names, name: str, arn: str) -> bool:
+    """By name and by tag: "chestxray-two" is another deployment than "chestxray"."""
+    if name != names.deployment and not name.startswith(f"{names.deployment}-"):
+        return False
+    tags = client.list_tags(ResourceArn=arn)["Tags"]
+    return {"Key": DEPLOYMENT_TAG, "Value": names.deployment} in tags
+
+
+def _configs(cloud: Cloud, names: Names) -> Iterator[Found]:
+    for item in _hosted(cloud.client("sagemaker"), names, "EndpointConfig"):
+        yield Found("endpoint configuration", item["EndpointConfigName"])
+
+
+def _models(cloud: Cloud, names: Names) -> Iterator[Found]:
+    for item in _hosted(cloud.client("sagemaker"), names, "Model"):
+        yield Found("model", item["ModelName"])
+
+
+def _delete_endpoint(cloud: Cloud, _: Names, name: str) -> None:
+    client = cloud.client("sagemaker")
+    if client.describe_endpoint(EndpointName=name)["EndpointStatus"] != "Deleting":
+        client.delete_endpoint(EndpointName=name)
+
+
+def _delete_config(cloud: Cloud, _: Names, name: str) -> None:
+    cloud.client("sagemaker").delete_endpoint_config(EndpointConfigName=name)
+
+
+def _delete_model(cloud: Cloud, _: Names, name: str) -> None:
+    cloud.client("sagemaker").delete_model(ModelName=name)
+
+
+# --------------------------------------------------------------------------- what stands around it
+
+
+def _schedules(cloud: Cloud, names: Names) -> Iterator[Found]:
+    pages = cloud.client("scheduler").get_paginator("list_schedule_groups").paginate(NamePrefix=names.deployment)
+    for page in pages:
+        for group in page["ScheduleGroups"]:
+            if group["Name"] == names.deployment and group.get("State", "ACTIVE") == "ACTIVE":
+                yield Found("schedules", group["Name"])
+
+
+def _delete_schedules(cloud: Cloud, _: Names, name: str) -> None:
+    """The group takes its schedules with it; they go first, since it does so in its own time."""
+    client = cloud.client("scheduler")
+    for page in client.get_paginator("list_schedules").paginate(GroupName=name):
+        for found in page["Schedules"]:
+            client.delete_schedule(Name=found["Name"], GroupName=name)
+    client.delete_schedule_group(Name=name)
+
+
+def _stacks(cloud: Cloud, names: Names) -> Iterator[Found]:
+    for stack in (names.website_stack, names.build_stack):
+        found = stacks.describe(cloud, stack)
+        if found is not None:
+            yield Found("stack", stack, found["StackStatus"])
+
+
+def _delete_stack(cloud: Cloud, _: Names, name: str) -> None:
+    """Waits until it is gone, or CloudFormation says what hinders it."""
+    stacks.remove(cloud, name, lambda _: None)
+
+
+def _images(cloud: Cloud, names: Names) -> Iterator[Found]:
+    """Stands by itself only where its stack is gone, or it was made by hand."""
+    from botocore.exceptions import ClientError
+
+    client = cloud.client("ecr")
+    try:
+        client.describe_repositories(repositoryNames=[names.deployment])
+    except ClientError as error:
+        if is_missing(error):
+            return
+        raise
+    pages = client.get_paginator("describe_images").paginate(repositoryName=names.deployment)
+    size = sum(image.get("imageSizeInBytes", 0) for page in pages for image in page["imageDetails"])
+    hourly = size / 1e9 * prices.ECR_GB_MONTH / prices.HOURS_A_MONTH
+    yield Found("image repository", names.deployment, hourly=hourly, note=f"{size / 1e9:.2f} GB")
+
+
+def _delete_images(cloud: Cloud, _: Names, name: str) -> None:
+    cloud.client("ecr").delete_repository(repositoryName=name, force=True)
+
+
+def _logs(cloud: Cloud, names: Names) -> Iterator[Found]:
+    """Those of endpoints and builds. Those of jobs are one group for the whole account, and not ours to delete."""
+    for prefix in (f"/aws/sagemaker/Endpoints/{names.endpoint}", f"/aws/codebuild/{names.build_stack}"):
+        pages = cloud.client("logs").get_paginator("describe_log_groups").paginate(logGroupNamePrefix=prefix)
+        for page in pages:
+            for group in page["logGroups"]:
+                if group["logGroupName"] == prefix:
+                    yield Found("log", prefix, note=f"{group.get('storedBytes', 0) / 1e6:.1f} MB")
+
+
+def _delete_log(cloud: Cloud, _: Names, name: str) -> None:
+    cloud.client("logs").delete_log_group(logGroupName=name)
+
+
+def _roles(cloud: Cloud, names: Names) -> Iterator[Found]:
+    from botocore.exceptions import ClientError
+
+    for purpose in ("sagemaker", "expiry"):
+        try:
+            cloud.client("iam").get_role(RoleName=names.role(purpose))
+        except ClientError as error:
+            if not is_missing(error):
+                raise
+        else:
+            yield Found("role", names.role(purpose))
+
+
+def _delete_role(cloud: Cloud, _: Names, name: str) -> None:
+    delete_role(cloud.client("iam"), name)
+
+
+def _bucket(cloud: Cloud, names: Names) -> Iterator[Found]:
+    client = cloud.client("s3")
+    if not bucket_exists(client, names.bucket):
+        return
+    sizes = [
+        found["Size"]
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=names.bucket)
+        for found in page.get("Contents", ())
+    ]
+    hourly = sum(sizes) / 1e9 * prices.S3_GB_MONTH / prices.HOURS_A_MONTH
+    yield Found("bucket", names.bucket, hourly=hourly, note=f"{len(sizes):,} objects, {sum(sizes) / 1e6:,.1f} MB")
+
+
+def _delete_bucket(cloud: Cloud, _: Names, name: str) -> None:
+    client = cloud.client("s3")
+    empty_bucket(client, name)
+    client.delete_bucket(Bucket=name)
+
+
+def _hour(instance: str) -> float:
+    """Dollars; 0 where the price is not known here."""
+    try:
+        return prices.instance_hour(instance)
+    except UsageError:
+        return 0.0
+
+
+# In the order in which they have to go: what runs, then what it was made of, then what it needed.
+KINDS: Final[tuple[Kind, ...]] = (
+    Kind("training job", _training_jobs, _stop_training),
+    Kind("transform job", _transform_jobs, _stop_transform),
+    Kind("endpoint", _endpoints, _delete_endpoint),
+    Kind("endpoint configuration", _configs, _delete_config),
+    Kind("model", _models, _delete_model),
+    Kind("schedules", _schedules, _delete_schedules),
+    Kind("stack", _stacks, _delete_stack),
+    Kind("image repository", _images, _delete_images),
+    Kind("log", _logs, _delete_log),
+    Kind("role", _roles, _delete_role),
+    Kind("bucket", _bucket, _delete_bucket, is_data=True),
+)

@@ -1,0 +1,152 @@
+"""The end: everything of ours goes, in the right order, and is looked for again until none of it is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from chestxray.aws import waiting
+from chestxray.aws.inventory import KINDS, Found, Kind
+from chestxray.aws.names import Names
+from chestxray.aws.plan import Item, Plan
+from chestxray.aws.session import Cloud, cloud_errors, is_missing
+from chestxray.errors import CloudError
+
+PATIENCE_S: Final = 1800.0  # a distribution takes AWS a quarter of an hour to delete
+UNDER_WAY: Final = frozenset(
+    {"Stopping", "Deleting", "Creating", "Updating", "SystemUpdating", "RollingBack", "DELETE_IN_PROGRESS"}
+)
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What was found.
+
+    Attributes:
+        found: everything of ours, in the order in which it has to go.
+        unknown: for kinds that could not be looked for, why.
+    """
+
+    found: tuple[Found, ...]
+    unknown: tuple[str, ...]
+
+    @property
+    def hourly(self) -> float:
+        """Dollars an hour for all of it."""
+        return sum(item.hourly for item in self.found)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What tearing down did.
+
+    Attributes:
+        removed: what was there and is not any more.
+        left: what is still there, or may be.
+        problems: what went wrong on the way, in sentences.
+    """
+
+    removed: tuple[Found, ...]
+    left: tuple[Found, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether all is gone for certain."""
+        return not self.left and not self.problems
+
+
+def survey(cloud: Cloud, names: Names, *, data: bool = True) -> Survey:
+    """Look for everything; a kind that may not be looked for does not hide the others."""
+    found: list[Found] = []
+    unknown: list[str] = []
+    for kind in _kinds(data=data):
+        try:
+            with cloud_errors(f"looking for {kind.what}"):
+                found += kind.find(cloud, names)
+        except CloudError as error:
+            unknown.append(str(error))
+    return Survey(tuple(found), tuple(unknown))
+
+
+def plan(found: Sequence[Found]) -> Plan:
+    """What ``destroy`` would do."""
+    items = [Item(item.kind, item.name, hourly=item.hourly, note=item.note, does="delete") for item in found]
+    return Plan("destroy", tuple(items))
+
+
+def destroy(cloud: Cloud, names: Names, say: Say, *, data: bool = True, patience: float = PATIENCE_S) -> Result:
+    """Remove everything, going on past what fails; look again until nothing is left or patience ends.
+
+    Args:
+        data: also our bucket, with the bundles and the reports' scores. The films' own bucket is never touched.
+        patience: seconds.
+    """
+    before = survey(cloud, names, data=data).found
+    until = time.monotonic() + patience
+    told: set[tuple[str, str]] = set()
+    while True:
+        problems: dict[tuple[str, str], str] = {}
+        for kind in _kinds(data=data):
+            if _remove_all(cloud, names, kind, told, problems, say):
+                break  # what comes next may still be needed by what is on its way out
+        now = survey(cloud, names, data=data)
+        stuck = bool(problems) and all((item.kind, item.name) in problems for item in now.found)
+        if not now.found or stuck or time.monotonic() > until:
+            break
+        time.sleep(waiting.POLL_S)
+    left = {(item.kind, item.name) for item in now.found}
+    removed = tuple(item for item in before if (item.kind, item.name) not in left)
+    kept = [reason for thing, reason in problems.items() if thing in left]
+    return Result(removed, now.found, (*now.unknown, *kept))
+
+
+def _kinds(*, data: bool) -> list[Kind]:
+    return [kind for kind in KINDS if data or not kind.is_data]
+
+
+def _remove_all(
+    cloud: Cloud,
+    names: Names,
+    kind: Kind,
+    told: set[tuple[str, str]],
+    problems: dict[tuple[str, str], str],
+    say: Say,
+) -> bool:
+    """Remove all of a kind. Returns: whether some of it is still on its way, without a problem."""
+    found = _found(cloud, names, kind)
+    for item in found:
+        thing = (item.kind, item.name)
+        if item.state in UNDER_WAY:
+            continue
+        if thing not in told:
+            say(f"removing {item.kind} {item.name}")
+            told.add(thing)
+        try:
+            with cloud_errors(f"removing {item.kind} {item.name}"):
+                _remove(cloud, names, kind, item.name)
+        except CloudError as error:
+            problems[thing] = str(error)
+    return bool(found) and any(item.state in UNDER_WAY for item in _found(cloud, names, kind))
+
+
+def _found(cloud: Cloud, names: Names, kind: Kind) -> tuple[Found, ...]:
+    try:
+        with cloud_errors(f"looking for {kind.what}"):
+            return tuple(kind.find(cloud, names))
+    except CloudError:
+        return ()  # the survey at the end tells
+
+
+def _remove(cloud: Cloud, names: Names, kind: Kind, name: str) -> None:
+    from botocore.exceptions import ClientError
+
+    try:
+        kind.remove(cloud, names, name)
+    except ClientError as error:
+        if not is_missing(error):  # gone meanwhile
+            raise

@@ -1,0 +1,223 @@
+"""Validation through the deployed thing itself: a batch transform over films in S3, and its answers as a table.
+
+One record a film, one ``.out`` a key, the label from the key. The table is that of ``chestxray batch``, so the
+report is that of ``chestxray evaluate --scores``.
+
+Source: Amazon SageMaker API reference, CreateTransformJob; developer guide, "Batch transform".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from chestxray.aws.names import Names
+from chestxray.aws.session import Cloud, cloud_errors, is_missing
+from chestxray.aws.storage import WORKERS
+from chestxray.aws.training_job import next_name
+from chestxray.aws.waiting import LogTail, Say, states
+from chestxray.data.objects import SCHEME, below, objects_below, split_address
+from chestxray.errors import JobFailed, SourceInvalid
+from chestxray.inference.tables import Row, write_table
+from chestxray.schema import Film, Prediction
+
+LOGS: Final = "/aws/sagemaker/TransformJobs"
+PAYLOAD_MB: Final = 20  # the largest film that our service takes
+AT_ONCE: Final = 4  # films; times the payload at most 100 MB
+ENDING: Final = ".out"
+DONE: Final = ("Completed", "Failed", "Stopped")
+NO_ANSWER: Final = "the transform job gave no answer for it"
+
+
+@dataclass(frozen=True, slots=True)
+class TransformOrder:
+    """What is to be judged, by what.
+
+    Attributes:
+        address: the films, ``s3://bucket/prefix``.
+        model: of SageMaker, by name.
+        instance: its type.
+        stem: the job's name, but for a number where earlier ones of it failed.
+        films: objects below the address.
+    """
+
+    address: str
+    model: str
+    instance: str
+    stem: str
+    films: int
+
+
+@dataclass(frozen=True, slots=True)
+class Transformed:
+    """What a transform job gave.
+
+    Attributes:
+        answers: by the film's key in its bucket, the line that came back.
+        job: its name.
+    """
+
+    answers: Mapping[str, str]
+    job: str
+
+
+def prepare(cloud: Cloud, names: Names, address: str, model: str, instance: str) -> TransformOrder:
+    """Look at the films. Raises: SourceInvalid, where there are none or one is too large; CloudError."""
+    with cloud_errors(f"listing {address}"):
+        found = list(objects_below(cloud.client("s3"), address))
+    if not found:
+        raise SourceInvalid(f'{address}: holds no films. Bring them there with "chestxray aws upload"')
+    large = [item["Key"] for item in found if item["Size"] > PAYLOAD_MB * 2**20]
+    if large:
+        raise SourceInvalid(
+            f"{SCHEME}{split_address(address)[0]}/{large[0]}: larger than {PAYLOAD_MB} MB (as are {len(large) - 1:,} "
+            "more), which would end the job. Move such films elsewhere"
+        )
+    listing = [[item["Key"], item["Size"], item["ETag"]] for item in found]
+    digest = hashlib.sha256(json.dumps([address, model, instance, listing]).encode()).hexdigest()[:12]
+    return TransformOrder(address, model, instance, names.stamped(f"validate-{digest}"), len(found))
+
+
+def run(cloud: Cloud, names: Names, order: TransformOrder, say: Say) -> Transformed:
+    """Begin the job, or find the one like it; wait; collect its answers. Raises: JobFailed, CloudError."""
+    client = cloud.client("sagemaker")
+    with cloud_errors(f"looking for the job {order.stem}"):
+        name, status = next_name(lambda name: _described(client, name), order.stem, "TransformJobStatus")
+    if not status:
+        with cloud_errors(f"creating the transform job {name}"):
+            client.create_transform_job(**transform_request(names, order, name))
+    _follow(cloud, name, say)
+    return Transformed(_answers(cloud, names, order, name), name)
+
+
+def transform_request(names: Names, order: TransformOrder, name: str) -> dict[str, Any]:
+    """CreateTransformJob's request."""
+    bucket, prefix = split_address(order.address)
+    films = {"S3DataType": "S3Prefix", "S3Uri": f"{SCHEME}{bucket}/{below(prefix)}"}
+    return {
+        "TransformJobName": name,
+        "ModelName": order.model,
+        "MaxConcurrentTransforms": AT_ONCE,
+        "MaxPayloadInMB": PAYLOAD_MB,
+        "BatchStrategy": "SingleRecord",
+        "TransformInput": {
+            "DataSource": {"S3DataSource": films},
+            "ContentType": "application/x-image",
+            "SplitType": "None",
+            "CompressionType": "None",
+        },
+        "TransformOutput": {"S3OutputPath": _output(names, name), "Accept": "application/json", "AssembleWith": "None"},
+        "TransformResources": {"InstanceType": order.instance, "InstanceCount": 1},
+        "Tags": names.tag_list,
+    }
+
+
+def write_scores(films: Sequence[Film], transformed: Transformed, path: Path) -> float:
+    """The answers as a table, one row a film; of films that cleaning refused or that got no answer, with the reason.
+
+    Args:
+        films: cleaned; their paths are addresses in S3.
+
+    Returns: the threshold at which the answers call pneumonia.
+    Raises: SourceInvalid, where no film was judged; JobFailed, where answers are of several models.
+    """
+    predictions = {film.path: _prediction(transformed.answers, film) for film in films}
+    judged = [found for found in predictions.values() if isinstance(found, Prediction)]
+    if not judged:
+        raise SourceInvalid(f"{transformed.job}: judged none of the {len(films):,} films: {_first_reason(predictions)}")
+    rules = {(found.model_sha256, found.threshold) for found in judged}
+    if len(rules) > 1:
+        raise JobFailed(f"{transformed.job}: its answers are of {len(rules)} models or thresholds")
+    write_table((_row(film, predictions[film.path]) for film in films), path)
+    return judged[0].threshold
+
+
+def _row(film: Film, found: Prediction | str) -> Row:
+    """As ``tables.COLUMNS``."""
+    known = (film.path, film.label)
+    if not film.is_accepted:
+        why = f"{film.verdict.replace('_', ' ')}: {film.reason}"
+        return (*known, None, film.patient_id, "", film.cause, film.split, film.sha256, why)
+    if isinstance(found, str):
+        return (*known, None, film.patient_id, "", film.cause, film.split, film.sha256, found)
+    after = (film.cause, film.split, found.film_sha256, found.gate.reason)
+    return (*known, found.probability, film.patient_id, found.label or "", *after)
+
+
+def _prediction(answers: Mapping[str, str], film: Film) -> Prediction | str:
+    """The answer to a film, or why there is none."""
+    line = answers.get(split_address(film.path)[1])
+    if line is None:
+        return NO_ANSWER
+    try:
+        return Prediction.from_json(line)
+    except (ValueError, KeyError, TypeError):
+        pass
+    try:
+        return str(json.loads(line)["detail"])  # a problem's
+    except (ValueError, KeyError, TypeError):
+        return f"answered with {line[:80]!r}"
+
+
+def _first_reason(predictions: Mapping[str, Prediction | str]) -> str:
+    path, found = next(iter(predictions.items()))
+    return f"{path}: {found if isinstance(found, str) else found.gate.reason}"
+
+
+def _follow(cloud: Cloud, name: str, say: Say) -> None:
+    client, told = cloud.client("sagemaker"), ""
+    tail = LogTail(cloud.client("logs"), LOGS, f"{name}/", say)
+    with cloud_errors(f"waiting for the job {name}"):
+        for found in states(lambda: client.describe_transform_job(TransformJobName=name)):
+            status = found["TransformJobStatus"]
+            if status != told:
+                say(f"{name}: {status}")
+                told = status
+            tail.tell()
+            if status in DONE:
+                break
+    if status != "Completed":
+        why = found.get("FailureReason") or "AWS gives no reason"
+        raise JobFailed(f"{name}: {status.lower()}: {why}. Its lines are in the log {LOGS}, streams {name}/...")
+
+
+def _answers(cloud: Cloud, names: Names, order: TransformOrder, name: str) -> dict[str, str]:
+    """By key, what came back. AWS puts the names below the prefix below the output; the whole key is taken as well."""
+    client, output = cloud.client("s3"), _output(names, name)
+    bucket, prefix = split_address(output)
+    _, films = split_address(order.address)
+
+    def lines() -> Iterator[tuple[str, str]]:
+        def fetch(key: str) -> tuple[str, str]:
+            with client.get_object(Bucket=bucket, Key=key)["Body"] as body:
+                return key, body.read().decode().strip()
+
+        keys = [found["Key"] for found in objects_below(client, output) if found["Key"].endswith(ENDING)]
+        with ThreadPoolExecutor(WORKERS) as pool:
+            yield from pool.map(fetch, keys)
+
+    with cloud_errors(f"collecting the answers of {name}"):
+        found = {key.removeprefix(below(prefix)).removesuffix(ENDING): line for key, line in lines()}
+    whole = below(films)
+    return {(key if key.startswith(whole) else f"{whole}{key}"): line for key, line in found.items()}
+
+
+def _output(names: Names, name: str) -> str:
+    return f"{SCHEME}{names.bucket}/transforms/{name}"
+
+
+def _described(client: Any, name: str) -> Mapping[str, Any] | None:
+    from botocore.exceptions import ClientError
+
+    try:
+        found: Mapping[str, Any] = client.describe_transform_job(TransformJobName=name)
+    except ClientError as error:
+        if is_missing(error):
+            return None
+        raise
+    return found

@@ -1,0 +1,60 @@
+"""An account to test in: moto for S3, IAM, logs, ECR, the scheduler and CloudFormation, the emulator for SageMaker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import boto3
+import botocore.session
+import pytest
+from botocore.validate import ParamValidator
+
+import live_moto
+import sagemaker_emulator
+from sagemaker_emulator import SageMaker
+
+UNIVERSAL: Final = "arn:aws:scheduler:::aws-sdk:sagemaker:"
+
+
+@contextmanager
+def account(folder: Path) -> Iterator[SageMaker]:
+    """Environment variables lead all of boto3, here and in processes, to both servers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch, live_moto.running(folder / "moto.log") as moto:
+        for name, value in {**live_moto.CREDENTIALS, "AWS_ENDPOINT_URL": moto, "S3_ENDPOINT_URL": moto}.items():
+            patch.setenv(name, value)
+        with sagemaker_emulator.running(folder) as (service, address):
+            patch.setenv("AWS_ENDPOINT_URL_SAGEMAKER", address)
+            patch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", address)
+            yield service
+
+
+def schedules() -> list[dict[str, Any]]:
+    client = boto3.client("scheduler")
+    found = client.list_schedules()["Schedules"]
+    return [client.get_schedule(Name=item["Name"], GroupName=item["GroupName"]) for item in found]
+
+
+def let_time_pass(until: datetime) -> list[str]:
+    """Fire the schedules that are due, earliest first, as EventBridge Scheduler does. Returns: their operations."""
+    model = botocore.session.get_session().get_service_model("sagemaker")
+    done = []
+    for schedule in sorted(schedules(), key=lambda item: str(item["ScheduleExpression"])):
+        when = datetime.fromisoformat(f"{schedule['ScheduleExpression'][len('at(') : -1]}+00:00")
+        if when > until:
+            continue
+        word = schedule["Target"]["Arn"].removeprefix(UNIVERSAL)
+        operation, request = word[0].upper() + word[1:], json.loads(schedule["Target"]["Input"])
+        report = ParamValidator().validate(request, model.operation_model(operation).input_shape)
+        assert not report.has_errors(), report.generate_report()
+        client = boto3.client("sagemaker")
+        getattr(client, botocore.xform_name(operation))(**request)
+        if schedule.get("ActionAfterCompletion") == "DELETE":
+            boto3.client("scheduler").delete_schedule(Name=schedule["Name"], GroupName=schedule["GroupName"])
+        done.append(operation)
+    return done

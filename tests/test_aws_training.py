@@ -1,0 +1,138 @@
+"""Training on AWS: the real training toolkit runs our source archive on phantoms in real S3."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from chestxray.aws import waiting
+from chestxray.cli import main
+from sagemaker_account import account
+from sagemaker_emulator import SageMaker
+from sagemaker_work import unpacked
+
+pytest.importorskip("sagemaker_pytorch_container")
+
+SMALL = ("--instance", "ml.m5.large", "--epochs", "2", "--batch-size", "16", "--size", "32x48", "--seed", "3")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Iterator[SageMaker]:
+    """An account whose bucket holds the phantoms."""
+    with account(tmp_path_factory.mktemp("account")) as found, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(waiting, "POLL_S", 0.2)
+        boto3.client("s3").create_bucket(Bucket="films")
+        run("aws", "upload", phantoms, "s3://films/set")
+        yield found
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "short.toml"
+    path.write_text('network = "alexnet5"\nepochs = 9\nminimum_steps = 0\n')
+    return path
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return int(end.value.code or 0)
+
+
+def trained(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    capsys.readouterr()
+    status = run("aws", "train", *arguments, "--json")
+    out = capsys.readouterr()
+    document = dict(json.loads(out.out))
+    return document | {"exit": status, "said": out.err}
+
+
+def test_a_plan_tells_the_cost_and_creates_nothing(
+    service: SageMaker, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = len(service.requests)
+    found = trained(capsys, "s3://films/set/train", "--recipe", recipe, "--instances", 2, "--dry-run")
+    assert found["plan"]["hourly"] == pytest.approx(2 * 0.736)
+    assert {operation for operation, _ in service.requests[before:]} <= {"DescribeTrainingJob"}
+    assert boto3.client("iam").list_roles()["Roles"] == []
+
+
+@pytest.mark.slow
+def test_a_job_trains_a_bundle_and_the_same_command_finds_it_again(
+    service: SageMaker, recipe: Path, tmp_path: Path, film: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from chestxray import load
+
+    found = trained(capsys, "s3://films/set/train", "--recipe", recipe, *SMALL)
+    assert found["exit"] == 0, found
+    assert found["metrics"]["validation:auroc"] > 0
+    assert "epoch 2 of 2" in found["said"]  # the hyperparameter, not the recipe's nine
+    assert "Downloading" in found["said"] or "Training" in found["said"]
+    bundle = unpacked(found["artifacts"], tmp_path / "bundle")
+    (tmp_path / "film.jpeg").write_bytes(film)
+    assert load(bundle)(tmp_path / "film.jpeg").model == "pneumonia"
+    jobs = len(boto3.client("sagemaker").list_training_jobs()["TrainingJobSummaries"])
+    assert trained(capsys, "s3://films/set/train", "--recipe", recipe, *SMALL)["job"] == found["job"]
+    assert len(boto3.client("sagemaker").list_training_jobs()["TrainingJobSummaries"]) == jobs
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_says_why_in_our_words_and_the_next_one_has_another_name(
+    service: SageMaker, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("s3://films/set/train/NORMAL", "--recipe", recipe, *SMALL)
+    first = trained(capsys, *arguments)
+    assert first["exit"] == 1
+    assert first["error"]["type"] == "JobFailed"
+    assert re.search(r"failed: AlgorithmError: SourceInvalid: .*exit code: 1", first["error"]["message"])
+    second = trained(capsys, *arguments)
+    assert "-2: failed" in second["error"]["message"]
+
+
+@pytest.mark.slow
+def test_a_spot_job_goes_on_from_its_checkpoint_when_its_instance_was_taken_away(
+    service: SageMaker, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = ("--epochs", 12, "--checkpoint-every", 1, "--spot")
+    arguments = ("s3://films/set/train", "--recipe", recipe, *SMALL, *many)
+    name = trained(capsys, *arguments, "--no-wait")["job"]
+    while service.things["TrainingJob"][name]["SecondaryStatus"] != "Training":
+        threading.Event().wait(0.05)
+    service.take_the_instance_away(name)
+    found = trained(capsys, *arguments)
+    assert found["exit"] == 0, found
+    assert re.search(r"goes on behind step \d+", found["said"])
+    assert found["said"].count("epoch 1 of 12") == 1
+
+
+@pytest.mark.slow
+def test_two_processes_train_under_the_toolkits_torchrun(
+    service: SageMaker, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = trained(capsys, "s3://films/set/train", "--recipe", recipe, *SMALL, "--processes", 2)
+    assert found["exit"] == 0, found
+    assert "Invoking TorchDistributed" in found["said"]
+    assert "in each of 2 processes" in found["said"]
+    assert found["said"].count("epoch 1 of 2") == 1
+
+
+def test_access_denied_is_one_sentence(service: SageMaker, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    service.faults["CreateTrainingJob"].append(("AccessDeniedException", "not authorized"))
+    found = trained(capsys, "s3://films/set/train", "--recipe", recipe, "--epochs", 3, "--no-wait")
+    assert found["error"]["type"] == "CloudRefused"
+    assert "Ask whoever administers" in found["error"]["message"]
+
+
+def test_a_recipe_that_cannot_be_is_refused_before_anything_is_made(
+    service: SageMaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = trained(capsys, "s3://films/set/train", "--epochs", 0)
+    assert found["exit"] == 2
+    assert found["error"]["type"] == "RecipeInvalid"
