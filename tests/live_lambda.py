@@ -5,6 +5,7 @@ Source: AWS Lambda developer guide, "Using the Lambda runtime API for custom run
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import queue
@@ -12,15 +13,41 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
 MAX_EVENT: Final = 6 * 2**20  # bytes of a synchronous event, and of its answer; Lambda takes no more
+EVENTS: Final = Path(__file__).with_name("events")  # as AWS documents them, one a payload version and kind of API
 PREFIX: Final = "/2018-06-01/runtime"
+
+
+def event(
+    version: str = "http_api_2",
+    method: str = "POST",
+    path: str = "/v1/predict",
+    body: bytes = b"",
+    query: Mapping[str, str] | None = None,
+    **headers: str,
+) -> dict[str, Any]:
+    """A recorded event with another request in it."""
+    found: dict[str, Any] = json.loads((EVENTS / f"{version}.json").read_text())
+    if version == "http_api_2":
+        found["rawPath"] = found["requestContext"]["http"]["path"] = path
+        found["requestContext"]["http"]["method"] = method
+        found["rawQueryString"] = urllib.parse.urlencode(query or {})
+    else:
+        found["path"], found["httpMethod"] = path, method
+    if query:
+        found["queryStringParameters"] = dict(query)
+    found["headers"] |= {name.replace("_", "-"): value for name, value in headers.items()}
+    if body:
+        found |= {"body": base64.b64encode(body).decode(), "isBase64Encoded": True}
+    return found
 
 
 class Function:
@@ -50,8 +77,10 @@ class Function:
 
 
 @contextmanager
-def running(folder: Path, handler: str, environment: Mapping[str, str], log: Path) -> Iterator[Function]:
-    """Run a function's folder as Lambda does, until the block ends."""
+def running(
+    folder: Path, handler: str, environment: Mapping[str, str], log: Path, flags: Sequence[str] = ()
+) -> Iterator[Function]:
+    """Run a function's folder as Lambda does, until the block ends; ``flags`` are the interpreter's."""
     function = Function(log)
     server = ThreadingHTTPServer(("127.0.0.1", 0), _runtime_api(function))
     thread = threading.Thread(target=server.serve_forever)
@@ -66,7 +95,7 @@ def running(folder: Path, handler: str, environment: Mapping[str, str], log: Pat
     }
     with log.open("w") as out:
         process = function.process = subprocess.Popen(
-            [sys.executable, "-m", "awslambdaric", handler],
+            [sys.executable, *flags, "-m", "awslambdaric", handler],
             cwd=folder,
             env={**inherited, **variables, **environment},
             stdout=out,

@@ -31,38 +31,14 @@ from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE, Prediction
 from chestxray.serving import problems, upload
 from drawing import encoded, textured
+from live_lambda import event
 
-EVENTS = Path(__file__).with_name("events")
-VERSIONS = sorted(path.stem for path in EVENTS.glob("*.json"))
+VERSIONS = sorted(path.stem for path in live_lambda.EVENTS.glob("*.json"))
 HANDLER = Path(lambda_handler.__file__)
 MAX_FILM = 8_000_000  # bytes
 API_KEY = "cx_of_the_clinic"
 
 Call = Callable[[Mapping[str, Any]], dict[str, Any]]
-
-
-def event(
-    version: str = "http_api_2",
-    method: str = "POST",
-    path: str = "/v1/predict",
-    body: bytes = b"",
-    query: Mapping[str, str] | None = None,
-    **headers: str,
-) -> dict[str, Any]:
-    """A recorded event with another request in it."""
-    found: dict[str, Any] = json.loads((EVENTS / f"{version}.json").read_text())
-    if version == "http_api_2":
-        found["rawPath"] = found["requestContext"]["http"]["path"] = path
-        found["requestContext"]["http"]["method"] = method
-        found["rawQueryString"] = urllib.parse.urlencode(query or {})
-    else:
-        found["path"], found["httpMethod"] = path, method
-    if query:
-        found["queryStringParameters"] = dict(query)
-    found["headers"] |= {name.replace("_", "-"): value for name, value in headers.items()}
-    if body:
-        found |= {"body": base64.b64encode(body).decode(), "isBase64Encoded": True}
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import http.server
 import io
 import json
 import os
+import platform
 import shutil
 import socket
 import subprocess
@@ -40,7 +41,7 @@ from chestxray.schema import Prediction
 from chestxray.serving.keys import new_key
 from chestxray.serving.security import HEADERS
 from driving import CHROMIUM, FLAGS, choose, expect_answer_for
-from test_aws_lambda import event
+from live_lambda import event
 
 TEMPLATE: Final = Path(sites.__file__).with_name(sites.TEMPLATE)
 MINISTACK: Final = os.environ.get("MINISTACK") or str(Path(sys.prefix) / "ministack" / "bin" / "ministack")
@@ -181,6 +182,39 @@ def test_the_function_with_the_model_inside_answers_as_the_predictor(bundle: Pat
         assert function(event(body=film[:999]))["statusCode"] == 422
 
 
+# What Lambda's own Python has beside the standard library.
+OF_LAMBDA: Final = (
+    *("awslambdaric", "boto3", "botocore", "s3transfer", "jmespath", "dateutil", "six.py", "urllib3"),
+    *("snapshot_restore_py", "simplejson"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the function's libraries are those of x86-64")
+def test_the_archive_with_the_model_inside_needs_only_what_lambda_has(
+    bundle: Path, film: bytes, tmp_path: Path
+) -> None:
+    model = json.dumps({"bundle": json.loads((bundle / "bundle.json").read_text())})
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    try:
+        archive = lambda_archive.inline_archive(bundle, model, print, version)
+    except UsageError as error:
+        pytest.skip(str(error))
+    with zipfile.ZipFile(io.BytesIO(archive)) as packed:
+        packed.extractall(tmp_path / "function")  # noqa: S202 - our own archive
+    provided = tmp_path / "provided"
+    provided.mkdir()
+    installed = Path(boto3.__file__).parents[1]
+    for path in [*(installed / name for name in OF_LAMBDA), *installed.glob("runtime_client*")]:
+        (provided / path.name).symlink_to(path)
+    environment = {**live_moto.CREDENTIALS, "PYTHONPATH": str(provided)}
+    handler = "chestxray.aws.lambda_inline.handler"
+    with live_lambda.running(tmp_path / "function", handler, environment, tmp_path / "log", ["-S"]) as function:
+        answer = function(event(body=film))
+    found, expected = Prediction.from_json(answer["body"]), Predictor.load(bundle).predict(film, "film")
+    assert found.probability == pytest.approx(expected.probability, abs=1e-6)
+
+
 def test_the_page_that_is_sent_is_the_page_that_is_served_here(bundle: Path, tmp_path: Path) -> None:
     sent = {key: (content, media_type) for key, content, media_type in page_files(bundle)}
     document = json.loads(sent.pop("openapi.json")[0])
@@ -210,7 +244,7 @@ def cloud(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
 def deploy_bundle(cloud: Cloud, bundle: Path, name: str, **variant: Any) -> None:
     """An endpoint as SageMaker describes it: its model's archive lies in our bucket."""
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w:gz") as packed:
+    with tarfile.open(fileobj=out, mode="w:gz", compresslevel=1) as packed:
         packed.add(bundle, ".")
     names = cloud.names(name)
     storage.ensure_bucket(cloud, names)

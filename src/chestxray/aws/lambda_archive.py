@@ -29,7 +29,8 @@ MAX_UNPACKED: Final = 250 * 2**20  # bytes; Lambda takes no more
 EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # of every file, so that the same code is the same archive
 
 _OF_THE_PACKAGE: Final = frozenset({".py", ".npz", ".json"})
-_NOT_NEEDED: Final = frozenset({"__pycache__", "tests", "testing", "page", "bin"})
+_ROOMS_NOT_NEEDED: Final = frozenset({"__pycache__", "bundles", "judging", "page", "training"})
+_NOT_NEEDED: Final = frozenset({"__pycache__", "bin", "tests"})  # of the libraries
 _WEIGHTS: Final = "weights.safetensors"  # to go on training with
 
 Member = tuple[str, bytes]
@@ -49,9 +50,9 @@ def inline_archive(bundle: Path, model: str, say: Say, python: str = PYTHON) -> 
         _fetch_libraries(Path(made), python, say)
         members = [
             ("model.json", model.encode()),
-            *_files_below(Path(chestxray.__file__).parent, "chestxray/", _OF_THE_PACKAGE),
+            *_our_package(),
             *_bundle_files(bundle),
-            *_files_below(Path(made), "", None),
+            *_files_below(Path(made), _NOT_NEEDED),
         ]
     size = sum(len(data) for _, data in members)
     if size > MAX_UNPACKED:
@@ -82,11 +83,17 @@ def _fetch_libraries(folder: Path, python: str, say: Say) -> None:
         )
 
 
-def _files_below(folder: Path, prefix: str, suffixes: frozenset[str] | None) -> Iterator[Member]:
+def _our_package() -> Iterator[Member]:
+    for name, data in _files_below(Path(chestxray.__file__).parent, _ROOMS_NOT_NEEDED):
+        if Path(name).suffix in _OF_THE_PACKAGE:
+            yield f"chestxray/{name}", data
+
+
+def _files_below(folder: Path, without: frozenset[str]) -> Iterator[Member]:
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if path.is_file() and not _NOT_NEEDED & set(inside.parts) and (suffixes is None or path.suffix in suffixes):
-            yield prefix + inside.as_posix(), path.read_bytes()
+        if path.is_file() and not without.intersection(inside.parts):
+            yield inside.as_posix(), path.read_bytes()
 
 
 def _zipped(members: Iterable[Member]) -> bytes:
