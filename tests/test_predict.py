@@ -160,7 +160,7 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
 def test_a_bundle_that_was_written_verifies(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     opened.verify()
-    assert set(opened.info.files) == {"model.onnx", "weights.safetensors", "MODEL_CARD.md", "metrics.json"}
+    assert set(opened.info.files) == {"model.onnx", "weights.safetensors", "MODEL_CARD.md", "metrics.json", "gate.json"}
 
 
 def test_one_changed_byte_of_the_graph_is_refused_by_its_hash(copy: Path) -> None:
