@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +17,21 @@ import boto3
 import pytest
 
 import live_moto
-from chestxray.aws import storage
+from chestxray.aws import session, storage
 from chestxray.aws.names import Names
-from chestxray.aws.session import Cloud, connect
+from chestxray.aws.session import Cloud, cloud_errors, connect
 from chestxray.cli import main
-from chestxray.errors import CloudMissing, CredentialsMissing, UsageError
+from chestxray.errors import (
+    CloudError,
+    CloudMissing,
+    CloudRefused,
+    CloudThrottled,
+    CloudUnreachable,
+    CredentialsExpired,
+    CredentialsMissing,
+    QuotaReached,
+    UsageError,
+)
 
 MANY = 400  # files, of which a killed upload has sent some
 
@@ -188,6 +200,54 @@ def test_without_credentials_or_region_the_error_says_what_to_set(
     monkeypatch.delenv("AWS_DEFAULT_REGION")
     with pytest.raises(CredentialsMissing, match="Give --region, or set AWS_REGION"):
         connect()
+
+
+# What AWS answers, what it is called here, and what the user is told to do.
+REFUSALS = [
+    (403, "AccessDenied", CloudRefused, "Ask whoever administers the account"),
+    (403, "ExpiredToken", CredentialsExpired, "Sign in again"),
+    (403, "InvalidAccessKeyId", CredentialsMissing, "Set AWS_ACCESS_KEY_ID"),
+    (403, "SignatureDoesNotMatch", CredentialsMissing, "Set AWS_ACCESS_KEY_ID"),
+    (404, "NoSuchBucket", CloudMissing, "--region"),
+    (503, "SlowDown", CloudThrottled, "Wait a minute and repeat"),
+    (400, "ResourceLimitExceeded", QuotaReached, "Service Quotas"),
+    (400, "MalformedXML", CloudError, "MalformedXML"),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "kind", "remedy"), REFUSALS)
+def test_each_refusal_is_an_error_of_its_own_with_its_remedy(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, status: int, code: str, kind: type[CloudError], remedy: str
+) -> None:
+    monkeypatch.setattr(session, "ATTEMPTS", 1)
+    body = f"<Error><Code>{code}</Code><Message>told by AWS.</Message></Error>".encode()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002 - the base's name
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_address[1]}")
+        with pytest.raises(CloudError, match="listing films: .*told by AWS") as caught, cloud_errors("listing films"):
+            cloud.client("s3").list_objects_v2(Bucket="films")
+        server.shutdown()
+        thread.join()
+    assert type(caught.value) is kind
+    assert remedy in str(caught.value)
+
+
+def test_where_nothing_answers_the_error_says_what_to_check(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "ATTEMPTS", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    with pytest.raises(CloudUnreachable, match="Check the network, the --region"), cloud_errors("listing films"):
+        cloud.client("s3").list_objects_v2(Bucket="films")
 
 
 @pytest.mark.parametrize("name", ["Clinic", "a--b", "-a", "a" * 25, ""])
