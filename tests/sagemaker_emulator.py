@@ -293,6 +293,10 @@ class SageMaker:
         self._get("EndpointConfig", request["EndpointConfigName"])
         if endpoint["EndpointStatus"] != "InService":
             raise Refused(f"Cannot update in-progress endpoint {endpoint['EndpointArn']}.")
+        configs = (endpoint["EndpointConfigName"], request["EndpointConfigName"])
+        variants = [self.things["EndpointConfig"][name]["ProductionVariants"][0] for name in configs]
+        if len({"ServerlessConfig" in variant for variant in variants}) > 1:
+            raise Refused("an endpoint does not change between serverless and instances")
         endpoint |= {"EndpointConfigName": request["EndpointConfigName"], "EndpointStatus": "Updating"}
         self._work(self._host, request["EndpointName"])
         return {"EndpointArn": endpoint["EndpointArn"]}

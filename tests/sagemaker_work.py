@@ -133,13 +133,12 @@ class TrainingRun:
             **os.environ,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "SAGEMAKER_BASE_DIR": str(self.tree),
-            "SAGEMAKER_TRAINING_MODULE": "sagemaker_pytorch_container.training:main",
+            **self.request["Environment"],
             "TRAINING_JOB_NAME": self.request["TrainingJobName"],
             "PIP_NO_INDEX": "1",  # what the source archive needs has to be here
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "PIP_ROOT_USER_ACTION": "ignore",
             "OMP_NUM_THREADS": "1",
-            "GLOO_SOCKET_IFNAME": "lo",
             "PYTHONWARNINGS": "ignore",
         }
         self.process = subprocess.Popen(

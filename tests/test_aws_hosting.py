@@ -104,7 +104,7 @@ def test_an_endpoint_answers_as_the_bundle_does_and_goes_by_itself(
     assert schedules() == []
 
 
-def test_the_same_command_keeps_the_endpoint_and_another_one_changes_it_in_place(
+def test_the_same_command_keeps_the_endpoint_and_another_one_changes_it(
     service: SageMaker, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = deployed(capsys, bundle)
@@ -113,6 +113,11 @@ def test_the_same_command_keeps_the_endpoint_and_another_one_changes_it_in_place
     assert schedules() == []
     changed = deployed(capsys, bundle, "--instance", "ml.m5.large")
     assert changed["config"] != first["config"]
+    assert "made anew" in changed["said"]  # serverless ones cannot be changed into others
+    larger = deployed(capsys, bundle, "--instance", "ml.m5.xlarge")
+    assert "UpdateEndpoint" in {operation for operation, _ in service.requests}
+    changed = deployed(capsys, bundle, "--instance", "ml.m5.large")
+    assert larger["config"] != changed["config"]
     configs = boto3.client("sagemaker").list_endpoint_configs()["EndpointConfigs"]
     assert [item["EndpointConfigName"] for item in configs] == [changed["config"]]
     found = told(capsys, "status", "--cost")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from chestxray.aws import waiting
 from chestxray.cli import main
 from sagemaker_account import account
 from sagemaker_emulator import SageMaker
-from sagemaker_work import unpacked
+from sagemaker_work import BIN, unpacked
 
 pytest.importorskip("sagemaker_pytorch_container")
 
@@ -121,6 +123,31 @@ def test_two_processes_train_under_the_toolkits_torchrun(
     assert "Invoking TorchDistributed" in found["said"]
     assert "in each of 2 processes" in found["said"]
     assert found["said"].count("epoch 1 of 2") == 1
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_the_job_running_and_destroy_stops_it_and_leaves_nothing_but_the_films(
+    service: SageMaker, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [BIN / "chestxray", "aws", "train", "s3://films/set/train", "--recipe", recipe, *SMALL, "--epochs", "40"]
+    follower = subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True)
+    assert follower.stderr is not None
+    said = ""
+    while "epoch 1 of 40" not in said:
+        line = follower.stderr.readline()
+        assert line, said
+        said += line
+    follower.send_signal(signal.SIGINT)
+    said = follower.communicate()[1]
+    assert follower.returncode == 130
+    assert "goes on in AWS. The same command follows it" in said
+    running = boto3.client("sagemaker").list_training_jobs(StatusEquals="InProgress")["TrainingJobSummaries"]
+    assert len(running) == 1
+    assert run("aws", "destroy") == 0
+    name = running[0]["TrainingJobName"]
+    assert boto3.client("sagemaker").describe_training_job(TrainingJobName=name)["TrainingJobStatus"] == "Stopped"
+    assert boto3.client("iam").list_roles()["Roles"] == []
+    assert [bucket["Name"] for bucket in boto3.client("s3").list_buckets()["Buckets"]] == ["films"]
 
 
 def test_access_denied_is_one_sentence(service: SageMaker, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,13 +91,14 @@ def deploy(
     client = cloud.client("sagemaker")
     ensure_model(cloud, names, weights, image)
     before = _there(client, names.endpoint)
+    anew = before is None or _has_to_be_made_anew(client, before, hosting)
     try:
         _ensure_config(client, names, served, hosting)
         set_expiry(cloud, names, served, end)
-        _begin(client, names, served, before, say)
+        _begin(client, names, served, before, anew=anew, say=say)
         _wait(client, served, say)
     except BaseException:
-        if before is None:  # nothing answered before, so nothing that anybody uses is taken away
+        if anew:  # nothing answered before, so nothing that anybody uses is taken away
             remove(cloud, names, served, say)
         raise
     earlier = before["EndpointConfigName"] if before else served.config
@@ -173,19 +174,28 @@ def _ensure_config(client: Any, names: Names, served: Served, hosting: Hosting) 
             )
 
 
-def _begin(client: Any, names: Names, served: Served, before: Mapping[str, Any] | None, say: Say) -> None:
+def _has_to_be_made_anew(client: Any, before: Mapping[str, Any], hosting: Hosting) -> bool:
+    """An endpoint that failed, or that would change between serverless and instances, cannot be updated."""
+    if before["EndpointStatus"] in {"Failed", "OutOfService"}:
+        return True
+    config = client.describe_endpoint_config(EndpointConfigName=before["EndpointConfigName"])
+    return ("ServerlessConfig" in config["ProductionVariants"][0]) != ("ServerlessConfig" in hosting.variant)
+
+
+def _begin(
+    client: Any, names: Names, served: Served, before: Mapping[str, Any] | None, *, anew: bool, say: Say
+) -> None:
     request = {"EndpointName": served.endpoint, "EndpointConfigName": served.config}
     with cloud_errors(f"creating the endpoint {served.endpoint}"):
-        if before is not None and before["EndpointStatus"] in {"Failed", "OutOfService"}:
-            say(f"{served.endpoint}: it had failed, and is made anew")
+        if before is not None and anew:
+            say(f"{served.endpoint}: is made anew, and answers nothing meanwhile")
             client.delete_endpoint(EndpointName=served.endpoint)
             for found in states(lambda: {"there": _there(client, served.endpoint)}):
                 if found["there"] is None:
                     break
-            before = None
-        if before is None:
+        if anew:
             client.create_endpoint(**request, Tags=names.tag_list)
-        elif before["EndpointConfigName"] != served.config:
+        elif before is not None and before["EndpointConfigName"] != served.config:
             client.update_endpoint(**request)
 
 

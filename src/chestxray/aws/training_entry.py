@@ -80,6 +80,8 @@ def run(given: argparse.Namespace) -> None:
     recipe = Recipe.read(given.recipe).with_changes(
         epochs=given.epochs, batch_size=given.batch_size, learning_rate=given.learning_rate, seed=given.seed
     )
+    if interface := os.environ.get("SM_NETWORK_INTERFACE_NAME"):  # by which the job's instances see each other
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     channels = {name: Path(folder) for name, folder in _channels(given).items()}
     given.work.mkdir(parents=True, exist_ok=True)
     with _one_after_the_other(given.work / "lock"):  # of several processes here, the first one packs

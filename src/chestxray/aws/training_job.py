@@ -32,6 +32,7 @@ LOGS: Final = "/aws/sagemaker/TrainingJobs"
 VOLUME_GB: Final = 30
 LOCAL_CHECKPOINTS: Final = "/opt/ml/checkpoints"
 SPOT_WAIT: Final = 2  # times the running time that a spot job may wait for instances and run, together
+TOOLKIT: Final = "sagemaker_pytorch_container.training:main"  # which starts torchrun where that is asked for
 DONE: Final = ("Completed", "Failed", "Stopped")
 ATTEMPTS: Final = 50  # jobs of one name; AWS keeps the names of those that failed
 
@@ -174,6 +175,7 @@ def training_request(names: Names, job: PreparedJob, name: str, role: str) -> di
         },
         "RoleArn": role,
         "HyperParameters": _hyperparameters(names, job, name),
+        "Environment": {"SAGEMAKER_TRAINING_MODULE": TOOLKIT},
         "InputDataConfig": [_channel(channel, address) for channel, address in order.channels.items()],
         "OutputDataConfig": {"S3OutputPath": f"{own}/jobs"},
         "ResourceConfig": resources,
