@@ -23,12 +23,11 @@ from chestxray.errors import UsageError
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Film
 from live_moto import ACCOUNT
-from sagemaker_account import account, let_time_pass, schedules
+from sagemaker_account import IMAGE, account, let_time_pass, put_image, schedules
 from sagemaker_emulator import SageMaker
 
 ROOT = Path(__file__).parents[1]
 NAMES = Names("chestxray", ACCOUNT, "us-east-1")
-IMAGE = f"{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com/chestxray:made"
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +40,10 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SageMaker]:
 @pytest.fixture
 def service(empty: SageMaker) -> Iterator[SageMaker]:
     """An account with our image in it, as a build leaves it; destroyed afterwards."""
-    boto3.client("ecr").create_repository(repositoryName="chestxray")
     put_image("made")
     yield empty
     assert run("aws", "destroy") == 0
     boto3.client("logs").close()
-
-
-def put_image(tag: str) -> None:
-    kind = "application/vnd.docker.distribution.manifest.v2+json"
-    manifest = {"schemaVersion": 2, "mediaType": kind, "config": {"digest": "sha256:" + "0" * 64, "size": 1}}
-    boto3.client("ecr").put_image(
-        repositoryName="chestxray", imageManifest=json.dumps(manifest | {"layers": []}), imageTag=tag
-    )
 
 
 def run(*arguments: object) -> int:
@@ -104,6 +94,7 @@ def test_an_endpoint_answers_as_the_bundle_does_and_goes_by_itself(
     assert schedules() == []
 
 
+@pytest.mark.slow
 def test_the_same_command_keeps_the_endpoint_and_another_one_changes_it(
     service: SageMaker, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import pytest
 
 from chestxray.aws import waiting
 from chestxray.cli import main
-from sagemaker_account import account
+from chestxray.inference.predictor import Predictor
+from sagemaker_account import IMAGE, account, let_time_pass, put_image
 from sagemaker_emulator import SageMaker
 from sagemaker_work import BIN, unpacked
 
@@ -48,12 +50,15 @@ def run(*arguments: object) -> int:
     return int(end.value.code or 0)
 
 
-def trained(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+def told(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
     capsys.readouterr()
-    status = run("aws", "train", *arguments, "--json")
+    status = run(*arguments, "--json")
     out = capsys.readouterr()
-    document = dict(json.loads(out.out))
-    return document | {"exit": status, "said": out.err}
+    return {**json.loads(out.out), "exit": status, "said": out.err}
+
+
+def trained(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    return told(capsys, "aws", "train", *arguments)
 
 
 def test_a_plan_tells_the_cost_and_creates_nothing(
@@ -83,6 +88,38 @@ def test_a_job_trains_a_bundle_and_the_same_command_finds_it_again(
     jobs = len(boto3.client("sagemaker").list_training_jobs()["TrainingJobSummaries"])
     assert trained(capsys, "s3://films/set/train", "--recipe", recipe, *SMALL)["job"] == found["job"]
     assert len(boto3.client("sagemaker").list_training_jobs()["TrainingJobSummaries"]) == jobs
+
+
+@pytest.mark.slow
+def test_from_films_to_a_validated_endpoint_that_goes_by_itself(
+    service: SageMaker,
+    recipe: Path,
+    phantoms: Path,
+    film: bytes,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Upload and training as above; then the job's bundle is served, validated, and gone when its time is over."""
+    job = trained(capsys, "s3://films/set/train", "--recipe", recipe, *SMALL)
+    put_image("made")
+    begun = datetime.now(UTC)
+    served = told(capsys, "aws", "deploy", job["job"], "--image", IMAGE, "--ttl", "30m")
+    assert served["exit"] == 0, served
+    answer = boto3.client("sagemaker-runtime").invoke_endpoint(
+        EndpointName=served["endpoint"], ContentType="application/x-image", Body=film
+    )
+    bundle = unpacked(job["artifacts"], tmp_path / "bundle")
+    expected = Predictor.load(bundle).predict(film, "film")
+    assert json.loads(answer["Body"].read())["probability"] == pytest.approx(expected.probability, abs=1e-4)
+    cloud = told(capsys, "aws", "validate", "s3://films/set/test", "--out", tmp_path / "cloud", "--workers", 1)
+    local = told(capsys, "evaluate", bundle, phantoms / "test", "--out", tmp_path / "local", "--workers", 1)
+    points = [{point["point"]["threshold"]: point for point in a["assessment"]["points"]} for a in (cloud, local)]
+    (threshold,) = points[0]
+    assert points[0][threshold]["confusion"] == points[1][threshold]["confusion"]
+    assert let_time_pass(begun + timedelta(hours=2)) == ["DeleteEndpoint", "DeleteEndpointConfig", "DeleteModel"]
+    assert told(capsys, "aws", "destroy")["exit"] == 0
+    assert told(capsys, "aws", "status")["found"] == []
+    assert [bucket["Name"] for bucket in boto3.client("s3").list_buckets()["Buckets"]] == ["films"]
 
 
 @pytest.mark.slow
