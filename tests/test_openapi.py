@@ -50,4 +50,7 @@ def test_the_service_keeps_what_its_document_promises_for_long(bundle: Path, tmp
 def test_the_service_keeps_what_its_document_promises_with_a_key(bundle: Path, tmp_path: Path) -> None:
     key, entry = new_key("tester")
     with running(Predictor.load(bundle), ServiceSettings(keys=KeyRing.from_text(entry, "keys"))) as address:
-        schemathesis(address, tmp_path, "--max-examples=50", "-H", f"X-API-Key: {key}")
+        # It counts a false bearer token as accepted although the right key stands in the header beside it, so that one
+        # check is left out; tests/test_keys.py tries false keys of both kinds, each alone.
+        options = ("--max-examples=50", "--exclude-checks=ignored_auth", "-H", f"X-API-Key: {key}")
+        schemathesis(address, tmp_path, *options)
