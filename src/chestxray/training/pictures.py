@@ -38,7 +38,13 @@ def draw_films(films: Planes, folder: Path) -> None:
 def draw_filters(weights: Mapping[str, Tensor], folder: Path) -> None:
     """Write the filters of the first convolution, light where they ask for light; each film channel by itself.
 
-    A network without convolutions has none to draw. Raises: MissingExtra.
+    A network without convolutions has none to draw.
+
+    Args:
+        weights: in the order in which a film meets them.
+        folder: gets ``first_filters.png``.
+
+    Raises: MissingExtra, where matplotlib is not installed.
     """
     first = next((tensor for tensor in weights.values() if tensor.ndim == FILTER_AXES), None)
     if first is None:

@@ -317,7 +317,7 @@ def look_back(out: RunFolder, training: Training, best: Best, say: Say, on_progr
     films = [step.pack.films[row] for row in rows]
     logits = under_every_shift(judge.eval(), step.pack.images[rows], films, step.device, on_progress)
     with writing(out.folder):
-        draw_filters(best.weights, out.folder)
+        draw_filters(judge.state_dict(), out.folder)  # in the order of the layers, which a checkpoint does not keep
         write_atomically(out.folder / STRESS, to_csv(logits, films))
 
 
