@@ -15,7 +15,7 @@ OUT ?= run
 SERVE ?= 1
 PORT ?= 8000
 
-.PHONY: help run test test-slow check lint browser benchmarks clean
+.PHONY: help run test test-slow test-soak check lint browser benchmarks clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1  \2/p' $(MAKEFILE_LIST)
@@ -37,10 +37,13 @@ run: $(STAMP) ## from films to the page; DATA=folder for your own films, SERVE=0
 	@$(BIN)/chestxray run $(DATA) --out $(OUT) --port $(PORT) $(if $(filter 0,$(SERVE)),--no-serve,--serve)
 
 test: $(STAMP) browser ## all tests but the slow ones
-	@$(BIN)/pytest -m "not slow" -n auto
+	@$(BIN)/pytest -m "not slow and not soak" -n auto
 
-test-slow: $(STAMP) $(MINISTACK) browser ## the slow tests
+test-slow: $(STAMP) browser ## the slow tests
 	@$(BIN)/pytest -m slow
+
+test-soak: $(STAMP) $(MINISTACK) browser ## hundreds of kills, ends and damages, and AWS end to end (half an hour and more)
+	@$(BIN)/pytest -m soak
 
 # The tests' stand-in for AWS. It needs a botocore of its own, so it has an environment of its own.
 $(MINISTACK): $(STAMP)

@@ -94,7 +94,7 @@ def test_an_endpoint_answers_as_the_bundle_does_and_goes_by_itself(
     assert schedules() == []
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_same_command_keeps_the_endpoint_and_another_one_changes_it(
     service: SageMaker, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,7 +187,7 @@ def test_destroy_leaves_other_deployments_and_the_data_where_asked(
     boto3.client("sagemaker").delete_model(ModelName="chestxray-two-model")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_validation_by_transform_says_what_the_local_evaluation_says(
     service: SageMaker,
     bundle: Path,

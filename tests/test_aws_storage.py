@@ -154,7 +154,8 @@ def test_an_upload_that_was_killed_goes_on(
     there = len(keys(s3))
     assert 0 < there < MANY
     again = uploaded(capsys, tmp_path, "s3://films/many")
-    assert (again["same"], again["sent"]) == (there, MANY - there)
+    assert again["same"] >= there  # a file that was under way may still arrive after the kill
+    assert again["same"] + again["sent"] == MANY
     assert len(keys(s3)) == MANY
 
 

@@ -71,7 +71,7 @@ def test_a_plan_tells_the_cost_and_creates_nothing(
     assert boto3.client("iam").list_roles()["Roles"] == []
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_job_trains_a_bundle_and_the_same_command_finds_it_again(
     service: SageMaker, recipe: Path, tmp_path: Path, film: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,7 +90,7 @@ def test_a_job_trains_a_bundle_and_the_same_command_finds_it_again(
     assert len(boto3.client("sagemaker").list_training_jobs()["TrainingJobSummaries"]) == jobs
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_from_films_to_a_validated_endpoint_that_goes_by_itself(
     service: SageMaker,
     recipe: Path,
@@ -122,7 +122,7 @@ def test_from_films_to_a_validated_endpoint_that_goes_by_itself(
     assert [bucket["Name"] for bucket in boto3.client("s3").list_buckets()["Buckets"]] == ["films"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_job_that_fails_says_why_in_our_words_and_the_next_one_has_another_name(
     service: SageMaker, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,7 +135,7 @@ def test_a_job_that_fails_says_why_in_our_words_and_the_next_one_has_another_nam
     assert "-2: failed" in second["error"]["message"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_spot_job_goes_on_from_its_checkpoint_when_its_instance_was_taken_away(
     service: SageMaker, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,7 +151,7 @@ def test_a_spot_job_goes_on_from_its_checkpoint_when_its_instance_was_taken_away
     assert found["said"].count("epoch 1 of 12") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_processes_train_under_the_toolkits_torchrun(
     service: SageMaker, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,7 +162,7 @@ def test_two_processes_train_under_the_toolkits_torchrun(
     assert found["said"].count("epoch 1 of 2") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_ctrl_c_leaves_the_job_running_and_destroy_stops_it_and_leaves_nothing_but_the_films(
     service: SageMaker, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -189,7 +189,7 @@ OF_LAMBDA: Final = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the function's libraries are those of x86-64")
 def test_the_archive_with_the_model_inside_needs_only_what_lambda_has(
     bundle: Path, film: bytes, tmp_path: Path
@@ -388,7 +388,7 @@ needs_ministack = pytest.mark.skipif(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @needs_ministack
 def test_a_stack_that_cannot_be_made_says_what_failed_and_the_next_attempt_begins_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -411,7 +411,7 @@ def test_a_stack_that_cannot_be_made_says_what_failed_and_the_next_attempt_begin
         account.close()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.browser
 @needs_ministack
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")

@@ -362,7 +362,7 @@ def test_a_batch_that_is_killed_goes_on_and_ends_with_the_same_bytes(
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith((".part", "-wal"))] == []
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1500)
 def test_a_batch_that_is_killed_at_any_moment_ends_with_the_same_bytes(
     bundle: Path, many: Path, undisturbed: bytes, tmp_path: Path
@@ -374,7 +374,7 @@ def test_a_batch_that_is_killed_at_any_moment_ends_with_the_same_bytes(
         assert out.read_bytes() == undisturbed
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_ray_gives_the_same_bytes(bundle: Path, many: Path, undisturbed: bytes, tmp_path: Path) -> None:
     pytest.importorskip("ray")

@@ -22,7 +22,7 @@ from chestxray.inference.predictor import Predictor
 from chestxray.serving.settings import ServiceSettings
 from drawing import encoded, textured
 from http_load import Callers, Case, Tally
-from live_service import process, running
+from live_service import awaited, process, running
 from test_decoders import decoders, in_a_thread
 
 JPEG = {"Content-Type": "image/jpeg"}
@@ -43,7 +43,7 @@ def cases(predictor: Predictor, film_paths: Sequence[Path]) -> list[Case]:
 
 
 def ask(address: str, cases: Sequence[Case], count: int, at_once: int) -> Tally:
-    return asyncio.run(Callers(address).closed(cases, count, at_once))
+    return awaited(Callers(address).closed(cases, count, at_once))
 
 
 def test_films_that_share_a_forward_pass_get_the_answers_that_they_get_alone(
@@ -149,7 +149,7 @@ def one_end_under_load(bundle: Path, cases: Sequence[Case], log: Path, seconds: 
             await asyncio.gather(*(caller(number) for number in range(8)))
 
         began = time.monotonic()
-        asyncio.run(until_it_is_gone())
+        awaited(until_it_is_gone())
         server.wait(timeout=25)
         assert time.monotonic() - began - seconds < 25
         timer.join()
@@ -181,7 +181,7 @@ def test_no_film_that_was_taken_on_is_lost_when_the_service_is_ended(
     ends_under_load(bundle, cases, tmp_path, 5)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_no_film_is_lost_in_two_hundred_ends(bundle: Path, cases: list[Case], tmp_path: Path) -> None:
     ends_under_load(bundle, cases, tmp_path, 200)

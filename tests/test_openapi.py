@@ -40,13 +40,13 @@ def test_the_service_keeps_what_its_document_promises(bundle: Path, tmp_path: Pa
         schemathesis(address, tmp_path, "--max-examples=8")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_service_keeps_what_its_document_promises_for_long(bundle: Path, tmp_path: Path) -> None:
     with running(Predictor.load(bundle)) as address:
         schemathesis(address, tmp_path, "--max-examples=400")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_service_keeps_what_its_document_promises_with_a_key(bundle: Path, tmp_path: Path) -> None:
     key, entry = new_key("tester")
     with running(Predictor.load(bundle), ServiceSettings(keys=KeyRing.from_text(entry, "keys"))) as address:

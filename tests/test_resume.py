@@ -144,7 +144,7 @@ def test_a_run_that_is_killed_ten_times_ends_with_the_weights_of_one_that_was_no
     assert_same(tmp_path / "run", undisturbed)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_two_hundred_kills_change_nothing(pack: Path, undisturbed: Path, tmp_path: Path) -> None:
     rng, kills, run = np.random.default_rng(200), 0, 0

@@ -36,7 +36,7 @@ from chestxray.serving.server import ServeOptions, serve
 from chestxray.serving.upload import MEDIA_TYPES
 from dicoms import native
 from drawing import encoded, gradient, textured
-from live_service import running
+from live_service import awaited, running
 
 JPEG = {"Content-Type": "image/jpeg"}
 PROBLEM = "application/problem+json"
@@ -282,7 +282,7 @@ def test_beyond_its_queue_the_service_says_so_at_once(predictor: Predictor) -> N
             questions = (asking.post("/v1/predict", content=large, headers=JPEG) for _ in range(4))
             return await asyncio.gather(*questions)
 
-    answers = asyncio.run(ask_all_at_once())
+    answers = awaited(ask_all_at_once())
     assert sorted(answer.status_code for answer in answers) == [200, 200, 503, 503]
     for refused in (answer for answer in answers if answer.status_code == 503):
         problem_of(refused, 503, "overloaded")
@@ -419,7 +419,7 @@ def test_a_failure_that_nobody_foresaw_tells_the_caller_nothing_but_the_request_
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as asking:
             return await asking.post("/v1/predict", content=film, headers=JPEG)
 
-    response = asyncio.run(ask_after_the_end())
+    response = awaited(ask_after_the_end())
     document = problem_of(response, 500, "internal-error")
     assert "Traceback" not in response.text
     assert response.headers["X-Content-Type-Options"] == "nosniff"

@@ -116,7 +116,7 @@ def test_the_original_recipe_is_the_original_works() -> None:
 
 
 def test_the_default_recipe_validates_by_patient() -> None:
-    assert shipped_recipes() == ("default", "original", "transfer")
+    assert shipped_recipes() == ("default", "original", "small", "transfer")
     assert Recipe.shipped().validation == "given"
 
 

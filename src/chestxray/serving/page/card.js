@@ -13,7 +13,7 @@ export function markdown(text) {
     else if (line.startsWith("```")) nodes.push(fence(lines));
     else if (line.startsWith(">")) nodes.push(quotation(lines));
     else if (/^\s*[-*] /.test(line)) nodes.push(list(lines));
-    else if (line.trim().startsWith("|")) nodes.push(table(lines));
+    else if (line.trim().startsWith("|")) nodes.push(table(lines, nodes.filter((node) => node.className === "scroll").length + 1));
     else nodes.push(make("p", {}, ...inline(taken(lines, isText).join(" "))));
   }
   return nodes;
@@ -52,13 +52,13 @@ function list(lines) {
   return make("ul", {}, ...items.map((item) => make("li", {}, ...inline(item))));
 }
 
-function table(lines) {
+function table(lines, number) {
   const rows = taken(lines, (line) => line.trim().startsWith("|"))
     .map((line) => line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim()))
     .filter((cells) => !cells.every((cell) => /^:?-+:?$/.test(cell)));
   const [head, ...body] = rows;
   const row = (tag) => (cells) => make("tr", {}, ...cells.map((cell) => make(tag, {}, ...inline(cell))));
-  const scroll = { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" };
+  const scroll = { class: "scroll", tabindex: "0", role: "region", "aria-label": `Table ${number}` };
   return make("div", scroll, make("table", {}, make("thead", {}, row("th")(head)), make("tbody", {}, ...body.map(row("td")))));
 }
 
