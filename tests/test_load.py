@@ -23,7 +23,7 @@ from chestxray.serving.settings import ServiceSettings
 from drawing import encoded, textured
 from http_load import Callers, Case, Tally
 from live_service import awaited, process, running
-from test_decoders import decoders, in_a_thread
+from test_decoders import decoders, in_a_thread, the_decoder_since
 
 JPEG = {"Content-Type": "image/jpeg"}
 
@@ -68,9 +68,10 @@ def test_beyond_its_capacity_the_service_refuses_at_once_and_errs_never(
 @contextmanager
 def full(predictor: Predictor, case: Case) -> Iterator[str]:
     """A service whose only decoder stands still over a film."""
+    others = decoders()
     with running(predictor, ServiceSettings(workers=1, waiting=0)) as address:
         httpx.post(f"{address}/v1/predict", content=case.data, headers=JPEG, timeout=60)
-        (decoder,) = decoders()
+        decoder = the_decoder_since(others)
         os.kill(decoder, signal.SIGSTOP)
         thread, answers = in_a_thread(
             lambda: httpx.post(f"{address}/v1/predict", content=case.data, headers=JPEG, timeout=60)
