@@ -24,6 +24,7 @@ from chestxray.data.collect import collect
 from chestxray.inference.batch import journal_of, run_batch
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.judge import GROUP, judge_group
+from chestxray.inference.shipped import folder_of
 from chestxray.machine import cores
 from chestxray.schema import Film
 from side_by_side import report, take_turns
@@ -76,7 +77,7 @@ def main() -> None:
     """Measure and print; the last column is the share of the floor's films a second."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     data = Path(os.environ.get("CHESTXRAY_DATA") or Path(__file__).parents[2] / "shared" / "data")
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=folder_of)
     parser.add_argument("folder", type=Path, nargs="?", default=data / "chest_xray")
     parser.add_argument("--films", type=int, default=None, help="how many of the folder's films; all by default")
     parser.add_argument("--times", type=int, default=4, help="how often each film is taken")

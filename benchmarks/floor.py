@@ -20,6 +20,7 @@ import numpy as np
 from chestxray.data.collect import collect
 from chestxray.data.films import read_film
 from chestxray.inference.predictor import Predictor
+from chestxray.inference.shipped import folder_of
 from side_by_side import report, take_turns
 
 ALONE = "decode + network, one film, 1 thread"
@@ -45,7 +46,7 @@ def main() -> None:
     """Measure and print; each way's milliseconds are those of one film."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     data = Path(os.environ.get("CHESTXRAY_DATA") or Path(__file__).parents[2] / "shared" / "data")
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=folder_of)
     parser.add_argument("folder", type=Path, nargs="?", default=data / "chest_xray")
     parser.add_argument("--films", type=int, default=32, help="of a batch")
     parser.add_argument("--rounds", type=int, default=20)

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from chestxray.inference.predictor import Predictor
+from chestxray.inference.shipped import folder_of
 from http_load import Callers, Case, Tally, resident_mib
 from side_by_side import machine
 
@@ -32,7 +33,7 @@ SETTLED = 0.9  # of the peak, which goodput keeps at ten times the capacity
 def main() -> None:
     """Measure, print, judge."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=folder_of)
     parser.add_argument("films", type=Path, nargs="+")
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--callers-core", type=int)

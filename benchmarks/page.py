@@ -3,7 +3,7 @@
 python benchmarks/page.py [BUNDLE] [--rounds 15] [--json]
 
 Each round opens a fresh browser context, so that nothing of the page is cached, and chooses one of its own phantoms.
-BUNDLE is run/bundle where it is left out, as `make run` writes it.
+BUNDLE is the one that comes with the package where it is left out.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Final
 
 from playwright.sync_api import Browser, sync_playwright
 
+from chestxray.inference.shipped import DEFAULT, folder_of
 from chestxray.serving.static import EXAMPLES
 from side_by_side import machine
 
@@ -83,7 +84,7 @@ def measure(bundle: Path, rounds: int) -> dict[str, list[float]]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bundle", type=Path, nargs="?", default=Path("run/bundle"))
+    parser.add_argument("bundle", type=folder_of, nargs="?", default=DEFAULT)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()

@@ -32,6 +32,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from chestxray.data.pack import Pack, labels_of
 from chestxray.evaluation.metrics import auroc
 from chestxray.inference.predictor import session_options
+from chestxray.inference.shipped import folder_of
 from chestxray.schema import Split
 from side_by_side import machine, take_turns
 
@@ -154,7 +155,7 @@ def measure(folder: Path, bundle: Path, pack: Pack, arguments: argparse.Namespac
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=folder_of)
     parser.add_argument("pack", type=Path)
     parser.add_argument("--calibration", type=int, default=256, help="training films that ranges are found on")
     parser.add_argument("--rounds", type=int, default=30)

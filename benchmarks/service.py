@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chestxray.inference.predictor import Predictor
+from chestxray.inference.shipped import folder_of
 from http_load import Callers, Case, as_form, as_it_is, descendants, resident_mib, right
 from side_by_side import machine
 
@@ -87,7 +88,7 @@ class Row:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=folder_of)
     parser.add_argument("films", type=Path, nargs="+")
     parser.add_argument("--peers-python", type=Path, default=Path(sys.executable))
     parser.add_argument("--requests", type=int, default=600)

@@ -11,13 +11,14 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from chestxray.inference.shipped import folder_of
 from side_by_side import report, take_turns
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=folder_of)
     parser.add_argument("film", type=Path)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--json", action="store_true")
