@@ -28,6 +28,8 @@ VERBS = (
     "evaluate",
     "export",
     "calibrate",
+    "sign",
+    "verify",
     "predict",
     "batch",
     "serve",

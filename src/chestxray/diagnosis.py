@@ -31,6 +31,7 @@ EXTRAS: Final = {
     "ray": {"ray": "ray"},
     "tensorboard": {"tensorboard": "tensorboard"},
     "mlflow": {"mlflow": "mlflow-skinny"},
+    "sign": {"model_signing": "model-signing", "OpenSSL": "pyopenssl"},
 }
 CORE: Final = ("numpy", "pillow", "onnxruntime", "fastapi", "uvicorn", "click")
 BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome")

@@ -11,6 +11,7 @@
     │   ├── PackInvalid
     │   ├── RunInvalid
     │   ├── BundleInvalid
+    │   │   └── SignatureInvalid
     │   ├── Leakage
     │   ├── DegenerateLabels
     │   └── TrainingDiverged
@@ -87,6 +88,10 @@ class RunInvalid(DataError):
 
 class BundleInvalid(DataError):
     """A bundle is incomplete, damaged or of another version."""
+
+
+class SignatureInvalid(BundleInvalid):
+    """A bundle is not signed, not by this key, or was changed since."""
 
 
 class Leakage(DataError):

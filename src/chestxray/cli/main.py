@@ -16,12 +16,13 @@ from chestxray.cli.data import clean, collect, pack, split
 from chestxray.cli.judge import calibrate, evaluate
 from chestxray.cli.model import batch, blend, export, predict, train
 from chestxray.cli.service import doctor, key, run, serve
+from chestxray.cli.sign import sign, verify
 from chestxray.errors import ChestXrayError, MissingExtra
 from chestxray.schema import NOTICE
 
 VERBS = (
     *(collect, clean, split, pack, train, blend, evaluate, export),
-    *(calibrate, predict, batch, serve, key, run, doctor, aws),
+    *(calibrate, sign, verify, predict, batch, serve, key, run, doctor, aws),
 )
 
 

@@ -19,6 +19,7 @@ from chestxray.cli.options import (
     endpoint_option,
     json_option,
     out_option,
+    verify_key_option,
     workers_option,
 )
 from chestxray.errors import FilmError, SourceInvalid
@@ -213,11 +214,17 @@ def bundle_text(folder: Path, info: BundleInfo) -> str:
 @click.command()
 @click.argument("films", type=FILE, nargs=-1, required=True)
 @bundle_option
+@verify_key_option
 @click.option("--operating-point", default=None, help="One of the bundle's, by name. [default: the bundle's]")
 @click.option("--heatmap", type=FOLDER, default=None, help="Write a PNG for each film there: where the evidence lies.")
 @json_option
 def predict(
-    console: Console, films: tuple[Path, ...], bundle: Path, operating_point: str | None, heatmap: Path | None
+    console: Console,
+    films: tuple[Path, ...],
+    bundle: Path,
+    verify_key: Path | None,
+    operating_point: str | None,
+    heatmap: Path | None,
 ) -> None:
     """Judge films: normal or pneumonia.
 
@@ -225,8 +232,9 @@ def predict(
     must not be judged; the others are answered all the same.
     """
     from chestxray.inference.predictor import Predictor
+    from chestxray.inference.signature import open_bundle
 
-    predictor = Predictor.load(bundle)
+    predictor = Predictor(open_bundle(bundle, verify_key))
     answers = []
     failed = False
     for path in films:
@@ -270,6 +278,7 @@ def _answer_line(answer: dict[str, Any]) -> str:
 @click.argument("source")
 @out_option("The table to write, one row a film: .csv, .jsonl or .parquet (extra parquet).", folder=False)
 @bundle_option
+@verify_key_option
 @click.option("--operating-point", default=None, help="One of the bundle's, by name. [default: the bundle's]")
 @click.option(
     "--engine",
@@ -286,6 +295,7 @@ def batch(
     source: str,
     out: Path,
     bundle: Path,
+    verify_key: Path | None,
     operating_point: str | None,
     engine: str,
     workers: int | None,
@@ -299,12 +309,12 @@ def batch(
     where it stood, and a second run opens only the films that are new or changed.
     """
     from chestxray.inference.batch import REFUSED, run_batch
-    from chestxray.inference.bundle import Bundle
     from chestxray.inference.judge import judge_groups
     from chestxray.inference.on_ray import judge_groups_on_ray
+    from chestxray.inference.signature import open_bundle
     from chestxray.pipeline import films_of
 
-    opened = Bundle.open(bundle)
+    opened = open_bundle(bundle, verify_key)
     with console.progress("Judging") as move:
         result = run_batch(
             opened,

@@ -57,6 +57,15 @@ def _found_bundle(ctx: click.Context, _param: click.Parameter, given: str) -> Pa
     return Path(given) if ctx.resilient_parsing else folder_of(given)
 
 
+def verify_key_option(command: Command) -> Command:
+    """Add --verify-key."""
+    return click.option(
+        "--verify-key",
+        type=FILE,
+        help='Judge only with a bundle that this key signed ("chestxray sign"). Default: that in CHESTXRAY_VERIFY_KEY.',
+    )(command)
+
+
 class Size(click.ParamType[tuple[int, int]]):
     """HEIGHTxWIDTH in pixels."""
 

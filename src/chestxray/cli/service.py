@@ -20,6 +20,7 @@ from chestxray.cli.options import (
     Size,
     bundle_option,
     json_option,
+    verify_key_option,
     workers_option,
 )
 from chestxray.inference.shipped import DEFAULT
@@ -42,6 +43,7 @@ def _bundle_of_a_container(ctx: click.Context, _param: click.Parameter, containe
 
 @click.command()
 @bundle_option
+@verify_key_option
 @click.option("--host", default=HOST, show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes a free one.")
 @click.option(
@@ -62,6 +64,7 @@ def _bundle_of_a_container(ctx: click.Context, _param: click.Parameter, containe
 def serve(
     console: Console,
     bundle: Path,
+    verify_key: Path | None,
     host: str,
     port: int,
     api_keys: Path | None,
@@ -80,7 +83,8 @@ def serve(
         from chestxray.serving.container import container_options
 
         options = container_options(os.environ)
-    serve_until_stopped(console, bundle, dataclasses.replace(options, keys_file=api_keys, cors_origins=cors_origins))
+    options = dataclasses.replace(options, keys_file=api_keys, cors_origins=cors_origins, verify_key=verify_key)
+    serve_until_stopped(console, bundle, options)
 
 
 def serve_until_stopped(console: Console, bundle: Path, options: ServeOptions) -> None:

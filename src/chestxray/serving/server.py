@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from chestxray.errors import UsageError
 from chestxray.inference.bundle import Bundle
+from chestxray.inference.signature import open_bundle
 from chestxray.serving.keys import VARIABLE, KeyRing
 from chestxray.serving.logs import log_to_stderr
 from chestxray.serving.security import LOOPBACK_NAMES, HostRule, is_loopback
@@ -39,6 +40,8 @@ class ServeOptions:
         platform: what runs this process decides who may call, as SageMaker does for its containers; only then the
             service listens to other machines without a key.
         transform: answer as a SageMaker batch transform wants it.
+        verify_key: public key whose holder must have signed the bundle; None takes the one that the environment
+            variable CHESTXRAY_VERIFY_KEY names, and without that any bundle is served.
     """
 
     host: str = "127.0.0.1"
@@ -48,6 +51,7 @@ class ServeOptions:
     cors_origins: tuple[str, ...] = ()
     platform: bool = False
     transform: bool = False
+    verify_key: Path | None = None
 
 
 def serve(bundle: Path, options: ServeOptions | None = None, *, ready: Callable[[str], None] | None = None) -> None:
@@ -60,7 +64,7 @@ def serve(bundle: Path, options: ServeOptions | None = None, *, ready: Callable[
 
     Raises:
         UsageError: the address cannot be had, or other machines reach it and there is no key.
-        BundleInvalid: from loading the bundle.
+        BundleInvalid: from loading the bundle; SignatureInvalid, where it is not as the verify_key's holder signed it.
     """
     options = options or ServeOptions()
     keys = KeyRing.gather(options.keys_file)
@@ -70,7 +74,7 @@ def serve(bundle: Path, options: ServeOptions | None = None, *, ready: Callable[
             f'with "chestxray key NAME", and give its entry by --api-keys FILE or in {VARIABLE}'
         )
     log_to_stderr()
-    opened = Bundle.open(bundle)
+    opened = open_bundle(bundle, options.verify_key)
     with closing(_listener(options.host, options.port)) as listener:
         server = _server(opened, options, keys)
         server.on_start = ready

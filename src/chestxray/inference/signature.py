@@ -1,0 +1,157 @@
+"""Signed bundles: who vouches for a model, in the format of OpenSSF's Model Signing.
+
+    BUNDLE/model.sig      a Sigstore bundle; in it a DSSE envelope with an in-toto statement: the SHA-256 of every file
+                          of the folder but its own
+
+The hashes in ``bundle.json`` find damage. They stop nobody who changes a file and its hash together; a signature does.
+Keys are elliptic-curve keys in PEM (P-256, P-384, P-521); nothing here asks the network for anything.
+
+Source: https://github.com/sigstore/model-transparency, "Model Signing Format"; its own command line verifies what is
+signed here, and the other way round.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Final
+
+from chestxray.errors import SignatureInvalid, UsageError
+from chestxray.files import write_atomically
+from chestxray.inference.bundle import DESCRIPTION, Bundle
+from chestxray.schema import BundleInfo
+
+if TYPE_CHECKING:
+    from model_signing.hashing import Config as HashingConfig
+
+SIGNATURE: Final = "model.sig"
+VERIFY_KEY_VARIABLE: Final = "CHESTXRAY_VERIFY_KEY"  # environment: the public key that must have signed
+PASSWORD_VARIABLE: Final = "CHESTXRAY_SIGNING_PASSWORD"  # noqa: S105 - a name; of the private key, where it has one
+_NONSENSE: Final = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # a file may hold anything
+_CURVES: Final = "an elliptic-curve key (P-256, P-384 or P-521) in PEM"
+
+
+def sign_bundle(folder: Path, private_key: Path, password: str | None = None) -> Path:
+    """Sign every file of a bundle, as it is now; an earlier signature is replaced.
+
+    Args:
+        folder: of the bundle; a bundle that is damaged is not signed.
+        private_key: a file.
+        password: of the private key; None where it has none.
+
+    Returns: the signature's file, inside the folder.
+    Raises: BundleInvalid, SignatureInvalid (a link in the folder), UsageError (the key), OSError.
+    """
+    from model_signing import signing
+
+    Bundle.open(folder).verify()
+    with _key_faults(private_key, f"{_CURVES}; where it is encrypted, its password in {PASSWORD_VARIABLE}"):
+        signer = signing.Config().use_elliptic_key_signer(
+            private_key=private_key,
+            password=password.encode() if password else None,  # type: ignore[arg-type] # declared str, handed on as bytes
+        )
+    signer.set_hashing_config(_every_file())
+    with TemporaryDirectory() as beside:
+        written = Path(beside) / SIGNATURE
+        try:
+            signer.sign(folder, written)
+        except ValueError as error:
+            raise SignatureInvalid(f"{folder}: cannot be signed ({_first_line(error)})") from error
+        write_atomically(folder / SIGNATURE, written.read_bytes())
+    return folder / SIGNATURE
+
+
+def open_signed(folder: Path, public_key: Path) -> Bundle:
+    """Open a bundle that the holder of a key signed, and that nobody changed since.
+
+    What is returned is what was signed, also where somebody writes to the folder meanwhile: its description is compared
+    with the signature after it was read, and each other file with the description whenever it is read.
+
+    Raises: SignatureInvalid, BundleInvalid, UsageError (the key).
+    """
+    bundle = Bundle.open(folder)
+    signed = _signed_hashes(folder, public_key)
+    description = (folder / DESCRIPTION).read_bytes()
+    expected = {DESCRIPTION: hashlib.sha256(description).hexdigest(), **bundle.info.files}
+    for name, digest in expected.items():
+        if signed.get(name) != digest:
+            raise SignatureInvalid(f"{folder / name}: not what was signed. Copy the whole folder again")
+    if BundleInfo.from_json(description.decode(), DESCRIPTION) != bundle.info:
+        raise SignatureInvalid(f"{folder / DESCRIPTION}: changed while it was read. Let nobody else write there")
+    return bundle
+
+
+def open_bundle(folder: Path, verify_key: Path | None = None) -> Bundle:
+    """Open a bundle to judge with; signed, where a key is given here or by the environment's CHESTXRAY_VERIFY_KEY.
+
+    Raises: BundleInvalid; where there is a key, SignatureInvalid and UsageError.
+    """
+    key = verify_key or os.environ.get(VERIFY_KEY_VARIABLE)
+    return open_signed(folder, Path(key)) if key else Bundle.open(folder)
+
+
+def _signed_hashes(folder: Path, public_key: Path) -> Mapping[str, str]:
+    """SHA-256 by name of what was signed, once the signature is found right and the folder unchanged."""
+    from cryptography.exceptions import InvalidSignature
+    from model_signing import verifying
+
+    with _key_faults(public_key, _CURVES):
+        verifier = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
+    verifier.set_hashing_config(_every_file())
+    try:
+        signature = (folder / SIGNATURE).read_bytes()
+    except OSError as error:
+        raise SignatureInvalid(
+            f"{folder}: not signed ({SIGNATURE} cannot be read), and {public_key} is to have signed it. "
+            'Sign it with "chestxray sign"'
+        ) from error
+    with TemporaryDirectory() as beside:  # the bytes that are verified are those whose hashes are returned
+        copy = Path(beside) / SIGNATURE
+        copy.write_bytes(signature)
+        try:
+            with redirect_stdout(sys.stderr):  # the library prints its warnings
+                verifier.verify(folder, copy)
+            return _hashes_in(signature)
+        except InvalidSignature as error:
+            raise SignatureInvalid(f"{folder / SIGNATURE}: not a signature by {public_key}") from error
+        except _NONSENSE as error:
+            why = _first_line(error).removeprefix("Signature mismatch: ").strip('["]')
+            raise SignatureInvalid(
+                f"{folder}: not as {public_key} signed it ({why}). Copy the whole folder again"
+            ) from error
+
+
+def _hashes_in(signature: bytes) -> dict[str, str]:
+    """What a signature, verified before, says of each file. Raises: ValueError, LookupError, TypeError."""
+    statement = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
+    resources = statement["predicate"]["resources"]
+    return {resource["name"]: resource["digest"] for resource in resources if resource["algorithm"] == "sha256"}
+
+
+def _every_file() -> HashingConfig:
+    """Each file by its SHA-256, hidden ones as well; the signature alone is left out."""
+    from model_signing import hashing
+
+    return hashing.Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
+
+
+@contextmanager
+def _key_faults(path: Path, wanted: str) -> Iterator[None]:
+    """Turn what a key's file may raise into UsageError."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{path}: the key cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # whatever a parser of keys makes of bytes that are none
+        raise UsageError(f"{path}: not a key for this. Give {wanted}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(". ")
