@@ -90,3 +90,17 @@ def is_running(process: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+def test_a_script_without_a_guard_around_its_main_part_runs_once(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import math\n"
+        "from chestxray.data.parallel import map_in_order\n"
+        "print('begins')\n"
+        "print(sum(map_in_order(math.isqrt, range(1000), workers=2)))\n"
+        "print(__file__, __spec__)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=120)
+    expected = sum(int(value**0.5) for value in range(1000))
+    assert done.stdout.splitlines() == ["begins", str(expected), f"{script} None"], done.stderr

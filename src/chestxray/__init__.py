@@ -1,29 +1,130 @@
-"""Chest X-rays in, calibrated pneumonia probabilities out. Research software, not a medical device."""
+"""Chest X-rays in, calibrated pneumonia probabilities out. Research software, not a medical device.
+
+Every verb of the command line is a function here, by the same name (those of ``chestxray aws`` excepted):
+
+    films = chestxray.split(chestxray.clean(chestxray.collect("films")))
+    chestxray.pack(films, "pack")
+    chestxray.train("pack", "training", chestxray.recipe("default", epochs=3))
+    chestxray.export("training", "bundle")
+    print(chestxray.predict("film.jpeg", "bundle").probability)
+
+Films are values, tuples of ``Film``; what lies on disk is named by its path. Every error on purpose is a
+``ChestXrayError``; ``chestxray.errors`` has their tree. Names are found where they live when they are first used.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from chestxray.errors import ChestXrayError
 
 if TYPE_CHECKING:
+    from chestxray.data.clean import clean, describe
+    from chestxray.data.collect import collect
+    from chestxray.data.pack import Pack
+    from chestxray.data.pack import write_pack as pack
+    from chestxray.data.phantom import PhantomSettings, write_phantoms
+    from chestxray.data.quarantine import quarantine
+    from chestxray.data.report import write_data_report
+    from chestxray.data.split import SplitSettings, split
+    from chestxray.diagnosis import diagnose as doctor
+    from chestxray.evaluation.assessment import Assessment
     from chestxray.inference.predictor import Predictor
+    from chestxray.pictures import draw_answer, draw_distribution, draw_films, draw_network, draw_scaling
+    from chestxray.pipeline import RunSettings, run
+    from chestxray.schema import BundleInfo, Film, PackInfo, Prediction, read_manifest, write_manifest
+    from chestxray.serving.background import BackgroundService, serve_in_background
+    from chestxray.serving.keys import new_key as key
+    from chestxray.serving.server import ServeOptions, serve
+    from chestxray.training.blend import blend_runs as blend
+    from chestxray.training.recipe import Recipe
+    from chestxray.training.recipe import recipe_of as recipe
+    from chestxray.verbs import batch, calibrate, evaluate, evaluate_scores, export, load, predict, sign, train, verify
 
-__all__ = ["__version__", "load"]
+__all__ = [
+    "__version__",
+    # films
+    "write_phantoms", "collect", "clean", "describe", "quarantine", "write_data_report", "split",
+    "read_manifest", "write_manifest",
+    # training
+    "pack", "recipe", "train", "blend", "export",
+    # judging
+    "evaluate", "evaluate_scores", "calibrate", "sign", "verify", "load", "predict", "batch",
+    # serving, and everything at once
+    "serve", "serve_in_background", "key", "run", "doctor",
+    # pictures
+    "draw_films", "draw_distribution", "draw_scaling", "draw_network", "draw_answer",
+    # what they take and give
+    "Film", "PackInfo", "Pack", "BundleInfo", "Prediction", "Predictor", "Assessment", "BackgroundService",
+    "PhantomSettings", "SplitSettings", "Recipe", "RunSettings", "ServeOptions",
+    "ChestXrayError",
+]  # fmt: skip
 
 __version__: Final = "0.1.0"
 
+# Where each name lives. The imports above say the same to editors and type checkers.
+_HOMES: Final = {
+    "write_phantoms": "data.phantom.write_phantoms",
+    "collect": "data.collect.collect",
+    "clean": "data.clean.clean",
+    "describe": "data.clean.describe",
+    "quarantine": "data.quarantine.quarantine",
+    "write_data_report": "data.report.write_data_report",
+    "split": "data.split.split",
+    "read_manifest": "schema.read_manifest",
+    "write_manifest": "schema.write_manifest",
+    "pack": "data.pack.write_pack",
+    "recipe": "training.recipe.recipe_of",
+    "train": "verbs.train",
+    "blend": "training.blend.blend_runs",
+    "export": "verbs.export",
+    "evaluate": "verbs.evaluate",
+    "evaluate_scores": "verbs.evaluate_scores",
+    "calibrate": "verbs.calibrate",
+    "sign": "verbs.sign",
+    "verify": "verbs.verify",
+    "load": "verbs.load",
+    "predict": "verbs.predict",
+    "batch": "verbs.batch",
+    "serve": "serving.server.serve",
+    "serve_in_background": "serving.background.serve_in_background",
+    "key": "serving.keys.new_key",
+    "run": "pipeline.run",
+    "doctor": "diagnosis.diagnose",
+    "draw_films": "pictures.draw_films",
+    "draw_distribution": "pictures.draw_distribution",
+    "draw_scaling": "pictures.draw_scaling",
+    "draw_network": "pictures.draw_network",
+    "draw_answer": "pictures.draw_answer",
+    "Film": "schema.Film",
+    "PackInfo": "schema.PackInfo",
+    "Pack": "data.pack.Pack",
+    "BundleInfo": "schema.BundleInfo",
+    "Prediction": "schema.Prediction",
+    "Predictor": "inference.predictor.Predictor",
+    "Assessment": "evaluation.assessment.Assessment",
+    "BackgroundService": "serving.background.BackgroundService",
+    "PhantomSettings": "data.phantom.PhantomSettings",
+    "SplitSettings": "data.split.SplitSettings",
+    "Recipe": "training.recipe.Recipe",
+    "RunSettings": "pipeline.RunSettings",
+    "ServeOptions": "serving.server.ServeOptions",
+}
 
-def load(bundle: str | Path = "pneumonia", threads: int | None = None) -> Predictor:
-    """A model, ready to judge: ``load()("film.jpeg").probability``.
 
-    Args:
-        bundle: the folder that "chestxray export" or "chestxray run" wrote, or the name of a bundle that comes with
-            this package: "pneumonia", or "pneumonia-small".
-        threads: of one forward pass; by default one a core, at most four.
+def __getattr__(name: str) -> Any:
+    """Find a name where it lives, the first time that it is used. Raises: AttributeError, naming the nearest."""
+    if name not in _HOMES:
+        from difflib import get_close_matches
 
-    Raises: BundleInvalid.
-    """
-    from chestxray.inference.predictor import Predictor
-    from chestxray.inference.shipped import folder_of
+        (nearest,) = get_close_matches(name, __all__, n=1, cutoff=0.0)
+        raise AttributeError(f"chestxray has no {name!r}; the nearest is {nearest!r}", name=name)
+    module, _, attribute = _HOMES[name].rpartition(".")
+    found = getattr(import_module(f"{__name__}.{module}"), attribute)
+    globals()[name] = found
+    return found
 
-    return Predictor.load(folder_of(bundle), threads)
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,10 +7,12 @@ import importlib.util
 import platform
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import chestxray
 from chestxray.errors import ChestXrayError
+from chestxray.inference.shipped import DEFAULT, folder_of
 from chestxray.machine import cores
 
 # What each extra brings, by the names to import and to install.
@@ -29,9 +31,9 @@ EXTRAS: Final = {
     "kaggle": {"kagglehub": "kagglehub"},
     "parquet": {"pyarrow": "pyarrow"},
     "ray": {"ray": "ray"},
+    "sign": {"model_signing": "model-signing", "OpenSSL": "pyopenssl"},
     "tensorboard": {"tensorboard": "tensorboard"},
     "mlflow": {"mlflow": "mlflow-skinny"},
-    "sign": {"model_signing": "model-signing", "OpenSSL": "pyopenssl"},
 }
 CORE: Final = ("numpy", "pillow", "onnxruntime", "fastapi", "uvicorn", "click")
 BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome")
@@ -53,7 +55,7 @@ class Diagnosis:
     checks: tuple[Check, ...]
 
 
-def diagnose(bundle: str) -> Diagnosis:
+def diagnose(bundle: Path | str = DEFAULT) -> Diagnosis:
     """Look at this installation; ``bundle`` is the folder or the name of the default bundle."""
     checks = [
         Check("chestxray", f"{chestxray.__version__} on Python {platform.python_version()}, {platform.platform()}"),
@@ -95,9 +97,8 @@ def _training_device() -> Check:
     return Check("training on", f"{device}, in {'bfloat16' if has_native_bfloat16(device) else 'float32'}")
 
 
-def _bundle(given: str) -> Check:
+def _bundle(given: Path | str) -> Check:
     from chestxray.inference.bundle import Bundle
-    from chestxray.inference.shipped import folder_of
 
     try:
         bundle = Bundle.open(folder_of(given))

@@ -10,41 +10,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from chestxray.data.clean import Distribution, clean, describe
 from chestxray.data.collect import collect
-from chestxray.data.pack import DEFAULT_SIZE, write_pack
+from chestxray.data.pack import write_pack
 from chestxray.data.parallel import Progress
 from chestxray.data.phantom import PhantomSettings, write_phantoms
 from chestxray.data.split import SplitSettings, split
 from chestxray.evaluation.assessment import Assessment
-from chestxray.judging.evaluate import JudgingSettings, Narrator, judge_bundle
-from chestxray.schema import VERSION_COLUMN, BundleInfo, Film, Split, read_manifest, write_manifest
+from chestxray.judging.evaluate import JudgingSettings, judge_bundle
+from chestxray.judging.narrator import SILENCE, Narrator
+from chestxray.schema import BundleInfo, Film, Split, write_manifest
 
 if TYPE_CHECKING:
     from chestxray.training.recipe import Recipe
     from chestxray.training.record import EpochRecord
-
-
-# --------------------------------------------------------------------------- a source
-
-
-def films_of(source: Path | str, *, labels_needed: bool = True) -> tuple[Film, ...]:
-    """The rows of a manifest, or what ``collect`` finds. Raises: ManifestInvalid, SourceInvalid."""
-    path = Path(source)
-    if path.suffix.lower() == ".csv" and path.is_file() and _is_manifest(path):
-        return read_manifest(path)
-    return collect(source, labels_needed=labels_needed)
-
-
-def _is_manifest(table: Path) -> bool:
-    """Whether this package wrote the table; ``collect`` reads those of others."""
-    with table.open("rb") as file:
-        return VERSION_COLUMN.encode() in file.readline()
-
-
-# --------------------------------------------------------------------------- run
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +33,18 @@ class RunSettings:
     """What ``run`` does besides the films.
 
     Attributes:
-        recipe: how to train.
+        recipe: how to train: a recipe, the name of one of this package, or a TOML file.
         device: where to train.
-        size: (height, width) of the network's input, in pixels.
+        size: (height, width) of the network's input, in pixels; None for the size that the network was made for.
         split_seed: draws the sides that the source does not give.
         phantoms: patients to draw where there is no source.
         workers: processes that read films.
         command: what the user typed, for the report.
     """
 
-    recipe: Recipe
+    recipe: Recipe | Path | str = "default"
     device: str = "auto"
-    size: tuple[int, int] = DEFAULT_SIZE
+    size: tuple[int, int] | None = None
     split_seed: int = 0
     phantoms: int = 300
     workers: int | None = None
@@ -107,6 +88,28 @@ class Teller(Protocol):
         """What the test side says."""
 
 
+class _SilentTeller:
+    """Puts nothing into words."""
+
+    def cleaned(self, distribution: Distribution, films: Sequence[Film]) -> None:
+        """Say nothing."""
+
+    def split(self, films: Sequence[Film]) -> None:
+        """Say nothing."""
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Say nothing."""
+
+    def exported(self, folder: Path, info: BundleInfo) -> None:
+        """Say nothing."""
+
+    def assessed(self, assessment: Assessment) -> None:
+        """Say nothing."""
+
+
+_SILENT_TELLER: Final = _SilentTeller()
+
+
 @dataclass(slots=True)
 class _Stages:
     """Announces each stage and keeps its time."""
@@ -123,11 +126,17 @@ class _Stages:
         self.seconds[name] = round(time.perf_counter() - started, 2)
 
 
-def run(source: Path | None, out: Path, settings: RunSettings, narrator: Narrator, teller: Teller) -> RunResult:
+def run(
+    source: Path | str | None,
+    out: Path | str,
+    settings: RunSettings = RunSettings(),
+    narrator: Narrator = SILENCE,
+    teller: Teller = _SILENT_TELLER,
+) -> RunResult:
     """Films to a measured bundle: every stage in order, each output in ``out`` under its own name.
 
     Args:
-        source: a folder of films; None draws phantoms first.
+        source: a folder of films, or whatever else ``collect`` takes; None draws phantoms first.
         out: the folder; outputs of an earlier run there are replaced.
         settings: everything else.
         narrator: told about progress.
@@ -136,9 +145,12 @@ def run(source: Path | None, out: Path, settings: RunSettings, narrator: Narrato
     Raises: what the stages raise.
     """
     from chestxray.training.export import export_run
+    from chestxray.training.networks import spec_of
+    from chestxray.training.recipe import recipe_of
     from chestxray.training.run import Keeping, train_run
 
-    stage = _Stages(narrator)
+    out, recipe, stage = Path(out), recipe_of(settings.recipe), _Stages(narrator)
+    height, width = size = settings.size or spec_of(recipe.network).size
     if source is None:
         source = out / "phantoms"
         with stage("draw", "phantoms, drawn films that show no patient; nothing is downloaded") as move:
@@ -154,14 +166,13 @@ def run(source: Path | None, out: Path, settings: RunSettings, narrator: Narrato
         films = split(films, SplitSettings(seed=settings.split_seed))
         write_manifest(films, out / "split.csv")
     teller.split(films)
-    height, width = settings.size
     with stage("pack", f"films are decoded once, to {height} x {width} pixels") as move:
-        write_pack(films, out / "pack", size=settings.size, on_progress=move, workers=settings.workers)
-    with stage("train", f"{settings.recipe.network} on {settings.device}") as move:
+        write_pack(films, out / "pack", size=size, on_progress=move, workers=settings.workers)
+    with stage("train", f"{recipe.network} on {settings.device}") as move:
         summary = train_run(
             out / "pack",
             out / "training",
-            settings.recipe,
+            recipe,
             device=settings.device,
             keeping=Keeping(replace=True),
             on_epoch=teller.epoch,

@@ -164,8 +164,9 @@ def _further(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, value in tidy if value)
 
 
-def write_manifest(films: Iterable[Film], path: Path) -> None:
+def write_manifest(films: Iterable[Film], path: Path | str) -> None:
     """Write films as CSV, whole or not at all. Law: ``read_manifest(p)`` gives the same films."""
+    path = Path(path)
     base = path.parent.resolve()
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -181,8 +182,9 @@ def write_manifest(films: Iterable[Film], path: Path) -> None:
     write_atomically(path, out.getvalue().encode())
 
 
-def read_manifest(path: Path) -> tuple[Film, ...]:
+def read_manifest(path: Path | str) -> tuple[Film, ...]:
     """Read a manifest. Raises: ManifestInvalid, with the line that is at fault."""
+    path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -95,9 +95,9 @@ def validate(
     from chestxray.aws.roles import ensure_execution_role
     from chestxray.aws.storage import ensure_bucket
     from chestxray.data.clean import clean
+    from chestxray.data.collect import films_of
     from chestxray.data.objects import split_address
     from chestxray.judging.evaluate import JudgingSettings, judge_scores
-    from chestxray.pipeline import films_of
 
     cloud, names, say = order.cloud, order.names, order.console.say
     weights = weights_of(cloud, names, model) if model else None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from chestxray.cli.aws_options import Order, aws_options
-from chestxray.cli.model import RECIPE_OPTIONS, recipe_of
+from chestxray.cli.model import RECIPE_OPTIONS
 from chestxray.cli.options import Command, Size
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def train(
     The job collects, cleans, splits, packs and trains as the verbs here do, and leaves a bundle in our bucket. The
     same command again follows the job while it runs, and tells its result once it is finished. Ctrl-C leaves it
     running.
+    from chestxray.training.recipe import recipe_of
     """
     from chestxray.aws import training_job
 

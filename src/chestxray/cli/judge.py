@@ -83,25 +83,37 @@ def evaluate(
     SOURCE is a manifest, or a folder with one folder per class (or in the published layout). The report is
     one self-contained HTML file. Rows of a table without a label or a score are counted, never dropped in silence.
     """
-    from chestxray.judging.evaluate import JudgingSettings, judge_bundle, judge_scores
-    from chestxray.pipeline import films_of
+    from chestxray import verbs
 
-    settings = JudgingSettings(side, against, threshold, conformal, command_line(), workers, stress)
     if scores is not None:
         if stress:
             raise UsageError("--stress shifts films, and --scores gives none. Give BUNDLE and SOURCE")
+        if conformal is not None:
+            raise UsageError("--conformal needs the validation scores of a bundle, and --scores gives none")
         if bundle is not None:
             raise UsageError(
                 "--scores stands in place of BUNDLE and SOURCE. Give either; to compare the two, give BUNDLE SOURCE "
                 "--against the table"
             )
-        assessment = judge_scores(scores, out, settings)
+        assessment = verbs.evaluate_scores(
+            scores, out, split=side, against=against, threshold=threshold, command=command_line()
+        )
     elif bundle is None or source is None:
         raise UsageError("nothing to judge: give BUNDLE and SOURCE, or --scores with a table")
     else:
-        if threshold is not None and (against is None or not Path(against).is_file()):
-            raise UsageError("--threshold is for a table of scores; a bundle brings its operating points")
-        assessment = judge_bundle(bundle, films_of(source), source, out, console, settings)
+        assessment = verbs.evaluate(
+            bundle,
+            source,
+            out,
+            split=side,
+            against=against,
+            threshold=threshold,
+            conformal=conformal,
+            stress=stress,
+            workers=workers,
+            command=command_line(),
+            narrator=console,
+        )
     console.result(
         {"report": out / "index.html", "assessment": assessment.to_json()},
         f"{assessment_text(assessment)}\nreport: {out / 'index.html'}",
@@ -122,12 +134,9 @@ def calibrate(console: Console, bundle: Path, source: Path, out: Path, side: str
     graph and weights stay as they are. SOURCE is a manifest or a folder of labelled films of both classes. Measure
     the new bundle on other films than these.
     """
-    from chestxray.judging.calibrate import calibrate_bundle
-    from chestxray.judging.evaluate import JudgingSettings
-    from chestxray.pipeline import films_of
+    from chestxray import verbs
 
-    settings = JudgingSettings(side=side, workers=workers)
-    made = calibrate_bundle(bundle, films_of(source), source, out, console, settings)
+    made = verbs.calibrate(bundle, source, out, split=side, workers=workers, narrator=console)
     document = {"bundle": out, **plain(made.info), "metrics": made.metrics, "warnings": made.warnings}
     console.result(document, _calibrated_text(out, made))
 

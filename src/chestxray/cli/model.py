@@ -22,11 +22,10 @@ from chestxray.cli.options import (
     verify_key_option,
     workers_option,
 )
-from chestxray.errors import FilmError, SourceInvalid
+from chestxray.errors import FilmError
 from chestxray.schema import NOTICE, BundleInfo, Prediction
 
 if TYPE_CHECKING:
-    from chestxray.training.recipe import Recipe
     from chestxray.training.record import EpochRecord
 
 RECIPE_OPTIONS: Final[tuple[tuple[str, type, str], ...]] = (
@@ -51,14 +50,6 @@ def recipe_options(command: Command) -> Command:
         help="A recipe of this package (default, small, transfer, original), or a TOML file.",
     )(command)
     return click.option("--network", default=None, help="A network by name. [default: the recipe's]")(command)
-
-
-def recipe_of(recipe: str, **changes: Any) -> Recipe:
-    """The recipe that the options ask for. Raises: RecipeInvalid, MissingExtra."""
-    from chestxray.training.recipe import Recipe, shipped_recipes
-
-    base = Recipe.shipped(recipe) if recipe in shipped_recipes() else Recipe.read(Path(recipe))
-    return base.with_changes(**changes)
 
 
 @click.command()
@@ -97,26 +88,26 @@ def train(
 
     Several processes: torchrun --nproc-per-node 2 --no-python chestxray train PACK --out RUN
     """
-    from chestxray.training.run import Keeping, train_run
+    from chestxray import verbs
+    from chestxray.training.recipe import recipe_of
     from chestxray.training.team import is_first_process
 
-    chosen = recipe_of(recipe, **changes)
-    if not is_first_process():  # of several under torchrun, one speaks
-        train_run(pack, out, chosen, device=device, keeping=Keeping(checkpoints, restart=restart), compiled=compiled)
-        return
-    say_epoch = epoch_sayer(console)
     with console.progress("Training") as move:
-        summary = train_run(
+        summary = verbs.train(
             pack,
             out,
-            chosen,
+            recipe_of(recipe, **changes),
             device=device,
-            keeping=Keeping(checkpoints, restart=restart, trackers=trackers),
+            checkpoints=checkpoints,
+            restart=restart,
+            trackers=trackers,
             compiled=compiled,
-            on_epoch=say_epoch,
+            on_epoch=epoch_sayer(console),
             on_progress=move,
             say=console.say,
         )
+    if not is_first_process():  # of several under torchrun, one speaks
+        return
     best = summary.info.best
     text = str(out)
     if best:
@@ -189,9 +180,9 @@ def export(console: Console, runs: tuple[Path, ...], out: Path, name: str, compa
 
     A bundle holds the graph, the weights, the calibration, the operating points and the model card.
     """
-    from chestxray.training.export import export_run
+    from chestxray import verbs
 
-    info = export_run(runs[0], out, name, beside=runs[1:], compact=compact)
+    info = verbs.export(runs, out, name, compact=compact)
     console.result({"bundle": out, **plain(info)}, bundle_text(out, info))
 
 
@@ -231,10 +222,9 @@ def predict(
     Prints the calibrated probability and the operating point. Exit status 1 where a film could not be read or
     must not be judged; the others are answered all the same.
     """
-    from chestxray.inference.predictor import Predictor
-    from chestxray.inference.signature import open_bundle
+    from chestxray import verbs
 
-    predictor = Predictor(open_bundle(bundle, verify_key))
+    predictor = verbs.load(bundle, verify_key=verify_key)
     answers = []
     failed = False
     for path in films:
@@ -308,25 +298,19 @@ def batch(
     What was judged is kept in a hidden file beside --out (its name ends in .journal): a run that was killed goes on
     where it stood, and a second run opens only the films that are new or changed.
     """
-    from chestxray.inference.batch import REFUSED, run_batch
-    from chestxray.inference.judge import judge_groups
-    from chestxray.inference.on_ray import judge_groups_on_ray
-    from chestxray.inference.signature import open_bundle
-    from chestxray.pipeline import films_of
+    from chestxray import verbs
 
-    opened = open_bundle(bundle, verify_key)
     with console.progress("Judging") as move:
-        result = run_batch(
-            opened,
-            films_of(source, labels_needed=False),
+        result = verbs.batch(
+            source,
             out,
+            bundle,
             operating_point=operating_point,
-            engine={"local": judge_groups, "ray": judge_groups_on_ray}[engine],
+            engine=engine,
             on_progress=move,
             workers=workers,
+            verify_key=verify_key,
         )
-    if set(result.calls) == {REFUSED}:
-        raise SourceInvalid(f"{source}: none of its films could be judged; {out} says why, film by film")
     summary = ", ".join(f"{count:,} {call}" for call, count in result.calls.items())
     known = result.films - result.judged
     text = f"{out}: {result.films:,} films ({summary})" + (f"; {known:,} of them known before" if known else "")

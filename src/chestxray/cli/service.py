@@ -12,7 +12,7 @@ import click
 from chestxray.cli.console import Console, plain
 from chestxray.cli.data import distribution_text, sides_text
 from chestxray.cli.judge import assessment_text, command_line
-from chestxray.cli.model import bundle_text, epoch_sayer, recipe_of, recipe_options
+from chestxray.cli.model import bundle_text, epoch_sayer, recipe_options
 from chestxray.cli.options import (
     BUNDLE_VARIABLE,
     FOLDER,
@@ -153,13 +153,12 @@ def run(
     nothing has to be downloaded.
     """
     from chestxray import pipeline
-    from chestxray.training.networks import spec_of
+    from chestxray.training.recipe import recipe_of
 
-    chosen = recipe_of(recipe, **changes)
     settings = pipeline.RunSettings(
-        recipe=chosen,
+        recipe=recipe_of(recipe, **changes),
         device=device,
-        size=size or spec_of(chosen.network).size,
+        size=size,
         split_seed=split_seed,
         phantoms=phantoms,
         workers=workers,

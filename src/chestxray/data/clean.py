@@ -29,7 +29,7 @@ def clean(
     on_progress: Progress = no_progress,
     workers: int | None = None,
     *,
-    seen: Path | None = None,
+    seen: Path | str | None = None,
 ) -> tuple[Film, ...]:
     """Open every film and give it a verdict; the order stays.
 
@@ -46,7 +46,7 @@ def clean(
     """
     if seen is None:
         return _compared(tuple(map_in_order(examine, films, on_progress, workers)))
-    with Seen.open(seen) as known:
+    with Seen.open(Path(seen)) as known:
         return _compared(_examined(films, known, on_progress, workers))
 
 

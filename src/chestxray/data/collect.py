@@ -16,7 +16,7 @@ from chestxray.data.archives import INSIDE, is_archive, members_of
 from chestxray.data.names import parse_name
 from chestxray.data.objects import keys_below, split_address
 from chestxray.errors import ManifestInvalid, SourceInvalid
-from chestxray.schema import FILM_COLUMNS, Film, Label, Split
+from chestxray.schema import FILM_COLUMNS, VERSION_COLUMN, Film, Label, Split, read_manifest
 
 FILM_ENDINGS: Final = frozenset({".jpeg", ".jpg", ".png", ".tif", ".tiff", ".dcm", ".dicom"})
 DICOM_MAGIC: Final = (128, b"DICM")  # where it stands, and what (PS3.10 section 7.1)
@@ -76,6 +76,20 @@ def collect(source: Path | str, *, labels_needed: bool = True) -> tuple[Film, ..
             "PNEUMONIA, or keep the published file names"
         )
     return films
+
+
+def films_of(source: Path | str, *, labels_needed: bool = True) -> tuple[Film, ...]:
+    """The rows of a manifest, or what ``collect`` finds. Raises: ManifestInvalid, SourceInvalid."""
+    path = Path(source)
+    if path.suffix.lower() == ".csv" and path.is_file() and _is_manifest(path):
+        return read_manifest(path)
+    return collect(source, labels_needed=labels_needed)
+
+
+def _is_manifest(table: Path) -> bool:
+    """Whether this package wrote the table; ``collect`` reads those of others."""
+    with table.open("rb") as file:
+        return VERSION_COLUMN.encode() in file.readline()
 
 
 def _of_path(source: Path | str) -> tuple[Film, ...]:
@@ -143,7 +157,7 @@ def _film_of_row(row: Mapping[str, str | None], base: Path) -> Film:
         raise SourceInvalid("the path is empty")
     from_path = _film(str(base / given["path"]), PurePosixPath(given["path"]).parts)
     label, split = _word(given, "label", LABEL_WORDS), _word(given, "split", SPLIT_FOLDERS)
-    known = {*FILM_COLUMNS, "manifest_version", None, ""}
+    known = {*FILM_COLUMNS, VERSION_COLUMN, None, ""}
     return Film(
         path=from_path.path,
         label=label or from_path.label,

@@ -60,8 +60,9 @@ class Pack:
     images: npt.NDArray[np.uint8]
 
     @classmethod
-    def open(cls, folder: Path) -> Pack:
+    def open(cls, folder: Path | str) -> Pack:
         """Raises: PackInvalid, where a file is missing or the three do not fit each other."""
+        folder = Path(folder)
         try:
             info = PackInfo.from_json((folder / DESCRIPTION).read_text(encoding="utf-8"), str(folder / DESCRIPTION))
             films = read_manifest(folder / MANIFEST)
@@ -85,10 +86,10 @@ class Pack:
 
 def write_pack(
     films: Iterable[Film],
-    out: Path,
+    out: Path | str,
     *,
     size: tuple[int, int] = DEFAULT_SIZE,
-    resize: Resize = Resize.SQUEEZE,
+    resize: Resize | str = Resize.SQUEEZE,
     on_progress: Progress = no_progress,
     workers: int | None = None,
     leakage_allowed: str = "",
@@ -111,6 +112,7 @@ def write_pack(
         Leakage: the sides share a patient or a film.
         PackInvalid: no film has a side, none is for training, or a file changed since it was cleaned.
     """
+    out, resize = Path(out), Resize(resize)
     rows = tuple(film for film in films if film.is_accepted and film.split)
     if not any(film.split == Split.TRAIN for film in rows):
         raise PackInvalid(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,7 +13,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import islice
-from typing import Final, TypeVar
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any, Final, TypeVar
 
 from chestxray.machine import cores
 
@@ -140,10 +142,29 @@ def _alone(
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    # "spawn" starts clean processes: a fork of a process that runs threads may deadlock.
-    return ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_depend_on_the_parent
-    )
+    return ProcessPoolExecutor(workers, mp_context=_Clean(), initializer=_depend_on_the_parent)
+
+
+class _CleanProcess(SpawnProcess):
+    """A process that begins with nothing: a fork of a process that runs threads may deadlock.
+
+    Not even with the caller's script, which ``multiprocessing`` would run again, from its top, in each process: the
+    work is found by its own module, and a script without ``if __name__ == "__main__"`` would begin anew.
+    """
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - multiprocessing's name
+        main = vars(sys.modules["__main__"])
+        told: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+        main["__spec__"] = None
+        try:
+            return SpawnProcess._Popen(process_obj)  # noqa: SLF001
+        finally:
+            main.update(told)
+
+
+class _Clean(SpawnContext):
+    Process = _CleanProcess
 
 
 def _depend_on_the_parent() -> None:

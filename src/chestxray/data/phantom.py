@@ -126,7 +126,10 @@ class PlannedFilm(NamedTuple):
 
 
 def write_phantoms(
-    folder: Path, settings: PhantomSettings, on_progress: Progress = no_progress, workers: int | None = None
+    folder: Path | str,
+    settings: PhantomSettings = PhantomSettings(),
+    on_progress: Progress = no_progress,
+    workers: int | None = None,
 ) -> tuple[Path, ...]:
     """Draw all films and write them, whole or not at all.
 
@@ -137,6 +140,7 @@ def write_phantoms(
     Returns: the films' paths, in the order of ``phantoms.json``.
     Raises: OutputExists, where something else stands at ``folder``.
     """
+    folder = Path(folder)
     plan = plan_of(settings)
     drawn = [film for film in plan if not film.copy_of]
     with folder_written_whole(folder, MARKER) as beside:

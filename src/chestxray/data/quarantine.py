@@ -15,7 +15,7 @@ from chestxray.schema import Film, write_manifest
 LIST: Final = "quarantine.csv"
 
 
-def quarantine(films: Sequence[Film], folder: Path, on_progress: Progress = no_progress) -> int:
+def quarantine(films: Sequence[Film], folder: Path | str, on_progress: Progress = no_progress) -> int:
     """Copy every rejected film to ``folder/VERDICT/``; the originals stay where they are, untouched.
 
     Beside the copies lies ``quarantine.csv``: the rejected rows with their reasons and the originals' paths. A
@@ -32,7 +32,7 @@ def quarantine(films: Sequence[Film], folder: Path, on_progress: Progress = no_p
     """
     rejected = [film for film in films if film.verdict and not film.is_accepted]
     copied = 0
-    with folder_written_whole(folder, marker=LIST) as beside:
+    with folder_written_whole(Path(folder), marker=LIST) as beside:
         for done, film in enumerate(rejected, start=1):
             try:
                 data = read_film(film)

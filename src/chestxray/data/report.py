@@ -91,7 +91,7 @@ def summarise(films: Sequence[Film]) -> DataReport:
     return DataReport(describe(films), shortcuts, dict(sorted(Counter(patients.values()).items())))
 
 
-def write_data_report(films: Sequence[Film], folder: Path, title: str) -> DataReport:
+def write_data_report(films: Sequence[Film], folder: Path | str, title: str) -> DataReport:
     """Write the folder, whole or not at all.
 
     Args:
@@ -103,7 +103,7 @@ def write_data_report(films: Sequence[Film], folder: Path, title: str) -> DataRe
     """
     report = summarise(films)
     page = _environment().get_template("data_report.html.j2")
-    with folder_written_whole(folder, MARKER) as beside:
+    with folder_written_whole(Path(folder), MARKER) as beside:
         text = page.render(
             title=title,
             report=report,

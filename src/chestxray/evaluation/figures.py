@@ -49,7 +49,7 @@ _GATE_LINES: Final = (  # films first, then what has to be refused
     (COOL, (0, (4, 3))),
 )
 _PNG_DPI: Final = 200
-_STYLE: Final[dict[Any, Any]] = {
+STYLE: Final[dict[Any, Any]] = {
     "axes.edgecolor": LINE,
     "axes.facecolor": "none",
     "axes.labelcolor": MUTED,
@@ -112,7 +112,7 @@ def drawings(assessment: Assessment, gate: GateCurve | None = None) -> tuple[Dra
         raise MissingExtra("Drawing the figures of a report", "report") from error
     made = []
     gates = () if gate is None else (_gate_plot(gate),)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         for plot in (*PLOTS, *gates):
             if plot.needs_both_classes and assessment.roc is None:
                 continue

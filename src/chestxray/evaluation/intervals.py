@@ -66,6 +66,14 @@ class Measure:
         if self.value is not None and not math.isfinite(self.value):
             raise ValueError(f"{self.name}: {self.value} is no figure")
 
+    def __str__(self) -> str:
+        """``sensitivity 0.933 (0.787 to 0.982; 28 of 30 films)``; where there is no value, why."""
+        if self.value is None:
+            return f"{self.name}: {self.note}"
+        interval = f"{self.interval.low:.3f} to {self.interval.high:.3f}; " if self.interval else ""
+        count = f"{self.films:,}" if self.numerator is None else f"{self.numerator:,} of {self.films:,}"
+        return f"{self.name} {self.value:.3f} ({interval}{count} films)"
+
 
 # --------------------------------------------------------------------------- by formula
 

@@ -34,8 +34,9 @@ class Bundle:
     info: BundleInfo
 
     @classmethod
-    def open(cls, folder: Path) -> Bundle:
+    def open(cls, folder: Path | str) -> Bundle:
         """Raises: BundleInvalid, where the description or a file that it lists is missing."""
+        folder = Path(folder)
         description = folder / DESCRIPTION
         try:
             info = BundleInfo.from_json(description.read_text(encoding="utf-8"), str(description))

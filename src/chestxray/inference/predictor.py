@@ -70,7 +70,7 @@ class Predictor:
             raise BundleInvalid(f"{bundle.folder}: onnxruntime refuses the graph ({error})") from error
 
     @classmethod
-    def load(cls, bundle: Path, threads: int | None = None) -> Predictor:
+    def load(cls, bundle: Path | str, threads: int | None = None) -> Predictor:
         """Open and load the bundle in that folder. Raises: BundleInvalid."""
         return cls(Bundle.open(bundle), threads)
 

@@ -33,12 +33,12 @@ from chestxray.inference.predictor import Predictor
 from chestxray.judging.evaluate import (
     METRICS,
     JudgingSettings,
-    Narrator,
     examine,
     metrics_of,
     name_of_films,
     score_table,
 )
+from chestxray.judging.narrator import Narrator
 from chestxray.schema import BundleInfo, Film, Split
 
 FEW_TO_CALIBRATE: Final = round(1 / (1 - SCREENING_SENSITIVITY))

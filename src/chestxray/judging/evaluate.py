@@ -12,12 +12,11 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 from PIL import Image
@@ -25,7 +24,6 @@ from PIL import Image
 from chestxray.data.clean import clean
 from chestxray.data.films import name_of, read_film
 from chestxray.data.pack import labels_of
-from chestxray.data.parallel import Progress
 from chestxray.data.split import read_allowance, refuse_leakage
 from chestxray.errors import BundleInvalid, SourceInvalid, UsageError
 from chestxray.evaluation import summary
@@ -45,6 +43,7 @@ from chestxray.inference.bundle import Bundle
 from chestxray.inference.gate import REFUSED_ABOVE, Gatekeeper
 from chestxray.inference.heatmap import over_film
 from chestxray.inference.predictor import Predictor
+from chestxray.judging.narrator import Narrator
 from chestxray.judging.stress import judge_under_shifts
 from chestxray.schema import BundleInfo, Film, OperatingPoint, Split
 
@@ -56,16 +55,6 @@ _PICTURE_QUALITY: Final = 80
 
 _LEAKAGE_STATEMENT: Final = "No patient and no identical film stands on two sides of the split; checked before judging."
 _LEAKAGE_UNKNOWN: Final = "The source names no sides, so whether the model was trained on these films was not checked."
-
-
-class Narrator(Protocol):
-    """Whoever tells the user what is going on; the command line's console is one."""
-
-    def say(self, line: str) -> None:
-        """Tell one line."""
-
-    def progress(self, label: str) -> AbstractContextManager[Progress]:
-        """Give the callback that moves a progress bar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,8 +272,6 @@ def judge_scores(scores: Path, out: Path, settings: JudgingSettings) -> Assessme
             f"{settings.against}: a bundle judges films, and --scores gives none. Give BUNDLE and SOURCE, or score the "
             'films with "chestxray batch" and compare the two tables'
         )
-    if settings.conformal is not None:
-        raise UsageError("--conformal needs the validation scores of a bundle, and --scores gives none")
     file = read_score_file(scores, settings.side)
     refuse_leakage([Film(path, split=side, patient_id=patient, sha256=sha) for path, side, patient, sha in file.sides])
     rival = _rival(against, (), scores, file.side or None, None, settings)

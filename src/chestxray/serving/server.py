@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from chestxray.errors import UsageError
 from chestxray.inference.bundle import Bundle
+from chestxray.inference.shipped import DEFAULT, folder_of
 from chestxray.inference.signature import open_bundle
 from chestxray.serving.keys import VARIABLE, KeyRing
 from chestxray.serving.logs import log_to_stderr
@@ -54,11 +55,13 @@ class ServeOptions:
     verify_key: Path | None = None
 
 
-def serve(bundle: Path, options: ServeOptions | None = None, *, ready: Callable[[str], None] | None = None) -> None:
+def serve(
+    bundle: Path | str = DEFAULT, options: ServeOptions | None = None, *, ready: Callable[[str], None] | None = None
+) -> None:
     """Answer until SIGINT or SIGTERM, then finish the films at hand and return.
 
     Args:
-        bundle: the folder.
+        bundle: a folder, or the name of a bundle that comes with this package.
         options: where and to whom.
         ready: called once with the address, as soon as films can be judged.
 
@@ -66,20 +69,25 @@ def serve(bundle: Path, options: ServeOptions | None = None, *, ready: Callable[
         UsageError: the address cannot be had, or other machines reach it and there is no key.
         BundleInvalid: from loading the bundle; SignatureInvalid, where it is not as the verify_key's holder signed it.
     """
-    options = options or ServeOptions()
+    with prepared(bundle, options or ServeOptions()) as (server, listener):
+        log_to_stderr()
+        server.on_start = ready
+        with _stop_signals_end_quietly():
+            server.run([listener])
+
+
+@contextmanager
+def prepared(bundle: Path | str, options: ServeOptions) -> Iterator[tuple[FilmServer, socket.socket]]:
+    """A server, ready to be run, and the socket that it is to be run on. Raises: as ``serve``."""
     keys = KeyRing.gather(options.keys_file)
     if not (keys or options.platform or is_loopback(options.host)):
         raise UsageError(
             f"--host {options.host} would let other machines in, and there is no key to tell who may call. Make one "
             f'with "chestxray key NAME", and give its entry by --api-keys FILE or in {VARIABLE}'
         )
-    log_to_stderr()
-    opened = open_bundle(bundle, options.verify_key)
+    opened = open_bundle(folder_of(bundle), options.verify_key)
     with closing(_listener(options.host, options.port)) as listener:
-        server = _server(opened, options, keys)
-        server.on_start = ready
-        with _stop_signals_end_quietly():
-            server.run([listener])
+        yield _server(opened, options, keys), listener
 
 
 def _server(bundle: Bundle, options: ServeOptions, keys: KeyRing) -> FilmServer:

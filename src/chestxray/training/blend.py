@@ -40,9 +40,9 @@ BATCH: Final = 32  # of them at once
 
 
 def blend_runs(
-    runs: Sequence[Path],
-    pack_folder: Path,
-    out: Path,
+    runs: Sequence[Path | str],
+    pack_folder: Path | str,
+    out: Path | str,
     *,
     device: str = "auto",
     on_progress: Progress = no_progress,
@@ -64,14 +64,15 @@ def blend_runs(
         OutputExists: something that is no run stands at ``out``.
     """
     started = time.perf_counter()
+    folders, out = [Path(run) for run in runs], Path(out)
     if not may_be_replaced(out, DESCRIPTION):
         raise OutputExists(f"{out}: exists and is not a run. Give another --out")
     pack = Pack.open(pack_folder)
-    infos = _of_one_kind(runs, pack)
+    infos = _of_one_kind(folders, pack)
     training = Training(pack, Recipe.from_fields(infos[0].recipe), device=device)
     blended = training.step.average.module
     blended.load_state_dict(
-        _mean([read_weights(run / BEST, i.files[BEST]) for run, i in zip(runs, infos, strict=True)])
+        _mean([read_weights(run / BEST, i.files[BEST]) for run, i in zip(folders, infos, strict=True)])
     )
     say(f"Statistics of batch normalisation: on {MEASURED:,} training films")
     _measure_statistics(training, blended)

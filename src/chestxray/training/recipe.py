@@ -184,6 +184,20 @@ class Recipe:
         return "\n".join(lines) + "\n"
 
 
+def recipe_of(given: Recipe | Path | str = "default", **changes: Any) -> Recipe:
+    """A recipe, changed where asked: ``recipe_of("small", epochs=3)``.
+
+    Args:
+        given: the name of a recipe of this package (default, small, transfer, original), a TOML file, or a recipe.
+        changes: fields of the recipe or of its augmentation; None changes nothing.
+
+    Raises: RecipeInvalid, naming the nearest field where there is none of that name.
+    """
+    if not isinstance(given, Recipe):
+        given = Recipe.shipped(str(given)) if str(given) in shipped_recipes() else Recipe.read(Path(given))
+    return given.with_changes(**changes)
+
+
 _HUGE: Final = 10**9
 _BELOW_ONE: Final = 1.0 - 1e-9
 
