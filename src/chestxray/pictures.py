@@ -79,6 +79,7 @@ def _show(axes: Axes, film: Film) -> None:
     except (OSError, FilmError):
         axes.set(xticks=[], yticks=[], aspect=1.0)
         axes.set_axis_on()
+        axes.spines[:].set_visible(True)
         axes.text(0.5, 0.5, "cannot be shown", ha="center", va="center", fontsize=8, color=MUTED)
         return
     axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
