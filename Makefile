@@ -1,6 +1,7 @@
 # Two commands on a fresh machine with Python 3.11 or newer, git and make:
 #   make run     set up, then everything from films to the page on http://127.0.0.1:8000
 #   make test    set up, then all tests
+# And the shortest way to an answer: make serve, the page with a model of the package.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
@@ -8,22 +9,28 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LIGHT := .venv-light
 MINISTACK := $(VENV)/ministack
 
 DATA ?=
 OUT ?= run
 SERVE ?= 1
 PORT ?= 8000
+AUDIT ?= 1
 
-.PHONY: help run test test-slow test-soak check lint browser benchmarks clean
+.PHONY: help run serve test test-slow test-soak check lint dist check-supply-chain browser benchmarks clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1  \2/p' $(MAKEFILE_LIST)
 
+define NEW_ENOUGH
+@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing; give another with PYTHON=..." >&2; exit 1; }
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than 3.11" >&2; exit 1; }
+endef
+
 # torch comes first and pinned: without it a resolver may choose a build with gigabytes of GPU libraries.
 $(STAMP): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing; give another with PYTHON=..." >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than 3.11" >&2; exit 1; }
+	$(NEW_ENOUGH)
 	@echo "Setting up $(VENV) (once; a few minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "pip>=25.1"
@@ -35,6 +42,18 @@ $(STAMP): pyproject.toml constraints.txt
 
 run: $(STAMP) ## from films to the page; DATA=folder for your own films, SERVE=0 to stop after the report
 	@$(BIN)/chestxray run $(DATA) --out $(OUT) --port $(PORT) $(if $(filter 0,$(SERVE)),--no-serve,--serve)
+
+# The bare package is all that it takes; where everything is installed already, that will do.
+SERVING := $(if $(wildcard $(STAMP)),$(VENV),$(LIGHT))
+serve: $(if $(wildcard $(STAMP)),,$(LIGHT)/.installed) ## the page with a model of the package, at once: nothing to train with is installed
+	@$(SERVING)/bin/chestxray serve --port $(PORT)
+
+$(LIGHT)/.installed: pyproject.toml constraints.txt
+	$(NEW_ENOUGH)
+	@echo "Setting up $(LIGHT) (once; a minute)"
+	@test -x $(LIGHT)/bin/python || $(PYTHON) -m venv $(LIGHT)
+	@$(LIGHT)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
 
 test: $(STAMP) browser ## all tests but the slow ones
 	@$(BIN)/pytest -m "not slow and not soak" -n auto
@@ -57,6 +76,16 @@ lint: $(STAMP) ## ruff and mypy
 
 check: ## what CI runs
 	@bash .ci/run
+
+dist: $(STAMP) ## wheel and source archive in dist/, the same bytes wherever they are built
+	@rm -rf dist
+	@env -u SOURCE_DATE_EPOCH $(BIN)/python -m build --no-isolation --outdir dist >/dev/null
+	@sha256sum dist/*
+
+# What needs no network is among the tests as well; AUDIT=0 leaves the question about vulnerabilities out.
+check-supply-chain: dist ## imports, pins, licences; bill of materials in dist/; known vulnerabilities (asks a network)
+	@$(BIN)/pytest -q tests/test_supply_chain.py tests/test_audit.py
+	@$(BIN)/python tools/supply_chain.py dist/*.whl --out dist/chestxray.cdx.json $(if $(filter 0,$(AUDIT)),--no-audit)
 
 # The tests of the page drive a real browser. Where it can be installed without asking, it is.
 browser:
@@ -88,4 +117,4 @@ release-model: $(STAMP) ## rebuild the bundles in the package from DATA, the pub
 	$(BIN)/chestxray export $(RELEASE)/small0 --compact --name pneumonia-small --out $(BUNDLES)/pneumonia-small
 
 clean: ## remove what the runs and the tools wrote, and the environment
-	@rm -rf $(VENV) run .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(LIGHT) dist run .pytest_cache .mypy_cache .ruff_cache .hypothesis

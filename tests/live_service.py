@@ -21,6 +21,8 @@ from chestxray.serving.engine import make_server
 
 Answer = TypeVar("Answer")
 
+PROGRAM = Path(sys.executable).with_name("chestxray")
+
 
 def awaited(work: Coroutine[Any, Any, Answer]) -> Answer:
     """Run a coroutine to its end, in a thread of its own: the browser's driver leaves a loop in this one."""
@@ -45,9 +47,11 @@ def running(
 
 
 @contextmanager
-def process(bundle: Path, log: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def process(
+    bundle: Path, log: Path, *options: str, program: Path = PROGRAM
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """``chestxray serve`` as a process of its own, its standard error in a file; gives address and process."""
-    command = [Path(sys.executable).with_name("chestxray"), "serve", "--bundle", bundle, "--port", "0", "--json"]
+    command = [program, "serve", "--bundle", bundle, "--port", "0", "--json"]
     with log.open("w") as errors:
         started = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=errors, text=True)
     try:

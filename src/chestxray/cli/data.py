@@ -65,6 +65,9 @@ def clean(
     from chestxray.data.report import write_data_report
     from chestxray.files import write_atomically
 
+    if report is not None:
+        import jinja2  # noqa: F401 - the extra is asked for before every film is opened, not after
+
     films = read_manifest(manifest)
     with console.progress("Cleaning") as move:
         cleaned = clean_films(films, move, workers, seen=out.with_name(f".{out.name}.seen"))

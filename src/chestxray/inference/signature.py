@@ -99,7 +99,6 @@ def open_bundle(folder: Path, verify_key: Path | None = None) -> Bundle:
 
 def _signed_hashes(folder: Path, public_key: Path) -> Mapping[str, str]:
     """SHA-256 by name of what was signed, once the signature is found right and the folder unchanged."""
-    from cryptography.exceptions import InvalidSignature
     from model_signing import verifying
 
     with _key_faults(public_key, _CURVES):
@@ -112,6 +111,8 @@ def _signed_hashes(folder: Path, public_key: Path) -> Mapping[str, str]:
             f"{folder}: not signed ({SIGNATURE} cannot be read), and {public_key} is to have signed it. "
             'Sign it with "chestxray sign"'
         ) from error
+    from cryptography.exceptions import InvalidSignature  # not before the library whose name leads to the extra
+
     with TemporaryDirectory() as beside:  # the bytes that are verified are those whose hashes are returned
         copy = Path(beside) / SIGNATURE
         copy.write_bytes(signature)
