@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +15,9 @@ from chestxray.evaluation.calibration import Calibration
 from chestxray.evaluation.shifts import SHIFTS, shifted
 from chestxray.evaluation.stress import CLEAN, Stress, under_shifts
 from chestxray.images.preprocess import Plane, preprocess
+from chestxray.inference.judge import GROUP
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Film, Preprocessing
-
-BATCH: Final = 32  # films a forward pass
 
 
 def judge_under_shifts(
@@ -55,5 +53,5 @@ def _plane(film: Film, preprocessing: Preprocessing) -> Plane:
 
 
 def _logits(predictor: Predictor, planes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    batches = np.array_split(planes, -(-len(planes) // BATCH))
+    batches = np.array_split(planes, -(-len(planes) // GROUP))
     return np.concatenate([predictor.logits(batch)[0] for batch in batches]).astype(np.float64)

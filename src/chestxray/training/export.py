@@ -71,7 +71,7 @@ def export_run(
     """
     trained = Trained.read([run, *beside])
     info = trained.infos[0]
-    gate = {GATE: read_checked(run / GATE, info.files[GATE])} if GATE in info.files else {}  # older runs have none
+    gate = read_checked(run / GATE, info.files[GATE])
     size = (info.preprocessing.height, info.preprocessing.width)
     with folder_written_whole(out, marker=DESCRIPTION) as folder:
         bundle = _described(name, trained)
@@ -80,8 +80,8 @@ def export_run(
         files = {
             **({GRAPH: in_half_precision(graph)} if compact else {GRAPH: graph, WEIGHTS: to_bytes(trained.weights)}),
             METRICS: (json.dumps(metrics, indent=2) + "\n").encode(),
-            CARD: model_card(bundle, trained.infos, metrics, gate.get(GATE)).encode(),
-            **gate,
+            CARD: model_card(bundle, trained.infos, metrics, gate).encode(),
+            GATE: gate,
         }
         complete = write_bundle(folder, bundle, files)
         _compare(folder, trained.ensemble, size, HALF_TOLERANCE if compact else TOLERANCE)

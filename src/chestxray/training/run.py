@@ -298,10 +298,10 @@ class _Run:
 
     def _finished(self, on_progress: Progress) -> RunSummary:
         training, team = self._training, self._training.step.team
+        last = snapshot(training.step.average.module)
+        if self._best is not None:
+            look_back(self._out, training, self._best, self._say, on_progress)
         if self._writes:
-            last = snapshot(training.step.average.module)
-            if self._best is not None:
-                look_back(self._out, training, self._best, self._say, on_progress)
             info = self._out.finish(self._info, training.records, last, self._seconds())
             self._folder.clear()
         told = team.told(info.to_json().encode() if self._writes else b"")
@@ -309,16 +309,20 @@ class _Run:
 
 
 def look_back(out: RunFolder, training: Training, best: Best, say: Say, on_progress: Progress) -> None:
-    """Once training is over: the first filters, and the whole stress validation, of the weights that are kept."""
-    step, rows = training.step, training.step.sides.validation
-    say(f"Stress validation: {len(rows):,} films under {len(SHIFTS)} shifts")
+    """Once training is over: the first filters, and the whole stress validation, of the weights that are kept.
+
+    Every process takes part; the first one writes.
+    """
+    step = training.step
+    say(f"Stress validation: {len(step.sides.validation):,} films under {len(SHIFTS)} shifts")
     judge = step.average.module
     judge.load_state_dict(best.weights)
-    films = [step.pack.films[row] for row in rows]
-    logits = under_every_shift(judge.eval(), step.pack.images[rows], films, step.device, on_progress)
-    with writing(out.folder):
-        draw_filters(judge.state_dict(), out.folder)  # in the order of the layers, which a checkpoint does not keep
-        write_atomically(out.folder / STRESS, to_csv(logits, films))
+    logits = under_every_shift(step, on_progress)
+    if step.team.is_first:
+        films = [step.pack.films[row] for row in step.sides.validation]
+        with writing(out.folder):
+            draw_filters(judge.state_dict(), out.folder)  # in the order of the layers, which a checkpoint does not keep
+            write_atomically(out.folder / STRESS, to_csv(logits, films))
 
 
 def described(training: Training) -> RunInfo:

@@ -52,7 +52,8 @@ METRICS: Final = "metrics.jsonl"
 BEST: Final = "best.safetensors"
 LAST: Final = "last.safetensors"
 VALIDATION: Final = "validation.csv"
-RUN_FILES: Final = (DESCRIPTION, RECIPE, METRICS, BEST, LAST, VALIDATION, STRESS, GATE, *curves.NAMES, *pictures.NAMES)
+HASHED: Final = (BEST, LAST, VALIDATION, STRESS, GATE)  # what a finished run is exported from
+RUN_FILES: Final = (DESCRIPTION, RECIPE, METRICS, *HASHED, *curves.NAMES, *pictures.NAMES)
 
 TRAINING: Final = "training"
 FINISHED: Final = "finished"
@@ -73,7 +74,7 @@ class RunInfo:
         device, threads, versions: what it ran on.
         best: the record of the best epoch; None until the first has ended.
         seconds: that the training took, all parts of an interrupted one together.
-        files: SHA-256 of the weights, of the validation table and of the gate, by name, once finished.
+        files: SHA-256 of what it is exported from, by name, once finished.
         leakage_allowed: of the pack.
         blended: seeds of the runs whose weights were averaged; empty for a run of its own.
     """
@@ -95,6 +96,12 @@ class RunInfo:
     leakage_allowed: str = ""
     blended: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raises: RunInvalid, where a finished run lacks a file."""
+        missing = set(HASHED) - set(self.files) if self.state == FINISHED else ()
+        if missing:
+            raise RunInvalid(f"a finished run without {', '.join(sorted(missing))}. Train again")
+
     def to_json(self) -> str:
         """Law: ``RunInfo.from_json(i.to_json()) == i``."""
         return json.dumps(dataclasses.asdict(self), indent=2)
@@ -107,7 +114,7 @@ class RunInfo:
             if raw["version"] != RUN_VERSION:
                 raise RunInvalid(f"{source}: run version {raw['version']}; this program reads {RUN_VERSION}")
             best = EpochRecord(**raw["best"]) if raw["best"] else None
-            given = {"preprocessing": Preprocessing(**raw["preprocessing"]), "blended": tuple(raw.get("blended", ()))}
+            given = {"preprocessing": Preprocessing(**raw["preprocessing"]), "blended": tuple(raw["blended"])}
             return cls(**{**raw, **given, "best": best})
         except (ValueError, TypeError, KeyError) as error:
             raise RunInvalid(f"{source}: not a description of a run ({error!r})") from error
@@ -234,7 +241,7 @@ class RunFolder:
                 state=FINISHED,
                 best=best_of(records),
                 seconds=seconds,
-                files={name: sha256_of_file(self.folder / name) for name in (BEST, LAST, VALIDATION, STRESS, GATE)},
+                files={name: sha256_of_file(self.folder / name) for name in HASHED},
             )
             write_atomically(self.folder / DESCRIPTION, finished.to_json().encode())
         return finished

@@ -13,16 +13,16 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from chestxray.data.parallel import Progress, no_progress
 from chestxray.errors import RunInvalid
-from chestxray.evaluation.shifts import SHIFTS, shifted
+from chestxray.evaluation.shifts import SHIFTS, Shift, shifted
 from chestxray.schema import Film
 from chestxray.training.checkpoint import read_checked
-from chestxray.training.networks import Classifier, log_odds
-from chestxray.training.schedule import steps_of
-from chestxray.training.validation import VALIDATION_BATCH, Floats
+from chestxray.training.networks import log_odds
+from chestxray.training.sides import Rows
+from chestxray.training.step import Step
+from chestxray.training.validation import Planes, scores_of
 
 STRESS: Final = "stress.csv"
 _KEY: Final = "sha256"
@@ -30,41 +30,25 @@ _KEY: Final = "sha256"
 ByShift = dict[str, npt.NDArray[np.float64]]
 
 
-def logits_of(classifier: Classifier, planes: npt.NDArray[np.uint8], device: torch.device) -> Floats:
-    """Log-odds of films, shape (n,), in float32.
+def under_every_shift(step: Step, on_progress: Progress = no_progress) -> ByShift:
+    """Log-odds of the validation films under each shift, by the averaged weights of the step.
+
+    A film is shifted alike whatever its company, so that they are read and shifted a batch at a time.
 
     Args:
-        classifier: on the device, set to evaluation.
-        planes: shape (n, height, width).
-    """
-    found = []
-    with torch.inference_mode():
-        for batch in np.array_split(planes, steps_of(len(planes), VALIDATION_BATCH)):
-            films = torch.from_numpy(batch[:, None]).to(device).contiguous(memory_format=torch.channels_last)
-            found.append(log_odds(classifier(films)).float().cpu().numpy())
-    return np.concatenate(found)
-
-
-def under_every_shift(
-    classifier: Classifier,
-    planes: npt.NDArray[np.uint8],
-    films: Sequence[Film],
-    device: torch.device,
-    on_progress: Progress = no_progress,
-) -> ByShift:
-    """Log-odds of the validation films under each shift.
-
-    Args:
-        classifier: on the device, set to evaluation.
-        planes: shape (n, height, width).
-        films: n rows of the pack; a film of the same SHA-256 is always shifted alike.
+        step: whose processes share the work; each gets all log-odds.
         on_progress: called with (films done, films in all), a film counted once a shift.
     """
-    keys = [film.sha256 for film in films]
+    rows = step.sides.validation
+    keys = [step.pack.films[row].sha256 for row in rows]
     found = {}
     for index, shift in enumerate(SHIFTS, start=1):
-        found[shift.name] = logits_of(classifier, shifted(planes, keys, shift), device).astype(np.float64)
-        on_progress(index * len(keys), len(SHIFTS) * len(keys))
+
+        def read(batch: Rows, shift: Shift = shift) -> Planes:
+            return shifted(step.pack.images[rows[batch]], [keys[place] for place in batch], shift)
+
+        found[shift.name] = log_odds(scores_of(step, len(rows), read)).double().numpy()
+        on_progress(index * len(rows), len(SHIFTS) * len(rows))
     return found
 
 

@@ -8,6 +8,7 @@ more than they do. The whole stress validation follows once, at the end.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -53,13 +54,13 @@ def validate(step: Step, panel: Planes) -> Judged:
     """Judge the validation films as they are, and the panel."""
     rows = step.sides.validation
     truths = step.labels[rows]
-    scores = _scores(step, step.pack.images[rows])
+    scores = scores_of(step, len(rows), lambda batch: step.pack.images[rows[batch]])
     logits = log_odds(scores).numpy()
     loss = functional.cross_entropy(scores, torch.from_numpy(truths)).item()
     if not math.isfinite(loss):
         return Judged(logits, loss, math.nan, math.nan, math.nan, math.nan)
     counts = Confusion.at(0.0, truths, logits)
-    under_shifts = auroc(truths, log_odds(_scores(step, panel)).numpy())
+    under_shifts = auroc(truths, log_odds(scores_of(step, len(panel), panel.__getitem__)).numpy())
     return Judged(
         logits, loss, auroc(truths, logits), under_shifts, counts.sensitivity or 0.0, counts.specificity or 0.0
     )
@@ -78,17 +79,22 @@ def panel_of(pack: Pack, rows: Rows) -> Planes:
     return planes
 
 
-def _scores(step: Step, planes: Planes) -> Tensor:
-    """Class scores, shape (n, 2), in ordinary memory.
+def scores_of(step: Step, films: int, read: Callable[[Rows], Planes]) -> Tensor:
+    """Class scores of the averaged weights, shape (n, 2), in ordinary memory.
 
     In float32 whatever training computes in: these decide the best epoch, the calibration and the operating
     points, and bfloat16's three digits would make ties of them.
+
+    Args:
+        step: whose processes share the work; each gets all scores.
+        films: how many.
+        read: gives the planes of a batch, shape (b, height, width), for its places in 0 to ``films - 1``.
     """
     judge = step.average.module.eval()
     with torch.inference_mode():
-        batches = np.array_split(np.arange(len(planes)), steps_of(len(planes), VALIDATION_BATCH))
-        found = torch.zeros((len(planes), CLASSES), device=step.device)
+        batches = np.array_split(np.arange(films), steps_of(films, VALIDATION_BATCH))
+        found = torch.zeros((films, CLASSES), device=step.device)
         # Whole batches to each process, so that a film meets the same company however many there are.
         for batch in batches[step.team.rank :: step.team.size]:
-            found[batch] = step.scores(judge, step.on_device(planes[batch]), reduced=False)
+            found[batch] = step.scores(judge, step.on_device(read(batch)), reduced=False)
         return step.team.sum(found).cpu()
