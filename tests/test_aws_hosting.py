@@ -18,13 +18,13 @@ from chestxray.aws.images import training_image
 from chestxray.aws.names import Names
 from chestxray.aws.roles import WITHOUT_RESOURCE, reading, working
 from chestxray.aws.transform import PAYLOAD_MB
-from chestxray.cli import main
 from chestxray.errors import UsageError
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Film
 from live_moto import ACCOUNT
 from sagemaker_account import IMAGE, account, let_time_pass, put_image, schedules
 from sagemaker_emulator import SageMaker
+from typed import run, told
 
 ROOT = Path(__file__).parents[1]
 NAMES = Names("chestxray", ACCOUNT, "us-east-1")
@@ -46,21 +46,8 @@ def service(empty: SageMaker) -> Iterator[SageMaker]:
     boto3.client("logs").close()
 
 
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    return int(end.value.code or 0)
-
-
-def told(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    capsys.readouterr()
-    status = run("aws", *arguments, "--json")
-    out = capsys.readouterr()
-    return {**json.loads(out.out), "exit": status, "said": out.err}
-
-
 def deployed(capsys: pytest.CaptureFixture[str], bundle: Path, *arguments: object) -> dict[str, Any]:
-    return told(capsys, "deploy", bundle, "--image", IMAGE, *arguments)
+    return told(capsys, "aws", "deploy", bundle, "--image", IMAGE, *arguments)
 
 
 def what_is_there() -> set[str]:
@@ -91,7 +78,7 @@ def test_an_endpoint_answers_as_the_bundle_does_and_goes_by_itself(
     assert let_time_pass(before + timedelta(hours=3)) == ["DeleteEndpointConfig", "DeleteModel"]
     listed = {"endpoint"}
     while "endpoint" in listed:  # it takes its leave; the limit of the test ends a wait without end
-        listed = {item["kind"] for item in told(capsys, "status")["found"]}
+        listed = {item["kind"] for item in told(capsys, "aws", "status")["found"]}
     assert listed == {"schedules", "image repository", "role", "bucket"}  # the schedules' group, empty
     assert schedules() == []
 
@@ -113,7 +100,7 @@ def test_the_same_command_keeps_the_endpoint_and_another_one_changes_it(
     assert larger["config"] != changed["config"]
     configs = boto3.client("sagemaker").list_endpoint_configs()["EndpointConfigs"]
     assert [item["EndpointConfigName"] for item in configs] == [changed["config"]]
-    found = told(capsys, "status", "--cost")
+    found = told(capsys, "aws", "status", "--cost")
     assert found["hourly"] == pytest.approx(0.115, abs=1e-3)
     assert "deleted by itself at" in next(item["note"] for item in found["found"] if item["kind"] == "endpoint")
 
@@ -154,7 +141,7 @@ def test_a_failure_at_any_step_is_one_sentence_and_destroy_leaves_nothing(
     found = deployed(capsys, bundle)
     assert (found["exit"], found["error"]["type"]) == (1, kind)
     assert operation in found["error"]["message"]
-    assert told(capsys, "destroy")["exit"] == 0
+    assert told(capsys, "aws", "destroy")["exit"] == 0
     assert what_is_there() == set()
 
 
@@ -163,16 +150,16 @@ def test_destroy_goes_on_past_what_it_cannot_remove_and_says_so(
 ) -> None:
     deployed(capsys, bundle)
     service.faults["DeleteModel"] += [("AccessDeniedException", "not yours")] * 3
-    found = told(capsys, "destroy")
+    found = told(capsys, "aws", "destroy")
     assert found["exit"] == 1
     assert [item["kind"] for item in found["left"]] == ["model"]
     assert "CloudRefused" not in found["problems"][0]
     assert "DeleteModel" in found["problems"][0]
     assert {name for name in what_is_there() if "model" not in name} == set()
     service.faults.clear()
-    assert told(capsys, "destroy")["exit"] == 0
+    assert told(capsys, "aws", "destroy")["exit"] == 0
     assert what_is_there() == set()
-    assert told(capsys, "destroy")["removed"] == []  # there is nothing to do
+    assert told(capsys, "aws", "destroy")["removed"] == []  # there is nothing to do
 
 
 def test_destroy_leaves_other_deployments_and_the_data_where_asked(
@@ -184,7 +171,7 @@ def test_destroy_leaves_other_deployments_and_the_data_where_asked(
     other = {"ModelName": "chestxray-two-model", "ExecutionRoleArn": made["ExecutionRoleArn"]}
     tags = [{"Key": "chestxray:deployment", "Value": "chestxray-two"}]
     boto3.client("sagemaker").create_model(**other, PrimaryContainer=made["PrimaryContainer"], Tags=tags)
-    assert told(capsys, "destroy", "--keep-data")["exit"] == 0
+    assert told(capsys, "aws", "destroy", "--keep-data")["exit"] == 0
     assert what_is_there() == {"chestxray-two-model", NAMES.bucket}
     boto3.client("sagemaker").delete_model(ModelName="chestxray-two-model")
 
@@ -199,9 +186,9 @@ def test_validation_by_transform_says_what_the_local_evaluation_says(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     boto3.client("s3").create_bucket(Bucket="films")
-    assert told(capsys, "upload", phantoms / "test", "s3://films/test")["exit"] == 0
+    assert told(capsys, "aws", "upload", phantoms / "test", "s3://films/test")["exit"] == 0
     deployed(capsys, bundle)
-    found = told(capsys, "validate", "s3://films/test", "--out", tmp_path / "cloud", "--workers", 1)
+    found = told(capsys, "aws", "validate", "s3://films/test", "--out", tmp_path / "cloud", "--workers", 1)
     assert found["exit"] == 0, found
     capsys.readouterr()
     assert run("evaluate", bundle, phantoms / "test", "--out", tmp_path / "local", "--workers", 1, "--json") == 0
@@ -216,7 +203,7 @@ def test_validation_by_transform_says_what_the_local_evaluation_says(
     assert scores[0].keys() >= scores[1].keys()
     assert all(scores[0][name] == pytest.approx(score, abs=1e-4) for name, score in scores[1].items())
     jobs = len(boto3.client("sagemaker").list_transform_jobs()["TransformJobSummaries"])
-    again = told(capsys, "validate", "s3://films/test", "--out", tmp_path / "again", "--workers", 1)
+    again = told(capsys, "aws", "validate", "s3://films/test", "--out", tmp_path / "again", "--workers", 1)
     assert again["job"] == found["job"]
     assert len(boto3.client("sagemaker").list_transform_jobs()["TransformJobSummaries"]) == jobs
 
@@ -237,10 +224,10 @@ def test_validation_refuses_what_would_fail_in_the_job(
 ) -> None:
     boto3.client("s3").create_bucket(Bucket="large")
     boto3.client("s3").put_object(Bucket="large", Key="test/NORMAL/a.png", Body=b"0" * (PAYLOAD_MB * 2**20 + 1))
-    nothing = told(capsys, "validate", "s3://large/test", "--out", tmp_path / "report")
+    nothing = told(capsys, "aws", "validate", "s3://large/test", "--out", tmp_path / "report")
     assert "nothing is deployed" in nothing["error"]["message"]
-    found = told(capsys, "validate", "s3://large/test", "--out", tmp_path / "report", "--model", "no-such-job")
-    assert "neither a folder here nor a training job" in found["error"]["message"]
+    found = told(capsys, "aws", "validate", "s3://large/test", "--out", tmp_path / "report", "--model", "no-such-job")
+    assert "neither a bundle here nor a training job" in found["error"]["message"]
     boto3.client("s3").delete_object(Bucket="large", Key="test/NORMAL/a.png")
     boto3.client("s3").delete_bucket(Bucket="large")
 
@@ -255,15 +242,15 @@ def test_an_image_is_built_by_a_stack_of_its_own_and_only_once(
     role = f"arn:aws:iam::{ACCOUNT}:role/service-role/any"
     named = {"name": NAMES.build_stack, "serviceRole": role, "environment": kind}
     builds.create_project(**named, source=source, artifacts={"type": "NO_ARTIFACTS"})
-    planned = told(capsys, "deploy", bundle, "--dry-run")["plan"]["items"]
+    planned = told(capsys, "aws", "deploy", bundle, "--dry-run")["plan"]["items"]
     assert [item["does"] for item in planned if item["what"] == "image"] == ["build"]
-    found = told(capsys, "deploy", bundle)
+    found = told(capsys, "aws", "deploy", bundle)
     assert "ended well, and there is no such image" in found["error"]["message"]
     assert len(builds.list_builds_for_project(projectName=NAMES.build_stack)["ids"]) == 1
     put_image(build.image_tag(build.context()))
-    assert told(capsys, "deploy", bundle)["exit"] == 0
+    assert told(capsys, "aws", "deploy", bundle)["exit"] == 0
     assert len(builds.list_builds_for_project(projectName=NAMES.build_stack)["ids"]) == 1
-    assert {item["name"] for item in told(capsys, "destroy")["removed"]} >= {NAMES.build_stack, NAMES.endpoint}
+    assert {item["name"] for item in told(capsys, "aws", "destroy")["removed"]} >= {NAMES.build_stack, NAMES.endpoint}
     assert what_is_there() == set()
 
 

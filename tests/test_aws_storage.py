@@ -20,7 +20,6 @@ import live_moto
 from chestxray.aws import session, storage
 from chestxray.aws.names import Names
 from chestxray.aws.session import Cloud, cloud_errors, connect
-from chestxray.cli import main
 from chestxray.errors import (
     CloudError,
     CloudMissing,
@@ -32,6 +31,7 @@ from chestxray.errors import (
     QuotaReached,
     UsageError,
 )
+from typed import run
 
 MANY = 400  # files, of which a killed upload has sent some
 
@@ -70,12 +70,6 @@ def folder(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(name.encode() * 100)
     return tmp_path / "films"
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    return int(end.value.code or 0)
 
 
 def uploaded(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:

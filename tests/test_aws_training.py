@@ -16,11 +16,11 @@ import boto3
 import pytest
 
 from chestxray.aws import waiting
-from chestxray.cli import main
 from chestxray.inference.predictor import Predictor
 from sagemaker_account import IMAGE, account, let_time_pass, put_image
 from sagemaker_emulator import SageMaker
 from sagemaker_work import BIN, unpacked
+from typed import run, told
 
 pytest.importorskip("sagemaker_pytorch_container")
 
@@ -42,19 +42,6 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "short.toml"
     path.write_text('network = "alexnet5"\nepochs = 9\nminimum_steps = 0\n')
     return path
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    return int(end.value.code or 0)
-
-
-def told(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    capsys.readouterr()
-    status = run(*arguments, "--json")
-    out = capsys.readouterr()
-    return {**json.loads(out.out), "exit": status, "said": out.err}
 
 
 def trained(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:

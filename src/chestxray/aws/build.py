@@ -6,14 +6,12 @@ Tagged by what goes into it, so that the same code is built once.
 from __future__ import annotations
 
 import hashlib
-import io
-import zipfile
 from importlib import resources
-from pathlib import Path
 from typing import Any, Final
 
 import chestxray
 from chestxray.aws import prices, stacks
+from chestxray.aws.archives import package_files, zipped
 from chestxray.aws.names import Names
 from chestxray.aws.plan import Item
 from chestxray.aws.session import Cloud, cloud_errors, is_missing
@@ -23,19 +21,12 @@ from chestxray.errors import JobFailed
 
 TEMPLATE: Final = "build.template.json"
 BUILD_MINUTES: Final = 6  # about, for the plan
-_NOT_IN_THE_IMAGE: Final = frozenset({"__pycache__", "bundles", "training", "judging"})
-_EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the first time that a zip can hold
+_NOT_IN_THE_IMAGE: Final = frozenset({"bundles", "training", "judging"})
 
 
 def context() -> dict[str, bytes]:
     """What the Dockerfile copies: the package, without what needs torch."""
-    root = Path(chestxray.__file__).parent
-    inside = {path.relative_to(root): path for path in sorted(root.rglob("*")) if path.is_file()}
-    return {
-        f"{root.name}/{name.as_posix()}": path.read_bytes()
-        for name, path in inside.items()
-        if not _NOT_IN_THE_IMAGE.intersection(name.parts)
-    }
+    return package_files(without=_NOT_IN_THE_IMAGE)
 
 
 def image_tag(files: dict[str, bytes]) -> str:
@@ -86,7 +77,7 @@ def ensure_image(cloud: Cloud, names: Names, say: Say) -> str:
         ensure_bucket(cloud, names)
         key = f"builds/{tag}.zip"
         with cloud_errors("sending what the image is built from"):
-            put_bytes(cloud.client("s3"), names.bucket, key, _zipped(files))
+            put_bytes(cloud.client("s3"), names.bucket, key, zipped(files))
         template = resources.files("chestxray.aws").joinpath(TEMPLATE).read_text(encoding="utf-8")
         values = {"Repository": names.deployment, "Project": names.build_stack, "Bucket": names.bucket}
         stacks.deploy(cloud, names, names.build_stack, template, values, say)
@@ -119,11 +110,3 @@ def _build(cloud: Cloud, names: Names, key: str, tag: str, say: Say) -> None:
             f"the build {begun} ended with {build['buildStatus']} in {phase}. Its lines are in the log "
             f"/aws/codebuild/{names.build_stack}"
         )
-
-
-def _zipped(files: dict[str, bytes]) -> bytes:
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
-        for name in sorted(files):
-            target.writestr(zipfile.ZipInfo(name, _EPOCH), files[name], zipfile.ZIP_DEFLATED)
-    return packed.getvalue()

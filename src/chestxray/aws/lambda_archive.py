@@ -6,18 +6,15 @@ system on any machine, where an image needs Docker; unpacked they take well unde
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
 import tempfile
-import zipfile
-from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-import chestxray
 from chestxray.aws import lambda_handler
+from chestxray.aws.archives import files_below, package_files, zipped
 from chestxray.aws.waiting import Say
 from chestxray.errors import CloudError, UsageError
 from chestxray.inference.bundle import Bundle
@@ -26,19 +23,15 @@ PYTHON: Final = "3.13"  # the function's; website.yaml says the same
 LIBRARIES: Final = ("numpy", "onnxruntime", "pillow")  # of this installation's versions, so that the answers agree
 PLATFORMS: Final = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux2014_x86_64")  # Amazon Linux 2023's
 MAX_UNPACKED: Final = 250 * 2**20  # bytes; Lambda takes no more
-EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # of every file, so that the same code is the same archive
 
 _OF_THE_PACKAGE: Final = frozenset({".py", ".npz", ".json"})
-_ROOMS_NOT_NEEDED: Final = frozenset({"__pycache__", "bundles", "judging", "page", "training"})
+_ROOMS_NOT_NEEDED: Final = frozenset({"bundles", "judging", "page", "training"})
 _NOT_NEEDED: Final = frozenset({"__pycache__", "bin", "tests"})  # of the libraries
-_WEIGHTS: Final = "weights.safetensors"  # to go on training with
-
-Member = tuple[str, bytes]
 
 
 def endpoint_archive(model: str) -> bytes:
     """The function that asks an endpoint; ``model`` is its answer to ``/v1/model``."""
-    return _zipped([("lambda_handler.py", Path(lambda_handler.__file__).read_bytes()), ("model.json", model.encode())])
+    return zipped({"lambda_handler.py": Path(lambda_handler.__file__).read_bytes(), "model.json": model.encode()})
 
 
 def inline_archive(bundle: Path, model: str, say: Say, python: str = PYTHON) -> bytes:
@@ -48,24 +41,24 @@ def inline_archive(bundle: Path, model: str, say: Say, python: str = PYTHON) -> 
     """
     with tempfile.TemporaryDirectory(prefix="chestxray-") as made:
         _fetch_libraries(Path(made), python, say)
-        members = [
-            ("model.json", model.encode()),
-            *_our_package(),
-            *_bundle_files(bundle),
-            *_files_below(Path(made), _NOT_NEEDED),
-        ]
-    size = sum(len(data) for _, data in members)
+        files = {
+            **dict(files_below(Path(made), _NOT_NEEDED)),
+            **package_files(without=_ROOMS_NOT_NEEDED, suffixes=_OF_THE_PACKAGE),
+            **_bundle_files(bundle),
+            "model.json": model.encode(),
+        }
+    size = sum(map(len, files.values()))
     if size > MAX_UNPACKED:
         raise CloudError(
             f"the function would have {size / 2**20:,.0f} MiB; Lambda takes {MAX_UNPACKED / 2**20:,.0f}. "
             'Deploy an endpoint ("chestxray aws deploy") and leave out --inline'
         )
-    return _zipped(members)
+    return zipped(files)
 
 
-def _bundle_files(bundle: Path) -> Iterator[Member]:
-    for name in ("bundle.json", *Bundle.open(bundle).info.files):
-        yield f"bundle/{name}", (bundle / name).read_bytes()
+def _bundle_files(bundle: Path) -> dict[str, bytes]:
+    names = ("bundle.json", *Bundle.open(bundle).info.files)
+    return {f"bundle/{name}": (bundle / name).read_bytes() for name in names}
 
 
 def _fetch_libraries(folder: Path, python: str, say: Say) -> None:
@@ -81,27 +74,3 @@ def _fetch_libraries(folder: Path, python: str, say: Say) -> None:
         raise UsageError(
             f"pip cannot fetch the function's libraries: {reason[0]}. Is it installed, and the network up?"
         )
-
-
-def _our_package() -> Iterator[Member]:
-    for name, data in _files_below(Path(chestxray.__file__).parent, _ROOMS_NOT_NEEDED):
-        if Path(name).suffix in _OF_THE_PACKAGE:
-            yield f"chestxray/{name}", data
-
-
-def _files_below(folder: Path, without: frozenset[str]) -> Iterator[Member]:
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        if path.is_file() and not without.intersection(inside.parts):
-            yield inside.as_posix(), path.read_bytes()
-
-
-def _zipped(members: Iterable[Member]) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in members:
-            info = zipfile.ZipInfo(name, EPOCH)
-            info.compress_type = zipfile.ZIP_DEFLATED
-            info.external_attr = 0o644 << 16  # readable by the function's user
-            archive.writestr(info, data)
-    return out.getvalue()

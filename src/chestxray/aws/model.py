@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from chestxray.aws.archives import tarred
 from chestxray.aws.names import Names
 from chestxray.aws.roles import ensure_execution_role, once_the_role_is_known
 from chestxray.aws.session import Cloud, cloud_errors, is_missing
-from chestxray.aws.source import archive
 from chestxray.aws.storage import checksum_stored, ensure_bucket, put_bytes
 from chestxray.data.objects import SCHEME
 from chestxray.errors import CloudMissing, JobFailed
 from chestxray.inference.bundle import Bundle
+from chestxray.inference.shipped import folder_of, shipped_bundles
 
 SHORT: Final = 12  # digits of a hash in a name
 
@@ -35,9 +36,12 @@ class Weights:
 
 
 def weights_of(cloud: Cloud, names: Names, given: str) -> Weights:
-    """The weights of a bundle's folder or of a training job. Raises: BundleInvalid, CloudMissing, JobFailed."""
-    if Path(given).is_dir():
-        return _of_bundle(names, Path(given))
+    """The weights of a bundle, by its folder or its name in this package, or of a training job.
+
+    Raises: BundleInvalid, CloudMissing, JobFailed.
+    """
+    if Path(given).is_dir() or given in shipped_bundles():
+        return _of_bundle(names, folder_of(given))
     client = cloud.client("sagemaker")
     from botocore.exceptions import ClientError
 
@@ -46,7 +50,7 @@ def weights_of(cloud: Cloud, names: Names, given: str) -> Weights:
             job = client.describe_training_job(TrainingJobName=given)
         except ClientError as error:
             if is_missing(error):
-                raise CloudMissing(f"{given}: neither a folder here nor a training job in {names.region}") from error
+                raise CloudMissing(f"{given}: neither a bundle here nor a training job in {names.region}") from error
             raise
     if job["TrainingJobStatus"] != "Completed":
         why = job.get("FailureReason", "")
@@ -95,6 +99,6 @@ def _of_bundle(names: Names, folder: Path) -> Weights:
     bundle = Bundle.open(folder)
     bundle.verify()
     files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
-    data = archive(files)
+    data = tarred(files)
     stamp = hashlib.sha256(data).hexdigest()[:SHORT]
     return Weights(f"{SCHEME}{names.bucket}/bundles/{stamp}/model.tar.gz", stamp, data)

@@ -86,7 +86,7 @@ def run(given: argparse.Namespace) -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     with _one_after_the_other(given.work / "lock"):  # of several processes here, the first one packs
         if not (given.work / "pack" / "pack.json").is_file():
-            _pack(channels, given)
+            _pack(channels, given, recipe.network)
     speaks = is_first_process()
     train_run(
         given.work / "pack",
@@ -121,15 +121,16 @@ def films_of(channels: Mapping[str, Path]) -> tuple[Film, ...]:
     )
 
 
-def _pack(channels: Mapping[str, Path], given: argparse.Namespace) -> None:
+def _pack(channels: Mapping[str, Path], given: argparse.Namespace, network: str) -> None:
     from chestxray.data.clean import clean
     from chestxray.data.pack import write_pack
     from chestxray.data.split import SplitSettings, split
+    from chestxray.training.networks import spec_of
 
     films = clean(films_of(channels), workers=given.workers)
     _say(f"{len(films)} films; {sum(film.is_accepted for film in films)} accepted")
     films = split(films, SplitSettings(test=0.0, seed=given.split_seed))  # test films lie elsewhere, or in a channel
-    height, width = (int(side) for side in given.size.split("x"))
+    height, width = map(int, given.size.split("x")) if given.size else spec_of(network).size
     write_pack(films, given.work / "pack", size=(height, width), workers=given.workers)
 
 
@@ -142,7 +143,7 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--recipe", type=Path, default=Path(RECIPE))
-    parser.add_argument("--size", default="112x160", help="height and width in pixels")
+    parser.add_argument("--size", help="height and width in pixels, as 160x160; by default the network's")
     parser.add_argument("--split-seed", type=int, default=0)
     parser.add_argument("--name", default="pneumonia", help="what predictions call this model")
     parser.add_argument("--workers", type=int, help="processes that read films")

@@ -44,23 +44,23 @@ class TrainingOrder:
     Attributes:
         channels: by name ("training", "validation", "test"), the address of each one's films.
         recipe: in TOML.
+        network: the recipe's.
         hyperparameters: what changes in it, and what else ``training_entry`` takes.
         instance, instances: type and number.
         processes: an instance; 0 for one a GPU, or one.
         spot: on spare capacity, which may be taken away in between.
         max_hours: after which AWS stops it.
-        transfer: whether its network begins from weights of a package of their own.
     """
 
     channels: Mapping[str, str]
     recipe: str
+    network: str
     hyperparameters: Mapping[str, str] = field(default_factory=dict)
     instance: str = "ml.g4dn.xlarge"
     instances: int = 1
     processes: int = 0
     spot: bool = False
     max_hours: float = 24.0
-    transfer: bool = False
 
     def __post_init__(self) -> None:
         """Raises: UsageError."""
@@ -114,7 +114,7 @@ def prepare(cloud: Cloud, names: Names, order: TrainingOrder) -> PreparedJob:
         if not found:
             raise SourceInvalid(f'{address}: holds no films. Bring them there with "chestxray aws upload"')
         listing += [(name, address, item["Key"], item["Size"], item["ETag"]) for item in found]
-    source = source_archive(order.recipe, transfer=order.transfer)
+    source = source_archive(order.recipe, order.network)
     what = [__version__, order.recipe, listing, dict(order.hyperparameters)]
     where = [order.instance, order.instances, order.processes, order.spot]
     digest = hashlib.sha256(json.dumps([what, where]).encode())

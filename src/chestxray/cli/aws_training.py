@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,8 +12,6 @@ from chestxray.cli.options import Command, Size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-TRANSFER_NETWORK: Final = "efficientnet_lite0"
 
 
 def _recipe_changes(command: Command) -> Command:
@@ -29,7 +27,7 @@ def _recipe_changes(command: Command) -> Command:
 @click.option("--recipe", default="default", show_default=True, help="A recipe of this package, or a TOML file.")
 @click.option("--network", default=None, help="A network by name. [default: the recipe's]")
 @_recipe_changes
-@click.option("--size", type=Size(), default="112x160", show_default=True, help="Height and width in pixels.")
+@click.option("--size", type=Size(), default=None, help="Height and width in pixels. [default: the network's]")
 @click.option("--split-seed", type=int, default=0, show_default=True, help="The same seed draws the same sides.")
 @click.option("--instance", default="ml.g4dn.xlarge", show_default=True, help="Type of the instances.")
 @click.option("--instances", type=click.IntRange(1, 20), default=1, show_default=True, help="How many.")
@@ -48,7 +46,7 @@ def train(
     test: str | None,
     recipe: str,
     network: str | None,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     split_seed: int,
     instance: str,
     instances: int,
@@ -64,9 +62,9 @@ def train(
     The job collects, cleans, splits, packs and trains as the verbs here do, and leaves a bundle in our bucket. The
     same command again follows the job while it runs, and tells its result once it is finished. Ctrl-C leaves it
     running.
-    from chestxray.training.recipe import recipe_of
     """
     from chestxray.aws import training_job
+    from chestxray.training.recipe import recipe_of
 
     channels = {"training": training, "validation": validation, "test": test}
     base = recipe_of(recipe, network=network)
@@ -74,13 +72,13 @@ def train(
     wanted = training_job.TrainingOrder(
         channels={name: address for name, address in channels.items() if address},
         recipe=base.to_toml(),
+        network=base.network,
         hyperparameters=_hyperparameters(changes, size, split_seed, checkpoint_every),
         instance=instance,
         instances=instances,
         processes=processes or 0,
         spot=spot,
         max_hours=max_hours,
-        transfer=base.network == TRANSFER_NETWORK,
     )
     job = training_job.prepare(order.cloud, order.names, wanted)
     if not order.go_ahead(job.plan(order.names)):
@@ -111,12 +109,12 @@ def train(
 
 
 def _hyperparameters(
-    changes: Mapping[str, Any], size: tuple[int, int], split_seed: int, checkpoint_every: float
+    changes: Mapping[str, Any], size: tuple[int, int] | None, split_seed: int, checkpoint_every: float
 ) -> dict[str, str]:
     """What the job is told, by the names that the original work used."""
     given = {name.replace("_", "-"): f"{value}" for name, value in changes.items() if value is not None}
-    others = {"size": f"{size[0]}x{size[1]}", "split-seed": f"{split_seed}", "checkpoint-every": f"{checkpoint_every}"}
-    return given | others
+    shape = {"size": f"{size[0]}x{size[1]}"} if size else {}
+    return given | shape | {"split-seed": f"{split_seed}", "checkpoint-every": f"{checkpoint_every}"}
 
 
 def _farewell(name: str) -> str:
