@@ -5,12 +5,13 @@ python benchmarks/service.py BUNDLE FILM... [--peers-python PATH] [--requests 60
 Each server runs alone on this machine, in turn, round after round: one caller for p50 and p99, then as many as keep
 it busy for requests a second; every answer is compared with the graph's own. Memory is the proportional set size of
 all of its processes under load; start-up is from the command to the first answer. The floor is decode plus network in
-this process. The peers live in an environment of their own, a peer that is not installed there is reported as not run:
+this process. The peers live in environments of their own, since BentoML and Ray cannot share one; a peer that is
+installed in none of them is reported as not run:
 
-    python -m venv peers
-    peers/bin/pip install -c constraints.txt torch==2.13.0      # first, as the Makefile says
-    peers/bin/pip install -e ".[train]" litserve bentoml "ray[serve]" flask gunicorn
-    python benchmarks/service.py BUNDLE FILM... --peers-python peers/bin/python
+    python -m venv peers && peers/bin/pip install -c constraints.txt torch==2.13.0      # first, as the Makefile says
+    peers/bin/pip install -e ".[train]" litserve python-multipart "ray[serve]" flask gunicorn
+    python -m venv bento && bento/bin/pip install -e . "bentoml>=1.4"
+    python benchmarks/service.py BUNDLE FILM... --peers-python peers/bin/python --peers-python bento/bin/python
 
 The original's way needs the bundle's weights.safetensors. Full-size films: give them as FILM.
 """
@@ -73,6 +74,10 @@ SERVERS = (
 )
 
 
+class NoAnswer(Exception):
+    """A server that did not start."""
+
+
 @dataclass
 class Row:
     """What one server did in one round."""
@@ -90,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=folder_of)
     parser.add_argument("films", type=Path, nargs="+")
-    parser.add_argument("--peers-python", type=Path, default=Path(sys.executable))
+    parser.add_argument("--peers-python", type=Path, action="append", help="repeatable")
     parser.add_argument("--requests", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", action="append", help="name of a server; repeatable")
@@ -98,15 +103,19 @@ def main() -> None:
     arguments = parser.parse_args()
     cases, floor = references(arguments.bundle, arguments.films)
     rows: dict[str, list[Row]] = {}
-    missing = []
+    missing = {}
     chosen = [server for server in SERVERS if not arguments.only or server.name in arguments.only]
-    for _ in range(arguments.rounds):
-        for server in chosen:
-            if server.package and not installed(arguments.peers_python, server.package):
-                missing.append(server.name)
-                continue
-            rows.setdefault(server.name, []).append(measure(server, arguments, cases))
-    show(rows, sorted(set(missing)), floor, as_json=arguments.json)
+    pythons = {server.name: python_of(server, arguments.peers_python or []) for server in chosen}
+    for server in chosen * arguments.rounds:
+        python = pythons[server.name]
+        if python is None or server.name in missing:
+            missing.setdefault(server.name, "not installed")
+            continue
+        try:
+            rows.setdefault(server.name, []).append(measure(server, arguments, python, cases))
+        except NoAnswer as why:
+            missing[server.name] = str(why)
+    show({name: each for name, each in rows.items() if each}, missing, floor, as_json=arguments.json)
 
 
 def references(bundle: Path, films: list[Path]) -> tuple[list[Case], float]:
@@ -122,10 +131,10 @@ def references(bundle: Path, films: list[Path]) -> tuple[list[Case], float]:
     return [case for case in cases if case.probability is not None], statistics.median(seconds)
 
 
-def measure(server: Server, arguments: argparse.Namespace, cases: list[Case]) -> Row:
-    """One round of one server."""
+def measure(server: Server, arguments: argparse.Namespace, python: Path, cases: list[Case]) -> Row:
+    """One round of one server. Raises: NoAnswer."""
     judge = right if server.name == "chestxray" else close
-    with running(server, arguments) as (address, process, began):
+    with running(server, arguments.bundle, python) as (address, process, began):
         first = 0.0
         while not first:
             tally = asyncio.run(Callers(address, server.path, judge, server.wrap).closed(cases, 1, 1))
@@ -134,7 +143,7 @@ def measure(server: Server, arguments: argparse.Namespace, cases: list[Case]) ->
             elif time.perf_counter() - began < START_SECONDS:
                 time.sleep(0.02)  # the server needs the processor more
             else:
-                raise SystemExit(f"{server.name}: no answer in {START_SECONDS} seconds: {tally}")
+                raise NoAnswer(f"no answer in {START_SECONDS} seconds: {tally}")
         asyncio.run(Callers(address, server.path, judge, server.wrap).closed(cases, 50, 4))  # warm
         alone = asyncio.run(Callers(address, server.path, judge, server.wrap).closed(cases, arguments.requests // 2, 1))
         busy = asyncio.run(Callers(address, server.path, judge, server.wrap).closed(cases, arguments.requests, AT_ONCE))
@@ -148,14 +157,14 @@ def close(case: Case, body: bytes) -> bool:
 
 
 @contextmanager
-def running(server: Server, arguments: argparse.Namespace) -> Iterator[tuple[str, int, float]]:
+def running(server: Server, bundle: Path, python: Path) -> Iterator[tuple[str, int, float]]:
     """A server in processes of its own; gives address, process and when it was started."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    bundle = arguments.bundle.resolve()
+    bundle = bundle.resolve()
     words = {
         "own": Path(sys.executable).with_name("chestxray"),
-        "python": arguments.peers_python.absolute(),
+        "python": python.absolute(),
         "bundle": bundle,
         "port": port,
         "cores": len(os.sched_getaffinity(0)),
@@ -187,13 +196,15 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             continue
 
 
-def installed(python: Path, package: str) -> bool:
-    """Whether that environment has the package."""
-    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"
-    return subprocess.run([python, "-c", code], check=False).returncode == 0
+def python_of(server: Server, pythons: list[Path]) -> Path | None:
+    """The first of these that has what the server needs; None where none has."""
+    if not server.package:
+        return Path(sys.executable)
+    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({server.package!r}) is None)"
+    return next((each for each in pythons if not subprocess.run([each, "-c", code], check=False).returncode), None)
 
 
-def show(rows: dict[str, list[Row]], missing: list[str], floor: float, *, as_json: bool) -> None:
+def show(rows: dict[str, list[Row]], missing: dict[str, str], floor: float, *, as_json: bool) -> None:
     """Medians of the rounds."""
     medians = {
         name: {field: statistics.median(vars(row)[field] for row in each) for field in vars(each[0])}
@@ -208,8 +219,8 @@ def show(rows: dict[str, list[Row]], missing: list[str], floor: float, *, as_jso
         latency = f"p50 alone {1e3 * row['p50']:7.2f} ms, p99 {1e3 * row['p99']:7.2f} ms"
         rest = f"{row['memory']:7.0f} MiB   first answer after {row['start']:5.2f} s   {row['wrong']:.0f} not right"
         print(f"  {name:20} {row['rate']:8.1f} a second   {latency}   {rest}")
-    for name in missing:
-        print(f"  {name:20} not installed, not run")
+    for name, why in missing.items():
+        print(f"  {name:20} not measured: {why}")
 
 
 if __name__ == "__main__":

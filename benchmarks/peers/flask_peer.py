@@ -12,13 +12,17 @@ from safetensors.torch import load_file
 from chestxray.evaluation.calibration import calibrated
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.prepare import prepare
+from chestxray.training.ensemble import Ensemble
 from chestxray.training.networks import build
 
 torch.set_num_threads(1)
 bundle = Bundle.open(Path(os.environ["PEER_BUNDLE"]))
 info = bundle.info
-network = build(info.network, info.preprocessing, started=False)
-network.load_state_dict(load_file(bundle.folder / "weights.safetensors"))
+weights = load_file(bundle.folder / "weights.safetensors")
+parts = info.network.split(" + ")
+members = [build(part, info.preprocessing, started=False) for part in parts]
+network = members[0] if len(members) == 1 else Ensemble(members)
+network.load_state_dict(weights if len(members) == 1 else {f"members.{name}": one for name, one in weights.items()})
 network.eval()
 app = Flask(__name__)
 

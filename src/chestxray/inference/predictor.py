@@ -6,6 +6,7 @@ bytes -> images.decode -> images.preprocess -> graph -> Prediction
 from __future__ import annotations
 
 import base64
+import copy
 from pathlib import Path
 from typing import Final
 
@@ -60,11 +61,10 @@ class Predictor:
         self.folder = bundle.folder
         self.info: BundleInfo = bundle.info
         self._gatekeeper = Gatekeeper.of(bundle)
+        self._threads = threads or min(cores(), MAX_THREADS)
         black = np.zeros((1, self.info.preprocessing.height, self.info.preprocessing.width), np.uint8)
         try:
-            self._session = ort.InferenceSession(
-                bundle.graph(), session_options(threads), providers=["CPUExecutionProvider"]
-            )
+            self._session = _session_of(bundle, self._threads)
             self.logits(black)
         except (*_GRAPH_ERRORS, RuntimeError, ValueError) as error:
             raise BundleInvalid(f"{bundle.folder}: onnxruntime refuses the graph ({error})") from error
@@ -73,6 +73,18 @@ class Predictor:
     def load(cls, bundle: Path | str, threads: int | None = None) -> Predictor:
         """Open and load the bundle in that folder. Raises: BundleInvalid."""
         return cls(Bundle.open(bundle), threads)
+
+    def on_one_thread(self) -> Predictor:
+        """The same bundle for films that share the processor with others: its forward passes take one core each.
+
+        Threads of one pass wait for each other by spinning, which is the fastest where nothing else runs, and takes
+        the processor from whatever does.
+        """
+        if self._threads == 1:
+            return self
+        narrow = copy.copy(self)
+        narrow._threads, narrow._session = 1, _session_of(Bundle(self.folder, self.info), 1)
+        return narrow
 
     def __call__(
         self, film: str | Path | bytes, *, operating_point: str | None = None, heatmap: bool = False
@@ -162,16 +174,20 @@ def label_at(point: OperatingPoint, probability: float) -> str:
     return (Label.PNEUMONIA if probability >= point.threshold else Label.NORMAL).value
 
 
-def session_options(threads: int | None = None) -> ort.SessionOptions:
+def _session_of(bundle: Bundle, threads: int) -> ort.InferenceSession:
+    return ort.InferenceSession(bundle.graph(), session_options(threads), providers=["CPUExecutionProvider"])
+
+
+def session_options(threads: int) -> ort.SessionOptions:
     """How every graph of this package is run.
 
     Args:
-        threads: of one forward pass; by default one a core, at most MAX_THREADS. They share the work within a step;
-            the steps of these networks follow each other, so threads between steps would wait.
+        threads: of one forward pass. They share the work within a step; the steps of these networks follow each other,
+            so threads between steps would wait.
     """
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.intra_op_num_threads = threads or min(cores(), MAX_THREADS)
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     return options

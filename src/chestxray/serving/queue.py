@@ -17,6 +17,7 @@ from chestxray.errors import FilmError
 from chestxray.images.preprocess import Plane
 from chestxray.inference.heatmap import overlay_png
 from chestxray.inference.predictor import Floats, Predictor
+from chestxray.machine import cores
 from chestxray.schema import Prediction
 from chestxray.serving.metrics import Metrics
 from chestxray.serving.pool import DecoderPool
@@ -25,41 +26,50 @@ from chestxray.serving.problems import OVERLOADED, TOO_LONG, Refusal, refusal_of
 LARGEST_BATCH: Final = 8  # films of one forward pass: more gain nothing on a processor and make the first one wait
 SECONDS_A_FILM: Final = 60.0  # from its first byte to its answer, whatever happens
 
+Waiting = tuple[Plane, asyncio.Future[tuple[Floats, Floats]]]
+
 
 class Scorer:
-    """One thread in front of the network. It takes all that wait when it becomes free, and never waits for more."""
+    """Lanes in front of the network, one a core. A free one takes its share of all that wait, and waits for no more.
 
-    def __init__(self, predictor: Predictor, metrics: Metrics) -> None:
-        self._predictor = predictor
+    A film that is alone in the service has all cores to itself instead.
+    """
+
+    def __init__(self, predictor: Predictor, metrics: Metrics, lanes: int | None = None) -> None:
+        self._alone = predictor
+        self._among_others = predictor.on_one_thread()
         self._metrics = metrics
-        self._waiting: list[tuple[Plane, asyncio.Future[tuple[Floats, Floats]]]] = []
-        self._task: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
+        self._waiting: list[Waiting] = []
+        self._lanes = lanes or cores()
+        self._open: set[asyncio.Task[None] | None] = set()
+        self._threads = ThreadPoolExecutor(self._lanes, thread_name_prefix="network")
 
-    async def score(self, plane: Plane) -> tuple[Floats, Floats]:
+    async def score(self, plane: Plane, *, alone: bool = False) -> tuple[Floats, Floats]:
         """The logit of a plane, shape (1,), and its activation map, shape (rows, columns)."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[tuple[Floats, Floats]] = loop.create_future()
         self._waiting.append((plane, answer))
-        if self._task is None:
-            self._task = loop.create_task(self._score_all())
+        if len(self._open) < self._lanes:
+            self._open.add(loop.create_task(self._lane(self._alone if alone else self._among_others)))
         return await answer
 
-    async def _score_all(self) -> None:
+    async def _lane(self, predictor: Predictor) -> None:
         try:
             while self._waiting:
-                batch = self._waiting[:LARGEST_BATCH]
-                del self._waiting[:LARGEST_BATCH]
-                await self._score_batch(batch)
-        finally:
-            self._task = None
+                share = min(-(-len(self._waiting) // self._lanes), LARGEST_BATCH)
+                batch = self._waiting[:share]
+                del self._waiting[:share]
+                await self._score_batch(predictor, batch)
+                predictor = self._among_others  # whoever came meanwhile was not alone
+        finally:  # at once, so that no film is left behind by a lane that has just looked
+            self._open.discard(asyncio.current_task())
 
-    async def _score_batch(self, batch: list[tuple[Plane, asyncio.Future[tuple[Floats, Floats]]]]) -> None:
+    async def _score_batch(self, predictor: Predictor, batch: list[Waiting]) -> None:
         planes = np.stack([plane for plane, _ in batch])
         self._metrics.batch.observe(len(batch))
         try:
             logits, activations = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._predictor.logits, planes
+                self._threads, predictor.logits, planes
             )
         except Exception as error:  # noqa: BLE001 - it belongs to whoever waits for the answers
             for _, answer in batch:
@@ -71,8 +81,8 @@ class Scorer:
                 answer.set_result((logits[at : at + 1], activations[at]))
 
     def close(self) -> None:
-        """Let the thread end."""
-        self._thread.shutdown(wait=False)
+        """Let the threads end."""
+        self._threads.shutdown(wait=False)
 
 
 class PredictionQueue:
@@ -119,7 +129,7 @@ class PredictionQueue:
         film = await self._decoders.prepare(data)
         if film.plane is None:
             return predictor.answer(film.sha256, point, film.gate)
-        logits, activation = await self._scorer.score(film.plane)
+        logits, activation = await self._scorer.score(film.plane, alone=self.inside == 1)
         picture = None
         if heatmap:
             picture = await asyncio.to_thread(overlay_png, activation, film.size, predictor.info.preprocessing)
