@@ -18,7 +18,7 @@ SERVE ?= 1
 PORT ?= 8000
 AUDIT ?= 1
 
-.PHONY: help run serve test test-slow test-soak check lint dist check-supply-chain browser benchmarks clean
+.PHONY: help run serve test test-slow test-soak check lint docs dist check-supply-chain browser benchmarks clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1  \2/p' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "pip>=25.1"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[all]" --group dev
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[all]" --group dev --group docs
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --group sagemaker || \
 	  echo "make: no compiler for SageMaker's training toolkit, so its tests will be reported as not run"
 	@touch $@
@@ -73,6 +73,9 @@ lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+
+docs: $(STAMP) ## the documentation, to be opened from disk: site/index.html
+	@$(BIN)/sphinx-build -W --keep-going -n -q -b html docs site
 
 check: ## what CI runs
 	@bash .ci/run
@@ -117,4 +120,4 @@ release-model: $(STAMP) ## rebuild the bundles in the package from DATA, the pub
 	$(BIN)/chestxray export $(RELEASE)/small0 --compact --name pneumonia-small --out $(BUNDLES)/pneumonia-small
 
 clean: ## remove what the runs and the tools wrote, and the environment
-	@rm -rf $(VENV) $(LIGHT) dist run .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(LIGHT) dist run site .pytest_cache .mypy_cache .ruff_cache .hypothesis
