@@ -6,7 +6,6 @@ bytes -> images.decode -> images.preprocess -> graph -> Prediction
 from __future__ import annotations
 
 import base64
-import copy
 from pathlib import Path
 from typing import Final
 
@@ -80,11 +79,7 @@ class Predictor:
         Threads of one pass wait for each other by spinning, which is the fastest where nothing else runs, and takes
         the processor from whatever does.
         """
-        if self._threads == 1:
-            return self
-        narrow = copy.copy(self)
-        narrow._threads, narrow._session = 1, _session_of(Bundle(self.folder, self.info), 1)
-        return narrow
+        return self if self._threads == 1 else Predictor(Bundle(self.folder, self.info), threads=1)
 
     def __call__(
         self, film: str | Path | bytes, *, operating_point: str | None = None, heatmap: bool = False
