@@ -18,6 +18,7 @@ import chestxray
 project = "chestxray"
 version = release = chestxray.__version__
 language = "en"
+smartquotes = False  # it would make a dash of the "--" before an option
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]

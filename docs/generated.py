@@ -57,7 +57,8 @@ def _verbs(group: click.Group, path: str, level: int) -> Iterator[str]:
         ctx = click.Context(command, info_name=name)
         usage = " ".join([path, name, *command.collect_usage_pieces(ctx)])
         yield f"{'#' * level} {path} {name}\n\n```text\n{usage}\n```\n\n{_help(command)}"
-        options = [record for param in command.params if (record := param.get_help_record(ctx))]
+        named = (param for param in command.params if isinstance(param, click.Option))
+        options = [record for option in named if (record := option.get_help_record(ctx))]
         if options:
             yield _table(("option", "what it does"), ((_code(names), _plain(what)) for names, what in options))
         if isinstance(command, click.Group):

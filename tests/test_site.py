@@ -72,7 +72,9 @@ def test_the_reference_has_every_verb_every_function_and_every_address(site: Pat
 
     commands = (site / "reference" / "command-line.html").read_text(encoding="utf-8")
     assert all(f'id="chestxray-{verb}"' in commands for verb in chestxray_group.commands)
-    assert "--dry-run" in commands
+    options = {name for verb in chestxray_group.commands.values() for option in verb.params for name in option.opts}
+    assert [name for name in options if name.startswith("--") and name not in commands] == []
+    assert "\N{EN DASH}" not in commands
     python = (site / "reference" / "python.html").read_text(encoding="utf-8")
     names = set(chestxray.__all__) - {"__version__", "ChestXrayError"}
     assert [name for name in names if f'id="chestxray.{name}"' not in python] == []
