@@ -18,7 +18,6 @@ import chestxray
 project = "chestxray"
 version = release = chestxray.__version__
 language = "en"
-smartquotes = False  # it would make a dash of the "--" before an option
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
@@ -59,12 +58,25 @@ html_theme_options = {
 def setup(app: Sphinx) -> None:
     """Change pages as they are read, and docstrings before napoleon does."""
     app.connect("source-read", fill_in)
-    app.connect("autodoc-process-docstring", set_apart, priority=400)
+    app.connect("autodoc-process-docstring", name_one_by_one, priority=400)
+    app.connect("autodoc-process-docstring", set_apart, priority=401)
 
 
 def fill_in(_app: Sphinx, _page: str, source: list[str]) -> None:
     """Put what the code itself tells into a page."""
     source[0] = generated.filled_in(source[0])
+
+
+def name_one_by_one(*event: Any) -> None:
+    """Give each of "width, height: in pixels" a line of its own, which napoleon would read as a name and its type."""
+    lines: list[str] = event[-1]
+    out: list[str] = []
+    for line in lines:
+        found = re.match(r"( +)((?:\w+, )+)(\w+): (.+)", line)
+        others = found[2].split(", ")[:-1] if found else []
+        out += [f"{found[1]}{name}: as ``{found[3]}``." for name in others] if found else []
+        out.append(f"{found[1]}{found[3]}: {found[4]}" if found else line)
+    lines[:] = out
 
 
 def set_apart(*event: Any) -> None:

@@ -36,8 +36,8 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text as Markdown that shows it as it is."""
-    return re.sub(r"([*<\[\]])", r"\\\1", text)
+    """Text as Markdown that shows it as it is, options as code."""
+    return re.sub(r"(?<!\S)(--[a-z-]+)", r"`\1`", re.sub(r"([*<\[\]])", r"\\\1", text))
 
 
 def _code(text: str) -> str:
