@@ -57,6 +57,18 @@ def _chosen(films: Tensor, probability: float, generator: Generator) -> Tensor:
     return _uniform(films, 1.0, generator) < 2.0 * probability - 1.0
 
 
+def _changed(films: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The chosen films changed, the others as they are, for the price of the chosen alone.
+
+    Args:
+        films: shape (N, 1, height, width).
+        chosen: as ``_chosen`` gives it.
+        change: takes some of the films, and their places in 0 to N - 1.
+    """
+    places = chosen.flatten().nonzero().flatten()
+    return films.index_copy(0, places, change(films[places], places)) if len(places) else films
+
+
 def geometry(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
     """Rotate, scale, stretch, shift and mirror, in one resampling; what comes in from outside is black."""
     height, width = films.shape[2:]
@@ -67,10 +79,20 @@ def geometry(films: Tensor, settings: Augmentation, generator: Generator) -> Ten
     across, down = (2.0 * _uniform(films, settings.shift, generator).flatten() for _ in range(2))
     # The grid's unit is half the side, so an angle in it has to be corrected by the film's shape.
     cosine, sine = torch.cos(angle), torch.sin(angle)
-    first = torch.stack([cosine * scale * aspect * mirror, -sine * scale * aspect * height / width, across], dim=1)
-    second = torch.stack([sine * scale / aspect * width / height * mirror, cosine * scale / aspect, down], dim=1)
-    grid = functional.affine_grid(torch.stack([first, second], dim=1), list(films.shape), align_corners=False)
+    first = cosine * scale * aspect * mirror, -sine * scale * aspect * height / width, across
+    second = sine * scale / aspect * width / height * mirror, cosine * scale / aspect, down
+    grid = torch.stack([_on_grid(films, *each) for each in (first, second)], dim=3)
     return functional.grid_sample(films, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _on_grid(films: Tensor, by_column: Tensor, by_row: Tensor, start: Tensor) -> Tensor:
+    """One coordinate of an affine map, shape (N, height, width), where the film's sides lie at -1 and 1.
+
+    Adding a row to a column takes a third of what ``functional.affine_grid`` does with a product of matrices.
+    """
+    rows, columns = ((2.0 * torch.arange(side, device=films.device) + 1.0) / side - 1.0 for side in films.shape[2:])
+    along = by_column[:, None, None] * columns
+    return along + (by_row[:, None, None] * rows[:, None] + start[:, None, None])
 
 
 def gamma(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
@@ -93,20 +115,27 @@ def brightness(films: Tensor, settings: Augmentation, generator: Generator) -> T
 def blur(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
     """Soften some films, each by its own share of a 3 x 3 binomial kernel."""
     weight = _uniform(films, 0.5, generator) + 0.5
-    return torch.where(_chosen(films, settings.blur, generator), films + weight * (_softened(films) - films), films)
+    chosen = _chosen(films, settings.blur, generator)
+    return _changed(films, chosen, lambda some, places: some.lerp(_softened(some), weight[places]))
 
 
 def sharpen(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
     """Add to some films up to three times what the same kernel takes away."""
     weight = 1.5 * (_uniform(films, 1.0, generator) + 1.0)
-    sharp = (films + weight * (films - _softened(films))).clamp(0.0, WHITE)
-    return torch.where(_chosen(films, settings.sharpen, generator), sharp, films)
+
+    def sharper(some: Tensor, places: Tensor) -> Tensor:
+        return some.lerp(_softened(some), -weight[places]).clamp(0.0, WHITE)
+
+    return _changed(films, _chosen(films, settings.sharpen, generator), sharper)
 
 
 def _softened(films: Tensor) -> Tensor:
-    line = torch.tensor([0.25, 0.5, 0.25], dtype=films.dtype, device=films.device)
+    """By a 3 x 3 binomial kernel: the mean of neighbours, twice along each side."""
     padded = functional.pad(films, (1, 1, 1, 1), mode="replicate")
-    return functional.conv2d(padded, torch.outer(line, line)[None, None])
+    for axis, side in enumerate(films.shape[2:], start=2):
+        for shorter in (side + 1, side):
+            padded = padded.narrow(axis, 0, shorter).lerp(padded.narrow(axis, 1, shorter), 0.5)
+    return padded
 
 
 def resolution(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
@@ -116,9 +145,12 @@ def resolution(films: Tensor, settings: Augmentation, generator: Generator) -> T
     """
     drawn = torch.rand((), generator=generator, device=films.device)
     size = [max(1, round(side * (1.0 - 2.0 / 3.0 * float(drawn)))) for side in films.shape[2:]]
-    small = functional.interpolate(films, size, mode="bilinear", align_corners=False, antialias=True)
-    coarse = functional.interpolate(small, list(films.shape[2:]), mode="bilinear", align_corners=False)
-    return torch.where(_chosen(films, settings.resolution, generator), coarse, films)
+
+    def coarser(some: Tensor, _: Tensor) -> Tensor:
+        small = functional.interpolate(some, size, mode="bilinear", align_corners=False, antialias=True)
+        return functional.interpolate(small, list(films.shape[2:]), mode="bilinear", align_corners=False)
+
+    return _changed(films, _chosen(films, settings.resolution, generator), coarser)
 
 
 def noise(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
