@@ -129,6 +129,7 @@ def test_it_runs_from_its_first_cell_to_its_last(executed: nbformat.NotebookNode
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_cell_that_draws_shows_a_picture_with_something_on_it(executed: nbformat.NotebookNode) -> None:
     drawing = [cell for cell in executed.cells if cell.cell_type == "code" and DRAWS.search(cell.source)]
     assert len(drawing) == PICTURES
@@ -138,6 +139,7 @@ def test_every_cell_that_draws_shows_a_picture_with_something_on_it(executed: nb
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_what_it_tells_is_what_the_text_around_it_says(executed: nbformat.NotebookNode) -> None:
     assert "on two sides: 0" in told(executed, "split-films")
     assert told(executed, "refused-leakage").startswith("Leakage - ")

@@ -59,6 +59,10 @@ def test_a_film_that_cannot_be_read_is_an_empty_frame_under_the_reason(phantom_f
     assert "begins with" in figure.axes[0].get_title().replace("\n", " ")
 
 
+def test_where_there_is_no_film_the_picture_says_so() -> None:
+    assert [text.get_text() for text in chestxray.draw_films([]).axes[0].texts] == ["no film"]
+
+
 # --------------------------------------------------------------------------- what there is
 
 
@@ -81,6 +85,7 @@ def test_films_without_sides_or_faults_have_a_distribution_too(phantom_films: Se
     films = [dataclasses.replace(film, split="") for film in phantom_films if film.is_accepted]
     figure = chestxray.draw_distribution(films)
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["no side yet"]
+    assert [text.get_text() for text in figure.axes[2].texts] == ["nothing"]
     assert rendered(figure).min() < 200
 
 

@@ -60,6 +60,8 @@ def draw_films(films: Sequence[Film], titles: Sequence[str] = ()) -> Figure:
         for axes in panels.flat:
             axes.set_anchor("N")
             axes.set_axis_off()
+        if not films:
+            _say(panels[0, 0], "no film")
         for axes, film, text in zip(panels.flat, films, texts, strict=False):
             _show(axes, film)
             axes.set_title(text, fontsize=8, color=INK)
@@ -77,12 +79,18 @@ def _show(axes: Axes, film: Film) -> None:
     try:
         grey = _shown(read_film(film), name_of(film))
     except (OSError, FilmError):
-        axes.set(xticks=[], yticks=[], aspect=1.0)
+        axes.set(aspect=1.0)
         axes.set_axis_on()
         axes.spines[:].set_visible(True)
-        axes.text(0.5, 0.5, "cannot be shown", ha="center", va="center", fontsize=8, color=MUTED)
+        _say(axes, "cannot be shown")
         return
     axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+
+
+def _say(axes: Axes, what: str) -> None:
+    """A word where there is nothing to draw."""
+    axes.set(xticks=[], yticks=[])
+    axes.text(0.5, 0.5, what, ha="center", va="center", fontsize=8, color=MUTED, transform=axes.transAxes)
 
 
 def _shown(data: bytes, name: str) -> Grey:
@@ -129,11 +137,15 @@ def _draw_sizes(axes: Axes, films: Sequence[Film]) -> None:
 
 
 def _draw_set_aside(axes: Axes, films: Sequence[Film]) -> None:
+    axes.set(title="set aside by cleaning")
     counts = Counter(film.verdict for film in films if film.verdict and not film.is_accepted)
     names = [verdict.value for verdict in reversed(Verdict) if counts[verdict.value]]
+    if not names:
+        _say(axes, "nothing")
+        return
     bars = axes.barh([name.replace("_", " ") for name in names], [counts[name] for name in names], 0.6, color=MUTED)
     axes.bar_label(bars, fontsize=8, color=MUTED, padding=3)
-    axes.set(title="set aside by cleaning", xlabel="films")
+    axes.set(xlabel="films")
     axes.locator_params(axis="x", integer=True)
     axes.margins(x=0.15)
 
