@@ -12,6 +12,7 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
+import live_service
 from chestxray.cli.main import chestxray_group
 from chestxray.errors import UsageError
 from chestxray.inference.predictor import Predictor
@@ -143,3 +144,9 @@ def test_the_command_makes_a_key_that_its_entry_knows() -> None:
 def test_a_ring_keeps_its_hashes_to_itself() -> None:
     ring = KeyRing.from_text(ENTRY, "keys")
     assert ENTRY.split()[0] not in repr(ServiceSettings(keys=ring, hosts=HostRule()))
+
+
+def test_a_name_that_the_operator_gives_is_answered_and_no_other(bundle: Path, tmp_path: Path) -> None:
+    with live_service.process(bundle, tmp_path / "log", "--name", "Films.Ward.example.") as (address, _):
+        for host, status in (("films.ward.example", 200), ("films.ward.example:8080", 200), ("ward.example", 421)):
+            assert httpx.get(f"{address}/healthz", headers={"Host": host}).status_code == status

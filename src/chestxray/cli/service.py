@@ -51,6 +51,7 @@ def _bundle_of_a_container(ctx: click.Context, _param: click.Parameter, containe
     type=PATH,
     help='File of "SHA-256 NAME" lines; a caller then needs one of these keys. Default: those in CHESTXRAY_API_KEYS.',
 )
+@click.option("--name", "names", multiple=True, help="Another name by which callers address the service; repeatable.")
 @click.option("--cors-origin", "cors_origins", multiple=True, help="Another origin whose pages may call; repeatable.")
 @click.option(
     "--container",
@@ -68,6 +69,7 @@ def serve(
     host: str,
     port: int,
     api_keys: Path | None,
+    names: tuple[str, ...],
     cors_origins: tuple[str, ...],
     container: bool,  # noqa: FBT001 - click passes it by name
 ) -> None:
@@ -83,7 +85,9 @@ def serve(
         from chestxray.serving.container import container_options
 
         options = container_options(os.environ)
-    options = dataclasses.replace(options, keys_file=api_keys, cors_origins=cors_origins, verify_key=verify_key)
+    options = dataclasses.replace(
+        options, keys_file=api_keys, names=names, cors_origins=cors_origins, verify_key=verify_key
+    )
     serve_until_stopped(console, bundle, options)
 
 

@@ -43,6 +43,7 @@ from chestxray.inference.bundle import Bundle
 from chestxray.inference.gate import REFUSED_ABOVE, Gatekeeper
 from chestxray.inference.heatmap import over_film
 from chestxray.inference.predictor import Predictor
+from chestxray.inference.shipped import folder_of, shipped_bundles
 from chestxray.judging.narrator import Narrator
 from chestxray.judging.stress import judge_under_shifts
 from chestxray.schema import BundleInfo, Film, OperatingPoint, Split
@@ -312,10 +313,10 @@ def _other(settings: JudgingSettings) -> Bundle | Path | Published | None:
     if settings.against == AGAINST_ORIGINAL:
         return ORIGINAL
     path = Path(settings.against)
-    if path.is_dir():
-        return Bundle.open(path)
     if path.is_file():
         return path
+    if path.is_dir() or settings.against in shipped_bundles():
+        return Bundle.open(folder_of(settings.against))
     raise UsageError(f"{path}: does not exist. Compare with a bundle, a table of scores, or {AGAINST_ORIGINAL!r}")
 
 

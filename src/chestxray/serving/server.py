@@ -38,6 +38,7 @@ class ServeOptions:
         threads: of one forward pass; by default as many as suit the machine.
         keys_file: lines of "SHA-256 NAME"; None takes those of the environment variable CHESTXRAY_API_KEYS.
         cors_origins: other origins whose pages may call, each exactly as browsers send it.
+        names: further names by which callers address the service, such as that of a host or of a proxy's site.
         platform: what runs this process decides who may call, as SageMaker does for its containers; only then the
             service listens to other machines without a key.
         transform: answer as a SageMaker batch transform wants it.
@@ -50,6 +51,7 @@ class ServeOptions:
     threads: int | None = None
     keys_file: Path | None = None
     cors_origins: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     platform: bool = False
     transform: bool = False
     verify_key: Path | None = None
@@ -95,8 +97,9 @@ def _server(bundle: Bundle, options: ServeOptions, keys: KeyRing) -> FilmServer:
     from chestxray.serving.pool import DecoderPool
     from chestxray.serving.settings import ServiceSettings
 
+    names = LOOPBACK_NAMES | {name.lower().rstrip(".") for name in (options.host, *options.names)}
     settings = ServiceSettings(
-        hosts=HostRule(LOOPBACK_NAMES | {options.host.lower()}, any_address=not is_loopback(options.host)),
+        hosts=HostRule(names, any_address=not is_loopback(options.host)),
         keys=keys,
         cors_origins=options.cors_origins,
         transform=options.transform,
