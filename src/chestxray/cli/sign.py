@@ -22,10 +22,11 @@ def sign(console: Console, bundle: str, private_key: Path) -> None:
     Writes model.sig into the bundle, in the format of OpenSSF's Model Signing. The password of an encrypted key is
     taken from CHESTXRAY_SIGNING_PASSWORD. Needs the extra "sign", and no network.
     """
-    from chestxray.inference.signature import PASSWORD_VARIABLE, sign_bundle
+    from chestxray.inference.signature import PASSWORD_VARIABLE
+    from chestxray.verbs import sign as sign_bundle
 
-    folder = folder_of(bundle)
-    signature = sign_bundle(folder, private_key, os.environ.get(PASSWORD_VARIABLE))
+    signature = sign_bundle(bundle, private_key, os.environ.get(PASSWORD_VARIABLE))
+    folder = signature.parent
     console.result({"bundle": folder, "signature": signature}, f"{signature}: {folder} is signed")
 
 
@@ -39,9 +40,8 @@ def verify(console: Console, bundle: str, public_key: Path) -> None:
     "serve", "predict" and "batch" do the same before they judge, with --verify-key or CHESTXRAY_VERIFY_KEY. Exit
     status 1 where the bundle is not as it was signed. Needs the extra "sign", and no network.
     """
-    from chestxray.inference.signature import open_signed
+    from chestxray.verbs import verify as verify_bundle
 
-    folder = folder_of(bundle)
-    opened = open_signed(folder, public_key)
-    document = {"bundle": folder, "model": opened.info.name, "public_key": public_key}
-    console.result(document, f"{folder}: as {public_key} signed it ({opened.info.name})")
+    folder, info = folder_of(bundle), verify_bundle(bundle, public_key)
+    document = {"bundle": folder, "model": info.name, "public_key": public_key}
+    console.result(document, f"{folder}: as {public_key} signed it ({info.name})")
