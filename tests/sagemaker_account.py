@@ -1,4 +1,4 @@
-"""An account to test in: moto for S3, IAM, logs, ECR, the scheduler and CloudFormation, the emulator for SageMaker."""
+"""Accounts to test in: SageMaker is the emulator; S3, IAM, logs, ECR, scheduler and CloudFormation are a stand-in's."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ import botocore.session
 import pytest
 from botocore.validate import ParamValidator
 
+import live_ministack
 import live_moto
 import sagemaker_emulator
+from chestxray.data import objects
 from sagemaker_emulator import SageMaker
 
 IMAGE: Final = f"{live_moto.ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com/chestxray:made"
@@ -25,25 +27,51 @@ UNIVERSAL: Final = "arn:aws:scheduler:::aws-sdk:sagemaker:"
 
 @contextmanager
 def account(folder: Path) -> Iterator[SageMaker]:
-    """Environment variables lead all of boto3, here and in processes, to both servers."""
+    """One before moto. Environment variables lead all of boto3, here and in processes, to both servers."""
     folder.mkdir(parents=True, exist_ok=True)
-    with pytest.MonkeyPatch.context() as patch, live_moto.running(folder / "moto.log") as moto:
-        for name, value in {**live_moto.CREDENTIALS, "AWS_ENDPOINT_URL": moto, "S3_ENDPOINT_URL": moto}.items():
+    with (
+        live_moto.running(folder / "moto.log") as moto,
+        sagemaker_emulator.running(folder) as (service, address),
+        led_to(moto, address, service),
+    ):
+        yield service
+
+
+@contextmanager
+def account_with_functions(folder: Path) -> Iterator[tuple[SageMaker, str]]:
+    """One before ministack, whose functions reach the emulator's endpoints; gives the service and the address."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        sagemaker_emulator.running(folder) as (service, address),
+        live_ministack.running(folder / "ministack.log", AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=address) as aws,
+        led_to(aws, address, service),
+    ):
+        yield service, aws
+
+
+@contextmanager
+def led_to(aws: str, sagemaker: str, service: SageMaker) -> Iterator[None]:
+    """Where boto3 finds AWS, and SageMaker, whose work ends before that does."""
+    places = {"AWS_ENDPOINT_URL": aws, "S3_ENDPOINT_URL": aws}
+    places |= dict.fromkeys(("AWS_ENDPOINT_URL_SAGEMAKER", "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME"), sagemaker)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**live_moto.CREDENTIALS, **places}.items():
             patch.setenv(name, value)
-        with sagemaker_emulator.running(folder) as (service, address):
-            patch.setenv("AWS_ENDPOINT_URL_SAGEMAKER", address)
-            patch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", address)
-            yield service
+        objects.client.cache_clear()
+        try:
+            yield
+        finally:
+            service.close()
 
 
-def put_image(tag: str) -> None:
+def put_image(tag: str, repository: str = "chestxray") -> None:
     """What a build of ours would leave in the registry."""
     client = boto3.client("ecr")
     with contextlib.suppress(client.exceptions.RepositoryAlreadyExistsException):
-        client.create_repository(repositoryName="chestxray")
+        client.create_repository(repositoryName=repository)
     kind = "application/vnd.docker.distribution.manifest.v2+json"
     manifest = {"schemaVersion": 2, "mediaType": kind, "config": {"digest": "sha256:" + "0" * 64, "size": 1}}
-    client.put_image(repositoryName="chestxray", imageManifest=json.dumps(manifest | {"layers": []}), imageTag=tag)
+    client.put_image(repositoryName=repository, imageManifest=json.dumps(manifest | {"layers": []}), imageTag=tag)
 
 
 def schedules() -> list[dict[str, Any]]:

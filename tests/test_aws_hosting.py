@@ -16,7 +16,6 @@ from chestxray.aws import build, waiting
 from chestxray.aws.expiry import parse_ttl
 from chestxray.aws.images import training_image
 from chestxray.aws.names import Names
-from chestxray.aws.roles import WITHOUT_RESOURCE, reading, working
 from chestxray.aws.transform import PAYLOAD_MB
 from chestxray.errors import UsageError
 from chestxray.inference.predictor import Predictor
@@ -265,18 +264,6 @@ def test_lifetimes_are_exact_and_never_has_to_be_typed() -> None:
     for nonsense in ("4", "1m", "0h", "h", "-4h", "4 h", "forever"):
         with pytest.raises(UsageError, match="give 5m or more"):
             parse_ttl(nonsense)
-
-
-def test_no_policy_has_a_wildcard_but_where_iam_takes_no_resource() -> None:
-    statements = [*working(NAMES), *reading("films")]
-    template = json.loads((ROOT / "src/chestxray/aws" / build.TEMPLATE).read_text())
-    role = template["Resources"]["Role"]["Properties"]["Policies"][0]["PolicyDocument"]["Statement"]
-    for statement in [*statements, *role]:
-        assert not [action for action in statement["Action"] if "*" in action]
-        if "*" in statement["Resource"]:
-            assert len(statement["Action"]) == 1
-            assert statement["Action"][0] in WITHOUT_RESOURCE
-    assert next(s for s in statements if s["Action"] == ["cloudwatch:PutMetricData"])["Condition"]
 
 
 def test_the_template_is_one_that_cloudformation_takes() -> None:

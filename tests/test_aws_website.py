@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import http.server
 import io
 import json
-import os
 import platform
-import shutil
-import socket
 import subprocess
 import sys
 import tarfile
-import threading
-import time
 import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +21,7 @@ import yaml
 from playwright.sync_api import sync_playwright
 
 import live_lambda
+import live_ministack
 import live_moto
 import live_service
 from chestxray.aws import lambda_archive, lambda_handler, stacks, storage
@@ -44,7 +38,6 @@ from driving import CHROMIUM, FLAGS, choose, expect_answer_for
 from live_lambda import event
 
 TEMPLATE: Final = Path(sites.__file__).with_name(sites.TEMPLATE)
-MINISTACK: Final = os.environ.get("MINISTACK") or str(Path(sys.prefix) / "ministack" / "bin" / "ministack")
 SMALL: Final = """
 Parameters: {Word: {Type: String}}
 Resources:
@@ -308,94 +301,14 @@ def test_a_dry_run_tells_costs_and_makes_nothing(cloud: Cloud, capsys: pytest.Ca
     assert website_plan(cloud.names("chestxray"), WebsiteSettings("open"), there=True).items[1].does == "update"
 
 
-@contextmanager
-def stand_in(log: Path, **environment: str) -> Iterator[str]:
-    """ministack: S3, IAM, CloudFormation, an HTTP API before real function code, a distribution's rules."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    variables = {"GATEWAY_PORT": str(port), "LAMBDA_EXECUTOR": "local", "IOT_MTLS_ENABLED": "0", **environment}
-    with log.open("w") as out:
-        process = subprocess.Popen([MINISTACK], env={**os.environ, **variables}, stdout=out, stderr=out, cwd=log.parent)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        while True:
-            assert process.poll() is None, log.read_text()
-            try:
-                urllib.request.urlopen(f"{address}/_ministack/health", timeout=5).close()  # noqa: S310 - on loopback
-                break
-            except urllib.error.HTTPError:
-                break
-            except urllib.error.URLError:
-                time.sleep(0.2)
-        yield address
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@contextmanager
-def edge(aws: str, made: Mapping[str, str]) -> Iterator[str]:
-    """The way to the distribution, whose name no resolver knows here: the page by its rules, /v1/* from the API."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            to_api = self.path.startswith("/v1/")
-            host = made["api" if to_api else "address"].split("/")[2].partition(":")[0]
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            headers = {"Host": host, "X-Forwarded-Proto": "https"}
-            if "Content-Type" in self.headers:
-                headers["Content-Type"] = self.headers["Content-Type"]
-            request = urllib.request.Request(f"{aws}{self.path}", body or None, headers, method=self.command)  # noqa: S310
-            try:
-                answer = urllib.request.urlopen(request)  # noqa: S310 - on loopback
-            except urllib.error.HTTPError as refusal:
-                answer = refusal  # type: ignore[assignment]
-            with answer:
-                data = answer.read()
-                self.send_response(answer.status)
-                for name, value in answer.headers.items():
-                    if name.lower() not in {"content-length", "transfer-encoding", "connection"}:
-                        self.send_header(name, value)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        do_POST = do_GET  # noqa: N815 - the base's name
-
-        def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002 - the base's name
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def template_without_budget() -> str:
-    """The stand-in's CloudFormation knows no budgets; cfn-lint has read that resource."""
-    before, _, rest = TEMPLATE.read_text().partition("  Budget:\n")
-    return f"{before}Outputs:{rest.partition('Outputs:')[2]}"
-
-
-needs_ministack = pytest.mark.skipif(
-    not shutil.which(MINISTACK), reason="ministack is not here: make test-slow installs it"
-)
-
-
 @pytest.mark.soak
-@needs_ministack
+@live_ministack.needed
 def test_a_stack_that_cannot_be_made_says_what_failed_and_the_next_attempt_begins_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
     monkeypatch.setattr(stacks, "POLL_S", 0.2)
-    with stand_in(tmp_path / "aws.log") as aws:
+    with live_ministack.running(tmp_path / "aws.log") as aws:
         for name, value in {**live_moto.CREDENTIALS, "AWS_ENDPOINT_URL": aws}.items():
             monkeypatch.setenv(name, value)
         account = connect()
@@ -413,7 +326,7 @@ def test_a_stack_that_cannot_be_made_says_what_failed_and_the_next_attempt_begin
 
 @pytest.mark.soak
 @pytest.mark.browser
-@needs_ministack
+@live_ministack.needed
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_the_verb_makes_a_website_whose_page_gets_answers_and_all_of_it_goes_again(
     moto: str,
@@ -431,11 +344,11 @@ def test_the_verb_makes_a_website_whose_page_gets_answers_and_all_of_it_goes_aga
         return dict(json.loads(told))
 
     told: list[str] = []
-    monkeypatch.setattr(sites, "template", template_without_budget)
+    monkeypatch.setattr(sites, "template", live_ministack.template_without_budget)
     monkeypatch.setattr(stacks, "POLL_S", 0.2)
     with (
         live_service.process(bundle, tmp_path / "serve.log") as (service, _),
-        stand_in(tmp_path / "aws.log", AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=service) as aws,
+        live_ministack.running(tmp_path / "aws.log", AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=service) as aws,
     ):
         for name, value in {**live_moto.CREDENTIALS, "AWS_ENDPOINT_URL": aws}.items():
             monkeypatch.setenv(name, value)
@@ -444,7 +357,7 @@ def test_the_verb_makes_a_website_whose_page_gets_answers_and_all_of_it_goes_aga
         deploy_bundle(account, bundle, "chestxray", InstanceType="ml.m5.large", InitialInstanceCount=1)
         made = website()
         assert (made["did"], made["page_files"] > 20) == ("create", True)
-        with edge(aws, made) as address, sync_playwright() as driver:
+        with live_ministack.edge(aws, made) as address, sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
             page = browser.new_page()
             page.goto(address)

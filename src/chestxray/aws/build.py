@@ -48,12 +48,12 @@ def image_is_there(cloud: Cloud, names: Names, tag: str) -> bool:
 
     with cloud_errors(f"looking for the image {names.deployment}:{tag}"):
         try:
-            cloud.client("ecr").describe_images(repositoryName=names.deployment, imageIds=[{"imageTag": tag}])
+            given = {"repositoryName": names.deployment, "imageIds": [{"imageTag": tag}]}
+            return bool(cloud.client("ecr").describe_images(**given)["imageDetails"])
         except ClientError as error:
             if is_missing(error) or error.response["Error"]["Code"] == "ImageNotFoundException":
                 return False
             raise
-    return True
 
 
 def plan_of_image(cloud: Cloud, names: Names) -> tuple[Item, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -19,7 +19,7 @@ from chestxray.aws.names import Names
 from chestxray.aws.plan import Item
 from chestxray.aws.session import Cloud, cloud_errors, is_missing
 from chestxray.aws.waiting import Say, states
-from chestxray.errors import JobFailed, UsageError
+from chestxray.errors import CloudError, JobFailed, UsageError
 
 VARIANT: Final = "AllTraffic"
 SERVERLESS_MB: Final = 3072
@@ -47,10 +47,10 @@ class Hosting:
         return {"InstanceType": self.instance, "InitialInstanceCount": 1, "InitialVariantWeight": 1.0}
 
     def item(self, names: Names, note: str) -> Item:
-        """What it costs. Raises: UsageError."""
+        """What it costs."""
         if self.instance:
             kind = f"endpoint on one {self.instance}"
-            return Item(kind, names.endpoint, hourly=prices.instance_hour(self.instance), note=note, does="ensure")
+            return Item(kind, names.endpoint, hourly=prices.instance_hours(self.instance), note=note, does="ensure")
         thousand = 1000 * SECONDS_A_FILM * SERVERLESS_MB / 1024 * prices.SERVERLESS_GB_SECOND
         cost = f"nothing while idle, about {prices.dollars(thousand)} a thousand films"
         return Item("serverless endpoint", names.endpoint, note=f"{cost}; {note}", does="ensure")
@@ -80,11 +80,12 @@ def plan_items(names: Names, served: Served, hosting: Hosting, ttl: timedelta | 
 
 def deploy(
     cloud: Cloud, names: Names, weights: Weights, image: str, hosting: Hosting, end: datetime | None, say: Say
-) -> Served:
+) -> str:
     """Make the endpoint, or change the one that is there; wait until it answers.
 
     Where it does not come up, what was made is removed again. The schedules of its end are made before it is.
 
+    Returns: what it did: "create", "update" or "keep".
     Raises: JobFailed, CloudError.
     """
     served = served_as(names, weights, image, hosting)
@@ -99,12 +100,20 @@ def deploy(
         _wait(client, served, say)
     except BaseException:
         if anew:  # nothing answered before, so nothing that anybody uses is taken away
-            remove(cloud, names, served, say)
+            _take_away(cloud, names, served, say)
         raise
     earlier = before["EndpointConfigName"] if before else served.config
     if earlier != served.config:
         _remove_config(client, earlier, keep=served.model)
-    return served
+    return "create" if anew else "keep" if earlier == served.config else "update"
+
+
+def _take_away(cloud: Cloud, names: Names, served: Served, say: Say) -> None:
+    """After a failure, whose reason stays the one that the user is told."""
+    try:
+        remove(cloud, names, served, say)
+    except CloudError as error:
+        say(f'{error}. "chestxray aws destroy" removes what is left')
 
 
 def remove(cloud: Cloud, names: Names, served: Served, say: Say) -> None:
@@ -175,11 +184,11 @@ def _ensure_config(client: Any, names: Names, served: Served, hosting: Hosting) 
 
 
 def _has_to_be_made_anew(client: Any, before: Mapping[str, Any], hosting: Hosting) -> bool:
-    """An endpoint that failed, or that would change between serverless and instances, cannot be updated."""
+    """What failed, lost its configuration, or would change between serverless and instances, cannot be updated."""
     if before["EndpointStatus"] in {"Failed", "OutOfService"}:
         return True
-    config = client.describe_endpoint_config(EndpointConfigName=before["EndpointConfigName"])
-    return ("ServerlessConfig" in config["ProductionVariants"][0]) != ("ServerlessConfig" in hosting.variant)
+    variants = _variants(client, before["EndpointConfigName"])
+    return not variants or ("ServerlessConfig" in variants[0]) != ("ServerlessConfig" in hosting.variant)
 
 
 def _begin(
@@ -217,10 +226,26 @@ def _wait(client: Any, served: Served, say: Say) -> None:
 def _remove_config(client: Any, config: str, *, keep: str) -> None:
     """What an endpoint was made of before, once it is made of something else."""
     with cloud_errors(f"removing the earlier configuration {config}"):
-        variants = client.describe_endpoint_config(EndpointConfigName=config)["ProductionVariants"]
-        client.delete_endpoint_config(EndpointConfigName=config)
+        variants = _variants(client, config)
+        if variants:
+            client.delete_endpoint_config(EndpointConfigName=config)
         for model in {variant["ModelName"] for variant in variants} - {keep}:
             client.delete_model(ModelName=model)
+
+
+def _variants(client: Any, config: str) -> Sequence[Mapping[str, Any]]:
+    """Of an endpoint configuration; none where it is gone."""
+    from botocore.exceptions import ClientError
+
+    try:
+        found: Sequence[Mapping[str, Any]] = client.describe_endpoint_config(EndpointConfigName=config)[
+            "ProductionVariants"
+        ]
+    except ClientError as error:
+        if is_missing(error):
+            return ()
+        raise
+    return found
 
 
 def _in_words(ttl: timedelta) -> str:

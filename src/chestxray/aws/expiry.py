@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from chestxray.aws.names import Names
-from chestxray.aws.roles import EXPIRY, allow, arn, ensure_role, once_the_role_is_known
+from chestxray.aws.roles import EXPIRY, Statement, allow, arn, ensure_role, once_the_role_is_known
 from chestxray.aws.session import Cloud, cloud_errors, is_missing
 from chestxray.errors import UsageError
 
@@ -59,28 +59,32 @@ def parse_ttl(text: str) -> timedelta | None:
 
 
 def set_expiry(cloud: Cloud, names: Names, served: Served, end: datetime | None) -> None:
-    """Make the schedules that delete it, in place of earlier ones; with None there are none.
+    """Make the schedules that delete it, or move those that are there; with None there are none.
 
     Args:
         end: with a time zone.
 
     Raises: CloudError.
     """
-    remove_expiry(cloud, names)
     if end is None:
+        remove_expiry(cloud, names)
         return
-    statements = [
-        allow([action], arn(names, "sagemaker", f"{word}/{name}"))
-        for (_, _, action, word), name in zip(_ENDS, served.in_order, strict=True)
-    ]
-    role = ensure_role(cloud, names, EXPIRY, "scheduler.amazonaws.com", {"delete": statements})
+    role = ensure_role(cloud, names, EXPIRY, "scheduler.amazonaws.com", {"delete": ending(names, served)})
     client = cloud.client("scheduler")
     with cloud_errors("making the schedules that end the endpoint"):
         _ensure_group(client, names)
         for place, ((operation, parameter, _, word), name) in enumerate(zip(_ENDS, served.in_order, strict=True)):
             target = {"Arn": f"{TARGET}{operation}", "RoleArn": role, "Input": json.dumps({parameter: name})}
             request = _once(f"{names.deployment}-{word}", names.deployment, end + place * AFTER, target)
-            once_the_role_is_known(lambda request=request: client.create_schedule(**request))  # type: ignore[misc]
+            once_the_role_is_known(lambda request=request: _set(client, request))  # type: ignore[misc]
+
+
+def ending(names: Names, served: Served) -> list[Statement]:
+    """What the schedules may do: delete these three, by name."""
+    return [
+        allow([action], arn(names, "sagemaker", f"{word}/{name}"))
+        for (_, _, action, word), name in zip(_ENDS, served.in_order, strict=True)
+    ]
 
 
 def remove_expiry(cloud: Cloud, names: Names) -> None:
@@ -120,6 +124,18 @@ def _ensure_group(client: Any, names: Names) -> None:
         if not is_missing(error):
             raise
         client.create_schedule_group(Name=names.deployment, Tags=names.tag_list)
+
+
+def _set(client: Any, request: Mapping[str, Any]) -> None:
+    """Moved and not made anew, so that there is no moment without it."""
+    from botocore.exceptions import ClientError
+
+    try:
+        client.update_schedule(**request)
+    except ClientError as error:
+        if not is_missing(error):
+            raise
+        client.create_schedule(**request)
 
 
 def _once(name: str, group: str, when: datetime, target: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ where its name says so and, where it carries tags, these do too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,7 +16,6 @@ from chestxray.aws.names import DEPLOYMENT_TAG, Names
 from chestxray.aws.roles import delete_role
 from chestxray.aws.session import Cloud, is_missing
 from chestxray.aws.storage import bucket_exists, empty_bucket
-from chestxray.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +26,14 @@ class Found:
         kind: row of KINDS.
         name: as AWS knows it.
         state: as its service says it, or "".
-        hourly: dollars an hour while it exists.
+        hourly: dollars an hour while it exists; None where the price is not known here.
         note: what else there is to say.
     """
 
     kind: str
     name: str
     state: str = ""
-    hourly: float = 0.0
+    hourly: float | None = 0.0
     note: str = ""
 
 
@@ -62,14 +61,18 @@ def _training_jobs(cloud: Cloud, names: Names) -> Iterator[Found]:
     client = cloud.client("sagemaker")
     for name, status in _running_jobs(client, names, "list_training_jobs", "TrainingJob"):
         found = client.describe_training_job(TrainingJobName=name)["ResourceConfig"]
-        yield Found("training job", name, status, _hour(found["InstanceType"]) * found["InstanceCount"])
+        yield Found("training job", name, status, _hourly_of(found))
 
 
 def _transform_jobs(cloud: Cloud, names: Names) -> Iterator[Found]:
     client = cloud.client("sagemaker")
     for name, status in _running_jobs(client, names, "list_transform_jobs", "TransformJob"):
         found = client.describe_transform_job(TransformJobName=name)["TransformResources"]
-        yield Found("transform job", name, status, _hour(found["InstanceType"]) * found["InstanceCount"])
+        yield Found("transform job", name, status, _hourly_of(found))
+
+
+def _hourly_of(resources: Mapping[str, Any]) -> float | None:
+    return prices.instance_hours(resources["InstanceType"], resources["InstanceCount"])
 
 
 def _running_jobs(client: Any, names: Names, operation: str, kind: str) -> Iterator[tuple[str, str]]:
@@ -99,7 +102,7 @@ def _endpoints(cloud: Cloud, names: Names) -> Iterator[Found]:
         yield Found("endpoint", item["EndpointName"], item["EndpointStatus"], hourly, note)
 
 
-def _cost_of(client: Any, config: str) -> tuple[float, str]:
+def _cost_of(client: Any, config: str) -> tuple[float | None, str]:
     from botocore.exceptions import ClientError
 
     try:
@@ -110,7 +113,8 @@ def _cost_of(client: Any, config: str) -> tuple[float, str]:
         raise
     if "ServerlessConfig" in variant:
         return 0.0, "serverless: nothing while idle"
-    return _hour(variant["InstanceType"]) * variant["InitialInstanceCount"], f"on {variant['InstanceType']}"
+    instance, count = variant["InstanceType"], variant["InitialInstanceCount"]
+    return prices.instance_hours(instance, count), f"on {instance}"
 
 
 def _hosted(client: Any, names: Names, kind: str) -> Iterator[dict[str, Any]]:
@@ -255,14 +259,6 @@ def _delete_bucket(cloud: Cloud, _: Names, name: str) -> None:
     client = cloud.client("s3")
     empty_bucket(client, name)
     client.delete_bucket(Bucket=name)
-
-
-def _hour(instance: str) -> float:
-    """Dollars; 0 where the price is not known here."""
-    try:
-        return prices.instance_hour(instance)
-    except UsageError:
-        return 0.0
 
 
 # In the order in which they have to go: what runs, then what it was made of, then what it needed.

@@ -34,13 +34,16 @@ def endpoint_archive(model: str) -> bytes:
     return zipped({"lambda_handler.py": Path(lambda_handler.__file__).read_bytes(), "model.json": model.encode()})
 
 
-def inline_archive(bundle: Path, model: str, say: Say, python: str = PYTHON) -> bytes:
+def inline_archive(bundle: Path, model: str, say: Say, python: str = "") -> bytes:
     """The function that judges itself: our package, the bundle, and the libraries for Lambda's system.
+
+    Args:
+        python: version that it will run by; the function's own, unless given.
 
     Raises: CloudError: too large for Lambda; UsageError: pip cannot fetch the libraries.
     """
     with tempfile.TemporaryDirectory(prefix="chestxray-") as made:
-        _fetch_libraries(Path(made), python, say)
+        _fetch_libraries(Path(made), python or PYTHON, say)
         files = {
             **dict(files_below(Path(made), _NOT_NEEDED)),
             **package_files(without=_ROOMS_NOT_NEEDED, suffixes=_OF_THE_PACKAGE),

@@ -15,15 +15,15 @@ class Item:
     Attributes:
         what: the kind of thing, in words: "serverless endpoint".
         name: as AWS will know it.
-        hourly: dollars an hour for as long as it exists, used or not.
+        hourly: dollars an hour for as long as it exists, used or not; None where the price is not known here.
         once: dollars, for doing this.
         note: what else it costs or means: "$0.02 a thousand films", "deleted after 4 hours".
-        does: "create", "update", "keep" or "delete".
+        does: "create", "update", "keep", "ensure" (create unless it is there) or "delete".
     """
 
     what: str
     name: str
-    hourly: float = 0.0
+    hourly: float | None = 0.0
     once: float = 0.0
     note: str = ""
     does: str = "create"
@@ -38,8 +38,13 @@ class Plan:
 
     @property
     def hourly(self) -> float:
-        """Dollars an hour, once all of it exists."""
-        return sum(item.hourly for item in self.items if item.does != "delete")
+        """Dollars an hour, once all of it exists, as far as the prices are known."""
+        return sum(item.hourly or 0.0 for item in self.items if item.does != "delete")
+
+    @property
+    def unpriced(self) -> tuple[str, ...]:
+        """Names of what costs more than that, nobody here knows how much."""
+        return tuple(item.name for item in self.items if item.hourly is None and item.does != "delete")
 
     @property
     def once(self) -> float:
@@ -53,7 +58,8 @@ class Plan:
             for item in self.items
         ]
         totals = {"hourly": round(self.hourly, 6), "once": round(self.once, 6), "currency": "USD"}
-        return {"verb": self.verb, "items": items, **totals, "prices_as_of": prices.AS_OF}
+        about = {"prices_as_of": prices.AS_OF, "prices_of_region": prices.REGION, "unpriced": list(self.unpriced)}
+        return {"verb": self.verb, "items": items, **totals, **about}
 
     def text(self) -> str:
         """For people, a line an item."""
@@ -61,13 +67,15 @@ class Plan:
         lines += [f"  {item.does} {item.what} {item.name}{_costs(item)}" for item in self.items]
         if not self.items:
             lines.append("  do nothing: all is as it should be")
-        total = f"  cost {prices.dollars(self.hourly)} an hour while it exists"
+        total = f"  cost about {prices.dollars(self.hourly)} an hour while it exists"
+        total += f" and what {', '.join(self.unpriced)} costs" if self.unpriced else ""
         lines.append(f"{total}, and {prices.dollars(self.once)} once" if self.once else total)
         return "\n".join([*lines, prices.NOTICE])
 
 
 def _costs(item: Item) -> str:
-    parts = [f"{prices.dollars(item.hourly)} an hour"] if item.hourly else []
-    parts += [f"{prices.dollars(item.once)} once"] if item.once else []
+    parts = [f"about {prices.dollars(item.hourly)} an hour"] if item.hourly else []
+    parts += [prices.UNKNOWN] if item.hourly is None else []
+    parts += [f"about {prices.dollars(item.once)} once"] if item.once else []
     parts += [item.note] if item.note else []
     return f": {', '.join(parts)}" if parts else ""

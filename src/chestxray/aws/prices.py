@@ -1,16 +1,16 @@
-"""List prices, so that a verb can say what it will cost before it does. US dollars, us-east-1, without tax."""
+"""List prices, so that a verb can say what it will cost before it does. US dollars, one region, without tax."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from chestxray.errors import UsageError
-
 AS_OF: Final = "2025-06"
+REGION: Final = "us-east-1"  # whose prices these are, wherever the deployment is
 NOTICE: Final = (
-    f"Prices are approximate: list prices in us-east-1 of about {AS_OF}, in US dollars, without tax and "
-    "free tiers. Your region and your bill may differ."
+    f"Prices are about those of the public list of {AS_OF} in {REGION}, in US dollars, without tax and free tiers. "
+    "Your region, your contract and today's list may differ."
 )
+UNKNOWN: Final = "price not known here"
 
 # Dollars an hour of one instance; hosting, training and batch transform cost the same.
 INSTANCES: Final = {
@@ -45,15 +45,16 @@ LOGS_GB: Final = 0.50
 HOURS_A_MONTH: Final = 730
 
 
-def instance_hour(instance: str) -> float:
-    """Dollars an hour of one instance. Raises: UsageError, with the instances whose prices are known."""
-    if instance not in INSTANCES:
-        raise UsageError(f"--instance {instance}: its price is not known here; known are {', '.join(INSTANCES)}")
-    return INSTANCES[instance]
+def instance_hours(instance: str, count: int = 1) -> float | None:
+    """Dollars an hour of so many instances; None for a type that is not in the table, which AWS may well offer."""
+    price = INSTANCES.get(instance)
+    return None if price is None else price * count
 
 
-def dollars(amount: float) -> str:
+def dollars(amount: float | None) -> str:
     """For people: two digits that say something, whatever the size."""
+    if amount is None:
+        return "unknown"
     if amount == 0:
         return "$0"
     return f"${amount:,.2f}" if amount >= 1 else f"${amount:.2g}" if amount >= 1e-4 else f"${amount:.1e}"  # noqa: PLR2004

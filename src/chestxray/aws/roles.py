@@ -13,8 +13,11 @@ from chestxray.aws.session import Cloud, cloud_errors, is_missing
 EXECUTION: Final = "sagemaker"
 EXPIRY: Final = "expiry"
 
-# IAM takes no resource for these two; the second is held to SageMaker's own namespaces by a condition.
-WITHOUT_RESOURCE: Final = ("ecr:GetAuthorizationToken", "cloudwatch:PutMetricData")
+# The actions that get no resource, and why. Source: AWS service authorization reference, Amazon ECR and CloudWatch.
+WITHOUT_RESOURCE: Final[Mapping[str, str]] = {
+    "ecr:GetAuthorizationToken": "a token is the registry's, not an image's; AWS lists no resource type for it",
+    "cloudwatch:PutMetricData": "figures are no resource; a condition holds it to SageMaker's own namespaces",
+}
 NEW_ROLE_S: Final = 60.0  # seconds until a new role is known everywhere; usually under ten
 RETRY_S: Final = 3.0
 
@@ -59,8 +62,8 @@ def working(names: Names) -> list[Statement]:
             *logs,
         ),
         allow(("ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer", "ecr:BatchGetImage"), *images),
-        allow(WITHOUT_RESOURCE[:1], "*"),
-        allow(WITHOUT_RESOURCE[1:], "*", StringEquals=namespaces),
+        allow(("ecr:GetAuthorizationToken",), "*"),
+        allow(("cloudwatch:PutMetricData",), "*", StringEquals=namespaces),
     ]
 
 

@@ -30,8 +30,9 @@ CONNECTIONS: Final = 32  # kept open a client: the parallel upload's upper end
 # What AWS's many services call the same thing.
 _WORDS: Final[Mapping[type[CloudError], str]] = {
     CloudRefused: "AccessDenied AccessDeniedException UnauthorizedOperation AuthorizationError 403",
-    CloudThrottled: "Throttling ThrottlingException ThrottledException TooManyRequestsException RequestLimitExceeded "
-    "RequestThrottled SlowDown PriorRequestNotComplete",
+    CloudThrottled: "Throttling ThrottlingException ThrottledException TooManyRequestsException TooManyRequests "
+    "RequestLimitExceeded RequestThrottled RequestThrottledException BandwidthLimitExceeded "
+    "ProvisionedThroughputExceededException SlowDown ServiceUnavailable PriorRequestNotComplete 429 503",
     CloudMissing: "ResourceNotFound ResourceNotFoundException NotFoundException NoSuchBucket NoSuchKey NoSuchEntity "
     "NoSuchEntityException RepositoryNotFoundException NoSuchDistribution 404",
     CredentialsExpired: "ExpiredToken ExpiredTokenException RequestExpired TokenRefreshRequired",

@@ -94,7 +94,8 @@ def remove(cloud: Cloud, name: str, say: Say, sleep: Sleep = time.sleep) -> bool
         for page in client.get_paginator("list_stack_resources").paginate(StackName=name):
             for resource in page["StackResourceSummaries"]:
                 bucket = resource.get("PhysicalResourceId", "")
-                if resource["ResourceType"] == "AWS::S3::Bucket" and bucket and bucket_exists(store, bucket):
+                ours = resource["ResourceType"] == "AWS::S3::Bucket" and resource["ResourceStatus"] != "DELETE_COMPLETE"
+                if ours and bucket and bucket_exists(store, bucket):
                     empty_bucket(store, bucket)
         told = _event_ids(cloud, name)
         client.delete_stack(StackName=name)

@@ -228,14 +228,19 @@ def check_bucket(cloud: Cloud, names: Names, address: str) -> str:
 def empty_bucket(client: Any, bucket: str) -> int:
     """Delete every object, version and unfinished upload; only then a bucket can be deleted. Returns: how many.
 
-    Raises: botocore's errors.
+    Raises: botocore's errors; also for one object that S3 would not delete, which it tells in an answer of status 200.
     """
+    from botocore.exceptions import ClientError
+
     deleted = 0
     for page in client.get_paginator("list_object_versions").paginate(Bucket=bucket):
         found = [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]
         marked = [{"Key": item["Key"], "VersionId": item["VersionId"]} for item in found]
         if marked:
-            client.delete_objects(Bucket=bucket, Delete={"Objects": marked, "Quiet": True})
+            answer = client.delete_objects(Bucket=bucket, Delete={"Objects": marked, "Quiet": True})
+            for refused in answer.get("Errors", ()):
+                told = {"Code": refused["Code"], "Message": f"{refused['Key']}: {refused.get('Message', '')}"}
+                raise ClientError({"Error": told}, "DeleteObjects")
             deleted += len(marked)
     for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket):
         for upload in page.get("Uploads", ()):

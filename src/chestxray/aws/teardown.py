@@ -36,8 +36,13 @@ class Survey:
 
     @property
     def hourly(self) -> float:
-        """Dollars an hour for all of it."""
-        return sum(item.hourly for item in self.found)
+        """Dollars an hour for all of it, as far as the prices are known."""
+        return sum(item.hourly or 0.0 for item in self.found)
+
+    @property
+    def unpriced(self) -> tuple[str, ...]:
+        """Names of what costs more than that, nobody here knows how much."""
+        return tuple(item.name for item in self.found if item.hourly is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +84,18 @@ def plan(found: Sequence[Found]) -> Plan:
     return Plan("destroy", tuple(items))
 
 
-def destroy(cloud: Cloud, names: Names, say: Say, *, data: bool = True, patience: float = PATIENCE_S) -> Result:
+def destroy(
+    cloud: Cloud, names: Names, before: Survey, say: Say, *, data: bool = True, patience: float = PATIENCE_S
+) -> Result:
     """Remove everything, going on past what fails; look again until nothing is left or patience ends.
 
     Args:
+        before: what ``survey`` found, with the same ``data``.
         data: also our bucket, with the bundles and the reports' scores. The films' own bucket is never touched.
         patience: seconds.
     """
-    before = survey(cloud, names, data=data).found
+    if not before.found:
+        return Result((), (), before.unknown)
     until = time.monotonic() + patience
     told: set[tuple[str, str]] = set()
     while True:
@@ -100,7 +109,7 @@ def destroy(cloud: Cloud, names: Names, say: Say, *, data: bool = True, patience
             break
         time.sleep(waiting.POLL_S)
     left = {(item.kind, item.name) for item in now.found}
-    removed = tuple(item for item in before if (item.kind, item.name) not in left)
+    removed = tuple(item for item in before.found if (item.kind, item.name) not in left)
     kept = [reason for thing, reason in problems.items() if thing in left]
     return Result(removed, now.found, (*now.unknown, *kept))
 

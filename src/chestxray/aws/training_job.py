@@ -72,6 +72,18 @@ class TrainingOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """A job that runs or is finished.
+
+    Attributes:
+        did: "create", or "keep" where it was there already.
+    """
+
+    name: str
+    did: str
+
+
+@dataclass(frozen=True, slots=True)
 class PreparedJob:
     """A job as it will be asked for.
 
@@ -91,7 +103,7 @@ class PreparedJob:
     def plan(self, names: Names) -> Plan:
         """What beginning it does and costs."""
         order = self.order
-        hourly = prices.instance_hour(order.instance) * order.instances
+        hourly = prices.instance_hours(order.instance, order.instances)
         kind = "spot training job, usually at half the price or less" if order.spot else "training job"
         note = f"on {order.instances} x {order.instance} for {self.films:,} films, while it runs; "
         note += f"at most {order.max_hours:g} hours"
@@ -139,13 +151,13 @@ def next_name(describe: Callable[[str], Mapping[str, Any] | None], stem: str, st
     raise JobFailed(f"{stem}: failed {ATTEMPTS - 1} times. Change something about it")
 
 
-def begin(cloud: Cloud, names: Names, job: PreparedJob) -> str:
-    """Begin the job unless one like it runs or is finished. Returns: its name. Raises: CloudError."""
+def begin(cloud: Cloud, names: Names, job: PreparedJob) -> Begun:
+    """Begin the job unless one like it runs or is finished. Raises: CloudError."""
     client = cloud.client("sagemaker")
     with cloud_errors(f"looking for the job {job.stem}"):
         name, status = next_name(lambda name: _described(client, name), job.stem, "TrainingJobStatus")
     if status:
-        return name
+        return Begun(name, "keep")
     ensure_bucket(cloud, names)
     buckets = {split_address(address)[0] for address in job.order.channels.values()}
     role = ensure_execution_role(cloud, names, *sorted(buckets))
@@ -156,7 +168,13 @@ def begin(cloud: Cloud, names: Names, job: PreparedJob) -> str:
     request = training_request(names, job, name, role)
     with cloud_errors(f"creating the training job {name}"):
         once_the_role_is_known(lambda: client.create_training_job(**request))
-    return name
+    return Begun(name, "create")
+
+
+def status_of(cloud: Cloud, name: str) -> str:
+    """In AWS's words: "InProgress", "Completed", ... Raises: CloudError."""
+    with cloud_errors(f"asking for the job {name}"):
+        return str(cloud.client("sagemaker").describe_training_job(TrainingJobName=name)["TrainingJobStatus"])
 
 
 def training_request(names: Names, job: PreparedJob, name: str, role: str) -> dict[str, Any]:

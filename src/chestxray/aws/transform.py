@@ -60,10 +60,12 @@ class Transformed:
     Attributes:
         answers: by the film's key in its bucket, the line that came back.
         job: its name.
+        did: "create", or "keep" where the job was there already.
     """
 
     answers: Mapping[str, str]
     job: str
+    did: str
 
 
 def prepare(cloud: Cloud, names: Names, address: str, model: str, instance: str) -> TransformOrder:
@@ -91,8 +93,10 @@ def run(cloud: Cloud, names: Names, order: TransformOrder, say: Say) -> Transfor
     if not status:
         with cloud_errors(f"creating the transform job {name}"):
             client.create_transform_job(**transform_request(names, order, name))
+    else:
+        say(f"{name}: this very job was there already; nothing was created")
     _follow(cloud, name, say)
-    return Transformed(_answers(cloud, names, order, name), name)
+    return Transformed(_answers(cloud, names, order, name), name, "keep" if status else "create")
 
 
 def transform_request(names: Names, order: TransformOrder, name: str) -> dict[str, Any]:

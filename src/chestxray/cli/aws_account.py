@@ -30,10 +30,12 @@ def status(order: Order, cost: bool) -> None:  # noqa: FBT001 - click passes it 
     found = survey(order.cloud, order.names)
     lines = [_table(found.found, cost=cost)] if found.found else [f"{order.names.deployment}: nothing exists"]
     if cost:
-        lines += [f"together {prices.dollars(found.hourly)} an hour, used or not", prices.NOTICE]
+        more = f", and what {', '.join(found.unpriced)} costs" if found.unpriced else ""
+        lines += [f"together about {prices.dollars(found.hourly)} an hour, used or not{more}", prices.NOTICE]
     lines += [f"Beware: {why}" for why in found.unknown]
     document = {"found": plain(found.found), "unknown": list(found.unknown)}
-    order.console.result(document | ({"hourly": found.hourly} if cost else {}), "\n".join(lines))
+    costs = {"hourly": found.hourly, "unpriced": list(found.unpriced), "prices_as_of": prices.AS_OF} if cost else {}
+    order.console.result(document | costs, "\n".join(lines))
     if found.unknown:
         sys.exit(1)
 
@@ -51,10 +53,12 @@ def destroy(order: Order, keep_data: bool) -> None:  # noqa: FBT001 - click pass
 
     data = not keep_data
     before = teardown.survey(order.cloud, order.names, data=data)
+    for why in before.unknown:  # so that an empty plan is not taken for an empty account
+        order.console.say(f"Beware: {why}")
     if not order.go_ahead(teardown.plan(before.found)):
-        return
-    result = teardown.destroy(order.cloud, order.names, order.console.say, data=data)
-    lines = [f"{len(result.removed):,} things are gone"]
+        sys.exit(1 if before.unknown else 0)
+    result = teardown.destroy(order.cloud, order.names, before, order.console.say, data=data)
+    lines = [f"{len(result.removed):,} things are gone" if before.found else "nothing was there to remove"]
     lines += ["still there:", _table(result.left, cost=True)] if result.left else []
     lines += [f"Beware: {problem}" for problem in result.problems]
     lines += ["Looked again: nothing is left."] if result.is_clean else ["Repeat the command once that is mended."]

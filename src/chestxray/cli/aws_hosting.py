@@ -6,6 +6,7 @@ import dataclasses
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -13,6 +14,12 @@ from chestxray.cli.aws_options import Order, aws_options
 from chestxray.cli.judge import assessment_text, command_line
 from chestxray.cli.options import out_option, workers_option
 from chestxray.errors import UsageError
+
+_DONE: Final = {
+    "create": "answers",
+    "update": "was changed and answers",
+    "keep": "was there already and answers; nothing was created",
+}
 
 
 @click.command()
@@ -57,12 +64,12 @@ def deploy(
     if not image:
         build.ensure_image(cloud, names, say)
     end = None if lifetime is None else datetime.now(UTC).replace(microsecond=0) + lifetime
-    endpoint.deploy(cloud, names, weights, address, hosting, end, say)
+    did = endpoint.deploy(cloud, names, weights, address, hosting, end, say)
     until = f"until {end:%Y-%m-%d %H:%M} UTC" if end else 'until "chestxray aws destroy"'
     order.console.result(
-        {**dataclasses.asdict(served), "image": address, "end": end.isoformat() if end else None},
-        f"{served.endpoint}: answers, {until}\nValidate it with: chestxray aws validate s3://bucket/prefix/test --out "
-        "report",
+        {**dataclasses.asdict(served), "did": did, "image": address, "end": end.isoformat() if end else None},
+        f"{served.endpoint}: {_DONE[did]}, {until}\n"
+        "Validate it with: chestxray aws validate s3://bucket/prefix/test --out report",
     )
 
 
@@ -106,9 +113,11 @@ def validate(
     wanted = transform.prepare(cloud, names, address, name, instance)
     note = f"of {wanted.films:,} films on {instance}, while it runs"
     items = (
+        Item("bucket", names.bucket, note="kept where it is there", does="ensure"),
+        Item("role", names.role("sagemaker"), note="reads these films, works in that bucket", does="ensure"),
         *(build.plan_of_image(cloud, names) if weights and not image else ()),
         Item("model", name, does="ensure"),
-        Item("transform job", wanted.stem, hourly=prices.instance_hour(instance), note=note),
+        Item("transform job", wanted.stem, hourly=prices.instance_hours(instance), note=note),
     )
     if not order.go_ahead(Plan("validate", items)):
         return
@@ -127,7 +136,13 @@ def validate(
     threshold = transform.write_scores(films, transformed, table)
     assessment = judge_scores(table, out, JudgingSettings(threshold=threshold, command=command_line()))
     order.console.result(
-        {"job": transformed.job, "scores": table, "report": out / "index.html", "assessment": assessment.to_json()},
+        {
+            "job": transformed.job,
+            "did": transformed.did,
+            "scores": table,
+            "report": out / "index.html",
+            "assessment": assessment.to_json(),
+        },
         f"{assessment_text(assessment)}\nscores: {table}\nreport: {out / 'index.html'}",
     )
 

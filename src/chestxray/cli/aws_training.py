@@ -83,9 +83,14 @@ def train(
     job = training_job.prepare(order.cloud, order.names, wanted)
     if not order.go_ahead(job.plan(order.names)):
         return
-    name = training_job.begin(order.cloud, order.names, job)
+    begun = training_job.begin(order.cloud, order.names, job)
+    name = begun.name
+    if begun.did == "keep":
+        order.console.say(f"{name}: this very job was there already; nothing was created")
     if not wait:
-        order.console.result({"job": name, "status": "InProgress"}, f"{name} is under way. {_farewell(name)}")
+        status = training_job.status_of(order.cloud, name)
+        document = {"job": name, "did": begun.did, "status": status}
+        order.console.result(document, f"{name}: {status}. {_farewell(name)}")
         return
     try:
         found = training_job.follow(order.cloud, name, order.console.say)
@@ -97,6 +102,7 @@ def train(
     order.console.result(
         {
             "job": name,
+            "did": begun.did,
             "status": found["TrainingJobStatus"],
             "artifacts": artifacts,
             "metrics": metrics,

@@ -1,0 +1,108 @@
+"""Least privilege: each statement of each policy, wherever it is written, names what may be done and on what."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from chestxray.aws import build, website
+from chestxray.aws.expiry import Served, ending
+from chestxray.aws.names import Names
+from chestxray.aws.roles import WITHOUT_RESOURCE, reading, working
+from live_moto import ACCOUNT
+
+NAMES: Final = Names("clinic", ACCOUNT, "us-east-1")
+SERVED: Final = Served("clinic", "clinic-hosting-1", "clinic-model-1")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with CloudFormation's short functions, which become their text."""
+
+
+_Loader.add_multi_constructor(
+    "!",
+    lambda loader, suffix, node: (
+        f"{suffix} {loader.construct_scalar(node)}"
+        if isinstance(node, yaml.ScalarNode)
+        else loader.construct_sequence(node, deep=True)
+    ),
+)
+
+
+def statements(found: Any) -> Iterator[Mapping[str, Any]]:
+    """Every one in a document, whatever it hangs on."""
+    if isinstance(found, Mapping):
+        if "Effect" in found:
+            yield found
+        for value in found.values():
+            yield from statements(value)
+    elif isinstance(found, list):
+        for value in found:
+            yield from statements(value)
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def everything() -> Iterator[Any]:
+    """Templates and what the verbs give to roles."""
+    found = {
+        "website": yaml.load(website.template(), _Loader)["Resources"],  # noqa: S506 - a SafeLoader
+        "build": json.loads((build.resources.files("chestxray.aws") / build.TEMPLATE).read_text())["Resources"],
+        "jobs and endpoints": working(NAMES),
+        "films": reading("films"),
+        "expiry": ending(NAMES, SERVED),
+    }
+    for place, document in found.items():
+        in_it = list(statements(document))
+        assert in_it, place
+        for number, statement in enumerate(in_it):
+            yield pytest.param(statement, id=f"{place} {number}")
+
+
+@pytest.mark.parametrize("statement", list(everything()))
+def test_a_statement_names_its_actions_and_its_resources(statement: Mapping[str, Any]) -> None:
+    actions = as_list(statement["Action"])
+    assert statement["Effect"] == "Allow"
+    assert not [action for action in actions if "*" in action]
+    assert not {"NotAction", "NotResource", "NotPrincipal"} & statement.keys()
+    principal = statement.get("Principal")
+    assert principal is None or str(principal["Service"]).endswith(".amazonaws.com")
+    assert principal is not None or statement["Resource"]
+    if "*" in as_list(statement.get("Resource", "")):
+        assert len(actions) == 1
+        assert WITHOUT_RESOURCE[actions[0]]
+
+
+@pytest.mark.parametrize("statement", list(everything()))
+def test_a_resource_is_of_this_deployment_or_is_what_the_job_is_about(statement: Mapping[str, Any]) -> None:
+    """By account and name; what stars stand for begins with a word of ours, or of the service that writes there."""
+    ours = (NAMES.deployment, "films", "TrainingJobs", "TransformJobs", "763104351884:repository/pytorch")
+    for resource in as_list(statement.get("Resource", [])):
+        if isinstance(resource, str) and resource.startswith("arn:"):
+            before_stars = resource.partition("*")[0]
+            assert any(word in before_stars for word in ours), resource
+
+
+def test_what_gets_no_resource_is_what_aws_gives_none_and_figures_are_held_to_their_namespaces() -> None:
+    assert set(WITHOUT_RESOURCE) == {"ecr:GetAuthorizationToken", "cloudwatch:PutMetricData"}
+    figures = next(found for found in working(NAMES) if found["Action"] == ["cloudwatch:PutMetricData"])
+    assert figures["Condition"]["StringEquals"]["cloudwatch:namespace"] == [
+        "/aws/sagemaker/TrainingJobs",
+        "/aws/sagemaker/TransformJobs",
+    ]
+
+
+def test_the_schedules_may_delete_three_things_by_name_and_nothing_else() -> None:
+    found = {statement["Action"][0]: statement["Resource"] for statement in ending(NAMES, SERVED)}
+    own = f"arn:aws:sagemaker:us-east-1:{ACCOUNT}"
+    assert found == {
+        "sagemaker:DeleteEndpoint": [f"{own}:endpoint/clinic"],
+        "sagemaker:DeleteEndpointConfig": [f"{own}:endpoint-config/clinic-hosting-1"],
+        "sagemaker:DeleteModel": [f"{own}:model/clinic-model-1"],
+    }
