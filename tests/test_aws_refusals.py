@@ -166,3 +166,21 @@ def test_a_bucket_that_keeps_an_object_is_named_with_it(
     s3.put_object_legal_hold(Bucket=bucket, Key="jobs/kept", LegalHold={"Status": "OFF"}, VersionId=made["VersionId"])
     assert told(capsys, "aws", "destroy", "--deployment", "locked")["exit"] == 0
     cloud.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refusal", [cloud_door.DENIED, cloud_door.THROTTLED])
+def test_a_log_that_cannot_be_read_ends_nobodys_waiting(
+    place: tuple[SageMaker, Door, dict[str, str]],
+    door: Door,
+    refusal: tuple[int, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    door.refuse = lambda service, _: refusal if service == "cloudwatch-logs" else None
+    found = told(capsys, *typed(place, "validate"), "--model", place[2]["bundle"], "--image", IMAGE)
+    assert found["exit"] == 0, found
+    denied = "reading the log /aws/sagemaker/TransformJobs: DescribeLogStreams was answered with AccessDenied"
+    assert found["said"].count(denied) == (refusal == cloud_door.DENIED)
+    door.refuse = lambda _, __: None
+    assert run("aws", "destroy") == 0
+    put_image("made")

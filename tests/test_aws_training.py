@@ -75,6 +75,11 @@ def test_a_job_trains_a_bundle_and_the_same_command_finds_it_again(
     jobs = len(boto3.client("sagemaker").list_training_jobs()["TrainingJobSummaries"])
     assert trained(capsys, "s3://films/set/train", "--recipe", recipe, *SMALL)["job"] == found["job"]
     assert len(boto3.client("sagemaker").list_training_jobs()["TrainingJobSummaries"]) == jobs
+    assert run("aws", "destroy") == 0  # the job stays in AWS's list, its bundle does not
+    gone = told(capsys, "aws", "deploy", found["job"], "--image", IMAGE)
+    assert "was deleted meanwhile. Train it again" in gone["error"]["message"]
+    anew = trained(capsys, "s3://films/set/train", "--recipe", recipe, *SMALL, "--no-wait")
+    assert (anew["did"], anew["job"]) == ("create", f"{found['job']}-2")
 
 
 @pytest.mark.soak

@@ -11,7 +11,7 @@ from chestxray.aws.archives import tarred
 from chestxray.aws.names import Names
 from chestxray.aws.roles import ensure_execution_role, once_the_role_is_known
 from chestxray.aws.session import Cloud, cloud_errors, is_missing
-from chestxray.aws.storage import checksum_stored, ensure_bucket, put_bytes
+from chestxray.aws.storage import checksum_stored, ensure_bucket, holds, put_bytes
 from chestxray.data.objects import SCHEME
 from chestxray.errors import CloudMissing, JobFailed
 from chestxray.inference.bundle import Bundle
@@ -56,6 +56,9 @@ def weights_of(cloud: Cloud, names: Names, given: str) -> Weights:
         why = job.get("FailureReason", "")
         raise JobFailed(f"{given}: the job is {job['TrainingJobStatus']}{f': {why}' if why else ''}; it has no bundle")
     address = job["ModelArtifacts"]["S3ModelArtifacts"]
+    with cloud_errors(f"looking for {address}"):
+        if not holds(cloud.client("s3"), address):
+            raise CloudMissing(f"{given}: its bundle {address} was deleted meanwhile. Train it again")
     return Weights(address, hashlib.sha256(address.encode()).hexdigest()[:SHORT])
 
 

@@ -174,6 +174,25 @@ def checksum_stored(client: Any, bucket: str, key: str) -> str:
         raise
 
 
+def holds(client: Any, address: str) -> bool:
+    """Whether an object lies at an address, or below it where that ends with "/"; not where its bucket is gone.
+
+    Raises: botocore's errors.
+    """
+    from botocore.exceptions import ClientError
+
+    bucket, key = split_address(address)
+    try:
+        if not key.endswith("/"):
+            client.head_object(Bucket=bucket, Key=key)
+            return True
+        return bool(client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("KeyCount"))
+    except ClientError as error:
+        if is_missing(error):
+            return False
+        raise
+
+
 def ensure_bucket(cloud: Cloud, names: Names) -> bool:
     """Make our own bucket, where it is not there yet: private, encrypted, tagged. Returns: whether it was made.
 

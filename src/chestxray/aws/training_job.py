@@ -22,7 +22,7 @@ from chestxray.aws.plan import Item, Plan
 from chestxray.aws.roles import ensure_execution_role, once_the_role_is_known
 from chestxray.aws.session import Cloud, cloud_errors, is_missing
 from chestxray.aws.source import ENTRY, RECIPE, source_archive
-from chestxray.aws.storage import checksum_stored, ensure_bucket, put_bytes
+from chestxray.aws.storage import checksum_stored, ensure_bucket, holds, put_bytes
 from chestxray.aws.training_entry import metric_definitions
 from chestxray.aws.waiting import LogTail, Say, states
 from chestxray.data.objects import SCHEME, below, objects_below, split_address
@@ -134,35 +134,45 @@ def prepare(cloud: Cloud, names: Names, order: TrainingOrder) -> PreparedJob:
     return PreparedJob(order, names.stamped(f"train-{digest.hexdigest()[:12]}"), source, key, len(listing))
 
 
-def next_name(describe: Callable[[str], Mapping[str, Any] | None], stem: str, status_key: str) -> tuple[str, str]:
+def next_name(
+    describe: Callable[[str], Mapping[str, Any] | None],
+    stem: str,
+    status_key: str,
+    has_result: Callable[[Mapping[str, Any]], bool],
+) -> tuple[str, str]:
     """The job of that stem which runs or is finished, and its status; else a name that is free, and "".
 
-    The names of jobs that failed or were stopped are taken for good, so the next one gets a number.
+    The names of jobs that failed, were stopped, or whose result was deleted meanwhile are taken for good, so the next
+    one gets a number.
 
-    Raises: what ``describe`` raises.
+    Raises: what ``describe`` and ``has_result`` raise.
     """
     for number in range(1, ATTEMPTS):
         name = stem if number == 1 else f"{stem}-{number}"
         described = describe(name)
         if described is None:
             return name, ""
-        if described[status_key] not in {"Failed", "Stopped"}:
-            return name, str(described[status_key])
-    raise JobFailed(f"{stem}: failed {ATTEMPTS - 1} times. Change something about it")
+        status = str(described[status_key])
+        if status not in {"Failed", "Stopped"} and (status != "Completed" or has_result(described)):
+            return name, status
+    raise JobFailed(f"{stem}: {ATTEMPTS - 1} jobs of this name left nothing. Change something about it")
 
 
 def begin(cloud: Cloud, names: Names, job: PreparedJob) -> Begun:
     """Begin the job unless one like it runs or is finished. Raises: CloudError."""
-    client = cloud.client("sagemaker")
+    client, store = cloud.client("sagemaker"), cloud.client("s3")
+
+    def has_result(found: Mapping[str, Any]) -> bool:
+        return holds(store, found["ModelArtifacts"]["S3ModelArtifacts"])
+
     with cloud_errors(f"looking for the job {job.stem}"):
-        name, status = next_name(lambda name: _described(client, name), job.stem, "TrainingJobStatus")
+        name, status = next_name(lambda name: _described(client, name), job.stem, "TrainingJobStatus", has_result)
     if status:
         return Begun(name, "keep")
     ensure_bucket(cloud, names)
     buckets = {split_address(address)[0] for address in job.order.channels.values()}
     role = ensure_execution_role(cloud, names, *sorted(buckets))
     with cloud_errors("sending the source archive"):
-        store = cloud.client("s3")
         if not checksum_stored(store, names.bucket, job.source_key):
             put_bytes(store, names.bucket, job.source_key, job.source)
     request = training_request(names, job, name, role)

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from chestxray.aws.names import Names
 from chestxray.aws.session import Cloud, cloud_errors, is_missing
-from chestxray.aws.storage import WORKERS
+from chestxray.aws.storage import WORKERS, holds
 from chestxray.aws.training_job import next_name
 from chestxray.aws.waiting import LogTail, Say, states
 from chestxray.data.objects import SCHEME, below, objects_below, split_address
@@ -87,9 +87,13 @@ def prepare(cloud: Cloud, names: Names, address: str, model: str, instance: str)
 
 def run(cloud: Cloud, names: Names, order: TransformOrder, say: Say) -> Transformed:
     """Begin the job, or find the one like it; wait; collect its answers. Raises: JobFailed, CloudError."""
-    client = cloud.client("sagemaker")
+    client, store = cloud.client("sagemaker"), cloud.client("s3")
+
+    def has_result(found: Mapping[str, Any]) -> bool:
+        return holds(store, f"{found['TransformOutput']['S3OutputPath']}/")
+
     with cloud_errors(f"looking for the job {order.stem}"):
-        name, status = next_name(lambda name: _described(client, name), order.stem, "TransformJobStatus")
+        name, status = next_name(lambda name: _described(client, name), order.stem, "TransformJobStatus", has_result)
     if not status:
         with cloud_errors(f"creating the transform job {name}"):
             client.create_transform_job(**transform_request(names, order, name))

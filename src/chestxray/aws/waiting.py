@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from chestxray.aws.session import cloud_errors, is_missing
+from chestxray.errors import CloudRefused, CloudThrottled
 
 POLL_S: Final = 5.0  # seconds between two questions
 Say = Callable[[str], None]
@@ -28,9 +29,24 @@ class LogTail:
         self._prefix = prefix
         self._say = say
         self._tokens: dict[str, str] = {}
+        self._is_closed = False
 
     def tell(self) -> None:
-        """Say what is new. Raises: CloudError."""
+        """Say what is new. A log that may not be read is told of once, and ends nobody's waiting.
+
+        Raises: CloudError.
+        """
+        if self._is_closed:
+            return
+        try:
+            self._tell()
+        except CloudThrottled:
+            pass  # what is not told now is told the next time
+        except CloudRefused as error:
+            self._say(f"{error}. Its lines are not told meanwhile")
+            self._is_closed = True
+
+    def _tell(self) -> None:
         from botocore.exceptions import ClientError
 
         with cloud_errors(f"reading the log {self._group}"):
