@@ -39,7 +39,6 @@ def place(
         patch.setattr(waiting, "POLL_S", 0.1)
         boto3.client("s3").create_bucket(Bucket="films")
         assert run("aws", "upload", phantoms, "s3://films/set") == 0
-        put_image("made")
         yield service, door, {"films": str(phantoms), "bundle": str(bundle), "out": str(folder / "report")}
 
 
@@ -61,6 +60,7 @@ def test_every_verb_goes_through_though_each_operation_is_throttled_at_first(
     place: tuple[SageMaker, Door, dict[str, str]], door: Door, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The website's own stack is made under throttling in test_aws_story.py: moto does not know its resources."""
+    put_image("made")
     door.refuse = cloud_door.at_first(2)
     for verb in [verb for verb in VERBS if verb != "website"]:
         door.begin()
@@ -176,6 +176,7 @@ def test_a_log_that_cannot_be_read_ends_nobodys_waiting(
     refusal: tuple[int, str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    put_image("made")
     door.refuse = lambda service, _: refusal if service == "cloudwatch-logs" else None
     found = told(capsys, *typed(place, "validate"), "--model", place[2]["bundle"], "--image", IMAGE)
     assert found["exit"] == 0, found
@@ -183,4 +184,3 @@ def test_a_log_that_cannot_be_read_ends_nobodys_waiting(
     assert found["said"].count(denied) == (refusal == cloud_door.DENIED)
     door.refuse = lambda _, __: None
     assert run("aws", "destroy") == 0
-    put_image("made")
