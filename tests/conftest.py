@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 
 # Tests share the cores between processes; a library that starts a thread a core in each makes them all wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from chestxray.schema import Film
+
+settings.register_profile("untimed", deadline=None)  # how long an example takes says what else the machine does
+settings.load_profile("untimed")
 
 PHANTOM_PATIENTS = 100
 SEED = 7

@@ -257,7 +257,7 @@ def test_the_report_shows_each_verdict_the_copies_and_the_shortcuts(tmp_path: Pa
     assert [shortcut["name"] for shortcut in document["shortcuts"]] == ["width", "height", "aspect", "mean_level"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.booleans(), st.integers(64, 70), st.integers(64, 90)), min_size=1, max_size=40))
 def test_the_pull_of_a_shortcut_is_the_auroc_of_the_property_alone(rows: list[tuple[bool, int, int]]) -> None:
     films = [

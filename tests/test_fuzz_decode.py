@@ -77,7 +77,7 @@ def test_a_film_cut_short_anywhere_is_refused_or_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILMS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_flipped_bits_give_pixels_or_a_typed_error(name: str, data: st.DataObject) -> None:
     damaged = bytearray(FILMS[name])
@@ -90,7 +90,7 @@ def test_flipped_bits_give_pixels_or_a_typed_error(name: str, data: st.DataObjec
     }  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", bytes(128) + b"DICM"]),
     st.binary(max_size=600),
@@ -100,7 +100,7 @@ def test_noise_behind_any_beginning_is_refused(start: bytes, noise: bytes) -> No
     assert outcome(start + noise) in {"UnsupportedFormat", "FilmTooLarge", "UnreadableFilm", "TruncatedFilm"}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(sorted(FILMS)), st.sampled_from(sorted(FILMS)), st.floats(0, 1), st.floats(0, 1))
 def test_two_films_spliced_give_pixels_or_a_typed_error(one: str, other: str, end: float, start: float) -> None:
     first, second = FILMS[one], FILMS[other]

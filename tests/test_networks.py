@@ -68,7 +68,7 @@ def test_pooling_before_relu_is_the_original_function_with_the_original_gradient
 
 
 @given(height=st.integers(32, 100), width=st.integers(32, 100))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_layer_sizes_follow_from_the_input_size(height: int, width: int) -> None:
     classifier = build("alexnet5", preprocessing(height, width)).eval()
     with torch.inference_mode():
@@ -148,7 +148,7 @@ def constant_part(classifier: Classifier, batch: Tensor) -> Tensor:
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_the_map_and_the_biases_add_up_to_the_log_odds(seed: int) -> None:
     classifier = classifier_of(seed)
     batch = films(2, seed=seed)

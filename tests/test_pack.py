@@ -53,7 +53,7 @@ def test_the_statistics_are_the_training_films_own(tmp_path: Path) -> None:
     assert info.preprocessing.std == pytest.approx(training.std(), abs=1e-12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 2500), st.integers(0, 255), st.integers(0, 255))
 def test_the_statistics_are_exact_for_any_number_of_films(count: int, low: int, high: int) -> None:
     low, high = sorted((low, high))

@@ -61,7 +61,7 @@ def file_with(described: dict[str, Any], fault: str) -> str:
 # --------------------------------------------------------------------------- one film
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=seeds, cause=st.sampled_from(CAUSES), height=st.integers(96, 260), width=st.integers(96, 260))
 def test_a_film_has_the_size_asked_for_and_uses_the_grey_scale(seed: int, cause: str, height: int, width: int) -> None:
     film = draw(seed, cause, height=height, width=width)
@@ -72,7 +72,7 @@ def test_a_film_has_the_size_asked_for_and_uses_the_grey_scale(seed: int, cause:
     assert 0.05 < film.lungs.mean() < 0.5
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=seeds, cause=st.sampled_from((BACTERIA, VIRUS)))
 def test_opacities_lie_inside_the_lungs_and_their_boxes_fit_them(seed: int, cause: str) -> None:
     film = draw(seed, cause)
@@ -100,7 +100,7 @@ def test_a_normal_film_has_no_opacity() -> None:
     assert not film.opacity.any()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=seeds, cause=st.sampled_from((BACTERIA, VIRUS)))
 def test_an_opacity_is_brighter_than_the_same_place_on_the_healthy_film(seed: int, cause: str) -> None:
     # The same seed gives the same pose, so the lungs lie on the same pixels.
@@ -171,7 +171,7 @@ def test_names_tell_what_the_film_is(described: dict[str, Any]) -> None:
     assert series == {"IM", "NORMAL2"}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=seeds, patients=st.integers(10, 120), films=st.integers(1, 5), prevalence=st.floats(0.42, 0.58))
 def test_no_patient_stands_in_two_folders_not_even_by_bare_number(
     seed: int, patients: int, films: int, prevalence: float

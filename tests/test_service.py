@@ -266,7 +266,7 @@ def test_an_address_in_the_body_is_refused_and_never_opened(client: httpx.Client
 
 
 @given(data=st.binary(min_size=1, max_size=300), head=st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"]))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_bytes_whatever_make_the_service_fail(client: httpx.Client, data: bytes, head: bytes) -> None:
     response = client.post("/v1/predict", content=head + data, headers=JPEG)
     assert response.status_code in {200, 413, 415, 422}

@@ -32,7 +32,7 @@ from chestxray.schema import Film, Label
 from rows import population, row, some_hash
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(10, 60), st.integers(1, 6), st.integers(0, 10_000), st.floats(0.1, 0.3))
 def test_no_patient_ever_stands_on_two_sides(patients: int, most_films: int, seed: int, share: float) -> None:
     films = population(patients, most_films, seed)
@@ -153,7 +153,7 @@ def distance(one: str, other: str) -> int:
     return (int(one, 16) ^ int(other, 16)).bit_count()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 60), st.integers(0, 10_000), st.integers(0, 60), st.integers(0, 60))
 def test_exactly_the_pairs_within_the_distance_are_found(count: int, seed: int, most_flips: int, limit: int) -> None:
     rng = np.random.default_rng(seed)

@@ -169,7 +169,7 @@ def test_each_setting_alone_varies_films_and_keeps_shape_and_range(name: str) ->
 
 
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_same_generator_gives_the_same_films(seed: int) -> None:
     films = batch_of()
     first, second = (augment(films, EVERYTHING, generator(seed)) for _ in range(2))

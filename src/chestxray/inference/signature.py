@@ -16,6 +16,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -123,9 +124,8 @@ def _signed_hashes(folder: Path, public_key: Path) -> Mapping[str, str]:
         except InvalidSignature as error:
             raise SignatureInvalid(f"{folder / SIGNATURE}: not a signature by {public_key}") from error
         except _NONSENSE as error:
-            why = _first_line(error).removeprefix("Signature mismatch: ").strip('["]')
             raise SignatureInvalid(
-                f"{folder}: not as {public_key} signed it ({why}). Copy the whole folder again"
+                f"{folder}: not as {public_key} signed it ({_what_differs(error)}). Copy the whole folder again"
             ) from error
 
 
@@ -152,6 +152,12 @@ def _key_faults(path: Path, wanted: str) -> Iterator[None]:
         raise UsageError(f"{path}: the key cannot be read ({error.strerror or error})") from error
     except Exception as error:  # whatever a parser of keys makes of bytes that are none
         raise UsageError(f"{path}: not a key for this. Give {wanted}") from error
+
+
+def _what_differs(error: BaseException) -> str:
+    """The first difference that the library names, without its list's brackets and the bytes of the hashes."""
+    said = _first_line(error).removeprefix("Signature mismatch: ").replace("\\'", "'").partition(": Expected ")[0]
+    return re.sub(r"^\[[\"']|[\"']\]$", "", said)
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from chestxray.data.pack import Pack, labels_of
 from chestxray.data.parallel import Progress, no_progress
 from chestxray.errors import TrainingDiverged
 from chestxray.training.checkpoint import snapshot
-from chestxray.training.memory import keep_freed_memory
+from chestxray.training.memory import freed_memory_kept
 from chestxray.training.recipe import Recipe
 from chestxray.training.record import EpochRecord, best_of
 from chestxray.training.schedule import epochs_of, learning_rate_at, steps_of
@@ -85,7 +85,6 @@ class Training:
 
     def __init__(self, pack: Pack, recipe: Recipe, *, device: str = "auto", team: Team = ALONE) -> None:
         """Make everything ready. Raises: what ``train`` raises before the first epoch."""
-        keep_freed_memory()
         sides = sides_of(pack, recipe)
         labels = labels_of(pack.films).astype(np.int64)
         self.step = Step.prepared(pack, recipe, sides, labels, device, team)
@@ -137,10 +136,11 @@ class Training:
         while len(self.records) < self.epoch_count:
             started = time.perf_counter()
             before = self._films_done()
-            rate = self._train_epoch(on_progress, after_step)
-            trained = time.perf_counter()
+            with freed_memory_kept():
+                rate = self._train_epoch(on_progress, after_step)
+                trained = time.perf_counter()
+                judged = validate(self.step, self.panel)
             films = len(self.step.sides.training)
-            judged = validate(self.step, self.panel)
             record = self._record(judged, rate, (films - before) / (trained - started), started)
             self.records.append(record)
             self.steps_taken, self._summed_loss = 0, 0.0
