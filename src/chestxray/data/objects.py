@@ -14,6 +14,7 @@ from typing import Any, Final
 from chestxray.errors import MissingExtra, SourceInvalid
 
 SCHEME: Final = "s3://"
+ATTEMPTS: Final = 6  # at one call, while the store is busy
 PAGE: Final = 1000  # objects a request; the protocol allows no more
 ENDPOINT_VARIABLE: Final = "AWS_ENDPOINT_URL_S3"
 
@@ -74,9 +75,11 @@ def client() -> Any:
     """One a process; it keeps its connections open."""
     try:
         import boto3
+        from botocore.config import Config
     except ImportError as error:
         raise MissingExtra("Reading films from S3", "aws") from error
-    return boto3.client("s3")
+    # A store that asks to be asked more slowly is: a film must not become unreadable because many were wanted.
+    return boto3.client("s3", config=Config(retries={"mode": "adaptive", "total_max_attempts": ATTEMPTS}))
 
 
 def _failures() -> tuple[type[Exception], ...]:
