@@ -165,14 +165,17 @@ class Callers:
 
     async def open(self, cases: Sequence[Case], count: int, rate: float) -> Tally:
         """Requests at a rate, in even steps, whether or not earlier ones are answered."""
-        begin = asyncio.get_running_loop().time() + 0.05
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
 
-        async def arrive(at: float, case: Case) -> None:
-            await asyncio.sleep(at - asyncio.get_running_loop().time())
-            await self.ask(case)
+        async def arrivals() -> None:
+            async with asyncio.TaskGroup() as under_way:  # made one by one: all at once would be a burst of its own
+                for number, case in zip(range(count), itertools.cycle(cases), strict=False):
+                    if (early := begin + number / rate - loop.time()) > 0:
+                        await asyncio.sleep(early)
+                    under_way.create_task(self.ask(case))
 
-        turns = zip(range(count), itertools.cycle(cases), strict=False)
-        return await self._timed([arrive(begin + number / rate, case) for number, case in turns])
+        return await self._timed([arrivals()])
 
     async def _timed(self, work: list) -> Tally:
         self.tally = Tally()
