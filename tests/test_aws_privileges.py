@@ -14,6 +14,7 @@ from chestxray.aws.expiry import Served, ending
 from chestxray.aws.names import Names
 from chestxray.aws.roles import WITHOUT_RESOURCE, reading, working
 from live_moto import ACCOUNT
+from policies import as_list, statements
 
 NAMES: Final = Names("clinic", ACCOUNT, "us-east-1")
 SERVED: Final = Served("clinic", "clinic-hosting-1", "clinic-model-1")
@@ -31,22 +32,6 @@ _Loader.add_multi_constructor(
         else loader.construct_sequence(node, deep=True)
     ),
 )
-
-
-def statements(found: Any) -> Iterator[Mapping[str, Any]]:
-    """Every one in a document, whatever it hangs on."""
-    if isinstance(found, Mapping):
-        if "Effect" in found:
-            yield found
-        for value in found.values():
-            yield from statements(value)
-    elif isinstance(found, list):
-        for value in found:
-            yield from statements(value)
-
-
-def as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def everything() -> Iterator[Any]:

@@ -11,7 +11,7 @@ import tarfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +36,7 @@ from chestxray.serving.keys import new_key
 from chestxray.serving.security import HEADERS
 from driving import CHROMIUM, FLAGS, choose, expect_answer_for
 from live_lambda import event
+from policies import as_list, statements
 
 TEMPLATE: Final = Path(sites.__file__).with_name(sites.TEMPLATE)
 SMALL: Final = """
@@ -64,22 +65,6 @@ _Loader.add_multi_constructor(
 @pytest.fixture(scope="module")
 def template() -> dict[str, Any]:
     return dict(yaml.load(TEMPLATE.read_text(), _Loader))  # noqa: S506 - a SafeLoader
-
-
-def statements(found: Any) -> Iterator[dict[str, Any]]:
-    """Every statement of every policy, whatever it hangs on."""
-    if isinstance(found, Mapping):
-        if "Effect" in found:
-            yield dict(found)
-        for value in found.values():
-            yield from statements(value)
-    elif isinstance(found, list):
-        for value in found:
-            yield from statements(value)
-
-
-def as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def test_cfn_lint_finds_nothing() -> None:

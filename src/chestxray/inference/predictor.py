@@ -63,7 +63,9 @@ class Predictor:
         self._threads = threads or min(cores(), MAX_THREADS)
         black = np.zeros((1, self.info.preprocessing.height, self.info.preprocessing.width), np.uint8)
         try:
-            self._session = _session_of(bundle, self._threads)
+            self._session = ort.InferenceSession(
+                bundle.graph(), session_options(self._threads), providers=["CPUExecutionProvider"]
+            )
             self.logits(black)
         except (*_GRAPH_ERRORS, RuntimeError, ValueError) as error:
             raise BundleInvalid(f"{bundle.folder}: onnxruntime refuses the graph ({error})") from error
@@ -167,10 +169,6 @@ class Predictor:
 def label_at(point: OperatingPoint, probability: float) -> str:
     """What a film of that probability is called."""
     return (Label.PNEUMONIA if probability >= point.threshold else Label.NORMAL).value
-
-
-def _session_of(bundle: Bundle, threads: int) -> ort.InferenceSession:
-    return ort.InferenceSession(bundle.graph(), session_options(threads), providers=["CPUExecutionProvider"])
 
 
 def session_options(threads: int) -> ort.SessionOptions:

@@ -35,12 +35,12 @@ class Scorer:
     A film that is alone in the service has all cores to itself instead.
     """
 
-    def __init__(self, predictor: Predictor, metrics: Metrics, lanes: int | None = None) -> None:
+    def __init__(self, predictor: Predictor, metrics: Metrics) -> None:
         self._alone = predictor
         self._among_others = predictor.on_one_thread()
         self._metrics = metrics
         self._waiting: list[Waiting] = []
-        self._lanes = lanes or cores()
+        self._lanes = cores()
         self._open: set[asyncio.Task[None] | None] = set()
         self._threads = ThreadPoolExecutor(self._lanes, thread_name_prefix="network")
 
