@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,8 +147,10 @@ class Original:
         self.optimiser = torch.optim.SGD(self.network.parameters(), lr=0.001)
         self.loss = nn.CrossEntropyLoss()
 
-    def epoch(self, films: Sequence[tuple[Path, Label]]) -> float:
-        """One pass in seconds."""
+    def epoch(
+        self, films: Sequence[tuple[Path, Label]], after_step: Callable[[int, nn.Module], None] = lambda *_: None
+    ) -> float:
+        """One pass in seconds; ``after_step`` is called with 1 and the network behind each film."""
         order = [films[index] for index in np.random.default_rng(0).permutation(len(films))]
         total = 0.0
         started = time.perf_counter()
@@ -158,6 +160,7 @@ class Original:
             loss.backward()
             self.optimiser.step()
             total += loss.item()
+            after_step(1, self.network)
         return time.perf_counter() - started
 
     @staticmethod
@@ -167,6 +170,12 @@ class Original:
             levels = np.asarray(image.convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR))
         values = torch.from_numpy(levels.copy()).permute(2, 0, 1).contiguous().float().div(255.0)
         return ((values - MEAN) / STD)[None]
+
+    @staticmethod
+    def scores_of(network: nn.Module, planes: Tensor) -> Tensor:
+        """Class scores of grey films that are decoded already, levels 0..255 of shape (n, 1, 112, 160)."""
+        scores: Tensor = network((planes.expand(-1, 3, -1, -1) / 255.0 - MEAN) / STD)
+        return scores
 
 
 def from_pack(pack: Pack) -> Iterator[float]:

@@ -15,7 +15,6 @@ The other ways do not vary the films; ours does, by its default recipe.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import tempfile
@@ -26,18 +25,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
 
 from chestxray.data.pack import Pack, write_pack
-from chestxray.machine import cores
-from chestxray.schema import Label
 from chestxray.training.loop import Training
 from chestxray.training.networks import NETWORKS, Classifier, build
 from chestxray.training.recipe import Recipe
 from epoch import Original, labelled, rows_of
+from other_trainers import HAS_LIGHTNING, Films, lightning_trainer, loader_of, plain_loop
 from side_by_side import Timing, machine, take_turns
 
 BAR_SHARE = 0.15  # of a step, at most outside the network
@@ -48,25 +42,6 @@ NETWORK_ALONE = "forward and backward alone"
 ORIGINAL = "the original's recipe"
 PLAIN = "a plain loop with a DataLoader"
 LIGHTNING = "a Lightning trainer"
-
-Films = list[tuple[Path, Label]]
-
-
-class Decoded(Dataset[tuple[Tensor, int]]):
-    """Films opened, made grey and resized each time that they are asked for: shape (1, height, width)."""
-
-    def __init__(self, films: Films, size: tuple[int, int]) -> None:
-        self.films = films
-        self.size = size
-
-    def __len__(self) -> int:
-        return len(self.films)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.films[index]
-        with Image.open(path) as image:
-            levels = np.array(image.convert("L").resize(self.size[::-1], Image.Resampling.BILINEAR))
-        return torch.from_numpy(levels)[None], label.class_index
 
 
 class Result(NamedTuple):
@@ -122,15 +97,16 @@ def measured(network: str, films: Films, everything: Films, rounds: int) -> Resu
     with tempfile.TemporaryDirectory() as folder:
         write_pack(rows_of(films, everything), Path(folder) / "pack", size=size)
         training = Training(Pack.open(Path(folder) / "pack"), recipe, device="cpu")
+        batch_size = recipe.batch_size
         original = Original()
         ways: dict[str, Callable[[], object]] = {
             OURS: _steps_of(training),
             NETWORK_ALONE: _network_alone(training),
             ORIGINAL: lambda: original.epoch(films),
-            PLAIN: _plain_loop(network, training, films, size),
+            PLAIN: plain_loop(loader_of(films, size, batch_size), _fresh(network, training)),
         }
-        if importlib.util.find_spec("lightning"):
-            ways[LIGHTNING] = _lightning(network, training, films, size)
+        if HAS_LIGHTNING:
+            ways[LIGHTNING] = lightning_trainer(loader_of(films, size, batch_size), _fresh(network, training))
         return Result(network, len(films), take_turns(ways, rounds))
 
 
@@ -172,53 +148,8 @@ def _network_alone(training: Training) -> Callable[[], None]:
     return epoch
 
 
-def _loader(films: Films, size: tuple[int, int], batch_size: int) -> DataLoader[tuple[Tensor, int]]:
-    return DataLoader(
-        Decoded(films, size), batch_size, shuffle=True, num_workers=cores(), persistent_workers=True, drop_last=False
-    )
-
-
 def _fresh(network: str, training: Training) -> Classifier:
     return build(network, training.step.pack.info.preprocessing, started=False).train()
-
-
-def _plain_loop(network: str, training: Training, films: Films, size: tuple[int, int]) -> Callable[[], None]:
-    loader = _loader(films, size, training.step.recipe.batch_size)
-    classifier = _fresh(network, training)
-    optimiser = torch.optim.AdamW(classifier.parameters(), lr=1e-3)
-
-    def epoch() -> None:
-        for levels, labels in loader:
-            loss = functional.cross_entropy(classifier(levels), labels)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-
-    return epoch
-
-
-def _lightning(network: str, training: Training, films: Films, size: tuple[int, int]) -> Callable[[], None]:
-    import lightning
-
-    class Module(lightning.LightningModule):
-        def __init__(self, classifier: nn.Module) -> None:
-            super().__init__()
-            self.classifier = classifier
-
-        def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
-            return functional.cross_entropy(self.classifier(batch[0]), batch[1])
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.AdamW(self.parameters(), lr=1e-3)
-
-    loader, module = _loader(films, size, training.step.recipe.batch_size), Module(_fresh(network, training))
-    quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-
-    def epoch() -> None:
-        trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, **quiet)
-        trainer.fit(module, loader)
-
-    return epoch
 
 
 # --------------------------------------------------------------------------- telling
@@ -229,7 +160,7 @@ def _document(results: list[Result]) -> dict[str, Any]:
         "machine": machine(),
         "threads": torch.get_num_threads(),
         "at": time.strftime("%Y-%m-%d"),
-        "lightning": "measured" if importlib.util.find_spec("lightning") else "not run: not installed",
+        "lightning": "measured" if HAS_LIGHTNING else "not run: not installed",
         "networks": {
             result.network: {
                 "films": result.films,
@@ -259,7 +190,7 @@ def _lines(results: list[Result]) -> Iterator[str]:
             )
         yield f"  overhead {share:.1%} of a step; the bar of {BAR_SHARE:.0%} is {_reached(share <= BAR_SHARE)}"
         yield f"  {times:.1f} x the best other way; the bar of {BAR_TIMES:g} x is {_reached(times >= BAR_TIMES)}"
-    if not importlib.util.find_spec("lightning"):
+    if not HAS_LIGHTNING:
         yield f"\n{LIGHTNING}: not run, lightning is not installed"
 
 

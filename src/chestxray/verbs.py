@@ -36,6 +36,7 @@ def train(
     out: Place,
     recipe: Recipe | Place = "default",
     *,
+    teachers: Sequence[Place] = (),
     device: str = "auto",
     checkpoints: Place | None = None,
     restart: bool = False,
@@ -51,6 +52,7 @@ def train(
         pack: the folder of a pack.
         out: the folder for weights, metrics and learning curves.
         recipe: how to train: a recipe, the name of one of this package, or a TOML file.
+        teachers: finished runs on the same pack that it learns from, where the recipe has ``distillation``.
         device: "auto", "cpu" or "cuda".
         checkpoints: their folder; by default one in ``out``.
         restart: train from the beginning, whatever stands in ``out``.
@@ -74,6 +76,7 @@ def train(
         Path(pack),
         Path(out),
         recipe_of(recipe),
+        teachers=[Path(run) for run in teachers],
         device=device,
         keeping=Keeping(Path(checkpoints) if checkpoints else None, restart=restart, trackers=tuple(trackers)),
         compiled=compiled,

@@ -47,7 +47,7 @@ def recipe_options(command: Command) -> Command:
         "--recipe",
         default="default",
         show_default=True,
-        help="A recipe of this package (default, small, transfer, original), or a TOML file.",
+        help="A recipe of this package (default, small, distilled, transfer, original), or a TOML file.",
     )(command)
     return click.option("--network", default=None, help="A network by name. [default: the recipe's]")(command)
 
@@ -56,6 +56,13 @@ def recipe_options(command: Command) -> Command:
 @click.argument("pack", type=FOLDER)
 @out_option("The folder for weights, metrics and learning curves.", folder=True)
 @recipe_options
+@click.option(
+    "--teacher",
+    "teachers",
+    type=FOLDER,
+    multiple=True,
+    help="A finished run on this pack to learn from, for the recipe distilled; repeatable.",
+)
 @click.option(
     "--checkpoints", type=FOLDER, default=None, help="The folder for checkpoints. [default: checkpoints, in --out]"
 )
@@ -71,6 +78,7 @@ def train(
     out: Path,
     device: str,
     recipe: str,
+    teachers: tuple[Path, ...],
     checkpoints: Path | None,
     restart: bool,  # noqa: FBT001 - click passes it by name
     trackers: tuple[str, ...],
@@ -97,6 +105,7 @@ def train(
             pack,
             out,
             recipe_of(recipe, **changes),
+            teachers=teachers,
             device=device,
             checkpoints=checkpoints,
             restart=restart,

@@ -96,4 +96,5 @@ def _made(run: RunInfo) -> str:
         return f"the mean of the weights of {len(run.blended)} runs of one recipe (seeds {seeds})"
     epoch, epochs = (run.best.epoch, run.best.epochs) if run.best else (0, 0)
     chosen = "the one with the highest AUROC on the validation films under shifts"
-    return f"recipe with seed {run.recipe['seed']}, epoch {epoch} of {epochs} ({chosen})"
+    taught = f", taught by {len(run.teachers)} trained network" + "s" * (len(run.teachers) > 1) if run.teachers else ""
+    return f"recipe with seed {run.recipe['seed']}, epoch {epoch} of {epochs} ({chosen}){taught}"

@@ -27,6 +27,7 @@ from chestxray.training.schedule import epochs_of, learning_rate_at, steps_of
 from chestxray.training.sides import Rows, Sides, sides_of
 from chestxray.training.state import State, state_of, take_up
 from chestxray.training.step import Step
+from chestxray.training.teacher import Teacher
 from chestxray.training.team import ALONE, Team
 from chestxray.training.validation import Floats, Judged, panel_of, validate
 
@@ -83,11 +84,13 @@ class Training:
         panel: the validation films, each under a shift.
     """
 
-    def __init__(self, pack: Pack, recipe: Recipe, *, device: str = "auto", team: Team = ALONE) -> None:
+    def __init__(
+        self, pack: Pack, recipe: Recipe, *, device: str = "auto", team: Team = ALONE, teacher: Teacher | None = None
+    ) -> None:
         """Make everything ready. Raises: what ``train`` raises before the first epoch."""
         sides = sides_of(pack, recipe)
         labels = labels_of(pack.films).astype(np.int64)
-        self.step = Step.prepared(pack, recipe, sides, labels, device, team)
+        self.step = Step.prepared(pack, recipe, sides, labels, device, team, teacher)
         self.records: list[EpochRecord] = []
         self.epoch_count = epochs_of(recipe, len(sides.training))
         self.steps_an_epoch = steps_of(len(sides.training), recipe.batch_size)

@@ -89,6 +89,7 @@ class Recipe:
         warm_up: share of all steps, 0 to 1.
         label_smoothing: 0 to 1, exclusive.
         mixup: probability that a film and its label are blended with another film of the step and its label.
+        distillation: share of each label that is a teacher's answer to the film as it was varied; 0 has no teacher.
         dropout: probability, 0 to 1, exclusive.
         average_weights: judge and keep a moving average of the weights over about this share of all steps;
             0 judges and keeps the weights as they are.
@@ -114,6 +115,7 @@ class Recipe:
     warm_up: float = 0.2
     label_smoothing: float = 0.0
     mixup: float = 0.0
+    distillation: float = 0.0
     dropout: float = 0.5
     average_weights: float = 0.0
     class_balance: bool = False
@@ -188,7 +190,8 @@ def recipe_of(given: Recipe | Path | str = "default", **changes: Any) -> Recipe:
     """A recipe, changed where asked: ``recipe_of("small", epochs=3)``.
 
     Args:
-        given: the name of a recipe of this package (default, small, transfer, original), a TOML file, or a recipe.
+        given: the name of a recipe of this package (default, small, distilled, transfer, original), a TOML file, or
+            a recipe.
         changes: fields of the recipe or of its augmentation; None changes nothing.
 
     Raises: RecipeInvalid, naming the nearest field where there is none of that name.
@@ -211,6 +214,7 @@ _RANGES: Final = (
     ("warm_up", 0.0, 1.0),
     ("label_smoothing", 0.0, _BELOW_ONE),
     ("mixup", 0.0, 1.0),
+    ("distillation", 0.0, 1.0),
     ("dropout", 0.0, _BELOW_ONE),
     ("average_weights", 0.0, 1.0),
     ("seed", 0, 2**32 - 1),

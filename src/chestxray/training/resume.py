@@ -52,16 +52,18 @@ class Origin:
         recipe: every field by name.
         training_data: fingerprint of the pack.
         preprocessing: of the pack.
+        teachers: SHA-256 of the weights of each.
     """
 
     recipe: Mapping[str, Any]
     training_data: str
     preprocessing: Preprocessing
+    teachers: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, pack: Pack, recipe: Recipe) -> Self:
+    def of(cls, pack: Pack, recipe: Recipe, teachers: tuple[str, ...] = ()) -> Self:
         """The origin of a training of that recipe on that pack."""
-        return cls(dataclasses.asdict(recipe), pack.info.fingerprint, pack.info.preprocessing)
+        return cls(dataclasses.asdict(recipe), pack.info.fingerprint, pack.info.preprocessing, teachers)
 
     def apart_from(self, other: Origin) -> str:
         """What differs, as a clause; empty where nothing does. ``other`` is what is asked for now."""
@@ -69,6 +71,8 @@ class Origin:
             there, here = self.recipe.get(name), other.recipe.get(name)
             if there != here:
                 return f"its recipe has {name} = {there}, this one {here}"
+        if self.teachers != other.teachers:
+            return "it learnt from another teacher"
         same = (self.training_data, self.preprocessing) == (other.training_data, other.preprocessing)
         return "" if same else "it was trained on another pack"
 
@@ -128,7 +132,12 @@ class Checkpoint:
             logits = tensors.pop(_BEST_LOGITS, None)
             origin = content["origin"]
             return cls(
-                Origin(origin["recipe"], origin["training_data"], Preprocessing(**origin["preprocessing"])),
+                Origin(
+                    origin["recipe"],
+                    origin["training_data"],
+                    Preprocessing(**origin["preprocessing"]),
+                    tuple(origin["teachers"]),
+                ),
                 State.joined(content, tensors),
                 None
                 if logits is None

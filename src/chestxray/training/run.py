@@ -6,7 +6,7 @@ import dataclasses
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ from chestxray.training.run_folder import (
 )
 from chestxray.training.stopping import StopRequest, stop_requests
 from chestxray.training.stressed import STRESS, to_csv, under_every_shift
+from chestxray.training.teacher_runs import teacher_of
 from chestxray.training.team import Team, assembled
 from chestxray.training.trackers import Tracker, track
 
@@ -81,6 +82,7 @@ def train_run(
     out: Path,
     recipe: Recipe,
     *,
+    teachers: Sequence[Path] = (),
     device: str = "auto",
     keeping: Keeping | None = None,
     compiled: bool = False,
@@ -90,13 +92,14 @@ def train_run(
 ) -> RunSummary:
     """Train, and write a run folder as it goes; or go on with what stands there.
 
-    The same pack and recipe give the same weights whether or not the run was killed on its way. A finished run of
-    them is given back as it is: training again would give the same once more.
+    The same pack, recipe and teachers give the same weights whether or not the run was killed on its way. A finished
+    run of them is given back as it is: training again would give the same once more.
 
     Args:
         pack_folder: a pack.
         out: the run's folder; files in it that no run wrote are left alone.
         recipe: how to train.
+        teachers: finished runs on the same pack, where the recipe has ``distillation``.
         device: as for ``loop.train``.
         keeping: what becomes of it on disk.
         compiled: let torch compile the network first, where it can.
@@ -105,7 +108,9 @@ def train_run(
         say: told in a line what it will cost, what is gone on with, and what was found damaged.
 
     Raises:
-        OutputExists: a run of another recipe or pack stands at ``out``, or something that is no run.
+        UsageError: teachers without ``distillation``, or the other way round.
+        RunInvalid: a teacher is no finished run on this pack.
+        OutputExists: a run of another recipe, pack or teacher stands at ``out``, or something that is no run.
         OutputUnwritable: the disk is full or the folder read-only.
         TrainingInterrupted: by SIGTERM or SIGINT, once a checkpoint was written.
         What ``Pack.open`` and ``loop.train`` raise.
@@ -119,11 +124,13 @@ def train_run(
         if not team.is_first:
             say = say_nothing
         pack = Pack.open(pack_folder)
+        teacher = teacher_of(teachers, recipe, pack)
         folder = CheckpointFolder(keeping.checkpoints or out / CHECKPOINTS)
-        found = _found_by_all(team, out, folder, Origin.of(pack, recipe), keeping, say)
+        origin = Origin.of(pack, recipe, teacher.hashes if teacher else ())
+        found = _found_by_all(team, out, folder, origin, keeping, say)
         if isinstance(found, RunSummary):
             return found
-        training = Training(pack, recipe, device=own_device, team=team)
+        training = Training(pack, recipe, device=own_device, team=team, teacher=teacher)
         if compiled:
             training.step = compiled_where_possible(training.step, say)
         run = _Run(out, folder, training, keeping, found, say)
@@ -345,4 +352,5 @@ def described(training: Training) -> RunInfo:
             "numpy": np.__version__,
         },
         leakage_allowed=step.pack.info.leakage_allowed,
+        teachers=step.teacher.hashes if step.teacher else (),
     )

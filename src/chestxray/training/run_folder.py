@@ -77,6 +77,7 @@ class RunInfo:
         files: SHA-256 of what it is exported from, by name, once finished.
         leakage_allowed: of the pack.
         blended: seeds of the runs whose weights were averaged; empty for a run of its own.
+        teachers: SHA-256 of the weights of each network that it learnt from.
     """
 
     state: str
@@ -95,6 +96,7 @@ class RunInfo:
     version: int = RUN_VERSION
     leakage_allowed: str = ""
     blended: tuple[int, ...] = ()
+    teachers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises: RunInvalid, where a finished run lacks a file."""
@@ -114,7 +116,11 @@ class RunInfo:
             if raw["version"] != RUN_VERSION:
                 raise RunInvalid(f"{source}: run version {raw['version']}; this program reads {RUN_VERSION}")
             best = EpochRecord(**raw["best"]) if raw["best"] else None
-            given = {"preprocessing": Preprocessing(**raw["preprocessing"]), "blended": tuple(raw["blended"])}
+            given = {
+                "preprocessing": Preprocessing(**raw["preprocessing"]),
+                "blended": tuple(raw["blended"]),
+                "teachers": tuple(raw.get("teachers", ())),  # runs from before there were any have none
+            }
             return cls(**{**raw, **given, "best": best})
         except (ValueError, TypeError, KeyError) as error:
             raise RunInvalid(f"{source}: not a description of a run ({error!r})") from error
@@ -133,7 +139,7 @@ class RunInfo:
     @property
     def origin(self) -> Origin:
         """What the run started from."""
-        return Origin(self.recipe, self.training_data, self.preprocessing)
+        return Origin(self.recipe, self.training_data, self.preprocessing, self.teachers)
 
     def require_finished(self, folder: Path) -> None:
         """Raises: RunInvalid, where the run did not come to its end."""

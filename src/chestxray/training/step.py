@@ -22,6 +22,7 @@ from chestxray.training.recipe import Recipe
 from chestxray.training.schedule import epochs_of, steps_of
 from chestxray.training.shared_norm import share_statistics
 from chestxray.training.sides import Rows, Sides
+from chestxray.training.teacher import Teacher
 from chestxray.training.team import Team
 
 
@@ -40,10 +41,18 @@ class Step(NamedTuple):
     optimiser: torch.optim.Optimizer
     class_weights: Tensor | None
     team: Team
+    teacher: Teacher | None
 
     @classmethod
     def prepared(
-        cls, pack: Pack, recipe: Recipe, sides: Sides, labels: npt.NDArray[np.int64], wanted: str, team: Team
+        cls,
+        pack: Pack,
+        recipe: Recipe,
+        sides: Sides,
+        labels: npt.NDArray[np.int64],
+        wanted: str,
+        team: Team,
+        teacher: Teacher | None = None,
     ) -> Step:
         """Fresh weights on the wanted device. Raises: RecipeInvalid."""
         device = device_of(wanted)
@@ -63,7 +72,19 @@ class Step(NamedTuple):
             _refuse_too_many(team, recipe, films)
             share_statistics(classifier)
         return cls(
-            pack, recipe, sides, labels, device, reduced, classifier, classifier, average, optimiser, weights, team
+            pack=pack,
+            recipe=recipe,
+            sides=sides,
+            labels=labels,
+            device=device,
+            reduced=reduced,
+            classifier=classifier,
+            trained=classifier,
+            average=average,
+            optimiser=optimiser,
+            class_weights=weights,
+            team=team,
+            teacher=teacher.on(device) if teacher else None,
         )
 
     def films(self, rows: Rows) -> Tensor:
@@ -94,8 +115,12 @@ class Step(NamedTuple):
         truths = functional.one_hot(torch.from_numpy(self.labels[batch]).to(self.device), CLASSES).float()
         if self.recipe.mixup:
             films, truths = mixed(films, truths, self.recipe.mixup, generator)
+        share = self.team.share_of(len(batch))
+        if self.teacher:
+            taught = self.team.whole(self.teacher.shares(films[share]), len(batch))
+            truths = truths.lerp(taught, self.recipe.distillation)
         with self.team.as_one(len(batch)):
-            own = self.scores(self.trained, films[self.team.share_of(len(batch))], reduced=self.reduced)
+            own = self.scores(self.trained, films[share], reduced=self.reduced)
         loss = functional.cross_entropy(
             self.team.whole(own, len(batch)),
             truths,
