@@ -180,7 +180,7 @@ class Original:
 
 def from_pack(pack: Pack) -> Iterator[float]:
     """The default recipe's epochs, without end: seconds of training for each."""
-    recipe = Recipe.shipped().with_changes(epochs=10_000, minimum_steps=0)
+    recipe = Recipe.shipped().with_changes(epochs=10_000)
     for epoch in train(pack, recipe, device="cpu"):
         yield len(epoch.sides.training) / epoch.record.films_per_second
 

@@ -93,7 +93,7 @@ def _parsed() -> argparse.Namespace:
 def measured(network: str, films: Films, everything: Films, rounds: int) -> Result:
     """One epoch of each way, in turn."""
     size = NETWORKS[network].size
-    recipe = Recipe.shipped().with_changes(network=network, epochs=10_000, minimum_steps=0)
+    recipe = Recipe.shipped().with_changes(network=network, epochs=10_000)
     with tempfile.TemporaryDirectory() as folder:
         write_pack(rows_of(films, everything), Path(folder) / "pack", size=size)
         training = Training(Pack.open(Path(folder) / "pack"), recipe, device="cpu")

@@ -73,7 +73,7 @@ def training(shared: Callable[[str, Callable[[Path], object]], Path], pack: Path
     from chestxray.training.recipe import Recipe
     from chestxray.training.run import train_run
 
-    recipe = Recipe.shipped("default").with_changes(epochs=4, minimum_steps=0)
+    recipe = Recipe.shipped("default").with_changes(epochs=4, batch_size=16, mixup=0.0)
     return shared("training", lambda path: train_run(pack, path, recipe))
 
 

@@ -119,7 +119,7 @@ def by_python(films: Path) -> Path:
     sides = chestxray.split(cleaned, chestxray.SplitSettings(seed=4))
     chestxray.write_manifest(sides, f"{out}/split.csv")
     chestxray.pack(sides, f"{out}/pack", resize="letterbox", workers=1)
-    recipe = chestxray.recipe("default", epochs=EPOCHS, minimum_steps=0)
+    recipe = chestxray.recipe("default", epochs=EPOCHS)
     chestxray.train(f"{out}/pack", f"{out}/training", recipe)
     chestxray.export(f"{out}/training", f"{out}/bundle", "ours")
     chestxray.evaluate(f"{out}/bundle", f"{out}/split.csv", f"{out}/report", workers=1)
@@ -135,7 +135,7 @@ def by_command(films: Path) -> Path:
     out = films.parent / "command"
     out.mkdir()
     recipe = out / "recipe.toml"
-    recipe.write_text(chestxray.recipe("default", epochs=EPOCHS, minimum_steps=0).to_toml())
+    recipe.write_text(chestxray.recipe("default", epochs=EPOCHS).to_toml())
     for verb in (
         ("collect", films, "--out", out / "manifest.csv"),
         ("clean", out / "manifest.csv", "--out", out / "clean.csv", "--workers", 1),
@@ -235,7 +235,7 @@ def test_a_recipe_is_given_by_name_by_file_or_as_it_is(tmp_path: Path) -> None:
 
 def test_run_leaves_what_its_stages_leave_and_says_what_it_measured(films: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    recipe = chestxray.recipe("default", epochs=EPOCHS, minimum_steps=0)
+    recipe = chestxray.recipe("default", epochs=EPOCHS)
     result = chestxray.run(films, str(out), chestxray.RunSettings(recipe, workers=1))
     assert (result.bundle, result.report) == (out / "bundle", out / "report" / "index.html")
     assert json.loads((out / "report" / "report.json").read_text())["assessment"] == result.assessment.to_json()

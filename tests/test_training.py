@@ -116,7 +116,7 @@ def test_the_original_recipe_is_the_original_works() -> None:
 
 
 def test_the_default_recipe_validates_by_patient() -> None:
-    assert shipped_recipes() == ("default", "original", "small", "transfer")
+    assert shipped_recipes() == ("default", "distilled", "original", "small", "transfer")
     assert Recipe.shipped().validation == "given"
 
 
@@ -131,6 +131,13 @@ def test_few_films_get_more_epochs_so_that_there_are_enough_steps() -> None:
     recipe = Recipe(epochs=10, minimum_steps=240, batch_size=32)
     assert epochs_of(recipe, 320) == 24
     assert epochs_of(recipe, 5000) == 10
+
+
+def test_whoever_asks_for_so_many_epochs_gets_them_however_few_films_there_are() -> None:
+    recipe = Recipe(epochs=10, minimum_steps=240)
+    assert epochs_of(recipe.with_changes(epochs=2), 320) == 2
+    assert epochs_of(recipe.with_changes(epochs=2, minimum_steps=100), 320) == 10
+    assert epochs_of(recipe.with_changes(seed=1), 320) == 24
 
 
 # --------------------------------------------------------------------------- augmentation

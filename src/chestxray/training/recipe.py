@@ -79,7 +79,8 @@ class Recipe:
         network: row of the table of networks.
         epochs: passes over the training films.
         minimum_steps: where ``epochs`` passes are fewer optimiser steps than this, there are more passes:
-            a few hundred films need as many steps as a few thousand do.
+            a few hundred films need as many steps as a few thousand do. Whoever asks for so many epochs gets them:
+            ``with_changes(epochs=3)`` sets it to 0.
         batch_size: films a step.
         optimiser: "sgd" or "adamw".
         learning_rate: the highest.
@@ -171,6 +172,8 @@ class Recipe:
         Fields of the augmentation are named as such: ``with_changes(epochs=3, rotation=0.0)``.
         """
         wanted = {name: value for name, value in changes.items() if value is not None}
+        if "epochs" in wanted:
+            wanted.setdefault("minimum_steps", 0)
         inner = {name: wanted.pop(name) for name in AUGMENTATION_LIMITS if name in wanted}
         augmentation = dataclasses.replace(
             wanted.pop("augmentation", self.augmentation), **_checked_keys(Augmentation, inner, "augmentation.")
