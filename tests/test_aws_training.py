@@ -186,9 +186,10 @@ def test_access_denied_is_one_sentence(service: SageMaker, recipe: Path, capsys:
     assert "Ask whoever administers" in found["error"]["message"]
 
 
+@pytest.mark.parametrize("cannot_be", [("--epochs", 0), ("--recipe", "distilled")])
 def test_a_recipe_that_cannot_be_is_refused_before_anything_is_made(
-    service: SageMaker, capsys: pytest.CaptureFixture[str]
+    service: SageMaker, capsys: pytest.CaptureFixture[str], cannot_be: tuple[object, ...]
 ) -> None:
-    found = trained(capsys, "s3://films/set/train", "--epochs", 0)
+    found = trained(capsys, "s3://films/set/train", *cannot_be)
     assert found["exit"] == 2
     assert found["error"]["type"] == "RecipeInvalid"

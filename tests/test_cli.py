@@ -215,6 +215,7 @@ def test_wrong_usage_exits_2_and_a_problem_in_the_data_1(chestxray: Run, tmp_pat
         (1, "not a run", ["export", tmp_path, "--out", tmp_path / "b"]),
         (1, "'strict'", ["predict", film, "--bundle", bundle, "--operating-point", "strict"]),
         (1, "at least 2 are needed", ["run", tmp_path / "films", "--out", tmp_path / "run", "--workers", 1]),
+        (2, "needs a teacher", ["run", "--recipe", "distilled", "--out", tmp_path / "run"]),
         (2, "let other machines in", ["serve", "--bundle", bundle, "--host", "0.0.0.0"]),
     ]
     for status, complaint, arguments in cases:

@@ -149,7 +149,7 @@ def run(
     from chestxray.training.recipe import recipe_of
     from chestxray.training.run import Keeping, train_run
 
-    out, recipe, stage = Path(out), recipe_of(settings.recipe), _Stages(narrator)
+    out, recipe, stage = Path(out), recipe_of(settings.recipe).without_teacher(), _Stages(narrator)
     height, width = size = settings.size or spec_of(recipe.network).size
     if source is None:
         source = out / "phantoms"

@@ -68,7 +68,7 @@ def train(
 
     channels = {"training": training, "validation": validation, "test": test}
     base = recipe_of(recipe, network=network)
-    base.with_changes(**changes)  # refused here, not in a quarter of an hour
+    base.with_changes(**changes).without_teacher()  # refused here, not in a quarter of an hour
     wanted = training_job.TrainingOrder(
         channels={name: address for name, address in channels.items() if address},
         recipe=base.to_toml(),

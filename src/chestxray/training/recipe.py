@@ -180,6 +180,15 @@ class Recipe:
         )
         return dataclasses.replace(self, **_checked_keys(type(self), wanted, ""), augmentation=augmentation)
 
+    def without_teacher(self) -> Recipe:
+        """The recipe itself. Raises: RecipeInvalid, where it needs a teacher, which ``chestxray train`` alone takes."""
+        if self.distillation:
+            raise RecipeInvalid(
+                f"the recipe has distillation = {self.distillation:g} and needs a teacher, which can be given to "
+                '"chestxray train" alone: train there, or set distillation to 0'
+            )
+        return self
+
     def to_toml(self) -> str:
         """Law: ``Recipe.from_toml(r.to_toml(), "")`` equals ``r``."""
         outer = dataclasses.asdict(self)
