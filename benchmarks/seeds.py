@@ -2,7 +2,8 @@
 
     python benchmarks/seeds.py RUN... [--json]
 
-Runs on one pack and of one recipe but for the seed belong together. Each is looked at as ``export`` would: calibration
+Runs on one pack and of one recipe but for the seed belong together; groups are told apart by what differs between them.
+Each is looked at as ``export`` would: calibration
 and threshold are chosen on its validation films, as they are and under every shift. Sensitivity and specificity are
 those of ``balanced``, over the films as they are and over all of them shifted.
 """
@@ -10,8 +11,10 @@ those of ``balanced``, over the films as they are and over all of them shifted.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,8 +25,11 @@ from chestxray.evaluation.metrics import Confusion, auroc
 from chestxray.evaluation.stress import CLEAN, pooled
 from chestxray.schema import Split
 from chestxray.training.ensemble import Trained
+from chestxray.training.recipe import Recipe
 
 POINT: Final = "balanced"
+
+Group = frozenset[tuple[str, object]]
 
 
 def main() -> None:
@@ -32,21 +38,44 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    found: dict[str, dict[int, dict[str, float]]] = {}
+    groups: dict[Group, dict[int, dict[str, float]]] = {}
     for path in arguments.runs:
         run = Trained.read([path])
-        recipe = {name: value for name, value in run.infos[0].recipe.items() if name != "seed"}
-        key = f"{run.network}, {recipe['epochs']} epochs, {run.infos[0].training_data[:8]}"
-        found.setdefault(key, {})[run.infos[0].recipe["seed"]] = figures_of(run)
-    if arguments.json:
-        print(json.dumps(found, indent=2))
-        return
+        recipe = Recipe.from_fields(run.infos[0].recipe)
+        group = frozenset({**flat(recipe), "films": run.infos[0].training_data[:8]}.items())
+        groups.setdefault(group, {})[recipe.seed] = figures_of(run)
+    found = {name: groups[group] for group, name in names_of(list(groups)).items()}
+    print(json.dumps(found, indent=2) if arguments.json else "\n".join(told(found)))
+
+
+def flat(recipe: Recipe) -> dict[str, object]:
+    """Every field but the seed; those of the augmentation by their own names."""
+    fields = dataclasses.asdict(recipe)
+    del fields["seed"]
+    return {**fields.pop("augmentation"), **fields}
+
+
+def names_of(groups: Sequence[Group]) -> dict[Group, str]:
+    """The network of each, and the fields in which it differs from the first group of that network."""
+    names: dict[Group, str] = {}
+    firsts: dict[object, dict[str, object]] = {}
+    for group in groups:
+        fields = dict(group)
+        network = fields["network"]
+        first = firsts.setdefault(network, fields)
+        apart = [f"{name} {value}" for name, value in sorted(fields.items()) if value != first[name]]
+        names[group] = ", ".join([str(network), f"{fields['epochs']} epochs", *apart])
+    return names
+
+
+def told(found: Mapping[str, Mapping[int, Mapping[str, float]]]) -> Iterator[str]:
+    """Lines to read."""
     for name, seeds in found.items():
-        print(f"{name}: seeds {', '.join(map(str, sorted(seeds)))}")
+        yield f"{name}: seeds {', '.join(map(str, sorted(seeds)))}"
         for figure in next(iter(seeds.values())):
             values = [each[figure] for _, each in sorted(seeds.items())]
             spread = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-            print(f"  {figure:36} {statistics.mean(values):.4f}{spread}   {' '.join(f'{v:.4f}' for v in values)}")
+            yield f"  {figure:36} {statistics.mean(values):.4f}{spread}   {' '.join(f'{v:.4f}' for v in values)}"
 
 
 def figures_of(run: Trained) -> dict[str, float]:
