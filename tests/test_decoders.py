@@ -44,8 +44,11 @@ async def pool_of(bundle: Path, size: int = 1, limits: DecoderLimits | None = No
 
 
 def children(process: int) -> list[int]:
-    threads = Path(f"/proc/{process}/task").iterdir()  # each lists those that it started itself
-    return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+    """Of all its threads, each of which lists those that it started itself; where one ends meanwhile, look again."""
+    while (threads := Path(f"/proc/{process}/task")).is_dir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            return [int(child) for thread in threads.iterdir() for child in (thread / "children").read_text().split()]
+    return []
 
 
 def nurseries() -> list[int]:
@@ -54,7 +57,9 @@ def nurseries() -> list[int]:
 
 
 def cmdline(process: int) -> bytes:
-    return Path(f"/proc/{process}/cmdline").read_bytes()
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    return b""  # it is gone
 
 
 def decoders() -> list[int]:
