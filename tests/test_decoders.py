@@ -44,11 +44,12 @@ async def pool_of(bundle: Path, size: int = 1, limits: DecoderLimits | None = No
 
 
 def children(process: int) -> list[int]:
-    """Of all its threads, each of which lists those that it started itself; where one ends meanwhile, look again."""
-    while (threads := Path(f"/proc/{process}/task")).is_dir():
+    """Of all its threads, each of which lists those that it started itself; one may end meanwhile."""
+    found: list[int] = []
+    for thread in Path(f"/proc/{process}/task").iterdir():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            return [int(child) for thread in threads.iterdir() for child in (thread / "children").read_text().split()]
-    return []
+            found += [int(child) for child in (thread / "children").read_text().split()]
+    return found
 
 
 def nurseries() -> list[int]:
