@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ from chestxray.machine import cores
 from chestxray.schema import Film, Label, Split, Verdict
 from chestxray.training.loop import train
 from chestxray.training.recipe import Recipe
+from other_trainers import AfterStep, Films, nothing_more
 
 HEIGHT, WIDTH = 112, 160
 MEAN, STD = 0.482, 0.236  # of the published training films
@@ -147,9 +148,7 @@ class Original:
         self.optimiser = torch.optim.SGD(self.network.parameters(), lr=0.001)
         self.loss = nn.CrossEntropyLoss()
 
-    def epoch(
-        self, films: Sequence[tuple[Path, Label]], after_step: Callable[[int, nn.Module], None] = lambda *_: None
-    ) -> float:
+    def epoch(self, films: Films, after_step: AfterStep = nothing_more) -> float:
         """One pass in seconds; ``after_step`` is called with 1 and the network behind each film."""
         order = [films[index] for index in np.random.default_rng(0).permutation(len(films))]
         total = 0.0

@@ -11,7 +11,7 @@ import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -216,11 +216,17 @@ def resident_mib(process: int) -> float:
     return total / 1024
 
 
+def children(process: int) -> list[int]:
+    """Processes that it started. Linux only: each of its threads lists those that it started itself."""
+    found: list[int] = []
+    with suppress(OSError):  # the process has ended
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            with suppress(OSError):  # the thread has
+                found += [int(child) for child in (thread / "children").read_text().split()]
+    return found
+
+
 def descendants(process: int) -> list[int]:
     """Processes that it started, and those that they did. Linux only."""
-    try:
-        threads = list(Path(f"/proc/{process}/task").iterdir())
-        children = [int(child) for each in threads for child in (each / "children").read_text().split()]
-    except OSError:
-        return []
-    return children + [further for child in children for further in descendants(child)]
+    own = children(process)
+    return own + [further for child in own for further in descendants(child)]

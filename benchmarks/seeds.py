@@ -3,9 +3,9 @@
     python benchmarks/seeds.py RUN... [--json]
 
 Runs on one pack and of one recipe but for the seed belong together; groups are told apart by what differs between them.
-Each is looked at as ``export`` would: calibration
-and threshold are chosen on its validation films, as they are and under every shift. Sensitivity and specificity are
-those of ``balanced``, over the films as they are and over all of them shifted.
+Each is looked at as ``export`` would: calibration and threshold are chosen on its validation films, as they are and
+under every shift. Sensitivity and specificity are those of ``balanced``, over the films as they are and over all of
+them shifted.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from chestxray.schema import Prediction
 from chestxray.serving.pool import DecoderLimits, DecoderPool
 from chestxray.serving.settings import ServiceSettings
 from drawing import encoded, textured
+from http_load import children
 from live_service import awaited, running
 from test_fuzz_decode import FILMS
 from test_limits import TRAPS
@@ -41,15 +42,6 @@ async def pool_of(bundle: Path, size: int = 1, limits: DecoderLimits | None = No
         yield pool
     finally:
         pool.close()
-
-
-def children(process: int) -> list[int]:
-    """Of all its threads, each of which lists those that it started itself; one may end meanwhile."""
-    found: list[int] = []
-    for thread in Path(f"/proc/{process}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            found += [int(child) for child in (thread / "children").read_text().split()]
-    return found
 
 
 def nurseries() -> list[int]:

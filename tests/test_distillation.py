@@ -64,7 +64,6 @@ def test_the_loss_is_the_cross_entropy_with_labels_and_teacher_in_their_shares(
     truths = np.eye(2)[labels_of(opened.films)[batch]]
     target = (1.0 - distillation) * truths + distillation * shares_by_hand(training, films)
     expected = -(target * logs).sum(axis=1).mean()
-    training.step.classifier.train()
     loss = training.step.descend(batch, 1e-3, Generator().manual_seed(4))
     assert loss == pytest.approx(expected, rel=1e-4)
 

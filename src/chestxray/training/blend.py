@@ -94,7 +94,7 @@ def _of_one_kind(runs: Sequence[Path], pack: Pack) -> list[RunInfo]:
     infos = [RunInfo.read(run) for run in runs]
     for run, info in zip(runs, infos, strict=True):
         info.require_finished(run)
-        if info.training_data != pack.info.fingerprint or info.preprocessing != pack.info.preprocessing:
+        if not info.was_trained_on(pack):
             raise RunInvalid(f"{run}: was trained on another pack than {pack.folder}")
         if _but_for_the_seed(info) != _but_for_the_seed(infos[0]):
             raise RunInvalid(

@@ -141,6 +141,10 @@ class RunInfo:
         """What the run started from."""
         return Origin(self.recipe, self.training_data, self.preprocessing, self.teachers)
 
+    def was_trained_on(self, pack: Pack) -> bool:
+        """Whether it saw these very films, prepared in this way."""
+        return (self.training_data, self.preprocessing) == (pack.info.fingerprint, pack.info.preprocessing)
+
     def require_finished(self, folder: Path) -> None:
         """Raises: RunInvalid, where the run did not come to its end."""
         if self.state != FINISHED:

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chestxray.schema import Label
-from chestxray.training.networks import CLASSES, Classifier, log_odds
+from chestxray.training.networks import Classifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +38,4 @@ class Teacher:
     def shares(self, films: Tensor) -> Tensor:
         """Grey levels (n, 1, height, width) to the probability of each class, shape (n, classes)."""
         films = films.contiguous(memory_format=torch.channels_last)
-        suspicion = torch.stack([log_odds(network(films)) for network in self.networks]).mean(dim=0).sigmoid()
-        shares = suspicion.new_empty((len(films), CLASSES))
-        shares[:, Label.PNEUMONIA.class_index] = suspicion
-        shares[:, Label.NORMAL.class_index] = 1.0 - suspicion
-        return shares
+        return torch.stack([network(films) for network in self.networks]).mean(dim=0).softmax(dim=1)

@@ -33,7 +33,7 @@ def teacher_of(runs: Sequence[Path], recipe: Recipe, pack: Pack) -> Teacher | No
     infos = [RunInfo.read(run) for run in runs]
     for run, info in zip(runs, infos, strict=True):
         info.require_finished(run)
-        if (info.training_data, info.preprocessing) != (pack.info.fingerprint, pack.info.preprocessing):
+        if not info.was_trained_on(pack):
             raise RunInvalid(
                 f"{run}: was trained on another pack than {pack.folder}, so it may know the films that its student "
                 "is judged by. Train the teacher on this pack"
