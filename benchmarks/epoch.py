@@ -74,7 +74,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     default = Path(os.environ.get("CHESTXRAY_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=default, help="folder with chest_xray/train and originals")
-    parser.add_argument("--films", type=int, help="films a repetition (by default 240 and 60)")
+    parser.add_argument("--films", type=int, help="films a repetition (by default 240 and 120)")
     parser.add_argument("--repetitions", type=int, default=5, help="of each way, after one to warm up (default 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     return parser.parse_args(arguments)

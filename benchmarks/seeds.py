@@ -5,7 +5,8 @@
 Runs on one pack and of one recipe but for the seed belong together; groups are told apart by what differs between them.
 Each is looked at as ``export`` would: calibration and threshold are chosen on its validation films, as they are and
 under every shift. Sensitivity and specificity are those of ``balanced``, over the films as they are and over all of
-them shifted.
+them shifted. The ends of an interval are those of one run (DeLong), so they say how far these films are to be trusted,
+and the deviation how far one seed is.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Final
 import numpy as np
 
 from chestxray.evaluation.calibration import calibrated, choose_operating_points, fit_calibration
+from chestxray.evaluation.intervals import delong_interval
 from chestxray.evaluation.metrics import Confusion, auroc
 from chestxray.evaluation.stress import CLEAN, pooled
 from chestxray.schema import Split
@@ -42,7 +44,9 @@ def main() -> None:
     for path in arguments.runs:
         run = Trained.read([path])
         recipe = Recipe.from_fields(run.infos[0].recipe)
-        group = frozenset({**flat(recipe), "films": run.infos[0].training_data[:8]}.items())
+        teachers = ", ".join(hashed[:8] for hashed in run.infos[0].teachers)
+        films = run.infos[0].training_data[:8]
+        group = frozenset({**flat(recipe), "films": films, "teachers": teachers}.items())
         groups.setdefault(group, {})[recipe.seed] = figures_of(run)
     found = {name: groups[group] for group, name in names_of(list(groups)).items()}
     print(json.dumps(found, indent=2) if arguments.json else "\n".join(told(found)))
@@ -82,6 +86,8 @@ def figures_of(run: Trained) -> dict[str, float]:
     """One run's figures by name."""
     labels, clean = run.table.labels, run.table.logits
     areas = {shift: auroc(labels, logits) for shift, logits in run.stress.items()}
+    worst = min(areas, key=areas.__getitem__)
+    around, around_worst = delong_interval(labels, clean), delong_interval(labels, run.stress[worst])
     everything = pooled(labels, {CLEAN: clean, **run.stress})
     calibration = fit_calibration(*everything)
     points = choose_operating_points(everything[0], calibrated(everything[1], *calibration), Split.VAL)
@@ -90,8 +96,12 @@ def figures_of(run: Trained) -> dict[str, float]:
     moved = Confusion.at(threshold, *_shifted(run, calibration))
     return {
         "AUROC": auroc(labels, clean),
+        "AUROC, 95% from": around.low,
+        "AUROC, 95% to": around.high,
         "AUROC, mean over shifts": float(np.mean(list(areas.values()))),
-        "AUROC, worst shift": min(areas.values()),
+        "AUROC, worst shift": areas[worst],
+        "AUROC, worst shift, 95% from": around_worst.low,
+        "AUROC, worst shift, 95% to": around_worst.high,
         "sensitivity": here.sensitivity or 0.0,
         "specificity": here.specificity or 0.0,
         "sensitivity under shifts": moved.sensitivity or 0.0,

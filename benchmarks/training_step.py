@@ -1,6 +1,6 @@
 """Training steps of every network: what share is overhead, and films a second against other ways to train it.
 
-    python benchmarks/training_step.py [--data FOLDER] [--films 320] [--rounds 5] [--network NAME ...] [--json]
+    python benchmarks/training_step.py [--data FOLDER] [--full-size] [--films 320] [--rounds 5] [--network NAME ...]
 
 Overhead is all of a step but the network's own forward and backward: reading the pack, augmentation, loss, optimiser,
 averaging. The bar is 15%. The other ways, in turn with ours so that a slow moment falls on all of them:
@@ -9,7 +9,8 @@ averaging. The bar is 15%. The other ways, in turn with ours so that a slow mome
 - a plain loop: the same network and batches, AdamW, and a DataLoader whose workers decode and resize the JPEGs;
 - a Lightning trainer over that same DataLoader, where lightning is installed; it is not a dependency.
 
-The other ways do not vary the films; ours does, by its default recipe.
+The other ways do not vary the films; ours does, by its default recipe. They decode in every epoch, so how long they
+take depends on the files: by default those squeezed to 224 x 224, with ``--full-size`` those as they were published.
 """
 
 from __future__ import annotations
@@ -70,20 +71,22 @@ class Result(NamedTuple):
 def main() -> None:
     """Measure each network, and tell."""
     options = _parsed()
-    everything = labelled(options.data / "chest_xray" / "train")
+    folder = options.data / ("originals" if options.full_size else "chest_xray/train")
+    everything = labelled(folder)
     if not everything:
-        raise SystemExit(f"{options.data}: no films there. Give --data, or set CHESTXRAY_DATA")
+        raise SystemExit(f"{folder}: no films there. Give --data, or set CHESTXRAY_DATA")
     drawn = np.random.default_rng(0).permutation(len(everything))[: options.films]
     films = [everything[index] for index in drawn]
     results = [measured(name, films, everything, options.rounds) for name in options.network or NETWORKS]
-    print(json.dumps(_document(results), indent=2) if options.json else _told(results))
+    print(json.dumps(_document(results, folder), indent=2) if options.json else _told(results, folder))
 
 
 def _parsed() -> argparse.Namespace:
     default = Path(os.environ.get("CHESTXRAY_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=default, help="folder with chest_xray/train")
-    parser.add_argument("--films", type=int, default=320, help="films an epoch (default 320)")
+    parser.add_argument("--data", type=Path, default=default, help="folder with chest_xray/train and originals")
+    parser.add_argument("--full-size", action="store_true", help="take the films of originals")
+    parser.add_argument("--films", type=int, default=320, help="films an epoch, at most (default 320)")
     parser.add_argument("--rounds", type=int, default=5, help="epochs of each way, after one to warm up (default 5)")
     parser.add_argument("--network", action="append", choices=tuple(NETWORKS), help="repeatable (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -155,9 +158,10 @@ def _fresh(network: str, training: Training) -> Classifier:
 # --------------------------------------------------------------------------- telling
 
 
-def _document(results: list[Result]) -> dict[str, Any]:
+def _document(results: list[Result], folder: Path) -> dict[str, Any]:
     return {
         "machine": machine(),
+        "folder": folder.name,
         "threads": torch.get_num_threads(),
         "at": time.strftime("%Y-%m-%d"),
         "lightning": "measured" if HAS_LIGHTNING else "not run: not installed",
@@ -173,10 +177,9 @@ def _document(results: list[Result]) -> dict[str, Any]:
     }
 
 
-def _told(results: list[Result]) -> str:
-    return "\n".join(
-        [f"{machine()}, torch {torch.__version__} with {torch.get_num_threads()} threads", *_lines(results)]
-    )
+def _told(results: list[Result], folder: Path) -> str:
+    where = f"{machine()}, torch {torch.__version__} with {torch.get_num_threads()} threads, films of {folder.name}"
+    return "\n".join([where, *_lines(results)])
 
 
 def _lines(results: list[Result]) -> Iterator[str]:
