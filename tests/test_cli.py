@@ -16,6 +16,7 @@ import pytest
 
 from chestxray.cli import main
 from chestxray.schema import NOTICE, read_manifest
+from chestxray.training.recipe import shipped_recipes
 from drawing import encoded, write_film
 
 VERBS = (
@@ -80,6 +81,11 @@ def test_every_verb_and_every_option_has_help_and_json(chestxray: Run, verb: str
     assert "--json" in outcome.out
     command = chestxray_group.commands[verb]
     assert all(option.help for option in command.params if isinstance(option, click.Option))
+
+
+def test_the_help_of_train_names_each_recipe_of_the_package(chestxray: Run) -> None:
+    words = chestxray("train", "--help").out.replace(",", " ").split()
+    assert set(shipped_recipes()) <= set(words)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -125,6 +125,13 @@ def test_a_teacher_and_a_recipe_that_asks_for_one_come_together(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("taught", "plain"), [("distilled", "small"), ("default-distilled", "default")])
+def test_a_shipped_recipe_with_a_teacher_is_the_plain_one_otherwise(taught: str, plain: str) -> None:
+    recipe, without = Recipe.shipped(taught), Recipe.shipped(plain)
+    assert recipe.distillation
+    assert recipe.with_changes(distillation=0.0, label_smoothing=without.label_smoothing) == without
+
+
 def test_a_teacher_of_other_films_is_refused(teachers: list[Path], tmp_path: Path) -> None:
     other = small_pack(tmp_path, training=(20, 20))
     with pytest.raises(RunInvalid, match="may know the films"):

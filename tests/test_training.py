@@ -104,7 +104,7 @@ def test_a_recipe_that_makes_no_sense_is_refused_with_the_reason(text: str, mess
 def test_a_missing_recipe_file_and_an_unknown_recipe_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeInvalid, match=r"none\.toml: cannot be read"):
         Recipe.read(tmp_path / "none.toml")
-    with pytest.raises(RecipeInvalid, match="no recipe 'best'; there are default, distilled, original"):
+    with pytest.raises(RecipeInvalid, match="no recipe 'best'; there are default, default-distilled, distilled"):
         Recipe.shipped("best")
 
 
@@ -116,7 +116,7 @@ def test_the_original_recipe_is_the_original_works() -> None:
 
 
 def test_the_default_recipe_validates_by_patient() -> None:
-    assert shipped_recipes() == ("default", "distilled", "original", "small", "transfer")
+    assert shipped_recipes() == ("default", "default-distilled", "distilled", "original", "small", "transfer")
     assert Recipe.shipped().validation == "given"
 
 

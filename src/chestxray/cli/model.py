@@ -47,7 +47,7 @@ def recipe_options(command: Command) -> Command:
         "--recipe",
         default="default",
         show_default=True,
-        help="A recipe of this package (default, small, distilled, transfer, original), or a TOML file.",
+        help="default, default-distilled, small, distilled, transfer, original, or a TOML file.",
     )(command)
     return click.option("--network", default=None, help="A network by name. [default: the recipe's]")(command)
 
@@ -61,7 +61,7 @@ def recipe_options(command: Command) -> Command:
     "teachers",
     type=FOLDER,
     multiple=True,
-    help="A finished run on this pack to learn from, for the recipe distilled; repeatable.",
+    help="A finished run on this pack to learn from, for the recipes distilled and default-distilled; repeatable.",
 )
 @click.option(
     "--checkpoints", type=FOLDER, default=None, help="The folder for checkpoints. [default: checkpoints, in --out]"

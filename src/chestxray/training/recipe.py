@@ -202,8 +202,7 @@ def recipe_of(given: Recipe | Path | str = "default", **changes: Any) -> Recipe:
     """A recipe, changed where asked: ``recipe_of("small", epochs=3)``.
 
     Args:
-        given: the name of a recipe of this package (default, small, distilled, transfer, original), a TOML file, or
-            a recipe.
+        given: the name of a recipe of this package (``shipped_recipes`` has them), a TOML file, or a recipe.
         changes: fields of the recipe or of its augmentation; None changes nothing.
 
     Raises: RecipeInvalid, naming the nearest field where there is none of that name.

@@ -24,7 +24,8 @@ def teacher_of(runs: Sequence[Path], recipe: Recipe, pack: Pack) -> Teacher | No
     """
     if runs and not recipe.distillation:
         raise UsageError(
-            "a teacher was given, but the recipe has distillation = 0. Take the recipe distilled, or set it"
+            "a teacher was given, but the recipe has distillation = 0. Take the recipe distilled or default-distilled, "
+            "or set it"
         )
     if recipe.distillation and not runs:
         raise UsageError(f"the recipe has distillation = {recipe.distillation:g}: give its teacher, --teacher RUN")
