@@ -47,7 +47,10 @@ def main() -> None:
         teachers = ", ".join(hashed[:8] for hashed in run.infos[0].teachers)
         films = run.infos[0].training_data[:8]
         group = frozenset({**flat(recipe), "films": films, "teachers": teachers}.items())
-        groups.setdefault(group, {})[recipe.seed] = figures_of(run)
+        seeds = groups.setdefault(group, {})
+        if recipe.seed in seeds:
+            raise SystemExit(f"{path}: a run of the same recipe and seed was given already")
+        seeds[recipe.seed] = figures_of(run)
     found = {name: groups[group] for group, name in names_of(list(groups)).items()}
     print(json.dumps(found, indent=2) if arguments.json else "\n".join(told(found)))
 
@@ -67,7 +70,9 @@ def names_of(groups: Sequence[Group]) -> dict[Group, str]:
         fields = dict(group)
         network = fields["network"]
         first = firsts.setdefault(network, fields)
-        apart = [f"{name} {value}" for name, value in sorted(fields.items()) if value != first[name]]
+        apart = [
+            f"{name} {value}" for name, value in sorted(fields.items()) if value != first[name] and name != "epochs"
+        ]
         names[group] = ", ".join([str(network), f"{fields['epochs']} epochs", *apart])
     return names
 

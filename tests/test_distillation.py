@@ -129,7 +129,8 @@ def test_a_teacher_and_a_recipe_that_asks_for_one_come_together(
 def test_a_shipped_recipe_with_a_teacher_is_the_plain_one_otherwise(taught: str, plain: str) -> None:
     recipe, without = Recipe.shipped(taught), Recipe.shipped(plain)
     assert recipe.distillation
-    assert recipe.with_changes(distillation=0.0, label_smoothing=without.label_smoothing) == without
+    smoothing, first = without.label_smoothing, without.first_size
+    assert recipe.with_changes(distillation=0.0, label_smoothing=smoothing, first_size=first) == without
 
 
 def test_a_teacher_of_other_films_is_refused(teachers: list[Path], tmp_path: Path) -> None:

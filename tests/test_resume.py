@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,9 +85,13 @@ def assert_same(folder: Path, undisturbed: Path) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 5, 6, 7, 17, 18])  # an epoch has 6
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
-def test_a_training_taken_up_after_any_step_is_the_same_training(pack: Path, steps: int, optimiser: str) -> None:
-    recipe = RECIPE.with_changes(optimiser=optimiser)
+@pytest.mark.parametrize(
+    "changes", [{"optimiser": "adamw"}, {"optimiser": "sgd"}, {"network": "residual", "first_size": 0.5}], ids=str
+)
+def test_a_training_taken_up_after_any_step_is_the_same_training(
+    pack: Path, steps: int, changes: dict[str, Any]
+) -> None:
+    recipe = RECIPE.with_changes(**changes)
     opened = small_pack(pack)
     whole = Training(opened, recipe)
     list(whole.epochs())
@@ -109,6 +115,28 @@ def test_a_checkpoint_read_from_its_files_is_the_same_checkpoint(pack: Path) -> 
     assert (read.origin, read.seconds, read.best) == (written.origin, written.seconds, None)
     assert read.state.figures() == written.state.figures()
     assert all(torch.equal(read.state.tensors[name], tensor) for name, tensor in written.state.tensors.items())
+
+
+def before_there_were(fields: tuple[str, ...], recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe as a version wrote it that did not have those fields yet."""
+    inner = {name: value for name, value in recipe["augmentation"].items() if name not in fields}
+    return {name: value for name, value in recipe.items() if name not in fields} | {"augmentation": inner}
+
+
+def test_what_an_earlier_version_left_is_gone_on_with(pack: Path, undisturbed: Path, tmp_path: Path) -> None:
+    opened, new = small_pack(pack), ("first_size", "distillation", "sharpen")
+    training, origin = Training(opened, RECIPE), Origin.of(opened, RECIPE)
+    old = dataclasses.replace(origin, recipe=before_there_were(new, dict(origin.recipe)))
+    assert Checkpoint.from_files(*Checkpoint(old, training.state(), None, 1.5).to_files()).origin == origin
+
+    finished = shutil.copytree(undisturbed, tmp_path / "run")
+    written = json.loads((finished / "run.json").read_text())
+    written["recipe"] = before_there_were(new, written["recipe"])
+    (finished / "run.json").write_text(json.dumps(written))
+    said: list[str] = []
+    train_run(pack, finished, RECIPE, say=said.append)
+    assert "this run is finished" in said[0]
+    assert RunInfo.read(finished) == RunInfo.read(undisturbed)
 
 
 LONGEST = 2.0  # seconds that a process lives before it is killed: about what the steps and epochs take

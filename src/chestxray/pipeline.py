@@ -145,12 +145,12 @@ def run(
     Raises: what the stages raise.
     """
     from chestxray.training.export import export_run
-    from chestxray.training.networks import spec_of
+    from chestxray.training.networks import spec_for
     from chestxray.training.recipe import recipe_of
     from chestxray.training.run import Keeping, train_run
 
     out, recipe, stage = Path(out), recipe_of(settings.recipe).without_teacher(), _Stages(narrator)
-    height, width = size = settings.size or spec_of(recipe.network).size
+    height, width = size = settings.size or spec_for(recipe).size
     if source is None:
         source = out / "phantoms"
         with stage("draw", "phantoms, drawn films that show no patient; nothing is downloaded") as move:

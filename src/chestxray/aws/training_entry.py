@@ -25,6 +25,7 @@ from chestxray.files import write_atomically
 from chestxray.schema import Film, Split
 
 if TYPE_CHECKING:
+    from chestxray.training.recipe import Recipe
     from chestxray.training.record import EpochRecord
 
 BASE: Final = "/opt/ml"
@@ -86,7 +87,7 @@ def run(given: argparse.Namespace) -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     with _one_after_the_other(given.work / "lock"):  # of several processes here, the first one packs
         if not (given.work / "pack" / "pack.json").is_file():
-            _pack(channels, given, recipe.network)
+            _pack(channels, given, recipe)
     speaks = is_first_process()
     train_run(
         given.work / "pack",
@@ -121,16 +122,16 @@ def films_of(channels: Mapping[str, Path]) -> tuple[Film, ...]:
     )
 
 
-def _pack(channels: Mapping[str, Path], given: argparse.Namespace, network: str) -> None:
+def _pack(channels: Mapping[str, Path], given: argparse.Namespace, recipe: Recipe) -> None:
     from chestxray.data.clean import clean
     from chestxray.data.pack import write_pack
     from chestxray.data.split import SplitSettings, split
-    from chestxray.training.networks import spec_of
+    from chestxray.training.networks import spec_for
 
     films = clean(films_of(channels), workers=given.workers)
     _say(f"{len(films)} films; {sum(film.is_accepted for film in films)} accepted")
     films = split(films, SplitSettings(test=0.0, seed=given.split_seed))  # test films lie elsewhere, or in a channel
-    height, width = map(int, given.size.split("x")) if given.size else spec_of(network).size
+    height, width = map(int, given.size.split("x")) if given.size else spec_for(recipe).size
     write_pack(films, given.work / "pack", size=(height, width), workers=given.workers)
 
 

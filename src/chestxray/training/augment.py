@@ -172,6 +172,13 @@ AUGMENTATIONS: Final = (
 )
 
 
+def resized(films: Tensor, size: tuple[int, int]) -> Tensor:
+    """Films of shape (N, 1, height, width) at another height and width; as they are where these are theirs."""
+    if films.shape[2:] == size:
+        return films
+    return functional.interpolate(films, size, mode="bilinear", align_corners=False, antialias=True)
+
+
 def mixed(films: Tensor, truths: Tensor, probability: float, generator: Generator) -> tuple[Tensor, Tensor]:
     """Blend some films, and their labels by the same shares, each with another film of the batch.
 

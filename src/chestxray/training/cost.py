@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +16,7 @@ from chestxray.training.resume import Say
 WARM_UP: Final = 3  # steps that are not timed: the first ones reserve memory and choose kernels
 TIMED: Final = 8  # steps
 JUDGING: Final = 1.0 / 3.0  # of the time of a training film: the forward pass is about a third of a step
+TEACHING: Final = 1.0  # of the time of a step: what a teacher takes, roughly, which is often the larger network
 MINUTE: Final = 60.0  # seconds
 
 
@@ -28,6 +30,8 @@ class Cost:
         training_films, validation_films: how many.
         batch_size: films of the largest step.
         steps_an_epoch, epochs, steps_left: of the optimiser.
+        work_left: of those that are left together; that of a step on whole films without a teacher is 1.
+        next_work: of the next one.
         device, precision: where, and in what numbers convolutions are computed.
         threads, processes: that compute.
     """
@@ -40,6 +44,8 @@ class Cost:
     steps_an_epoch: int
     epochs: int
     steps_left: int
+    work_left: float
+    next_work: float
     device: str
     precision: str
     threads: int
@@ -50,6 +56,9 @@ class Cost:
         """Of what a training has before it."""
         step = training.step
         films = len(step.sides.training)
+        taken, steps = training.all_steps_taken, training.epoch_count * training.steps_an_epoch
+        teaching = TEACHING if step.teacher else 0.0
+        work = [math.prod(training.size_of(at)) / math.prod(step.whole) + teaching for at in range(taken, steps)]
         return cls(
             network=step.recipe.network,
             parameters=parameters_of(step.classifier),
@@ -58,7 +67,9 @@ class Cost:
             batch_size=-(-films // training.steps_an_epoch),
             steps_an_epoch=training.steps_an_epoch,
             epochs=training.epoch_count,
-            steps_left=training.epoch_count * training.steps_an_epoch - training.all_steps_taken,
+            steps_left=steps - taken,
+            work_left=sum(work),
+            next_work=work[0] if work else 1.0,
             device=str(step.device),
             precision="bfloat16" if step.reduced else "float32",
             threads=torch.get_num_threads(),
@@ -77,10 +88,10 @@ class Cost:
         )
 
     def seconds(self, a_step: float) -> float:
-        """Expected for what is left, where a step takes so many seconds."""
+        """Expected for what is left, where the next step takes so many seconds."""
+        unit = a_step / self.next_work
         epochs_left = self.steps_left / self.steps_an_epoch
-        judging = epochs_left * self.validation_films * JUDGING * a_step / self.batch_size
-        return self.steps_left * a_step + judging
+        return unit * (self.work_left + epochs_left * self.validation_films * JUDGING / self.batch_size)
 
 
 class Forecast:

@@ -23,7 +23,7 @@ from chestxray.training.checkpoint import snapshot
 from chestxray.training.memory import freed_memory_kept
 from chestxray.training.recipe import Recipe
 from chestxray.training.record import EpochRecord, best_of
-from chestxray.training.schedule import epochs_of, learning_rate_at, steps_of
+from chestxray.training.schedule import epochs_of, learning_rate_at, size_at, steps_of
 from chestxray.training.sides import Rows, Sides, sides_of
 from chestxray.training.state import State, state_of, take_up
 from chestxray.training.step import Step
@@ -161,7 +161,7 @@ class Training:
                 generator.manual_seed(seed_of(recipe.seed, epoch, index, "augmentation"))
                 torch.manual_seed(seed_of(recipe.seed, epoch, index, "dropout"))
                 rate = self._rate_of(epoch, index)
-                loss = self.step.descend(batch, rate, generator)
+                loss = self.step.descend(batch, rate, generator, self.size_of(self.all_steps_taken))
                 if not math.isfinite(loss):
                     raise self._diverged(epoch, index, batch, loss, rate)
                 self._summed_loss += loss * len(batch)
@@ -174,6 +174,10 @@ class Training:
         """Films of this epoch that were trained on."""
         films, steps = len(self.step.sides.training), self.steps_an_epoch
         return self.steps_taken * (films // steps) + min(self.steps_taken, films % steps)  # as np.array_split cuts
+
+    def size_of(self, step: int) -> tuple[int, int]:
+        """Height and width of the films of a step, counted from the beginning of the training."""
+        return size_at(self.step.recipe, step, self.epoch_count * self.steps_an_epoch, self.step.whole)
 
     def _rate_of(self, epoch: int, index: int) -> float:
         steps = self.steps_an_epoch

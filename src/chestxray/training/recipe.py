@@ -90,6 +90,8 @@ class Recipe:
         warm_up: share of all steps, 0 to 1.
         label_smoothing: 0 to 1, exclusive.
         mixup: probability that a film and its label are blended with another film of the step and its label.
+        first_size: share of their sides that films have in the first step; they grow from there to their whole size,
+            which takes less time. 1, whole films throughout, is all that a network of one size allows.
         distillation: share of each label that is a teacher's answer to the film as it was varied; 0 has no teacher.
         dropout: probability, 0 to 1, exclusive.
         average_weights: judge and keep a moving average of the weights over about this share of all steps;
@@ -116,6 +118,7 @@ class Recipe:
     warm_up: float = 0.2
     label_smoothing: float = 0.0
     mixup: float = 0.0
+    first_size: float = 1.0
     distillation: float = 0.0
     dropout: float = 0.5
     average_weights: float = 0.0
@@ -212,6 +215,15 @@ def recipe_of(given: Recipe | Path | str = "default", **changes: Any) -> Recipe:
     return given.with_changes(**changes)
 
 
+def every_field(written: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's fields as a run wrote them, and the defaults of those that its version of this package did not have.
+
+    So a new field's default has to be what was done before there was one. Raises: KeyError, TypeError: not a recipe's.
+    """
+    known = dataclasses.asdict(Recipe())
+    return {**known, **written, "augmentation": {**known["augmentation"], **written["augmentation"]}}
+
+
 _HUGE: Final = 10**9
 _BELOW_ONE: Final = 1.0 - 1e-9
 
@@ -225,6 +237,7 @@ _RANGES: Final = (
     ("warm_up", 0.0, 1.0),
     ("label_smoothing", 0.0, _BELOW_ONE),
     ("mixup", 0.0, 1.0),
+    ("first_size", 0.1, 1.0),
     ("distillation", 0.0, 1.0),
     ("dropout", 0.0, _BELOW_ONE),
     ("average_weights", 0.0, 1.0),

@@ -30,7 +30,7 @@ from chestxray.errors import OutputUnwritable, RunInvalid
 from chestxray.files import write_atomically
 from chestxray.schema import Preprocessing
 from chestxray.training.checkpoint import to_bytes
-from chestxray.training.recipe import Recipe
+from chestxray.training.recipe import Recipe, every_field
 from chestxray.training.state import State
 from chestxray.training.validation import Floats
 
@@ -133,7 +133,7 @@ class Checkpoint:
             origin = content["origin"]
             return cls(
                 Origin(
-                    origin["recipe"],
+                    every_field(origin["recipe"]),
                     origin["training_data"],
                     Preprocessing(**origin["preprocessing"]),
                     tuple(origin["teachers"]),

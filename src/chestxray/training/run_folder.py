@@ -38,7 +38,7 @@ from chestxray.schema import Label, Preprocessing
 from chestxray.training import curves, pictures
 from chestxray.training.checkpoint import Weights, read_checked, write_weights
 from chestxray.training.gate import write_gate
-from chestxray.training.recipe import Recipe
+from chestxray.training.recipe import Recipe, every_field
 from chestxray.training.record import EpochRecord, best_of
 from chestxray.training.resume import Best, Origin, writing
 from chestxray.training.sides import Rows
@@ -117,6 +117,7 @@ class RunInfo:
                 raise RunInvalid(f"{source}: run version {raw['version']}; this program reads {RUN_VERSION}")
             best = EpochRecord(**raw["best"]) if raw["best"] else None
             given = {
+                "recipe": every_field(raw["recipe"]),
                 "preprocessing": Preprocessing(**raw["preprocessing"]),
                 "blended": tuple(raw["blended"]),
                 "teachers": tuple(raw.get("teachers", ())),  # runs from before there were any have none

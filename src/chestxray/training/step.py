@@ -13,10 +13,10 @@ from torch.nn import functional
 
 from chestxray.data.pack import Pack
 from chestxray.errors import RecipeInvalid
-from chestxray.training.augment import augment, mixed
+from chestxray.training.augment import augment, mixed, resized
 from chestxray.training.averaging import MovingAverage
 from chestxray.training.device import device_of, has_native_bfloat16
-from chestxray.training.networks import CLASSES, Classifier, build, spec_of
+from chestxray.training.networks import CLASSES, Classifier, build, spec_for
 from chestxray.training.optimiser import optimiser_of
 from chestxray.training.recipe import Recipe
 from chestxray.training.schedule import epochs_of, steps_of
@@ -55,6 +55,7 @@ class Step(NamedTuple):
         teacher: Teacher | None = None,
     ) -> Step:
         """Fresh weights on the wanted device. Raises: RecipeInvalid."""
+        spec = spec_for(recipe)
         device = device_of(wanted)
         classifier = build(recipe.network, pack.info.preprocessing, dropout=recipe.dropout, seed=recipe.seed)
         classifier = classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -62,7 +63,7 @@ class Step(NamedTuple):
         if recipe.class_balance:
             counts = np.bincount(labels[sides.training], minlength=CLASSES)
             weights = torch.tensor(len(sides.training) / (CLASSES * counts), dtype=torch.float32, device=device)
-        pays = has_native_bfloat16(device) and (device.type == "cuda" or spec_of(recipe.network).favours_bfloat16)
+        pays = has_native_bfloat16(device) and (device.type == "cuda" or spec.favours_bfloat16)
         reduced = {"float32": False, "bfloat16": True, "auto": pays}[recipe.precision]
         films = len(sides.training)
         steps = epochs_of(recipe, films) * steps_of(films, recipe.batch_size)
@@ -87,6 +88,11 @@ class Step(NamedTuple):
             teacher=teacher.on(device) if teacher else None,
         )
 
+    @property
+    def whole(self) -> tuple[int, int]:
+        """Height and width of the pack's films, in pixels."""
+        return self.pack.info.preprocessing.height, self.pack.info.preprocessing.width
+
     def films(self, rows: Rows) -> Tensor:
         """Grey levels of those rows, shape (n, 1, height, width), float, on the device."""
         return self.on_device(self.pack.images[rows])
@@ -109,8 +115,11 @@ class Step(NamedTuple):
             scores: Tensor = classifier(films)
         return scores.float()
 
-    def descend(self, batch: Rows, rate: float, generator: Generator) -> float:
-        """Take a step. Returns the loss before it; where that is not finite, nothing is changed."""
+    def descend(self, batch: Rows, rate: float, generator: Generator, size: tuple[int, int] | None = None) -> float:
+        """Take a step, on films of that height and width or whole ones; a teacher sees them whole.
+
+        Returns: the loss before it; where that is not finite, nothing is changed.
+        """
         films = self.varied(batch, generator)
         truths = functional.one_hot(torch.from_numpy(self.labels[batch]).to(self.device), CLASSES).float()
         if self.recipe.mixup:
@@ -120,7 +129,8 @@ class Step(NamedTuple):
             taught = self.team.whole(self.teacher.shares(films[share]), len(batch))
             truths = truths.lerp(taught, self.recipe.distillation)
         with self.team.as_one(len(batch)):
-            own = self.scores(self.trained, films[share], reduced=self.reduced)
+            shown = resized(films[share], size or self.whole)
+            own = self.scores(self.trained, shown, reduced=self.reduced)
         loss = functional.cross_entropy(
             self.team.whole(own, len(batch)),
             truths,

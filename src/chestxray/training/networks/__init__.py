@@ -20,6 +20,7 @@ from chestxray.training.networks.alexnet5 import AlexNet5
 from chestxray.training.networks.base import CLASSES, Network
 from chestxray.training.networks.efficientnet import efficientnet_lite0, imagenet_weights
 from chestxray.training.networks.residual import residual
+from chestxray.training.recipe import Recipe
 
 __all__ = [
     "CLASSES",
@@ -30,6 +31,7 @@ __all__ = [
     "build",
     "log_odds",
     "parameters_of",
+    "spec_for",
     "spec_of",
 ]
 
@@ -48,6 +50,7 @@ class NetworkSpec(NamedTuple):
         start: puts learnt weights into a fresh network, to train on from; None starts from chance.
         favours_bfloat16: whether a processor that multiplies bfloat16 directly trains it faster so.
             Convolutions that filter each channel on its own do not.
+        any_size: whether a network that was built for films of one size takes others too.
     """
 
     build: Callable[[int, int, int, float], Network]
@@ -57,6 +60,7 @@ class NetworkSpec(NamedTuple):
     source: str
     start: Callable[[Network], None] | None = None
     favours_bfloat16: bool = True
+    any_size: bool = True
 
 
 NETWORKS: Final[dict[str, NetworkSpec]] = {
@@ -66,6 +70,7 @@ NETWORKS: Final[dict[str, NetworkSpec]] = {
         smallest=AlexNet5.SCALE,
         description="five 3 x 3 convolutions with batch normalisation, two dense layers; 8.3 million parameters",
         source="the original work, after Krizhevsky, Sutskever and Hinton, NeurIPS (2012)",
+        any_size=False,
     ),
     "residual": NetworkSpec(
         build=residual,
@@ -127,6 +132,17 @@ def spec_of(name: str) -> NetworkSpec:
     if name not in NETWORKS:
         raise RecipeInvalid(f"there is no network {name!r}; there are {', '.join(NETWORKS)}")
     return NETWORKS[name]
+
+
+def spec_for(recipe: Recipe) -> NetworkSpec:
+    """The row of a recipe's network. Raises: RecipeInvalid: there is none, or the recipe asks of it what it cannot."""
+    spec = spec_of(recipe.network)
+    if recipe.first_size < 1.0 and not spec.any_size:
+        raise RecipeInvalid(
+            f"{recipe.network} takes films of one size alone, and the recipe has first_size = {recipe.first_size:g}: "
+            "leave it out, or take another network"
+        )
+    return spec
 
 
 def build(
