@@ -29,6 +29,7 @@ import torch
 
 from chestxray.data.pack import Pack, write_pack
 from chestxray.training.loop import Training
+from chestxray.training.memory import freed_memory_kept
 from chestxray.training.networks import NETWORKS, Classifier, build
 from chestxray.training.recipe import Recipe
 from epoch import Original, labelled, rows_of
@@ -136,7 +137,7 @@ def _steps_of(training: Training) -> Callable[[], None]:
 
 
 def _network_alone(training: Training) -> Callable[[], None]:
-    """The forward and backward of an epoch's batches, on films that are ready."""
+    """The forward and backward of an epoch's batches, on films that are ready; memory is kept as the loop keeps it."""
     step = training.step
     count = len(step.sides.training)
     batches = np.array_split(np.arange(count), training.steps_an_epoch)
@@ -144,9 +145,10 @@ def _network_alone(training: Training) -> Callable[[], None]:
 
     def epoch() -> None:
         step.classifier.train()
-        for films in ready:
-            step.optimiser.zero_grad()
-            step.scores(step.trained, films, reduced=step.reduced).square().mean().backward()
+        with freed_memory_kept():
+            for films in ready:
+                step.optimiser.zero_grad()
+                step.scores(step.trained, films, reduced=step.reduced).square().mean().backward()
 
     return epoch
 
