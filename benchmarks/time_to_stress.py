@@ -193,7 +193,7 @@ class Race:
         self.limit = most * (ours.reached or ours.seconds)
         for name, trainer in OTHERS.items():
             info, batch_size = self.pack.info.preprocessing, self.training.step.recipe.batch_size
-            loader = loader_of(self.films, (info.height, info.width), batch_size)
+            loader = loader_of(self.films, info.size, batch_size)
             course = self.courses[name] = self.course()
             train = trainer(loader, build(self._network, info).train(), course.after_step)
             with suppress(OverError):

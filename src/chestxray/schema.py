@@ -252,6 +252,11 @@ class Preprocessing:
         if not (0.0 <= self.mean <= 1.0 and 0.0 < self.std <= 1.0):
             raise ValueError(f"mean {self.mean}, deviation {self.std}: must lie in 0 to 1, deviation above 0")
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the network's input, in pixels."""
+        return self.height, self.width
+
 
 @dataclass(frozen=True, slots=True)
 class PackInfo:

@@ -48,8 +48,7 @@ def judge_under_shifts(
 
 
 def _plane(film: Film, preprocessing: Preprocessing) -> Plane:
-    size = (preprocessing.height, preprocessing.width)
-    return preprocess(read_film(film), name_of(film), *size, preprocessing.resize)
+    return preprocess(read_film(film), name_of(film), *preprocessing.size, preprocessing.resize)
 
 
 def _logits(predictor: Predictor, planes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:

@@ -144,11 +144,11 @@ def resolution(films: Tensor, settings: Augmentation, generator: Generator) -> T
     One factor a batch, so that a batch stays one array.
     """
     drawn = torch.rand((), generator=generator, device=films.device)
-    size = [max(1, round(side * (1.0 - 2.0 / 3.0 * float(drawn)))) for side in films.shape[2:]]
+    height, width = (max(1, round(side * (1.0 - 2.0 / 3.0 * float(drawn)))) for side in films.shape[2:])
 
     def coarser(some: Tensor, _: Tensor) -> Tensor:
-        small = functional.interpolate(some, size, mode="bilinear", align_corners=False, antialias=True)
-        return functional.interpolate(small, list(films.shape[2:]), mode="bilinear", align_corners=False)
+        small = resized(some, (height, width))
+        return functional.interpolate(small, films.shape[2:], mode="bilinear", align_corners=False)
 
     return _changed(films, _chosen(films, settings.resolution, generator), coarser)
 

@@ -56,9 +56,10 @@ class Cost:
         """Of what a training has before it."""
         step = training.step
         films = len(step.sides.training)
-        taken, steps = training.all_steps_taken, training.epoch_count * training.steps_an_epoch
+        left = range(training.all_steps_taken, training.all_steps)
+        whole = math.prod(step.pack.info.preprocessing.size)
         teaching = TEACHING if step.teacher else 0.0
-        work = [math.prod(training.size_of(at)) / math.prod(step.whole) + teaching for at in range(taken, steps)]
+        work = [math.prod(training.size_of(index)) / whole + teaching for index in left]
         return cls(
             network=step.recipe.network,
             parameters=parameters_of(step.classifier),
@@ -67,7 +68,7 @@ class Cost:
             batch_size=-(-films // training.steps_an_epoch),
             steps_an_epoch=training.steps_an_epoch,
             epochs=training.epoch_count,
-            steps_left=steps - taken,
+            steps_left=len(left),
             work_left=sum(work),
             next_work=work[0] if work else 1.0,
             device=str(step.device),

@@ -72,7 +72,7 @@ def export_run(
     trained = Trained.read([run, *beside])
     info = trained.infos[0]
     gate = read_checked(run / GATE, info.files[GATE])
-    size = (info.preprocessing.height, info.preprocessing.width)
+    size = info.preprocessing.size
     with folder_written_whole(out, marker=DESCRIPTION) as folder:
         bundle = _described(name, trained)
         metrics = validation_metrics(trained.table, trained.stress, bundle, _caution(info))

@@ -103,6 +103,11 @@ class Training:
         """Steps since the beginning."""
         return len(self.records) * self.steps_an_epoch + self.steps_taken
 
+    @property
+    def all_steps(self) -> int:
+        """Steps from the beginning to the end."""
+        return self.epoch_count * self.steps_an_epoch
+
     def state(self) -> State:
         """Everything that the rest of the training depends on, copied."""
         return state_of(self.step, self.steps_taken, self._summed_loss, tuple(self.records))
@@ -160,7 +165,7 @@ class Training:
             for index, batch in enumerate(batches[self.steps_taken :], start=self.steps_taken):
                 generator.manual_seed(seed_of(recipe.seed, epoch, index, "augmentation"))
                 torch.manual_seed(seed_of(recipe.seed, epoch, index, "dropout"))
-                rate = self._rate_of(epoch, index)
+                rate = self._rate_of(self.all_steps_taken)
                 loss = self.step.descend(batch, rate, generator, self.size_of(self.all_steps_taken))
                 if not math.isfinite(loss):
                     raise self._diverged(epoch, index, batch, loss, rate)
@@ -168,7 +173,7 @@ class Training:
                 self.steps_taken += 1
                 on_progress(self._films_done(), len(rows))
                 after_step()
-        return self._rate_of(epoch, self.steps_an_epoch - 1)
+        return self._rate_of(self.all_steps_taken - 1)
 
     def _films_done(self) -> int:
         """Films of this epoch that were trained on."""
@@ -177,11 +182,11 @@ class Training:
 
     def size_of(self, step: int) -> tuple[int, int]:
         """Height and width of the films of a step, counted from the beginning of the training."""
-        return size_at(self.step.recipe, step, self.epoch_count * self.steps_an_epoch, self.step.whole)
+        return size_at(self.step.recipe, step, self.all_steps, self.step.pack.info.preprocessing.size)
 
-    def _rate_of(self, epoch: int, index: int) -> float:
-        steps = self.steps_an_epoch
-        return learning_rate_at(self.step.recipe, (epoch - 1) * steps + index, self.epoch_count * steps)
+    def _rate_of(self, step: int) -> float:
+        """Learning rate of a step, counted in the same way."""
+        return learning_rate_at(self.step.recipe, step, self.all_steps)
 
     def _diverged(self, epoch: int, index: int, batch: Rows, loss: float, rate: float) -> TrainingDiverged:
         films = ", ".join(self.step.pack.films[row].path for row in batch)

@@ -218,7 +218,10 @@ def recipe_of(given: Recipe | Path | str = "default", **changes: Any) -> Recipe:
 def every_field(written: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's fields as a run wrote them, and the defaults of those that its version of this package did not have.
 
-    So a new field's default has to be what was done before there was one. Raises: KeyError, TypeError: not a recipe's.
+    So a new field's default has to be what was done before there was one. Fields that this version does not know stay,
+    unlike in ``Recipe.from_fields``, so that a difference in them can be named.
+
+    Raises: KeyError, TypeError: these are no recipe's.
     """
     known = dataclasses.asdict(Recipe())
     return {**known, **written, "augmentation": {**known["augmentation"], **written["augmentation"]}}

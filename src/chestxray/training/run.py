@@ -215,10 +215,7 @@ class _Run:
         self._stop = StopRequest()
         if checkpoint is not None:
             training.restore(checkpoint.state)
-            say(
-                f"{folder.folder}: goes on behind step {training.all_steps_taken:,} of "
-                f"{training.epoch_count * training.steps_an_epoch:,}"
-            )
+            say(f"{folder.folder}: goes on behind step {training.all_steps_taken:,} of {training.all_steps:,}")
         self._info = described(training)
         if self._writes:
             self._begin(anew=checkpoint is None)
@@ -299,7 +296,7 @@ class _Run:
         name = self._stop.signal.name if self._stop.signal else "the signal of another process"
         return TrainingInterrupted(
             f"{self._out.folder}: stopped on {name} behind step {training.all_steps_taken:,} of "
-            f"{training.epoch_count * training.steps_an_epoch:,}; a checkpoint is written. The same command goes on",
+            f"{training.all_steps:,}; a checkpoint is written. The same command goes on",
             self._stop.signal or 15,
         )
 

@@ -88,11 +88,6 @@ class Step(NamedTuple):
             teacher=teacher.on(device) if teacher else None,
         )
 
-    @property
-    def whole(self) -> tuple[int, int]:
-        """Height and width of the pack's films, in pixels."""
-        return self.pack.info.preprocessing.height, self.pack.info.preprocessing.width
-
     def films(self, rows: Rows) -> Tensor:
         """Grey levels of those rows, shape (n, 1, height, width), float, on the device."""
         return self.on_device(self.pack.images[rows])
@@ -129,7 +124,7 @@ class Step(NamedTuple):
             taught = self.team.whole(self.teacher.shares(films[share]), len(batch))
             truths = truths.lerp(taught, self.recipe.distillation)
         with self.team.as_one(len(batch)):
-            shown = resized(films[share], size or self.whole)
+            shown = resized(films[share], size or self.pack.info.preprocessing.size)
             own = self.scores(self.trained, shown, reduced=self.reduced)
         loss = functional.cross_entropy(
             self.team.whole(own, len(batch)),
