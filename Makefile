@@ -87,7 +87,7 @@ dist: $(STAMP) ## wheel and source archive in dist/, the same bytes wherever the
 
 # What needs no network is among the tests as well; AUDIT=0 leaves the question about vulnerabilities out.
 check-supply-chain: dist ## imports, pins, licences; bill of materials in dist/; known vulnerabilities (asks a network)
-	@$(BIN)/pytest -q tests/test_supply_chain.py tests/test_audit.py
+	@$(BIN)/pytest -q tests/project/test_supply_chain.py tests/project/test_audit.py
 	@$(BIN)/python tools/supply_chain.py dist/*.whl --out dist/chestxray.cdx.json $(if $(filter 0,$(AUDIT)),--no-audit)
 
 # The tests of the page drive a real browser. Where it can be installed without asking, it is.
@@ -101,7 +101,7 @@ benchmarks: $(STAMP) ## the measurements that need no bundle (minutes); the othe
 	@for name in bootstrap decoding epoch pack_growth packing training_step; do \
 	  echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-# The bundles in the package. Everything is chosen on a patient-disjoint validation side; no test side is drawn, since
+# The bundles in the package. Everything is chosen on a patient-disjoint validation split; no test split is drawn, since
 # the published one lies elsewhere. Not quite two hours on one core.
 RELEASE ?= release
 BUNDLES := src/chestxray/bundles

@@ -21,11 +21,9 @@ from multiprocessing.pool import Pool
 from pathlib import Path
 
 from chestxray.data.collect import collect
-from chestxray.inference.batch import journal_of, run_batch
-from chestxray.inference.bundle import Bundle
-from chestxray.inference.judge import GROUP, judge_group
-from chestxray.inference.shipped import folder_of
-from chestxray.machine import cores
+from chestxray.data.parallel import cores
+from chestxray.inference.batch import GROUP, journal_of, predict_group, run_batch
+from chestxray.inference.bundle import Bundle, folder_of
 from chestxray.schema import Film
 from side_by_side import report, take_turns
 
@@ -36,7 +34,7 @@ def judge_share(paths: list[str], bundle: Path) -> int:
     """What a process of the floor does with its paths."""
     description = Bundle.open(bundle).info.to_json()
     groups = (paths[start : start + GROUP] for start in range(0, len(paths), GROUP))
-    return sum(len(judge_group([Film(path) for path in group], bundle, description)) for group in groups)
+    return sum(len(predict_group([Film(path) for path in group], bundle, description)) for group in groups)
 
 
 def floor(pool: Pool, paths: list[str], bundle: Path) -> None:

@@ -11,8 +11,8 @@ import time
 
 import numpy as np
 
-from chestxray.evaluation.calibration import calibrated
-from chestxray.evaluation.intervals import areas, bootstrap, rates, squared_error
+from chestxray.metrics.calibration import calibrated
+from chestxray.metrics.intervals import areas, bootstrap, rates, squared_error
 
 FILMS = 5_000
 PATIENTS = 2_500

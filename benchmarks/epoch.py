@@ -29,15 +29,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from chestxray.data.pack import Pack, write_pack
-from chestxray.machine import cores
+from chestxray.data.parallel import cores
 from chestxray.schema import Film, Label, Split, Verdict
-from chestxray.training.loop import train
-from chestxray.training.recipe import Recipe
+from chestxray.training.config import Recipe
+from chestxray.training.trainer import train
 from other_trainers import AfterStep, Films, nothing_more
 
 HEIGHT, WIDTH = 112, 160
 MEAN, STD = 0.482, 0.236  # of the published training films
-VALIDATION = 2  # films a class: the loop wants a validation side, and its time is not counted
+VALIDATION = 2  # films a class: the loop wants a validation split, and its time is not counted
 
 
 class Source(NamedTuple):
@@ -118,7 +118,7 @@ def rows_of(sample: Sequence[tuple[Path, Label]], everything: Sequence[tuple[Pat
     """The sample to train on, and a few more to validate on; patients are of no account here."""
     chosen = {path for path, _ in sample}
     rest = [(path, label) for path, label in everything if path not in chosen] or list(sample)
-    for side, films in (
+    for split, films in (
         (Split.TRAIN, sample),
         *((Split.VAL, [row for row in rest if row[1] is label][:VALIDATION]) for label in Label),
     ):
@@ -126,8 +126,8 @@ def rows_of(sample: Sequence[tuple[Path, Label]], everything: Sequence[tuple[Pat
             yield Film(
                 path=str(path.resolve()),
                 label=label,
-                split=side,
-                patient_id=f"{side}{label}{number}",
+                split=split,
+                patient_id=f"{split}{label}{number}",
                 verdict=Verdict.ACCEPTED,
             )
 
@@ -181,7 +181,7 @@ def from_pack(pack: Pack) -> Iterator[float]:
     """The default recipe's epochs, without end: seconds of training for each."""
     recipe = Recipe.shipped().with_changes(epochs=10_000)
     for epoch in train(pack, recipe, device="cpu"):
-        yield len(epoch.sides.training) / epoch.record.films_per_second
+        yield len(epoch.splits.training) / epoch.record.films_per_second
 
 
 # --------------------------------------------------------------------------- telling

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from chestxray.data.collect import collect
-from chestxray.data.films import read_film
+from chestxray.data.sources import read_film
+from chestxray.inference.bundle import folder_of
 from chestxray.inference.predictor import Predictor
-from chestxray.inference.shipped import folder_of
 from side_by_side import report, take_turns
 
 ALONE = "decode + network, one film, 1 thread"
@@ -31,7 +31,7 @@ def decode_and_score(predictor: Predictor, films: list[bytes]) -> None:
     predictor.logits(np.stack([predictor.prepare(data, "film").plane for data in films]))
 
 
-def judged(predictor: Predictor, data: bytes) -> bool:
+def results(predictor: Predictor, data: bytes) -> bool:
     """Whether the film gets as far as the network."""
     return predictor.prepare(data, "film").plane is not None
 
@@ -54,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     one, two = (Predictor.load(arguments.bundle, threads=threads) for threads in (1, 2))
     found = (read_film(film) for film in collect(arguments.folder, labels_needed=False))
-    films = list(itertools.islice((data for data in found if judged(one, data)), arguments.films))
+    films = list(itertools.islice((data for data in found if results(one, data)), arguments.films))
     planes = np.stack([one.prepare(data, "film").plane for data in films])
     alone = {
         ALONE: partial(decode_and_score, one, films[:1]),

@@ -97,11 +97,11 @@ class Tally:
 class Callers:
     """Connections to one service, opened when they are needed and kept."""
 
-    def __init__(self, address: str, path: str = "/v1/predict", judge: Judge = right, wrap: Wrap = as_it_is) -> None:
+    def __init__(self, address: str, path: str = "/v1/predict", predict: Judge = right, wrap: Wrap = as_it_is) -> None:
         host, port = address.removeprefix("http://").split(":")
         self._where = host, int(port)
         self._head = f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: "
-        self._judge = judge
+        self._judge = predict
         self._wrap = wrap
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         self.tally = Tally()

@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from chestxray.inference.bundle import folder_of
 from chestxray.inference.predictor import Predictor
-from chestxray.inference.shipped import folder_of
 from http_load import Callers, Case, Tally, resident_mib
 from side_by_side import machine
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from chestxray.machine import cores
+from chestxray.data.parallel import cores
 from chestxray.schema import Label
 
 Films = Sequence[tuple[Path, Label]]

@@ -25,7 +25,7 @@ from PIL import Image
 from chestxray.data.clean import clean
 from chestxray.data.collect import collect
 from chestxray.data.pack import Pack, write_pack
-from chestxray.machine import cores
+from chestxray.data.parallel import cores
 from chestxray.schema import Film
 from side_by_side import report, take_turns
 

@@ -19,7 +19,7 @@ from typing import Final
 
 from playwright.sync_api import Browser, sync_playwright
 
-from chestxray.inference.shipped import DEFAULT, folder_of
+from chestxray.inference.bundle import DEFAULT, folder_of
 from chestxray.serving.static import EXAMPLES
 from side_by_side import machine
 

@@ -30,9 +30,9 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from chestxray.data.pack import Pack, labels_of
-from chestxray.evaluation.metrics import auroc
+from chestxray.inference.bundle import folder_of
 from chestxray.inference.predictor import session_options
-from chestxray.inference.shipped import folder_of
+from chestxray.metrics.metrics import auroc
 from chestxray.schema import Split
 from side_by_side import machine, take_turns
 

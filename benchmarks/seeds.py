@@ -21,13 +21,13 @@ from typing import Final
 
 import numpy as np
 
-from chestxray.evaluation.calibration import calibrated, choose_operating_points, fit_calibration
-from chestxray.evaluation.intervals import delong_interval
-from chestxray.evaluation.metrics import Confusion, auroc
-from chestxray.evaluation.stress import CLEAN, pooled
+from chestxray.evaluation.robustness import CLEAN, pooled
+from chestxray.metrics.calibration import calibrated, choose_operating_points, fit_calibration
+from chestxray.metrics.intervals import delong_interval
+from chestxray.metrics.metrics import Confusion, auroc
 from chestxray.schema import Split
+from chestxray.training.config import Recipe
 from chestxray.training.ensemble import Trained
-from chestxray.training.recipe import Recipe
 
 POINT: Final = "balanced"
 

@@ -34,8 +34,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from chestxray.inference.bundle import folder_of
 from chestxray.inference.predictor import Predictor
-from chestxray.inference.shipped import folder_of
 from http_load import Callers, Case, as_form, as_it_is, descendants, resident_mib, right
 from side_by_side import machine
 
@@ -133,20 +133,24 @@ def references(bundle: Path, films: list[Path]) -> tuple[list[Case], float]:
 
 def measure(server: Server, arguments: argparse.Namespace, python: Path, cases: list[Case]) -> Row:
     """One round of one server. Raises: NoAnswer."""
-    judge = right if server.name == "chestxray" else close
+    predict = right if server.name == "chestxray" else close
     with running(server, arguments.bundle, python) as (address, process, began):
         first = 0.0
         while not first:
-            tally = asyncio.run(Callers(address, server.path, judge, server.wrap).closed(cases, 1, 1))
+            tally = asyncio.run(Callers(address, server.path, predict, server.wrap).closed(cases, 1, 1))
             if tally.answered:
                 first = time.perf_counter() - began
             elif time.perf_counter() - began < START_SECONDS:
                 time.sleep(0.02)  # the server needs the processor more
             else:
                 raise NoAnswer(f"no answer in {START_SECONDS} seconds: {tally}")
-        asyncio.run(Callers(address, server.path, judge, server.wrap).closed(cases, 50, 4))  # warm
-        alone = asyncio.run(Callers(address, server.path, judge, server.wrap).closed(cases, arguments.requests // 2, 1))
-        busy = asyncio.run(Callers(address, server.path, judge, server.wrap).closed(cases, arguments.requests, AT_ONCE))
+        asyncio.run(Callers(address, server.path, predict, server.wrap).closed(cases, 50, 4))  # warm
+        alone = asyncio.run(
+            Callers(address, server.path, predict, server.wrap).closed(cases, arguments.requests // 2, 1)
+        )
+        busy = asyncio.run(
+            Callers(address, server.path, predict, server.wrap).closed(cases, arguments.requests, AT_ONCE)
+        )
         faults = [each.wrong + len(each.lost) + each.refused + sum(each.other.values()) for each in (alone, busy)]
         return Row(first, alone.quantile(0.5), alone.quantile(0.99), busy.goodput, resident_mib(process), sum(faults))
 

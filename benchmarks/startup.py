@@ -11,7 +11,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from chestxray.inference.shipped import folder_of
+from chestxray.inference.bundle import folder_of
 from side_by_side import report, take_turns
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/time_to_stress.py [--data FOLDER] [--network NAME ...] [--target 0.97] [--most 4] [--json]
 
-All ways train on the same films (patient-disjoint, no test side) and are judged on the same panel, each validation film
-under one shift, four times an epoch with the clock stopped; two judgements in a row have to reach the target, so that
+All ways train on the same films (patient-disjoint, no test split) and are measured on the same panel, each validation
+film under one shift, four times an epoch with the clock stopped; two results in a row have to reach the target, so that
 luck does not. Ours is the network's shipped recipe with the schedule of a whole training, and its time begins with
 packing. The others read the JPEG files in every epoch:
 
@@ -38,11 +38,11 @@ from chestxray.data.clean import clean
 from chestxray.data.collect import collect
 from chestxray.data.pack import Pack, labels_of, write_pack
 from chestxray.data.split import SplitSettings, split
-from chestxray.evaluation.metrics import auroc
+from chestxray.metrics.metrics import auroc
 from chestxray.schema import Film, Label
-from chestxray.training.loop import Training
+from chestxray.training.config import Recipe
 from chestxray.training.networks import NETWORKS, build, log_odds
-from chestxray.training.recipe import Recipe
+from chestxray.training.trainer import Training
 from epoch import Original
 from other_trainers import HAS_LIGHTNING, Films, lightning_trainer, loader_of, plain_loop
 from side_by_side import machine
@@ -96,12 +96,12 @@ class Course:
         reached: seconds at the first of the judgements that reached the target, or None.
     """
 
-    def __init__(self, judge: Callable[[nn.Module], float], every: int, target: float, limit: float) -> None:
+    def __init__(self, predict: Callable[[nn.Module], float], every: int, target: float, limit: float) -> None:
         """Judge after so many films each; give up after ``limit`` seconds."""
-        self._judge, self._every, self._target, self._limit = judge, every, target, limit
+        self._judge, self._every, self._target, self._limit = predict, every, target, limit
         self._films = 0
         self.seconds = 0.0
-        self.judged: list[tuple[float, float]] = []
+        self.results: list[tuple[float, float]] = []
         self.reached: float | None = None
         self._since = time.perf_counter()
 
@@ -111,8 +111,8 @@ class Course:
         if before // self._every == self._films // self._every:
             return
         self.seconds += time.perf_counter() - self._since
-        self.judged.append((self.seconds, self._judge(module)))
-        last = self.judged[-IN_A_ROW:]
+        self.results.append((self.seconds, self._judge(module)))
+        last = self.results[-IN_A_ROW:]
         if len(last) == IN_A_ROW and min(area for _, area in last) >= self._target:
             self.reached = last[0][0]
         if self.reached is not None or self.seconds >= self._limit:
@@ -125,7 +125,7 @@ class Course:
 
     def told(self) -> dict[str, Any]:
         """For a document."""
-        return {"seconds_to_target": self.reached, "seconds": self.seconds, "auroc_after_seconds": self.judged}
+        return {"seconds_to_target": self.reached, "seconds": self.seconds, "auroc_after_seconds": self.results}
 
 
 def main() -> None:
@@ -173,8 +173,8 @@ class Race:
         self.pack = Pack.open(folder)
         self.training = Training(self.pack, Recipe.shipped(RECIPES[network]), device="cpu")
         step = self.training.step
-        self._panel = Panel(self.training.panel, labels_of(self.pack.films)[step.sides.validation])
-        chosen = [self.pack.films[row] for row in step.sides.training]
+        self._panel = Panel(self.training.panel, labels_of(self.pack.films)[step.splits.validation])
+        chosen = [self.pack.films[row] for row in step.splits.training]
         self.films: Films = [(Path(film.path), Label(film.label)) for film in chosen]
         self.courses: dict[str, Course] = {}
         self.limit = math.inf
@@ -246,7 +246,7 @@ def _told(results: Mapping[str, Mapping[str, Course]], options: argparse.Namespa
         yield f"\n{network}: until the panel's AUROC is {options.target:g}"
         ours = courses[OURS].reached
         for name, course in courses.items():
-            best = max(area for _, area in course.judged)
+            best = max(area for _, area in course.results)
             if course.reached is None:
                 yield f"  {name:32} not within {course.seconds:.0f} s; at best {best:.4f}"
             else:

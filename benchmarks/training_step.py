@@ -28,10 +28,9 @@ import numpy as np
 import torch
 
 from chestxray.data.pack import Pack, write_pack
-from chestxray.training.loop import Training
-from chestxray.training.memory import freed_memory_kept
+from chestxray.training.config import Recipe
 from chestxray.training.networks import NETWORKS, Classifier, build
-from chestxray.training.recipe import Recipe
+from chestxray.training.trainer import Training, freed_memory_kept
 from epoch import Original, labelled, rows_of
 from other_trainers import HAS_LIGHTNING, Films, lightning_trainer, loader_of, plain_loop
 from side_by_side import Timing, machine, take_turns
@@ -139,9 +138,9 @@ def _steps_of(training: Training) -> Callable[[], None]:
 def _network_alone(training: Training) -> Callable[[], None]:
     """The forward and backward of an epoch's batches, on films that are ready; memory is kept as the loop keeps it."""
     step = training.step
-    count = len(step.sides.training)
+    count = len(step.splits.training)
     batches = np.array_split(np.arange(count), training.steps_an_epoch)
-    ready = [step.films(step.sides.training[batch]) for batch in batches]
+    ready = [step.films(step.splits.training[batch]) for batch in batches]
 
     def epoch() -> None:
         step.classifier.train()

@@ -13,9 +13,8 @@ import click
 import chestxray
 from chestxray import errors
 from chestxray.cli.main import chestxray_group
-from chestxray.inference.bundle import Bundle
+from chestxray.inference.bundle import BUNDLES, Bundle, shipped_bundles
 from chestxray.inference.predictor import Predictor
-from chestxray.inference.shipped import BUNDLES, shipped_bundles
 from chestxray.serving.app import MODEL_CARD, create_app
 
 Document = Mapping[str, Any]
@@ -143,11 +142,11 @@ def _type(schema: Document) -> str:
 
 # The headings of the names of ``chestxray``, by the first name below each.
 _CHAPTERS: Final = {
-    "write_phantoms": "Films",
+    "write_synthetic_films": "Films",
     "pack": "Training",
     "evaluate": "Judging",
     "serve": "Serving, and everything at once",
-    "draw_films": "Pictures",
+    "plot_films": "Pictures",
     "Film": "What the functions take and give",
 }
 

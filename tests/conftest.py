@@ -18,7 +18,7 @@ from chestxray.schema import Film
 settings.register_profile("untimed", deadline=None)  # how long an example takes says what else the machine does
 settings.load_profile("untimed")
 
-PHANTOM_PATIENTS = 100
+SYNTHETIC_PATIENTS = 100
 SEED = 7
 
 
@@ -40,23 +40,24 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable
 
 
 @pytest.fixture(scope="session")
-def phantoms(shared: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+def synthetic_films(shared: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """A folder of phantoms in the published layout, with one film of each fault."""
-    from chestxray.data.phantom import PhantomSettings, write_phantoms
+    from chestxray.synthetic.dataset import SyntheticSettings, write_synthetic_films
 
     return shared(
-        "phantoms", lambda path: write_phantoms(path, PhantomSettings(PHANTOM_PATIENTS, seed=SEED, faults=True))
+        "phantoms",
+        lambda path: write_synthetic_films(path, SyntheticSettings(SYNTHETIC_PATIENTS, seed=SEED, faults=True)),
     )
 
 
 @pytest.fixture(scope="session")
-def phantom_films(phantoms: Path) -> tuple[Film, ...]:
+def phantom_films(synthetic_films: Path) -> tuple[Film, ...]:
     """The phantoms, collected, cleaned and split."""
     from chestxray.data.clean import clean
     from chestxray.data.collect import collect
     from chestxray.data.split import split
 
-    return split(clean(collect(phantoms), workers=1))
+    return split(clean(collect(synthetic_films), workers=1))
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +71,7 @@ def pack(shared: Callable[[str, Callable[[Path], object]], Path], phantom_films:
 @pytest.fixture(scope="session")
 def training(shared: Callable[[str, Callable[[Path], object]], Path], pack: Path) -> Path:
     """A short training run on the phantoms."""
-    from chestxray.training.recipe import Recipe
+    from chestxray.training.config import Recipe
     from chestxray.training.run import train_run
 
     recipe = Recipe.shipped("default").with_changes(epochs=4, batch_size=16, mixup=0.0)
@@ -87,7 +88,7 @@ def bundle(shared: Callable[[str, Callable[[Path], object]], Path], training: Pa
 
 @pytest.fixture(scope="session")
 def film_paths(phantom_films: Sequence[Film]) -> tuple[Path, ...]:
-    """Accepted JPEG films of the test side."""
+    """Accepted JPEG films of the test split."""
     return tuple(Path(film.path) for film in phantom_films if film.split == "test" and film.path.endswith(".jpeg"))
 
 

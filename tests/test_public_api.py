@@ -102,8 +102,8 @@ EPOCHS = 1
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of small phantoms."""
     folder = tmp_path_factory.mktemp("api") / "films"
-    settings = chestxray.PhantomSettings(patients=48, films_per_patient=2, min_width=160, max_width=240, faults=True)
-    chestxray.write_phantoms(str(folder), settings, workers=1)
+    settings = chestxray.SyntheticSettings(patients=48, films_per_patient=2, min_width=160, max_width=240, faults=True)
+    chestxray.write_synthetic_films(str(folder), settings, workers=1)
     return folder
 
 
@@ -116,9 +116,9 @@ def by_python(films: Path) -> Path:
     chestxray.write_manifest(rows, f"{out}/manifest.csv")
     cleaned = chestxray.clean(rows, workers=1)
     chestxray.write_manifest(cleaned, f"{out}/clean.csv")
-    sides = chestxray.split(cleaned, chestxray.SplitSettings(seed=4))
-    chestxray.write_manifest(sides, f"{out}/split.csv")
-    chestxray.pack(sides, f"{out}/pack", resize="letterbox", workers=1)
+    splits = chestxray.split(cleaned, chestxray.SplitSettings(seed=4))
+    chestxray.write_manifest(splits, f"{out}/split.csv")
+    chestxray.pack(splits, f"{out}/pack", resize="letterbox", workers=1)
     recipe = chestxray.recipe("default", epochs=EPOCHS)
     chestxray.train(f"{out}/pack", f"{out}/training", recipe)
     chestxray.export(f"{out}/training", f"{out}/bundle", "ours")
@@ -216,9 +216,9 @@ def test_a_batch_of_which_nothing_can_be_judged_is_an_error_and_a_table(bundle: 
     assert "letter.jpeg" in (tmp_path / "scores.csv").read_text()
 
 
-def test_an_engine_that_does_not_exist_is_refused(phantoms: Path, tmp_path: Path) -> None:
+def test_an_engine_that_does_not_exist_is_refused(synthetic_films: Path, tmp_path: Path) -> None:
     with pytest.raises(chestxray.ChestXrayError, match="no engine 'spark'; there are local, ray"):
-        chestxray.batch(phantoms, tmp_path / "scores.csv", engine="spark")
+        chestxray.batch(synthetic_films, tmp_path / "scores.csv", engine="spark")
 
 
 def test_a_recipe_is_given_by_name_by_file_or_as_it_is(tmp_path: Path) -> None:

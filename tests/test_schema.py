@@ -52,7 +52,7 @@ films = st.builds(
     Film,
     path=words.map(lambda word: "/films/" + word.replace("/", "-") + ".jpeg"),
     label=st.sampled_from(["", *(label.value for label in Label)]),
-    split=st.sampled_from(["", *(side.value for side in Split)]),
+    split=st.sampled_from(["", *(split.value for split in Split)]),
     patient_id=words,
     cause=words,
     sha256=hashes,

@@ -9,9 +9,9 @@ import torch
 from flask import Flask, jsonify, request
 from safetensors.torch import load_file
 
-from chestxray.evaluation.calibration import calibrated
 from chestxray.inference.bundle import Bundle
-from chestxray.inference.prepare import prepare
+from chestxray.inference.ood import prepare
+from chestxray.metrics.calibration import calibrated
 from chestxray.training.ensemble import Ensemble
 from chestxray.training.networks import build
 

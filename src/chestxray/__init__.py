@@ -18,34 +18,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from chestxray.errors import ChestXrayError
+from chestxray.version import __version__
 
 if TYPE_CHECKING:
-    from chestxray.data.clean import clean, describe
+    from chestxray.api import batch, calibrate, evaluate, evaluate_scores, export, load, predict, sign, train, verify
+    from chestxray.data.clean import clean, describe, quarantine
     from chestxray.data.collect import collect
     from chestxray.data.pack import Pack
     from chestxray.data.pack import write_pack as pack
-    from chestxray.data.phantom import PhantomSettings, write_phantoms
-    from chestxray.data.quarantine import quarantine
     from chestxray.data.report import write_data_report
     from chestxray.data.split import SplitSettings, split
-    from chestxray.diagnosis import diagnose as doctor
+    from chestxray.doctor import diagnose as doctor
     from chestxray.evaluation.assessment import Assessment
     from chestxray.inference.predictor import Predictor
-    from chestxray.pictures import draw_answer, draw_distribution, draw_films, draw_network, draw_scaling
     from chestxray.pipeline import RunSettings, run
+    from chestxray.plots import plot_answer, plot_distribution, plot_films, plot_network, plot_scaling
     from chestxray.schema import BundleInfo, Film, PackInfo, Prediction, read_manifest, write_manifest
     from chestxray.serving.background import BackgroundService, serve_in_background
     from chestxray.serving.keys import new_key as key
     from chestxray.serving.server import ServeOptions, serve
+    from chestxray.synthetic.dataset import SyntheticSettings, write_synthetic_films
     from chestxray.training.blend import blend_runs as blend
-    from chestxray.training.recipe import Recipe
-    from chestxray.training.recipe import recipe_of as recipe
-    from chestxray.verbs import batch, calibrate, evaluate, evaluate_scores, export, load, predict, sign, train, verify
+    from chestxray.training.config import Recipe
+    from chestxray.training.config import recipe_of as recipe
 
 __all__ = [
     "__version__",
     # films
-    "write_phantoms", "collect", "clean", "describe", "quarantine", "write_data_report", "split",
+    "write_synthetic_films", "collect", "clean", "describe", "quarantine", "write_data_report", "split",
     "read_manifest", "write_manifest",
     # training
     "pack", "recipe", "train", "blend", "export",
@@ -54,49 +54,47 @@ __all__ = [
     # serving, and everything at once
     "serve", "serve_in_background", "key", "run", "doctor",
     # pictures
-    "draw_films", "draw_distribution", "draw_scaling", "draw_network", "draw_answer",
+    "plot_films", "plot_distribution", "plot_scaling", "plot_network", "plot_answer",
     # what they take and give
     "Film", "PackInfo", "Pack", "BundleInfo", "Prediction", "Predictor", "Assessment", "BackgroundService",
-    "PhantomSettings", "SplitSettings", "Recipe", "RunSettings", "ServeOptions",
+    "SyntheticSettings", "SplitSettings", "Recipe", "RunSettings", "ServeOptions",
     "ChestXrayError",
 ]  # fmt: skip
 
-__version__: Final = "0.1.0"
-
 # Where each name lives. The imports above say the same to editors and type checkers.
 _HOMES: Final = {
-    "write_phantoms": "data.phantom.write_phantoms",
+    "write_synthetic_films": "synthetic.dataset.write_synthetic_films",
     "collect": "data.collect.collect",
     "clean": "data.clean.clean",
     "describe": "data.clean.describe",
-    "quarantine": "data.quarantine.quarantine",
+    "quarantine": "data.clean.quarantine",
     "write_data_report": "data.report.write_data_report",
     "split": "data.split.split",
     "read_manifest": "schema.read_manifest",
     "write_manifest": "schema.write_manifest",
     "pack": "data.pack.write_pack",
-    "recipe": "training.recipe.recipe_of",
-    "train": "verbs.train",
+    "recipe": "training.config.recipe_of",
+    "train": "api.train",
     "blend": "training.blend.blend_runs",
-    "export": "verbs.export",
-    "evaluate": "verbs.evaluate",
-    "evaluate_scores": "verbs.evaluate_scores",
-    "calibrate": "verbs.calibrate",
-    "sign": "verbs.sign",
-    "verify": "verbs.verify",
-    "load": "verbs.load",
-    "predict": "verbs.predict",
-    "batch": "verbs.batch",
+    "export": "api.export",
+    "evaluate": "api.evaluate",
+    "evaluate_scores": "api.evaluate_scores",
+    "calibrate": "api.calibrate",
+    "sign": "api.sign",
+    "verify": "api.verify",
+    "load": "api.load",
+    "predict": "api.predict",
+    "batch": "api.batch",
     "serve": "serving.server.serve",
     "serve_in_background": "serving.background.serve_in_background",
     "key": "serving.keys.new_key",
     "run": "pipeline.run",
-    "doctor": "diagnosis.diagnose",
-    "draw_films": "pictures.draw_films",
-    "draw_distribution": "pictures.draw_distribution",
-    "draw_scaling": "pictures.draw_scaling",
-    "draw_network": "pictures.draw_network",
-    "draw_answer": "pictures.draw_answer",
+    "doctor": "doctor.diagnose",
+    "plot_films": "plots.draw_films",
+    "plot_distribution": "plots.plot_distribution",
+    "plot_scaling": "plots.plot_scaling",
+    "plot_network": "plots.plot_network",
+    "plot_answer": "plots.plot_answer",
     "Film": "schema.Film",
     "PackInfo": "schema.PackInfo",
     "Pack": "data.pack.Pack",
@@ -105,9 +103,9 @@ _HOMES: Final = {
     "Predictor": "inference.predictor.Predictor",
     "Assessment": "evaluation.assessment.Assessment",
     "BackgroundService": "serving.background.BackgroundService",
-    "PhantomSettings": "data.phantom.PhantomSettings",
+    "SyntheticSettings": "synthetic.dataset.SyntheticSettings",
     "SplitSettings": "data.split.SplitSettings",
-    "Recipe": "training.recipe.Recipe",
+    "Recipe": "training.config.Recipe",
     "RunSettings": "pipeline.RunSettings",
     "ServeOptions": "serving.server.ServeOptions",
 }

@@ -95,7 +95,7 @@ class SignatureInvalid(BundleInvalid):
 
 
 class Leakage(DataError):
-    """A patient or a film stands on two sides of a split."""
+    """A patient or a film stands on two splits."""
 
 
 class DegenerateLabels(DataError):

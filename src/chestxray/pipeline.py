@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Final, Protocol
 from chestxray.data.clean import Distribution, clean, describe
 from chestxray.data.collect import collect
 from chestxray.data.pack import write_pack
-from chestxray.data.parallel import Progress
-from chestxray.data.phantom import PhantomSettings, write_phantoms
 from chestxray.data.split import SplitSettings, split
 from chestxray.evaluation.assessment import Assessment
-from chestxray.judging.evaluate import JudgingSettings, judge_bundle
-from chestxray.judging.narrator import SILENCE, Narrator
+from chestxray.evaluation.evaluate import EvaluationSettings, evaluate_bundle
+from chestxray.progress import SILENT, ProgressCallback, Reporter
 from chestxray.schema import BundleInfo, Film, Split, write_manifest
+from chestxray.synthetic.dataset import SyntheticSettings, write_synthetic_films
 
 if TYPE_CHECKING:
-    from chestxray.training.recipe import Recipe
+    from chestxray.training.config import Recipe
     from chestxray.training.record import EpochRecord
 
 
@@ -36,7 +35,7 @@ class RunSettings:
         recipe: how to train: a recipe, the name of one of this package, or a TOML file.
         device: where to train.
         size: (height, width) of the network's input, in pixels; None for the size that the network was made for.
-        split_seed: draws the sides that the source does not give.
+        split_seed: draws the splits that the source does not give.
         phantoms: patients to draw where there is no source.
         workers: processes that read films.
         command: what the user typed, for the report.
@@ -46,7 +45,7 @@ class RunSettings:
     device: str = "auto"
     size: tuple[int, int] | None = None
     split_seed: int = 0
-    phantoms: int = 300
+    synthetic_films: int = 300
     workers: int | None = None
     command: str = ""
 
@@ -58,7 +57,7 @@ class RunResult:
     Attributes:
         bundle, report: where they lie; the report as an HTML file.
         validation: the record of the best epoch.
-        assessment: on the test side.
+        assessment: on the test split.
         seconds: that each stage took.
     """
 
@@ -85,7 +84,7 @@ class Teller(Protocol):
         """What the bundle holds."""
 
     def assessed(self, assessment: Assessment) -> None:
-        """What the test side says."""
+        """What the test split says."""
 
 
 class _SilentTeller:
@@ -114,14 +113,14 @@ _SILENT_TELLER: Final = _SilentTeller()
 class _Stages:
     """Announces each stage and keeps its time."""
 
-    narrator: Narrator
+    reporter: Reporter
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def __call__(self, name: str, what: str) -> Iterator[Progress]:
-        self.narrator.say(f"\n{name}: {what}")
+    def __call__(self, name: str, what: str) -> Iterator[ProgressCallback]:
+        self.reporter.log(f"\n{name}: {what}")
         started = time.perf_counter()
-        with self.narrator.progress(name.capitalize()) as move:
+        with self.reporter.progress(name.capitalize()) as move:
             yield move
         self.seconds[name] = round(time.perf_counter() - started, 2)
 
@@ -130,7 +129,7 @@ def run(
     source: Path | str | None,
     out: Path | str,
     settings: RunSettings = RunSettings(),
-    narrator: Narrator = SILENCE,
+    reporter: Reporter = SILENT,
     teller: Teller = _SILENT_TELLER,
 ) -> RunResult:
     """Films to a measured bundle: every stage in order, each output in ``out`` under its own name.
@@ -144,17 +143,19 @@ def run(
 
     Raises: what the stages raise.
     """
+    from chestxray.training.config import recipe_of
     from chestxray.training.export import export_run
     from chestxray.training.networks import spec_for
-    from chestxray.training.recipe import recipe_of
     from chestxray.training.run import Keeping, train_run
 
-    out, recipe, stage = Path(out), recipe_of(settings.recipe).without_teacher(), _Stages(narrator)
+    out, recipe, stage = Path(out), recipe_of(settings.recipe).without_teacher(), _Stages(reporter)
     height, width = size = settings.size or spec_for(recipe).size
     if source is None:
         source = out / "phantoms"
         with stage("draw", "phantoms, drawn films that show no patient; nothing is downloaded") as move:
-            write_phantoms(source, PhantomSettings(patients=settings.phantoms, faults=True), move, settings.workers)
+            write_synthetic_films(
+                source, SyntheticSettings(patients=settings.synthetic_films, faults=True), move, settings.workers
+            )
     with stage("collect", f"the films of {source}"):
         films = collect(source)
         write_manifest(films, out / "manifest.csv")
@@ -162,7 +163,7 @@ def run(
         films = clean(films, move, settings.workers)
         write_manifest(films, out / "clean.csv")
     teller.cleaned(describe(films), films)
-    with stage("split", "by patient, so that nobody stands on two sides"):
+    with stage("split", "by patient, so that nobody stands on two splits"):
         films = split(films, SplitSettings(seed=settings.split_seed))
         write_manifest(films, out / "split.csv")
     teller.split(films)
@@ -177,19 +178,19 @@ def run(
             keeping=Keeping(replace=True),
             on_epoch=teller.epoch,
             on_progress=move,
-            say=narrator.say,
+            log=reporter.log,
         )
     with stage("export", "graph, weights, calibration, operating points, model card"):
         info = export_run(out / "training", out / "bundle")
     teller.exported(out / "bundle", info)
-    with stage("evaluate", "on the test side"):
-        assessment = judge_bundle(
+    with stage("evaluate", "on the test split"):
+        assessment = evaluate_bundle(
             out / "bundle",
             films,
             out / "split.csv",
             out / "report",
-            narrator,
-            JudgingSettings(side=Split.TEST.value, command=settings.command, workers=settings.workers),
+            reporter,
+            EvaluationSettings(split=Split.TEST.value, command=settings.command, workers=settings.workers),
         )
     teller.assessed(assessment)
     return RunResult(out / "bundle", out / "report" / "index.html", summary.info.best, assessment, stage.seconds)

@@ -58,7 +58,7 @@ class Label(StrEnum):
 
 
 class Split(StrEnum):
-    """The side of the split that a film stands on."""
+    """The split that a film stands on."""
 
     TRAIN = "train"
     VAL = "val"
@@ -244,7 +244,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "resize", Resize(self.resize))
-        if not all(MIN_INPUT_SIDE <= side <= MAX_INPUT_SIDE for side in (self.height, self.width)):
+        if not all(MIN_INPUT_SIDE <= split <= MAX_INPUT_SIDE for split in (self.height, self.width)):
             raise ValueError(
                 f"input size {self.height} x {self.width}: "
                 f"each side must be {MIN_INPUT_SIDE} to {MAX_INPUT_SIDE} pixels"
@@ -266,7 +266,7 @@ class PackInfo:
         count: films in ``images.npy``, in the order of the pack's own ``manifest.csv``.
         preprocessing: the size, the policy and the statistics of the training rows.
         fingerprint: SHA-256 over each film's hash, label, split and patient, in order.
-        leakage_allowed: empty; or the reason that was given for using sides that share patients or films.
+        leakage_allowed: empty; or the reason that was given for using splits that share patients or films.
         decoder: SHA-256 of the code that read the films; with another, nothing is copied from this pack.
     """
 
@@ -340,7 +340,7 @@ class BundleInfo:
         operating_points: at least one; ``default_operating_point`` names one of them.
         training_data: fingerprint of the pack that the network was trained on.
         files: SHA-256 of every other file of the bundle, by name.
-        leakage_allowed: empty; or the reason that was given for training on sides that share patients or films.
+        leakage_allowed: empty; or the reason that was given for training on splits that share patients or films.
         intended_ages: of patients, in years: from the first, to below the second. A DICOM film that tells another age
             is refused. None for any.
     """

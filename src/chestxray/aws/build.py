@@ -9,19 +9,20 @@ import hashlib
 from importlib import resources
 from typing import Any, Final
 
-import chestxray
 from chestxray.aws import prices, stacks
 from chestxray.aws.archives import package_files, zipped
 from chestxray.aws.names import Names
 from chestxray.aws.plan import Item
 from chestxray.aws.session import Cloud, cloud_errors, is_missing
 from chestxray.aws.storage import ensure_bucket, put_bytes
-from chestxray.aws.waiting import Say, states
+from chestxray.aws.waiting import states
 from chestxray.errors import JobFailed
+from chestxray.progress import Log
+from chestxray.version import __version__
 
 TEMPLATE: Final = "build.template.json"
 BUILD_MINUTES: Final = 6  # about, for the plan
-_NOT_IN_THE_IMAGE: Final = frozenset({"bundles", "training", "judging"})
+_NOT_IN_THE_IMAGE: Final = frozenset({"bundles", "training"})
 
 
 def context() -> dict[str, bytes]:
@@ -34,7 +35,7 @@ def image_tag(files: dict[str, bytes]) -> str:
     digest = hashlib.sha256()
     for name in sorted(files):
         digest.update(f"{name} {hashlib.sha256(files[name]).hexdigest()}\n".encode())
-    return f"{chestxray.__version__}-{digest.hexdigest()[:12]}"
+    return f"{__version__}-{digest.hexdigest()[:12]}"
 
 
 def image_address(names: Names, tag: str) -> str:
@@ -69,7 +70,7 @@ def plan_of_image(cloud: Cloud, names: Names) -> tuple[Item, ...]:
     )
 
 
-def ensure_image(cloud: Cloud, names: Names, say: Say) -> str:
+def ensure_image(cloud: Cloud, names: Names, log: Log) -> str:
     """Build the image of this code unless it was built. Returns: its address. Raises: JobFailed, CloudError."""
     files = context()
     tag = image_tag(files)
@@ -80,14 +81,14 @@ def ensure_image(cloud: Cloud, names: Names, say: Say) -> str:
             put_bytes(cloud.client("s3"), names.bucket, key, zipped(files))
         template = resources.files("chestxray.aws").joinpath(TEMPLATE).read_text(encoding="utf-8")
         values = {"Repository": names.deployment, "Project": names.build_stack, "Bucket": names.bucket}
-        stacks.deploy(cloud, names, names.build_stack, template, values, say)
-        _build(cloud, names, key, tag, say)
+        stacks.deploy(cloud, names, names.build_stack, template, values, log)
+        _build(cloud, names, key, tag, log)
         if not image_is_there(cloud, names, tag):
             raise JobFailed(f"the build of {tag} ended well, and there is no such image. Repeat the command")
     return image_address(names, tag)
 
 
-def _build(cloud: Cloud, names: Names, key: str, tag: str, say: Say) -> None:
+def _build(cloud: Cloud, names: Names, key: str, tag: str, log: Log) -> None:
     client = cloud.client("codebuild")
     with cloud_errors(f"building the image {tag}"):
         begun = client.start_build(
@@ -101,7 +102,7 @@ def _build(cloud: Cloud, names: Names, key: str, tag: str, say: Say) -> None:
             build: dict[str, Any] = answer["builds"][0]
             phase = f"{build.get('currentPhase', '')}".lower()
             if phase != said:
-                say(f"building the image: {phase}")
+                log(f"building the image: {phase}")
                 said = phase
             if build["buildStatus"] != "IN_PROGRESS":
                 break

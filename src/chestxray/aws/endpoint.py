@@ -18,8 +18,9 @@ from chestxray.aws.model import Weights, ensure_model, model_name
 from chestxray.aws.names import Names
 from chestxray.aws.plan import Item
 from chestxray.aws.session import Cloud, cloud_errors, is_missing
-from chestxray.aws.waiting import Say, states
+from chestxray.aws.waiting import states
 from chestxray.errors import CloudError, JobFailed, UsageError
+from chestxray.progress import Log
 
 VARIANT: Final = "AllTraffic"
 SERVERLESS_MB: Final = 3072
@@ -79,7 +80,7 @@ def plan_items(names: Names, served: Served, hosting: Hosting, ttl: timedelta | 
 
 
 def deploy(
-    cloud: Cloud, names: Names, weights: Weights, image: str, hosting: Hosting, end: datetime | None, say: Say
+    cloud: Cloud, names: Names, weights: Weights, image: str, hosting: Hosting, end: datetime | None, log: Log
 ) -> str:
     """Make the endpoint, or change the one that is there; wait until it answers.
 
@@ -96,11 +97,11 @@ def deploy(
     try:
         _ensure_config(client, names, served, hosting)
         set_expiry(cloud, names, served, end)
-        _begin(client, names, served, before, anew=anew, say=say)
-        _wait(client, served, say)
+        _begin(client, names, served, before, anew=anew, log=log)
+        _wait(client, served, log)
     except BaseException:
         if anew:  # nothing answered before, so nothing that anybody uses is taken away
-            _take_away(cloud, names, served, say)
+            _take_away(cloud, names, served, log)
         raise
     earlier = before["EndpointConfigName"] if before else served.config
     if earlier != served.config:
@@ -108,15 +109,15 @@ def deploy(
     return "create" if anew else "keep" if earlier == served.config else "update"
 
 
-def _take_away(cloud: Cloud, names: Names, served: Served, say: Say) -> None:
+def _take_away(cloud: Cloud, names: Names, served: Served, log: Log) -> None:
     """After a failure, whose reason stays the one that the user is told."""
     try:
-        remove(cloud, names, served, say)
+        remove(cloud, names, served, log)
     except CloudError as error:
-        say(f'{error}. "chestxray aws destroy" removes what is left')
+        log(f'{error}. "chestxray aws destroy" removes what is left')
 
 
-def remove(cloud: Cloud, names: Names, served: Served, say: Say) -> None:
+def remove(cloud: Cloud, names: Names, served: Served, log: Log) -> None:
     """Take away endpoint, configuration, model and schedules; what is not there is no error.
 
     Raises: CloudError.
@@ -124,7 +125,7 @@ def remove(cloud: Cloud, names: Names, served: Served, say: Say) -> None:
     from botocore.exceptions import ClientError
 
     client = cloud.client("sagemaker")
-    say(f"{served.endpoint}: taken away again")
+    log(f"{served.endpoint}: taken away again")
     with cloud_errors(f"removing {served.endpoint}"):
         for found in states(lambda: _there(client, served.endpoint) or {}):
             if found.get("EndpointStatus") not in {"Creating", "Updating", "SystemUpdating"}:
@@ -192,12 +193,12 @@ def _has_to_be_made_anew(client: Any, before: Mapping[str, Any], hosting: Hostin
 
 
 def _begin(
-    client: Any, names: Names, served: Served, before: Mapping[str, Any] | None, *, anew: bool, say: Say
+    client: Any, names: Names, served: Served, before: Mapping[str, Any] | None, *, anew: bool, log: Log
 ) -> None:
     request = {"EndpointName": served.endpoint, "EndpointConfigName": served.config}
     with cloud_errors(f"creating the endpoint {served.endpoint}"):
         if before is not None and anew:
-            say(f"{served.endpoint}: is made anew, and answers nothing meanwhile")
+            log(f"{served.endpoint}: is made anew, and answers nothing meanwhile")
             client.delete_endpoint(EndpointName=served.endpoint)
             for found in states(lambda: {"there": _there(client, served.endpoint)}):
                 if found["there"] is None:
@@ -208,13 +209,13 @@ def _begin(
             client.update_endpoint(**request)
 
 
-def _wait(client: Any, served: Served, say: Say) -> None:
+def _wait(client: Any, served: Served, log: Log) -> None:
     told = ""
     with cloud_errors(f"waiting for the endpoint {served.endpoint}"):
         for found in states(lambda: client.describe_endpoint(EndpointName=served.endpoint)):
             status = found["EndpointStatus"]
             if status != told:
-                say(f"{served.endpoint}: {status}")
+                log(f"{served.endpoint}: {status}")
                 told = status
             if status in SETTLED:
                 break

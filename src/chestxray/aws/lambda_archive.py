@@ -15,9 +15,9 @@ from typing import Final
 
 from chestxray.aws import lambda_handler
 from chestxray.aws.archives import files_below, package_files, zipped
-from chestxray.aws.waiting import Say
 from chestxray.errors import CloudError, UsageError
 from chestxray.inference.bundle import Bundle
+from chestxray.progress import Log
 
 PYTHON: Final = "3.13"  # the function's; website.yaml says the same
 LIBRARIES: Final = ("numpy", "onnxruntime", "pillow")  # of this installation's versions, so that the answers agree
@@ -25,7 +25,7 @@ PLATFORMS: Final = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux
 MAX_UNPACKED: Final = 250 * 2**20  # bytes; Lambda takes no more
 
 _OF_THE_PACKAGE: Final = frozenset({".py", ".npz", ".json"})
-_ROOMS_NOT_NEEDED: Final = frozenset({"bundles", "judging", "page", "training"})
+_ROOMS_NOT_NEEDED: Final = frozenset({"bundles", "page", "training"})
 _NOT_NEEDED: Final = frozenset({"__pycache__", "bin", "tests"})  # of the libraries
 
 
@@ -34,7 +34,7 @@ def endpoint_archive(model: str) -> bytes:
     return zipped({"lambda_handler.py": Path(lambda_handler.__file__).read_bytes(), "model.json": model.encode()})
 
 
-def inline_archive(bundle: Path, model: str, say: Say, python: str = "") -> bytes:
+def inline_archive(bundle: Path, model: str, log: Log, python: str = "") -> bytes:
     """The function that judges itself: our package, the bundle, and the libraries for Lambda's system.
 
     Args:
@@ -43,7 +43,7 @@ def inline_archive(bundle: Path, model: str, say: Say, python: str = "") -> byte
     Raises: CloudError: too large for Lambda; UsageError: pip cannot fetch the libraries.
     """
     with tempfile.TemporaryDirectory(prefix="chestxray-") as made:
-        _fetch_libraries(Path(made), python or PYTHON, say)
+        _fetch_libraries(Path(made), python or PYTHON, log)
         files = {
             **dict(files_below(Path(made), _NOT_NEEDED)),
             **package_files(without=_ROOMS_NOT_NEEDED, suffixes=_OF_THE_PACKAGE),
@@ -64,9 +64,9 @@ def _bundle_files(bundle: Path) -> dict[str, bytes]:
     return {f"bundle/{name}": (bundle / name).read_bytes() for name in names}
 
 
-def _fetch_libraries(folder: Path, python: str, say: Say) -> None:
+def _fetch_libraries(folder: Path, python: str, log: Log) -> None:
     wanted = [f"{name}=={metadata.version(name)}" for name in LIBRARIES]
-    say(f"fetching {', '.join(wanted)} for Python {python} on Linux")
+    log(f"fetching {', '.join(wanted)} for Python {python} on Linux")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
     command += ["--target", str(folder), "--only-binary", ":all:", "--implementation", "cp", "--python-version", python]
     for platform in PLATFORMS:

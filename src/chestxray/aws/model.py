@@ -12,10 +12,9 @@ from chestxray.aws.names import Names
 from chestxray.aws.roles import ensure_execution_role, once_the_role_is_known
 from chestxray.aws.session import Cloud, cloud_errors, is_missing
 from chestxray.aws.storage import checksum_stored, ensure_bucket, holds, put_bytes
-from chestxray.data.objects import SCHEME
+from chestxray.data.sources import SCHEME
 from chestxray.errors import CloudMissing, JobFailed
-from chestxray.inference.bundle import Bundle
-from chestxray.inference.shipped import folder_of, shipped_bundles
+from chestxray.inference.bundle import Bundle, folder_of, shipped_bundles
 
 SHORT: Final = 12  # digits of a hash in a name
 

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from chestxray import __version__
 from chestxray.errors import UsageError
+from chestxray.version import __version__
 
 DEFAULT: Final = "chestxray"
 DEPLOYMENT_TAG: Final = "chestxray:deployment"

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from chestxray import __version__
 from chestxray.aws.names import Names
 from chestxray.errors import (
     CloudError,
@@ -21,6 +20,7 @@ from chestxray.errors import (
     MissingExtra,
     QuotaReached,
 )
+from chestxray.version import __version__
 
 ENDPOINT_VARIABLE: Final = "AWS_ENDPOINT_URL"  # boto3 reads it, and AWS_ENDPOINT_URL_<SERVICE> before it
 REGION_VARIABLES: Final = ("AWS_REGION", "AWS_DEFAULT_REGION")

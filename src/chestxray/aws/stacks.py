@@ -10,8 +10,9 @@ from typing import Any, Final
 from chestxray.aws.names import Names
 from chestxray.aws.session import Cloud, cloud_errors, is_missing
 from chestxray.aws.storage import bucket_exists, empty_bucket
-from chestxray.aws.waiting import POLL_S, Say
+from chestxray.aws.waiting import POLL_S
 from chestxray.errors import CloudError
+from chestxray.progress import Log
 
 UNCHANGED: Final = "No updates are to be performed"
 _DEAD: Final = frozenset(
@@ -57,17 +58,17 @@ def deploy(
     name: str,
     template: str,
     parameters: Mapping[str, str],
-    say: Say,
+    log: Log,
     sleep: Sleep = time.sleep,
 ) -> Stack:
     """Create a stack or bring it up to date, and wait. A stack whose creation failed is removed and made anew.
 
     Raises: CloudError, with the first thing that failed and why.
     """
-    found = _settled(cloud, name, say, sleep, _event_ids(cloud, name))
+    found = _settled(cloud, name, log, sleep, _event_ids(cloud, name))
     if found is not None and found["StackStatus"] in _DEAD:
-        say(f"{name}: an earlier attempt failed; it is removed first")
-        remove(cloud, name, say, sleep)
+        log(f"{name}: an earlier attempt failed; it is removed first")
+        remove(cloud, name, log, sleep)
         found = None
     given = {
         "StackName": name,
@@ -78,14 +79,14 @@ def deploy(
     }
     told = _event_ids(cloud, name)
     did = _begin(cloud, given, exists=found is not None)
-    ended = _settled(cloud, name, say, sleep, told)
+    ended = _settled(cloud, name, log, sleep, told)
     if ended is None or ended["StackStatus"] not in _GOOD | ({"UPDATE_ROLLBACK_COMPLETE"} if did == "keep" else set()):
         raise CloudError(f"the stack {name} could not be made: {_first_failure(cloud, name)}")
     outputs = {output["OutputKey"]: output["OutputValue"] for output in ended.get("Outputs", ())}
     return Stack(name, outputs, did)
 
 
-def remove(cloud: Cloud, name: str, say: Say, sleep: Sleep = time.sleep) -> bool:
+def remove(cloud: Cloud, name: str, log: Log, sleep: Sleep = time.sleep) -> bool:
     """Empty a stack's buckets, delete it and wait. Returns: whether there was one. Raises: CloudError."""
     if describe(cloud, name) is None:
         return False
@@ -99,7 +100,7 @@ def remove(cloud: Cloud, name: str, say: Say, sleep: Sleep = time.sleep) -> bool
                     empty_bucket(store, bucket)
         told = _event_ids(cloud, name)
         client.delete_stack(StackName=name)
-    left = _settled(cloud, name, say, sleep, told)
+    left = _settled(cloud, name, log, sleep, told)
     if left is not None:
         raise CloudError(f"the stack {name} could not be removed: {_first_failure(cloud, name)}")
     return True
@@ -122,7 +123,7 @@ def _begin(cloud: Cloud, given: Mapping[str, Any], *, exists: bool) -> str:
     return "update"
 
 
-def _settled(cloud: Cloud, name: str, say: Say, sleep: Sleep, told: set[str]) -> Mapping[str, Any] | None:
+def _settled(cloud: Cloud, name: str, log: Log, sleep: Sleep, told: set[str]) -> Mapping[str, Any] | None:
     """Wait until nothing of it is in progress, telling its resources' steps, less those that were told before."""
     while True:
         found = describe(cloud, name)
@@ -131,7 +132,7 @@ def _settled(cloud: Cloud, name: str, say: Say, sleep: Sleep, told: set[str]) ->
         for event in reversed(_events(cloud, name)):
             if event["EventId"] not in told:
                 told.add(event["EventId"])
-                say(_line(event))
+                log(_line(event))
         if not found["StackStatus"].endswith("_IN_PROGRESS") or found["StackStatus"] in _DEAD:
             return found
         sleep(POLL_S)

@@ -18,13 +18,12 @@ from chestxray.aws import prices
 from chestxray.aws.names import Names
 from chestxray.aws.plan import Item, Plan
 from chestxray.aws.session import Cloud, cloud_errors, is_missing
-from chestxray.data.objects import SCHEME, below, objects_below, split_address
+from chestxray.data.sources import SCHEME, below, objects_below, split_address
 from chestxray.errors import CloudMissing, SourceInvalid
+from chestxray.progress import ProgressCallback
 
 WORKERS: Final = 16  # requests under way; each waits for the network, not for the processor
 PART: Final = 64 * 2**20  # bytes a part; a file of more than this travels in parts
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class LocalFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class UploadDiff:
     """What stands here against what lies in the bucket.
 
     Attributes:
@@ -63,7 +62,7 @@ class Comparison:
         return sum(file.size for file in self.to_send)
 
 
-def compare(cloud: Cloud, source: Path, address: str, on_progress: Progress) -> Comparison:
+def compare(cloud: Cloud, source: Path, address: str, on_progress: ProgressCallback) -> UploadDiff:
     """Find what has to be sent. Asks for the checksum of whatever has a file's size already.
 
     Args:
@@ -88,22 +87,22 @@ def compare(cloud: Cloud, source: Path, address: str, on_progress: Progress) -> 
 
     _each(alike, judge, on_progress)
     known = {file.key for file in files}
-    return Comparison(address, _sorted(new), _sorted(changed), _sorted(same), len(there.keys() - known))
+    return UploadDiff(address, _sorted(new), _sorted(changed), _sorted(same), len(there.keys() - known))
 
 
-def without_bucket(source: Path, address: str) -> Comparison:
+def without_bucket(source: Path, address: str) -> UploadDiff:
     """As ``compare``, where the bucket has still to be made. Raises: SourceInvalid."""
-    return Comparison(address, tuple(local_files(source, address)), (), (), 0)
+    return UploadDiff(address, tuple(local_files(source, address)), (), (), 0)
 
 
-def send(cloud: Cloud, comparison: Comparison, on_progress: Progress) -> None:
+def send(cloud: Cloud, comparison: UploadDiff, on_progress: ProgressCallback) -> None:
     """Send what is new and changed. Raises: CloudError."""
     bucket, _ = split_address(comparison.address)
     client = cloud.client("s3")
     _each(comparison.to_send, lambda file: put_file(client, bucket, file.key, file.path), on_progress)
 
 
-def upload_plan(comparison: Comparison, *, creates: str = "") -> Plan:
+def upload_plan(comparison: UploadDiff, *, creates: str = "") -> Plan:
     """What sending would do and cost; ``creates`` names our bucket where it is made first."""
     count, size = len(comparison.to_send), comparison.bytes_to_send
     items = [Item("bucket", creates, note="private, encrypted")] if creates else []
@@ -315,7 +314,7 @@ def _in_base64(digest: bytes) -> str:
     return base64.b64encode(digest).decode()
 
 
-def _each(files: Sequence[LocalFile], act: Callable[[LocalFile], None], on_progress: Progress) -> None:
+def _each(files: Sequence[LocalFile], act: Callable[[LocalFile], None], on_progress: ProgressCallback) -> None:
     """Do it for each, several at once. The first failure, or Ctrl-C, ends it: what has not begun does not begin."""
     with ThreadPoolExecutor(WORKERS) as pool:
         under_way = [pool.submit(act, file) for file in files]

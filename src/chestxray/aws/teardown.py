@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,13 +13,12 @@ from chestxray.aws.names import Names
 from chestxray.aws.plan import Item, Plan
 from chestxray.aws.session import Cloud, cloud_errors, is_missing
 from chestxray.errors import CloudError
+from chestxray.progress import Log
 
 PATIENCE_S: Final = 1800.0  # a distribution takes AWS a quarter of an hour to delete
 UNDER_WAY: Final = frozenset(
     {"Stopping", "Deleting", "Creating", "Updating", "SystemUpdating", "RollingBack", "DELETE_IN_PROGRESS"}
 )
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,7 @@ def plan(found: Sequence[Found]) -> Plan:
 
 
 def destroy(
-    cloud: Cloud, names: Names, before: Survey, say: Say, *, data: bool = True, patience: float = PATIENCE_S
+    cloud: Cloud, names: Names, before: Survey, log: Log, *, data: bool = True, patience: float = PATIENCE_S
 ) -> Result:
     """Remove everything, going on past what fails; look again until nothing is left or patience ends.
 
@@ -101,7 +100,7 @@ def destroy(
     while True:
         problems: dict[tuple[str, str], str] = {}
         for kind in _kinds(data=data):
-            if _remove_all(cloud, names, kind, told, problems, say):
+            if _remove_all(cloud, names, kind, told, problems, log):
                 break  # what comes next may still be needed by what is on its way out
         now = survey(cloud, names, data=data)
         stuck = bool(problems) and all((item.kind, item.name) in problems for item in now.found)
@@ -124,7 +123,7 @@ def _remove_all(
     kind: Kind,
     told: set[tuple[str, str]],
     problems: dict[tuple[str, str], str],
-    say: Say,
+    log: Log,
 ) -> bool:
     """Remove all of a kind. Returns: whether some of it is still on its way, without a problem."""
     found = _found(cloud, names, kind)
@@ -133,7 +132,7 @@ def _remove_all(
         if item.state in UNDER_WAY:
             continue
         if thing not in told:
-            say(f"removing {item.kind} {item.name}")
+            log(f"removing {item.kind} {item.name}")
             told.add(thing)
         try:
             with cloud_errors(f"removing {item.kind} {item.name}"):

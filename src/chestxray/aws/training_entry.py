@@ -25,7 +25,7 @@ from chestxray.files import write_atomically
 from chestxray.schema import Film, Split
 
 if TYPE_CHECKING:
-    from chestxray.training.recipe import Recipe
+    from chestxray.training.config import Recipe
     from chestxray.training.record import EpochRecord
 
 BASE: Final = "/opt/ml"
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         run(given)
     except TrainingInterrupted as error:  # a spot instance is taken away: the job goes on from its checkpoint
-        _say(str(error))
+        _log(str(error))
         sys.exit(error.exit_status)
     except (ChestXrayError, OSError) as error:
         _fail(given.output, error)
@@ -73,10 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """From the channels to the bundle. Raises: what the stages raise."""
+    from chestxray.training.config import Recipe
+    from chestxray.training.distributed import is_main_process
     from chestxray.training.export import export_run
-    from chestxray.training.recipe import Recipe
     from chestxray.training.run import Keeping, train_run
-    from chestxray.training.team import is_first_process
 
     recipe = Recipe.read(given.recipe).with_changes(
         epochs=given.epochs, batch_size=given.batch_size, learning_rate=given.learning_rate, seed=given.seed
@@ -88,24 +88,24 @@ def run(given: argparse.Namespace) -> None:
     with _one_after_the_other(given.work / "lock"):  # of several processes here, the first one packs
         if not (given.work / "pack" / "pack.json").is_file():
             _pack(channels, given, recipe)
-    speaks = is_first_process()
+    speaks = is_main_process()
     train_run(
         given.work / "pack",
         given.work / "training",
         recipe,
         keeping=Keeping(given.checkpoints, every=given.checkpoint_every),
-        on_epoch=(lambda record: _say(epoch_line(record))) if speaks else (lambda _: None),
-        say=_say if speaks else (lambda _: None),
+        on_epoch=(lambda record: _log(epoch_line(record))) if speaks else (lambda _: None),
+        log=_log if speaks else (lambda _: None),
     )
     if speaks:
         export_run(given.work / "training", given.work / "bundle", given.name)
         for path in sorted((given.work / "bundle").iterdir()):
             write_atomically(given.model / path.name, path.read_bytes())
-        _say(f"the bundle is in {given.model}")
+        _log(f"the bundle is in {given.model}")
 
 
 def films_of(channels: Mapping[str, Path]) -> tuple[Film, ...]:
-    """The films of the channels, each on its channel's side; those of one channel alone keep the sides they name.
+    """The films of the channels, each on its channel's split; those of one channel alone keep the splits they name.
 
     Raises: SourceInvalid, UsageError.
     """
@@ -129,7 +129,7 @@ def _pack(channels: Mapping[str, Path], given: argparse.Namespace, recipe: Recip
     from chestxray.training.networks import spec_for
 
     films = clean(films_of(channels), workers=given.workers)
-    _say(f"{len(films)} films; {sum(film.is_accepted for film in films)} accepted")
+    _log(f"{len(films)} films; {sum(film.is_accepted for film in films)} accepted")
     films = split(films, SplitSettings(test=0.0, seed=given.split_seed))  # test films lie elsewhere, or in a channel
     height, width = map(int, given.size.split("x")) if given.size else spec_for(recipe).size
     write_pack(films, given.work / "pack", size=(height, width), workers=given.workers)
@@ -162,7 +162,7 @@ def _channels(given: argparse.Namespace) -> dict[str, str]:
     return {name: folder for name in CHANNELS if (folder := getattr(given, name))}
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()  # CloudWatch shows it while the job runs
 
@@ -170,7 +170,7 @@ def _say(line: str) -> None:
 def _fail(output: Path, error: BaseException) -> None:
     """Write the reason for which the job fails; the first process to fail knows best."""
     reason = f"{type(error).__name__}: {error}"
-    _say(reason)
+    _log(reason)
     output.mkdir(parents=True, exist_ok=True)
     if not (output / "failure").exists():
         write_atomically(output / "failure", reason[:LONGEST_REASON].encode())

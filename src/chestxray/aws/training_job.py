@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from chestxray import __version__
 from chestxray.aws import prices
 from chestxray.aws.images import has_gpu, training_image
 from chestxray.aws.names import Names
@@ -24,9 +23,11 @@ from chestxray.aws.session import Cloud, cloud_errors, is_missing
 from chestxray.aws.source import ENTRY, RECIPE, source_archive
 from chestxray.aws.storage import checksum_stored, ensure_bucket, holds, put_bytes
 from chestxray.aws.training_entry import metric_definitions
-from chestxray.aws.waiting import LogTail, Say, states
-from chestxray.data.objects import SCHEME, below, objects_below, split_address
+from chestxray.aws.waiting import LogTail, states
+from chestxray.data.sources import SCHEME, below, objects_below, split_address
 from chestxray.errors import JobFailed, SourceInvalid, UsageError
+from chestxray.progress import Log
+from chestxray.version import __version__
 
 LOGS: Final = "/aws/sagemaker/TrainingJobs"
 VOLUME_GB: Final = 30
@@ -214,19 +215,19 @@ def training_request(names: Names, job: PreparedJob, name: str, role: str) -> di
     }
 
 
-def follow(cloud: Cloud, name: str, say: Say) -> dict[str, Any]:
+def follow(cloud: Cloud, name: str, log: Log) -> dict[str, Any]:
     """Wait for the job's end, saying its states and its lines. Returns: its description.
 
     Raises: JobFailed, CloudError.
     """
     client = cloud.client("sagemaker")
-    tail = LogTail(cloud.client("logs"), LOGS, f"{name}/", say)
+    tail = LogTail(cloud.client("logs"), LOGS, f"{name}/", log)
     told = ""
     with cloud_errors(f"waiting for the job {name}"):
         for found in states(lambda: client.describe_training_job(TrainingJobName=name)):
             state = str(found.get("SecondaryStatus", found["TrainingJobStatus"]))
             if state != told:
-                say(f"{name}: {state}")
+                log(f"{name}: {state}")
                 told = state
             tail.tell()
             if found["TrainingJobStatus"] in DONE:

@@ -20,10 +20,11 @@ from chestxray.aws.names import Names
 from chestxray.aws.session import Cloud, cloud_errors, is_missing
 from chestxray.aws.storage import WORKERS, holds
 from chestxray.aws.training_job import next_name
-from chestxray.aws.waiting import LogTail, Say, states
-from chestxray.data.objects import SCHEME, below, objects_below, split_address
+from chestxray.aws.waiting import LogTail, states
+from chestxray.data.sources import SCHEME, below, objects_below, split_address
 from chestxray.errors import JobFailed, SourceInvalid
-from chestxray.inference.tables import Row, write_table
+from chestxray.metrics.scores import Row, write_table
+from chestxray.progress import Log
 from chestxray.schema import Film, Prediction
 
 LOGS: Final = "/aws/sagemaker/TransformJobs"
@@ -85,7 +86,7 @@ def prepare(cloud: Cloud, names: Names, address: str, model: str, instance: str)
     return TransformOrder(address, model, instance, names.stamped(f"validate-{digest}"), len(found))
 
 
-def run(cloud: Cloud, names: Names, order: TransformOrder, say: Say) -> Transformed:
+def run(cloud: Cloud, names: Names, order: TransformOrder, log: Log) -> Transformed:
     """Begin the job, or find the one like it; wait; collect its answers. Raises: JobFailed, CloudError."""
     client, store = cloud.client("sagemaker"), cloud.client("s3")
 
@@ -98,8 +99,8 @@ def run(cloud: Cloud, names: Names, order: TransformOrder, say: Say) -> Transfor
         with cloud_errors(f"creating the transform job {name}"):
             client.create_transform_job(**transform_request(names, order, name))
     else:
-        say(f"{name}: this very job was there already; nothing was created")
-    _follow(cloud, name, say)
+        log(f"{name}: this very job was there already; nothing was created")
+    _follow(cloud, name, log)
     return Transformed(_answers(cloud, names, order, name), name, "keep" if status else "create")
 
 
@@ -177,14 +178,14 @@ def _first_reason(predictions: Mapping[str, Prediction | str]) -> str:
     return f"{path}: {found if isinstance(found, str) else found.gate.reason}"
 
 
-def _follow(cloud: Cloud, name: str, say: Say) -> None:
+def _follow(cloud: Cloud, name: str, log: Log) -> None:
     client, told = cloud.client("sagemaker"), ""
-    tail = LogTail(cloud.client("logs"), LOGS, f"{name}/", say)
+    tail = LogTail(cloud.client("logs"), LOGS, f"{name}/", log)
     with cloud_errors(f"waiting for the job {name}"):
         for found in states(lambda: client.describe_transform_job(TransformJobName=name)):
             status = found["TransformJobStatus"]
             if status != told:
-                say(f"{name}: {status}")
+                log(f"{name}: {status}")
                 told = status
             tail.tell()
             if status in DONE:

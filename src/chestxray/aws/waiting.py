@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from chestxray.aws.session import cloud_errors, is_missing
 from chestxray.errors import CloudRefused, CloudThrottled
+from chestxray.progress import Log
 
 POLL_S: Final = 5.0  # seconds between two questions
-Say = Callable[[str], None]
 
 
 def states(describe: Callable[[], Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -23,11 +23,11 @@ def states(describe: Callable[[], Mapping[str, Any]]) -> Iterator[Mapping[str, A
 class LogTail:
     """The lines of a job that have not been told yet; of all its log streams."""
 
-    def __init__(self, client: Any, group: str, prefix: str, say: Say) -> None:
+    def __init__(self, client: Any, group: str, prefix: str, log: Log) -> None:
         self._client = client
         self._group = group
         self._prefix = prefix
-        self._say = say
+        self._log = log
         self._tokens: dict[str, str] = {}
         self._is_closed = False
 
@@ -43,7 +43,7 @@ class LogTail:
         except CloudThrottled:
             pass  # what is not told now is told the next time
         except CloudRefused as error:
-            self._say(f"{error}. Its lines are not told meanwhile")
+            self._log(f"{error}. Its lines are not told meanwhile")
             self._is_closed = True
 
     def _tell(self) -> None:
@@ -67,7 +67,7 @@ class LogTail:
                 logGroupName=self._group, logStreamName=stream, startFromHead=True, **given
             )
             for event in page["events"]:
-                self._say(event["message"])
+                self._log(event["message"])
             self._tokens[stream] = page["nextForwardToken"]
             if page["nextForwardToken"] == token:  # which says that this was the last page
                 return

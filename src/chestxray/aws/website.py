@@ -25,9 +25,9 @@ from chestxray.aws.names import Names
 from chestxray.aws.plan import Item, Plan
 from chestxray.aws.session import Cloud, cloud_errors, is_missing
 from chestxray.aws.storage import checksum_of_bytes, checksum_stored, ensure_bucket, put_bytes
-from chestxray.aws.waiting import Say
 from chestxray.errors import BundleInvalid, CloudMissing, UsageError
 from chestxray.inference.bundle import DESCRIPTION, Bundle
+from chestxray.progress import Log
 
 TEMPLATE: Final = "website.yaml"
 CODE: Final = "website/"  # where in our bucket the function's archives lie
@@ -137,10 +137,10 @@ def website_plan(names: Names, settings: WebsiteSettings, there: bool) -> Plan: 
     return Plan("website", tuple(items))
 
 
-def publish(cloud: Cloud, names: Names, settings: WebsiteSettings, judge: Judge, say: Say) -> Website:
+def publish(cloud: Cloud, names: Names, settings: WebsiteSettings, judge: Judge, log: Log) -> Website:
     """Send the code, bring the stack up to date, send the page. Raises: CloudError, UsageError."""
     ensure_bucket(cloud, names)
-    code = _send_code(cloud, names, settings, judge, say)
+    code = _send_code(cloud, names, settings, judge, log)
     parameters = {
         "Access": settings.access,
         "ApiKeys": settings.api_keys,
@@ -153,7 +153,7 @@ def publish(cloud: Cloud, names: Names, settings: WebsiteSettings, judge: Judge,
         "BudgetEmail": settings.email,
         "BudgetDollars": str(settings.budget),
     }
-    stack = stacks.deploy(cloud, names, names.website_stack, template(), parameters, say)
+    stack = stacks.deploy(cloud, names, names.website_stack, template(), parameters, log)
     changed = _send_page(cloud, stack.outputs["PageBucket"], judge.folder)
     if changed and stack.did != "create":
         _forget_old_page(cloud, stack.outputs["DistributionId"])
@@ -225,17 +225,17 @@ def _fetched_bundle(cloud: Cloud, model: Mapping[str, Any], into: Path) -> Path:
     return found.parent
 
 
-def _send_code(cloud: Cloud, names: Names, settings: WebsiteSettings, judge: Judge, say: Say) -> str:
+def _send_code(cloud: Cloud, names: Names, settings: WebsiteSettings, judge: Judge, log: Log) -> str:
     """Send the function's archive, where it is not there. Returns: its key."""
     from chestxray.serving.app import describe_model
 
     model = describe_model(judge.folder, Bundle.open(judge.folder).info, MAX_BODY)
-    archive = inline_archive(judge.folder, model, say) if settings.inline else endpoint_archive(model)
+    archive = inline_archive(judge.folder, model, log) if settings.inline else endpoint_archive(model)
     key = f"{CODE}{hashlib.sha256(archive).hexdigest()}.zip"
     with cloud_errors(f"sending the function's code to {names.bucket}"):
         client = cloud.client("s3")
         if not checksum_stored(client, names.bucket, key):
-            say(f"sending the function's code ({len(archive) / 1e6:,.1f} MB)")
+            log(f"sending the function's code ({len(archive) / 1e6:,.1f} MB)")
             put_bytes(client, names.bucket, key, archive)
     return key
 

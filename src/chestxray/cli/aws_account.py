@@ -54,10 +54,10 @@ def destroy(order: Order, keep_data: bool) -> None:  # noqa: FBT001 - click pass
     data = not keep_data
     before = teardown.survey(order.cloud, order.names, data=data)
     for why in before.unknown:  # so that an empty plan is not taken for an empty account
-        order.console.say(f"Beware: {why}")
+        order.console.log(f"Beware: {why}")
     if not order.go_ahead(teardown.plan(before.found)):
         sys.exit(1 if before.unknown else 0)
-    result = teardown.destroy(order.cloud, order.names, before, order.console.say, data=data)
+    result = teardown.destroy(order.cloud, order.names, before, order.console.log, data=data)
     lines = [f"{len(result.removed):,} things are gone" if before.found else "nothing was there to remove"]
     lines += ["still there:", _table(result.left, cost=True)] if result.left else []
     lines += [f"Beware: {problem}" for problem in result.problems]

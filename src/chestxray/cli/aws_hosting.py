@@ -11,7 +11,7 @@ from typing import Final
 import click
 
 from chestxray.cli.aws_options import Order, aws_options
-from chestxray.cli.judge import assessment_text, command_line
+from chestxray.cli.evaluate import assessment_text, command_line
 from chestxray.cli.options import out_option, workers_option
 from chestxray.errors import UsageError
 
@@ -52,7 +52,7 @@ def deploy(
 
     if serverless and instance:
         raise UsageError("--serverless and --instance contradict each other. Give one of them")
-    cloud, names, say = order.cloud, order.names, order.console.say
+    cloud, names, log = order.cloud, order.names, order.console.log
     lifetime = parse_ttl(ttl)
     hosting = endpoint.Hosting(instance or "")
     weights = weights_of(cloud, names, source)
@@ -62,9 +62,9 @@ def deploy(
     if not order.go_ahead(Plan("deploy", (*images, *endpoint.plan_items(names, served, hosting, lifetime)))):
         return
     if not image:
-        build.ensure_image(cloud, names, say)
+        build.ensure_image(cloud, names, log)
     end = None if lifetime is None else datetime.now(UTC).replace(microsecond=0) + lifetime
-    did = endpoint.deploy(cloud, names, weights, address, hosting, end, say)
+    did = endpoint.deploy(cloud, names, weights, address, hosting, end, log)
     until = f"until {end:%Y-%m-%d %H:%M} UTC" if end else 'until "chestxray aws destroy"'
     order.console.result(
         {**dataclasses.asdict(served), "did": did, "image": address, "end": end.isoformat() if end else None},
@@ -103,10 +103,10 @@ def validate(
     from chestxray.aws.storage import ensure_bucket
     from chestxray.data.clean import clean
     from chestxray.data.collect import films_of
-    from chestxray.data.objects import split_address
-    from chestxray.judging.evaluate import JudgingSettings, judge_scores
+    from chestxray.data.sources import split_address
+    from chestxray.evaluation.evaluate import EvaluationSettings, evaluate_table
 
-    cloud, names, say = order.cloud, order.names, order.console.say
+    cloud, names, log = order.cloud, order.names, order.console.log
     weights = weights_of(cloud, names, model) if model else None
     image_address = image or build.image_address(names, build.image_tag(build.context()))
     name = model_name(names, weights, image_address) if weights else deployed_model(cloud, names)
@@ -123,18 +123,18 @@ def validate(
         return
     if weights:
         if not image:
-            build.ensure_image(cloud, names, say)
+            build.ensure_image(cloud, names, log)
         ensure_model(cloud, names, weights, image_address)
     ensure_bucket(cloud, names)
     ensure_execution_role(cloud, names, split_address(address)[0])
-    transformed = transform.run(cloud, names, wanted, say)
+    transformed = transform.run(cloud, names, wanted, log)
     _use_the_same_profile()
     with order.console.progress("Cleaning") as move:
         films = clean([dataclasses.replace(film, split="") for film in films_of(address)], move, workers)
     out.mkdir(parents=True, exist_ok=True)
     table = out.with_name(f"{out.name}.scores.csv")
     threshold = transform.write_scores(films, transformed, table)
-    assessment = judge_scores(table, out, JudgingSettings(threshold=threshold, command=command_line()))
+    assessment = evaluate_table(table, out, EvaluationSettings(threshold=threshold, command=command_line()))
     order.console.result(
         {
             "job": transformed.job,

@@ -47,7 +47,7 @@ class Order:
         if self.dry_run:
             self.console.result({"dry_run": True, "plan": plan.document()}, f"{plan.text()}\n{CANCELLED}")
         elif not self.console.as_json:
-            self.console.say(plan.text())
+            self.console.log(plan.text())
         return not self.dry_run
 
 

@@ -28,7 +28,7 @@ def _recipe_changes(command: Command) -> Command:
 @click.option("--network", default=None, help="A network by name. [default: the recipe's]")
 @_recipe_changes
 @click.option("--size", type=Size(), default=None, help="Height and width in pixels. [default: the network's]")
-@click.option("--split-seed", type=int, default=0, show_default=True, help="The same seed draws the same sides.")
+@click.option("--split-seed", type=int, default=0, show_default=True, help="The same seed draws the same splits.")
 @click.option("--instance", default="ml.g4dn.xlarge", show_default=True, help="Type of the instances.")
 @click.option("--instances", type=click.IntRange(1, 20), default=1, show_default=True, help="How many.")
 @click.option("--processes", type=click.IntRange(1, 64), help="On each instance. [default: one a GPU, or one]")
@@ -64,7 +64,7 @@ def train(
     running.
     """
     from chestxray.aws import training_job
-    from chestxray.training.recipe import recipe_of
+    from chestxray.training.config import recipe_of
 
     channels = {"training": training, "validation": validation, "test": test}
     base = recipe_of(recipe, network=network)
@@ -86,16 +86,16 @@ def train(
     begun = training_job.begin(order.cloud, order.names, job)
     name = begun.name
     if begun.did == "keep":
-        order.console.say(f"{name}: this very job was there already; nothing was created")
+        order.console.log(f"{name}: this very job was there already; nothing was created")
     if not wait:
         status = training_job.status_of(order.cloud, name)
         document = {"job": name, "did": begun.did, "status": status}
         order.console.result(document, f"{name}: {status}. {_farewell(name)}")
         return
     try:
-        found = training_job.follow(order.cloud, name, order.console.say)
+        found = training_job.follow(order.cloud, name, order.console.log)
     except KeyboardInterrupt:
-        order.console.say(f"\n{name} goes on in AWS. {_farewell(name)}")
+        order.console.log(f"\n{name} goes on in AWS. {_farewell(name)}")
         raise
     metrics = {item["MetricName"]: item["Value"] for item in found.get("FinalMetricDataList", ())}
     artifacts = found["ModelArtifacts"]["S3ModelArtifacts"]

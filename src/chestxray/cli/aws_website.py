@@ -8,7 +8,7 @@ import click
 
 from chestxray.cli.aws_options import Order, aws_options
 from chestxray.cli.options import BUNDLE_VARIABLE, PATH
-from chestxray.inference.shipped import DEFAULT, folder_of
+from chestxray.inference.bundle import DEFAULT, folder_of
 from chestxray.schema import NOTICE
 
 
@@ -61,5 +61,5 @@ def website(
     if not order.go_ahead(website_plan(order.names, settings, there)):
         return
     with judge_of(order.cloud, order.names, folder_of(bundle) if inline else None) as judge:
-        made = publish(order.cloud, order.names, settings, judge, order.console.say)
+        made = publish(order.cloud, order.names, settings, judge, order.console.log)
     order.console.result(made, f"The page: {made.address}\nThe API:  {made.api}\n{NOTICE}")

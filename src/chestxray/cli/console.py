@@ -26,7 +26,7 @@ class Console:
         self.as_json = as_json
         self._bar_is_drawn = False
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Tell what is going on, on a line of its own."""
         click.echo(f"{CLEAR_LINE}{line}" if self._bar_is_drawn else line, err=True)
 
@@ -63,7 +63,7 @@ class Console:
                 bar = "#" * filled + "-" * (BAR_CELLS - filled)
                 click.echo(f"{CLEAR_LINE}{label} [{bar}] {done:,} of {total:,}{rate}", err=True, nl=False)
             else:
-                self.say(f"{label}: {done:,} of {total:,}{rate}")
+                self.log(f"{label}: {done:,} of {total:,}{rate}")
 
         try:
             yield move

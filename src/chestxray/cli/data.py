@@ -11,7 +11,7 @@ import click
 
 from chestxray.cli.console import Console, plain, table
 from chestxray.cli.options import FILE, FOLDER, Size, endpoint_option, json_option, out_option, workers_option
-from chestxray.data.films import name_of
+from chestxray.data.sources import name_of
 from chestxray.schema import Label, Resize, Split, read_manifest, write_manifest
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def clean(
     """
     from chestxray.data.clean import clean as clean_films
     from chestxray.data.clean import describe
-    from chestxray.data.quarantine import quarantine as copy_rejected
+    from chestxray.data.clean import quarantine as copy_rejected
     from chestxray.data.report import write_data_report
     from chestxray.files import write_atomically
 
@@ -87,7 +87,7 @@ def distribution_text(distribution: Distribution, films: tuple[Film, ...], liste
     labels = [label.value for label in Label]
     rows: list[tuple[str, ...]] = [("accepted films", *labels)]
     rows += [
-        (side, *(f"{counts.get(label, 0):,}" for label in labels)) for side, counts in distribution.classes.items()
+        (split, *(f"{counts.get(label, 0):,}" for label in labels)) for split, counts in distribution.classes.items()
     ]
     rows.append(("patients", *(f"{distribution.patients.get(label, 0):,}" for label in labels)))
     for name, values in (
@@ -109,40 +109,40 @@ def distribution_text(distribution: Distribution, films: tuple[Film, ...], liste
 
 @click.command()
 @click.argument("manifest", type=FILE)
-@out_option("The manifest to write, every accepted film with its side.", folder=False)
+@out_option("The manifest to write, every accepted film with its split.", folder=False)
 @click.option(
     "--validation",
     type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
     default=0.15,
     show_default=True,
-    help="Share of the films outside the test side.",
+    help="Share of the films outside the test split.",
 )
 @click.option(
     "--test",
     type=click.FloatRange(0.0, 1.0, max_open=True),
     default=0.15,
     show_default=True,
-    help="Share of all films, where no test side is given; 0 draws none.",
+    help="Share of all films, where no test split is given; 0 draws none.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same sides.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same splits.")
 @click.option(
     "--allow-leakage",
     metavar="REASON",
     default="",
-    help="Use sides that share patients or films all the same; the reason goes into every report and model card.",
+    help="Use splits that share patients or films all the same; the reason goes into every report and model card.",
 )
 @json_option
 def split(
     console: Console, manifest: Path, out: Path, validation: float, test: float, seed: int, allow_leakage: str
 ) -> None:
-    """Draw or check the training, validation and test sides.
+    """Draw or check the training, validation and test splits.
 
-    Sides are drawn by patient and by class; films that are the same, or nearly so, stay together. A patient or
-    such a film on two sides is an error. A given test side is respected; a given validation side of under 5% of
+    Splits are drawn by patient and by class; films that are the same, or nearly so, stay together. A patient or
+    such a film on two splits is an error. A given test split is respected; a given validation split of under 5% of
     the films (the published set has 16) is drawn anew.
 
-    The published names count patients in several series. Where sides are drawn, equal numbers are taken for one
-    patient; where given sides are checked, the number counts with the name of its series.
+    The published names count patients in several series. Where splits are drawn, equal numbers are taken for one
+    patient; where given splits are checked, the number counts with the name of its series.
     """
     from chestxray.data.split import SplitSettings, leaks, shared_patients, write_allowance
     from chestxray.data.split import split as split_films
@@ -151,36 +151,36 @@ def split(
     films = split_films(given, SplitSettings(validation, test, seed), leakage_allowed=allow_leakage.strip())
     shared = shared_patients(film for film in given if film.is_accepted)
     found = len(leaks(films)) if allow_leakage else 0
-    document = {"sides": side_counts(films), "shared_patients": plain(shared), "leaks": found}
+    document = {"splits": split_counts(films), "shared_patients": plain(shared), "leaks": found}
     write_manifest(films, out)
     write_allowance(out, document, allow_leakage.strip())
     lines = [str(out), sides_text(films)]
     if shared is not None:
         lines.append(
-            f"patients of the given test side on another side: {shared.by_number:,} by bare number, "
+            f"patients of the given test split on another split: {shared.by_number:,} by bare number, "
             f"{shared.by_full_key:,} by number and series (only these count as leakage)"
         )
     if found:
-        lines.append(f"Beware: {found:,} patients or films stand on two sides. Allowed: {allow_leakage.strip()}")
+        lines.append(f"Beware: {found:,} patients or films stand on two splits. Allowed: {allow_leakage.strip()}")
     console.result({"manifest": out, **document, "leakage_allowed": allow_leakage.strip()}, "\n".join(lines))
 
 
-def side_counts(films: tuple[Film, ...]) -> dict[str, dict[str, int]]:
-    """Films and patients by side."""
+def split_counts(films: tuple[Film, ...]) -> dict[str, dict[str, int]]:
+    """Films and patients by split."""
     counts = {}
-    for side in Split:
-        rows = [film for film in films if film.split == side]
+    for split in Split:
+        rows = [film for film in films if film.split == split]
         of_label = {label.value: sum(film.label == label for film in rows) for label in Label}
-        counts[side.value] = {**of_label, "patients": len({film.patient_id or film.path for film in rows})}
+        counts[split.value] = {**of_label, "patients": len({film.patient_id or film.path for film in rows})}
     return counts
 
 
 def sides_text(films: tuple[Film, ...]) -> str:
-    """Films and patients by side, as a table."""
-    counts = side_counts(films)
+    """Films and patients by split, as a table."""
+    counts = split_counts(films)
     columns = [*(label.value for label in Label), "patients"]
     return table(
-        [("side", *columns), *((side, *(f"{row[name]:,}" for name in columns)) for side, row in counts.items())]
+        [("split", *columns), *((split, *(f"{row[name]:,}" for name in columns)) for split, row in counts.items())]
     )
 
 

@@ -10,15 +10,14 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
-import chestxray
 from chestxray.cli.aws import aws
 from chestxray.cli.data import clean, collect, pack, split
-from chestxray.cli.judge import calibrate, evaluate
-from chestxray.cli.model import batch, blend, export, predict, train
+from chestxray.cli.evaluate import calibrate, evaluate
+from chestxray.cli.model import batch, blend, export, predict, sign, train, verify
 from chestxray.cli.service import doctor, key, run, serve
-from chestxray.cli.sign import sign, verify
 from chestxray.errors import ChestXrayError, MissingExtra
 from chestxray.schema import NOTICE
+from chestxray.version import __version__
 
 VERBS = (
     *(collect, clean, split, pack, train, blend, evaluate, export),
@@ -49,7 +48,7 @@ def _print_completion(ctx: click.Context, _param: click.Parameter, shell: str | 
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog=f"{NOTICE} Each verb takes --help and --json. Exit status: 0 done, 1 a problem in the data, 2 wrong usage.",
 )
-@click.version_option(chestxray.__version__, "-V", "--version", prog_name="chestxray")
+@click.version_option(__version__, "-V", "--version", prog_name="chestxray")
 @click.option(
     "--completion",
     type=click.Choice(["bash", "zsh", "fish"]),
@@ -97,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _fail_for_want_of(error: ModuleNotFoundError, arguments: Sequence[str]) -> int:
     """A library that an extra brings is missing. Raises: the error itself, where no extra brings it."""
-    from chestxray.diagnosis import extra_that_brings
+    from chestxray.doctor import extra_that_brings
 
     extra = extra_that_brings(error.name)
     if extra is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +24,12 @@ from chestxray.cli.options import (
     workers_option,
 )
 from chestxray.errors import FilmError
+from chestxray.inference.bundle import folder_of
 from chestxray.schema import NOTICE, BundleInfo, Prediction
 
 if TYPE_CHECKING:
     from chestxray.training.record import EpochRecord
+
 
 RECIPE_OPTIONS: Final[tuple[tuple[str, type, str], ...]] = (
     ("--epochs", int, "Passes over the training films."),
@@ -96,12 +99,12 @@ def train(
 
     Several processes: torchrun --nproc-per-node 2 --no-python chestxray train PACK --out RUN
     """
-    from chestxray import verbs
-    from chestxray.training.recipe import recipe_of
-    from chestxray.training.team import is_first_process
+    from chestxray import api
+    from chestxray.training.config import recipe_of
+    from chestxray.training.distributed import is_main_process
 
     with console.progress("Training") as move:
-        summary = verbs.train(
+        summary = api.train(
             pack,
             out,
             recipe_of(recipe, **changes),
@@ -113,9 +116,9 @@ def train(
             compiled=compiled,
             on_epoch=epoch_sayer(console),
             on_progress=move,
-            say=console.say,
+            log=console.log,
         )
-    if not is_first_process():  # of several under torchrun, one speaks
+    if not is_main_process():  # of several under torchrun, one speaks
         return
     best = summary.info.best
     text = str(out)
@@ -132,10 +135,10 @@ def epoch_sayer(console: Console) -> Callable[[EpochRecord], None]:
     columns = ("epoch", "train loss", "val loss", "AUROC", "shifted", "sens.", "spec.", "films/s", "seconds")
     width = 12
 
-    def say(record: EpochRecord) -> None:
+    def log(record: EpochRecord) -> None:
         nonlocal begun
         if not begun:
-            console.say("".join(name.rjust(width) for name in columns))
+            console.log("".join(name.rjust(width) for name in columns))
             begun = True
         values = (
             f"{record.epoch}/{record.epochs}",
@@ -148,9 +151,9 @@ def epoch_sayer(console: Console) -> Callable[[EpochRecord], None]:
             f"{record.films_per_second:.0f}",
             f"{record.seconds:.1f}",
         )
-        console.say("".join(value.rjust(width) for value in values) + ("  best so far" if record.is_best else ""))
+        console.log("".join(value.rjust(width) for value in values) + ("  best so far" if record.is_best else ""))
 
-    return say
+    return log
 
 
 @click.command()
@@ -168,7 +171,7 @@ def blend(console: Console, runs: tuple[Path, ...], pack: Path, out: Path, devic
     from chestxray.training.blend import blend_runs
 
     with console.progress("Blending") as move:
-        summary = blend_runs(runs, pack, out, device=device, on_progress=move, say=console.say)
+        summary = blend_runs(runs, pack, out, device=device, on_progress=move, log=console.log)
     best = summary.best
     console.result(
         {"run": out, "info": plain(summary.info)},
@@ -189,16 +192,16 @@ def export(console: Console, runs: tuple[Path, ...], out: Path, name: str, compa
 
     A bundle holds the graph, the weights, the calibration, the operating points and the model card.
     """
-    from chestxray import verbs
+    from chestxray import api
 
-    info = verbs.export(runs, out, name, compact=compact)
+    info = api.export(runs, out, name, compact=compact)
     console.result({"bundle": out, **plain(info)}, bundle_text(out, info))
 
 
 def bundle_text(folder: Path, info: BundleInfo) -> str:
     """A bundle in a few lines."""
     from chestxray.inference.bundle import Bundle
-    from chestxray.inference.gate import Gatekeeper
+    from chestxray.inference.ood import Gatekeeper
 
     points = [("operating point", "threshold", "sensitivity", "specificity", "of")]
     points += [
@@ -231,9 +234,9 @@ def predict(
     Prints the calibrated probability and the operating point. Exit status 1 where a film could not be read or
     must not be judged; the others are answered all the same.
     """
-    from chestxray import verbs
+    from chestxray import api
 
-    predictor = verbs.load(bundle, verify_key=verify_key)
+    predictor = api.load(bundle, verify_key=verify_key)
     answers = []
     failed = False
     for path in films:
@@ -307,10 +310,10 @@ def batch(
     What was judged is kept in a hidden file beside --out (its name ends in .journal): a run that was killed goes on
     where it stood, and a second run opens only the films that are new or changed.
     """
-    from chestxray import verbs
+    from chestxray import api
 
     with console.progress("Judging") as move:
-        result = verbs.batch(
+        result = api.batch(
             source,
             out,
             bundle,
@@ -321,6 +324,41 @@ def batch(
             verify_key=verify_key,
         )
     summary = ", ".join(f"{count:,} {call}" for call, count in result.calls.items())
-    known = result.films - result.judged
+    known = result.films - result.predicted
     text = f"{out}: {result.films:,} films ({summary})" + (f"; {known:,} of them known before" if known else "")
     console.result(plain(result), text)
+
+
+@click.command()
+@click.argument("bundle", metavar="FOLDER|NAME")
+@click.option("--private-key", type=FILE, required=True, help="An elliptic-curve key in PEM, as openssl makes it.")
+@json_option
+def sign(console: Console, bundle: str, private_key: Path) -> None:
+    """Sign a bundle, so that others can tell that you vouch for it.
+
+    Writes model.sig into the bundle, in the format of OpenSSF's Model Signing. The password of an encrypted key is
+    taken from CHESTXRAY_SIGNING_PASSWORD. Needs the extra "sign", and no network.
+    """
+    from chestxray.api import sign as sign_bundle
+    from chestxray.inference.signature import PASSWORD_VARIABLE
+
+    signature = sign_bundle(bundle, private_key, os.environ.get(PASSWORD_VARIABLE))
+    folder = signature.parent
+    console.result({"bundle": folder, "signature": signature}, f"{signature}: {folder} is signed")
+
+
+@click.command()
+@click.argument("bundle", metavar="FOLDER|NAME")
+@click.option("--public-key", type=FILE, required=True, help="The key whose holder must have signed, in PEM.")
+@json_option
+def verify(console: Console, bundle: str, public_key: Path) -> None:
+    """Check that the holder of a key signed a bundle, and that no file was changed, added or lost since.
+
+    "serve", "predict" and "batch" do the same before they judge, with --verify-key or CHESTXRAY_VERIFY_KEY. Exit
+    status 1 where the bundle is not as it was signed. Needs the extra "sign", and no network.
+    """
+    from chestxray.api import verify as verify_bundle
+
+    folder, info = folder_of(bundle), verify_bundle(bundle, public_key)
+    document = {"bundle": folder, "model": info.name, "public_key": public_key}
+    console.result(document, f"{folder}: as {public_key} signed it ({info.name})")

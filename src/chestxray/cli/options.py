@@ -12,8 +12,8 @@ from typing import Any, Final
 import click
 
 from chestxray.cli.console import Console
-from chestxray.data.objects import ENDPOINT_VARIABLE
-from chestxray.inference.shipped import DEFAULT, folder_of
+from chestxray.data.sources import ENDPOINT_VARIABLE
+from chestxray.inference.bundle import DEFAULT, folder_of
 
 BUNDLE_VARIABLE: Final = "CHESTXRAY_BUNDLE"
 

@@ -11,7 +11,7 @@ import click
 
 from chestxray.cli.console import Console, plain
 from chestxray.cli.data import distribution_text, sides_text
-from chestxray.cli.judge import assessment_text, command_line
+from chestxray.cli.evaluate import assessment_text, command_line
 from chestxray.cli.model import bundle_text, epoch_sayer, recipe_options
 from chestxray.cli.options import (
     BUNDLE_VARIABLE,
@@ -23,7 +23,7 @@ from chestxray.cli.options import (
     verify_key_option,
     workers_option,
 )
-from chestxray.inference.shipped import DEFAULT
+from chestxray.inference.bundle import DEFAULT
 from chestxray.schema import NOTICE
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def key(console: Console, name: str) -> None:
 @click.option("--out", type=FOLDER, default="run", show_default=True, help="The folder for everything that is made.")
 @recipe_options
 @click.option("--size", type=Size(), default=None, help="Height and width in pixels. [default: the network's]")
-@click.option("--split-seed", type=int, default=0, show_default=True, help="The same seed draws the same sides.")
+@click.option("--split-seed", type=int, default=0, show_default=True, help="The same seed draws the same splits.")
 @click.option(
     "--phantoms",
     type=click.IntRange(40, 20_000),
@@ -142,7 +142,7 @@ def run(
     recipe: str,
     size: tuple[int, int] | None,
     split_seed: int,
-    phantoms: int,
+    synthetic_films: int,
     serving: bool,  # noqa: FBT001 - click passes it by name
     host: str,
     port: int,
@@ -151,20 +151,20 @@ def run(
 ) -> None:
     """Do it all, from films to a measured bundle.
 
-    Collects, cleans, splits, packs, trains, exports, evaluates on the test side; then serves where asked.
+    Collects, cleans, splits, packs, trains, exports, evaluates on the test split; then serves where asked.
 
     SOURCE is a folder of films as for "collect". Without one, phantoms (drawn films) are made first, so that
     nothing has to be downloaded.
     """
     from chestxray import pipeline
-    from chestxray.training.recipe import recipe_of
+    from chestxray.training.config import recipe_of
 
     settings = pipeline.RunSettings(
         recipe=recipe_of(recipe, **changes),
         device=device,
         size=size,
         split_seed=split_seed,
-        phantoms=phantoms,
+        synthetic_films=synthetic_films,
         workers=workers,
         command=command_line(),
     )
@@ -201,26 +201,26 @@ class RunTeller:
 
     def cleaned(self, distribution: Any, films: Any) -> None:
         """What cleaning found."""
-        self._console.say(distribution_text(distribution, films))
+        self._console.log(distribution_text(distribution, films))
 
     def split(self, films: Any) -> None:
         """Who stands where."""
-        self._console.say(sides_text(films))
+        self._console.log(sides_text(films))
 
     def exported(self, folder: Path, info: Any) -> None:
         """What the bundle holds."""
-        self._console.say(bundle_text(folder, info))
+        self._console.log(bundle_text(folder, info))
 
     def assessed(self, assessment: Any) -> None:
-        """What the test side says."""
-        self._console.say(assessment_text(assessment))
+        """What the test split says."""
+        self._console.log(assessment_text(assessment))
 
 
 @click.command()
 @json_option
 def doctor(console: Console) -> None:
     """Say what is installed and what is missing."""
-    from chestxray.diagnosis import diagnose
+    from chestxray.doctor import diagnose
 
     diagnosis = diagnose(os.environ.get(BUNDLE_VARIABLE) or DEFAULT)
     rows = [(check.name, check.finding) for check in diagnosis.checks]

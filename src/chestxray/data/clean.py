@@ -8,34 +8,36 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from chestxray.data.films import name_of, read_film, stamp_of
-from chestxray.data.near import near_pairs
-from chestxray.data.parallel import Progress, map_in_order, no_progress
-from chestxray.data.seen import Seen
+from chestxray.data.cache import Seen
+from chestxray.data.dedup import near_pairs
+from chestxray.data.parallel import map_in_order
+from chestxray.data.sources import name_of, read_film, stamp_of
 from chestxray.errors import FilmError, TruncatedFilm
+from chestxray.files import folder_written_whole
 from chestxray.images.decode import decode
 from chestxray.images.quality import objection_to, perceptual_hash
-from chestxray.schema import Film, Label, Split, Verdict
+from chestxray.progress import ProgressCallback, no_progress
+from chestxray.schema import Film, Label, Split, Verdict, write_manifest
 
 ANALYSIS_SIZE = (256, 256)  # pixels; a large JPEG is decoded no finer than twice this to be judged
 
 
 def clean(
     films: Sequence[Film],
-    on_progress: Progress = no_progress,
+    on_progress: ProgressCallback = no_progress,
     workers: int | None = None,
     *,
     seen: Path | str | None = None,
 ) -> tuple[Film, ...]:
     """Open every film and give it a verdict; the order stays.
 
-    A film whose bytes occur twice on one side of the split, or nearly the same picture (``data.near``), keeps
+    A film whose bytes occur twice on one split, or nearly the same picture (``data.dedup``), keeps
     its first row and has the others marked as duplicates; with two labels, all its rows are marked as
-    conflicting. The same film on two sides of a given split is left for the split's leakage check, which stops
+    conflicting. The same film on two splits of a given split is left for the split's leakage check, which stops
     the run.
 
     Args:
@@ -50,7 +52,9 @@ def clean(
         return _compared(_examined(films, known, on_progress, workers))
 
 
-def _examined(films: Sequence[Film], known: Seen, on_progress: Progress, workers: int | None) -> tuple[Film, ...]:
+def _examined(
+    films: Sequence[Film], known: Seen, on_progress: ProgressCallback, workers: int | None
+) -> tuple[Film, ...]:
     """Every film as it was found before, or examined now. Stamps are taken first: a later change shows."""
     stamps = [stamp_of(film) for film in films]
     found = [known.of(film, stamp) for film, stamp in zip(films, stamps, strict=True)]
@@ -128,7 +132,7 @@ def _without_copies(films: Sequence[Film]) -> list[Film]:
 
 
 def _without_look_alikes(films: Sequence[Film]) -> tuple[Film, ...]:
-    """Mark accepted films that look like another one: of the other label, or an earlier one of the same side."""
+    """Mark accepted films that look like another one: of the other label, or an earlier one of the same split."""
     showing: defaultdict[str, list[Film]] = defaultdict(list)
     for film in films:
         if film.is_accepted:
@@ -185,11 +189,11 @@ def describe(films: Sequence[Film]) -> Distribution:
     """Count a cleaned manifest."""
     accepted = [film for film in films if film.is_accepted]
     by_label = {label.value: [film for film in accepted if film.label == label] for label in Label}
-    sides = [*(split.value for split in Split), ""]
+    splits = [*(split.value for split in Split), ""]
     classes = {
-        side or "unassigned": counts
-        for side in sides
-        if (counts := _counts(film.label or "unlabelled" for film in accepted if film.split == side))
+        split or "unassigned": counts
+        for split in splits
+        if (counts := _counts(film.label or "unlabelled" for film in accepted if film.split == split))
     }
     return Distribution(
         films=len(films),
@@ -216,3 +220,38 @@ def _counts(values: Iterable[str]) -> dict[str, int]:
 def _spread(values: list[Any]) -> tuple[Any, Any, Any]:
     ordered = sorted(values)
     return ordered[0], ordered[len(ordered) // 2], ordered[-1]
+
+
+LIST: Final = "quarantine.csv"
+
+
+def quarantine(films: Sequence[Film], folder: Path | str, on_progress: ProgressCallback = no_progress) -> int:
+    """Copy every rejected film to ``folder/VERDICT/``; the originals stay where they are, untouched.
+
+    Beside the copies lies ``quarantine.csv``: the rejected rows with their reasons and the originals' paths. A
+    copy's name begins with eight digits that its path gives, so films of one name do not meet.
+
+    Args:
+        films: rows of a cleaned manifest.
+        folder: written whole; replaced where it is an earlier quarantine, left alone where it is anything else.
+        on_progress: called with (done, total).
+
+    Returns: how many films were copied. Those that cannot be opened are listed only.
+
+    Raises: OutputExists.
+    """
+    rejected = [film for film in films if film.verdict and not film.is_accepted]
+    copied = 0
+    with folder_written_whole(Path(folder), marker=LIST) as beside:
+        for done, film in enumerate(rejected, start=1):
+            try:
+                data = read_film(film)
+            except OSError:
+                continue
+            of_verdict = beside / film.verdict
+            of_verdict.mkdir(exist_ok=True)
+            (of_verdict / f"{hashlib.sha256(film.path.encode()).hexdigest()[:8]}-{name_of(film)}").write_bytes(data)
+            copied += 1
+            on_progress(done, len(rejected))
+        write_manifest(rejected, beside / LIST)
+    return copied

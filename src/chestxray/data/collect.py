@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from chestxray.data import kaggle, objects
-from chestxray.data.archives import INSIDE, is_archive, members_of
-from chestxray.data.names import parse_name
-from chestxray.data.objects import keys_below, split_address
+from chestxray.data import sources
+from chestxray.data.labels import parse_name
+from chestxray.data.sources import INSIDE, is_archive, keys_below, members_of, split_address
 from chestxray.errors import ManifestInvalid, SourceInvalid
 from chestxray.schema import FILM_COLUMNS, VERSION_COLUMN, Film, Label, Split, read_manifest
 
@@ -105,7 +104,7 @@ def _of_store(source: Path | str) -> tuple[Film, ...]:
     for key in keys_below(str(source)):
         parts = PurePosixPath(key.removeprefix(prefix)).parts
         if not _is_hidden(parts) and _has_film_ending(key):
-            films.append(_film(f"{objects.SCHEME}{bucket}/{key}", parts))
+            films.append(_film(f"{sources.SCHEME}{bucket}/{key}", parts))
     return tuple(films)
 
 
@@ -215,8 +214,8 @@ def _film(path: str, parts: tuple[str, ...]) -> Film:
 
 # The schemes of a source's address; the empty one, of every path, comes last.
 SCHEMES: Final[tuple[tuple[str, Callable[[Path | str], tuple[Film, ...]]], ...]] = (
-    (objects.SCHEME, _of_store),
-    (kaggle.SCHEME, lambda address: _of_folder(kaggle.downloaded(str(address)))),
+    (sources.SCHEME, _of_store),
+    (sources.SCHEME, lambda address: _of_folder(sources.downloaded(str(address)))),
     ("", _of_path),
 )
 

@@ -17,23 +17,24 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from chestxray.data.films import read_film
-from chestxray.data.parallel import Progress, map_in_order, no_progress
-from chestxray.data.reuse import (
+from chestxray.data.cache import (
     IMAGES,
     KEPT_EVERY,
     MANIFEST,
     PROGRESS,
-    Planes,
+    PlaneStore,
     clear_left_behind,
     decoder,
     known_planes,
     note_progress,
 )
+from chestxray.data.parallel import map_in_order
+from chestxray.data.sources import read_film
 from chestxray.data.split import refuse_leakage
 from chestxray.errors import DataError, FilmError, PackInvalid
 from chestxray.files import folder_written_whole
 from chestxray.images.preprocess import Plane, preprocess
+from chestxray.progress import ProgressCallback, no_progress
 from chestxray.schema import Film, PackInfo, Preprocessing, Resize, Split, fingerprint, read_manifest, write_manifest
 
 DESCRIPTION: Final = "pack.json"
@@ -80,7 +81,7 @@ class Pack:
         return cls(folder, info, films, images)
 
     def rows(self, split: Split) -> npt.NDArray[np.intp]:
-        """Indices of the films on that side, ascending."""
+        """Indices of the films on that split, ascending."""
         return np.flatnonzero([film.split == split for film in self.films])
 
 
@@ -90,11 +91,11 @@ def write_pack(
     *,
     size: tuple[int, int] = DEFAULT_SIZE,
     resize: Resize | str = Resize.SQUEEZE,
-    on_progress: Progress = no_progress,
+    on_progress: ProgressCallback = no_progress,
     workers: int | None = None,
     leakage_allowed: str = "",
 ) -> PackInfo:
-    """Decode every accepted film that has a side, once, and compute the training films' statistics.
+    """Decode every accepted film that has a split, once, and compute the training films' statistics.
 
     Where ``out`` holds a pack of the same size and policy already, or a run on its way there was killed, films
     of the same SHA-256 are copied from it and not opened.
@@ -106,17 +107,17 @@ def write_pack(
         resize: how films of another shape get there.
         on_progress: called with (done, total).
         workers: processes; by default one a core.
-        leakage_allowed: why sides that leak are to be packed all the same; kept in the description.
+        leakage_allowed: why splits that leak are to be packed all the same; kept in the description.
 
     Raises:
-        Leakage: the sides share a patient or a film.
-        PackInvalid: no film has a side, none is for training, or a file changed since it was cleaned.
+        Leakage: the splits share a patient or a film.
+        PackInvalid: no film has a split, none is for training, or a file changed since it was cleaned.
     """
     out, resize = Path(out), Resize(resize)
     rows = tuple(film for film in films if film.is_accepted and film.split)
     if not any(film.split == Split.TRAIN for film in rows):
         raise PackInvalid(
-            'no accepted film stands on the train side. Run "chestxray clean" and "chestxray split" first'
+            'no accepted film stands on the train split. Run "chestxray clean" and "chestxray split" first'
         )
     refuse_leakage(rows, allowed=leakage_allowed)
     height, width = size
@@ -147,10 +148,10 @@ def write_pack(
 
 def _planes(
     rows: Sequence[Film],
-    known: Planes,
+    known: PlaneStore,
     size: tuple[int, int],
     resize: Resize,
-    on_progress: Progress,
+    on_progress: ProgressCallback,
     workers: int | None,
 ) -> Iterator[Plane]:
     """Every film's plane in order: copied where it is known, decoded where it is not."""

@@ -16,26 +16,28 @@ from itertools import islice
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, Final, TypeVar
 
-from chestxray.machine import cores
+from chestxray.progress import ProgressCallback, no_progress
+
+
+def cores() -> int:
+    """Processor cores that this process may use; at least 1."""
+    if hasattr(os, "sched_getaffinity"):  # Linux: respects containers' and schedulers' limits
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-Progress = Callable[[int, int], None]  # (done, of how many)
 
 CHUNK: Final = 16  # items that travel together; a film takes a millisecond, a message a tenth of one
 AHEAD: Final = 8  # chunks in flight a worker: enough to keep it busy, few enough to hold in memory
 WORTH_A_POOL: Final = 96  # items; starting the workers takes as long as decoding that many small films
 
 
-def no_progress(done: int, total: int) -> None:
-    """Report nothing."""
-
-
 def map_in_order(
     function: Callable[[Item], Result],
     items: Sequence[Item],
-    on_progress: Progress = no_progress,
+    on_progress: ProgressCallback = no_progress,
     workers: int | None = None,
 ) -> Iterator[Result]:
     """``map(function, items)`` on several processes.

@@ -21,8 +21,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from chestxray.data.clean import Distribution, describe
-from chestxray.data.films import name_of, read_film
-from chestxray.data.near import near_pairs
+from chestxray.data.dedup import near_pairs
+from chestxray.data.sources import name_of, read_film
 from chestxray.errors import FilmError, MissingExtra
 from chestxray.files import folder_written_whole
 from chestxray.images.decode import decode

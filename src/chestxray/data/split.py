@@ -1,7 +1,7 @@
-"""Films to sides, patient by patient; and the gate that stops a run on leakage.
+"""Films to splits, patient by patient; and the gate that stops a run on leakage.
 
-Two keys for one patient, on purpose. The published counters (``data.names``) may or may not name the same
-people, so the bare number is the key where sides are drawn: nobody stands on two sides, whatever the counters
+Two keys for one patient, on purpose. The published counters (``data.labels``) may or may not name the same
+people, so the bare number is the key where splits are drawn: nobody stands on two splits, whatever the counters
 mean. Where a given split is accused, the key is the number with its counter's name: an accusation has to be
 right. ``shared_patients`` gives both counts.
 """
@@ -18,14 +18,14 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any, Final
 
-from chestxray.data.films import name_of
-from chestxray.data.names import patient_group
-from chestxray.data.near import near_pairs
+from chestxray.data.dedup import near_pairs
+from chestxray.data.labels import patient_group
+from chestxray.data.sources import name_of
 from chestxray.errors import Leakage, SourceInvalid
 from chestxray.files import write_atomically
 from chestxray.schema import Film, Label, Split
 
-# A given validation side is kept where it holds at least this share of the films outside the test side.
+# A given validation split is kept where it holds at least this share of the films outside the test split.
 # The 16 films of the published set (0.3%) are too few to choose anything on, so they are drawn anew.
 MIN_VALIDATION: Final = 0.05
 Pairs = Sequence[tuple[str, str]]  # of perceptual hashes that are nearly the same
@@ -35,13 +35,13 @@ NAMED_PAIRS: Final = 5  # leaking pairs that an error lists before it counts the
 
 @dataclass(frozen=True, slots=True)
 class SplitSettings:
-    """How to draw the sides that the source does not give.
+    """How to draw the splits that the source does not give.
 
     Attributes:
-        validation: share of the films outside the test side, by class.
-        test: share of all films, by class; used only where the source has no test side. 0 draws none: for a
+        validation: share of the films outside the test split, by class.
+        test: share of all films, by class; used only where the source has no test split. 0 draws none: for a
             model to be given away, when its test films lie elsewhere.
-        seed: the same seed and films give the same sides.
+        seed: the same seed and films give the same splits.
     """
 
     validation: float = 0.15
@@ -56,11 +56,11 @@ class SplitSettings:
 def split(
     films: Sequence[Film], settings: SplitSettings = SplitSettings(), *, leakage_allowed: str = ""
 ) -> tuple[Film, ...]:
-    """Give every accepted, labelled film a side; the others get none. The order stays.
+    """Give every accepted, labelled film a split; the others get none. The order stays.
 
-    A given test side is respected. A given validation side is respected where it is large enough. What has
-    to be drawn is drawn by patient (by the generous key of ``data.names``) and by class; films with the same
-    bytes, and films that are nearly the same (``data.near``), stay together.
+    A given test split is respected. A given validation split is respected where it is large enough. What has
+    to be drawn is drawn by patient (by the generous key of ``data.labels``) and by class; films with the same
+    bytes, and films that are nearly the same (``data.dedup``), stay together.
 
     Args:
         films: rows of a cleaned manifest.
@@ -68,29 +68,29 @@ def split(
         leakage_allowed: why a leaking given split is to be used all the same; empty stops the run.
 
     Raises:
-        Leakage: the given sides share a patient or a film.
-        SourceInvalid: too few patients of a class to draw sides from.
+        Leakage: the given splits share a patient or a film.
+        SourceInvalid: too few patients of a class to draw splits from.
     """
     usable = [film for film in films if film.is_accepted and film.label]
     if not _validation_is_large_enough(usable):
         usable = [dataclasses.replace(film, split=_unless_validation(film.split)) for film in usable]
     refuse_leakage(usable, allowed=leakage_allowed)
-    side_of = {film.path: film.split or Split.TRAIN.value for film in usable}
+    split_of = {film.path: film.split or Split.TRAIN.value for film in usable}
     alike = near_pairs(film.perceptual_hash for film in usable)
-    for side, share, seed in (
+    for split, share, seed in (
         (Split.TEST, settings.test, settings.seed),
         (Split.VAL, settings.validation, settings.seed + 1),
     ):
-        if share and side not in side_of.values():
-            pool = [film for film in usable if side_of[film.path] == Split.TRAIN]
-            _draw(pool, alike, side_of, side, share, seed)
-    out = tuple(dataclasses.replace(film, split=side_of.get(film.path, "")) for film in films)
+        if share and split not in split_of.values():
+            pool = [film for film in usable if split_of[film.path] == Split.TRAIN]
+            _draw(pool, alike, split_of, split, share, seed)
+    out = tuple(dataclasses.replace(film, split=split_of.get(film.path, "")) for film in films)
     refuse_leakage(out, allowed=leakage_allowed)
     return out
 
 
 def refuse_leakage(films: Iterable[Film], *, allowed: str = "") -> None:
-    """Stop where two sides share something, unless a reason allows it. Raises: Leakage, naming the pairs."""
+    """Stop where two splits share something, unless a reason allows it. Raises: Leakage, naming the pairs."""
     if allowed:
         return
     found = leaks(films)
@@ -99,14 +99,14 @@ def refuse_leakage(films: Iterable[Film], *, allowed: str = "") -> None:
     listed = "; ".join(str(leak) for leak in found[:NAMED_PAIRS])
     rest = f"; and {len(found) - NAMED_PAIRS} more" if len(found) > NAMED_PAIRS else ""
     raise Leakage(
-        f"{len(found)} patients or films stand on two sides of the split: {listed}{rest}. "
-        "Remove one side of each pair from the source, or drop its folders and let the split be drawn"
+        f"{len(found)} patients or films stand on two splits: {listed}{rest}. "
+        "Remove one film of each pair from the source, or drop its folders and let the split be drawn"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """One thing that two sides share: what, and one film on each side."""
+    """One thing that two splits share: what, and one film on each split."""
 
     what: str
     first: str
@@ -117,7 +117,7 @@ class Leak:
 
 
 def leaks(films: Iterable[Film]) -> list[Leak]:
-    """Every patient (by the full id), file (by its bytes) and picture (nearly the same) on two sides.
+    """Every patient (by the full id), file (by its bytes) and picture (nearly the same) on two splits.
 
     Pictures are compared where ``clean`` accepted both films: two blank films are no leak.
     """
@@ -132,16 +132,16 @@ def leaks(films: Iterable[Film]) -> list[Leak]:
         if film.is_accepted:
             pictures[film.perceptual_hash].setdefault(film.split, film)
     found = []
-    for (kind, key), sides in holders.items():
+    for (kind, key), splits in holders.items():
         name = f"{kind} {key}" if kind == "patient" else f"{kind} {key[:12]}"
-        found += [_leak(name, one, other) for one, other in combinations(_in_order(sides), 2)]
+        found += [_leak(name, one, other) for one, other in combinations(_in_order(splits), 2)]
     return found + _leaking_pictures(pictures)
 
 
 def _leaking_pictures(pictures: Mapping[str, dict[str, Film]]) -> list[Leak]:
-    """Films on two sides that are nearly the same; those with the same bytes are named elsewhere."""
-    alike = [pair for hash_, sides in pictures.items() if hash_ for pair in combinations(_in_order(sides), 2)]
-    if len({side for sides in pictures.values() for side in sides}) > 1:
+    """Films on two splits that are nearly the same; those with the same bytes are named elsewhere."""
+    alike = [pair for hash_, splits in pictures.items() if hash_ for pair in combinations(_in_order(splits), 2)]
+    if len({split for splits in pictures.values() for split in splits}) > 1:
         for one, other in near_pairs(pictures):
             alike += product(_in_order(pictures[one]), _in_order(pictures[other]))
     return [
@@ -151,8 +151,8 @@ def _leaking_pictures(pictures: Mapping[str, dict[str, Film]]) -> list[Leak]:
     ]
 
 
-def _in_order(sides: Mapping[str, Film]) -> list[Film]:
-    return [sides[side] for side in Split if side in sides]
+def _in_order(splits: Mapping[str, Film]) -> list[Film]:
+    return [splits[split] for split in Split if split in splits]
 
 
 def _leak(what: str, one: Film, other: Film) -> Leak:
@@ -162,7 +162,7 @@ def _leak(what: str, one: Film, other: Film) -> Leak:
 
 @dataclass(frozen=True, slots=True)
 class SharedPatients:
-    """Patients on a given test side who are on another side too, by either key.
+    """Patients on a given test split who are on another split too, by either key.
 
     Attributes:
         by_number: by the bare number, which merges the published counters: the most there can be.
@@ -174,7 +174,7 @@ class SharedPatients:
 
 
 def shared_patients(films: Iterable[Film]) -> SharedPatients | None:
-    """Count them both ways; None where no film has the test side."""
+    """Count them both ways; None where no film has the test split."""
     test: set[str] = set()
     others: set[str] = set()
     given = False
@@ -198,7 +198,7 @@ def write_allowance(manifest: Path, document: Mapping[str, Any], reason: str) ->
 
 
 def read_allowance(manifest: Path) -> str:
-    """Why the sides of that manifest may leak; empty where nothing beside it says so, and the gate stands."""
+    """Why the splits of that manifest may leak; empty where nothing beside it says so, and the gate stands."""
     if manifest.suffix.lower() != ".csv":
         return ""
     try:
@@ -213,21 +213,21 @@ def _validation_is_large_enough(usable: Sequence[Film]) -> bool:
     return sum(film.split == Split.VAL for film in outside_test) >= MIN_VALIDATION * len(outside_test)
 
 
-def _unless_validation(side: str) -> str:
-    return "" if side == Split.VAL else side
+def _unless_validation(split: str) -> str:
+    return "" if split == Split.VAL else split
 
 
-def _draw(films: Sequence[Film], alike: Pairs, side_of: dict[str, str], side: Split, share: float, seed: int) -> None:
-    """Move whole groups, class by class, until the side holds its share of each class."""
+def _draw(films: Sequence[Film], alike: Pairs, split_of: dict[str, str], split: Split, share: float, seed: int) -> None:
+    """Move whole groups, class by class, until the split holds its share of each class."""
     strata: defaultdict[str, list[list[Film]]] = defaultdict(list)
     for group in _groups(films, alike):
         majority = Counter(film.label for film in group).most_common(1)[0][0]
         strata[majority].append(group)
     for label in Label:
         groups = strata[label.value]
-        if len(groups) < 2:  # noqa: PLR2004 - one for each side
+        if len(groups) < 2:  # noqa: PLR2004 - one for each split
             raise SourceInvalid(
-                f"{len(groups)} patient(s) with {label} films: at least 2 are needed to draw the {side} side. "
+                f"{len(groups)} patient(s) with {label} films: at least 2 are needed to draw the {split} split. "
                 "Add films of more patients"
             )
         random.Random(f"{seed} {label}").shuffle(groups)  # noqa: S311 - a seeded draw, no secret
@@ -238,7 +238,7 @@ def _draw(films: Sequence[Film], alike: Pairs, side_of: dict[str, str], side: Sp
                 break
             taken += len(group)
             for film in group:
-                side_of[film.path] = side.value
+                split_of[film.path] = split.value
 
 
 def _groups(films: Sequence[Film], alike: Pairs) -> list[list[Film]]:

@@ -13,10 +13,9 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from chestxray.errors import MissingExtra
-from chestxray.evaluation.assessment import Assessment
-from chestxray.evaluation.calibration import Bin
-from chestxray.evaluation.intervals import wilson_interval
-from chestxray.evaluation.provenance import GateCurve
+from chestxray.evaluation.assessment import Assessment, GateCurve
+from chestxray.metrics.calibration import Bin
+from chestxray.metrics.intervals import wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+import warnings
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from types import TracebackType
+from typing import Any, Final, NamedTuple
 
 from chestxray.errors import FilmTooLarge, UnsupportedFormat
-from chestxray.images import dicom, pictures
-from chestxray.images.quiet import quietly
+from chestxray.images import dicom, raster
 from chestxray.images.radiograph import COLOUR_SPREAD, MAX_BYTES, MAX_PIXELS, Pixels, Radiograph
 
 __all__ = [
@@ -43,9 +46,9 @@ class Format(NamedTuple):
 # DICOM stands first: its preamble may make the same file a TIFF as well (PS3.10 section 7.1).
 FORMATS: Final = (
     Format("DICOM", "application/dicom", dicom.is_dicom, dicom.read_dicom),
-    Format("JPEG", "image/jpeg", lambda data: data.startswith(b"\xff\xd8\xff"), pictures.read_jpeg),
-    Format("PNG", "image/png", lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"), pictures.read_png),
-    Format("TIFF", "image/tiff", lambda data: data[:4] in pictures.TIFF_MAGIC, pictures.read_tiff),
+    Format("JPEG", "image/jpeg", lambda data: data.startswith(b"\xff\xd8\xff"), raster.read_jpeg),
+    Format("PNG", "image/png", lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"), raster.read_png),
+    Format("TIFF", "image/tiff", lambda data: data[:4] in raster.TIFF_MAGIC, raster.read_tiff),
 )
 
 
@@ -78,3 +81,38 @@ def format_of(data: bytes, source: str) -> Format:
     found = "the file is empty" if not data else f"it begins with {data[:8].hex(' ')}"
     names = ", ".join(form.name for form in FORMATS[:-1])
     raise UnsupportedFormat(f"{source}: not a {names} or {FORMATS[-1].name} file ({found})")
+
+
+class Quiet:
+    """Ignore warnings, and pydicom's log, while any thread is inside.
+
+    ``warnings.catch_warnings`` alone saves and restores one list for the whole process, so two threads that
+    leave in the order in which they came would keep it silent for good. Here the first one in saves the list
+    and the last one out restores it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._saved: Any = None
+        self._log = logging.getLogger("pydicom")
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._saved = warnings.catch_warnings(action="ignore")
+                self._saved.__enter__()
+                self._log.disabled = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._log.disabled = False
+                self._saved.__exit__(kind, error, trace)
+
+
+quietly = Quiet()

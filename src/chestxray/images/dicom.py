@@ -15,17 +15,21 @@ import numpy as np
 
 from chestxray.errors import ChestXrayError, MissingExtra, TruncatedFilm, UnreadableFilm, UnsupportedFormat
 from chestxray.images.dicom_elements import (
+    BYTE,
     EXPLICIT_LITTLE,
     PIXEL_DATA,
+    SYNTAXES,
+    TURBO,
     DataSet,
     Element,
+    Frame,
+    Syntax,
     elements,
     fragments,
     is_dicom,
     open_data_set,
 )
-from chestxray.images.dicom_levels import grey_levels
-from chestxray.images.dicom_syntaxes import BYTE, SYNTAXES, TURBO, Frame, Syntax
+from chestxray.images.dicom_pixels import grey_levels
 from chestxray.images.radiograph import Pixels, Radiograph, check_pixels, grey_of_colour
 
 __all__ = ["is_dicom", "read_dicom"]

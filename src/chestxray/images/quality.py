@@ -103,7 +103,7 @@ def perceptual_hash(pixels: Pixels) -> str:
     Compared are the right neighbour on a grid of 17 x 16 places and the lower one on a grid of 16 x 17.
     Survives rescaling, recompression and changes of brightness. Source: N. Krawetz, "Kind of like that" (2013),
     who takes 8 x 8 right neighbours. Those 64 bits are too few here, since one chest looks like another:
-    ``data.near`` has the counts.
+    ``data.dedup`` has the counts.
 
     Args:
         pixels: shape (h, w), uint8 or uint16.

@@ -7,26 +7,131 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import lru_cache, partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import onnxruntime
 
-from chestxray.data.films import stamp_of
-from chestxray.data.parallel import Progress, no_progress
-from chestxray.evaluation.calibration import calibrated
+from chestxray.data.cache import decoder
+from chestxray.data.parallel import WORTH_A_POOL, cores, pooled
+from chestxray.data.sources import read_film, stamp_of
+from chestxray.errors import DataError, FilmError, MissingExtra
 from chestxray.inference.bundle import Bundle
-from chestxray.inference.journal import Journal, Judged
-from chestxray.inference.judge import GROUP, Group, judge_groups, judge_of
+from chestxray.inference.journal import FilmResult, Journal
+from chestxray.inference.ood import Prepared
 from chestxray.inference.predictor import Predictor, label_at
-from chestxray.inference.tables import Row, check_table, write_table
+from chestxray.metrics.calibration import calibrated
+from chestxray.metrics.scores import Row, check_table, write_table
+from chestxray.progress import ProgressCallback, no_progress
 from chestxray.schema import BundleInfo, Film, Gate, OperatingPoint, Prediction
+
+GROUP: Final = 32  # films a forward pass; beyond that nothing is gained
+BUNDLES_LOADED: Final = 2  # at a time in one process: one, and one that it is compared with
+_ANONYMOUS: Final = "film"  # what a film is called while it is read: copies of it share one answer
+
+# What of a bundle does not touch the logit: it is applied to the answers when they are written, or only read by people.
+_APPLIED_LATER: Final = frozenset(
+    {"temperature", "bias", "operating_points", "default_operating_point", "name", "created", "intended_use", "notice"}
+)
+READ_BY_PEOPLE: Final = frozenset({"MODEL_CARD.md", "metrics.json", "weights.safetensors"})
+
+ENDED: Final = "the process that read it came to an end: too little memory, or a fault of a decoder"
+
+Group = Sequence[Film]
+
+
+def judge_of(bundle: Bundle) -> str:
+    """SHA-256 over everything that an answer depends on but for the film: graph, gate, preprocessing, libraries."""
+    description = json.loads(bundle.info.to_json())
+    used = {name: value for name, value in description.items() if name not in _APPLIED_LATER}
+    used["files"] = {name: digest for name, digest in used["files"].items() if name not in READ_BY_PEOPLE}
+    used |= {"decoder": decoder(), "onnxruntime": onnxruntime.__version__}
+    return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
+
+
+def predict_groups(
+    bundle: Bundle, groups: Iterable[Group], films: int, workers: int | None = None
+) -> Iterator[list[FilmResult]]:
+    """Judge films, group by group, in order.
+
+    Args:
+        bundle: loaded once in each process.
+        groups: films that share a forward pass; taken as the work goes.
+        films: how many there are in all: for a handful, no process is started.
+        workers: processes; by default one a core.
+
+    Raises: BundleInvalid; DataError, where no process lives long enough to answer.
+    """
+    predict = partial(predict_group, folder=bundle.folder, description=bundle.info.to_json())
+    workers = workers or cores()
+    if workers == 1 or films < WORTH_A_POOL:
+        return map(predict, groups)
+    return pooled(predict, groups, workers, lost=partial(predict_apart, predict))
+
+
+def predict_group(group: Group, folder: Path, description: str) -> list[FilmResult]:
+    """Read and score some films in this process, on one thread.
+
+    Args:
+        group: one forward pass.
+        folder: of the bundle.
+        description: its ``bundle.json``, so that a folder that changed on the way is refused.
+    """
+    predictor = _predictor(folder, description)
+    prepared = [_prepared(film, predictor) for film in group]
+    planes = [ready.plane for ready in prepared if ready.plane is not None]
+    logits = iter(predictor.logits(np.stack(planes))[0].tolist() if planes else ())
+    return [
+        FilmResult(ready.sha256, next(logits) if ready.plane is not None else None, ready.gate.reason, ready.gate.score)
+        for ready in prepared
+    ]
+
+
+@lru_cache(BUNDLES_LOADED)
+def _predictor(folder: Path, description: str) -> Predictor:
+    return Predictor(Bundle(folder, BundleInfo.from_json(description)), threads=1)
+
+
+def _prepared(film: Film, predictor: Predictor) -> Prepared:
+    try:
+        data = read_film(film)
+    except OSError as error:
+        return _unread("", f"cannot be opened ({error.strerror})")
+    except MissingExtra as error:
+        return _unread("", str(error))
+    try:
+        return predictor.prepare(data, _ANONYMOUS)
+    except FilmError as error:
+        return _unread(hashlib.sha256(data).hexdigest(), str(error).removeprefix(f"{_ANONYMOUS}: "))
+    except MissingExtra as error:  # no answer to keep: the film can be judged once the extra is there
+        return _unread("", str(error))
+
+
+def _unread(sha256: str, reason: str) -> Prepared:
+    return Prepared(sha256, Gate(accepted=False, reason=reason), (0, 0), None)
+
+
+def predict_apart(predict: Callable[[Group], list[FilmResult]], group: Group) -> list[FilmResult]:
+    """Judge a group that ended its process, film by film: all but the one that is to blame are judged after all.
+
+    Raises: DataError, where every film of several ends its process, so that the films are not to blame.
+    """
+    if len(group) == 1:
+        return [FilmResult("", None, ENDED)]
+    alone = ((film,) for film in group)
+    found = list(chain.from_iterable(pooled(predict, alone, 1, lost=partial(predict_apart, predict))))
+    if all(film.reason == ENDED for film in found):
+        raise DataError("the processes that judge films end before they answer: is there memory enough for the bundle?")
+    return found
+
 
 CALIBRATED_AT_ONCE: Final = 1024  # films
 REFUSED: Final = "refused"  # counted beside the labels
 
-Engine = Callable[[Bundle, Iterable[Group], int, int | None], Iterator[list[Judged]]]
+Engine = Callable[[Bundle, Iterable[Group], int, int | None], Iterator[list[FilmResult]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +152,7 @@ def score_films(
     films: Sequence[Film],
     *,
     operating_point: str | None = None,
-    on_progress: Progress = no_progress,
+    on_progress: ProgressCallback = no_progress,
     workers: int | None = None,
 ) -> Iterator[ScoredFilm]:
     """Judge films in order, and keep nothing.
@@ -59,8 +164,8 @@ def score_films(
     groups = [films[start : start + GROUP] for start in range(0, len(films), GROUP)]
     done = 0
     on_progress(0, len(films))
-    for group, judged in zip(groups, judge_groups(bundle, groups, len(films), workers), strict=True):
-        for film, found, probability in zip(group, judged, _probabilities(judged, predictor.info), strict=True):
+    for group, results in zip(groups, predict_groups(bundle, groups, len(films), workers), strict=True):
+        for film, found, probability in zip(group, results, _probabilities(results, predictor.info), strict=True):
             gate = Gate(accepted=found.logit is not None, reason=found.reason, score=found.gate_score)
             answer = predictor.answer(found.sha256, point, gate, probability)
             yield ScoredFilm(film, answer, found.logit)
@@ -103,7 +208,7 @@ class BatchResult:
     scores: Path
     journal: Path
     films: int
-    judged: int
+    predicted: int
     calls: dict[str, int]
 
 
@@ -118,8 +223,8 @@ def run_batch(
     out: Path,
     *,
     operating_point: str | None = None,
-    engine: Engine = judge_groups,
-    on_progress: Progress = no_progress,
+    engine: Engine = predict_groups,
+    on_progress: ProgressCallback = no_progress,
     workers: int | None = None,
 ) -> BatchResult:
     """Judge films and write one row a film, in order; ``write_scores`` would write the same.
@@ -155,7 +260,7 @@ def run_batch(
 
 
 def _judge(
-    journal: Journal, bundle: Bundle, engine: Engine, total: int, on_progress: Progress, workers: int | None
+    journal: Journal, bundle: Bundle, engine: Engine, total: int, on_progress: ProgressCallback, workers: int | None
 ) -> None:
     fresh = journal.pending()
     done = total - fresh
@@ -167,9 +272,9 @@ def _judge(
             taken.append(group)
             yield [listed.film for listed in group]
 
-    for judged in engine(bundle, groups(), fresh, workers):
+    for results in engine(bundle, groups(), fresh, workers):
         group = taken.pop(0)
-        journal.record(group, judged)
+        journal.record(group, results)
         done += len(group)
         on_progress(done, total)
 
@@ -192,26 +297,26 @@ def _digest_of(journal: Journal, info: BundleInfo, point: OperatingPoint) -> str
     """SHA-256 over everything that the table is made of."""
     applied = [info.temperature, info.bias, point.threshold]
     digest = hashlib.sha256(json.dumps(applied).encode())
-    for film, judged in journal.answers():
-        digest.update(repr((film, judged)).encode("utf-8", "backslashreplace"))
+    for film, results in journal.answers():
+        digest.update(repr((film, results)).encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
 
 
 def _rows(journal: Journal, info: BundleInfo, point: OperatingPoint, calls: Counter[str]) -> Iterator[Row]:
     answers = journal.answers()
     while some := tuple(islice(answers, CALIBRATED_AT_ONCE)):
-        probabilities = _probabilities([judged for _, judged in some], info)
-        for (film, judged), probability in zip(some, probabilities, strict=True):
+        probabilities = _probabilities([results for _, results in some], info)
+        for (film, results), probability in zip(some, probabilities, strict=True):
             label = None if probability is None else label_at(point, probability)
             calls[label or REFUSED] += 1
-            yield _row(film, judged.sha256, probability, label, judged.reason)
+            yield _row(film, results.sha256, probability, label, results.reason)
 
 
-def _probabilities(judged: Sequence[Judged], info: BundleInfo) -> list[float | None]:
+def _probabilities(results: Sequence[FilmResult], info: BundleInfo) -> list[float | None]:
     """Calibrated; None where there is no logit."""
-    logits = np.array([found.logit or 0.0 for found in judged])
+    logits = np.array([found.logit or 0.0 for found in results])
     values = calibrated(logits, info.temperature, info.bias).tolist()
-    return [None if found.logit is None else value for found, value in zip(judged, values, strict=True)]
+    return [None if found.logit is None else value for found, value in zip(results, values, strict=True)]
 
 
 def _row(film: Film, sha256: str, probability: float | None, label: str | None, reason: str) -> Row:

@@ -89,3 +89,30 @@ def write_bundle(folder: Path, info: BundleInfo, files: Mapping[str, bytes]) -> 
             (beside / name).write_bytes(data)
         (beside / DESCRIPTION).write_text(complete.to_json(), encoding="utf-8")
     return complete
+
+
+BUNDLES: Final = Path(__file__).parents[1] / "bundles"
+DEFAULT: Final = "pneumonia"
+
+
+def shipped_bundles() -> tuple[str, ...]:
+    """Names, in alphabetical order."""
+    return tuple(sorted(path.parent.name for path in BUNDLES.glob(f"*/{DESCRIPTION}")))
+
+
+def folder_of(bundle: str | Path) -> Path:
+    """The folder of a bundle: a path as it is, or the name of one that comes with this package.
+
+    A folder of that name in the working directory comes first.
+
+    Raises: BundleInvalid: neither exists; names those that come with the package.
+    """
+    folder = Path(bundle)
+    if folder.exists():
+        return folder
+    if str(bundle) in shipped_bundles():
+        return BUNDLES / bundle
+    raise BundleInvalid(
+        f"{bundle}: no such folder, and no bundle of that name comes with this package, which has "
+        f'{", ".join(shipped_bundles()) or "none"}. Make one with "chestxray run"'
+    )

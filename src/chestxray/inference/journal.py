@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from chestxray.data.films import stamp_of
+from chestxray.data.sources import stamp_of
 from chestxray.errors import DataError, OutputExists
 from chestxray.schema import Film
 
@@ -45,7 +45,7 @@ LEFT JOIN answer ON answer.sha256 = bytes.sha256 AND answer.judge = ?
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class FilmResult:
     """What a judge found.
 
     Attributes:
@@ -77,13 +77,13 @@ class Listed:
 class Journal:
     """An opened journal. One run at a time has it."""
 
-    def __init__(self, path: Path, database: sqlite3.Connection, judge: str) -> None:
+    def __init__(self, path: Path, database: sqlite3.Connection, predict: str) -> None:
         self.path = path
         self._database = database
-        self._judge = judge
+        self._judge = predict
 
     @classmethod
-    def open(cls, path: Path, judge: str) -> Self:
+    def open(cls, path: Path, predict: str) -> Self:
         """Open what is there and go on from it, or begin.
 
         Args:
@@ -107,7 +107,7 @@ class Journal:
             ) from error
         except sqlite3.DatabaseError as error:
             raise DataError(f"{path}: not a journal ({error}). Delete it to judge every film anew") from error
-        return cls(path, database, judge)
+        return cls(path, database, predict)
 
     def __enter__(self) -> Self:
         return self
@@ -154,9 +154,9 @@ class Journal:
         for _, rows in groupby(self._pages(wanted, size), lambda row: row[0] // size):
             yield tuple(starmap(_listed, rows))
 
-    def record(self, group: Sequence[Listed], judged: Sequence[Judged]) -> None:
+    def record(self, group: Sequence[Listed], results: Sequence[FilmResult]) -> None:
         """Keep what was found in a group, all of it at once."""
-        pairs = tuple(zip(group, judged, strict=True))
+        pairs = tuple(zip(group, results, strict=True))
         read = [(listed, found) for listed, found in pairs if found.sha256]
         self._database.executemany(
             "INSERT OR REPLACE INTO bytes VALUES (?, ?, ?)",
@@ -172,14 +172,14 @@ class Journal:
         )
         self._database.commit()
 
-    def answers(self) -> Iterator[tuple[Film, Judged]]:
+    def answers(self) -> Iterator[tuple[Film, FilmResult]]:
         """Every film of the source with what was found, in order."""
         wanted = f"""SELECT position, film.path, label, patient_id, cause, split, '',
             ifnull(answer.sha256, ''), logit, CASE WHEN answer.sha256 IS NULL THEN failure ELSE reason END,
             gate_score
             {_ANSWERED} WHERE position >= ? AND position < ? ORDER BY position"""
         for row in self._pages(wanted, READ_AT_ONCE, self._judge):
-            yield _listed(*row[:7]).film, Judged(*row[7:])
+            yield _listed(*row[:7]).film, FilmResult(*row[7:])
 
     def note(self, name: str) -> Any:
         """What was noted under that name; None where nothing was."""

@@ -6,6 +6,7 @@ bytes -> images.decode -> images.preprocess -> graph -> Prediction
 from __future__ import annotations
 
 import base64
+import io
 from pathlib import Path
 from typing import Final
 
@@ -13,18 +14,68 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
+from PIL import Image
 
+from chestxray.data.parallel import cores
 from chestxray.errors import BundleInvalid
-from chestxray.evaluation.calibration import calibrated
-from chestxray.images.preprocess import Plane
+from chestxray.images.decode import decode
+from chestxray.images.preprocess import Plane, onto_film, resample
 from chestxray.inference.bundle import Bundle
-from chestxray.inference.gate import Gatekeeper
-from chestxray.inference.heatmap import overlay_png
-from chestxray.inference.prepare import Prepared, prepare
-from chestxray.machine import cores
-from chestxray.schema import BundleInfo, Gate, Label, OperatingPoint, Prediction
+from chestxray.inference.ood import Gatekeeper, Prepared, prepare
+from chestxray.metrics.calibration import calibrated
+from chestxray.schema import BundleInfo, Gate, Label, OperatingPoint, Prediction, Preprocessing, Resize
 
-Floats = npt.NDArray[np.float32]
+LONG_SIDE: Final = 512  # pixels of the overlay; the map behind it has some ten cells a side
+FULL_COLOUR: Final = 0.5  # log-odds of one cell that are drawn at full strength at the latest
+
+# Transparent, amber, red, pale yellow: lightness rises all the way, so that it also reads without hue.
+_STOPS: Final = np.array([0.0, 0.35, 0.7, 1.0])
+_COLOURS: Final = np.array([[120, 28, 109, 0], [203, 65, 73, 150], [246, 140, 30, 200], [252, 235, 120, 225]])
+
+
+def overlay_png(activation: npt.NDArray[np.float32], film_size: tuple[int, int], preprocessing: Preprocessing) -> bytes:
+    """Draw where the evidence for pneumonia lies, in the film's own proportions.
+
+    Args:
+        activation: shape (rows, columns), log-odds that each place adds; negative places stay clear.
+        film_size: (height, width) of the film.
+        preprocessing: how the film became the network's input, so that the map can go the way back.
+
+    Returns: a PNG with an alpha channel, its long side LONG_SIDE pixels.
+    """
+    height, width = film_size
+    scale = LONG_SIDE / max(height, width)
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    strength = np.clip(activation, 0.0, None) / max(float(activation.max()), FULL_COLOUR)
+    spread = onto_film(strength, size, preprocessing).clip(0.0, 1.0)
+    channels = [np.interp(spread, _STOPS, _COLOURS[:, channel]) for channel in range(4)]
+    out = io.BytesIO()
+    Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def over_film(data: bytes, source: str, overlay: bytes) -> bytes:
+    """Blend an overlay of ``overlay_png`` with its film.
+
+    Args:
+        data: the film's bytes.
+        source: what to call it in errors.
+        overlay: a PNG with an alpha channel.
+
+    Returns: a PNG of the overlay's size.
+    Raises: FilmError.
+    """
+    with Image.open(io.BytesIO(overlay), formats=["PNG"]) as colours:
+        width, height = colours.size
+        film = decode(data, source, at_least=(height, width))
+        plane = resample(film.pixels, height, width, Resize.SQUEEZE, film.frame)
+        blended = Image.alpha_composite(Image.fromarray(plane).convert("RGBA"), colours)
+    out = io.BytesIO()
+    blended.convert("RGB").save(out, "PNG")
+    return out.getvalue()
+
+
+Float32Array = npt.NDArray[np.float32]
 
 _GRAPH_ERRORS: Final = (
     state.Fail,
@@ -119,7 +170,7 @@ class Predictor:
         """The first half of ``predict``: bytes to the network's input, or to a reason why not. Raises: FilmError."""
         return prepare(data, source, self.info.preprocessing, self._gatekeeper)
 
-    def logits(self, planes: Plane) -> tuple[Floats, Floats]:
+    def logits(self, planes: Plane) -> tuple[Float32Array, Float32Array]:
         """One forward pass.
 
         Args:
@@ -131,7 +182,7 @@ class Predictor:
         logit, activation = self._session.run(["logit", "activation"], {"film": planes[:, None]})
         return logit, activation
 
-    def probabilities(self, logits: Floats) -> npt.NDArray[np.float64]:
+    def probabilities(self, logits: Float32Array) -> npt.NDArray[np.float64]:
         """Probability of pneumonia by the bundle's calibration; any shape."""
         return calibrated(logits, self.info.temperature, self.info.bias)
 

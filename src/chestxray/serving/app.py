@@ -24,7 +24,6 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from chestxray import __version__
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE, BundleInfo, Prediction
 from chestxray.serving import metrics, openapi
@@ -36,6 +35,7 @@ from chestxray.serving.service import PredictParameters, Service
 from chestxray.serving.settings import ServiceSettings
 from chestxray.serving.static import page_routes
 from chestxray.serving.upload import MEBIBYTE, MEDIA_TYPES
+from chestxray.version import __version__
 
 __all__ = ["MEBIBYTE", "ServiceSettings", "create_app"]
 

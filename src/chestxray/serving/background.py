@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from chestxray.errors import ChestXrayError
-from chestxray.inference.shipped import DEFAULT
+from chestxray.inference.bundle import DEFAULT
 from chestxray.serving.server import ServeOptions, prepared
 
 if TYPE_CHECKING:

@@ -32,8 +32,7 @@ from typing import Any, Final
 
 from chestxray.errors import ChestXrayError
 from chestxray.inference.bundle import Bundle
-from chestxray.inference.gate import Gatekeeper
-from chestxray.inference.prepare import Prepared, prepare
+from chestxray.inference.ood import Gatekeeper, Prepared, prepare
 from chestxray.schema import BundleInfo
 
 LENGTH: Final = struct.Struct("<Q")  # stands before every message

@@ -20,7 +20,7 @@ import numpy as np
 
 from chestxray.errors import ChestXrayError, FilmError, FilmTooLarge, TruncatedFilm, UnreadableFilm, UnsupportedFormat
 from chestxray.inference.bundle import Bundle
-from chestxray.inference.prepare import Prepared
+from chestxray.inference.ood import Prepared
 from chestxray.schema import Gate
 from chestxray.serving.decoder import HELLO, LENGTH
 from chestxray.serving.logs import log

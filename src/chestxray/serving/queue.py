@@ -13,11 +13,10 @@ from typing import Final
 
 import numpy as np
 
+from chestxray.data.parallel import cores
 from chestxray.errors import FilmError
 from chestxray.images.preprocess import Plane
-from chestxray.inference.heatmap import overlay_png
-from chestxray.inference.predictor import Floats, Predictor
-from chestxray.machine import cores
+from chestxray.inference.predictor import Float32Array, Predictor, overlay_png
 from chestxray.schema import Prediction
 from chestxray.serving.metrics import Metrics
 from chestxray.serving.pool import DecoderPool
@@ -26,7 +25,7 @@ from chestxray.serving.problems import OVERLOADED, TOO_LONG, Refusal, refusal_of
 LARGEST_BATCH: Final = 8  # films of one forward pass: more gain nothing on a processor and make the first one wait
 SECONDS_A_FILM: Final = 60.0  # from its first byte to its answer, whatever happens
 
-Waiting = tuple[Plane, asyncio.Future[tuple[Floats, Floats]]]
+Waiting = tuple[Plane, asyncio.Future[tuple[Float32Array, Float32Array]]]
 
 
 class Scorer:
@@ -44,10 +43,10 @@ class Scorer:
         self._open: set[asyncio.Task[None] | None] = set()
         self._threads = ThreadPoolExecutor(self._lanes, thread_name_prefix="network")
 
-    async def score(self, plane: Plane, *, alone: bool = False) -> tuple[Floats, Floats]:
+    async def score(self, plane: Plane, *, alone: bool = False) -> tuple[Float32Array, Float32Array]:
         """The logit of a plane, shape (1,), and its activation map, shape (rows, columns)."""
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[tuple[Floats, Floats]] = loop.create_future()
+        answer: asyncio.Future[tuple[Float32Array, Float32Array]] = loop.create_future()
         self._waiting.append((plane, answer))
         if len(self._open) < self._lanes:
             self._open.add(loop.create_task(self._lane(self._alone if alone else self._among_others)))

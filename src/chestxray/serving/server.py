@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chestxray.errors import UsageError
-from chestxray.inference.bundle import Bundle
-from chestxray.inference.shipped import DEFAULT, folder_of
+from chestxray.inference.bundle import DEFAULT, Bundle, folder_of
 from chestxray.inference.signature import open_bundle
 from chestxray.serving.keys import VARIABLE, KeyRing
 from chestxray.serving.logs import log_to_stderr

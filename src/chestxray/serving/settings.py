@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Final
 
+from chestxray.data.parallel import cores
 from chestxray.errors import UsageError
-from chestxray.machine import cores
 from chestxray.serving.keys import KeyRing
 from chestxray.serving.pool import DecoderLimits
 from chestxray.serving.security import HostRule

@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from chestxray.training.recipe import Augmentation
+from chestxray.training.config import Augmentation
 
 WHITE: Final = 255.0
 
@@ -179,7 +179,7 @@ def resized(films: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(films, size, mode="bilinear", align_corners=False, antialias=True)
 
 
-def mixed(films: Tensor, truths: Tensor, probability: float, generator: Generator) -> tuple[Tensor, Tensor]:
+def mixed(films: Tensor, targets: Tensor, probability: float, generator: Generator) -> tuple[Tensor, Tensor]:
     """Blend some films, and their labels by the same shares, each with another film of the batch.
 
     Args:
@@ -194,4 +194,4 @@ def mixed(films: Tensor, truths: Tensor, probability: float, generator: Generato
     share = torch.where(_chosen(films, probability, generator), share, 1.0)
     partners = torch.randperm(len(films), generator=generator, device=films.device)
     down = share[:, :, 0, 0]
-    return films * share + films[partners] * (1.0 - share), truths * down + truths[partners] * (1.0 - down)
+    return films * share + films[partners] * (1.0 - share), targets * down + targets[partners] * (1.0 - down)

@@ -21,19 +21,18 @@ import torch
 from torch import Generator, Tensor, nn
 
 from chestxray.data.pack import Pack
-from chestxray.data.parallel import Progress, no_progress
 from chestxray.errors import OutputExists, RunInvalid, UsageError
 from chestxray.files import may_be_replaced
-from chestxray.training.checkpoint import read_weights, snapshot
-from chestxray.training.loop import Training
+from chestxray.progress import Log, ProgressCallback, no_log, no_progress
+from chestxray.training.checkpoint import Best
+from chestxray.training.config import Recipe
 from chestxray.training.networks import Classifier, spec_of
-from chestxray.training.recipe import Recipe
+from chestxray.training.optim import steps_of
 from chestxray.training.record import EpochRecord
-from chestxray.training.resume import Best, Say
-from chestxray.training.run import described, look_back, say_nothing
+from chestxray.training.run import described, look_back
 from chestxray.training.run_folder import BEST, DESCRIPTION, RunFolder, RunInfo, RunSummary
-from chestxray.training.schedule import steps_of
-from chestxray.training.validation import Judged, validate
+from chestxray.training.trainer import Training, ValidationResult, validate
+from chestxray.training.weights import read_weights, snapshot
 
 MEASURED: Final = 2048  # training films that the statistics of batch normalisation are measured on
 BATCH: Final = 32  # of them at once
@@ -45,8 +44,8 @@ def blend_runs(
     out: Path | str,
     *,
     device: str = "auto",
-    on_progress: Progress = no_progress,
-    say: Say = say_nothing,
+    on_progress: ProgressCallback = no_progress,
+    log: Log = no_log,
 ) -> RunSummary:
     """Average the best weights of finished runs, and write the result as a run of its own, ready for export.
 
@@ -56,7 +55,7 @@ def blend_runs(
         out: the new run's folder; an earlier run there is replaced.
         device: as for ``loop.train``.
         on_progress: called with (films done, films in all).
-        say: told what is being done.
+        log: told what is being done.
 
     Raises:
         UsageError: fewer than two runs, or a network that does not begin from learnt weights.
@@ -74,15 +73,15 @@ def blend_runs(
     blended.load_state_dict(
         _mean([read_weights(run / BEST, i.files[BEST]) for run, i in zip(folders, infos, strict=True)])
     )
-    say(f"Statistics of batch normalisation: on {MEASURED:,} training films")
+    log(f"Statistics of batch normalisation: on {MEASURED:,} training films")
     _measure_statistics(training, blended)
-    judged = validate(training.step, training.panel)
-    best = Best(snapshot(blended), judged.logits)
-    training.records = [_record([info.best for info in infos if info.best], judged)]
+    result = validate(training.step, training.panel)
+    best = Best(snapshot(blended), result.logits)
+    training.records = [_record([info.best for info in infos if info.best], result)]
     info = dataclasses.replace(described(training), blended=tuple(int(info.recipe["seed"]) for info in infos))
-    folder = RunFolder(out, pack, training.step.sides.validation)
+    folder = RunFolder(out, pack, training.step.splits.validation)
     folder.begin(info, training.step.recipe, training.records, best)
-    look_back(folder, training, best, say, on_progress)
+    look_back(folder, training, best, log, on_progress)
     seconds = sum(info.seconds for info in infos) + time.perf_counter() - started
     return RunSummary(out, folder.finish(info, training.records, best.weights, seconds), tuple(training.records))
 
@@ -118,11 +117,11 @@ def _mean(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def _record(records: Sequence[EpochRecord], judged: Judged) -> EpochRecord:
+def _record(records: Sequence[EpochRecord], result: ValidationResult) -> EpochRecord:
     """The blend as the one epoch of its run: its own figures on the validation films, the mean of the runs' losses."""
     loss = sum(record.training_loss for record in records) / len(records)
     first = dataclasses.asdict(records[0])
-    fields: dict[str, Any] = {**first, "training_loss": loss, "is_best": True, **judged.figures()}
+    fields: dict[str, Any] = {**first, "training_loss": loss, "is_best": True, **result.figures()}
     return EpochRecord(**fields)
 
 
@@ -136,7 +135,7 @@ def _measure_statistics(training: Training, blended: Classifier) -> None:
         norm.momentum = None  # a plain mean over the batches
     step = training.step
     generator = Generator(step.device).manual_seed(step.recipe.seed)
-    rows = np.random.default_rng(step.recipe.seed).permutation(step.sides.training)[:MEASURED]
+    rows = np.random.default_rng(step.recipe.seed).permutation(step.splits.training)[:MEASURED]
     blended.train()
     for batch in np.array_split(rows, steps_of(len(rows), BATCH)):
         step.scores(blended, step.varied(batch, generator), reduced=False)

@@ -1,65 +1,255 @@
-"""Weights on disk: safetensors and nothing else, whole or not at all, known by their hash."""
+"""Checkpoints on disk: from them the same command goes on where a killed run stood.
+
+    checkpoint-000007.safetensors   weights, averaged weights, the optimiser's moments, the best epoch's weights
+    checkpoint-000007.json          everything else, with the SHA-256 of the tensors and of itself
+
+The tensors are written first, each file to another name, synced and renamed; the JSON file makes them a
+checkpoint. The one before is kept, and is used where the latest turns out to be damaged.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Mapping
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final, Self
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
-from chestxray.errors import RunInvalid
+from chestxray.data.pack import Pack
+from chestxray.errors import OutputUnwritable, RunInvalid
 from chestxray.files import write_atomically
+from chestxray.progress import Log
+from chestxray.schema import Preprocessing
+from chestxray.training.config import Recipe, every_field
+from chestxray.training.train_state import TrainSnapshot
+from chestxray.training.trainer import Float32Array
+from chestxray.training.weights import to_bytes
 
-Weights = Mapping[str, Tensor]
-
-
-def snapshot(module: torch.nn.Module) -> dict[str, Tensor]:
-    """A copy of a module's weights and buffers in ordinary memory; training on does not change it."""
-    return {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in module.state_dict().items()
-    }
-
-
-def to_bytes(weights: Weights) -> bytes:
-    """Weights as a safetensors file; equal weights give equal bytes."""
-    return save({name: weights[name] for name in sorted(weights)})
+CHECKPOINT_VERSION: Final = 1
+KEPT: Final = 2  # the latest, and the one before
 
 
-def hash_of(weights: Weights) -> str:
-    """SHA-256 of ``to_bytes``: names the weights."""
-    return hashlib.sha256(to_bytes(weights)).hexdigest()
+_BEST_WEIGHTS: Final = "best/"
+_BEST_LOGITS: Final = "best_logits"
+_NUMBERED: Final = re.compile(r"checkpoint-(\d{6,})\.(json|safetensors)")
 
 
-def write_weights(path: Path, weights: Weights) -> str:
-    """Write a safetensors file and give its SHA-256. Law: ``read_weights`` with that hash gives them back."""
-    data = to_bytes(weights)
-    write_atomically(path, data)
-    return hashlib.sha256(data).hexdigest()
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a training starts from; the same origin gives the same weights.
+
+    Attributes:
+        recipe: every field by name.
+        training_data: fingerprint of the pack.
+        preprocessing: of the pack.
+        teachers: SHA-256 of the weights of each.
+    """
+
+    recipe: Mapping[str, Any]
+    training_data: str
+    preprocessing: Preprocessing
+    teachers: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, pack: Pack, recipe: Recipe, teachers: tuple[str, ...] = ()) -> Self:
+        """The origin of a training of that recipe on that pack."""
+        return cls(dataclasses.asdict(recipe), pack.info.fingerprint, pack.info.preprocessing, teachers)
+
+    def apart_from(self, other: Origin) -> str:
+        """What differs, as a clause; empty where nothing does. ``other`` is what is asked for now."""
+        for name in sorted({*self.recipe, *other.recipe}):
+            there, here = self.recipe.get(name), other.recipe.get(name)
+            if there != here:
+                return f"its recipe has {name} = {there}, this one {here}"
+        if self.teachers != other.teachers:
+            return "it learnt from another teacher"
+        same = (self.training_data, self.preprocessing) == (other.training_data, other.preprocessing)
+        return "" if same else "it was trained on another pack"
 
 
-def read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
-    """Read weights that must have that hash. Raises: RunInvalid: missing, changed, damaged."""
+@dataclass(frozen=True, slots=True)
+class Best:
+    """What is kept of the best epoch so far.
+
+    Attributes:
+        weights: of the classifier, averaged where the recipe says so.
+        logits: log-odds of the validation films, shape (n,).
+    """
+
+    weights: Mapping[str, Tensor]
+    logits: Float32Array
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Everything that a training needs to go on in another process.
+
+    Attributes:
+        origin: of the training.
+        state: of the training.
+        best: None before the first epoch has ended.
+        seconds: that were trained so far.
+    """
+
+    origin: Origin
+    state: TrainSnapshot
+    best: Best | None
+    seconds: float
+
+    def to_files(self) -> tuple[bytes, bytes]:
+        """The JSON file and the safetensors file. Law: ``Checkpoint.from_files(*c.to_files())`` is ``c``."""
+        tensors = dict(self.state.tensors)
+        if self.best is not None:
+            tensors |= {_BEST_WEIGHTS + name: tensor for name, tensor in self.best.weights.items()}
+            tensors[_BEST_LOGITS] = torch.from_numpy(self.best.logits)
+        data = to_bytes(tensors)
+        content = {
+            "version": CHECKPOINT_VERSION,
+            "tensors_sha256": hashlib.sha256(data).hexdigest(),
+            "origin": dataclasses.asdict(self.origin),
+            "seconds": self.seconds,
+            **self.state.figures(),
+        }
+        return json.dumps({"content": content, "sha256": _digest(content)}, indent=1).encode(), data
+
+    @classmethod
+    def from_files(cls, text: bytes, data: bytes, source: str = "checkpoint") -> Self:
+        """Raises: RunInvalid, where either was changed or torn, or is of another version."""
+        try:
+            content = _unsealed(text, data)
+            tensors = load(data)
+            best = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_BEST_WEIGHTS)}
+            logits = tensors.pop(_BEST_LOGITS, None)
+            origin = content["origin"]
+            return cls(
+                Origin(
+                    every_field(origin["recipe"]),
+                    origin["training_data"],
+                    Preprocessing(**origin["preprocessing"]),
+                    tuple(origin["teachers"]),
+                ),
+                TrainSnapshot.joined(content, tensors),
+                None
+                if logits is None
+                else Best({name.removeprefix(_BEST_WEIGHTS): best[name] for name in best}, logits.numpy()),
+                content["seconds"],
+            )
+        except (ValueError, TypeError, KeyError, SafetensorError) as error:
+            raise RunInvalid(f"{source}: not a whole checkpoint ({error})") from error
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _unsealed(text: bytes, data: bytes) -> dict[str, Any]:
+    """The content of the JSON file. Raises: ValueError, KeyError, TypeError, where the hashes say otherwise."""
+    sealed = json.loads(text)
+    content: dict[str, Any] = sealed["content"]
+    if content["version"] != CHECKPOINT_VERSION:
+        raise ValueError(f"version {content['version']}; this program reads {CHECKPOINT_VERSION}")
+    for name, expected, found in (
+        ("figures", sealed["sha256"], _digest(content)),
+        ("tensors", content["tensors_sha256"], hashlib.sha256(data).hexdigest()),
+    ):
+        if found != expected:
+            raise ValueError(f"SHA-256 of its {name} is {found[:12]}..., expected {expected[:12]}...")
+    return content
+
+
+class CheckpointFolder:
+    """A folder of checkpoints, the latest two of one training."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint beside the one before it. Raises: OutputUnwritable."""
+        numbers = self._numbers()
+        name = f"checkpoint-{max(numbers, default=0) + 1:06}"
+        text, data = checkpoint.to_files()
+        with writing(self.folder):
+            write_atomically(self.folder / f"{name}.safetensors", data)
+            write_atomically(self.folder / f"{name}.json", text)
+            _sync(self.folder)
+            self._remove_all_but(sorted({*numbers, max(numbers, default=0) + 1})[-KEPT:])
+
+    def latest(self, log: Log) -> Checkpoint | None:
+        """The latest that is whole; None where there is none at all.
+
+        Args:
+            log: told about each that is damaged.
+
+        Raises: RunInvalid, where there are some and all are damaged.
+        """
+        damaged = ""
+        for number in sorted(self._numbers(), reverse=True):
+            try:
+                return self._read(number)
+            except RunInvalid as error:
+                damaged = str(error)
+                log(f"{damaged}. It is passed over")
+        if damaged:
+            raise RunInvalid(f"{self.folder}: no checkpoint is whole. Train from the beginning with --restart")
+        return None
+
+    def clear(self) -> None:
+        """Remove the checkpoints, and the folder where nothing else is in it. Raises: OutputUnwritable."""
+        with writing(self.folder):
+            self._remove_all_but([])
+            if self.folder.is_dir() and not any(self.folder.iterdir()):
+                self.folder.rmdir()
+
+    def _numbers(self) -> list[int]:
+        """Of the checkpoints that were finished."""
+        found = (_NUMBERED.fullmatch(path.name) for path in self._files())
+        return [int(match[1]) for match in found if match and match[2] == "json"]
+
+    def _files(self) -> list[Path]:
+        return list(self.folder.iterdir()) if self.folder.is_dir() else []
+
+    def _read(self, number: int) -> Checkpoint:
+        path = self.folder / f"checkpoint-{number:06}.json"
+        try:
+            return Checkpoint.from_files(path.read_bytes(), path.with_suffix(".safetensors").read_bytes(), str(path))
+        except OSError as error:
+            raise RunInvalid(f"{path}: not a whole checkpoint ({error})") from error
+
+    def _remove_all_but(self, kept: list[int]) -> None:
+        """Remove other checkpoints, the JSON file first, and what a killed process left half written."""
+        for path in sorted(self._files()):
+            match = _NUMBERED.fullmatch(path.name)
+            left_behind = path.name.startswith(".checkpoint-") and path.name.endswith(".part")
+            if left_behind or (match and int(match[1]) not in kept):
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn the system's refusal to write into one sentence. Raises: OutputUnwritable."""
     try:
-        return load(read_checked(path, sha256))
-    except SafetensorError as error:
-        raise RunInvalid(f"{path}: not a safetensors file ({error})") from error
-
-
-def read_checked(path: Path, sha256: str) -> bytes:
-    """A file of a run, which must have that hash. Raises: RunInvalid: missing or changed."""
-    try:
-        data = path.read_bytes()
+        yield
     except OSError as error:
-        raise RunInvalid(f'{path}: cannot be read ({error}). Train again with "chestxray train"') from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise RunInvalid(
-            f"{path}: SHA-256 is {found[:12]}..., expected {sha256[:12]}...: "
-            "the file was changed or damaged. Copy the whole run again"
-        )
-    return data
+        raise OutputUnwritable(
+            f"{error.filename or folder}: cannot be written ({error.strerror or error}). "
+            "Make room or give another folder; the same command then goes on from the last checkpoint"
+        ) from error
+
+
+def _sync(folder: Path) -> None:
+    """Make the renames in a folder last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -20,12 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from chestxray.errors import RunInvalid
-from chestxray.training import stressed
-from chestxray.training.checkpoint import read_weights
+from chestxray.data.pack import Pack
+from chestxray.errors import RunInvalid, UsageError
+from chestxray.training import trainer
+from chestxray.training.config import Recipe
+from chestxray.training.distillation import Teacher
 from chestxray.training.networks import Classifier, build
 from chestxray.training.run_folder import BEST, VALIDATION, RunInfo, ValidationTable
-from chestxray.training.stressed import STRESS
+from chestxray.training.trainer import STRESS
+from chestxray.training.weights import read_weights
 
 
 class Ensemble(nn.Module):
@@ -74,7 +77,7 @@ class Trained:
     ensemble: Ensemble
     weights: dict[str, Tensor]
     table: ValidationTable
-    stress: stressed.ByShift
+    stress: trainer.ByShift
 
     @property
     def network(self) -> str:
@@ -94,7 +97,7 @@ class Trained:
             ValidationTable.read(run / VALIDATION, info.files[VALIDATION])
             for run, info in zip(runs, infos, strict=True)
         ]
-        under = [stressed.from_csv(run / STRESS, info.files[STRESS]) for run, info in zip(runs, infos, strict=True)]
+        under = [trainer.from_csv(run / STRESS, info.files[STRESS]) for run, info in zip(runs, infos, strict=True)]
         return cls(
             infos,
             Ensemble([restored(info, one) for info, one in zip(infos, weights, strict=True)]),
@@ -112,3 +115,33 @@ def restored(info: RunInfo, weights: dict[str, Tensor]) -> Classifier:
     except RuntimeError as error:
         raise RunInvalid(f"the weights do not fit {info.recipe['network']} ({error})") from error
     return classifier.eval()
+
+
+def teacher_of(runs: Sequence[Path], recipe: Recipe, pack: Pack) -> Teacher | None:
+    """The teacher that a recipe asks for: the best epochs of finished runs on the same pack.
+
+    Raises:
+        UsageError: runs without ``distillation`` in the recipe, or the other way round.
+        RunInvalid: a run is missing, unfinished or damaged; or it was trained on another pack, and may so have learnt
+            from the films that its student is judged by.
+    """
+    if runs and not recipe.distillation:
+        raise UsageError(
+            "a teacher was given, but the recipe has distillation = 0. Take the recipe distilled or default-distilled, "
+            "or set it"
+        )
+    if recipe.distillation and not runs:
+        raise UsageError(f"the recipe has distillation = {recipe.distillation:g}: give its teacher, --teacher RUN")
+    if not runs:
+        return None
+    infos = [RunInfo.read(run) for run in runs]
+    for run, info in zip(runs, infos, strict=True):
+        info.require_finished(run)
+        if not info.was_trained_on(pack):
+            raise RunInvalid(
+                f"{run}: was trained on another pack than {pack.folder}, so it may know the films that its student "
+                "is judged by. Train the teacher on this pack"
+            )
+    hashes = tuple(info.files[BEST] for info in infos)
+    weights = [read_weights(run / BEST, one) for run, one in zip(runs, hashes, strict=True)]
+    return Teacher(tuple(map(restored, infos, weights)), hashes)

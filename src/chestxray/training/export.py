@@ -2,32 +2,214 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from chestxray import __version__
 from chestxray.errors import BundleInvalid
-from chestxray.evaluation.calibration import Calibration, calibrated, choose_operating_points, fit_calibration
-from chestxray.evaluation.stress import CLEAN, measured_again, pooled, under_shifts
-from chestxray.evaluation.summary import measured_where_chosen
+from chestxray.evaluation.model_card import header, measured_where_chosen, section
+from chestxray.evaluation.robustness import CLEAN, measured_again, pooled, under_shifts
 from chestxray.files import folder_written_whole
 from chestxray.inference.bundle import DESCRIPTION, GRAPH, write_bundle
-from chestxray.inference.gate import GATE
+from chestxray.inference.ood import GATE, Gatekeeper, OODDetector
 from chestxray.inference.predictor import Predictor
+from chestxray.metrics.calibration import Calibration, calibrated, choose_operating_points, fit_calibration
 from chestxray.schema import INTENDED_AGES, BundleInfo, Split
-from chestxray.training import stressed
-from chestxray.training.card import model_card
-from chestxray.training.checkpoint import read_checked, to_bytes
+from chestxray.training import trainer
 from chestxray.training.ensemble import Ensemble, Trained
-from chestxray.training.graph import OUTPUTS, in_half_precision, to_onnx
-from chestxray.training.networks import parameters_of
+from chestxray.training.networks import Classifier, parameters_of, spec_of
 from chestxray.training.run_folder import RunInfo, ValidationTable
+from chestxray.training.weights import read_checked, to_bytes
+from chestxray.version import __version__
+
+OPSET: Final = 20  # read by onnxruntime from 1.17 on
+OUTPUTS: Final = ("logit", "activation")
+HALVED_FROM: Final = 256  # numbers in a tensor of weights; smaller ones are kept as they are
+
+
+class _Explained(nn.Module):
+    """What the graph computes; the argument's name is the input's."""
+
+    def __init__(self, classifier: Classifier | Ensemble) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, film: Tensor) -> tuple[Tensor, Tensor]:
+        return self.classifier.explain(film)
+
+
+def to_onnx(classifier: Classifier | Ensemble, size: tuple[int, int]) -> bytes:
+    """A classifier, or several as one, as one ONNX file, weights within.
+
+    Input "film": uint8 (N, 1, height, width). Outputs "logit": float32 (N,), log-odds before calibration;
+    "activation": float32 (N, rows, columns). N is free.
+
+    Args:
+        classifier: set to evaluation.
+        size: (height, width) in pixels.
+    """
+    module = _Explained(classifier).eval()
+    film = torch.zeros((2, 1, *size), dtype=torch.uint8)  # 2, since a batch of 1 would be taken for a constant
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            (film,),
+            dynamo=True,
+            input_names=["film"],
+            output_names=list(OUTPUTS),
+            dynamic_shapes=({0: torch.export.Dim("films")},),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    if program is None:  # the exporter's signature allows it where it writes a file itself
+        raise BundleInvalid("the exporter gave no graph")
+    return _without_traces(program.model_proto)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints, logs and warns about its own inner workings; its errors still arise."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _without_traces(model: Any) -> bytes:
+    """The serialised graph without what the exporter notes about this machine's files and source lines."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def in_half_precision(graph: bytes) -> bytes:
+    """The same graph with its weights stored in 16 bits: half the size.
+
+    They are widened again when the graph is loaded, so it computes in 32 bits and is as fast as before.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = onnx.load_model_from_string(graph)
+    widened = []
+    for weights in model.graph.initializer:
+        if weights.data_type != TensorProto.FLOAT or np.prod(weights.dims) < HALVED_FROM:
+            continue
+        values, name = numpy_helper.to_array(weights), weights.name
+        weights.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}_half"))
+        widened.append(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT))
+    nodes = [*widened, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+_TEMPLATE: Final = """\
+{header}
+# {name}
+
+> **{notice}**
+
+## What it is
+
+`{network}`: {description}. {parameters:,} parameters. Input: a greyscale film of {height} x {width} pixels
+(height x width; resize policy `{resize}`), which the bundle's own preprocessing makes from a JPEG or PNG file.
+Output: the calibrated probability of pneumonia, and a map of where the evidence lies.
+
+## Intended use
+
+{intended_use}
+
+## What it refuses
+
+Besides files that are no plain film (coloured, blank, too small, of another modality, body part or view), it
+{refusals}. A refused film gets no probability.
+
+## Limits
+
+- It answers "pneumonia or normal" and knows no third thing: every other finding is outside of what it learnt.
+- It was trained on one data set. Films of other hospitals, devices, ages or views may be judged wrongly, and
+  confidently so. Evaluate it on films of your own before believing any figure.
+- The map shows what moved this network's answer. It does not outline a lesion.
+- Training films' labels are taken as they are; they are not free of error.
+
+## Training data
+
+{training_films:,} films for training, {validation_films:,} for validation. Fingerprint of the data set (SHA-256
+over each film's hash, label, split and patient): `{training_data}`. The terms of those films may bind what
+may be done with these weights; the licence above is that of the software and of the weights as far as it
+can be given.
+
+{figures}
+
+## How it was made
+
+{made}, by chestxray {version} on {device}.
+"""
+
+
+def model_card(
+    bundle: BundleInfo, runs: Sequence[RunInfo], metrics: Mapping[str, Any], gate: bytes | None = None
+) -> str:
+    """The card as Markdown with YAML front matter.
+
+    Args:
+        bundle: the description; its hashes are not needed.
+        runs: finished runs on one pack, whose networks answer as one.
+        metrics: as ``summary.measured_where_chosen`` makes them.
+        gate: ``gate.json``, where the bundle has one.
+    """
+    gatekeeper = Gatekeeper(bundle.intended_ages, OODDetector.from_json(gate.decode()) if gate else None)
+    return _TEMPLATE.format(
+        header=header(bundle.name, metrics, bundle.default_operating_point),
+        name=bundle.name,
+        notice=bundle.notice,
+        network=bundle.network,
+        description="; ".join(spec_of(run.recipe["network"]).description for run in runs),
+        parameters=bundle.parameters,
+        height=bundle.preprocessing.height,
+        width=bundle.preprocessing.width,
+        resize=bundle.preprocessing.resize.value,
+        intended_use=bundle.intended_use,
+        refusals=gatekeeper.in_words(),
+        training_films=runs[0].training_films,
+        validation_films=runs[0].validation_films,
+        training_data=bundle.training_data,
+        figures=section(metrics, bundle.default_operating_point),
+        made="; beside it ".join(f"`{run.recipe['network']}`, {_made(run)}" for run in runs),
+        version=bundle.package_version,
+        device=runs[0].device,
+    )
+
+
+def _made(run: RunInfo) -> str:
+    """One clause: which seeds, which epochs."""
+    if run.blended:
+        seeds = ", ".join(map(str, run.blended))
+        return f"the mean of the weights of {len(run.blended)} runs of one recipe (seeds {seeds})"
+    epoch, epochs = (run.best.epoch, run.best.epochs) if run.best else (0, 0)
+    chosen = "the one with the highest AUROC on the validation films under shifts"
+    taught = f", taught by {len(run.teachers)} trained network" + "s" * (len(run.teachers) > 1) if run.teachers else ""
+    return f"recipe with seed {run.recipe['seed']}, epoch {epoch} of {epochs} ({chosen}){taught}"
+
 
 DEFAULT_OPERATING_POINT: Final = "balanced"
 TOLERANCE: Final = 1e-4  # log-odds by which the graph may differ from the network it was made of
@@ -41,7 +223,7 @@ CHOSEN_HERE: Final = (
 )
 
 LEAKAGE_ALLOWED: Final = (
-    "The sides of the split share patients or films, so the figures are too good. This was allowed, with the reason:"
+    "The splits of the split share patients or films, so the figures are too good. This was allowed, with the reason:"
 )
 
 WEIGHTS: Final = "weights.safetensors"
@@ -135,7 +317,7 @@ def _compare(bundle: Path, networks: Ensemble, size: tuple[int, int], tolerance:
 
 
 def validation_metrics(
-    table: ValidationTable, stress: stressed.ByShift, bundle: BundleInfo, leak: str
+    table: ValidationTable, stress: trainer.ByShift, bundle: BundleInfo, leak: str
 ) -> dict[str, Any]:
     """What ``metrics.json`` says: each figure with its count and its 95% interval, clean and under every shift."""
     calibration = Calibration(bundle.temperature, bundle.bias)

@@ -5,30 +5,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 import numpy as np
 import torch
 
-from chestxray import __version__
 from chestxray.data.pack import Pack
-from chestxray.data.parallel import Progress, no_progress
 from chestxray.errors import OutputExists, TrainingInterrupted
-from chestxray.evaluation.shifts import SHIFTS
 from chestxray.files import may_be_replaced, write_atomically
-from chestxray.training.checkpoint import snapshot
-from chestxray.training.compilation import compiled_where_possible
-from chestxray.training.cost import Cost, Forecast
-from chestxray.training.loop import Epoch, Training
-from chestxray.training.pictures import AUGMENTED, draw_films, draw_filters
-from chestxray.training.recipe import Recipe
+from chestxray.images.shifts import SHIFTS
+from chestxray.progress import Log, ProgressCallback, no_log, no_progress
+from chestxray.training.checkpoint import Best, Checkpoint, CheckpointFolder, Origin, writing
+from chestxray.training.config import Recipe
+from chestxray.training.distributed import World, init_distributed
+from chestxray.training.ensemble import teacher_of
+from chestxray.training.estimate import Estimate, Forecast
+from chestxray.training.plots import AUGMENTED, plot_augmented_films, plot_filters
 from chestxray.training.record import EpochRecord
-from chestxray.training.resume import Best, Checkpoint, CheckpointFolder, Origin, Say, writing
 from chestxray.training.run_folder import (
     DESCRIPTION,
     FINISHED,
@@ -38,11 +39,58 @@ from chestxray.training.run_folder import (
     RunSummary,
     read_finished,
 )
-from chestxray.training.stopping import StopRequest, stop_requests
-from chestxray.training.stressed import STRESS, to_csv, under_every_shift
-from chestxray.training.teacher_runs import teacher_of
-from chestxray.training.team import Team, assembled
 from chestxray.training.trackers import Tracker, track
+from chestxray.training.train_state import compiled_where_possible
+from chestxray.training.trainer import STRESS, Epoch, Training, to_csv, under_every_shift
+from chestxray.training.weights import snapshot
+from chestxray.version import __version__
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)  # spot instances and schedulers send the first, Ctrl-C the second
+
+
+@dataclass(slots=True)
+class StopRequest:
+    """What was asked for.
+
+    Attributes:
+        signal: its number; None as long as nobody asked.
+    """
+
+    signal: signal.Signals | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether training is to stop."""
+        return self.signal is not None
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Note the first of these signals; a second one acts as it did before, at once.
+
+    Where this is not the main thread, which alone may receive signals, nobody can ask.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    earlier = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def restore() -> None:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        request.signal = signal.Signals(number)
+        restore()
+
+    for number in SIGNALS:
+        signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        restore()
+
 
 CHECKPOINTS: Final = "checkpoints"
 CHECKPOINT_EVERY_S: Final = 120.0  # seconds within an epoch; a kill loses that much at most
@@ -73,10 +121,6 @@ def no_report(record: EpochRecord) -> None:
     """Report nothing."""
 
 
-def say_nothing(line: str) -> None:
-    """Say nothing."""
-
-
 def train_run(
     pack_folder: Path,
     out: Path,
@@ -87,8 +131,8 @@ def train_run(
     keeping: Keeping | None = None,
     compiled: bool = False,
     on_epoch: Callable[[EpochRecord], None] = no_report,
-    on_progress: Progress = no_progress,
-    say: Say = say_nothing,
+    on_progress: ProgressCallback = no_progress,
+    log: Log = no_log,
 ) -> RunSummary:
     """Train, and write a run folder as it goes; or go on with what stands there.
 
@@ -105,7 +149,7 @@ def train_run(
         compiled: let torch compile the network first, where it can.
         on_epoch: called after each epoch, when its line is on disk.
         on_progress: called with (films done, films in all) after each step.
-        say: told in a line what it will cost, what is gone on with, and what was found damaged.
+        log: told in a line what it will cost, what is gone on with, and what was found damaged.
 
     Raises:
         UsageError: teachers without ``distillation``, or the other way round.
@@ -120,20 +164,20 @@ def train_run(
         part.unlink()
     if not may_be_replaced(out, DESCRIPTION):
         raise OutputExists(f"{out}: exists and is not a run. Give another --out")
-    with assembled(device) as (team, own_device):
-        if not team.is_first:
-            say = say_nothing
+    with init_distributed(device) as (world, own_device):
+        if not world.is_main:
+            log = no_log
         pack = Pack.open(pack_folder)
         teacher = teacher_of(teachers, recipe, pack)
         folder = CheckpointFolder(keeping.checkpoints or out / CHECKPOINTS)
         origin = Origin.of(pack, recipe, teacher.hashes if teacher else ())
-        found = _found_by_all(team, out, folder, origin, keeping, say)
+        found = _found_by_all(world, out, folder, origin, keeping, log)
         if isinstance(found, RunSummary):
             return found
-        training = Training(pack, recipe, device=own_device, team=team, teacher=teacher)
+        training = Training(pack, recipe, device=own_device, world=world, teacher=teacher)
         if compiled:
-            training.step = compiled_where_possible(training.step, say)
-        run = _Run(out, folder, training, keeping, found, say)
+            training.step = compiled_where_possible(training.step, log)
+        run = _Run(out, folder, training, keeping, found, log)
         with stop_requests() as stop:
             return run.to_the_end(stop, on_epoch, on_progress)
 
@@ -142,25 +186,25 @@ def train_run(
 
 
 def _found_by_all(
-    team: Team, out: Path, folder: CheckpointFolder, origin: Origin, keeping: Keeping, say: Say
+    world: World, out: Path, folder: CheckpointFolder, origin: Origin, keeping: Keeping, log: Log
 ) -> RunSummary | Checkpoint | None:
     """What stands there, read by the first process and told to the others."""
-    if team.size == 1:
-        return _found(out, folder, origin, keeping, say)
-    found = _found(out, folder, origin, keeping, say) if team.is_first else None
+    if world.size == 1:
+        return _found(out, folder, origin, keeping, log)
+    found = _found(out, folder, origin, keeping, log) if world.is_main else None
     summary = found if isinstance(found, RunSummary) else None
     words = [summary.info.to_json(), *map(json.dumps, map(dataclasses.asdict, summary.records))] if summary else []
-    told = team.told("\n\n\n".join(words).encode()).decode()
+    told = world.told("\n\n\n".join(words).encode()).decode()
     if told:
         info, *records = told.split("\n\n\n")
         return RunSummary(out, RunInfo.from_json(info), tuple(EpochRecord(**json.loads(r)) for r in records), True)  # noqa: FBT003
     files = found.to_files() if isinstance(found, Checkpoint) else (b"", b"")
-    text, data = team.told(files[0]), team.told(files[1])
+    text, data = world.told(files[0]), world.told(files[1])
     return Checkpoint.from_files(text, data) if text else None
 
 
 def _found(
-    out: Path, folder: CheckpointFolder, origin: Origin, keeping: Keeping, say: Say
+    out: Path, folder: CheckpointFolder, origin: Origin, keeping: Keeping, log: Log
 ) -> RunSummary | Checkpoint | None:
     """The finished run, or the checkpoint to go on from, or nothing. Raises: OutputExists, RunInvalid."""
     if keeping.restart:
@@ -171,9 +215,9 @@ def _found(
         return None
     if info is not None and info.state == FINISHED:
         summary = read_finished(out, info)
-        say(f"{out}: this run is finished, and training again would give the same. Begin anew with --restart")
+        log(f"{out}: this run is finished, and training again would give the same. Begin anew with --restart")
         return summary
-    checkpoint = folder.latest(say)
+    checkpoint = folder.latest(log)
     if checkpoint is not None and (apart := checkpoint.origin.apart_from(origin)):
         _refuse_unless_replaced(folder.folder, apart, keeping)
         return None
@@ -200,22 +244,22 @@ class _Run:
         training: Training,
         keeping: Keeping,
         checkpoint: Checkpoint | None,
-        say: Say,
+        log: Log,
     ) -> None:
         step = training.step
         self._training = training
-        self._writes = step.team.is_first
+        self._writes = step.world.is_main
         self._folder = folder
-        self._out = RunFolder(out, step.pack, step.sides.validation)
+        self._out = RunFolder(out, step.pack, step.splits.validation)
         self._every = keeping.every
-        self._say = say
+        self._log = log
         self._best = checkpoint.best if checkpoint else None
         self._seconds_before = checkpoint.seconds if checkpoint else 0.0
         self._started = self._written = time.perf_counter()
         self._stop = StopRequest()
         if checkpoint is not None:
             training.restore(checkpoint.state)
-            say(f"{folder.folder}: goes on behind step {training.all_steps_taken:,} of {training.all_steps:,}")
+            log(f"{folder.folder}: goes on behind step {training.all_steps_taken:,} of {training.all_steps:,}")
         self._info = described(training)
         if self._writes:
             self._begin(anew=checkpoint is None)
@@ -230,16 +274,16 @@ class _Run:
             self._folder.folder.mkdir(parents=True, exist_ok=True)
         if anew or not (self._out.folder / AUGMENTED).is_file():
             with writing(self._out.folder):
-                draw_films(self._training.varied_films(), self._out.folder)
+                plot_augmented_films(self._training.varied_films(), self._out.folder)
 
     def to_the_end(
-        self, stop: StopRequest, on_epoch: Callable[[EpochRecord], None], on_progress: Progress
+        self, stop: StopRequest, on_epoch: Callable[[EpochRecord], None], on_progress: ProgressCallback
     ) -> RunSummary:
         """Train what is left, and write the rest."""
         self._stop = stop
-        cost = Cost.of(self._training)
-        self._say(str(cost))
-        forecast = Forecast(cost, self._say)
+        estimate = Estimate.of(self._training)
+        self._log(str(estimate))
+        forecast = Forecast(estimate, self._log)
 
         def after_step() -> None:
             forecast.step()
@@ -267,7 +311,7 @@ class _Run:
             raise self._interrupted()
 
     def _is_stopped(self) -> bool:
-        return self._training.step.team.any(self._stop.wanted)
+        return self._training.step.world.any(self._stop.wanted)
 
     def _keep(self, epoch: Epoch) -> None:
         if epoch.record.is_best:
@@ -300,32 +344,32 @@ class _Run:
             self._stop.signal or 15,
         )
 
-    def _finished(self, on_progress: Progress) -> RunSummary:
-        training, team = self._training, self._training.step.team
+    def _finished(self, on_progress: ProgressCallback) -> RunSummary:
+        training, world = self._training, self._training.step.world
         last = snapshot(training.step.average.module)
         if self._best is not None:
-            look_back(self._out, training, self._best, self._say, on_progress)
+            look_back(self._out, training, self._best, self._log, on_progress)
         if self._writes:
             info = self._out.finish(self._info, training.records, last, self._seconds())
             self._folder.clear()
-        told = team.told(info.to_json().encode() if self._writes else b"")
+        told = world.told(info.to_json().encode() if self._writes else b"")
         return RunSummary(self._out.folder, RunInfo.from_json(told.decode()), tuple(training.records))
 
 
-def look_back(out: RunFolder, training: Training, best: Best, say: Say, on_progress: Progress) -> None:
+def look_back(out: RunFolder, training: Training, best: Best, log: Log, on_progress: ProgressCallback) -> None:
     """Once training is over: the first filters, and the whole stress validation, of the weights that are kept.
 
     Every process takes part; the first one writes.
     """
     step = training.step
-    say(f"Stress validation: {len(step.sides.validation):,} films under {len(SHIFTS)} shifts")
+    log(f"Stress validation: {len(step.splits.validation):,} films under {len(SHIFTS)} shifts")
     judge = step.average.module
     judge.load_state_dict(best.weights)
     logits = under_every_shift(step, on_progress)
-    if step.team.is_first:
-        films = [step.pack.films[row] for row in step.sides.validation]
+    if step.world.is_main:
+        films = [step.pack.films[row] for row in step.splits.validation]
         with writing(out.folder):
-            draw_filters(judge.state_dict(), out.folder)  # in the order of the layers, which a checkpoint does not keep
+            plot_filters(judge.state_dict(), out.folder)  # in the order of the layers, which a checkpoint does not keep
             write_atomically(out.folder / STRESS, to_csv(logits, films))
 
 
@@ -337,9 +381,9 @@ def described(training: Training) -> RunInfo:
         recipe=dataclasses.asdict(step.recipe),
         preprocessing=step.pack.info.preprocessing,
         training_data=step.pack.info.fingerprint,
-        training_films=len(step.sides.training),
-        validation_films=len(step.sides.validation),
-        leak=step.sides.leak,
+        training_films=len(step.splits.training),
+        validation_films=len(step.splits.validation),
+        leak=step.splits.leak,
         device=str(step.device),
         threads=torch.get_num_threads(),
         versions={

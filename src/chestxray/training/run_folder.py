@@ -33,16 +33,16 @@ import numpy.typing as npt
 from chestxray.data.pack import Pack
 from chestxray.errors import RunInvalid
 from chestxray.files import sha256_of_file, write_atomically
-from chestxray.inference.gate import GATE
+from chestxray.inference.ood import GATE
 from chestxray.schema import Label, Preprocessing
-from chestxray.training import curves, pictures
-from chestxray.training.checkpoint import Weights, read_checked, write_weights
-from chestxray.training.gate import write_gate
-from chestxray.training.recipe import Recipe, every_field
+from chestxray.training import plots
+from chestxray.training.checkpoint import Best, Origin, writing
+from chestxray.training.config import Recipe, every_field
+from chestxray.training.dataset import Rows
+from chestxray.training.ood_fit import write_gate
 from chestxray.training.record import EpochRecord, best_of
-from chestxray.training.resume import Best, Origin, writing
-from chestxray.training.sides import Rows
-from chestxray.training.stressed import STRESS
+from chestxray.training.trainer import STRESS
+from chestxray.training.weights import Weights, read_checked, write_weights
 
 RUN_VERSION: Final = 1
 
@@ -53,7 +53,7 @@ BEST: Final = "best.safetensors"
 LAST: Final = "last.safetensors"
 VALIDATION: Final = "validation.csv"
 HASHED: Final = (BEST, LAST, VALIDATION, STRESS, GATE)  # what a finished run is exported from
-RUN_FILES: Final = (DESCRIPTION, RECIPE, METRICS, *HASHED, *curves.NAMES, *pictures.NAMES)
+RUN_FILES: Final = (DESCRIPTION, RECIPE, METRICS, *HASHED, *plots.CURVE_NAMES, *plots.PICTURE_NAMES)
 
 TRAINING: Final = "training"
 FINISHED: Final = "finished"
@@ -221,7 +221,7 @@ class RunFolder:
         with writing(self.folder):
             write_atomically(self.folder / DESCRIPTION, info.to_json().encode())
             for name in RUN_FILES:
-                if name not in {DESCRIPTION, pictures.AUGMENTED}:
+                if name not in {DESCRIPTION, plots.AUGMENTED}:
                     (self.folder / name).unlink(missing_ok=True)
             for part in self.folder.glob(".*.part"):  # a killed process left it half written
                 part.unlink()
@@ -245,7 +245,7 @@ class RunFolder:
         """Write what is known at the end. Returns the description, finished."""
         with writing(self.folder):
             write_weights(self.folder / LAST, last)
-            curves.draw_curves(records, self.folder)
+            plots.plot_curves(records, self.folder)
             write_gate(self._pack, self.folder)
             finished = dataclasses.replace(
                 info,

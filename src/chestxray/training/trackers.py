@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 from chestxray.errors import MissingExtra, RecipeInvalid
 from chestxray.files import write_atomically
-from chestxray.training.recipe import Recipe
+from chestxray.training.config import Recipe
 from chestxray.training.record import EpochRecord
 
 FIGURES: Final = (

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from chestxray.data.pack import DEFAULT_SIZE
 from chestxray.errors import RecipeInvalid
 from chestxray.schema import Label, Preprocessing
+from chestxray.training.config import Recipe
 from chestxray.training.networks.alexnet5 import AlexNet5
 from chestxray.training.networks.base import CLASSES, Network
 from chestxray.training.networks.efficientnet import efficientnet_lite0, imagenet_weights
 from chestxray.training.networks.residual import residual
-from chestxray.training.recipe import Recipe
 
 __all__ = [
     "CLASSES",

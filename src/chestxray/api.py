@@ -1,0 +1,330 @@
+"""The verbs that put a stage together from paths and names; the other verbs are the stages' own functions.
+
+The command line and ``import chestxray`` call the same ones. What a verb needs is imported where it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chestxray.errors import SourceInvalid, UsageError
+from chestxray.inference.bundle import DEFAULT, folder_of
+from chestxray.progress import SILENT, ProgressCallback, Reporter, no_progress
+
+if TYPE_CHECKING:
+    from chestxray.evaluation.assessment import Assessment
+    from chestxray.evaluation.calibrate import Recalibrated
+    from chestxray.inference.batch import BatchResult
+    from chestxray.inference.bundle import Bundle
+    from chestxray.inference.predictor import Predictor
+    from chestxray.schema import BundleInfo, Prediction
+    from chestxray.training.config import Recipe
+    from chestxray.training.record import EpochRecord
+    from chestxray.training.run_folder import RunSummary
+
+
+Place = Path | str
+
+
+# --------------------------------------------------------------------------- training
+
+
+def train(
+    pack: Place,
+    out: Place,
+    recipe: Recipe | Place = "default",
+    *,
+    teachers: Sequence[Place] = (),
+    device: str = "auto",
+    checkpoints: Place | None = None,
+    restart: bool = False,
+    trackers: Sequence[str] = (),
+    compiled: bool = False,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+    on_progress: ProgressCallback = no_progress,
+    log: Callable[[str], None] | None = None,
+) -> RunSummary:
+    """Train a network on a pack; killed at any moment, the same call goes on where it stood.
+
+    Args:
+        pack: the folder of a pack.
+        out: the folder for weights, metrics and learning curves.
+        recipe: how to train: a recipe, the name of one of this package, or a TOML file.
+        teachers: finished runs on the same pack that it learns from, where the recipe has ``distillation``.
+        device: "auto", "cpu" or "cuda".
+        checkpoints: their folder; by default one in ``out``.
+        restart: train from the beginning, whatever stands in ``out``.
+        trackers: "tensorboard" or "mlflow", told about each epoch too.
+        compiled: let torch compile the network first, where it can.
+        on_epoch: called with the figures of each epoch.
+        on_progress: called with (films done, films in all).
+        log: told in a line what it will cost, and what is gone on with.
+
+    Of several processes under torchrun, only the first calls back.
+
+    Raises: RecipeInvalid, MissingExtra, and what ``training.run.train_run`` raises.
+    """
+    from chestxray.progress import no_log
+    from chestxray.training.config import recipe_of
+    from chestxray.training.distributed import is_main_process
+    from chestxray.training.run import Keeping, no_report, train_run
+
+    if not is_main_process():
+        on_epoch, on_progress, log = None, no_progress, None
+    return train_run(
+        Path(pack),
+        Path(out),
+        recipe_of(recipe),
+        teachers=[Path(run) for run in teachers],
+        device=device,
+        keeping=Keeping(Path(checkpoints) if checkpoints else None, restart=restart, trackers=tuple(trackers)),
+        compiled=compiled,
+        on_epoch=on_epoch or no_report,
+        on_progress=on_progress,
+        log=log or no_log,
+    )
+
+
+def export(runs: Place | Sequence[Place], out: Place, name: str = "pneumonia", *, compact: bool = False) -> BundleInfo:
+    """Turn a training run into a bundle, or several runs on one pack into a bundle that answers with their mean.
+
+    Args:
+        runs: the folder of a finished run, or several.
+        out: the bundle's folder.
+        name: what predictions call the model.
+        compact: weights in 16 bits, and no second copy of them to train on with.
+
+    Raises: as ``training.export.export_run``.
+    """
+    from chestxray.training.export import export_run
+
+    first, *others = [Path(run) for run in ([runs] if isinstance(runs, Path | str) else runs)]
+    return export_run(first, Path(out), name, beside=others, compact=compact)
+
+
+# --------------------------------------------------------------------------- judging
+
+
+def evaluate(
+    bundle: Place,
+    source: Place,
+    out: Place,
+    *,
+    split: str | None = None,
+    against: Place | None = None,
+    threshold: float | None = None,
+    conformal: float | None = None,
+    stress: bool = False,
+    workers: int | None = None,
+    command: str = "",
+    reporter: Reporter = SILENT,
+) -> Assessment:
+    """Measure a bundle on labelled films, each figure with its count and its 95% interval, and write the report.
+
+    Args:
+        bundle: a folder, or the name of a bundle that comes with this package.
+        source: a manifest, or a folder of labelled films.
+        out: the folder for the report.
+        split: the split to judge on; by default "test" where the source has one, else every film.
+        against: compare on the same films with a bundle or a table of scores, or with "original", the published counts.
+        threshold: from which a table of scores in ``against`` calls pneumonia; one half where None.
+        conformal: the error rate of the conformal sets; by default 0.1 where the bundle holds validation scores.
+        stress: judge the films under sixteen shifts as well.
+        workers: processes that read films; by default one a core.
+        command: what the user did, for the report.
+        narrator: told about progress.
+
+    Raises: as ``evaluation.evaluate.evaluate_bundle``; SourceInvalid, ManifestInvalid.
+    """
+    from chestxray.data.collect import films_of
+    from chestxray.evaluation.evaluate import EvaluationSettings, evaluate_bundle
+
+    if threshold is not None and (against is None or not Path(against).is_file()):
+        raise UsageError("--threshold is for a table of scores; a bundle brings its operating points")
+    other = None if against is None else str(against)
+    settings = EvaluationSettings(split, other, threshold, conformal, command, workers, stress)
+    return evaluate_bundle(folder_of(bundle), films_of(source), Path(source), Path(out), reporter, settings)
+
+
+def evaluate_scores(
+    scores: Place,
+    out: Place,
+    *,
+    split: str | None = None,
+    against: Place | None = None,
+    threshold: float | None = None,
+    command: str = "",
+) -> Assessment:
+    """Measure any model by its table of scores (path, label, score, patient_id), and write the report.
+
+    Args:
+        scores: the table, as ``batch`` writes it or as anybody else does.
+        out: the folder for the report.
+        split: the split to judge on; by default "test" where the table has one, else every row.
+        against: another table of scores of the same films, or "original", the published counts.
+        threshold: from which the table calls pneumonia; one half where None.
+        command: what the user did, for the report.
+
+    Raises: as ``evaluation.evaluate.evaluate_table``.
+    """
+    from chestxray.evaluation.evaluate import EvaluationSettings, evaluate_table
+
+    other = None if against is None else str(against)
+    return evaluate_table(Path(scores), Path(out), EvaluationSettings(split, other, threshold, command=command))
+
+
+def calibrate(
+    bundle: Place,
+    source: Place,
+    out: Place,
+    *,
+    split: str | None = None,
+    workers: int | None = None,
+    reporter: Reporter = SILENT,
+) -> Recalibrated:
+    """Fit a bundle's calibration and operating points anew on local films; graph and weights stay as they are.
+
+    Args:
+        bundle: a folder, or the name of a bundle that comes with this package.
+        source: a manifest, or a folder of labelled films of both classes.
+        out: the new bundle's folder.
+        split: the split of a manifest to use; by default every film.
+        workers: processes that read films; by default one a core.
+        narrator: told about progress.
+
+    Raises: as ``evaluation.calibrate.calibrate_bundle``; SourceInvalid, ManifestInvalid.
+    """
+    from chestxray.data.collect import films_of
+    from chestxray.evaluation.calibrate import calibrate_bundle
+    from chestxray.evaluation.evaluate import EvaluationSettings
+
+    settings = EvaluationSettings(split=split, workers=workers)
+    return calibrate_bundle(folder_of(bundle), films_of(source), Path(source), Path(out), reporter, settings)
+
+
+def sign(bundle: Place, private_key: Place, password: str | None = None) -> Path:
+    """Sign every file of a bundle, as it is now, and give the signature's file.
+
+    Args:
+        bundle: its folder.
+        private_key: an elliptic-curve key in PEM.
+        password: of the private key; None where it has none.
+
+    Raises: BundleInvalid, SignatureInvalid; UsageError, where the key is none; OSError.
+    """
+    from chestxray.inference.signature import sign_bundle
+
+    return sign_bundle(folder_of(bundle), Path(private_key), password)
+
+
+def verify(bundle: Place, public_key: Place) -> BundleInfo:
+    """Check that the holder of a key signed a bundle, and that no file was changed, added or lost since.
+
+    Args:
+        bundle: its folder.
+        public_key: the key whose holder must have signed, in PEM.
+
+    Returns: the description of the bundle, as it was signed.
+    Raises: SignatureInvalid, BundleInvalid; UsageError, where the key is none.
+    """
+    from chestxray.inference.signature import open_signed
+
+    return open_signed(folder_of(bundle), Path(public_key)).info
+
+
+# --------------------------------------------------------------------------- answering
+
+
+def load(bundle: Place = DEFAULT, threads: int | None = None, *, verify_key: Place | None = None) -> Predictor:
+    """A model, ready to judge: ``load()("film.jpeg").probability``.
+
+    Args:
+        bundle: the folder that "chestxray export" or "chestxray run" wrote, or the name of a bundle that comes with
+            this package: "pneumonia", or "pneumonia-small".
+        threads: of one forward pass; by default one a core, at most four.
+        verify_key: the public key whose holder must have signed the bundle; by default the one that the environment
+            variable CHESTXRAY_VERIFY_KEY names, and without that any bundle is loaded.
+
+    Raises: BundleInvalid, SignatureInvalid.
+    """
+    from chestxray.inference.predictor import Predictor
+
+    return Predictor(_opened(bundle, verify_key), threads)
+
+
+def _opened(bundle: Place, verify_key: Place | None) -> Bundle:
+    from chestxray.inference.signature import open_bundle
+
+    return open_bundle(folder_of(bundle), Path(verify_key) if verify_key else None)
+
+
+def predict(
+    film: Place | bytes,
+    bundle: Place = DEFAULT,
+    *,
+    operating_point: str | None = None,
+    heatmap: bool = False,
+    verify_key: Place | None = None,
+) -> Prediction:
+    """Judge one film. For several, ``load`` the bundle once and call it.
+
+    Args:
+        film: its path, or the bytes of its file.
+        bundle: a folder, or the name of a bundle that comes with this package.
+        operating_point: name of one of the bundle's; the bundle's default where None.
+        heatmap: whether to draw where the evidence lies.
+        verify_key: as for ``load``.
+
+    Raises: OSError; FilmError, where the film cannot be read; BundleInvalid, SignatureInvalid.
+    """
+    return load(bundle, verify_key=verify_key)(film, operating_point=operating_point, heatmap=heatmap)
+
+
+def batch(
+    source: Place,
+    out: Place,
+    bundle: Place = DEFAULT,
+    *,
+    operating_point: str | None = None,
+    engine: str = "local",
+    on_progress: ProgressCallback = no_progress,
+    workers: int | None = None,
+    verify_key: Place | None = None,
+) -> BatchResult:
+    """Judge every film of a source and write one row a film; killed, the same call goes on where it stood.
+
+    Args:
+        source: a manifest, or whatever ``collect`` takes; labels are not needed.
+        out: the table: .csv, .jsonl or .parquet (extra parquet).
+        bundle: a folder, or the name of a bundle that comes with this package.
+        operating_point: name of one of the bundle's; the bundle's default where None.
+        engine: who judges: "local", processes of this machine, or "ray" (extra ray).
+        on_progress: called with (films done, films in all).
+        workers: processes; by default one a core.
+        verify_key: as for ``load``.
+
+    Raises:
+        SourceInvalid: there is no film, or none of them could be judged; then the table says why, film by film.
+        UsageError: no such engine; and what ``inference.batch.run_batch`` raises.
+    """
+    from chestxray.data.collect import films_of
+    from chestxray.inference.batch import REFUSED, predict_groups, run_batch
+    from chestxray.inference.ray import predict_groups_on_ray
+
+    engines = {"local": predict_groups, "ray": predict_groups_on_ray}
+    if engine not in engines:
+        raise UsageError(f"there is no engine {engine!r}; there are {', '.join(engines)}")
+    result = run_batch(
+        _opened(bundle, verify_key),
+        films_of(source, labels_needed=False),
+        Path(out),
+        operating_point=operating_point,
+        engine=engines[engine],
+        on_progress=on_progress,
+        workers=workers,
+    )
+    if set(result.calls) == {REFUSED}:
+        raise SourceInvalid(f"{source}: none of its films could be judged; {out} says why, film by film")
+    return result

@@ -1,0 +1,213 @@
+"""The verbs that measure: evaluate, calibrate."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from chestxray.cli.console import Console, plain, table
+from chestxray.cli.model import bundle_text
+from chestxray.cli.options import FILE, FOLDER, PATH, json_option, out_option, workers_option
+from chestxray.errors import UsageError
+from chestxray.schema import Split
+
+if TYPE_CHECKING:
+    from chestxray.evaluation.assessment import Assessment
+    from chestxray.evaluation.calibrate import Recalibrated
+    from chestxray.metrics.comparison import Comparison
+    from chestxray.metrics.intervals import Measure
+
+
+_SIDES: Final = click.Choice([split.value for split in Split])
+
+
+@click.command()
+@click.argument("bundle", type=FOLDER, required=False)
+@click.argument("source", type=PATH, required=False)
+@out_option("The folder for the report (HTML, JSON, CSV, figures).", folder=True)
+@click.option(
+    "--scores",
+    type=FILE,
+    default=None,
+    help="Judge this table (path, label, score, patient_id) in place of BUNDLE and SOURCE; any model can write it.",
+)
+@click.option(
+    "--against",
+    metavar="OTHER",
+    default=None,
+    help='Compare on the same films with a bundle or a table of scores; or, unpaired, with "original", the published '
+    "counts of the original work.",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0.0, 1.0),
+    default=None,
+    help="From which a table of scores calls pneumonia. [default: 0.5]",
+)
+@click.option(
+    "--conformal",
+    type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
+    default=None,
+    help="Error rate of the conformal sets. [default: 0.1 where the bundle holds validation scores]",
+)
+@click.option(
+    "--split",
+    "split",
+    type=_SIDES,
+    default=None,
+    help="The split of a manifest, or of a table, to judge on. [default: test where there is one, else all films]",
+)
+@click.option("--stress", is_flag=True, help="Judge the films under 16 shifts as well; takes 17 times as long.")
+@workers_option
+@json_option
+def evaluate(
+    console: Console,
+    bundle: Path | None,
+    source: Path | None,
+    out: Path,
+    scores: Path | None,
+    against: str | None,
+    threshold: float | None,
+    conformal: float | None,
+    split: str | None,
+    stress: bool,  # noqa: FBT001 - click passes it by name
+    workers: int | None,
+) -> None:
+    """Measure a bundle on labelled films, or any model by its scores.
+
+    Each figure comes with its count and its 95% interval.
+
+    SOURCE is a manifest, or a folder with one folder per class (or in the published layout). The report is
+    one self-contained HTML file. Rows of a table without a label or a score are counted, never dropped in silence.
+    """
+    from chestxray import api
+
+    if scores is not None:
+        if stress:
+            raise UsageError("--stress shifts films, and --scores gives none. Give BUNDLE and SOURCE")
+        if conformal is not None:
+            raise UsageError("--conformal needs the validation scores of a bundle, and --scores gives none")
+        if bundle is not None:
+            raise UsageError(
+                "--scores stands in place of BUNDLE and SOURCE. Give either; to compare the two, give BUNDLE SOURCE "
+                "--against the table"
+            )
+        assessment = api.evaluate_scores(
+            scores, out, split=split, against=against, threshold=threshold, command=command_line()
+        )
+    elif bundle is None or source is None:
+        raise UsageError("nothing to judge: give BUNDLE and SOURCE, or --scores with a table")
+    else:
+        assessment = api.evaluate(
+            bundle,
+            source,
+            out,
+            split=split,
+            against=against,
+            threshold=threshold,
+            conformal=conformal,
+            stress=stress,
+            workers=workers,
+            command=command_line(),
+            reporter=console,
+        )
+    console.result(
+        {"report": out / "index.html", "assessment": assessment.to_json()},
+        f"{assessment_text(assessment)}\nreport: {out / 'index.html'}",
+    )
+
+
+@click.command()
+@click.argument("bundle", type=FOLDER)
+@click.argument("source", type=PATH)
+@out_option("The bundle to write.", folder=True)
+@click.option("--split", "side", type=_SIDES, default=None, help="The side of a manifest to use. [default: all films]")
+@workers_option
+@json_option
+def calibrate(console: Console, bundle: Path, source: Path, out: Path, split: str | None, workers: int | None) -> None:
+    """Fit a bundle's calibration anew on local films.
+
+    Temperature and operating points are chosen on SOURCE, since a threshold rarely survives a change of hospital;
+    graph and weights stay as they are. SOURCE is a manifest or a folder of labelled films of both classes. Measure
+    the new bundle on other films than these.
+    """
+    from chestxray import api
+
+    made = api.calibrate(bundle, source, out, split=split, workers=workers, reporter=console)
+    document = {"bundle": out, **plain(made.info), "metrics": made.metrics, "warnings": made.warnings}
+    console.result(document, _calibrated_text(out, made))
+
+
+def _calibrated_text(out: Path, made: Recalibrated) -> str:
+    before = [f"temperature {made.before.temperature:.3f}, bias {made.before.bias:+.3f}"]
+    before += [f"{point.name} {point.threshold:.4f}" for point in made.before.operating_points]
+    return "\n".join(
+        [
+            bundle_text(out, made.info),
+            f"before: {', '.join(before)}",
+            f"graph: unchanged ({made.info.model_sha256[:12]}...)",
+            *(f"Beware: {warning}" for warning in made.warnings),
+        ]
+    )
+
+
+def command_line() -> str:
+    """What the user typed, for the report."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def assessment_text(assessment: Assessment) -> str:
+    """The answer of an assessment: the confusion table, and the figures with their intervals."""
+    answer, counts = assessment.answer, assessment.answer.confusion
+    confusion = table(
+        [
+            ("", "called pneumonia", "called normal"),
+            ("pneumonia", f"{counts.tp:,}", f"{counts.fn:,}"),
+            ("normal", f"{counts.fp:,}", f"{counts.tn:,}"),
+        ]
+    )
+    rows: list[tuple[str, ...]] = [("figure", "value", "95% interval", "of")]
+    rows += [_measure_row(measure) for measure in (*assessment.overall, *answer.measures)]
+    head = (
+        f"{assessment.films:,} films of {assessment.patients:,} patients; operating point "
+        f'"{answer.point.name}": pneumonia from a probability of {answer.point.threshold:.3f}'
+    )
+    parts = [head, confusion, table(rows)]
+    if assessment.comparison:
+        parts.append(comparison_text(assessment.comparison))
+    return "\n".join([*parts, *(f"Note: {limit}" for limit in assessment.limits)])
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """One model beside another: each figure of both, the difference with its interval, and the tests."""
+    from chestxray.evaluation.assessment import TERMS
+
+    rows: list[tuple[str, ...]] = [("against", "ours", "theirs", "difference", "95% interval", "p")]
+    for difference in comparison.differences:
+        interval = difference.by_patient or difference.interval
+        values = (difference.ours, difference.theirs, difference.value)
+        ours, theirs, value = ("-" if v is None else f"{v:.4f}" for v in values)
+        ends = f"{interval.low:+.4f} to {interval.high:+.4f}" if interval else "-"
+        p = "-" if difference.p is None else f"{difference.p:.3g}"
+        rows.append((TERMS[difference.name].title, ours, theirs, value, ends, p))
+    head = f"compared with {comparison.other} on {comparison.films:,} films ({'' if comparison.paired else 'un'}paired)"
+    tests = [
+        f"McNemar, {test.among}: {test.only_ours:,} right here alone, {test.only_theirs:,} there alone; "
+        f"p {test.exact:.3g} exact, {test.mid:.3g} mid-p"
+        for test in comparison.mcnemar
+    ]
+    return "\n".join([head, table(rows), *tests, *(f"Note: {note}" for note in comparison.notes)])
+
+
+def _measure_row(measure: Measure) -> tuple[str, ...]:
+    from chestxray.evaluation.assessment import TERMS
+
+    name = TERMS[measure.name].title
+    if measure.value is None:
+        return name, "-", "-", measure.note
+    interval = f"{measure.interval.low:.4f} to {measure.interval.high:.4f}" if measure.interval else "-"
+    return name, f"{measure.value:.4f}", interval, f"{measure.films:,}"

@@ -1,0 +1,194 @@
+"""What earlier runs decoded and need not be decoded again.
+
+Bytes that are the same, read by the same code to the same size, give the same pixels. So a plane of an earlier
+pack is copied where its film has the same SHA-256, and a pack that was killed on its way is gone on with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from chestxray import images
+from chestxray.errors import ManifestInvalid
+from chestxray.files import write_atomically
+from chestxray.images.preprocess import Plane
+from chestxray.schema import Film, Resize, read_manifest
+from chestxray.version import __version__
+
+IMAGES: Final = "images.npy"
+MANIFEST: Final = "manifest.csv"
+PROGRESS: Final = "progress.json"
+KEPT_EVERY: Final = 256  # films; what a killed run may cost
+
+
+@cache
+def decoder() -> str:
+    """SHA-256 of the code that turns bytes into pixels: this package's own, and the libraries' versions."""
+    digest = hashlib.sha256(__version__.encode())
+    for path in sorted(Path(images.__file__ or "").parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    for library in ("numpy", "pillow", "pydicom"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            digest.update(f"{library} {metadata.version(library)}".encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneStore:
+    """Decoded films by the SHA-256 of their files.
+
+    Attributes:
+        places: the array and the row that each lies in.
+    """
+
+    places: dict[str, tuple[npt.NDArray[np.uint8], int]] = field(default_factory=dict)
+
+    def of(self, film: Film) -> Plane | None:
+        """The film's plane, where it is known."""
+        place = self.places.get(film.sha256) if film.sha256 else None
+        return None if place is None else place[0][place[1]]
+
+
+def known_planes(out: Path, size: tuple[int, int], resize: Resize, earlier: str | None) -> PlaneStore:
+    """What can be copied from the pack at ``out``, and from packs on their way there that were killed.
+
+    Args:
+        out: where a pack is about to be written.
+        size: (height, width) that it will have.
+        resize: how films of another shape get there.
+        earlier: name of the description of a finished pack, which names its decoder.
+    """
+    wanted = {"height": size[0], "width": size[1], "resize": str(resize), "decoder": decoder()}
+    planes = PlaneStore()
+    for folder in (out, *_left_behind(out)):
+        found = _described(folder / earlier) if folder == out and earlier else _described(folder / PROGRESS)
+        if all(found.get(name) == value for name, value in wanted.items()):
+            _add(planes, folder, found.get("done"))
+    return planes
+
+
+def note_progress(folder: Path, size: tuple[int, int], resize: Resize, done: int) -> None:
+    """Say how many planes of a pack on its way are on disk."""
+    document = {"height": size[0], "width": size[1], "resize": str(resize), "decoder": decoder(), "done": done}
+    beside = folder / f"{PROGRESS}.part"
+    beside.write_text(json.dumps(document), encoding="utf-8")
+    beside.replace(folder / PROGRESS)
+
+
+def clear_left_behind(out: Path) -> None:
+    """Remove what killed runs left beside ``out``."""
+    for folder in _left_behind(out):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _left_behind(out: Path) -> Iterator[Path]:
+    """Folders that a run began for ``out`` whose process is no more; named as ``files`` names them."""
+    for folder in sorted(out.parent.glob(f".{out.name}.*.part")):
+        number = folder.name.removeprefix(f".{out.name}.").removesuffix(".part")
+        if folder.is_dir() and number.isdigit() and not _is_running(int(number)):
+            yield folder
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """A description as one flat document; empty where there is none."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(document, dict):
+        return {}
+    inner = document.get("preprocessing")
+    return {**document, **inner} if isinstance(inner, dict) else document
+
+
+def _add(planes: PlaneStore, folder: Path, done: int | None) -> None:
+    try:
+        films = read_manifest(folder / MANIFEST)
+        array = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, ManifestInvalid):
+        return
+    if array.shape[:1] == (len(films),) and array.dtype == np.uint8:
+        for row, film in enumerate(films[:done]):
+            planes.places.setdefault(film.sha256, (array, row))
+
+
+SEEN_VERSION: Final = 1
+FOUND: Final = (
+    "sha256", "width", "height", "channels", "bit_depth", "perceptual_hash", "mean_level", "verdict", "reason",
+    "patient_id",
+)  # fmt: skip
+WRITTEN_EVERY: Final = 64  # films; what an interruption may cost
+
+
+class Seen:
+    """Findings by path, each with the stamp of the file that it was found in."""
+
+    def __init__(self, file: IO[str], found: dict[str, tuple[str, list[Any]]]) -> None:
+        self._file = file
+        self._found = found
+        self._unwritten = 0
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Read what is there, if the same code examined the films, and go on from it."""
+        header = json.dumps({"version": SEEN_VERSION, "decoder": decoder(), "columns": FOUND})
+        found: dict[str, tuple[str, list[Any]]] = {}
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+        if lines[:1] == [header]:
+            for line in lines[1:-1]:  # the last one is empty, or was cut off by an interruption
+                try:
+                    name, stamp, values = json.loads(line)
+                    found[name] = (stamp, values)
+                except ValueError:
+                    continue
+        kept = "".join(json.dumps([name, *finding]) + "\n" for name, finding in found.items())
+        write_atomically(path, f"{header}\n{kept}".encode())
+        return cls(path.open("a", encoding="utf-8"), found)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def of(self, film: Film, stamp: str) -> Film | None:
+        """The film as it was found, if its file still has that stamp."""
+        finding = self._found.get(film.path)
+        if not stamp or finding is None or finding[0] != stamp:
+            return None
+        changes = dict(zip(FOUND, finding[1], strict=True))
+        return dataclasses.replace(film, **{**changes, "patient_id": film.patient_id or changes["patient_id"]})
+
+    def add(self, film: Film, stamp: str) -> None:
+        """Keep what was found of a film. An empty stamp says that its file cannot be told from a changed one."""
+        if not stamp:
+            return
+        self._file.write(json.dumps([film.path, stamp, [getattr(film, name) for name in FOUND]]) + "\n")
+        self._unwritten += 1
+        if self._unwritten >= WRITTEN_EVERY:
+            self._file.flush()
+            self._unwritten = 0

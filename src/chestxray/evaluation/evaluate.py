@@ -1,0 +1,368 @@
+"""Labelled films, or a table of scores, to a report.
+
+bundle + films -> scores -> assessment -> report       scores.csv -> assessment -> report
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from chestxray.data.clean import clean
+from chestxray.data.pack import labels_of
+from chestxray.data.sources import name_of, read_film
+from chestxray.data.split import read_allowance, refuse_leakage
+from chestxray.errors import BundleInvalid, SourceInvalid, UsageError
+from chestxray.evaluation import model_card
+from chestxray.evaluation.assessment import HALF, Assessment, CohortStep, GateCurve, Provenance, assess
+from chestxray.evaluation.report import write_report
+from chestxray.evaluation.robustness import predict_under_shifts
+from chestxray.files import sha256_of_file
+from chestxray.inference.batch import ScoredFilm, score_films, write_scores
+from chestxray.inference.bundle import Bundle, folder_of, shipped_bundles
+from chestxray.inference.ood import REFUSED_ABOVE, Gatekeeper
+from chestxray.inference.predictor import Predictor, over_film
+from chestxray.metrics.calibration import calibrated
+from chestxray.metrics.comparison import ORIGINAL, Published, Rival
+from chestxray.metrics.conformal import ConformalRule, conformal_rule
+from chestxray.metrics.scores import COLUMNS, ScoreFile, ScoreTable, read_score_file
+from chestxray.progress import Reporter
+from chestxray.schema import BundleInfo, Film, OperatingPoint, Split
+
+AGAINST_ORIGINAL: Final = "original"
+CONFORMAL_ERROR: Final = 0.1  # of each class, where nobody asks for another
+METRICS: Final = "metrics.json"
+_PICTURE_SIDE: Final = 288  # pixels, of the films in a report: 24 of them stay below half a megabyte
+_PICTURE_QUALITY: Final = 80
+
+_LEAKAGE_STATEMENT: Final = "No patient and no identical film stands on two splits; checked before judging."
+_LEAKAGE_UNKNOWN: Final = "The source names no splits, so whether the model was trained on these films was not checked."
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSettings:
+    """What to judge on, and what to say besides the figures.
+
+    Attributes:
+        split: "train", "val" or "test"; by default "test" where the source has one, else every film.
+        against: another model: a bundle, a table of scores, or "original" for the published counts.
+        threshold: from which a table of scores calls pneumonia; one half where None.
+        conformal: the error rate of the conformal sets; None takes CONFORMAL_ERROR where they can be fitted.
+        command: what the user typed, for the report.
+        workers: processes that read films.
+        stress: judge the films under every shift as well.
+    """
+
+    split: str | None = None
+    against: str | None = None
+    threshold: float | None = None
+    conformal: float | None = None
+    command: str = ""
+    workers: int | None = None
+    stress: bool = False
+
+
+# --------------------------------------------------------------------------- a bundle on films
+
+
+def evaluate_bundle(
+    bundle: Path, films: Sequence[Film], source: Path, out: Path, reporter: Reporter, settings: EvaluationSettings
+) -> Assessment:
+    """Judge a bundle on labelled films and write the report.
+
+    Args:
+        bundle: the folder of a bundle.
+        films: those that are not cleaned yet are cleaned.
+        source: where they come from, for the report.
+        out: the report's folder, written whole.
+
+    Raises:
+        Leakage: the films' splits share a patient or a film.
+        SourceInvalid: no labelled film is left to judge on, or none that the other model judged as well.
+        UsageError: the settings contradict each other.
+    """
+    predictor = Predictor.load(bundle)
+    against = _other(settings)
+    rule = _conformal_rule(bundle, predictor.info, settings.conformal)
+    allowed = read_allowance(source)
+    examined, split = examine(films, allowed, settings, reporter)
+    usable = [film for film in examined if film.is_accepted and film.label]
+    chosen = [film for film in usable if split is None or film.split == split]
+    with reporter.progress("Judging") as move:
+        scored = tuple(score_films(predictor, chosen, on_progress=move, workers=settings.workers))
+    table = score_table(scored, source)
+    rival = _rival(against, chosen, source, split, reporter, settings)
+    info = predictor.info
+    assessment = assess(table, info.operating_points, info.default_operating_point, rival=rival, conformal=rule)
+    if settings.stress:
+        judged = [row.film for row in scored if row.prediction.gate.accepted]
+        with reporter.progress("Judging under shifts") as move:
+            shifts = predict_under_shifts(predictor, judged, move, settings.workers)
+        assessment = dataclasses.replace(assessment, stress=shifts)
+    provenance = dataclasses.replace(
+        _provenance(source, settings),
+        title=f"{info.name} on {source.name}",
+        bundle=info.name,
+        model_sha256=info.model_sha256,
+        split=split or "all films",
+        evaluated_on=names_that_overlap(source, split),
+        cohort=cohort(examined, usable, scored),
+        leakage=_leakage(split, allowed, info.leakage_allowed),
+        gate=_gate(bundle),
+    )
+    by_path = {film.path: film for film in chosen}
+    errors = [*assessment.missed, *assessment.false_alarms]
+    pictures = {error.path: explained(predictor, by_path[error.path]) for error in errors}
+    write_report(assessment, out, provenance, pictures)
+    write_scores(scored, out / "scores.csv")
+    return assessment
+
+
+def name_of_films(source: Path, split: str | None) -> str:
+    """What films are called where thresholds are chosen on them."""
+    return f"{source.name} ({split})" if split else source.name
+
+
+def names_that_overlap(source: Path, split: str | None) -> tuple[str, ...]:
+    """What films that are among these are called, so that a report can tell that thresholds were chosen on them."""
+    splits = (split,) if split else tuple(Split)
+    return (name_of_films(source, None), *(name_of_films(source, one) for one in splits))
+
+
+def explained(predictor: Predictor, film: Film) -> bytes:
+    """A film with its heat map over it, as a small JPEG for the report."""
+    data = read_film(film)
+    answer = predictor.predict(data, name_of(film), heatmap=True)
+    blended = over_film(data, name_of(film), base64.b64decode(answer.heatmap or ""))
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(blended), formats=["PNG"]) as picture:
+        picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+        picture.convert("RGB").save(out, "JPEG", quality=_PICTURE_QUALITY)
+    return out.getvalue()
+
+
+def score_table(scored: Sequence[ScoredFilm], source: Path) -> ScoreTable:
+    """The judged films as a table of labels and probabilities. Raises: SourceInvalid, where there is none."""
+    judged = [row for row in scored if row.prediction.probability is not None]
+    if not judged:
+        why = f" ({scored[0].film.path}: {scored[0].prediction.gate.reason})" if scored else ""
+        raise SourceInvalid(f"{source}: no accepted, labelled film is left to judge on{why}")
+    films = [row.film for row in judged]
+    return ScoreTable(
+        paths=tuple(film.path for film in films),
+        labels=labels_of(films),
+        probabilities=np.array([row.prediction.probability for row in judged], dtype=np.float64),
+        patients=tuple(film.patient_id for film in films),
+        columns=_subgroups(films),
+    )
+
+
+def _subgroups(films: Sequence[Film]) -> dict[str, tuple[str, ...]]:
+    """The cause, and the source's further columns but for those whose names mean something else in a score table."""
+    rows = [{"cause": film.cause, **dict(film.extra)} for film in films]
+    names = dict.fromkeys(name for row in rows for name, value in row.items() if value and name not in COLUMNS)
+    return {name: tuple(row.get(name, "") for row in rows) for name in names}
+
+
+def cohort(examined: Sequence[Film], usable: Sequence[Film], scored: Sequence[ScoredFilm]) -> tuple[CohortStep, ...]:
+    """Films from collected to scored, with the reason of each exclusion."""
+    refused = Counter(film.verdict for film in examined if not film.is_accepted)
+    unlabelled = sum(film.is_accepted for film in examined) - len(usable)
+    gated = sum(not row.prediction.gate.accepted for row in scored)
+    removed = [
+        (verdict.replace("_", " "), count, "found by cleaning") for verdict, count in sorted(refused.items())
+    ] + [
+        ("without a label", unlabelled, "nothing to compare with"),
+        ("on other splits", len(usable) - len(scored), "kept for training and validation"),
+        ("refused", gated, "by the gate, when judged"),
+    ]
+    return _flow("films in the source", len(examined), removed, len(scored) - gated)
+
+
+def _gate(bundle: Path) -> GateCurve | None:
+    """What the report says of the bundle's gate. Raises: BundleInvalid."""
+    gatekeeper = Gatekeeper.of(Bundle.open(bundle))
+    likeness = gatekeeper.likeness
+    if likeness is None:
+        return None
+    counts = {kind: share.of for kind, share in likeness.refused.items()}
+    return GateCurve(gatekeeper.in_words(), likeness.curve_limits, REFUSED_ABOVE, likeness.curve, counts)
+
+
+def _leakage(split: str | None, *allowed: str) -> str:
+    """What was done to keep patients and films on one split; ``allowed`` are the reasons for which it was not."""
+    if reasons := sorted({reason for reason in allowed if reason}):
+        return (
+            f"The splits of the split share patients or films. This was allowed, with the reason: {'; '.join(reasons)}"
+        )
+    return _LEAKAGE_STATEMENT if split else _LEAKAGE_UNKNOWN
+
+
+def _flow(first: str, count: int, removed: Sequence[tuple[str, int, str]], scored: int) -> tuple[CohortStep, ...]:
+    steps = [CohortStep(step, films, reason, removed=True) for step, films, reason in removed if films]
+    return (CohortStep(first, count), *steps, CohortStep("scored", scored))
+
+
+def examine(
+    films: Sequence[Film], allowed: str, settings: EvaluationSettings, reporter: Reporter
+) -> tuple[Sequence[Film], str | None]:
+    """The films with their verdicts, and the split to judge on."""
+    refuse_leakage(films, allowed=allowed)
+    split = settings.split
+    if split is None and any(film.split == Split.TEST for film in films):
+        split = Split.TEST.value
+    if all(film.verdict for film in films):
+        return films, split
+    with reporter.progress("Cleaning") as move:
+        return clean(films, move, settings.workers), split
+
+
+def _provenance(source: Path, settings: EvaluationSettings) -> Provenance:
+    return Provenance(
+        title="",
+        bundle="",
+        model_sha256="",
+        split="",
+        source=str(source),
+        source_sha256=sha256_of_file(source) if source.is_file() else "",
+        command=settings.command,
+        versions={name: metadata.version(name) for name in ("chestxray", "numpy", "onnxruntime", "pillow")}
+        | {"python": platform.python_version()},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+# --------------------------------------------------------------------------- a table of scores
+
+
+def evaluate_table(scores: Path, out: Path, settings: EvaluationSettings) -> Assessment:
+    """Judge any model by its table of scores and write the report.
+
+    Args:
+        scores: ``path,label,score`` and, where there, ``patient_id``, ``split``, ``reason`` and further columns.
+            Rows without a label or a score are counted in the report, not judged.
+        out: the report's folder, written whole.
+
+    Raises:
+        Leakage: the file names splits, and they share a patient or a film.
+        SourceInvalid: the file cannot be read, or nothing in it can be judged.
+        UsageError: the settings contradict each other.
+    """
+    against = _other(settings)
+    if isinstance(against, Bundle):
+        raise UsageError(
+            f"{settings.against}: a bundle judges films, and --scores gives none. Give BUNDLE and SOURCE, or score the "
+            'films with "chestxray batch" and compare the two tables'
+        )
+    file = read_score_file(scores, settings.split)
+    refuse_leakage(
+        [Film(path, split=split, patient_id=patient, sha256=sha) for path, split, patient, sha in file.splits]
+    )
+    rival = _rival(against, (), scores, file.split or None, None, settings)
+    assessment = assess(file.table, [_given(settings.threshold)], rival=rival)
+    provenance = dataclasses.replace(
+        _provenance(scores, settings),
+        title=f"Scores of {scores.name}",
+        bundle="not known: judged by its scores alone",
+        split=file.split or "all films",
+        cohort=_cohort_of_scores(file),
+        leakage=_LEAKAGE_STATEMENT if len({row[1] for row in file.splits}) > 1 else _LEAKAGE_UNKNOWN,
+    )
+    write_report(assessment, out, provenance)
+    return assessment
+
+
+def _given(threshold: float | None) -> OperatingPoint:
+    return HALF if threshold is None else dataclasses.replace(HALF, name="given", threshold=threshold)
+
+
+def _cohort_of_scores(file: ScoreFile) -> tuple[CohortStep, ...]:
+    reasons = [reason for reason, _ in Counter(file.reasons).most_common(3) if reason]
+    removed = [
+        ("without a label", file.without_label, "nothing to compare with"),
+        ("on other splits", file.on_other_splits, "kept for training and validation"),
+        ("not scored", file.without_score, "; ".join(reasons) or "the file has no score for them, and no reason"),
+    ]
+    return _flow("rows in the file", file.rows, removed, len(file.table))
+
+
+# --------------------------------------------------------------------------- another model
+
+
+def _other(settings: EvaluationSettings) -> Bundle | Path | Published | None:
+    """What to compare with, opened as far as needed to know that it is there. Raises: UsageError, BundleInvalid."""
+    if settings.against is None:
+        return None
+    if settings.against == AGAINST_ORIGINAL:
+        return ORIGINAL
+    path = Path(settings.against)
+    if path.is_file():
+        return path
+    if path.is_dir() or settings.against in shipped_bundles():
+        return Bundle.open(folder_of(settings.against))
+    raise UsageError(f"{path}: does not exist. Compare with a bundle, a table of scores, or {AGAINST_ORIGINAL!r}")
+
+
+def _rival(
+    other: Bundle | Path | Published | None,
+    films: Sequence[Film],
+    source: Path,
+    split: str | None,
+    reporter: Reporter | None,
+    settings: EvaluationSettings,
+) -> Rival | Published | None:
+    if other is None or isinstance(other, Published):
+        return other
+    if isinstance(other, Bundle) and reporter is not None:
+        predictor = Predictor(other)
+        with reporter.progress("Judging with the other") as move:
+            scored = tuple(score_films(predictor, films, on_progress=move, workers=settings.workers))
+        point = predictor.info.operating_point()
+        return Rival(
+            f"{predictor.info.name} ({other.folder})", score_table(scored, source), point.threshold, point.name
+        )
+    path = other.folder if isinstance(other, Bundle) else other
+    point = _given(settings.threshold)
+    table = read_score_file(path, split, split_is_optional=True).table
+    return Rival(str(path), table, point.threshold, point.name)
+
+
+# --------------------------------------------------------------------------- conformal sets
+
+
+def _conformal_rule(bundle: Path, info: BundleInfo, error: float | None) -> ConformalRule | None:
+    """Fitted on the logits that the bundle brings. Raises: UsageError, where asked for and the bundle has none."""
+    metrics = metrics_of(bundle, info)
+    stored = metrics.get(model_card.LOGITS)
+    if not stored:
+        if error is None:
+            return None
+        raise UsageError(f"{bundle}: holds no validation scores, so no conformal sets. Export the run again")
+    logits = np.concatenate([stored["normal"], stored["pneumonia"]])
+    labels = np.repeat([0, 1], [len(stored["normal"]), len(stored["pneumonia"])])
+    error = CONFORMAL_ERROR if error is None else error
+    return conformal_rule(labels, calibrated(logits, info.temperature, info.bias), error, metrics["split"])
+
+
+def metrics_of(bundle: Path, info: BundleInfo) -> dict[str, Any]:
+    """``metrics.json`` of a bundle; empty where it has none. Raises: BundleInvalid, where it was changed."""
+    path = bundle / METRICS
+    if METRICS not in info.files:
+        return {}
+    if sha256_of_file(path) != info.files[METRICS]:
+        raise BundleInvalid(f"{path}: was changed or damaged. Copy the whole folder again")
+    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return metrics

@@ -1,0 +1,234 @@
+"""The parts of a model card that hold figures: its YAML header and one section, both from ``metrics.json``.
+
+Calibrating a bundle anew writes these two again and leaves the rest of the card as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from chestxray.metrics.calibration import Calibration, brier_score, calibrated, expected_calibration_error
+from chestxray.metrics.intervals import Interval, delong_interval, wilson_interval
+from chestxray.metrics.metrics import Confusion, auroc
+from chestxray.schema import OperatingPoint
+
+_BEGIN: Final = "<!-- figures: written by chestxray from metrics.json -->"
+_END: Final = "<!-- end of figures -->"
+_PLAIN_WORD: Final = re.compile(r"[A-Za-z][\w-]*")
+_NOT_WORDS: Final = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})  # to YAML
+
+_HEADER: Final = """\
+---
+license: apache-2.0
+library_name: onnxruntime
+pipeline_tag: image-classification
+tags:
+  - medical-imaging
+  - chest-x-ray
+  - pneumonia
+  - research-only
+model_name: {name}
+model-index:
+  - name: {name}
+    results:
+      - task:
+          type: image-classification
+          name: pneumonia or normal
+        dataset:
+          type: chest-x-ray
+          name: {dataset}
+          split: {split}
+        metrics:
+{metrics}
+---
+"""
+
+
+def header(name: str, metrics: Mapping[str, Any], default: str) -> str:
+    """The card's YAML, in the form that model hubs index.
+
+    Args:
+        name: of the model.
+        metrics: as ``summary.measured_where_chosen`` makes them.
+        default: the operating point whose figures are named.
+
+    Source: the model card specification of the Hugging Face hub, "model-index".
+    """
+    point = next((p for p in metrics["operating_points"] if p["name"] == default), metrics["operating_points"][0])
+    figures = [("roc_auc", "AUROC", metrics["auroc"]["value"]), ("brier_score", "Brier score", metrics["brier"])]
+    figures += [
+        (kind, f"{title} at {point['name']}", point[key]["value"])
+        for kind, title, key in (
+            ("recall", "Sensitivity", "sensitivity"),
+            ("specificity", "Specificity", "specificity"),
+            ("precision", "Precision", "precision"),
+        )
+        if point[key]["value"] is not None
+    ]
+    lines = [
+        f"          - type: {kind}\n            name: {_yaml(title)}\n            value: {value:.4f}"
+        for kind, title, value in figures
+    ]
+    dataset = f"{metrics['films']} films that thresholds were chosen on, {metrics['positives']} with pneumonia"
+    return _HEADER.format(
+        name=_yaml(name), dataset=_yaml(dataset), split=_yaml(metrics["split"]), metrics="\n".join(lines)
+    )
+
+
+def section(metrics: Mapping[str, Any], default: str) -> str:
+    """The section of the figures as Markdown, between two marks that ``amended`` finds again."""
+    cautions = "\n".join(f"- {sentence}" for sentence in metrics["cautions"])
+    points = "\n".join(_row(point) for point in metrics["operating_points"])
+    title = "the validation films" if metrics["split"] == "val" else f"the films of {metrics['split']}"
+    return f"""{_BEGIN}
+
+## Figures on {title}
+
+{cautions}
+
+{metrics["positives"]:,} films with pneumonia and {metrics["negatives"]:,} normal ones, of {metrics["patients"]:,} \
+patients. Intervals are at 95%.
+
+Temperature {metrics["temperature"]:.3f}, bias {metrics["bias"]:+.3f}. AUROC {_with_interval(metrics["auroc"])}. \
+Brier score {metrics["brier"]:.4f}; expected calibration error {metrics["expected_calibration_error"]:.4f}.
+
+| operating point | threshold | sensitivity | specificity | precision |
+|---|---|---|---|---|
+{points}
+
+The operating point "{default}" is the one that answers when none is named.
+{_under_shifts(metrics.get("stress"))}
+{_END}"""
+
+
+def _under_shifts(stress: Mapping[str, Any] | None) -> str:
+    """The stress validation as a table, where it was made."""
+    if not stress:
+        return ""
+    rows = "\n".join(
+        f"| {row['shift']} ({row['what']}) | {_with_interval(row['auroc'])} | "
+        f"{_with_interval(row['sensitivity'])} | {_with_interval(row['specificity'])} |"
+        for row in stress["rows"]
+    )
+    return f"""
+### The same films under shifts
+
+Each film changed in one thing at a time, by other means or further than training varied it; sensitivity and \
+specificity at "{stress["point"]}", whose threshold stays where it is. Mean AUROC over the shifts \
+{stress["mean_auroc"]:.4f}, at worst "{stress["worst"]}".
+
+| shift | AUROC | sensitivity | specificity |
+|---|---|---|---|
+{rows}
+"""
+
+
+def amended(card: str, name: str, metrics: Mapping[str, Any], default: str) -> str:
+    """A card with new figures; the section is added at the end of a card that never had one."""
+    body = re.sub(r"\A---\n.*?\n---\n", "", card, count=1, flags=re.DOTALL)
+    new = section(metrics, default)
+    start, end = body.find(_BEGIN), body.find(_END)
+    body = f"{body.rstrip()}\n\n{new}\n" if min(start, end) < 0 else body[:start] + new + body[end + len(_END) :]
+    return header(name, metrics, default) + body
+
+
+def _yaml(text: str) -> str:
+    """A text as YAML: bare where it is one plain word, else in JSON's quotes, which are YAML's too."""
+    if _PLAIN_WORD.fullmatch(text) and text.lower() not in _NOT_WORDS:
+        return text
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _row(point: Mapping[str, Any]) -> str:
+    rates = " | ".join(_proportion(point[name]) for name in ("sensitivity", "specificity", "precision"))
+    return f"| {point['name']} | {point['threshold']:.3f} | {rates} |"
+
+
+def _proportion(measure: Mapping[str, Any]) -> str:
+    if measure["value"] is None:
+        return "no such film"
+    return f"{_with_interval(measure)}, {measure['numerator']:,} of {measure['films']:,}"
+
+
+def _with_interval(measure: Mapping[str, Any]) -> str:
+    interval = measure["interval"]
+    return f"{measure['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
+
+
+LOGITS: Final = "logits_where_chosen"
+_DIGITS: Final = 4  # of a stored logit: far below what any figure shows
+
+
+def measured_where_chosen(
+    labels: npt.ArrayLike,
+    logits: npt.ArrayLike,
+    patients: Sequence[str],
+    calibration: Calibration,
+    points: Sequence[OperatingPoint],
+    *,
+    chosen_on: str,
+    cautions: Sequence[str],
+) -> dict[str, Any]:
+    """What ``metrics.json`` says: each figure with its count and its 95% interval, and the logits by class.
+
+    The logits are sorted, so that they name no film; conformal sets are fitted on them.
+
+    Args:
+        labels, logits: shape (n,); both classes must occur.
+        patients: n names, "" where unknown.
+        chosen_on: the name of these films.
+        cautions: what a reader must know of them, in sentences.
+
+    Raises: DataError, DegenerateLabels.
+    """
+    targets, values = np.asarray(labels), np.asarray(logits, dtype=np.float64)
+    probabilities = calibrated(values, *calibration)
+    positives = int(targets.sum())
+    return {
+        "split": chosen_on,
+        "films": len(targets),
+        "positives": positives,
+        "negatives": len(targets) - positives,
+        "patients": len(set(patients) - {""}) + list(patients).count(""),
+        "auroc": {"value": auroc(targets, values), "interval": _plain(delong_interval(targets, values))},
+        "brier": brier_score(targets, probabilities),
+        "expected_calibration_error": expected_calibration_error(targets, probabilities),
+        **calibration._asdict(),
+        "operating_points": [
+            _reached(point, Confusion.at(point.threshold, targets, probabilities)) for point in points
+        ],
+        "cautions": list(cautions),
+        LOGITS: {
+            name: np.sort(values[targets == index]).round(_DIGITS).tolist()
+            for index, name in enumerate(("normal", "pneumonia"))
+        },
+    }
+
+
+def _reached(point: OperatingPoint, counts: Confusion) -> dict[str, Any]:
+    return {
+        "name": point.name,
+        "threshold": point.threshold,
+        "confusion": dataclasses.asdict(counts),
+        "sensitivity": _figure(counts.tp, counts.positives),
+        "specificity": _figure(counts.tn, counts.negatives),
+        "precision": _figure(counts.tp, counts.tp + counts.fp),
+    }
+
+
+def _figure(numerator: int, films: int) -> dict[str, Any]:
+    if not films:
+        return {"value": None, "numerator": 0, "films": 0, "interval": None}
+    interval = _plain(wilson_interval(numerator, films))
+    return {"value": numerator / films, "numerator": numerator, "films": films, "interval": interval}
+
+
+def _plain(interval: Interval) -> dict[str, Any]:
+    return dataclasses.asdict(interval)

@@ -1,0 +1,304 @@
+"""The gate of a bundle: which films the model must not judge, from their looks and from what their files say.
+
+A picture is taken for a frontal chest film where its thumbnail, with brightness and contrast taken away, lies within
+three limits: a small network's log-odds that it is something else, its distance from the plane of principal axes of
+the training films, and its distance from their centre within that plane. The second and third know no example of
+what is refused; the first does (see ``training.ood_fit``).
+
+    plane -> thumbnail -> three distances -> score, 0 to 1, refused above 0.5 -> Gate
+
+Only the network's input is looked at, so neither the film's resolution nor that of the input matters.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from chestxray.errors import BundleInvalid
+from chestxray.images.decode import decode
+from chestxray.images.preprocess import Plane, resample
+from chestxray.images.quality import objection_to
+from chestxray.images.radiograph import Radiograph
+from chestxray.inference.bundle import Bundle
+from chestxray.schema import Gate, Preprocessing
+
+Float32Array = npt.NDArray[np.float32]
+
+GATE: Final = "gate.json"
+GATE_VERSION: Final = 1
+
+SIDE: Final = 24  # pixels of the thumbnail: heart, lungs and diaphragm are seen, a pneumonia hardly
+FLAT: Final = 4.0  # grey levels added to the deviation, so that an empty picture is not blown up to pure noise
+FARTHEST: Final = 6.0  # deviations along an axis; beyond that it no longer matters how far
+REFUSED_ABOVE: Final = 0.5  # of the score
+SURE_BELOW: Final = 0.35  # score of a picture turned or inverted, for saying that it was turned or inverted
+
+LOG_ODDS: Final = 2.0  # beyond the limit that count as much as ...
+SHARE: Final = 0.1  # ... a distance longer than its limit by this share
+
+DAYS_A_YEAR: Final = 365.25
+
+# What is tried on a refused picture: where one of these makes a chest film of it, the reason can say so.
+REMEDIES: Final[tuple[tuple[Callable[[Float32Array], Float32Array], str], ...]] = (
+    (lambda film: np.rot90(film, 1), "it looks like a chest film turned by 90 degrees to the right. Turn it back"),
+    (lambda film: np.rot90(film, -1), "it looks like a chest film turned by 90 degrees to the left. Turn it back"),
+    (lambda film: np.rot90(film, 2), "it looks like a chest film that stands upside down. Turn it"),
+    (lambda film: -film, "it looks like the negative of a chest film. Invert it"),
+)
+UNLIKE: Final = "it does not look like a frontal chest film"
+
+# The parts that are stored, with their shapes: p pixels of a thumbnail, k axes, h hidden units.
+ARRAYS: Final = ("centre", "axes", "deviations", "hidden", "hidden_bias", "output", "output_bias", "limits")
+
+
+class Share(NamedTuple):
+    """So many of so many pictures of a kind were refused."""
+
+    refused: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OODDetector:
+    """How unlike a frontal chest film a picture is: everything that the fit found.
+
+    Attributes:
+        centre: shape (p,), mean of the training films' thumbnails; p is ``SIDE`` squared.
+        axes: shape (p, k), their principal axes.
+        deviations: shape (k,), along the axes.
+        hidden, hidden_bias: shapes (k + 1, h) and (h,), of the network's hidden layer; it sees the place along each
+            axis, in deviations, and the distance from the plane of the axes.
+        output, output_bias: shapes (h,) and (1,), to the log-odds of "something else".
+        limits: shape (3,), of the log-odds, of the distance from the plane and of that within it.
+        refused: what became of pictures that nothing was fitted on, by kind; the first is "films".
+        curve: the share of each kind that is refused where the score's limit is each of ``curve_limits``.
+    """
+
+    centre: Float32Array
+    axes: Float32Array
+    deviations: Float32Array
+    hidden: Float32Array
+    hidden_bias: Float32Array
+    output: Float32Array
+    output_bias: Float32Array
+    limits: Float32Array
+    refused: Mapping[str, Share]
+    curve_limits: tuple[float, ...] = ()
+    curve: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        pixels, axes = self.axes.shape
+        units = self.output.shape[0]
+        shapes = [(pixels,), (pixels, axes), (axes,), (axes + 1, units), (units,), (units,), (1,), (3,)]
+        found = [getattr(self, name).shape for name in ARRAYS]
+        if pixels != SIDE * SIDE or found != shapes:
+            raise ValueError(f"arrays of shapes {found}; {shapes} are expected")
+        if not all(np.isfinite(getattr(self, name)).all() for name in ARRAYS):
+            raise ValueError("an array holds something else than numbers")
+
+    def score(self, plane: Plane) -> float:
+        """0 to 1; refused above ``REFUSED_ABOVE``.
+
+        Args:
+            plane: the network's input, shape (height, width), uint8.
+        """
+        return float(self.scores(thumbnail(plane)[None])[0])
+
+    def scores(self, thumbnails: Float32Array) -> npt.NDArray[np.float64]:
+        """The largest of the three distances by its limit, as a share: 0.5 lies at the limit.
+
+        Args:
+            thumbnails: shape (n, p), as ``thumbnail`` makes them.
+        """
+        units = np.array([LOG_ODDS, *(SHARE * self.limits[1:])])
+        beyond = ((self.distances(thumbnails) - self.limits) / units).max(axis=1)
+        shares: npt.NDArray[np.float64] = 1.0 / (1.0 + np.exp(-beyond.clip(-30.0, 30.0)))
+        return shares
+
+    def distances(self, thumbnails: Float32Array) -> npt.NDArray[np.float64]:
+        """Log-odds, distance from the plane of the axes and distance within it, a pixel or an axis: shape (n, 3)."""
+        coded, beside = self.coded(thumbnails)
+        active = np.maximum(coded @ self.hidden + self.hidden_bias, 0.0)
+        log_odds = active @ self.output + self.output_bias
+        within = np.sqrt(np.mean(coded[:, :-1] ** 2, axis=1))
+        return np.stack([log_odds, beside, within], axis=1).astype(np.float64)
+
+    def coded(self, thumbnails: Float32Array) -> tuple[Float32Array, Float32Array]:
+        """What the network sees, shape (n, k + 1), and the distance from the plane of the axes, shape (n,)."""
+        return coded(thumbnails, self.centre, self.axes, self.deviations)
+
+    def reason(self, plane: Plane, score: float) -> str:
+        """Why a picture of that score is refused, in words."""
+        upright = thumbnail(plane).reshape(SIDE, SIDE)
+        tried = np.stack([change(upright).ravel() for change, _ in REMEDIES])
+        scores = self.scores(tried)
+        best = int(scores.argmin())
+        words = REMEDIES[best][1] if scores[best] < SURE_BELOW else UNLIKE
+        return f"{words} (score {score:.2f}; refused above {REFUSED_ABOVE:.2f})"
+
+    def to_json(self) -> str:
+        """Law: ``OODDetector.from_json(text).to_json() == text``. Arrays are stored with 16 bits a number."""
+        arrays = {name: _packed(getattr(self, name)) for name in ARRAYS}
+        curve = {name: list(values) for name, values in self.curve.items()}
+        measured = {"refused": self.refused, "curve_limits": self.curve_limits, "curve": curve}
+        return json.dumps({"version": GATE_VERSION, **measured, "arrays": arrays}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, source: str = GATE) -> Self:
+        """Raises: BundleInvalid, when it is no gate of this version."""
+        try:
+            raw = json.loads(text)
+            if raw["version"] != GATE_VERSION:
+                raise BundleInvalid(f"{source}: gate version {raw['version']}; this program reads {GATE_VERSION}")
+            return cls(
+                **{name: _unpacked(raw["arrays"][name]) for name in ARRAYS},
+                refused={name: Share(*counts) for name, counts in raw["refused"].items()},
+                curve_limits=tuple(raw["curve_limits"]),
+                curve={name: tuple(values) for name, values in raw["curve"].items()},
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise BundleInvalid(f"{source}: not a gate ({error!r}). Export the run again") from error
+
+
+def thumbnail(plane: Plane) -> Float32Array:
+    """A picture at ``SIDE`` x ``SIDE`` pixels, its mean 0 and its deviation about 1: shape (p,)."""
+    small = np.asarray(Image.fromarray(plane).resize((SIDE, SIDE), Image.Resampling.BILINEAR), dtype=np.float32)
+    levels = small - small.mean()
+    shape: Float32Array = (levels / (levels.std() + np.float32(FLAT))).ravel()
+    return shape
+
+
+def coded(
+    thumbnails: Float32Array, centre: Float32Array, axes: Float32Array, deviations: Float32Array
+) -> tuple[Float32Array, Float32Array]:
+    """Thumbnails by their places along the axes and their distance from the plane of them; see ``OODDetector``."""
+    from_centre = thumbnails - centre
+    along = from_centre @ axes
+    squares = np.sum(from_centre**2, axis=1) - np.sum(along**2, axis=1)
+    beside = np.sqrt(squares.clip(0.0) / thumbnails.shape[1])
+    places = (along / deviations).clip(-FARTHEST, FARTHEST)
+    return np.concatenate([places, beside[:, None] / SHARE], axis=1), beside
+
+
+# --------------------------------------------------------------------------- the gate
+
+
+@dataclass(frozen=True, slots=True)
+class Gatekeeper:
+    """What a bundle refuses; small enough to travel to worker processes.
+
+    Attributes:
+        ages: of the patients that the model is meant for, in years: from the first, to below the second; None for any.
+        likeness: None where the bundle has none.
+    """
+
+    ages: tuple[float, float] | None = None
+    likeness: OODDetector | None = None
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Self:
+        """The gate of a bundle; one that refuses nothing where the bundle has none. Raises: BundleInvalid."""
+        return cls(bundle.info.intended_ages, likeness_of(bundle))
+
+    def predict(self, film: Radiograph, plane: Plane) -> Gate:
+        """Whether the model may judge a film.
+
+        Args:
+            film: as decoded.
+            plane: the same, as the network sees it.
+        """
+        score = self.likeness.score(plane) if self.likeness else None
+        if self.ages and film.patient_age_years is not None and not _within(film.patient_age_years, self.ages):
+            reason = f"its file gives an age that the model is not meant for; it is for {ages_in_words(self.ages)}"
+            return Gate(accepted=False, reason=reason, score=score)
+        if self.likeness and score is not None and score > REFUSED_ABOVE:
+            return Gate(accepted=False, reason=self.likeness.reason(plane, score), score=score)
+        return Gate(accepted=True, score=score)
+
+    def in_words(self) -> str:
+        """What it refuses, with the counts that were measured, in one line."""
+        parts = []
+        if self.likeness:
+            counts = ", ".join(f"{n.refused:,} of {n.of:,} {kind}" for kind, n in self.likeness.refused.items())
+            parts.append(f"pictures unlike the training films (of pictures that set the limits, {counts})")
+        if self.ages:
+            parts.append(f"DICOM films of patients outside of {ages_in_words(self.ages)}")
+        return f"refuses {', and '.join(parts)}" if parts else "refuses no film for its looks or its patient's age"
+
+
+def likeness_of(bundle: Bundle) -> OODDetector | None:
+    """What ``gate.json`` of a bundle holds; None where it has none. Raises: BundleInvalid."""
+    if GATE not in bundle.info.files:
+        return None
+    return OODDetector.from_json(bundle.read(GATE).decode(), str(bundle.folder / GATE))
+
+
+def ages_in_words(ages: tuple[float, float]) -> str:
+    """Such as "28 days to under 12 years"."""
+    low, high = (f"{round(age * DAYS_A_YEAR)} days" if age < 1.0 else f"{age:g} years" for age in ages)
+    return f"{low} to under {high}"
+
+
+def _within(age: float, ages: tuple[float, float]) -> bool:
+    return ages[0] <= age < ages[1]
+
+
+def _packed(array: Float32Array) -> dict[str, Any]:
+    data = base64.b64encode(array.astype("<f2").tobytes()).decode()
+    return {"shape": list(array.shape), "float16": data}
+
+
+def _unpacked(raw: Mapping[str, Any]) -> Float32Array:
+    data = base64.b64decode(raw["float16"], validate=True)
+    return np.frombuffer(data, dtype="<f2").reshape(raw["shape"]).astype(np.float32)
+
+
+ANYTHING: Final = Gatekeeper()  # refuses nothing, as a bundle from before there were gates
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One film, read.
+
+    Attributes:
+        sha256: of its bytes.
+        gate: accepted, or refused and why.
+        size: (height, width) of the film, upright, in pixels.
+        plane: the network's input, shape (height, width), uint8; None where the gate is closed.
+    """
+
+    sha256: str
+    gate: Gate
+    size: tuple[int, int]
+    plane: Plane | None
+
+
+def prepare(data: bytes, source: str, preprocessing: Preprocessing, gatekeeper: Gatekeeper = ANYTHING) -> Prepared:
+    """Read the bytes of one film.
+
+    Args:
+        data: the whole file.
+        source: what to call it in errors.
+        preprocessing: of the bundle.
+        gatekeeper: of the bundle; refuses beyond what no bundle may judge.
+
+    Raises: FilmError, where they cannot be read as a film.
+    """
+    height, width = preprocessing.height, preprocessing.width
+    film = decode(data, source, at_least=(height, width))
+    digest = hashlib.sha256(data).hexdigest()
+    size = (film.height, film.width)
+    if objection := objection_to(film):
+        return Prepared(digest, Gate(accepted=False, reason=objection.reason), size, None)
+    plane = resample(film.pixels, height, width, preprocessing.resize, film.frame)
+    gate = gatekeeper.predict(film, plane)
+    return Prepared(digest, gate, size, plane if gate.accepted else None)

@@ -1,0 +1,1 @@
+"""Numbers from labels, scores and patients: NumPy and nothing else."""

@@ -1,0 +1,238 @@
+"""What a table of labels and scores says, without any doubt about it: counts, rates, areas, curves.
+
+A label is 1 for pneumonia and 0 for normal; a higher score is more suspicious; a film is called
+pneumonia where its score reaches the threshold (``score >= threshold``). How sure each figure is stands
+in ``intervals``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from chestxray.errors import DataError, DegenerateLabels
+
+FloatArray = npt.NDArray[np.float64]
+Targets = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """The four counts of films at one threshold. A rate with nothing below its line is None, never NaN.
+
+    Attributes:
+        tp, fn: films with pneumonia that were called so, and that were missed.
+        fp, tn: normal films that raised a false alarm, and that were cleared.
+    """
+
+    tp: int
+    fp: int
+    fn: int
+    tn: int
+
+    def __post_init__(self) -> None:
+        if min(self.tp, self.fp, self.fn, self.tn) < 0:
+            raise ValueError(f"{self}: a count is negative")
+
+    @classmethod
+    def at(cls, threshold: float, labels: npt.ArrayLike, scores: npt.ArrayLike) -> Confusion:
+        """Count films at a threshold; both arguments of shape (n,). One class alone is no error here."""
+        positive, values = checked(labels, scores)
+        called = values >= threshold
+        tp, fp = int(np.sum(called & positive)), int(np.sum(called & ~positive))
+        positives = int(np.sum(positive))
+        return cls(tp=tp, fp=fp, fn=positives - tp, tn=len(positive) - positives - fp)
+
+    @property
+    def films(self) -> int:
+        """All films."""
+        return self.tp + self.fp + self.fn + self.tn
+
+    @property
+    def positives(self) -> int:
+        """Films that do show pneumonia."""
+        return self.tp + self.fn
+
+    @property
+    def negatives(self) -> int:
+        """Films that are normal."""
+        return self.fp + self.tn
+
+    @property
+    def precision(self) -> float | None:
+        """Of the films called pneumonia, the share that shows it: the positive predictive value."""
+        return _ratio(self.tp, self.tp + self.fp)
+
+    @property
+    def recall(self) -> float | None:
+        """Of the films with pneumonia, the share that was called so: the sensitivity."""
+        return _ratio(self.tp, self.positives)
+
+    @property
+    def sensitivity(self) -> float | None:
+        """Another name for ``recall``."""
+        return self.recall
+
+    @property
+    def specificity(self) -> float | None:
+        """Of the normal films, the share that was cleared."""
+        return _ratio(self.tn, self.negatives)
+
+    @property
+    def npv(self) -> float | None:
+        """Of the films called normal, the share that is: the negative predictive value."""
+        return _ratio(self.tn, self.tn + self.fn)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of all films, the share that was called right."""
+        return _ratio(self.tp + self.tn, self.films)
+
+    @property
+    def balanced_accuracy(self) -> float | None:
+        """The mean of sensitivity and specificity."""
+        if self.recall is None or self.specificity is None:
+            return None
+        return (self.recall + self.specificity) / 2
+
+    @property
+    def f1(self) -> float | None:
+        """The harmonic mean of precision and recall."""
+        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+
+    @property
+    def mcc(self) -> float | None:
+        """Matthews' correlation of call and truth, -1 to 1; None where either takes one value only."""
+        margins = (self.tp + self.fp) * self.positives * self.negatives * (self.tn + self.fn)
+        return (self.tp * self.tn - self.fp * self.fn) / math.sqrt(margins) if margins else None
+
+
+class RocCurve(NamedTuple):
+    """Each array has one entry a threshold, from "nothing is called" (threshold infinite) downwards."""
+
+    false_positive_rate: FloatArray
+    true_positive_rate: FloatArray
+    thresholds: FloatArray
+
+
+class PrecisionRecallCurve(NamedTuple):
+    """Each array has one entry a distinct score, from the highest downwards."""
+
+    precision: FloatArray
+    recall: FloatArray
+    thresholds: FloatArray
+
+
+def auroc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
+    """Area under the ROC curve: how often a film with pneumonia scores above a normal one, ties half.
+
+    Args:
+        labels: shape (n,), 0 or 1; both must occur.
+        scores: shape (n,), higher means more suspicious; logits and probabilities give the same.
+
+    Raises: DegenerateLabels: only one class occurs.
+    """
+    positive, values = both_classes(labels, scores)
+    m = int(np.sum(positive))
+    n = len(positive) - m
+    return float((np.sum(midranks(values)[positive]) - m * (m + 1) / 2) / (m * n))
+
+
+def roc_curve(labels: npt.ArrayLike, scores: npt.ArrayLike) -> RocCurve:
+    """Every point of the ROC curve, one a distinct score. Raises: DegenerateLabels."""
+    positive, values = both_classes(labels, scores)
+    thresholds, tp, fp = _cumulative(positive, values)
+    return RocCurve(
+        false_positive_rate=np.concatenate([[0.0], fp / fp[-1]]),
+        true_positive_rate=np.concatenate([[0.0], tp / tp[-1]]),
+        thresholds=np.concatenate([[np.inf], thresholds]),
+    )
+
+
+def precision_recall_curve(labels: npt.ArrayLike, scores: npt.ArrayLike) -> PrecisionRecallCurve:
+    """Precision and recall at every distinct score. Raises: DegenerateLabels."""
+    positive, values = both_classes(labels, scores)
+    thresholds, tp, fp = _cumulative(positive, values)
+    return PrecisionRecallCurve(tp / (tp + fp), tp / tp[-1], thresholds)
+
+
+def average_precision(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
+    """Area under the precision-recall curve as a sum of steps, not interpolated. Raises: DegenerateLabels."""
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
+
+
+def net_benefit(labels: npt.ArrayLike, probabilities: npt.ArrayLike, thresholds: npt.ArrayLike) -> FloatArray:
+    """What acting on the model is worth at each threshold, in true positives a film.
+
+    A false alarm is weighed by the odds of the threshold: whoever acts at 20% holds four false alarms as
+    bad as one missed pneumonia.
+
+    Args:
+        labels, probabilities: shape (n,).
+        thresholds: shape (k,), each at least 0 and below 1.
+
+    Returns: shape (k,).
+    Raises: DataError.
+    Source: Vickers and Elkin, Medical Decision Making 26 (2006).
+    """
+    positive, values = checked(labels, probabilities)
+    at = np.asarray(thresholds, dtype=np.float64)
+    called = len(values) - np.searchsorted(np.sort(values), at, side="left")
+    tp = int(np.sum(positive)) - np.searchsorted(np.sort(values[positive]), at, side="left")
+    benefit: FloatArray = (tp - (called - tp) * at / (1 - at)) / len(values)
+    return benefit
+
+
+def midranks(values: FloatArray) -> FloatArray:
+    """Ranks from 1, ties sharing the mean of theirs: shape (n,) to shape (n,)."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    middle: FloatArray = (last - (counts - 1) / 2).astype(np.float64)
+    return middle[which]
+
+
+def checked(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Targets, FloatArray]:
+    """Labels as booleans and scores as float64, both of shape (n,).
+
+    Raises: DataError: of different length, empty, a label that is neither 0 nor 1, a score that is not finite.
+    """
+    targets, values = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    if targets.ndim != 1 or targets.shape != values.shape:
+        raise DataError(f"labels of shape {targets.shape} and scores of shape {values.shape}: both must be (n,)")
+    if not len(targets):
+        raise DataError("there are no scores to judge")
+    if wrong := np.flatnonzero((targets != 0) & (targets != 1)).tolist():
+        raise DataError(f"entry {wrong[0]}: the label is {targets[wrong[0]]}; it may be 0 or 1")
+    if wrong := np.flatnonzero(~np.isfinite(values)).tolist():
+        raise DataError(f"entry {wrong[0]}: the score is {values[wrong[0]]}; it must be a finite number")
+    return targets.astype(np.bool_), values
+
+
+def both_classes(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Targets, FloatArray]:
+    """As ``checked``; both classes must occur. Raises: DataError, DegenerateLabels."""
+    positive, values = checked(labels, scores)
+    if positive.all() or not positive.any():
+        name = "pneumonia" if positive.all() else "normal"
+        raise DegenerateLabels(
+            f"all {len(positive):,} films are labelled {name}, so nothing can be said about telling two classes "
+            "apart. Add films of the other class"
+        )
+    return positive, values
+
+
+def _cumulative(positive: Targets, values: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Distinct scores from high to low, with the true and false positives at and above each."""
+    order = np.argsort(-values, kind="stable")
+    values, positive = values[order], positive[order]
+    last = np.flatnonzero(np.append(np.diff(values) != 0.0, True))  # the last film closes a group
+    tp = np.cumsum(positive)[last].astype(np.float64)
+    return values[last], tp, last + 1.0 - tp
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

@@ -1,0 +1,46 @@
+"""How long work reports what it does: a line of text, or how many of its items are done.
+
+A stage takes the callbacks ``ProgressCallback`` and ``Log``; a function that runs several stages takes a
+``Reporter``, of which the console of the command line is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final, Protocol
+
+ProgressCallback = Callable[[int, int], None]  # (items done, items in all)
+Log = Callable[[str], None]  # one line of text, without its end
+
+
+def no_progress(done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def no_log(line: str) -> None:
+    """Report nothing."""
+
+
+class Reporter(Protocol):
+    """Reports the progress of several stages to the user."""
+
+    def log(self, line: str) -> None:
+        """Report one line."""
+
+    def progress(self, label: str) -> AbstractContextManager[ProgressCallback]:
+        """Give the callback that moves a progress bar with this label, as long as the context lasts."""
+
+
+class SilentReporter:
+    """A reporter that reports nothing."""
+
+    def log(self, line: str) -> None:
+        """Report nothing."""
+
+    def progress(self, label: str) -> AbstractContextManager[ProgressCallback]:  # noqa: ARG002 - the protocol's
+        """Give a callback that does nothing."""
+        return nullcontext(no_progress)
+
+
+SILENT: Final = SilentReporter()

@@ -1,0 +1,308 @@
+"""How a network is trained: one frozen dataclass, read from TOML."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Final, get_type_hints
+
+from chestxray.errors import RecipeInvalid
+
+OPTIMISERS: Final = ("sgd", "adamw")
+SCHEDULES: Final = ("constant", "one_cycle")
+PRECISIONS: Final = ("auto", "float32", "bfloat16")
+VALIDATIONS: Final = ("given", "random")
+
+
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """How far training films are varied. Every field is a largest deviation; 0 leaves it out.
+
+    Attributes:
+        rotation: degrees, to either side.
+        scale: share by which the film grows or shrinks: 0.2 is 1/1.2 to 1.2.
+        aspect: share by which one axis grows against the other, in the same way.
+        shift: share of the side, along each axis.
+        flip: probability of a mirror image.
+        gamma, contrast: share, as for ``scale``.
+        brightness: grey levels of 255.
+        blur, sharpen, resolution: probability of softening by a small kernel, of sharpening by one, and of
+            losing up to two thirds of the pixels a side.
+        noise: largest standard deviation, in grey levels of 255.
+    """
+
+    rotation: float = 0.0
+    scale: float = 0.0
+    aspect: float = 0.0
+    shift: float = 0.0
+    flip: float = 0.0
+    gamma: float = 0.0
+    contrast: float = 0.0
+    brightness: float = 0.0
+    blur: float = 0.0
+    sharpen: float = 0.0
+    resolution: float = 0.0
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, highest in AUGMENTATION_LIMITS.items():
+            _check_range(f"augmentation.{name}", getattr(self, name), 0.0, highest)
+
+
+AUGMENTATION_LIMITS: Final[Mapping[str, float]] = {
+    "rotation": 180.0,
+    "scale": 1.0,
+    "aspect": 1.0,
+    "shift": 0.5,
+    "flip": 1.0,
+    "gamma": 2.0,
+    "contrast": 2.0,
+    "brightness": 128.0,
+    "blur": 1.0,
+    "sharpen": 1.0,
+    "resolution": 1.0,
+    "noise": 64.0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides what a training run does, besides the films. It cannot hold nonsense.
+
+    Attributes:
+        network: row of the table of networks.
+        epochs: passes over the training films.
+        minimum_steps: where ``epochs`` passes are fewer optimiser steps than this, there are more passes:
+            a few hundred films need as many steps as a few thousand do. Whoever asks for so many epochs gets them:
+            ``with_changes(epochs=3)`` sets it to 0.
+        batch_size: films a step.
+        optimiser: "sgd" or "adamw".
+        learning_rate: the highest.
+        momentum: of SGD; the first moment's decay of AdamW.
+        weight_decay: of convolution and dense weights only.
+        schedule: "constant", or "one_cycle": up over ``warm_up``, then down to zero along a cosine.
+        warm_up: share of all steps, 0 to 1.
+        label_smoothing: 0 to 1, exclusive.
+        mixup: probability that a film and its label are blended with another film of the step and its label.
+        first_size: share of their sides that films have in the first step; they grow from there to their whole size,
+            which takes less time. 1, whole films throughout, is all that a network of one size allows.
+        distillation: share of each label that is a teacher's answer to the film as it was varied; 0 has no teacher.
+        dropout: probability, 0 to 1, exclusive.
+        average_weights: judge and keep a moving average of the weights over about this share of all steps;
+            0 judges and keeps the weights as they are.
+        class_balance: weigh the loss so that both classes count the same.
+        seed: of weights, order, augmentation and dropout.
+        precision: "float32", "bfloat16", or "auto": bfloat16 where the processor has it natively.
+        validation: "given", the pack's own split; or "random", a share ``validation_share`` of all films that
+            are not for testing, drawn by film. The latter puts films of one patient on both splits; it is
+            the original work's mistake, kept to compare with, and every run record says so.
+        validation_share: 0 to 1, exclusive; only for "random".
+        augmentation: how training films are varied.
+    """
+
+    network: str = "alexnet5"
+    epochs: int = 10
+    minimum_steps: int = 0
+    batch_size: int = 32
+    optimiser: str = "adamw"
+    learning_rate: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "one_cycle"
+    warm_up: float = 0.2
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    first_size: float = 1.0
+    distillation: float = 0.0
+    dropout: float = 0.5
+    average_weights: float = 0.0
+    class_balance: bool = False
+    seed: int = 0
+    precision: str = "auto"
+    validation: str = "given"
+    validation_share: float = 0.2
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        for name, lowest, highest in _RANGES:
+            _check_range(name, getattr(self, name), lowest, highest)
+        for name, allowed in _CHOICES:
+            _check_choice(name, getattr(self, name), allowed)
+
+    @classmethod
+    def from_toml(cls, text: str, source: str) -> Recipe:
+        """Read a recipe; a key that is left out keeps its default. Raises: RecipeInvalid."""
+        try:
+            raw = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeInvalid(f"{source}: not TOML ({error})") from error
+        try:
+            return cls.from_fields(raw)
+        except RecipeInvalid as error:
+            raise RecipeInvalid(f"{source}: {error}") from error
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Recipe:
+        """Law: ``Recipe.from_fields(dataclasses.asdict(r)) == r``. Raises: RecipeInvalid."""
+        outer = {name: value for name, value in fields.items() if name != "augmentation"}
+        nested = _checked_keys(Augmentation, fields.get("augmentation", {}), "augmentation.")
+        return cls(**_checked_keys(cls, outer, ""), augmentation=Augmentation(**nested))
+
+    @classmethod
+    def read(cls, path: Path) -> Recipe:
+        """Read a recipe from a file. Raises: RecipeInvalid."""
+        try:
+            return cls.from_toml(path.read_text(encoding="utf-8"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeInvalid(f"{path}: cannot be read as a recipe ({error})") from error
+
+    @classmethod
+    def shipped(cls, name: str = "default") -> Recipe:
+        """One of the recipes of this package. Raises: RecipeInvalid, naming those that exist."""
+        if name not in shipped_recipes():
+            raise RecipeInvalid(f"there is no recipe {name!r}; there are {', '.join(shipped_recipes())}")
+        return cls.from_toml((_folder() / f"{name}.toml").read_text(encoding="utf-8"), f"{name}.toml")
+
+    def with_changes(self, **changes: Any) -> Recipe:
+        """A copy with some fields changed; a change to None is none. Raises: RecipeInvalid.
+
+        Fields of the augmentation are named as such: ``with_changes(epochs=3, rotation=0.0)``.
+        """
+        wanted = {name: value for name, value in changes.items() if value is not None}
+        if "epochs" in wanted:
+            wanted.setdefault("minimum_steps", 0)
+        inner = {name: wanted.pop(name) for name in AUGMENTATION_LIMITS if name in wanted}
+        augmentation = dataclasses.replace(
+            wanted.pop("augmentation", self.augmentation), **_checked_keys(Augmentation, inner, "augmentation.")
+        )
+        return dataclasses.replace(self, **_checked_keys(type(self), wanted, ""), augmentation=augmentation)
+
+    def without_teacher(self) -> Recipe:
+        """The recipe itself. Raises: RecipeInvalid, where it needs a teacher, which ``chestxray train`` alone takes."""
+        if self.distillation:
+            raise RecipeInvalid(
+                f"the recipe has distillation = {self.distillation:g} and needs a teacher, which can be given to "
+                '"chestxray train" alone: train there, or set distillation to 0'
+            )
+        return self
+
+    def to_toml(self) -> str:
+        """Law: ``Recipe.from_toml(r.to_toml(), "")`` equals ``r``."""
+        outer = dataclasses.asdict(self)
+        inner = outer.pop("augmentation")
+        lines = [f"{name} = {_as_toml(value)}" for name, value in outer.items()]
+        lines += ["", "[augmentation]", *(f"{name} = {_as_toml(value)}" for name, value in inner.items())]
+        return "\n".join(lines) + "\n"
+
+
+def recipe_of(given: Recipe | Path | str = "default", **changes: Any) -> Recipe:
+    """A recipe, changed where asked: ``recipe_of("small", epochs=3)``.
+
+    Args:
+        given: the name of a recipe of this package (``shipped_recipes`` has them), a TOML file, or a recipe.
+        changes: fields of the recipe or of its augmentation; None changes nothing.
+
+    Raises: RecipeInvalid, naming the nearest field where there is none of that name.
+    """
+    if not isinstance(given, Recipe):
+        given = Recipe.shipped(str(given)) if str(given) in shipped_recipes() else Recipe.read(Path(given))
+    return given.with_changes(**changes)
+
+
+def every_field(written: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's fields as a run wrote them, and the defaults of those that its version of this package did not have.
+
+    So a new field's default has to be what was done before there was one. Fields that this version does not know stay,
+    unlike in ``Recipe.from_fields``, so that a difference in them can be named.
+
+    Raises: KeyError, TypeError: these are no recipe's.
+    """
+    known = dataclasses.asdict(Recipe())
+    return {**known, **written, "augmentation": {**known["augmentation"], **written["augmentation"]}}
+
+
+_HUGE: Final = 10**9
+_BELOW_ONE: Final = 1.0 - 1e-9
+
+_RANGES: Final = (
+    ("epochs", 1, 10_000),
+    ("minimum_steps", 0, _HUGE),
+    ("batch_size", 1, 65_536),
+    ("learning_rate", 1e-12, 100.0),
+    ("momentum", 0.0, _BELOW_ONE),
+    ("weight_decay", 0.0, 10.0),
+    ("warm_up", 0.0, 1.0),
+    ("label_smoothing", 0.0, _BELOW_ONE),
+    ("mixup", 0.0, 1.0),
+    ("first_size", 0.1, 1.0),
+    ("distillation", 0.0, 1.0),
+    ("dropout", 0.0, _BELOW_ONE),
+    ("average_weights", 0.0, 1.0),
+    ("seed", 0, 2**32 - 1),
+    ("validation_share", 1e-6, _BELOW_ONE),
+)
+_CHOICES: Final = (
+    ("optimiser", OPTIMISERS),
+    ("schedule", SCHEDULES),
+    ("precision", PRECISIONS),
+    ("validation", VALIDATIONS),
+)
+
+
+def shipped_recipes() -> tuple[str, ...]:
+    """Names of the recipes of this package, sorted."""
+    return tuple(
+        sorted(entry.name.removesuffix(".toml") for entry in _folder().iterdir() if entry.name[-5:] == ".toml")
+    )
+
+
+def _folder() -> Traversable:
+    return resources.files("chestxray.training.recipes")
+
+
+def _checked_keys(cls: type, raw: object, prefix: str) -> dict[str, Any]:
+    """Values of the known keys, each of its field's type; a whole number may stand for a fraction."""
+    if not isinstance(raw, Mapping):
+        raise RecipeInvalid(f"{prefix.removesuffix('.')}: must be a table of settings, not {raw!r}")
+    kinds = get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for name, value in raw.items():
+        if name not in kinds:
+            near = difflib.get_close_matches(name, kinds, n=1, cutoff=0.0)
+            raise RecipeInvalid(f"there is no key {prefix + name!r}; the nearest is {prefix + near[0]!r}")
+        kind = kinds[name]
+        value = float(value) if kind is float and type(value) is int else value  # noqa: PLW2901
+        if type(value) is not kind:
+            raise RecipeInvalid(f"{prefix}{name} is {value!r}; it must be {_KIND_NAMES.get(kind, kind.__name__)}")
+        values[name] = value
+    return values
+
+
+_KIND_NAMES: Final[Mapping[type, str]] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text in quotes",
+}
+
+
+def _check_range(name: str, value: float, lowest: float, highest: float) -> None:
+    if not lowest <= value <= highest:  # also where it is not a number
+        raise RecipeInvalid(f"{name} is {value}; it must lie in {lowest:g} to {highest:g}")
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise RecipeInvalid(f"{name} is {value!r}; it may be {' or '.join(allowed)}")
+
+
+def _as_toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else repr(value)

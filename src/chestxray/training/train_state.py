@@ -1,0 +1,278 @@
+"""One step of the optimiser, and all that it needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from chestxray.data.pack import Pack
+from chestxray.errors import RecipeInvalid, RunInvalid
+from chestxray.progress import Log
+from chestxray.training.augment import augment, mixed, resized
+from chestxray.training.config import Recipe
+from chestxray.training.dataset import DataSplits, Rows
+from chestxray.training.device import device_of, has_native_bfloat16
+from chestxray.training.distillation import Teacher
+from chestxray.training.distributed import World, share_statistics
+from chestxray.training.networks import CLASSES, Classifier, build, spec_for
+from chestxray.training.optim import MovingAverage, epochs_of, optimiser_of, steps_of
+from chestxray.training.record import EpochRecord
+from chestxray.training.weights import snapshot
+
+
+class TrainState(NamedTuple):
+    """What is trained, on what and with what."""
+
+    pack: Pack
+    recipe: Recipe
+    splits: DataSplits
+    labels: npt.NDArray[np.int64]
+    device: torch.device
+    reduced: bool  # whether convolutions and dense layers compute in bfloat16
+    classifier: Classifier
+    trained: nn.Module  # the classifier itself, or what torch compiled of it; both hold the same weights
+    average: MovingAverage[Classifier]
+    optimiser: torch.optim.Optimizer
+    class_weights: Tensor | None
+    world: World
+    teacher: Teacher | None
+
+    @classmethod
+    def prepared(
+        cls,
+        pack: Pack,
+        recipe: Recipe,
+        splits: DataSplits,
+        labels: npt.NDArray[np.int64],
+        wanted: str,
+        world: World,
+        teacher: Teacher | None = None,
+    ) -> TrainState:
+        """Fresh weights on the wanted device. Raises: RecipeInvalid."""
+        spec = spec_for(recipe)
+        device = device_of(wanted)
+        classifier = build(recipe.network, pack.info.preprocessing, dropout=recipe.dropout, seed=recipe.seed)
+        classifier = classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        weights = None
+        if recipe.class_balance:
+            counts = np.bincount(labels[splits.training], minlength=CLASSES)
+            weights = torch.tensor(len(splits.training) / (CLASSES * counts), dtype=torch.float32, device=device)
+        pays = has_native_bfloat16(device) and (device.type == "cuda" or spec.favours_bfloat16)
+        reduced = {"float32": False, "bfloat16": True, "auto": pays}[recipe.precision]
+        films = len(splits.training)
+        steps = epochs_of(recipe, films) * steps_of(films, recipe.batch_size)
+        average = MovingAverage(classifier, round(recipe.average_weights * steps))
+        optimiser = optimiser_of(classifier, recipe)
+        if world.size > 1:
+            _refuse_too_many(world, recipe, films)
+            share_statistics(classifier)
+        return cls(
+            pack=pack,
+            recipe=recipe,
+            splits=splits,
+            labels=labels,
+            device=device,
+            reduced=reduced,
+            classifier=classifier,
+            trained=classifier,
+            average=average,
+            optimiser=optimiser,
+            class_weights=weights,
+            world=world,
+            teacher=teacher.on(device) if teacher else None,
+        )
+
+    def films(self, rows: Rows) -> Tensor:
+        """Grey levels of those rows, shape (n, 1, height, width), float, on the device."""
+        return self.on_device(self.pack.images[rows])
+
+    def on_device(self, planes: npt.NDArray[np.uint8]) -> Tensor:
+        """Films of shape (n, height, width), in the shape of ``films``."""
+        levels = torch.from_numpy(planes[:, None])
+        if self.device.type == "cuda":
+            levels = levels.pin_memory()  # so that the copy runs beside the computation
+        return levels.to(self.device, non_blocking=True).float()
+
+    def varied(self, rows: Rows, generator: Generator) -> Tensor:
+        """The films of those rows as training sees them, in the shape of ``films``."""
+        return augment(self.films(rows), self.recipe.augmentation, generator)
+
+    def scores(self, classifier: nn.Module, films: Tensor, *, reduced: bool) -> Tensor:
+        """Class scores as float32."""
+        films = films.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=reduced):
+            scores: Tensor = classifier(films)
+        return scores.float()
+
+    def train_step(self, batch: Rows, rate: float, generator: Generator, size: tuple[int, int] | None = None) -> float:
+        """Take a step, on films of that height and width or whole ones; a teacher sees them whole.
+
+        Returns: the loss before it; where that is not finite, nothing is changed.
+        """
+        films = self.varied(batch, generator)
+        targets = functional.one_hot(torch.from_numpy(self.labels[batch]).to(self.device), CLASSES).float()
+        if self.recipe.mixup:
+            films, targets = mixed(films, targets, self.recipe.mixup, generator)
+        share = self.world.share_of(len(batch))
+        if self.teacher:
+            taught = self.world.whole(self.teacher.shares(films[share]), len(batch))
+            targets = targets.lerp(taught, self.recipe.distillation)
+        with self.world.as_one(len(batch)):
+            shown = resized(films[share], size or self.pack.info.preprocessing.size)
+            own = self.scores(self.trained, shown, reduced=self.reduced)
+        loss = functional.cross_entropy(
+            self.world.whole(own, len(batch)),
+            targets,
+            weight=self.class_weights,
+            label_smoothing=self.recipe.label_smoothing,
+        )
+        value = loss.item()
+        if math.isfinite(value):
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            self.optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.world.sum_gradients(self.classifier.parameters())
+            self.optimiser.step()
+            self.average.step()
+        return value
+
+
+def _refuse_too_many(world: World, recipe: Recipe, films: int) -> None:
+    smallest = films // steps_of(films, recipe.batch_size)
+    if smallest < world.size:
+        raise RecipeInvalid(
+            f"{world.size} processes cannot share batches of {smallest} films. Start fewer, or raise batch_size"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSnapshot:
+    """A moment between two steps. The randomness of what follows needs no place here: it comes from the seed.
+
+    Attributes:
+        records: of the epochs that ended.
+        steps_taken: in the epoch after these.
+        summed_loss: over the films of those steps, in nats.
+        tensors: "weights/..." of the classifier, "average/..." where an average is kept, and "optimiser/..." as
+            "optimiser/<number of the parameter>/<name>", in ordinary memory.
+    """
+
+    records: tuple[EpochRecord, ...]
+    steps_taken: int
+    summed_loss: float
+    tensors: Mapping[str, Tensor]
+
+    def figures(self) -> dict[str, Any]:
+        """All but the tensors, as JSON knows it. Law: ``TrainSnapshot.joined(s.figures(), s.tensors) == s``."""
+        return {
+            "records": [dataclasses.asdict(record) for record in self.records],
+            "steps_taken": self.steps_taken,
+            "summed_loss": self.summed_loss,
+        }
+
+    @classmethod
+    def joined(cls, figures: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Raises: KeyError, TypeError, where the figures are of something else."""
+        records = tuple(EpochRecord(**record) for record in figures["records"])
+        return cls(records, figures["steps_taken"], figures["summed_loss"], tensors)
+
+
+def snapshot_of(
+    step: TrainState, steps_taken: int, summed_loss: float, records: tuple[EpochRecord, ...]
+) -> TrainSnapshot:
+    """Copy the state of a training."""
+    tensors = _named("weights", snapshot(step.classifier))
+    if step.average.module is not step.classifier:
+        tensors |= _named("average", snapshot(step.average.module))
+    for number, held in step.optimiser.state_dict()["state"].items():
+        named = {name: value for name, value in held.items() if isinstance(value, Tensor)}
+        tensors |= {f"optimiser/{number}/{name}": _copied(value) for name, value in named.items()}
+    return TrainSnapshot(records, steps_taken, summed_loss, tensors)
+
+
+def restore(step: TrainState, state: TrainSnapshot, all_steps: int) -> None:
+    """Put a state back, bit for bit and in the memory layout that training uses.
+
+    Args:
+        step: of the same pack and recipe.
+        state: taken from it, or from an earlier process.
+        all_steps: since the beginning.
+
+    Raises: RunInvalid, where the state is of another network or optimiser.
+    """
+    try:
+        step.classifier.load_state_dict(_under("weights", state.tensors))
+        if step.average.module is not step.classifier:
+            step.average.module.load_state_dict(_under("average", state.tensors))
+        _restore_optimiser(step.optimiser, _under("optimiser", state.tensors))
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise RunInvalid(f"the checkpoint does not fit the network {step.recipe.network} ({error})") from error
+    step.average.steps = all_steps
+
+
+def _restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    held: dict[int, dict[str, Tensor]] = {}
+    for path, value in tensors.items():
+        number, name = path.split("/")
+        parameter = parameters[int(number)]
+        # The fused optimisers walk through weights and moments side by side in memory, so both need one layout.
+        laid_out = value if value.shape != parameter.shape else torch.empty_like(parameter).copy_(value)
+        held.setdefault(int(number), {})[name] = laid_out.detach()
+    optimiser.load_state_dict({"state": held, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def _copied(value: Tensor) -> Tensor:
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{part}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def _under(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefix = f"{part}/"
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+REASON: Final = 160  # characters of the compiler's own words that are repeated
+
+
+def compiled_where_possible(step: TrainState, log: Log) -> TrainState:
+    """A step whose network was compiled; the same step, and a sentence, where that fails.
+
+    Compiled arithmetic may round otherwise, so the weights' hash is another one than without.
+    """
+    if step.world.size > 1:
+        log("--compile is left out: processes that share a batch stop for each other within the network")
+        return step
+    before = snapshot(step.classifier)
+    try:
+        compiled: Any = torch.compile(step.classifier)  # a module, though its annotation says less
+        candidate = step._replace(trained=compiled)
+        _try_out(candidate)
+    except Exception as error:  # noqa: BLE001 - compilers fail in ways of their own, and none may stop a training
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:REASON]
+        log(f"--compile is left out: the network cannot be compiled here ({reason})")
+        candidate = step
+    step.classifier.load_state_dict(before)  # trying out moved the statistics of batch normalisation
+    step.optimiser.zero_grad()
+    return candidate
+
+
+def _try_out(step: TrainState) -> None:
+    """Once forward and backward, since compilers work when they are first used."""
+    step.classifier.train()
+    rows = step.splits.training[: step.recipe.batch_size]
+    with torch.random.fork_rng(devices=[step.device] if step.device.type == "cuda" else []):
+        step.scores(step.trained, step.films(rows), reduced=step.reduced).sum().backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,392 @@
+"""What the network makes of the validation films between two epochs.
+
+They are judged as they are, and once more as a panel: each film under one of the shifts of the stress validation. Films
+of the hospital that a network learnt from soon leave nothing to choose between two epochs; the panel does, and costs no
+more than they do. The whole stress validation follows once, at the end.
+"""
+
+from __future__ import annotations
+
+import csv
+import ctypes
+import io
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from chestxray.data.pack import Pack, labels_of
+from chestxray.errors import RunInvalid, TrainingDiverged
+from chestxray.images.shifts import SHIFTS, Shift, shifted
+from chestxray.metrics.metrics import Confusion, auroc
+from chestxray.progress import ProgressCallback, no_progress
+from chestxray.schema import Film
+from chestxray.training.config import Recipe
+from chestxray.training.dataset import DataSplits, Rows, splits_of
+from chestxray.training.distillation import Teacher
+from chestxray.training.distributed import SINGLE_PROCESS, World
+from chestxray.training.networks import CLASSES, log_odds
+from chestxray.training.optim import epochs_of, learning_rate_at, size_at, steps_of
+from chestxray.training.record import EpochRecord, best_of
+from chestxray.training.train_state import TrainSnapshot, TrainState, restore, snapshot_of
+from chestxray.training.weights import read_checked, snapshot
+
+Float32Array = npt.NDArray[np.float32]
+Planes = npt.NDArray[np.uint8]
+
+VALIDATION_BATCH: Final = 32  # films; larger batches leave the processor's cache and are slower
+
+
+class ValidationResult(NamedTuple):
+    """The figures, as ``EpochRecord`` names them.
+
+    Attributes:
+        logits: log-odds of the films as they are, shape (n,).
+    """
+
+    logits: Float32Array
+    validation_loss: float
+    auroc: float
+    stress_auroc: float
+    sensitivity: float
+    specificity: float
+
+    def figures(self) -> dict[str, float]:
+        """All but the logits, by name."""
+        return {name: value for name, value in self._asdict().items() if name != "logits"}
+
+
+def validate(step: TrainState, panel: Planes) -> ValidationResult:
+    """Judge the validation films as they are, and the panel."""
+    rows = step.splits.validation
+    targets = step.labels[rows]
+    scores = scores_of(step, len(rows), lambda batch: step.pack.images[rows[batch]])
+    logits = log_odds(scores).numpy()
+    loss = functional.cross_entropy(scores, torch.from_numpy(targets)).item()
+    if not math.isfinite(loss):
+        return ValidationResult(logits, loss, math.nan, math.nan, math.nan, math.nan)
+    counts = Confusion.at(0.0, targets, logits)
+    under_shifts = auroc(targets, log_odds(scores_of(step, len(panel), panel.__getitem__)).numpy())
+    return ValidationResult(
+        logits, loss, auroc(targets, logits), under_shifts, counts.sensitivity or 0.0, counts.specificity or 0.0
+    )
+
+
+def panel_of(pack: Pack, rows: Rows) -> Planes:
+    """Each film under one shift, in turn by the order of their SHA-256, so that every shift gets its share.
+
+    Returns: shape (n, height, width), in the order of ``rows``.
+    """
+    keys = [pack.films[row].sha256 for row in rows]
+    planes = np.array(pack.images[rows])
+    for turn, index in enumerate(sorted(range(len(keys)), key=keys.__getitem__)):
+        shift = SHIFTS[turn % len(SHIFTS)]
+        planes[index] = shifted(planes[index : index + 1], [keys[index]], shift)[0]
+    return planes
+
+
+def scores_of(step: TrainState, films: int, read: Callable[[Rows], Planes]) -> Tensor:
+    """Class scores of the averaged weights, shape (n, 2), in ordinary memory.
+
+    In float32 whatever training computes in: these decide the best epoch, the calibration and the operating
+    points, and bfloat16's three digits would make ties of them.
+
+    Args:
+        step: whose processes share the work; each gets all scores.
+        films: how many.
+        read: gives the planes of a batch, shape (b, height, width), for its places in 0 to ``films - 1``.
+    """
+    judge = step.average.module.eval()
+    with torch.inference_mode():
+        batches = np.array_split(np.arange(films), steps_of(films, VALIDATION_BATCH))
+        found = torch.zeros((films, CLASSES), device=step.device)
+        # Whole batches to each process, so that a film meets the same company however many there are.
+        for batch in batches[step.world.rank :: step.world.size]:
+            found[batch] = step.scores(judge, step.on_device(read(batch)), reduced=False)
+        return step.world.sum(found).cpu()
+
+
+STRESS: Final = "stress.csv"
+_KEY: Final = "sha256"
+
+ByShift = dict[str, npt.NDArray[np.float64]]
+
+
+def under_every_shift(step: TrainState, on_progress: ProgressCallback = no_progress) -> ByShift:
+    """Log-odds of the validation films under each shift, by the averaged weights of the step.
+
+    A film is shifted alike whatever its company, so that they are read and shifted a batch at a time.
+
+    Args:
+        step: whose processes share the work; each gets all log-odds.
+        on_progress: called with (films done, films in all), a film counted once a shift.
+    """
+    rows = step.splits.validation
+    keys = [step.pack.films[row].sha256 for row in rows]
+    found = {}
+    for index, shift in enumerate(SHIFTS, start=1):
+
+        def read(batch: Rows, shift: Shift = shift) -> Planes:
+            return shifted(step.pack.images[rows[batch]], [keys[place] for place in batch], shift)
+
+        found[shift.name] = log_odds(scores_of(step, len(rows), read)).double().numpy()
+        on_progress(index * len(rows), len(SHIFTS) * len(rows))
+    return found
+
+
+def to_csv(logits: ByShift, films: Sequence[Film]) -> bytes:
+    """The table. Law: ``from_csv`` gives the logits back."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([_KEY, *logits])
+    columns = [values.tolist() for values in logits.values()]
+    writer.writerows(
+        [film.sha256, *map(repr, row)] for film, row in zip(films, zip(*columns, strict=True), strict=True)
+    )
+    return text.getvalue().encode()
+
+
+def from_csv(path: Path, sha256: str) -> ByShift:
+    """Read a table that must have that hash. Raises: RunInvalid."""
+    data = read_checked(path, sha256)
+    try:
+        rows = list(csv.DictReader(io.StringIO(data.decode())))
+        names = [name for name in rows[0] if name != _KEY]
+        return {name: np.array([float(row[name]) for row in rows]) for name in names}
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise RunInvalid(f"{path}: not a table of shifted validation films ({error!r}). Train again") from error
+
+
+# Parameters of mallopt(3), and what they are by default.
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_MAX: Final = -4
+_USUAL: Final = {_M_MMAP_MAX: 65_536, _M_TRIM_THRESHOLD: 128 * 1024}
+_KEEPING: Final = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1}  # no blocks of their own; the largest that is taken
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Within it the C library, where it is glibc, keeps what this process frees; behind it, all of that goes back."""
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    library = ctypes.CDLL(None)
+    for parameter, value in _KEEPING.items():
+        library.mallopt(parameter, value)
+    try:
+        yield
+    finally:
+        for parameter, value in _USUAL.items():
+            library.mallopt(parameter, value)
+        library.malloc_trim(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """What the loop yields.
+
+    Attributes:
+        record: the figures.
+        weights: a copy of the classifier's, averaged where the recipe says so, in ordinary memory.
+        logits: log-odds of the validation films, shape (n,), in the order of ``splits.validation``.
+        splits: which films were trained on and which were not.
+    """
+
+    record: EpochRecord
+    weights: Mapping[str, Tensor]
+    logits: Float32Array
+    splits: DataSplits
+
+
+def train(
+    pack: Pack, recipe: Recipe, *, device: str = "auto", on_progress: ProgressCallback = no_progress
+) -> Iterator[Epoch]:
+    """Train a network, one epoch an item. The same pack, recipe, machine and threads give the same weights.
+
+    Args:
+        pack: the films.
+        recipe: how.
+        device: "auto" takes a GPU where there is one; else a name that torch knows.
+        on_progress: called with (films done, films in all) after each step of an epoch.
+
+    Raises (before the first epoch):
+        PackInvalid: a split holds no films.
+        DegenerateLabels: a split holds one class only.
+        Leakage: a patient or a film stands on both given splits.
+        RecipeInvalid: the network or the device does not exist or does not fit.
+        TrainingDiverged: later, where the loss is no longer finite.
+    """
+    yield from Training(pack, recipe, device=device).epochs(on_progress)
+
+
+def nothing_more() -> None:
+    """Do nothing after a step."""
+
+
+class Training:
+    """A training that can be looked at, and stopped, after any step.
+
+    Attributes:
+        step: what is trained, on what and with what.
+        records: of the epochs that ended.
+        epoch_count: how many there will be.
+        steps_an_epoch: of the optimiser.
+        steps_taken: of the epoch under way.
+        panel: the validation films, each under a shift.
+    """
+
+    def __init__(
+        self,
+        pack: Pack,
+        recipe: Recipe,
+        *,
+        device: str = "auto",
+        world: World = SINGLE_PROCESS,
+        teacher: Teacher | None = None,
+    ) -> None:
+        """Make everything ready. Raises: what ``train`` raises before the first epoch."""
+        splits = splits_of(pack, recipe)
+        labels = labels_of(pack.films).astype(np.int64)
+        self.step = TrainState.prepared(pack, recipe, splits, labels, device, world, teacher)
+        self.records: list[EpochRecord] = []
+        self.epoch_count = epochs_of(recipe, len(splits.training))
+        self.steps_an_epoch = steps_of(len(splits.training), recipe.batch_size)
+        self.steps_taken = 0
+        self._summed_loss = 0.0
+        self.panel = panel_of(pack, splits.validation)
+
+    @property
+    def all_steps_taken(self) -> int:
+        """Steps since the beginning."""
+        return len(self.records) * self.steps_an_epoch + self.steps_taken
+
+    @property
+    def all_steps(self) -> int:
+        """Steps from the beginning to the end."""
+        return self.epoch_count * self.steps_an_epoch
+
+    def state(self) -> TrainSnapshot:
+        """Everything that the rest of the training depends on, copied."""
+        return snapshot_of(self.step, self.steps_taken, self._summed_loss, tuple(self.records))
+
+    def restore(self, state: TrainSnapshot) -> None:
+        """Go back, or forward, to a state of the same pack and recipe. Raises: RunInvalid, where it does not fit."""
+        self.records = list(state.records)
+        self.steps_taken = state.steps_taken
+        self._summed_loss = state.summed_loss
+        restore(self.step, state, self.all_steps_taken)
+
+    def varied_films(self, count: int = 24) -> Float32Array:
+        """The first films of the first epoch as it sees them: shape (count or fewer, height, width), grey levels."""
+        seed = self.step.recipe.seed
+        generator = torch.Generator(self.step.device)
+        sheet: list[Tensor] = []
+        for index, batch in enumerate(_batches(seed, 1, self.step.splits.training, self.steps_an_epoch)):
+            generator.manual_seed(seed_of(seed, 1, index, "augmentation"))
+            sheet.append(self.step.varied(batch, generator)[:, 0].cpu())
+            if sum(map(len, sheet)) >= count:
+                break
+        films: Float32Array = torch.cat(sheet)[:count].numpy()
+        return films
+
+    def epochs(
+        self, on_progress: ProgressCallback = no_progress, after_step: Callable[[], None] = nothing_more
+    ) -> Iterator[Epoch]:
+        """Train on to the end.
+
+        Args:
+            on_progress: called with (films done, films in all) after each step of an epoch.
+            after_step: called after each step; what it raises ends the training there.
+        """
+        while len(self.records) < self.epoch_count:
+            started = time.perf_counter()
+            before = self._films_done()
+            with freed_memory_kept():
+                rate = self._train_epoch(on_progress, after_step)
+                trained = time.perf_counter()
+                result = validate(self.step, self.panel)
+            films = len(self.step.splits.training)
+            record = self._record(result, rate, (films - before) / (trained - started), started)
+            self.records.append(record)
+            self.steps_taken, self._summed_loss = 0, 0.0
+            yield Epoch(record, snapshot(self.step.average.module), result.logits, self.step.splits)
+
+    def _train_epoch(self, on_progress: ProgressCallback, after_step: Callable[[], None]) -> float:
+        """The steps of this epoch that were not taken yet. Returns the last learning rate."""
+        recipe, rows, device = self.step.recipe, self.step.splits.training, self.step.device
+        epoch = len(self.records) + 1
+        batches = _batches(recipe.seed, epoch, rows, self.steps_an_epoch)
+        generator = torch.Generator(device)
+        self.step.classifier.train()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            for index, batch in enumerate(batches[self.steps_taken :], start=self.steps_taken):
+                generator.manual_seed(seed_of(recipe.seed, epoch, index, "augmentation"))
+                torch.manual_seed(seed_of(recipe.seed, epoch, index, "dropout"))
+                rate = self._rate_of(self.all_steps_taken)
+                loss = self.step.train_step(batch, rate, generator, self.size_of(self.all_steps_taken))
+                if not math.isfinite(loss):
+                    raise self._diverged(epoch, index, batch, loss, rate)
+                self._summed_loss += loss * len(batch)
+                self.steps_taken += 1
+                on_progress(self._films_done(), len(rows))
+                after_step()
+        return self._rate_of(self.all_steps_taken - 1)
+
+    def _films_done(self) -> int:
+        """Films of this epoch that were trained on."""
+        films, steps = len(self.step.splits.training), self.steps_an_epoch
+        return self.steps_taken * (films // steps) + min(self.steps_taken, films % steps)  # as np.array_split cuts
+
+    def size_of(self, step: int) -> tuple[int, int]:
+        """Height and width of the films of a step, counted from the beginning of the training."""
+        return size_at(self.step.recipe, step, self.all_steps, self.step.pack.info.preprocessing.size)
+
+    def _rate_of(self, step: int) -> float:
+        """Learning rate of a step, counted in the same way."""
+        return learning_rate_at(self.step.recipe, step, self.all_steps)
+
+    def _diverged(self, epoch: int, index: int, batch: Rows, loss: float, rate: float) -> TrainingDiverged:
+        films = ", ".join(self.step.pack.films[row].path for row in batch)
+        return TrainingDiverged(
+            f"epoch {epoch}, batch {index + 1} of {self.steps_an_epoch}: the loss is {loss}. "
+            f"Lower the learning rate (it was {rate:g}) or set precision to float32; "
+            f"if that does not help, look at the films of the batch: {films}"
+        )
+
+    def _record(self, result: ValidationResult, rate: float, films_per_second: float, started: float) -> EpochRecord:
+        epoch, loss = len(self.records) + 1, result.validation_loss
+        if not math.isfinite(loss):
+            raise TrainingDiverged(f"epoch {epoch}: the validation loss is {loss}. Lower the learning rate")
+        best = best_of(self.records) if self.records else None
+        return EpochRecord(
+            epoch=epoch,
+            epochs=self.epoch_count,
+            training_loss=self._summed_loss / len(self.step.splits.training),
+            learning_rate=rate,
+            films_per_second=films_per_second,
+            seconds=time.perf_counter() - started,
+            is_best=best is None or (result.stress_auroc, -loss) > (best.stress_auroc, -best.validation_loss),
+            **result.figures(),
+        )
+
+
+def _batches(seed: int, epoch: int, rows: Rows, count: int) -> list[Rows]:
+    """The rows in the order of that epoch, cut into so many; within a batch they ascend, as the disk likes it."""
+    order = np.random.default_rng(seed_of(seed, epoch, 0, "order")).permutation(rows)
+    return [np.sort(batch) for batch in np.array_split(order, count)]
+
+
+def seed_of(seed: int, epoch: int, step: int, purpose: str) -> int:
+    """Independent numbers for each epoch, step and purpose: 0 to 2**63 - 1."""
+    words = np.random.SeedSequence([seed, epoch, step, *purpose.encode()]).generate_state(1, np.uint64)
+    return int(words[0]) >> 1

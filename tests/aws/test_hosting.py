@@ -1,0 +1,294 @@
+"""Endpoints, validation and the end of it all: the real service behind an emulated SageMaker, films in real S3."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from chestxray.aws import build, waiting
+from chestxray.aws.expiry import parse_ttl
+from chestxray.aws.images import training_image
+from chestxray.aws.names import Names
+from chestxray.aws.transform import PAYLOAD_MB
+from chestxray.errors import UsageError
+from chestxray.inference.predictor import Predictor
+from chestxray.schema import Film
+from live_moto import ACCOUNT
+from sagemaker_account import IMAGE, account, let_time_pass, put_image, schedules
+from sagemaker_emulator import SageMaker
+from typed import run, told
+
+ROOT = Path(__file__).parents[2]
+NAMES = Names("chestxray", ACCOUNT, "us-east-1")
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SageMaker]:
+    with account(tmp_path_factory.mktemp("account")) as service, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(waiting, "POLL_S", 0.1)
+        yield service
+
+
+@pytest.fixture
+def service(empty: SageMaker) -> Iterator[SageMaker]:
+    """An account with our image in it, as a build leaves it; destroyed afterwards."""
+    put_image("made")
+    yield empty
+    assert run("aws", "destroy") == 0
+    boto3.client("logs").close()
+
+
+def deployed(capsys: pytest.CaptureFixture[str], bundle: Path, *arguments: object) -> dict[str, Any]:
+    return told(capsys, "aws", "deploy", bundle, "--image", IMAGE, *arguments)
+
+
+def what_is_there() -> set[str]:
+    """By other means than ours."""
+    sagemaker = boto3.client("sagemaker")
+    found = {item["EndpointName"] for item in sagemaker.list_endpoints()["Endpoints"]}
+    found |= {item["EndpointConfigName"] for item in sagemaker.list_endpoint_configs()["EndpointConfigs"]}
+    found |= {item["ModelName"] for item in sagemaker.list_models()["Models"]}
+    found |= {item["Name"] for item in schedules()}
+    found |= {item["RoleName"] for item in boto3.client("iam").list_roles()["Roles"]}
+    found |= {item["repositoryName"] for item in boto3.client("ecr").describe_repositories()["repositories"]}
+    return found | {item["Name"] for item in boto3.client("s3").list_buckets()["Buckets"] if item["Name"] != "films"}
+
+
+def test_an_endpoint_answers_as_the_bundle_does_and_goes_by_itself(
+    service: SageMaker, bundle: Path, film: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = datetime.now(UTC)
+    found = deployed(capsys, bundle, "--ttl", "2h")
+    assert found["exit"] == 0, found
+    answer = boto3.client("sagemaker-runtime").invoke_endpoint(
+        EndpointName=found["endpoint"], ContentType="application/x-image", Body=film
+    )
+    expected = Predictor.load(bundle).predict(film, "film").probability
+    assert json.loads(answer["Body"].read())["probability"] == pytest.approx(expected, abs=1e-4)
+    assert let_time_pass(before + timedelta(minutes=119)) == []
+    assert let_time_pass(before + timedelta(hours=2, minutes=1)) == ["DeleteEndpoint"]
+    assert let_time_pass(before + timedelta(hours=3)) == ["DeleteEndpointConfig", "DeleteModel"]
+    listed = {"endpoint"}
+    while "endpoint" in listed:  # it takes its leave; the limit of the test ends a wait without end
+        listed = {item["kind"] for item in told(capsys, "aws", "status")["found"]}
+    assert listed == {"schedules", "image repository", "role", "bucket"}  # the schedules' group, empty
+    assert schedules() == []
+
+
+@pytest.mark.soak
+def test_the_same_command_keeps_the_endpoint_and_another_one_changes_it(
+    service: SageMaker, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = deployed(capsys, bundle)
+    again = deployed(capsys, bundle, "--ttl", "never")
+    assert (again["endpoint"], again["config"], again["end"]) == (first["endpoint"], first["config"], None)
+    assert schedules() == []
+    changed = deployed(capsys, bundle, "--instance", "ml.m5.large")
+    assert changed["config"] != first["config"]
+    assert "made anew" in changed["said"]  # serverless ones cannot be changed into others
+    larger = deployed(capsys, bundle, "--instance", "ml.m5.xlarge")
+    assert "UpdateEndpoint" in {operation for operation, _ in service.requests}
+    changed = deployed(capsys, bundle, "--instance", "ml.m5.large")
+    assert larger["config"] != changed["config"]
+    configs = boto3.client("sagemaker").list_endpoint_configs()["EndpointConfigs"]
+    assert [item["EndpointConfigName"] for item in configs] == [changed["config"]]
+    found = told(capsys, "aws", "status", "--cost")
+    assert found["hourly"] == pytest.approx(0.115, abs=1e-3)
+    assert "deleted by itself at" in next(item["note"] for item in found["found"] if item["kind"] == "endpoint")
+
+
+def test_a_dry_run_tells_the_cost_and_makes_nothing(
+    service: SageMaker, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = what_is_there()
+    found = deployed(capsys, bundle, "--instance", "ml.m5.large", "--dry-run")
+    assert found["plan"]["hourly"] == pytest.approx(0.115)
+    assert what_is_there() == before
+
+
+def test_an_endpoint_that_does_not_come_up_says_why_and_is_taken_away(
+    service: SageMaker, bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHESTXRAY_API_KEYS", "this is no key")  # which the container's environment inherits
+    found = deployed(capsys, bundle)
+    assert found["exit"] == 1
+    assert found["error"]["type"] == "JobFailed"
+    assert "did not pass the ping health check" in found["error"]["message"]
+    assert what_is_there() == {"chestxray", NAMES.role("sagemaker"), NAMES.role("expiry"), NAMES.bucket}  # the image
+    assert boto3.client("sagemaker").list_endpoints()["Endpoints"] == []
+
+
+@pytest.mark.parametrize(
+    ("operation", "code", "kind"),
+    [
+        ("CreateModel", "AccessDeniedException", "CloudRefused"),
+        ("CreateEndpointConfig", "ResourceLimitExceeded", "QuotaReached"),
+        ("CreateEndpoint", "ResourceLimitExceeded", "QuotaReached"),
+    ],
+)
+def test_a_failure_at_any_step_is_one_sentence_and_destroy_leaves_nothing(
+    service: SageMaker, bundle: Path, operation: str, code: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.faults[operation].append((code, "refused"))
+    found = deployed(capsys, bundle)
+    assert (found["exit"], found["error"]["type"]) == (1, kind)
+    assert operation in found["error"]["message"]
+    assert told(capsys, "aws", "destroy")["exit"] == 0
+    assert what_is_there() == set()
+
+
+def test_destroy_goes_on_past_what_it_cannot_remove_and_says_so(
+    service: SageMaker, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deployed(capsys, bundle)
+    service.faults["DeleteModel"] += [("AccessDeniedException", "not yours")] * 3
+    found = told(capsys, "aws", "destroy")
+    assert found["exit"] == 1
+    assert [item["kind"] for item in found["left"]] == ["model"]
+    assert "CloudRefused" not in found["problems"][0]
+    assert "DeleteModel" in found["problems"][0]
+    assert {name for name in what_is_there() if "model" not in name} == set()
+    service.faults.clear()
+    assert told(capsys, "aws", "destroy")["exit"] == 0
+    assert what_is_there() == set()
+    assert told(capsys, "aws", "destroy")["removed"] == []  # there is nothing to do
+
+
+def test_destroy_leaves_other_deployments_and_the_data_where_asked(
+    service: SageMaker, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deployed(capsys, bundle)
+    model = boto3.client("sagemaker").list_models()["Models"][0]["ModelName"]
+    made = boto3.client("sagemaker").describe_model(ModelName=model)
+    other = {"ModelName": "chestxray-two-model", "ExecutionRoleArn": made["ExecutionRoleArn"]}
+    tags = [{"Key": "chestxray:deployment", "Value": "chestxray-two"}]
+    boto3.client("sagemaker").create_model(**other, PrimaryContainer=made["PrimaryContainer"], Tags=tags)
+    assert told(capsys, "aws", "destroy", "--keep-data")["exit"] == 0
+    assert what_is_there() == {"chestxray-two-model", NAMES.bucket}
+    boto3.client("sagemaker").delete_model(ModelName="chestxray-two-model")
+
+
+@pytest.mark.soak
+def test_validation_by_transform_says_what_the_local_evaluation_says(
+    service: SageMaker,
+    bundle: Path,
+    synthetic_films: Path,
+    phantom_films: tuple[Film, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    boto3.client("s3").create_bucket(Bucket="films")
+    assert told(capsys, "aws", "upload", synthetic_films / "test", "s3://films/test")["exit"] == 0
+    deployed(capsys, bundle)
+    found = told(capsys, "aws", "validate", "s3://films/test", "--out", tmp_path / "cloud", "--workers", 1)
+    assert found["exit"] == 0, found
+    capsys.readouterr()
+    assert run("evaluate", bundle, synthetic_films / "test", "--out", tmp_path / "local", "--workers", 1, "--json") == 0
+    local = json.loads(capsys.readouterr().out)["assessment"]
+    assert found["assessment"]["films"] == local["films"]
+    ours, theirs = answered(found["assessment"]), answered(local)
+    assert ours["confusion"] == theirs["confusion"]
+    measures = [{item["name"]: item["value"] for item in point["measures"]} for point in (ours, theirs)]
+    assert {"sensitivity", "precision"} <= measures[0].keys()
+    assert measures[0] == pytest.approx(measures[1])
+    scores = [scores_of(path) for path in (tmp_path / "cloud.scores.csv", tmp_path / "local" / "scores.csv")]
+    assert scores[0].keys() >= scores[1].keys()
+    assert all(scores[0][name] == pytest.approx(score, abs=1e-4) for name, score in scores[1].items())
+    jobs = len(boto3.client("sagemaker").list_transform_jobs()["TransformJobSummaries"])
+    again = told(capsys, "aws", "validate", "s3://films/test", "--out", tmp_path / "again", "--workers", 1)
+    assert again["job"] == found["job"]
+    assert len(boto3.client("sagemaker").list_transform_jobs()["TransformJobSummaries"]) == jobs
+
+
+def answered(assessment: dict[str, Any]) -> dict[str, Any]:
+    """The operating point that calls are made at."""
+    return next(point for point in assessment["points"] if point["point"]["name"] == assessment["default"])
+
+
+def scores_of(path: Path) -> dict[str, float]:
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    at = rows[0].index("score")
+    return {Path(row[0]).name: float(row[at]) for row in rows[1:] if row[at]}
+
+
+def test_validation_refuses_what_would_fail_in_the_job(
+    service: SageMaker, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    boto3.client("s3").create_bucket(Bucket="large")
+    boto3.client("s3").put_object(Bucket="large", Key="test/NORMAL/a.png", Body=b"0" * (PAYLOAD_MB * 2**20 + 1))
+    nothing = told(capsys, "aws", "validate", "s3://large/test", "--out", tmp_path / "report")
+    assert "nothing is deployed" in nothing["error"]["message"]
+    found = told(capsys, "aws", "validate", "s3://large/test", "--out", tmp_path / "report", "--model", "no-such-job")
+    assert "neither a bundle here nor a training job" in found["error"]["message"]
+    boto3.client("s3").delete_object(Bucket="large", Key="test/NORMAL/a.png")
+    boto3.client("s3").delete_bucket(Bucket="large")
+
+
+def test_an_image_is_built_by_a_stack_of_its_own_and_only_once(
+    empty: SageMaker, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """moto's builds end well at once and leave no image; what they would push is put there by hand."""
+    builds = boto3.client("codebuild")
+    kind = {"type": "LINUX_CONTAINER", "image": "any", "computeType": "BUILD_GENERAL1_SMALL"}
+    source = {"type": "S3", "location": "any/any.zip"}
+    role = f"arn:aws:iam::{ACCOUNT}:role/service-role/any"
+    named = {"name": NAMES.build_stack, "serviceRole": role, "environment": kind}
+    builds.create_project(**named, source=source, artifacts={"type": "NO_ARTIFACTS"})
+    planned = told(capsys, "aws", "deploy", bundle, "--dry-run")["plan"]["items"]
+    assert [item["does"] for item in planned if item["what"] == "image"] == ["build"]
+    found = told(capsys, "aws", "deploy", bundle)
+    assert "ended well, and there is no such image" in found["error"]["message"]
+    assert len(builds.list_builds_for_project(projectName=NAMES.build_stack)["ids"]) == 1
+    put_image(build.image_tag(build.context()))
+    assert told(capsys, "aws", "deploy", bundle)["exit"] == 0
+    assert len(builds.list_builds_for_project(projectName=NAMES.build_stack)["ids"]) == 1
+    assert {item["name"] for item in told(capsys, "aws", "destroy")["removed"]} >= {NAMES.build_stack, NAMES.endpoint}
+    assert what_is_there() == set()
+
+
+# --------------------------------------------------------------------------- what needs no account
+
+
+def test_lifetimes_are_exact_and_never_has_to_be_typed() -> None:
+    assert parse_ttl("90m") == timedelta(minutes=90)
+    assert parse_ttl("4h") == timedelta(hours=4)
+    assert parse_ttl("2d") == timedelta(days=2)
+    assert parse_ttl("never") is None
+    for nonsense in ("4", "1m", "0h", "h", "-4h", "4 h", "forever"):
+        with pytest.raises(UsageError, match="give 5m or more"):
+            parse_ttl(nonsense)
+
+
+def test_the_template_is_one_that_cloudformation_takes() -> None:
+    from cfnlint.api import lint_file
+
+    assert [str(match) for match in lint_file(ROOT / "src/chestxray/aws" / build.TEMPLATE)] == []
+
+
+def test_the_image_installs_what_the_package_declares() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {*project["dependencies"], *project["optional-dependencies"]["dicom"]}
+    text = (ROOT / "src/chestxray/aws/Dockerfile").read_text()
+    installed = {line.strip(' \\"') for line in text.splitlines() if line.startswith('    "')}
+    assert installed == declared
+
+
+def test_the_image_holds_the_page_and_no_training() -> None:
+    names = set(build.context())
+    assert {"chestxray/aws/Dockerfile", "chestxray/serving/page/index.html", "chestxray/cli/main.py"} <= names
+    assert not [name for name in names if name.startswith("chestxray/training/") or name.endswith(".pyc")]
+    assert build.image_tag(build.context()) == build.image_tag(build.context())
+
+
+def test_instances_with_a_gpu_get_the_image_for_it() -> None:
+    assert "-cu133-" in training_image("eu-central-1", "ml.g4dn.xlarge")
+    assert training_image("eu-central-1", "ml.m5.large") == (
+        "763104351884.dkr.ecr.eu-central-1.amazonaws.com/pytorch:2.13-cpu-amzn2023-sagemaker"
+    )

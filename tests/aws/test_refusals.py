@@ -1,0 +1,186 @@
+"""What AWS refuses, at any of a verb's steps: asked again where that helps, else one sentence and an exit status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import boto3
+import pytest
+
+import cloud_door
+from chestxray.aws import session, waiting
+from chestxray.aws.session import connect
+from cloud_door import Door
+from sagemaker_account import IMAGE, account, put_image
+from sagemaker_emulator import SageMaker
+from typed import run, told
+
+# Each verb as somebody types it, in the order of the pipeline. {films}, {bundle} and {out} are folders.
+VERBS: Final = {
+    "upload": ("upload", "{films}", "s3://films/set"),
+    "train": ("train", "s3://films/set/train", "--instance", "ml.m5.large", "--no-wait"),
+    "deploy": ("deploy", "{bundle}", "--image", IMAGE),
+    "validate": ("validate", "s3://films/set/test", "--out", "{out}", "--workers", "1"),
+    "website": ("website", "--access", "open"),
+    "status": ("status", "--cost"),
+    "destroy": ("destroy",),
+}
+
+
+@pytest.fixture(scope="module")
+def place(
+    tmp_path_factory: pytest.TempPathFactory, synthetic_films: Path, bundle: Path
+) -> Iterator[tuple[SageMaker, Door, dict[str, str]]]:
+    """An account with films in it, the door to it, and the folders of VERBS."""
+    folder = tmp_path_factory.mktemp("refusals")
+    with account(folder) as service, pytest.MonkeyPatch.context() as patch, cloud_door.watched() as door:
+        patch.setattr(waiting, "POLL_S", 0.1)
+        boto3.client("s3").create_bucket(Bucket="films")
+        assert run("aws", "upload", synthetic_films, "s3://films/set") == 0
+        yield service, door, {"films": str(synthetic_films), "bundle": str(bundle), "out": str(folder / "report")}
+
+
+@pytest.fixture
+def door(place: tuple[SageMaker, Door, dict[str, str]]) -> Iterator[Door]:
+    """Open, before and after."""
+    found = place[1]
+    found.begin()
+    yield found
+    found.refuse = lambda _, __: None
+
+
+def typed(place: tuple[SageMaker, Door, dict[str, str]], verb: str) -> list[str]:
+    return ["aws", *(word.format(**place[2]) for word in VERBS[verb])]
+
+
+@pytest.mark.slow
+def test_every_verb_goes_through_though_each_operation_is_throttled_at_first(
+    place: tuple[SageMaker, Door, dict[str, str]], door: Door, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The website's own stack is made under throttling in test_aws_story.py: moto does not know its resources."""
+    put_image("made")
+    door.refuse = cloud_door.at_first(2)
+    for verb in [verb for verb in VERBS if verb != "website"]:
+        door.begin()
+        found = told(capsys, *typed(place, verb))
+        assert found["exit"] == 0, (verb, found)
+        repeated = {asked: count for asked, count in door.times.items() if count < 3}
+        assert repeated == {}, verb
+        assert len(door.waited) >= 2 * len(door.times)
+        assert max(door.waited) <= 20
+    assert told(capsys, "aws", "status")["found"] == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_that_is_throttled_without_end_says_so_in_one_sentence(
+    place: tuple[SageMaker, Door, dict[str, str]], door: Door, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    door.refuse = lambda service, _: cloud_door.throttled(service) if service != "sts" else None
+    assert run(*typed(place, verb)) == 1
+    lines = capsys.readouterr()
+    told_of = [line for line in (lines.out + lines.err).splitlines() if "was answered with" in line]
+    assert told_of
+    assert all("Wait a minute and repeat the command; it goes on where it stood" in line for line in told_of)
+    assert "Traceback" not in lines.err
+    assert set(door.times.values()) - {1} == {session.ATTEMPTS}
+    assert door.changes == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    ("refusal", "sentence"),
+    [
+        (cloud_door.DENIED, "Ask whoever administers the account for that permission"),
+        (cloud_door.EXPIRED, 'Sign in again ("aws sso login", or new keys) and repeat the command'),
+    ],
+)
+def test_a_verb_that_may_not_is_one_sentence_and_is_not_tried_twice(
+    place: tuple[SageMaker, Door, dict[str, str]],
+    door: Door,
+    verb: str,
+    refusal: tuple[int, str],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    door.refuse = lambda _, __: refusal
+    assert run(*typed(place, verb)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(sentence)
+    assert door.asked == ["sts.GetCallerIdentity"]
+
+
+@pytest.mark.parametrize("verb", ["upload", "status", "destroy"])
+def test_what_may_not_be_looked_for_is_told_of_each_kind(
+    place: tuple[SageMaker, Door, dict[str, str]], door: Door, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """HEAD has no body: S3's own word for it is then the status."""
+    door.refuse = lambda service, _: cloud_door.DENIED if service != "sts" else None
+    assert run(*typed(place, verb)) == 1
+    lines = capsys.readouterr()
+    told_of = [line for line in (lines.out + lines.err).splitlines() if "was answered with" in line]
+    assert told_of
+    assert all("Ask whoever administers the account for that permission" in line for line in told_of)
+    assert door.changes == []
+
+
+def test_a_plan_to_destroy_what_may_not_be_looked_for_is_no_success(
+    place: tuple[SageMaker, Door, dict[str, str]], door: Door, capsys: pytest.CaptureFixture[str]
+) -> None:
+    door.refuse = lambda service, _: cloud_door.DENIED if service == "iam" else None
+    assert run("aws", "destroy", "--dry-run") == 1
+    assert "Beware: looking for role" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_without_a_region_each_verb_says_what_to_set(
+    place: tuple[SageMaker, Door, dict[str, str]],
+    door: Door,
+    verb: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    assert run(*typed(place, verb)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no AWS region is set. Give --region, or set AWS_REGION" in line
+    assert door.asked == []
+
+
+def test_a_bucket_that_keeps_an_object_is_named_with_it(
+    place: tuple[SageMaker, Door, dict[str, str]], door: Door, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """S3 says so in an answer of status 200; here by a lock on the object."""
+    cloud = connect()
+    bucket = cloud.names("locked").bucket
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=True)
+    made = s3.put_object(Bucket=bucket, Key="jobs/kept", Body=b"1")
+    s3.put_object_legal_hold(Bucket=bucket, Key="jobs/kept", LegalHold={"Status": "ON"})
+    found = told(capsys, "aws", "destroy", "--deployment", "locked")
+    assert (found["exit"], [item["name"] for item in found["left"]]) == (1, [bucket])
+    assert "jobs/kept" in found["problems"][0]
+    s3.put_object_legal_hold(Bucket=bucket, Key="jobs/kept", LegalHold={"Status": "OFF"}, VersionId=made["VersionId"])
+    assert told(capsys, "aws", "destroy", "--deployment", "locked")["exit"] == 0
+    cloud.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refusal", [cloud_door.DENIED, cloud_door.THROTTLED])
+def test_a_log_that_cannot_be_read_ends_nobodys_waiting(
+    place: tuple[SageMaker, Door, dict[str, str]],
+    door: Door,
+    refusal: tuple[int, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    put_image("made")
+    door.refuse = lambda service, _: refusal if service == "cloudwatch-logs" else None
+    found = told(capsys, *typed(place, "validate"), "--model", place[2]["bundle"], "--image", IMAGE)
+    assert found["exit"] == 0, found
+    denied = "reading the log /aws/sagemaker/TransformJobs: DescribeLogStreams was answered with AccessDenied"
+    assert found["said"].count(denied) == (refusal == cloud_door.DENIED)
+    door.refuse = lambda _, __: None
+    assert run("aws", "destroy") == 0

@@ -1,0 +1,315 @@
+"""The gate: chest films pass, everything else is refused with a reason and a score."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image, ImageFilter
+
+from chestxray.data.labels import parse_name
+from chestxray.errors import BundleInvalid, FilmError
+from chestxray.images.preprocess import preprocess, resample
+from chestxray.inference.bundle import Bundle
+from chestxray.inference.ood import GATE, REFUSED_ABOVE, Gatekeeper, OODDetector, prepare, thumbnail
+from chestxray.inference.predictor import Predictor
+from chestxray.schema import INTENDED_AGES, BundleInfo, Gate, Preprocessing, Resize
+from chestxray.training.ood_fit import fit_detector
+from dicoms import native
+from drawing import encoded
+from not_films import PEEKED, files, grey_pictures
+
+Array = npt.NDArray[np.uint8]
+
+EXAMPLES = Path(__file__).parents[2] / "src" / "chestxray" / "serving" / "page" / "examples"
+
+
+@pytest.fixture(scope="module")
+def predictor(bundle: Path) -> Predictor:
+    return Predictor.load(bundle, threads=1)
+
+
+@pytest.fixture(scope="module")
+def strangers() -> dict[str, Array]:
+    """Pictures that are no chest films and that nobody looked at while making the gate."""
+    return {name: picture for name, picture in grey_pictures().items() if name not in PEEKED}
+
+
+@pytest.fixture(scope="module")
+def pixels(film_paths: Sequence[Path]) -> tuple[Array, ...]:
+    return tuple(_grey(path) for path in film_paths)
+
+
+def _grey(path: Path) -> Array:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("L"))
+
+
+def gate_of(predictor: Predictor, data: bytes) -> Gate:
+    return predictor.predict(data, "film").gate
+
+
+# --------------------------------------------------------------------------- a bundle of phantoms
+
+
+def test_chest_films_of_other_patients_pass(predictor: Predictor, film_paths: Sequence[Path]) -> None:
+    gates = [gate_of(predictor, path.read_bytes()) for path in (*film_paths, *EXAMPLES.glob("*.jpg"))]
+    assert len(gates) >= 20
+    assert sum(not gate.accepted for gate in gates) <= 1
+    assert all(0 <= gate.score <= REFUSED_ABOVE for gate in gates if gate.accepted)
+
+
+def test_pictures_that_are_no_chest_are_refused_in_grey(predictor: Predictor, strangers: dict[str, Array]) -> None:
+    accepted = [name for name, picture in strangers.items() if gate_of(predictor, encoded(picture)).accepted]
+    assert len(strangers) > 150
+    assert len(accepted) <= 0.05 * len(strangers), accepted
+
+
+def test_and_as_they_come(predictor: Predictor) -> None:
+    def passes(path: Path) -> bool:
+        try:
+            return gate_of(predictor, path.read_bytes()).accepted
+        except FilmError:
+            return False
+
+    assert len(files()) > 30
+    assert [path.name for path in files() if passes(path)] == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda film: np.rot90(film, -1), "turned by 90 degrees to the right"),
+        (lambda film: np.rot90(film, 1), "turned by 90 degrees to the left"),
+        (lambda film: np.rot90(film, 2), "upside down"),
+        (lambda film: 255 - film, "negative"),
+    ],
+    ids=["right", "left", "upside down", "negative"],
+)
+def test_a_turned_film_or_a_negative_is_refused_with_the_remedy(
+    predictor: Predictor, pixels: Sequence[Array], spoil: Callable[[Array], Array], words: str
+) -> None:
+    gates = [gate_of(predictor, encoded(np.ascontiguousarray(spoil(film)))) for film in pixels]
+    assert sum(gate.accepted for gate in gates) <= 0.05 * len(gates)
+    reasons = [gate.reason for gate in gates if not gate.accepted]
+    assert sum(words in reason for reason in reasons) >= 0.9 * len(reasons), reasons
+
+
+def test_a_refusal_comes_with_its_score_in_number_and_in_words(
+    predictor: Predictor, strangers: dict[str, Array]
+) -> None:
+    answer = predictor.predict(encoded(strangers["camera.png"]), "photograph.png")
+    assert answer.probability is None
+    assert answer.gate.score > REFUSED_ABOVE
+    assert f"score {answer.gate.score:.2f}" in answer.gate.reason
+    assert "frontal chest film" in answer.gate.reason
+
+
+def test_the_score_depends_neither_on_the_films_resolution_nor_on_that_of_the_input(
+    predictor: Predictor, pixels: Sequence[Array]
+) -> None:
+    gatekeeper = Gatekeeper.of(Bundle.open(predictor.folder))
+    inputs = [Preprocessing(*size, Resize.SQUEEZE, 0.5, 0.25) for size in ((112, 160), (160, 160), (192, 192))]
+    for film in pixels[:5]:
+        small = np.asarray(Image.fromarray(film).reduce(3))
+        gates = [prepare(encoded(x), "film", one, gatekeeper).gate for x in (film, small) for one in inputs]
+        scores = [gate.score for gate in gates]
+        assert max(scores) - min(scores) < 0.06, scores
+
+
+# --------------------------------------------------------------------------- age
+
+
+@pytest.mark.parametrize(
+    ("age", "accepted"),
+    [
+        ({}, True),
+        ({"PatientAge": "003Y"}, True),
+        ({"PatientAge": "018M"}, True),
+        ({"PatientAge": "006W"}, True),
+        ({"PatientAge": "011Y"}, True),
+        ({"PatientAge": "012Y"}, False),
+        ({"PatientAge": "067Y"}, False),
+        ({"PatientAge": "010D"}, False),
+        ({"PatientBirthDate": "20200101", "StudyDate": "20230601"}, True),
+        ({"PatientBirthDate": "19510101", "StudyDate": "20230601"}, False),
+        ({"PatientBirthDate": "19510101", "StudyDate": "20230601", "PatientAge": "003Y"}, True),
+        ({"PatientBirthDate": "19510101"}, True),
+        ({"PatientBirthDate": "18000101", "StudyDate": "20230601"}, True),
+        ({"PatientBirthDate": "20240101", "StudyDate": "20230601"}, True),
+    ],
+)
+def test_a_dicom_film_of_another_age_is_refused_and_silence_is_no_objection(
+    predictor: Predictor, pixels: Sequence[Array], age: dict[str, str], accepted: bool
+) -> None:
+    gate = gate_of(predictor, native(pixels[0], Modality="DX", **age))
+    assert gate.accepted == accepted, gate.reason
+    if not accepted:
+        assert gate.reason.endswith("it is for 28 days to under 12 years")
+        assert "67" not in gate.reason
+
+
+def test_ages_are_a_field_of_the_bundle_and_none_means_any(bundle: Path, pixels: Sequence[Array]) -> None:
+    info = Bundle.open(bundle).info
+    assert info.intended_ages == INTENDED_AGES
+    assert BundleInfo.from_json(info.to_json()).intended_ages == INTENDED_AGES
+    anybody = dataclasses.replace(info, intended_ages=None)
+    data = native(pixels[0], Modality="DX", PatientAge="067Y")
+    assert gate_of(Predictor(Bundle(bundle, anybody), threads=1), data).accepted
+    with pytest.raises(ValueError, match="must rise"):
+        dataclasses.replace(info, intended_ages=(12.0, 3.0))
+
+
+# --------------------------------------------------------------------------- the bundle's part
+
+
+def test_a_bundle_from_before_there_were_gates_still_judges(
+    bundle: Path, tmp_path: Path, strangers: dict[str, Array]
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(bundle, old)
+    (old / GATE).unlink()
+    description = json.loads((old / "bundle.json").read_text())
+    del description["intended_ages"], description["files"][GATE]
+    (old / "bundle.json").write_text(json.dumps(description))
+    answer = Predictor.load(old, threads=1).predict(encoded(strangers["camera.png"]), "photograph.png")
+    assert answer.gate == Gate(accepted=True)
+    assert Gatekeeper.of(Bundle.open(old)).in_words() == "refuses no film for its looks or its patient's age"
+
+
+def test_a_changed_gate_is_found_and_one_of_another_version_is_named(bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    text = (copy / GATE).read_text()
+    (copy / GATE).write_text(text.replace('"version": 1', '"version": 9'))
+    with pytest.raises(BundleInvalid, match=r"gate\.json: SHA-256 is .* changed or damaged"):
+        Predictor.load(copy)
+    with pytest.raises(BundleInvalid, match="gate version 9; this program reads 1"):
+        OODDetector.from_json(text.replace('"version": 1', '"version": 9'))
+
+
+def _with_array(text: str, name: str, **change: object) -> str:
+    raw = json.loads(text)
+    raw["arrays"][name] |= change
+    return json.dumps(raw)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:200],
+        lambda _: "[]",
+        lambda text: _with_array(text, "axes", shape=[576, 47]),
+        lambda text: _with_array(text, "limits", float16="!!!!"),
+        lambda text: _with_array(text, "limits", shape=[2], float16="AAAAAA=="),
+        lambda text: _with_array(text, "output_bias", float16="AH4="),
+    ],
+    ids=["cut", "another thing", "shape", "letters", "two limits", "not a number"],
+)
+def test_a_gate_that_is_none_is_one_error(bundle: Path, damage: Callable[[str], str]) -> None:
+    with pytest.raises(BundleInvalid, match="not a gate"):
+        OODDetector.from_json(damage((bundle / GATE).read_text()))
+
+
+def test_the_gate_is_small_text_that_reads_back_the_same(bundle: Path) -> None:
+    text = (bundle / GATE).read_text()
+    assert len(text) < 200_000
+    assert OODDetector.from_json(text).to_json() == text
+
+
+def test_the_card_tells_what_is_refused(bundle: Path) -> None:
+    card = " ".join((bundle / "MODEL_CARD.md").read_text().split())
+    assert "## What it refuses" in card
+    assert "28 days to under 12 years" in card
+    assert re.search(r"\d+ of \d+ turned films, \d+ of \d+ negatives", card)
+
+
+# --------------------------------------------------------------------------- the fit
+
+
+def test_the_same_films_give_the_same_gate(pixels: Sequence[Array]) -> None:
+    patients = [str(number) for number in range(len(pixels))]
+    assert fit_detector(pixels, patients).to_json() == fit_detector(pixels, patients).to_json()
+
+
+def test_a_gate_of_a_handful_of_films_is_wide(pixels: Sequence[Array]) -> None:
+    likeness = fit_detector(pixels[:3], ["a", "b", "b"])
+    assert [film for film in pixels if likeness.score(film) > REFUSED_ABOVE] == []
+
+
+def test_an_even_picture_has_a_thumbnail_and_is_refused(predictor: Predictor) -> None:
+    grey = np.full((112, 160), 90, dtype=np.uint8)
+    assert np.abs(thumbnail(grey)).max() == 0.0
+    likeness = Gatekeeper.of(Bundle.open(predictor.folder)).likeness
+    assert likeness.score(grey) > REFUSED_ABOVE
+
+
+# --------------------------------------------------------------------------- real films
+
+
+def _lut(curve: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]) -> Callable[[Array], Array]:
+    levels = (curve(np.linspace(0, 1, 256)).clip(0, 1) * 255).astype(np.uint8)
+    return lambda film: levels[film]
+
+
+def _pillow(change: Callable[[Image.Image], Image.Image]) -> Callable[[Array], Array]:
+    return lambda film: np.asarray(change(Image.fromarray(film)))
+
+
+MILD = {
+    "gamma 0.6": _lut(lambda x: x**0.6),
+    "gamma 1.6": _lut(lambda x: x**1.6),
+    "brighter": _lut(lambda x: x + 0.15),
+    "darker": _lut(lambda x: x - 0.15),
+    "blurred": _pillow(lambda film: film.filter(ImageFilter.GaussianBlur(3))),
+    "cropped by 10%": lambda film: film[len(film) // 20 : -(len(film) // 20), 8:-8],
+    "10 degrees to the left": _pillow(lambda film: film.rotate(10, Image.Resampling.BILINEAR)),
+    "10 degrees to the right": _pillow(lambda film: film.rotate(-10, Image.Resampling.BILINEAR)),
+    "coarse": _pillow(lambda film: film.resize((48, 48), Image.Resampling.BILINEAR)),
+}
+SPOILT = {
+    "turned by 90": lambda film: np.rot90(film, -1),
+    "turned by 180": lambda film: np.rot90(film, 2),
+    "turned by 270": lambda film: np.rot90(film, 1),
+    "inverted": lambda film: 255 - film,
+}
+
+
+def _side_of(patient: str) -> int:
+    """0 to 9, by the digits of a patient's number: a draw of its own, not the one that sets the gate's limits."""
+    return int(re.sub(r"\D", "", patient) or 0) % 10
+
+
+@pytest.mark.real_films
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_real_films_pass_and_pictures_of_anything_else_do_not(real_films: Path, strangers: dict[str, Array]) -> None:
+    """Every second published film; the patients that are judged are others than those that were fitted."""
+    size = (160, 160, Resize.SQUEEZE)
+    paths = sorted((real_films / "chest_xray" / "train").glob("*/*.jp*g"))[::2]
+    named = [(path, parse_name(path.stem)) for path in paths]
+    patients = {path: name.patient_id for path, name in named if name}
+    training = [path for path, patient in patients.items() if _side_of(patient) > 1]
+    unseen = [_grey(path) for path, patient in patients.items() if _side_of(patient) <= 1]
+    planes = [preprocess(path.read_bytes(), path.name, *size) for path in training]
+    likeness = fit_detector(planes, [patients[path] for path in training])
+
+    def refused(pictures: Sequence[Array]) -> float:
+        seen = [resample(np.ascontiguousarray(picture), *size) for picture in pictures]
+        return float(np.mean([likeness.score(plane) > REFUSED_ABOVE for plane in seen]))
+
+    assert len(unseen) > 300
+    assert refused(unseen) <= 0.02
+    shifted = {name: refused([change(film) for film in unseen]) for name, change in MILD.items()}
+    assert max(shifted.values()) <= 0.035, shifted
+    spoilt = {name: refused([change(film) for film in unseen]) for name, change in SPOILT.items()}
+    assert min(spoilt.values()) >= 0.95, spoilt
+    assert refused(list(strangers.values())) >= 0.95
+    assert refused([_grey(path) for path in EXAMPLES.glob("*.jpg")]) == 0.0

@@ -1,0 +1,244 @@
+"""The processes that decode for the service: one that dies costs one film, and nothing else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from test_fuzz_decode import FILMS
+from test_limits import TRAPS
+
+from chestxray.errors import FilmError, TruncatedFilm, UnreadableFilm
+from chestxray.inference.bundle import Bundle
+from chestxray.inference.ood import Prepared
+from chestxray.inference.predictor import Predictor
+from chestxray.schema import Prediction
+from chestxray.serving.pool import DecoderLimits, DecoderPool
+from chestxray.serving.settings import ServiceSettings
+from drawing import encoded, textured
+from http_load import children
+from live_service import awaited, running
+
+JPEG = {"Content-Type": "image/jpeg"}
+SLOW_FILM = encoded(textured(1, 4000, 5000))  # a PNG: decoded at full size, in a good part of a second
+
+
+@asynccontextmanager
+async def pool_of(bundle: Path, size: int = 1, limits: DecoderLimits | None = None) -> AsyncIterator[DecoderPool]:
+    pool = DecoderPool(Bundle.open(bundle), size, limits)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def nurseries() -> list[int]:
+    """Of this process."""
+    return [child for child in children(os.getpid()) if b"chestxray.serving.decoder" in cmdline(child)]
+
+
+def cmdline(process: int) -> bytes:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    return b""  # it is gone
+
+
+def decoders() -> list[int]:
+    return [decoder for nursery in nurseries() for decoder in children(nursery)]
+
+
+def the_decoder_since(others: list[int]) -> int:
+    """The one that was not there before: other services of this process have decoders of their own."""
+    (decoder,) = set(decoders()) - set(others)
+    return decoder
+
+
+def ask(address: str, film: bytes) -> httpx.Response:
+    return httpx.post(f"{address}/v1/predict", content=film, headers=JPEG, timeout=60)
+
+
+def in_a_thread(ask: Callable[[], httpx.Response]) -> tuple[threading.Thread, list[httpx.Response]]:
+    answers: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: answers.append(ask()))
+    thread.start()
+    return thread, answers
+
+
+def same(one: Prepared, other: Prepared) -> bool:
+    assert one.plane is not None
+    assert other.plane is not None
+    return (one.sha256, one.gate, one.size) == (other.sha256, other.gate, other.size) and np.array_equal(
+        one.plane, other.plane
+    )
+
+
+def run(work: Awaitable[None]) -> None:
+    async def main() -> None:
+        await work
+
+    awaited(main())
+
+
+def test_a_decoder_prepares_a_film_as_the_corridor_does(bundle: Path, film: bytes) -> None:
+    async def work() -> None:
+        async with pool_of(bundle) as pool:
+            assert same(await pool.prepare(film), here)
+
+    here = Predictor.load(bundle).prepare(film, "this film")
+    run(work())
+
+
+def test_what_is_wrong_with_a_film_comes_back_as_the_error_that_it_is(bundle: Path, film: bytes) -> None:
+    async def work() -> None:
+        async with pool_of(bundle) as pool:
+            with pytest.raises(TruncatedFilm, match=r"^this film: "):
+                await pool.prepare(film[: len(film) // 2])
+            await pool.prepare(film)
+            assert pool.replaced == 0
+
+    run(work())
+
+
+def test_a_film_that_takes_too_long_costs_its_decoder_and_no_other_film(bundle: Path, film: bytes) -> None:
+    async def work() -> None:
+        async with pool_of(bundle, 1, DecoderLimits(seconds=0.05)) as pool:
+            with pytest.raises(UnreadableFilm, match=r"more than 0\.05 seconds"):
+                await pool.prepare(SLOW_FILM)
+            assert (await pool.prepare(film)).plane is not None
+            assert pool.replaced == 1
+
+    run(work())
+
+
+def test_a_film_that_takes_too_much_memory_is_refused(bundle: Path, film: bytes) -> None:
+    async def work() -> None:
+        async with pool_of(bundle, 1, DecoderLimits(memory=16 * 2**20)) as pool:
+            with pytest.raises(FilmError):
+                await pool.prepare(SLOW_FILM)
+            assert (await pool.prepare(film)).plane is not None
+
+    run(work())
+
+
+def test_a_request_that_gives_up_takes_its_decoder_along_and_mixes_no_answers(bundle: Path, film: bytes) -> None:
+    async def work() -> None:
+        async with pool_of(bundle) as pool:
+            first = await pool.prepare(film)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await pool.prepare(SLOW_FILM)
+            assert same(await pool.prepare(film), first)
+
+    run(work())
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_decoder_that_dies_costs_one_request_a_422(bundle: Path, film: bytes, blow: int) -> None:
+    predictor, others = Predictor.load(bundle), decoders()
+    with running(predictor, ServiceSettings(workers=2)) as address:
+        ask(address, film)
+        victim = the_decoder_since(others)  # it gets the next film
+        os.kill(victim, signal.SIGSTOP)
+        thread, answers = in_a_thread(lambda: ask(address, film))
+        while "chestxray_films_inside 1.0" not in httpx.get(f"{address}/metrics").text:
+            time.sleep(0.01)
+        beside = ask(address, film)
+        os.kill(victim, blow)
+        with contextlib.suppress(ProcessLookupError):  # a kill ends even one that stands still
+            os.kill(victim, signal.SIGCONT)
+        thread.join()
+        after = ask(address, film)
+        counted = httpx.get(f"{address}/metrics").text
+    assert answers[0].status_code == 422
+    assert answers[0].json()["type"] == "/docs#unreadable-film"
+    expected = predictor.predict(film, "film")
+    for answer in (beside, after):
+        assert Prediction.from_json(answer.text).film_sha256 == expected.film_sha256
+    assert "chestxray_decoders_replaced 1.0" in counted
+
+
+def test_a_nursery_that_dies_is_replaced_as_well(bundle: Path, film: bytes) -> None:
+    with running(Predictor.load(bundle), ServiceSettings(workers=1)) as address:
+        ask(address, film)
+        for process in [*decoders(), *nurseries()]:
+            os.kill(process, signal.SIGKILL)
+        answers = [ask(address, film) for _ in range(3)]
+    assert [answer.status_code for answer in answers[1:]] == [200, 200]
+    assert answers[0].status_code in {200, 422}  # the decoder that was killed in its sleep is found dead by one film
+
+
+def test_no_process_outlives_its_service(bundle: Path, film: bytes) -> None:
+    with running(Predictor.load(bundle), ServiceSettings(workers=2)) as address:
+        ask(address, film)
+        processes = [*decoders(), *nurseries()]
+        assert len(processes) >= 2
+    deadline = time.monotonic() + 30
+    while alive := [process for process in processes if Path(f"/proc/{process}").exists()]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.01)
+
+
+def test_decoders_load_no_network_and_know_no_key(bundle: Path, film: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHESTXRAY_API_KEYS", f"{'0' * 64} nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret")
+    others = decoders()
+    with running(Predictor.load(bundle), ServiceSettings(workers=1)) as address:
+        ask(address, film)
+        decoder = the_decoder_since(others)
+        environment = Path(f"/proc/{decoder}/environ").read_bytes()
+        maps = Path(f"/proc/{decoder}/maps").read_text()
+        limits = Path(f"/proc/{decoder}/limits").read_text()
+    assert b"a-secret" not in environment
+    assert b"API_KEYS" not in environment
+    assert "PIL" in maps
+    assert "onnxruntime" not in maps
+    for name in ("Max core file size", "Max file size"):
+        (line,) = [line for line in limits.splitlines() if line.startswith(name)]
+        assert line.removeprefix(name).split()[:2] == ["0", "0"]
+
+
+def test_the_reading_half_imports_no_network() -> None:
+    code = "import sys, chestxray.serving.decoder; print({'onnxruntime', 'torch', 'fastapi'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def corpus() -> Iterator[tuple[str, bytes]]:
+    """Films cut short, with flipped bits, spliced; and the traps."""
+    random = np.random.default_rng(6)
+    for name, data in FILMS.items():
+        for _ in range(4):
+            damaged = bytearray(data)
+            for at in random.integers(0, min(len(damaged), 1024), 3):
+                damaged[at] ^= 1 << random.integers(0, 8)
+            yield f"{name}, bits flipped", bytes(damaged)
+            yield f"{name}, cut short", data[: random.integers(1, len(data))]
+    yield from ((name, make()) for name, (make, _, _) in TRAPS.items())
+
+
+def test_the_malformed_corpus_over_http_harms_no_film_beside_it(bundle: Path, film: bytes) -> None:
+    predictor = Predictor.load(bundle)
+    expected = predictor.predict(film, "film")
+    with (
+        running(predictor, ServiceSettings(workers=1)) as address,
+        httpx.Client(base_url=address, headers=JPEG, timeout=120) as client,
+    ):
+        for at, (name, data) in enumerate(corpus()):
+            answer = client.post("/v1/predict", content=data)
+            assert answer.status_code in {200, 413, 415, 422}, name
+            if at % 20 == 0:
+                good = Prediction.from_json(client.post("/v1/predict", content=film).text)
+                assert good.film_sha256 == expected.film_sha256, name
+                assert good.probability == pytest.approx(expected.probability, abs=1e-5), name
