@@ -34,9 +34,8 @@ if TYPE_CHECKING:
     from chestxray.pipeline import RunSettings, run
     from chestxray.plots import plot_answer, plot_distribution, plot_films, plot_network, plot_scaling
     from chestxray.schema import BundleInfo, Film, PackInfo, Prediction, read_manifest, write_manifest
-    from chestxray.serving.background import BackgroundService, serve_in_background
-    from chestxray.serving.keys import new_key as key
-    from chestxray.serving.server import ServeOptions, serve
+    from chestxray.serving.security import new_key as key
+    from chestxray.serving.server import BackgroundService, ServeOptions, serve, serve_in_background
     from chestxray.synthetic.dataset import SyntheticSettings, write_synthetic_films
     from chestxray.training.blend import blend_runs as blend
     from chestxray.training.config import Recipe
@@ -86,8 +85,8 @@ _HOMES: Final = {
     "predict": "api.predict",
     "batch": "api.batch",
     "serve": "serving.server.serve",
-    "serve_in_background": "serving.background.serve_in_background",
-    "key": "serving.keys.new_key",
+    "serve_in_background": "serving.server.serve_in_background",
+    "key": "serving.security.new_key",
     "run": "pipeline.run",
     "doctor": "doctor.diagnose",
     "plot_films": "plots.draw_films",
@@ -102,7 +101,7 @@ _HOMES: Final = {
     "Prediction": "schema.Prediction",
     "Predictor": "inference.predictor.Predictor",
     "Assessment": "evaluation.assessment.Assessment",
-    "BackgroundService": "serving.background.BackgroundService",
+    "BackgroundService": "serving.server.BackgroundService",
     "SyntheticSettings": "synthetic.dataset.SyntheticSettings",
     "SplitSettings": "data.split.SplitSettings",
     "Recipe": "training.config.Recipe",

@@ -32,8 +32,7 @@ from chestxray.cli import main
 from chestxray.errors import CloudError, CloudMissing, UsageError
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Prediction
-from chestxray.serving.keys import new_key
-from chestxray.serving.security import HEADERS
+from chestxray.serving.security import HEADERS, new_key
 from driving import CHROMIUM, FLAGS, choose, expect_answer_for
 from live_lambda import event
 from policies import as_list, statements

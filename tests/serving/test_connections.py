@@ -13,8 +13,8 @@ import pytest
 
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Prediction
-from chestxray.serving.connections import ConnectionLimits
-from chestxray.serving.settings import ServiceSettings
+from chestxray.serving.engine import ConnectionLimits
+from chestxray.serving.service import ServiceSettings
 from drawing import encoded, textured
 from live_service import running
 

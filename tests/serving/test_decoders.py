@@ -25,8 +25,8 @@ from chestxray.inference.bundle import Bundle
 from chestxray.inference.ood import Prepared
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Prediction
-from chestxray.serving.pool import DecoderLimits, DecoderPool
-from chestxray.serving.settings import ServiceSettings
+from chestxray.serving.decoders import DecoderLimits, DecoderPool
+from chestxray.serving.service import ServiceSettings
 from drawing import encoded, textured
 from http_load import children
 from live_service import awaited, running
@@ -46,7 +46,7 @@ async def pool_of(bundle: Path, size: int = 1, limits: DecoderLimits | None = No
 
 def nurseries() -> list[int]:
     """Of this process."""
-    return [child for child in children(os.getpid()) if b"chestxray.serving.decoder" in cmdline(child)]
+    return [child for child in children(os.getpid()) if b"chestxray.serving.decoders" in cmdline(child)]
 
 
 def cmdline(process: int) -> bytes:
@@ -210,7 +210,7 @@ def test_decoders_load_no_network_and_know_no_key(bundle: Path, film: bytes, mon
 
 
 def test_the_reading_half_imports_no_network() -> None:
-    code = "import sys, chestxray.serving.decoder; print({'onnxruntime', 'torch', 'fastapi'} & set(sys.modules))"
+    code = "import sys, chestxray.serving.decoders; print({'onnxruntime', 'torch', 'fastapi'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

@@ -16,9 +16,8 @@ import live_service
 from chestxray.cli.main import chestxray_group
 from chestxray.errors import UsageError
 from chestxray.inference.predictor import Predictor
-from chestxray.serving.keys import VARIABLE, KeyRing, new_key
-from chestxray.serving.security import HostRule
-from chestxray.serving.settings import ServiceSettings
+from chestxray.serving.security import VARIABLE, HostRule, KeyRing, new_key
+from chestxray.serving.service import ServiceSettings
 from live_service import running
 
 JPEG = {"Content-Type": "image/jpeg"}

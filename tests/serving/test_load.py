@@ -20,7 +20,7 @@ import pytest
 from test_decoders import decoders, in_a_thread, the_decoder_since
 
 from chestxray.inference.predictor import Predictor
-from chestxray.serving.settings import ServiceSettings
+from chestxray.serving.service import ServiceSettings
 from drawing import encoded, textured
 from http_load import Callers, Case, Tally
 from live_service import awaited, process, running

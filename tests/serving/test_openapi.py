@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from chestxray.inference.predictor import Predictor
-from chestxray.serving.keys import KeyRing, new_key
-from chestxray.serving.settings import ServiceSettings
+from chestxray.serving.security import KeyRing, new_key
+from chestxray.serving.service import ServiceSettings
 from live_service import running
 
 # A body may be of the right form (bytes) and still be no film: 413, 415 and 422 are right answers to right forms.

@@ -21,8 +21,8 @@ from botocore.config import Config
 from chestxray.errors import UsageError
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Prediction
-from chestxray.serving.container import MODEL, container_options
-from chestxray.serving.settings import ServiceSettings
+from chestxray.serving.server import MODEL, container_options
+from chestxray.serving.service import ServiceSettings
 from live_service import running
 
 JPEG = {"Content-Type": "image/jpeg"}

@@ -28,12 +28,11 @@ from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE, Prediction
 from chestxray.serving import static
 from chestxray.serving.app import MEBIBYTE, ServiceSettings, create_app
-from chestxray.serving.keys import VARIABLE
 from chestxray.serving.logs import JsonLines
 from chestxray.serving.problems import KINDS
-from chestxray.serving.security import HostRule, is_loopback
+from chestxray.serving.security import VARIABLE, HostRule, is_loopback
 from chestxray.serving.server import ServeOptions, serve
-from chestxray.serving.upload import MEDIA_TYPES
+from chestxray.serving.service import MEDIA_TYPES
 from dicoms import native
 from drawing import encoded, gradient, textured
 from live_service import awaited, running

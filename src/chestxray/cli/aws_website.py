@@ -51,7 +51,7 @@ def website(
     """
     from chestxray.aws import stacks
     from chestxray.aws.website import WebsiteSettings, judge_of, publish, website_plan
-    from chestxray.serving.keys import KeyRing
+    from chestxray.serving.security import KeyRing
 
     entries = ""
     if api_keys is not None:

@@ -35,7 +35,7 @@ PORT = 8000
 
 def _bundle_of_a_container(ctx: click.Context, _param: click.Parameter, container: bool) -> bool:  # noqa: FBT001
     if container:
-        from chestxray.serving.container import MODEL
+        from chestxray.serving.server import MODEL
 
         ctx.default_map = {"bundle": str(MODEL)}
     return container
@@ -82,7 +82,7 @@ def serve(
 
     options = ServeOptions(host, port)
     if container:
-        from chestxray.serving.container import container_options
+        from chestxray.serving.server import container_options
 
         options = container_options(os.environ)
     options = dataclasses.replace(
@@ -110,7 +110,7 @@ def key(console: Console, name: str) -> None:
 
     The key goes to the caller and is not stored; its entry goes into the file of "serve --api-keys".
     """
-    from chestxray.serving.keys import new_key
+    from chestxray.serving.security import new_key
 
     made, entry = new_key(name)
     console.result({"key": made, "entry": entry}, f"key, for {name}:  {made}\nentry, for the service:  {entry}")

@@ -27,14 +27,12 @@ from starlette.middleware.cors import CORSMiddleware
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE, BundleInfo, Prediction
 from chestxray.serving import metrics, openapi
-from chestxray.serving.pool import DecoderPool
+from chestxray.serving.decoders import DecoderPool
 from chestxray.serving.problems import INVALID_REQUEST, NOT_FOUND, WRONG_METHOD, Refusal, problem_response
 from chestxray.serving.sagemaker import add_sagemaker_routes
 from chestxray.serving.security import Door, Edge
-from chestxray.serving.service import PredictParameters, Service
-from chestxray.serving.settings import ServiceSettings
+from chestxray.serving.service import MEBIBYTE, MEDIA_TYPES, PredictParameters, Service, ServiceSettings
 from chestxray.serving.static import page_routes
-from chestxray.serving.upload import MEBIBYTE, MEDIA_TYPES
 from chestxray.version import __version__
 
 __all__ = ["MEBIBYTE", "ServiceSettings", "create_app"]

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import traceback
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 log: Final = logging.getLogger("chestxray.serving")
@@ -39,3 +41,9 @@ def log_to_stderr() -> None:
     log.setLevel(logging.INFO)
     # uvicorn prints the traceback of what the application raises, with its message; the application logs its own.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+
+
+def fault_of(error: BaseException) -> list[str]:
+    """The kind of an exception and where it arose. Not its message, which may quote what a caller sent."""
+    frames = traceback.extract_tb(error.__traceback__)[-6:]
+    return [type(error).__name__, *(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)]

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from chestxray.schema import NOTICE
 from chestxray.serving.problems import KINDS, PROBLEM_JSON, Problem
-from chestxray.serving.upload import MEDIA_TYPES
+from chestxray.serving.service import MEDIA_TYPES
 
 DESCRIPTION: Final = f"Judges frontal chest films for signs of pneumonia. Films are not stored. {NOTICE}"
 

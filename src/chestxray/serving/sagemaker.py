@@ -16,8 +16,7 @@ from pydantic import ValidationError
 from chestxray.schema import Prediction
 from chestxray.serving import openapi
 from chestxray.serving.problems import INVALID_REQUEST, NOT_ACCEPTABLE, PROBLEM_JSON, Refusal, problem_response
-from chestxray.serving.service import PredictParameters, Service
-from chestxray.serving.upload import MEBIBYTE
+from chestxray.serving.service import MEBIBYTE, PredictParameters, Service
 
 ATTRIBUTES: Final = "X-Amzn-SageMaker-Custom-Attributes"  # the one thing that InvokeEndpoint hands on beside the body
 ENDPOINT_NAME: Final = r"^[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}$"

@@ -9,18 +9,19 @@ import errno
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
 
-from chestxray.errors import UsageError
+from chestxray.errors import ChestXrayError, UsageError
 from chestxray.inference.bundle import DEFAULT, Bundle, folder_of
 from chestxray.inference.signature import open_bundle
-from chestxray.serving.keys import VARIABLE, KeyRing
 from chestxray.serving.logs import log_to_stderr
-from chestxray.serving.security import LOOPBACK_NAMES, HostRule, is_loopback
+from chestxray.serving.security import LOOPBACK_NAMES, VARIABLE, HostRule, KeyRing, is_loopback
 
 if TYPE_CHECKING:
     from chestxray.serving.engine import FilmServer
@@ -93,8 +94,8 @@ def prepared(bundle: Path | str, options: ServeOptions) -> Iterator[tuple[FilmSe
 
 def _server(bundle: Bundle, options: ServeOptions, keys: KeyRing) -> FilmServer:
     """Processes that decode, then everything else. Raises: BundleInvalid."""
-    from chestxray.serving.pool import DecoderPool
-    from chestxray.serving.settings import ServiceSettings
+    from chestxray.serving.decoders import DecoderPool
+    from chestxray.serving.service import ServiceSettings
 
     names = LOOPBACK_NAMES | {name.lower().rstrip(".") for name in (options.host, *options.names)}
     settings = ServiceSettings(
@@ -148,3 +149,84 @@ def _stop_signals_end_quietly() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+MODEL: Final = Path("/opt/ml/model")
+_PORT: Final = "8080"
+_HIGHEST_PORT: Final = 65535
+_TRUE: Final = frozenset({"1", "true", "yes"})
+
+
+def container_options(environment: Mapping[str, str]) -> ServeOptions:
+    """What a container listens to, by its environment. Raises: UsageError.
+
+    It listens to the network that its platform gives it, and the platform decides who reaches that; keys count
+    here as well, where there are any.
+    """
+    port = environment.get("SAGEMAKER_BIND_TO_PORT") or _PORT
+    if not (port.isdecimal() and 0 < int(port) <= _HIGHEST_PORT):
+        raise UsageError(f"SAGEMAKER_BIND_TO_PORT is {port!r}; give a port, 1 to {_HIGHEST_PORT}")
+    transform = environment.get("SAGEMAKER_BATCH", "").lower() in _TRUE
+    return ServeOptions("0.0.0.0", int(port), platform=True, transform=transform)  # noqa: S104 - its own network
+
+
+class BackgroundService:
+    """A service that answers until ``stop``, or until the end of its ``with`` block.
+
+    Attributes:
+        address: of the page and the API.
+    """
+
+    def __init__(self, bundle: Path | str, options: ServeOptions) -> None:
+        self._server: FilmServer | None = None
+        started: Future[str] = Future()
+        # A daemon: a script that forgets to stop the service ends all the same.
+        self._thread = threading.Thread(target=self._run, args=(bundle, options, started), daemon=True)
+        self._thread.start()
+        self.address = started.result()
+
+    def _run(self, bundle: Path | str, options: ServeOptions, started: Future[str]) -> None:
+        try:
+            with prepared(bundle, options) as (server, listener):
+                self._server = server
+                server.on_start = started.set_result
+                server.run([listener])
+        except BaseException as error:  # SystemExit as well, by which uvicorn gives up  # noqa: BLE001
+            if not started.done():
+                started.set_exception(error if isinstance(error, ChestXrayError) else _not_started(error))
+        else:
+            if not started.done():
+                started.set_exception(_not_started(None))
+
+    def stop(self) -> None:
+        """Finish the films at hand, free the port, and return. Does nothing the second time."""
+        if self._server is not None:
+            self._server.should_exit = True
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+
+def _not_started(cause: BaseException | None) -> ChestXrayError:
+    error = ChestXrayError('the service did not start. "chestxray serve" tells more')
+    error.__cause__ = cause
+    return error
+
+
+def serve_in_background(bundle: Path | str = DEFAULT, options: ServeOptions | None = None) -> BackgroundService:
+    """Serve the page and the API from a thread of this process, and return as soon as films can be judged.
+
+        with chestxray.serve_in_background() as service:
+            print(service.address)
+
+    Args:
+        bundle: a folder, or the name of a bundle that comes with this package.
+        options: where and to whom; by default on a free port of this machine alone.
+
+    Raises: as ``serve``.
+    """
+    return BackgroundService(bundle, options or ServeOptions(port=0))

@@ -1,23 +1,308 @@
-"""What the routes share: the queue behind them, the intake before it, and whether the service is ready."""
+"""What one service takes on, and how it judges: its limits, the intake of bodies, the queue, the batches.
+
+A film is admitted or refused at once, decoded in the pool, scored with whom it meets. The event loop only passes
+things on. The queue never grows without end, and nobody waits in it for ever.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict
+from starlette.requests import ClientDisconnect
 
+from chestxray.data.parallel import cores
+from chestxray.errors import FilmError, UsageError
+from chestxray.images.preprocess import Plane
 from chestxray.inference.bundle import Bundle
-from chestxray.inference.predictor import Predictor
+from chestxray.inference.predictor import Float32Array, Predictor, overlay_png
+from chestxray.schema import Prediction
+from chestxray.serving.decoders import DecoderLimits, DecoderPool
 from chestxray.serving.metrics import Metrics
-from chestxray.serving.pool import DecoderPool
-from chestxray.serving.problems import NOT_READY, UNKNOWN_POINT, Refusal
-from chestxray.serving.queue import PredictionQueue
-from chestxray.serving.settings import ServiceSettings
+from chestxray.serving.problems import (
+    EMPTY_BODY,
+    INVALID_REQUEST,
+    NOT_READY,
+    OVERLOADED,
+    SLOW_BODY,
+    TOO_LARGE,
+    TOO_LONG,
+    UNKNOWN_POINT,
+    UNSUPPORTED_CONTENT,
+    Refusal,
+    refusal_of,
+)
+from chestxray.serving.security import HostRule, KeyRing
 from chestxray.serving.static import EXAMPLES
-from chestxray.serving.upload import Intake
+
+MEBIBYTE: Final = 2**20
+
+# The bytes decide what a film is; its media type only has to say "these are the bytes of a picture".
+MEDIA_TYPES: Final = ("image/jpeg", "image/png", "application/x-image", "application/octet-stream")
+
+_ORIGIN: Final = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d{1,5})?")
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    """The limits of one service, and the names and keys that open it.
+
+    Attributes:
+        max_body: bytes of one film.
+        body_seconds: in which a body has to arrive.
+        max_bodies: bytes of all the bodies that are arriving or waiting together.
+        workers: decoding processes.
+        waiting: films that may wait beyond these; the next is refused with 503.
+        decoding: what decoding one film may cost.
+        hosts: what the Host header may say.
+        keys: one of them is needed, where there are any.
+        cors_origins: other origins whose pages may call, each exactly as browsers send it: "https://pacs.example".
+        transform: whether this is a SageMaker batch transform, whose answers are lines.
+    """
+
+    max_body: int = 20 * MEBIBYTE
+    body_seconds: float = 30.0
+    max_bodies: int = 512 * MEBIBYTE
+    workers: int = field(default_factory=lambda: min(cores(), 4))
+    waiting: int = 16
+    decoding: DecoderLimits = field(default_factory=DecoderLimits)
+    hosts: HostRule = field(default_factory=HostRule)
+    keys: KeyRing = field(default_factory=KeyRing)
+    cors_origins: tuple[str, ...] = ()
+    transform: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError, where an origin is not exact."""
+        for origin in self.cors_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise UsageError(
+                    f"--cors-origin {origin}: not an exact origin. Give scheme, name and port as browsers send them: "
+                    "https://pacs.example"
+                )
+
+
+class Intake:
+    """Bodies on their way in, each within a size and a time, all of them together within a size."""
+
+    def __init__(self, limit: int, seconds: float, all_together: int) -> None:
+        """Set the limits.
+
+        Args:
+            limit: bytes of a body; a longer one is refused by its announced length, or at the first byte too many.
+            seconds: in which a whole body has to arrive.
+            all_together: bytes of all the bodies that are held.
+        """
+        self.limit = limit
+        self.seconds = seconds
+        self.all_together = all_together
+        self.held = 0  # touched on the event loop alone
+
+    @contextmanager
+    def body(self) -> Iterator[Body]:
+        """One body; its bytes count until the block ends."""
+        body = Body(self)
+        try:
+            yield body
+        finally:
+            self.held -= body.size
+
+
+class Body:
+    """The body of one request."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self.size = 0
+
+    async def read(self, request: Request) -> bytes:
+        """All of it. Raises: Refusal."""
+        intake = self._intake
+        _check_headers(request, intake.limit)
+        try:
+            async with asyncio.timeout(intake.seconds):
+                data = await self._read(request)
+        except TimeoutError:
+            raise Refusal(SLOW_BODY, f"the body did not arrive within {intake.seconds:g} seconds") from None
+        except ClientDisconnect:  # nobody is left to read this
+            raise Refusal(INVALID_REQUEST, "the connection ended before the body did") from None
+        if not data:
+            raise Refusal(EMPTY_BODY, "the body is empty; it has to be the bytes of one film")
+        return data
+
+    async def _read(self, request: Request) -> bytes:
+        intake, data = self._intake, bytearray()
+        async for chunk in request.stream():
+            data += chunk
+            self.size += len(chunk)
+            intake.held += len(chunk)
+            if len(data) > intake.limit:
+                raise Refusal(TOO_LARGE, f"the body is longer than the limit of {intake.limit:,} bytes")
+            if intake.held > intake.all_together:
+                raise Refusal(OVERLOADED, "too many bytes of films are arriving already", {"Retry-After": "1"})
+        return bytes(data)
+
+
+def _check_headers(request: Request, limit: int) -> None:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in MEDIA_TYPES:
+        found = f"the body is announced as {media_type[:80]!r}" if media_type else "the body has no content type"
+        raise Refusal(UNSUPPORTED_CONTENT, f"{found}; accepted are {', '.join(MEDIA_TYPES)}")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refusal(UNSUPPORTED_CONTENT, "the body is encoded; send it as it is")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise Refusal(TOO_LARGE, f"the body has {int(length):,} bytes; the limit is {limit:,}")
+
+
+LARGEST_BATCH: Final = 8  # films of one forward pass: more gain nothing on a processor and make the first one wait
+SECONDS_A_FILM: Final = 60.0  # from its first byte to its answer, whatever happens
+
+Waiting = tuple[Plane, asyncio.Future[tuple[Float32Array, Float32Array]]]
+
+
+class Scorer:
+    """Lanes in front of the network, one a core. A free one takes its share of all that wait, and waits for no more.
+
+    A film that is alone in the service has all cores to itself instead.
+    """
+
+    def __init__(self, predictor: Predictor, metrics: Metrics) -> None:
+        self._alone = predictor
+        self._among_others = predictor.on_one_thread()
+        self._metrics = metrics
+        self._waiting: list[Waiting] = []
+        self._lanes = cores()
+        self._open: set[asyncio.Task[None] | None] = set()
+        self._threads = ThreadPoolExecutor(self._lanes, thread_name_prefix="network")
+
+    async def score(self, plane: Plane, *, alone: bool = False) -> tuple[Float32Array, Float32Array]:
+        """The logit of a plane, shape (1,), and its activation map, shape (rows, columns)."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[tuple[Float32Array, Float32Array]] = loop.create_future()
+        self._waiting.append((plane, answer))
+        if len(self._open) < self._lanes:
+            self._open.add(loop.create_task(self._lane(self._alone if alone else self._among_others)))
+        return await answer
+
+    async def _lane(self, predictor: Predictor) -> None:
+        try:
+            while self._waiting:
+                share = min(-(-len(self._waiting) // self._lanes), LARGEST_BATCH)
+                batch = self._waiting[:share]
+                del self._waiting[:share]
+                await self._score_batch(predictor, batch)
+                predictor = self._among_others  # whoever came meanwhile was not alone
+        finally:  # at once, so that no film is left behind by a lane that has just looked
+            self._open.discard(asyncio.current_task())
+
+    async def _score_batch(self, predictor: Predictor, batch: list[Waiting]) -> None:
+        planes = np.stack([plane for plane, _ in batch])
+        self._metrics.batch.observe(len(batch))
+        try:
+            logits, activations = await asyncio.get_running_loop().run_in_executor(
+                self._threads, predictor.logits, planes
+            )
+        except Exception as error:  # noqa: BLE001 - it belongs to whoever waits for the answers
+            for _, answer in batch:
+                if not answer.done():
+                    answer.set_exception(error)
+            return
+        for at, (_, answer) in enumerate(batch):
+            if not answer.done():  # cancelled, because its request ran out of time
+                answer.set_result((logits[at : at + 1], activations[at]))
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._threads.shutdown(wait=False)
+
+
+class PredictionQueue:
+    """Admits films up to a limit, and sees them through.
+
+    Attributes:
+        inside: films that were admitted and have no answer yet.
+    """
+
+    def __init__(self, predictor: Predictor, decoders: DecoderPool, capacity: int, metrics: Metrics) -> None:
+        self.predictor = predictor
+        self.inside = 0  # touched on the event loop alone
+        self._decoders = decoders
+        self._capacity = capacity
+        self._scorer = Scorer(predictor, metrics)
+        self._deadlines: set[asyncio.Timeout] = set()
+        self._latest = float("inf")  # on the clock of the event loop
+
+    @property
+    def full(self) -> bool:
+        """Whether another film would find no room."""
+        return self.inside >= self._capacity
+
+    def refuse_if_full(self) -> None:
+        """Raises: Refusal (503)."""
+        if self.full:
+            raise Refusal(OVERLOADED, f"{self.inside} films are waiting already", {"Retry-After": "1"})
+
+    async def predict(self, data: bytes, operating_point: str | None = None, *, heatmap: bool = False) -> Prediction:
+        """Judge a film. Raises: Refusal."""
+        self.refuse_if_full()
+        self.inside += 1
+        try:
+            return await self._judge(data, operating_point, heatmap=heatmap)
+        except FilmError as error:
+            raise refusal_of(error) from error
+        finally:
+            self.inside -= 1
+
+    async def _judge(self, data: bytes, operating_point: str | None, *, heatmap: bool) -> Prediction:
+        """``Predictor.predict``, its first half in another process, its second beside other films."""
+        predictor = self.predictor
+        point = predictor.info.operating_point(operating_point)
+        film = await self._decoders.prepare(data)
+        if film.plane is None:
+            return predictor.answer(film.sha256, point, film.gate)
+        logits, activation = await self._scorer.score(film.plane, alone=self.inside == 1)
+        picture = None
+        if heatmap:
+            picture = await asyncio.to_thread(overlay_png, activation, film.size, predictor.info.preprocessing)
+        return predictor.answer(film.sha256, point, film.gate, float(predictor.probabilities(logits)[0]), picture)
+
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """Bounds a whole request, its body included. Raises: Refusal (503), when its time is over."""
+        now = asyncio.get_running_loop().time()
+        deadline = asyncio.timeout_at(min(now + SECONDS_A_FILM, self._latest))
+        try:
+            async with deadline:
+                self._deadlines.add(deadline)
+                yield
+        except TimeoutError:
+            raise Refusal(
+                TOO_LONG, "no answer came in time, or the service is stopping", {"Retry-After": "5"}
+            ) from None
+        finally:
+            self._deadlines.discard(deadline)
+
+    def end_within(self, seconds: float) -> None:
+        """From now on nothing takes longer than that: for a service that has to stop."""
+        self._latest = asyncio.get_running_loop().time() + seconds
+        for deadline in self._deadlines:
+            when = deadline.when()
+            if not deadline.expired() and (when is None or when > self._latest):
+                deadline.reschedule(self._latest)
+
+    def close(self) -> None:
+        """Let threads and processes end."""
+        self._scorer.close()
+        self._decoders.close()
+
 
 DRAIN_SECONDS: Final = 20.0  # for films that are under way when the service is told to stop
 

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE
 from chestxray.serving.app import ServiceSettings
-from chestxray.serving.keys import KeyRing, new_key
+from chestxray.serving.security import KeyRing, new_key
 from drawing import encoded, gradient
 from driving import DESKTOP, HEADLINES, PHONE, Opener, choose, expect_answer_for, hold, wait_for_all, wait_for_answer
 from live_service import running
