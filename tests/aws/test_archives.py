@@ -8,9 +8,16 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from chestxray.aws.archives import files_below, package_files, tarred, zipped
+from chestxray.aws.archives import (
+    BRINGS_WEIGHTS,
+    files_below,
+    package_files,
+    requirements,
+    source_archive,
+    tarred,
+    zipped,
+)
 from chestxray.aws.build import context
-from chestxray.aws.source import BRINGS_WEIGHTS, requirements, source_archive
 from chestxray.training.networks import NETWORKS
 
 

@@ -13,9 +13,9 @@ import boto3
 import pytest
 
 from chestxray.aws import build, waiting
-from chestxray.aws.expiry import parse_ttl
+from chestxray.aws.deploy import parse_ttl
 from chestxray.aws.images import training_image
-from chestxray.aws.names import Names
+from chestxray.aws.session import Names
 from chestxray.aws.transform import PAYLOAD_MB
 from chestxray.errors import UsageError
 from chestxray.inference.predictor import Predictor

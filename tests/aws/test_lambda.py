@@ -68,7 +68,7 @@ def s3(places: dict[str, str]) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def folder(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is uploaded as the function: one file of code, and what judges."""
+    """What is uploaded as the function: one file of code, and the model and its limits."""
     made = tmp_path_factory.mktemp("function")
     shutil.copy(HANDLER, made)
     model = httpx.get(f"{places['AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME']}/v1/model").text
@@ -280,7 +280,7 @@ def test_an_endpoint_that_does_not_answer_ends_in_a_504_and_one_that_is_not_ther
         for status, name in ((504, "no-answer-in-time"), (502, "model-failed")):
             lambda_handler._client.cache_clear()  # noqa: SLF001 - a function's process has one address for its life
             with pytest.raises(lambda_handler.Refusal) as refused:
-                lambda_handler.ask_endpoint(lambda_handler.Wanted(b"film", None, heatmap=False))
+                lambda_handler.ask_endpoint(lambda_handler.PredictRequest(b"film", None, heatmap=False))
             assert (refused.value.kind.status, refused.value.kind.name) == (status, name)
             silent.close()
     lambda_handler._client.cache_clear()  # noqa: SLF001

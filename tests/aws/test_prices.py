@@ -6,11 +6,10 @@ import re
 
 import pytest
 
-from chestxray.aws import prices
-from chestxray.aws.endpoint import Hosting
+from chestxray.aws.deploy import Hosting
 from chestxray.aws.inventory import Found
-from chestxray.aws.names import Names
-from chestxray.aws.plan import Item, Plan
+from chestxray.aws.plan import PRICE_UNKNOWN, Item, Plan, dollars
+from chestxray.aws.session import Names
 from chestxray.aws.teardown import Survey
 from live_moto import ACCOUNT
 
@@ -29,7 +28,7 @@ def test_an_instance_without_a_price_is_planned_all_the_same_and_said_to_be_unkn
     assert unknown.hourly is None
     plan = Plan("deploy", (known, unknown))
     assert plan.hourly == pytest.approx(0.115)
-    assert f"{unknown.name}: {prices.UNKNOWN}" in plan.text()
+    assert f"{unknown.name}: {PRICE_UNKNOWN}" in plan.text()
     assert f"an hour while it exists and what {unknown.name} costs" in plan.text()
     assert plan.document()["unpriced"] == [unknown.name]
     assert plan.document()["items"][1]["hourly"] is None
@@ -43,4 +42,4 @@ def test_what_is_deleted_costs_nothing_more() -> None:
 def test_a_survey_adds_up_what_is_known_and_names_the_rest() -> None:
     found = Survey((Found("endpoint", "a", hourly=0.5), Found("training job", "b", hourly=None)), ())
     assert (found.hourly, found.unpriced) == (0.5, ("b",))
-    assert prices.dollars(None) == "unknown"
+    assert dollars(None) == "unknown"

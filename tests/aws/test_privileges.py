@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from chestxray.aws import build, website
-from chestxray.aws.expiry import Served, ending
-from chestxray.aws.names import Names
+from chestxray.aws.deploy import Served, ending
 from chestxray.aws.roles import WITHOUT_RESOURCE, reading, working
+from chestxray.aws.session import Names
 from live_moto import ACCOUNT
 from policies import as_list, statements
 

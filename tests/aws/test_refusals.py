@@ -82,7 +82,7 @@ def test_a_verb_that_is_throttled_without_end_says_so_in_one_sentence(
     lines = capsys.readouterr()
     told_of = [line for line in (lines.out + lines.err).splitlines() if "was answered with" in line]
     assert told_of
-    assert all("Wait a minute and repeat the command; it goes on where it stood" in line for line in told_of)
+    assert all("Wait a minute and repeat the command; it resumes where it stopped" in line for line in told_of)
     assert "Traceback" not in lines.err
     assert set(door.times.values()) - {1} == {session.ATTEMPTS}
     assert door.changes == []

@@ -17,9 +17,9 @@ import boto3
 import pytest
 
 import live_moto
-from chestxray.aws import prices, session, storage
-from chestxray.aws.names import Names
-from chestxray.aws.session import Cloud, cloud_errors, connect
+from chestxray.aws import session, storage
+from chestxray.aws.plan import PRICES_NOTICE
+from chestxray.aws.session import Cloud, Names, cloud_errors, connect
 from chestxray.errors import (
     CloudError,
     CloudMissing,
@@ -157,7 +157,7 @@ def test_a_dry_run_tells_the_plan_and_sends_nothing(s3: Any, folder: Path, capsy
     assert run("aws", "upload", folder, "s3://films", "--dry-run") == 0
     told = capsys.readouterr().out
     assert "send 3 new and 0 changed files" in told
-    assert prices.NOTICE in told
+    assert PRICES_NOTICE in told
     assert uploaded(capsys, folder, "s3://films", "--dry-run")["plan"]["items"][0]["does"] == "send"
     assert keys(s3) == []
 

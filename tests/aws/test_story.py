@@ -16,10 +16,9 @@ from playwright.sync_api import sync_playwright
 
 import cloud_door
 import live_ministack
-from chestxray.aws import lambda_archive, stacks, waiting, website
-from chestxray.aws.names import Names
+from chestxray.aws import stacks, waiting, website
 from chestxray.aws.roles import WITHOUT_RESOURCE
-from chestxray.aws.session import connect
+from chestxray.aws.session import Names, connect
 from chestxray.inference.predictor import Predictor
 from cloud_door import Door
 from driving import CHROMIUM, FLAGS, choose, expect_answer_for
@@ -225,7 +224,7 @@ def test_a_website_with_the_model_inside_answers_and_goes_whole_though_throttled
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The function runs by ministack's own Python, so the libraries in it are those for this one."""
-    monkeypatch.setattr(lambda_archive, "PYTHON", f"{sys.version_info.major}.{sys.version_info.minor}")
+    monkeypatch.setattr(website, "PYTHON", f"{sys.version_info.major}.{sys.version_info.minor}")
     account.door.refuse = cloud_door.at_first(2)
     made = told(capsys, "aws", "website", "--inline", "--bundle", bundle, "--access", "open")
     if "pip cannot fetch" in json.dumps(made):

@@ -169,7 +169,7 @@ def test_ctrl_c_leaves_the_job_running_and_destroy_stops_it_and_leaves_nothing_b
     follower.send_signal(signal.SIGINT)
     said = follower.communicate()[1]
     assert follower.returncode == 130
-    assert "goes on in AWS. The same command follows it" in said
+    assert "keeps running in AWS. The same command follows it" in said
     running = boto3.client("sagemaker").list_training_jobs(StatusEquals="InProgress")["TrainingJobSummaries"]
     assert len(running) == 1
     assert run("aws", "destroy") == 0

@@ -24,10 +24,10 @@ import live_lambda
 import live_ministack
 import live_moto
 import live_service
-from chestxray.aws import lambda_archive, lambda_handler, stacks, storage
+from chestxray.aws import lambda_handler, stacks, storage
 from chestxray.aws import website as sites
 from chestxray.aws.session import Cloud, connect
-from chestxray.aws.website import WebsiteSettings, judge_of, page_files, website_plan
+from chestxray.aws.website import WebsiteSettings, page_files, site_model, website_plan
 from chestxray.cli import main
 from chestxray.errors import CloudError, CloudMissing, UsageError
 from chestxray.inference.predictor import Predictor
@@ -114,7 +114,7 @@ def test_the_page_leaves_aws_with_the_headers_that_it_has_here(template: dict[st
 
 def test_template_and_code_agree(template: dict[str, Any]) -> None:
     resources = template["Resources"]
-    assert resources["Function"]["Properties"]["Runtime"] == f"python{lambda_archive.PYTHON}"
+    assert resources["Function"]["Properties"]["Runtime"] == f"python{sites.PYTHON}"
     routes = {
         tuple(resource["Properties"]["RouteKey"].split())
         for resource in resources.values()
@@ -138,11 +138,11 @@ def test_access_is_chosen_and_keys_come_with_it() -> None:
 
 
 def test_the_function_before_an_endpoint_is_two_small_files_and_always_the_same() -> None:
-    archive = lambda_archive.endpoint_archive("{}")
+    archive = sites.endpoint_archive("{}")
     with zipfile.ZipFile(io.BytesIO(archive)) as packed:
         assert packed.namelist() == ["lambda_handler.py", "model.json"]
         assert packed.read("lambda_handler.py") == Path(lambda_handler.__file__).read_bytes()
-    assert lambda_archive.endpoint_archive("{}") == archive
+    assert sites.endpoint_archive("{}") == archive
 
 
 def test_the_function_with_the_model_inside_answers_as_the_predictor(bundle: Path, film: bytes, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_the_archive_with_the_model_inside_needs_only_what_lambda_has(
     model = json.dumps({"bundle": json.loads((bundle / "bundle.json").read_text())})
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     try:
-        archive = lambda_archive.inline_archive(bundle, model, print, version)
+        archive = sites.inline_archive(bundle, model, print, version)
     except UsageError as error:
         pytest.skip(str(error))
     with zipfile.ZipFile(io.BytesIO(archive)) as packed:
@@ -241,19 +241,19 @@ def deploy_bundle(cloud: Cloud, bundle: Path, name: str, **variant: Any) -> None
 
 def test_the_website_describes_the_bundle_that_the_endpoint_runs(cloud: Cloud, bundle: Path) -> None:
     deploy_bundle(cloud, bundle, "ward", ServerlessConfig={"MemorySizeInMB": 2048, "MaxConcurrency": 2})
-    with judge_of(cloud, cloud.names("ward"), None) as judge:
-        assert (judge.folder / "bundle.json").read_bytes() == (bundle / "bundle.json").read_bytes()
-        assert (judge.endpoint, judge.max_film) == ("ward", sites.SERVERLESS_BODY)
-    assert not judge.folder.exists()
+    with site_model(cloud, cloud.names("ward"), None) as behind:
+        assert (behind.folder / "bundle.json").read_bytes() == (bundle / "bundle.json").read_bytes()
+        assert (behind.endpoint, behind.max_film) == ("ward", sites.SERVERLESS_BODY)
+    assert not behind.folder.exists()
     deploy_bundle(cloud, bundle, "clinic", InstanceType="ml.m5.large", InitialInstanceCount=1)
-    with judge_of(cloud, cloud.names("clinic"), None) as judge:
-        assert judge.max_film == sites.INSTANCE_BODY
+    with site_model(cloud, cloud.names("clinic"), None) as behind:
+        assert behind.max_film == sites.INSTANCE_BODY
 
 
 def test_without_an_endpoint_the_error_says_what_to_do(cloud: Cloud) -> None:
     with (
         pytest.raises(CloudMissing, match=r'"chestxray aws deploy", or put the model into the function with --inline'),
-        judge_of(cloud, cloud.names("nowhere"), None),
+        site_model(cloud, cloud.names("nowhere"), None),
     ):
         pass
 

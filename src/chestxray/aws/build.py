@@ -9,11 +9,10 @@ import hashlib
 from importlib import resources
 from typing import Any, Final
 
-from chestxray.aws import prices, stacks
+from chestxray.aws import stacks
 from chestxray.aws.archives import package_files, zipped
-from chestxray.aws.names import Names
-from chestxray.aws.plan import Item
-from chestxray.aws.session import Cloud, cloud_errors, is_missing
+from chestxray.aws.plan import CODEBUILD_MINUTE, Item
+from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
 from chestxray.aws.storage import ensure_bucket, put_bytes
 from chestxray.aws.waiting import states
 from chestxray.errors import JobFailed
@@ -63,7 +62,7 @@ def plan_of_image(cloud: Cloud, names: Names) -> tuple[Item, ...]:
     address = image_address(names, tag)
     if image_is_there(cloud, names, tag):
         return (Item("image", address, does="keep"),)
-    once = BUILD_MINUTES * prices.CODEBUILD_MINUTE
+    once = BUILD_MINUTES * CODEBUILD_MINUTE
     return (
         Item("stack", names.build_stack, note="repository of images, build project, its role", does="ensure"),
         Item("image", address, once=once, note=f"built in AWS, about {BUILD_MINUTES} minutes", does="build"),

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from chestxray.aws import prices, stacks
-from chestxray.aws.expiry import end_of
-from chestxray.aws.names import DEPLOYMENT_TAG, Names
+from chestxray.aws import stacks
+from chestxray.aws.deploy import end_of
+from chestxray.aws.plan import ECR_GB_MONTH, HOURS_A_MONTH, S3_GB_MONTH, instance_hours
 from chestxray.aws.roles import delete_role
-from chestxray.aws.session import Cloud, is_missing
+from chestxray.aws.session import DEPLOYMENT_TAG, Cloud, Names, is_missing
 from chestxray.aws.storage import bucket_exists, empty_bucket
 
 
@@ -72,7 +72,7 @@ def _transform_jobs(cloud: Cloud, names: Names) -> Iterator[Found]:
 
 
 def _hourly_of(resources: Mapping[str, Any]) -> float | None:
-    return prices.instance_hours(resources["InstanceType"], resources["InstanceCount"])
+    return instance_hours(resources["InstanceType"], resources["InstanceCount"])
 
 
 def _running_jobs(client: Any, names: Names, operation: str, kind: str) -> Iterator[tuple[str, str]]:
@@ -114,7 +114,7 @@ def _cost_of(client: Any, config: str) -> tuple[float | None, str]:
     if "ServerlessConfig" in variant:
         return 0.0, "serverless: nothing while idle"
     instance, count = variant["InstanceType"], variant["InitialInstanceCount"]
-    return prices.instance_hours(instance, count), f"on {instance}"
+    return instance_hours(instance, count), f"on {instance}"
 
 
 def _hosted(client: Any, names: Names, kind: str) -> Iterator[dict[str, Any]]:
@@ -203,7 +203,7 @@ def _images(cloud: Cloud, names: Names) -> Iterator[Found]:
         raise
     pages = client.get_paginator("describe_images").paginate(repositoryName=names.deployment)
     size = sum(image.get("imageSizeInBytes", 0) for page in pages for image in page["imageDetails"])
-    hourly = size / 1e9 * prices.ECR_GB_MONTH / prices.HOURS_A_MONTH
+    hourly = size / 1e9 * ECR_GB_MONTH / HOURS_A_MONTH
     yield Found("image repository", names.deployment, hourly=hourly, note=f"{size / 1e9:.2f} GB")
 
 
@@ -251,7 +251,7 @@ def _bucket(cloud: Cloud, names: Names) -> Iterator[Found]:
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=names.bucket)
         for found in page.get("Contents", ())
     ]
-    hourly = sum(sizes) / 1e9 * prices.S3_GB_MONTH / prices.HOURS_A_MONTH
+    hourly = sum(sizes) / 1e9 * S3_GB_MONTH / HOURS_A_MONTH
     yield Found("bucket", names.bucket, hourly=hourly, note=f"{len(sizes):,} objects, {sum(sizes) / 1e6:,.1f} MB")
 
 

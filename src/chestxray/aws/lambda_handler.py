@@ -1,7 +1,7 @@
 """The function behind the website: API Gateway's events in, the endpoint's answers out. Also runs as a file of its own.
 
     POST /v1/predict        the bytes of one film as the body, or ?key= of one that was uploaded
-    GET  /v1/model          what judges
+    GET  /v1/model          the model and its limits
     GET  /v1/upload         a form with which a larger film goes to S3, for this function to read
 
 Standard library and boto3 only. It asks one endpoint and one bucket, which the environment names, and opens no
@@ -123,15 +123,15 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One film and how it is to be judged."""
+class PredictRequest:
+    """One film and how it is to be classified."""
 
     film: bytes = field(repr=False)
     operating_point: str | None
     heatmap: bool
 
 
-Judge = Callable[[Wanted], str]  # gives the prediction as JSON; raises Refusal
+Classify = Callable[[PredictRequest], str]  # gives the prediction as JSON; raises Refusal
 
 
 def handler(event: Event, context: Any) -> Answer:
@@ -139,7 +139,7 @@ def handler(event: Event, context: Any) -> Answer:
     return answer(event, context, ask_endpoint)
 
 
-def answer(event: Event, context: Any, judge: Judge) -> Answer:
+def answer(event: Event, context: Any, classify: Classify) -> Answer:
     """Answer one event; whatever goes wrong, the caller gets a problem document."""
     began = time.monotonic()
     request_id = str(getattr(context, "aws_request_id", None) or uuid.uuid4())
@@ -148,7 +148,7 @@ def answer(event: Event, context: Any, judge: Judge) -> Answer:
         request = request_of(event)
         act, route = route_of(request)
         check_key(request.headers)
-        reply = _reply(200, act(request, judge), "application/json", request_id)
+        reply = _reply(200, act(request, classify), "application/json", request_id)
     except Refusal as refusal:
         reply = _problem(refusal, request_id)
     except Exception as error:  # noqa: BLE001 - the last line: the caller learns the request id and nothing else
@@ -189,7 +189,7 @@ def _request(event: Event, method: str, path: str) -> Request:
     )
 
 
-def route_of(request: Request) -> tuple[Callable[[Request, Judge], str], str]:
+def route_of(request: Request) -> tuple[Callable[[Request, Classify], str], str]:
     """What answers a request, and its pattern for the log. Raises: Refusal."""
     methods = {method: act for (method, path), act in ROUTES.items() if path == request.path}
     if not methods:
@@ -210,8 +210,8 @@ def check_key(headers: Mapping[str, str]) -> None:
         raise Refusal(KEY_NEEDED, "the request carries no key that this service knows", {"WWW-Authenticate": "Bearer"})
 
 
-def predict(request: Request, judge: Judge) -> str:
-    """One film, judged. Raises: Refusal."""
+def predict(request: Request, classify: Classify) -> str:
+    """One film, classified. Raises: Refusal."""
     unknown = request.query.keys() - {"operating_point", "heatmap", "key"}
     if unknown:
         raise Refusal(INVALID, f"unknown parameters: {', '.join(sorted(name[:40] for name in unknown))}")
@@ -223,15 +223,15 @@ def predict(request: Request, judge: Judge) -> str:
     if heatmap is None:
         raise Refusal(INVALID, "heatmap is 1 or 0")
     film = film_uploaded(request) if "key" in request.query else film_in_body(request)
-    return judge(Wanted(film, point, heatmap))
+    return classify(PredictRequest(film, point, heatmap))
 
 
-def describe(_request: Request, _judge: Judge) -> str:
+def describe(_request: Request, _classify: Classify) -> str:
     """The bundle's description and the limits of this way in."""
     return json.dumps(_model() | {"max_body": MAX_BODY, "media_types": MEDIA_TYPES})
 
 
-def offer_upload(_request: Request, _judge: Judge) -> str:
+def offer_upload(_request: Request, _classify: Classify) -> str:
     """A form for one film of bounded size under a name that nobody can guess. Raises: Refusal."""
     bucket, limit = _bucket(), int(os.environ["CHESTXRAY_MAX_FILM"])
     key = f"{UPLOADS}{uuid.uuid4().hex}"
@@ -242,7 +242,7 @@ def offer_upload(_request: Request, _judge: Judge) -> str:
     return json.dumps(form | further)
 
 
-ROUTES: Final[Mapping[tuple[str, str], Callable[[Request, Judge], str]]] = {
+ROUTES: Final[Mapping[tuple[str, str], Callable[[Request, Classify], str]]] = {
     ("POST", "/v1/predict"): predict,
     ("GET", "/v1/model"): describe,
     ("GET", "/v1/upload"): offer_upload,
@@ -288,14 +288,14 @@ def film_uploaded(request: Request) -> bytes:
         store.delete_object(Bucket=bucket, Key=key)
     except ClientError as error:
         if error.response["Error"]["Code"] in {"NoSuchKey", "AccessDenied"}:  # who may not list is told the latter
-            raise Refusal(NO_UPLOAD, "nothing lies under that key; each upload is judged once") from None
+            raise Refusal(NO_UPLOAD, "nothing lies under that key; each upload is classified once") from None
         raise
     if len(film) > limit:
         raise Refusal(TOO_LARGE, f"the film has more than the limit of {limit:,} bytes; export a smaller copy")
     return film
 
 
-def ask_endpoint(wanted: Wanted) -> str:
+def ask_endpoint(wanted: PredictRequest) -> str:
     """One try. Raises: Refusal."""
     attributes = {"heatmap": "1" if wanted.heatmap else "0"}
     if wanted.operating_point is not None:
@@ -343,7 +343,7 @@ def _refusal_of_model(error: ClientError, status: int, message: str) -> Refusal:
     if status in OF_A_FILM:
         return Refusal(OF_A_FILM[status], str(given.get("detail") or message), given=given)
     if status == OVERLOADED.status:
-        return Refusal(OVERLOADED, "the model judges as many films as it can", BUSY)
+        return Refusal(OVERLOADED, "the model has as many films under way as it can", BUSY)
     return Refusal(MODEL_FAILED, f"the container answered with status {status}; its log has the reason")
 
 

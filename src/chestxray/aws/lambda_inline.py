@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from chestxray.aws import lambda_handler
-from chestxray.aws.lambda_handler import OF_A_FILM, UNREADABLE, Answer, Event, Refusal, Wanted
+from chestxray.aws.lambda_handler import OF_A_FILM, UNREADABLE, Answer, Event, PredictRequest, Refusal
 from chestxray.errors import FilmError, MissingExtra
 from chestxray.inference.predictor import Predictor
 
@@ -16,11 +16,11 @@ _predictor: Final = Predictor.load(_ROOT / "bundle")  # while the function start
 
 
 def handler(event: Event, context: Any) -> Answer:
-    """Answer one event by judging here."""
-    return lambda_handler.answer(event, context, judge)
+    """Answer one event by classifying here."""
+    return lambda_handler.answer(event, context, classify)
 
 
-def judge(wanted: Wanted) -> str:
+def classify(wanted: PredictRequest) -> str:
     """The prediction as JSON. Raises: Refusal."""
     try:
         return _predictor.predict(

@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from chestxray.aws.names import Names
-from chestxray.aws.session import Cloud, cloud_errors, is_missing
+from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
 
 EXECUTION: Final = "sagemaker"
 EXPIRY: Final = "expiry"

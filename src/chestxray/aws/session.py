@@ -1,14 +1,17 @@
-"""The door to AWS: region, profile and credentials found once, clients made alike, refusals told in our own words."""
+"""The door to AWS: region, profile and credentials found once, clients made alike, names derived from one word.
+
+Refusals are translated into this package's errors.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from chestxray.aws.names import Names
 from chestxray.errors import (
     CloudError,
     CloudMissing,
@@ -19,8 +22,76 @@ from chestxray.errors import (
     CredentialsMissing,
     MissingExtra,
     QuotaReached,
+    UsageError,
 )
 from chestxray.version import __version__
+
+DEFAULT: Final = "chestxray"
+DEPLOYMENT_TAG: Final = "chestxray:deployment"
+VERSION_TAG: Final = "chestxray:version"
+
+_DEPLOYMENT: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+LONGEST: Final = (
+    24  # characters: a bucket's name holds 63, of which account and region take up to 30 and words the rest
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Names of one deployment's resources in an account and region.
+
+    Raises: UsageError: AWS would not take the deployment's name for some of them.
+    """
+
+    deployment: str
+    account: str
+    region: str
+
+    def __post_init__(self) -> None:
+        if not _DEPLOYMENT.fullmatch(self.deployment) or len(self.deployment) > LONGEST:
+            raise UsageError(
+                f"--deployment {self.deployment}: use at most {LONGEST} lower-case letters, digits and single hyphens, "
+                "with a letter first"
+            )
+
+    @property
+    def bucket(self) -> str:
+        """Our own bucket: source archives, bundles, function code, outputs of jobs. The films' bucket is the user's."""
+        return f"{self.deployment}-{self.account}-{self.region}"
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint; what belongs to it begins with the same word."""
+        return self.deployment
+
+    @property
+    def website_stack(self) -> str:
+        """The CloudFormation stack of the website."""
+        return f"{self.deployment}-website"
+
+    @property
+    def build_stack(self) -> str:
+        """The CloudFormation stack that builds the container's image."""
+        return f"{self.deployment}-build"
+
+    def role(self, purpose: str) -> str:
+        """An IAM role's name; roles are the account's, so the region is a part of it."""
+        return f"{self.deployment}-{purpose}-{self.region}"
+
+    def stamped(self, stamp: str) -> str:
+        """A name that is used once (a job, a model), ``stamp`` being a time or a hash."""
+        return f"{self.deployment}-{stamp}"
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What every resource carries."""
+        return {DEPLOYMENT_TAG: self.deployment, VERSION_TAG: __version__}
+
+    @property
+    def tag_list(self) -> list[dict[str, str]]:
+        """The tags as most services take them."""
+        return [{"Key": key, "Value": value} for key, value in self.tags.items()]
+
 
 ENDPOINT_VARIABLE: Final = "AWS_ENDPOINT_URL"  # boto3 reads it, and AWS_ENDPOINT_URL_<SERVICE> before it
 REGION_VARIABLES: Final = ("AWS_REGION", "AWS_DEFAULT_REGION")
@@ -43,7 +114,7 @@ _WORDS: Final[Mapping[type[CloudError], str]] = {
 _KINDS: Final = {word: kind for kind, words in _WORDS.items() for word in words.split()}
 _REMEDIES: Final[Mapping[type[CloudError], str]] = {
     CloudRefused: "Ask whoever administers the account for that permission",
-    CloudThrottled: "Wait a minute and repeat the command; it goes on where it stood",
+    CloudThrottled: "Wait a minute and repeat the command; it resumes where it stopped",
     CloudMissing: 'Compare the name and the --region; "chestxray aws status" lists what there is',
     CredentialsExpired: 'Sign in again ("aws sso login", or new keys) and repeat the command',
     CredentialsMissing: "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to valid keys, or give --profile",

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from chestxray.aws.names import Names
-from chestxray.aws.session import Cloud, cloud_errors, is_missing
+from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
 from chestxray.aws.storage import bucket_exists, empty_bucket
 from chestxray.aws.waiting import POLL_S
 from chestxray.errors import CloudError

@@ -1,7 +1,7 @@
 """Files to S3: many at once, only what changed, every one checked by S3 itself against the SHA-256 that we computed.
 
 A film that is there already is recognised by its size and the checksum that S3 stored with it, so the same command
-goes on where it was killed. Large files travel in parts, and go on in the middle.
+resumes where it was killed. Large files travel in parts, and resume in the middle.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from chestxray.aws import prices
-from chestxray.aws.names import Names
-from chestxray.aws.plan import Item, Plan
-from chestxray.aws.session import Cloud, cloud_errors, is_missing
+from chestxray.aws.plan import S3_GB_MONTH, S3_PUT, Item, Plan, dollars
+from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
 from chestxray.data.sources import SCHEME, below, objects_below, split_address
 from chestxray.errors import CloudMissing, SourceInvalid
 from chestxray.progress import ProgressCallback
@@ -82,10 +80,10 @@ def compare(cloud: Cloud, source: Path, address: str, on_progress: ProgressCallb
     changed = [file for file in files if file.key in there and there[file.key] != file.size]
     same: list[LocalFile] = []
 
-    def judge(file: LocalFile) -> None:
+    def compare_one(file: LocalFile) -> None:
         (same if checksum_stored(client, bucket, file.key) == checksum_of(file.path) else changed).append(file)
 
-    _each(alike, judge, on_progress)
+    _each(alike, compare_one, on_progress)
     known = {file.key for file in files}
     return UploadDiff(address, _sorted(new), _sorted(changed), _sorted(same), len(there.keys() - known))
 
@@ -107,9 +105,9 @@ def upload_plan(comparison: UploadDiff, *, creates: str = "") -> Plan:
     count, size = len(comparison.to_send), comparison.bytes_to_send
     items = [Item("bucket", creates, note="private, encrypted")] if creates else []
     if count:
-        monthly = prices.dollars(size / 1e9 * prices.S3_GB_MONTH)
+        monthly = dollars(size / 1e9 * S3_GB_MONTH)
         what = f"{len(comparison.new):,} new and {len(comparison.changed):,} changed files ({size / 1e6:,.1f} MB) below"
-        items.append(Item(what, comparison.address, once=count * prices.S3_PUT, note=f"{monthly} a month", does="send"))
+        items.append(Item(what, comparison.address, once=count * S3_PUT, note=f"{monthly} a month", does="send"))
     return Plan("upload", tuple(items))
 
 

@@ -9,9 +9,8 @@ from typing import Final
 
 from chestxray.aws import waiting
 from chestxray.aws.inventory import KINDS, Found, Kind
-from chestxray.aws.names import Names
 from chestxray.aws.plan import Item, Plan
-from chestxray.aws.session import Cloud, cloud_errors, is_missing
+from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
 from chestxray.errors import CloudError
 from chestxray.progress import Log
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from chestxray.aws.source import RECIPE
+from chestxray.aws.archives import RECIPE
 from chestxray.errors import ChestXrayError, TrainingInterrupted, UsageError
 from chestxray.files import write_atomically
 from chestxray.schema import Film, Split
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _parser(os.environ).parse_args(arguments)
     try:
         run(given)
-    except TrainingInterrupted as error:  # a spot instance is taken away: the job goes on from its checkpoint
+    except TrainingInterrupted as error:  # a spot instance is taken away: the job resumes from its checkpoint
         _log(str(error))
         sys.exit(error.exit_status)
     except (ChestXrayError, OSError) as error:

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from chestxray.aws import prices
+from chestxray.aws.archives import ENTRY, RECIPE, source_archive
 from chestxray.aws.images import has_gpu, training_image
-from chestxray.aws.names import Names
-from chestxray.aws.plan import Item, Plan
+from chestxray.aws.plan import Item, Plan, instance_hours
 from chestxray.aws.roles import ensure_execution_role, once_the_role_is_known
-from chestxray.aws.session import Cloud, cloud_errors, is_missing
-from chestxray.aws.source import ENTRY, RECIPE, source_archive
+from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
 from chestxray.aws.storage import checksum_stored, ensure_bucket, holds, put_bytes
 from chestxray.aws.training_entry import metric_definitions
-from chestxray.aws.waiting import LogTail, states
+from chestxray.aws.waiting import LogTail, next_name, states
 from chestxray.data.sources import SCHEME, below, objects_below, split_address
 from chestxray.errors import JobFailed, SourceInvalid, UsageError
 from chestxray.progress import Log
@@ -35,7 +33,6 @@ LOCAL_CHECKPOINTS: Final = "/opt/ml/checkpoints"
 SPOT_WAIT: Final = 2  # times the running time that a spot job may wait for instances and run, together
 TOOLKIT: Final = "sagemaker_pytorch_container.training:main"  # which starts torchrun where that is asked for
 DONE: Final = ("Completed", "Failed", "Stopped")
-ATTEMPTS: Final = 50  # jobs of one name; AWS keeps the names of those that failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +101,7 @@ class PreparedJob:
     def plan(self, names: Names) -> Plan:
         """What beginning it does and costs."""
         order = self.order
-        hourly = prices.instance_hours(order.instance, order.instances)
+        hourly = instance_hours(order.instance, order.instances)
         kind = "spot training job, usually at half the price or less" if order.spot else "training job"
         note = f"on {order.instances} x {order.instance} for {self.films:,} films, while it runs; "
         note += f"at most {order.max_hours:g} hours"
@@ -133,30 +130,6 @@ def prepare(cloud: Cloud, names: Names, order: TrainingOrder) -> PreparedJob:
     digest = hashlib.sha256(json.dumps([what, where]).encode())
     key = f"sources/{hashlib.sha256(source).hexdigest()[:16]}/sourcedir.tar.gz"
     return PreparedJob(order, names.stamped(f"train-{digest.hexdigest()[:12]}"), source, key, len(listing))
-
-
-def next_name(
-    describe: Callable[[str], Mapping[str, Any] | None],
-    stem: str,
-    status_key: str,
-    has_result: Callable[[Mapping[str, Any]], bool],
-) -> tuple[str, str]:
-    """The job of that stem which runs or is finished, and its status; else a name that is free, and "".
-
-    The names of jobs that failed, were stopped, or whose result was deleted meanwhile are taken for good, so the next
-    one gets a number.
-
-    Raises: what ``describe`` and ``has_result`` raise.
-    """
-    for number in range(1, ATTEMPTS):
-        name = stem if number == 1 else f"{stem}-{number}"
-        described = describe(name)
-        if described is None:
-            return name, ""
-        status = str(described[status_key])
-        if status not in {"Failed", "Stopped"} and (status != "Completed" or has_result(described)):
-            return name, status
-    raise JobFailed(f"{stem}: {ATTEMPTS - 1} jobs of this name left nothing. Change something about it")
 
 
 def begin(cloud: Cloud, names: Names, job: PreparedJob) -> Begun:

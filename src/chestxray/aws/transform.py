@@ -16,11 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from chestxray.aws.names import Names
-from chestxray.aws.session import Cloud, cloud_errors, is_missing
+from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
 from chestxray.aws.storage import WORKERS, holds
-from chestxray.aws.training_job import next_name
-from chestxray.aws.waiting import LogTail, states
+from chestxray.aws.waiting import LogTail, next_name, states
 from chestxray.data.sources import SCHEME, below, objects_below, split_address
 from chestxray.errors import JobFailed, SourceInvalid
 from chestxray.metrics.scores import Row, write_table
@@ -37,7 +35,7 @@ NO_ANSWER: Final = "the transform job gave no answer for it"
 
 @dataclass(frozen=True, slots=True)
 class TransformOrder:
-    """What is to be judged, by what.
+    """What is to be classified, by what.
 
     Attributes:
         address: the films, ``s3://bucket/prefix``.
@@ -133,17 +131,19 @@ def write_scores(films: Sequence[Film], transformed: Transformed, path: Path) ->
         films: cleaned; their paths are addresses in S3.
 
     Returns: the threshold at which the answers call pneumonia.
-    Raises: SourceInvalid, where no film was judged; JobFailed, where answers are of several models.
+    Raises: SourceInvalid, where no film was classified; JobFailed, where answers are of several models.
     """
     predictions = {film.path: _prediction(transformed.answers, film) for film in films}
-    judged = [found for found in predictions.values() if isinstance(found, Prediction)]
-    if not judged:
-        raise SourceInvalid(f"{transformed.job}: judged none of the {len(films):,} films: {_first_reason(predictions)}")
-    rules = {(found.model_sha256, found.threshold) for found in judged}
+    classified = [found for found in predictions.values() if isinstance(found, Prediction)]
+    if not classified:
+        raise SourceInvalid(
+            f"{transformed.job}: classified none of the {len(films):,} films: {_first_reason(predictions)}"
+        )
+    rules = {(found.model_sha256, found.threshold) for found in classified}
     if len(rules) > 1:
         raise JobFailed(f"{transformed.job}: its answers are of {len(rules)} models or thresholds")
     write_table((_row(film, predictions[film.path]) for film in films), path)
-    return judged[0].threshold
+    return classified[0].threshold
 
 
 def _row(film: Film, found: Prediction | str) -> Row:

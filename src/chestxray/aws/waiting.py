@@ -1,4 +1,4 @@
-"""Waiting for what AWS does in its own time, and telling what it says meanwhile."""
+"""Waiting for what AWS does in its own time, and showing its log meanwhile."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from chestxray.aws.session import cloud_errors, is_missing
-from chestxray.errors import CloudRefused, CloudThrottled
+from chestxray.errors import CloudRefused, CloudThrottled, JobFailed
 from chestxray.progress import Log
 
 POLL_S: Final = 5.0  # seconds between two questions
+ATTEMPTS: Final = 50  # jobs of one name; AWS keeps the names of those that failed
 
 
 def states(describe: Callable[[], Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -18,6 +19,30 @@ def states(describe: Callable[[], Mapping[str, Any]]) -> Iterator[Mapping[str, A
     while True:
         yield describe()
         time.sleep(POLL_S)
+
+
+def next_name(
+    describe: Callable[[str], Mapping[str, Any] | None],
+    stem: str,
+    status_key: str,
+    has_result: Callable[[Mapping[str, Any]], bool],
+) -> tuple[str, str]:
+    """The job of that stem which runs or is finished, and its status; else a name that is free, and "".
+
+    The names of jobs that failed, were stopped, or whose result was deleted meanwhile are taken for good, so the next
+    one gets a number.
+
+    Raises: what ``describe`` and ``has_result`` raise.
+    """
+    for number in range(1, ATTEMPTS):
+        name = stem if number == 1 else f"{stem}-{number}"
+        described = describe(name)
+        if described is None:
+            return name, ""
+        status = str(described[status_key])
+        if status not in {"Failed", "Stopped"} and (status != "Completed" or has_result(described)):
+            return name, status
+    raise JobFailed(f"{stem}: {ATTEMPTS - 1} jobs of this name left nothing. Change something about it")
 
 
 class LogTail:
@@ -32,7 +57,7 @@ class LogTail:
         self._is_closed = False
 
     def tell(self) -> None:
-        """Say what is new. A log that may not be read is told of once, and ends nobody's waiting.
+        """Show what is new. A log that may not be read is named once, and ends nobody's waiting.
 
         Raises: CloudError.
         """

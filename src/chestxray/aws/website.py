@@ -1,40 +1,112 @@
 """The website: page, API and function as one stack, and the few things that CloudFormation does not do itself.
 
 The bundle's description, the page's files and the function's code all come from the bundle that the endpoint runs,
-or, inline, from the one that is put into the function.
+or, inline, from the one that is put into the function. Inline, the function is a zip archive and no container image,
+because pip can fetch onnxruntime, numpy and Pillow for Lambda's system on any machine, where an image needs Docker;
+unpacked they take well under the 250 MB that Lambda allows.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-from chestxray.aws import prices, stacks
-from chestxray.aws.lambda_archive import endpoint_archive, inline_archive
+from chestxray.aws import lambda_handler, stacks
+from chestxray.aws.archives import files_below, package_files, zipped
 from chestxray.aws.lambda_handler import MAX_BODY, ROUTES
-from chestxray.aws.names import Names
-from chestxray.aws.plan import Item, Plan
-from chestxray.aws.session import Cloud, cloud_errors, is_missing
+from chestxray.aws.plan import (
+    CLOUDFRONT_REQUEST,
+    HTTP_API_REQUEST,
+    LAMBDA_GB_SECOND,
+    LAMBDA_REQUEST,
+    Item,
+    Plan,
+    dollars,
+)
+from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
 from chestxray.aws.storage import checksum_of_bytes, checksum_stored, ensure_bucket, put_bytes
-from chestxray.errors import BundleInvalid, CloudMissing, UsageError
+from chestxray.errors import BundleInvalid, CloudError, CloudMissing, UsageError
 from chestxray.inference.bundle import DESCRIPTION, Bundle
 from chestxray.progress import Log
+
+PYTHON: Final = "3.13"  # the function's; website.yaml says the same
+LIBRARIES: Final = ("numpy", "onnxruntime", "pillow")  # of this installation's versions, so that the answers agree
+PLATFORMS: Final = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux2014_x86_64")  # Amazon Linux 2023's
+MAX_UNPACKED: Final = 250 * 2**20  # bytes; Lambda takes no more
+
+_OF_THE_PACKAGE: Final = frozenset({".py", ".npz", ".json"})
+_ROOMS_NOT_NEEDED: Final = frozenset({"bundles", "page", "training"})
+_NOT_NEEDED: Final = frozenset({"__pycache__", "bin", "tests"})  # of the libraries
+
+
+def endpoint_archive(model: str) -> bytes:
+    """The function that asks an endpoint; ``model`` is its answer to ``/v1/model``."""
+    return zipped({"lambda_handler.py": Path(lambda_handler.__file__).read_bytes(), "model.json": model.encode()})
+
+
+def inline_archive(bundle: Path, model: str, log: Log, python: str = "") -> bytes:
+    """The function that classifies films itself: our package, the bundle, and the libraries for Lambda's system.
+
+    Args:
+        python: version that it will run by; the function's own, unless given.
+
+    Raises: CloudError: too large for Lambda; UsageError: pip cannot fetch the libraries.
+    """
+    with tempfile.TemporaryDirectory(prefix="chestxray-") as made:
+        _fetch_libraries(Path(made), python or PYTHON, log)
+        files = {
+            **dict(files_below(Path(made), _NOT_NEEDED)),
+            **package_files(without=_ROOMS_NOT_NEEDED, suffixes=_OF_THE_PACKAGE),
+            **_bundle_files(bundle),
+            "model.json": model.encode(),
+        }
+    size = sum(map(len, files.values()))
+    if size > MAX_UNPACKED:
+        raise CloudError(
+            f"the function would have {size / 2**20:,.0f} MiB; Lambda takes {MAX_UNPACKED / 2**20:,.0f}. "
+            'Deploy an endpoint ("chestxray aws deploy") and leave out --inline'
+        )
+    return zipped(files)
+
+
+def _bundle_files(bundle: Path) -> dict[str, bytes]:
+    names = ("bundle.json", *Bundle.open(bundle).info.files)
+    return {f"bundle/{name}": (bundle / name).read_bytes() for name in names}
+
+
+def _fetch_libraries(folder: Path, python: str, log: Log) -> None:
+    wanted = [f"{name}=={metadata.version(name)}" for name in LIBRARIES]
+    log(f"fetching {', '.join(wanted)} for Python {python} on Linux")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+    command += ["--target", str(folder), "--only-binary", ":all:", "--implementation", "cp", "--python-version", python]
+    for platform in PLATFORMS:
+        command += ["--platform", platform]
+    done = subprocess.run([*command, *wanted], capture_output=True, text=True, check=False)  # noqa: S603 - our own words
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1:] or ["it says nothing"]
+        raise UsageError(
+            f"pip cannot fetch the function's libraries: {reason[0]}. Is it installed, and the network up?"
+        )
+
 
 TEMPLATE: Final = "website.yaml"
 CODE: Final = "website/"  # where in our bucket the function's archives lie
 SERVERLESS_BODY: Final = 4_000_000  # bytes that an endpoint takes in one request: serverless, and on instances
 INSTANCE_BODY: Final = 25_000_000
 INLINE_BODY: Final = 25_000_000
-FUNCTION_GB: Final = 1769 / 1024  # memory of the function that judges itself
+FUNCTION_GB: Final = 1769 / 1024  # memory of the function that classifies films itself
 FILM_SECONDS: Final = 1.0  # of such a function, for a film; an estimate
 
 
@@ -90,8 +162,8 @@ class Website:
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
-    """What will judge: a bundle's folder, behind an endpoint where that has a name."""
+class SiteModel:
+    """What answers: a bundle's folder, behind an endpoint where that has a name."""
 
     folder: Path
     endpoint: str
@@ -99,26 +171,26 @@ class Judge:
 
 
 @contextmanager
-def judge_of(cloud: Cloud, names: Names, folder: Path | None) -> Iterator[Judge]:
+def site_model(cloud: Cloud, names: Names, folder: Path | None) -> Iterator[SiteModel]:
     """The bundle in ``folder``, inline; without one, that which the deployment's endpoint runs, fetched for as long.
 
     Raises: CloudError, BundleInvalid.
     """
     if folder is not None:
         Bundle.open(folder).verify()
-        yield Judge(folder, "", INLINE_BODY)
+        yield SiteModel(folder, "", INLINE_BODY)
         return
     with tempfile.TemporaryDirectory(prefix="chestxray-") as made:
         variant, model = _running(cloud, names.endpoint)
         limit = SERVERLESS_BODY if "ServerlessConfig" in variant else INSTANCE_BODY
-        yield Judge(_fetched_bundle(cloud, model, Path(made)), names.endpoint, limit)
+        yield SiteModel(_fetched_bundle(cloud, model, Path(made)), names.endpoint, limit)
 
 
 def website_plan(names: Names, settings: WebsiteSettings, there: bool) -> Plan:  # noqa: FBT001 - whether there is one
     """What publishing will do."""
-    per_thousand = 1000 * (prices.HTTP_API_REQUEST + prices.LAMBDA_REQUEST + 2 * prices.CLOUDFRONT_REQUEST)
+    per_thousand = 1000 * (HTTP_API_REQUEST + LAMBDA_REQUEST + 2 * CLOUDFRONT_REQUEST)
     if settings.inline:
-        per_thousand += 1000 * FILM_SECONDS * FUNCTION_GB * prices.LAMBDA_GB_SECOND
+        per_thousand += 1000 * FILM_SECONDS * FUNCTION_GB * LAMBDA_GB_SECOND
     does = "update" if there else "create"
     items = [
         Item("bucket", names.bucket, note="the function's code", does="keep" if there else "create"),
@@ -126,7 +198,7 @@ def website_plan(names: Names, settings: WebsiteSettings, there: bool) -> Plan: 
         Item(
             "requests to",
             "page and API",
-            note=f"about {prices.dollars(per_thousand)} a thousand films"
+            note=f"about {dollars(per_thousand)} a thousand films"
             + ("" if settings.inline else ", beside the endpoint's own costs"),
             does="answer",
         ),
@@ -137,24 +209,24 @@ def website_plan(names: Names, settings: WebsiteSettings, there: bool) -> Plan: 
     return Plan("website", tuple(items))
 
 
-def publish(cloud: Cloud, names: Names, settings: WebsiteSettings, judge: Judge, log: Log) -> Website:
+def publish(cloud: Cloud, names: Names, settings: WebsiteSettings, behind: SiteModel, log: Log) -> Website:
     """Send the code, bring the stack up to date, send the page. Raises: CloudError, UsageError."""
     ensure_bucket(cloud, names)
-    code = _send_code(cloud, names, settings, judge, log)
+    code = _send_code(cloud, names, settings, behind, log)
     parameters = {
         "Access": settings.access,
         "ApiKeys": settings.api_keys,
-        "EndpointName": judge.endpoint,
+        "EndpointName": behind.endpoint,
         "CodeBucket": names.bucket,
         "CodeKey": code,
-        "MaxFilm": str(judge.max_film),
+        "MaxFilm": str(behind.max_film),
         "RequestsPerSecond": str(settings.rate),
         "RequestsAtOnce": str(2 * settings.rate),
         "BudgetEmail": settings.email,
         "BudgetDollars": str(settings.budget),
     }
     stack = stacks.deploy(cloud, names, names.website_stack, template(), parameters, log)
-    changed = _send_page(cloud, stack.outputs["PageBucket"], judge.folder)
+    changed = _send_page(cloud, stack.outputs["PageBucket"], behind.folder)
     if changed and stack.did != "create":
         _forget_old_page(cloud, stack.outputs["DistributionId"])
     return Website(stack.outputs["Address"], stack.outputs["Api"], stack.did, changed, stack.name)
@@ -225,12 +297,12 @@ def _fetched_bundle(cloud: Cloud, model: Mapping[str, Any], into: Path) -> Path:
     return found.parent
 
 
-def _send_code(cloud: Cloud, names: Names, settings: WebsiteSettings, judge: Judge, log: Log) -> str:
+def _send_code(cloud: Cloud, names: Names, settings: WebsiteSettings, behind: SiteModel, log: Log) -> str:
     """Send the function's archive, where it is not there. Returns: its key."""
     from chestxray.serving.app import describe_model
 
-    model = describe_model(judge.folder, Bundle.open(judge.folder).info, MAX_BODY)
-    archive = inline_archive(judge.folder, model, log) if settings.inline else endpoint_archive(model)
+    model = describe_model(behind.folder, Bundle.open(behind.folder).info, MAX_BODY)
+    archive = inline_archive(behind.folder, model, log) if settings.inline else endpoint_archive(model)
     key = f"{CODE}{hashlib.sha256(archive).hexdigest()}.zip"
     with cloud_errors(f"sending the function's code to {names.bucket}"):
         client = cloud.client("s3")

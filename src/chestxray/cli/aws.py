@@ -1,18 +1,171 @@
-"""The group "chestxray aws": the pipeline's verbs on AWS, in its order."""
+"""The group "chestxray aws", and its verbs upload, website, status and destroy."""
 
 from __future__ import annotations
 
-from typing import Final
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from chestxray.cli.aws_account import destroy, status
-from chestxray.cli.aws_hosting import deploy, validate
-from chestxray.cli.aws_storage import upload
-from chestxray.cli.aws_training import train
-from chestxray.cli.aws_website import website
+from chestxray.cli.aws_models import deploy, train, validate
+from chestxray.cli.aws_options import Order, aws_options
+from chestxray.cli.console import plain, table
+from chestxray.cli.options import BUNDLE_VARIABLE, PATH
+from chestxray.inference.bundle import DEFAULT, folder_of
+from chestxray.schema import NOTICE
 
-# A verb is written in a file beside this one (cli/aws_*.py) and takes its place in this row.
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chestxray.aws.inventory import Found
+from typing import Final
+
+
+@click.command()
+@click.argument("data", type=PATH)
+@click.argument("address", metavar="s3://BUCKET/PREFIX")
+@aws_options
+def upload(order: Order, data: Path, address: str) -> None:
+    """Send films to S3: what is new or changed, several at once.
+
+    Every file's SHA-256 is checked by S3 when it arrives, and is what a later run compares. Stopped at any moment,
+    the same command resumes. Objects that have no file in DATA are left alone.
+    """
+    from chestxray.aws import storage
+
+    creates = storage.check_bucket(order.cloud, order.names, address)
+    with order.console.progress("Comparing") as move:
+        comparison = (
+            storage.without_bucket(data, address) if creates else storage.compare(order.cloud, data, address, move)
+        )
+    if not order.go_ahead(storage.upload_plan(comparison, creates=creates)):
+        return
+    if creates:
+        storage.ensure_bucket(order.cloud, order.names)
+    with order.console.progress("Sending") as move:
+        storage.send(order.cloud, comparison, move)
+    sent, same = len(comparison.to_send), len(comparison.same)
+    document = {"address": address, "sent": sent, "bytes": comparison.bytes_to_send, "same": same}
+    others = f"; {comparison.others:,} further objects were left alone" if comparison.others else ""
+    order.console.result(
+        document | {"others": comparison.others},
+        f"{address}: {sent:,} files sent ({comparison.bytes_to_send / 1e6:,.1f} MB), {same:,} were there{others}",
+    )
+
+
+@click.command()
+@click.option(
+    "--access",
+    type=click.Choice(["key", "iam", "open"]),
+    required=True,
+    help="Who may ask: holders of a key; signed requests (the page itself cannot sign); anybody.",
+)
+@click.option("--api-keys", type=PATH, help='File of "SHA-256 NAME" lines ("chestxray key NAME" makes one).')
+@click.option("--inline", is_flag=True, help="Put the model into the function: no endpoint, no idle cost.")
+@click.option(
+    "--bundle",
+    metavar="FOLDER|NAME",
+    envvar=BUNDLE_VARIABLE,
+    default=DEFAULT,
+    show_default=True,
+    help="With --inline: the bundle to classify with.",
+)
+@click.option("--email", default="", help="Who is told when the account's costs reach the budget. [default: nobody]")
+@click.option("--budget", type=click.IntRange(1), default=20, show_default=True, help="Dollars a month.")
+@click.option("--rate", type=click.IntRange(1, 1000), default=10, show_default=True, help="Requests a second.")
+@aws_options
+def website(
+    order: Order,
+    bundle: str,
+    access: str,
+    api_keys: Path | None,
+    inline: bool,  # noqa: FBT001 - click passes it by name
+    email: str,
+    budget: int,
+    rate: int,
+) -> None:
+    """Put the page and the API on AWS, before the endpoint of this deployment or with the model inside.
+
+    Makes or updates one CloudFormation stack: a distribution that serves page and API under one address, a private
+    bucket, an HTTP API, a function, its role and logs, a budget alarm with --email. The page
+    describes the bundle that the endpoint runs.
+    """
+    from chestxray.aws import stacks
+    from chestxray.aws.website import WebsiteSettings, publish, site_model, website_plan
+    from chestxray.serving.security import KeyRing
+
+    entries = ""
+    if api_keys is not None:
+        entries = ",".join(f"{digest} {name}" for name, digest in KeyRing.gather(api_keys).hashes.items())
+    settings = WebsiteSettings(access, inline, entries, email, budget, rate)
+    there = stacks.describe(order.cloud, order.names.website_stack) is not None
+    if not order.go_ahead(website_plan(order.names, settings, there)):
+        return
+    with site_model(order.cloud, order.names, folder_of(bundle) if inline else None) as behind:
+        made = publish(order.cloud, order.names, settings, behind, order.console.log)
+    order.console.result(made, f"The page: {made.address}\nThe API:  {made.api}\n{NOTICE}")
+
+
+@click.command()
+@click.option("--cost", is_flag=True, help="Also what each thing costs an hour.")
+@aws_options
+def status(order: Order, cost: bool) -> None:  # noqa: FBT001 - click passes it by name
+    """List everything of this deployment that exists in the account and region.
+
+    Exit status 1 where something could not be looked for.
+    """
+    from chestxray.aws.plan import PRICES_AS_OF, PRICES_NOTICE, dollars
+    from chestxray.aws.teardown import survey
+
+    found = survey(order.cloud, order.names)
+    lines = [_table(found.found, cost=cost)] if found.found else [f"{order.names.deployment}: nothing exists"]
+    if cost:
+        more = f", and what {', '.join(found.unpriced)} costs" if found.unpriced else ""
+        lines += [f"together about {dollars(found.hourly)} an hour, used or not{more}", PRICES_NOTICE]
+    lines += [f"Beware: {why}" for why in found.unknown]
+    document = {"found": plain(found.found), "unknown": list(found.unknown)}
+    costs = {"hourly": found.hourly, "unpriced": list(found.unpriced), "prices_as_of": PRICES_AS_OF} if cost else {}
+    order.console.result(document | costs, "\n".join(lines))
+    if found.unknown:
+        sys.exit(1)
+
+
+@click.command()
+@click.option("--keep-data", is_flag=True, help="Leave our own bucket: bundles, scores, checkpoints.")
+@aws_options
+def destroy(order: Order, keep_data: bool) -> None:  # noqa: FBT001 - click passes it by name
+    """Remove everything of this deployment, and look again until nothing of it is left.
+
+    Continues past what cannot be removed and says why at the end; exit status 1 where something is left. Films in
+    buckets of yours are never touched; finished jobs stay in AWS's lists and cost nothing.
+    """
+    from chestxray.aws import teardown
+
+    data = not keep_data
+    before = teardown.survey(order.cloud, order.names, data=data)
+    for why in before.unknown:  # so that an empty plan is not taken for an empty account
+        order.console.log(f"Beware: {why}")
+    if not order.go_ahead(teardown.plan(before.found)):
+        sys.exit(1 if before.unknown else 0)
+    result = teardown.destroy(order.cloud, order.names, before, order.console.log, data=data)
+    lines = [f"{len(result.removed):,} things are gone" if before.found else "nothing was there to remove"]
+    lines += ["still there:", _table(result.left, cost=True)] if result.left else []
+    lines += [f"Beware: {problem}" for problem in result.problems]
+    lines += ["Looked again: nothing is left."] if result.is_clean else ["Repeat the command once that is mended."]
+    order.console.result(plain(result), "\n".join(lines))
+    if not result.is_clean:
+        sys.exit(1)
+
+
+def _table(found: Sequence[Found], *, cost: bool) -> str:
+    from chestxray.aws.plan import dollars
+
+    rows = [("what", "name", "state", *(["an hour"] if cost else []), "note")]
+    rows += [(item.kind, item.name, item.state, *([dollars(item.hourly)] if cost else []), item.note) for item in found]
+    return table(rows)
+
+
 VERBS: Final[tuple[click.Command, ...]] = (upload, train, deploy, validate, website, status, destroy)
 
 
@@ -28,8 +181,8 @@ class _InOrder(click.Group):
 def aws() -> None:
     """Train, deploy, validate and serve on AWS, and remove it all again.
 
-    Each verb says what it will create and what that costs before it does; --dry-run stops there. Each may be
-    repeated: it goes on where it stood. Credentials are found as the AWS tools find them.
+    Each verb shows what it will create and what that costs before it does; --dry-run stops there. Each may be
+    repeated: it resumes where it stopped. Credentials are found as the AWS tools find them.
     """
 
 

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from chestxray.aws.names import DEFAULT
-from chestxray.aws.session import ENDPOINT_VARIABLE, cloud_errors, connect
+from chestxray.aws.session import DEFAULT, ENDPOINT_VARIABLE, cloud_errors, connect
 from chestxray.cli.console import Console
 from chestxray.cli.options import json_option
 
 if TYPE_CHECKING:
-    from chestxray.aws.names import Names
     from chestxray.aws.plan import Plan
-    from chestxray.aws.session import Cloud
+    from chestxray.aws.session import Cloud, Names
 
 DEPLOYMENT_VARIABLE: Final = "CHESTXRAY_DEPLOYMENT"
 CANCELLED: Final = "Nothing was done (--dry-run)."
@@ -73,7 +71,7 @@ def aws_options(command: Command) -> Command:
         callback=_use_endpoint,
         help="A server that speaks AWS's protocols, where it is not Amazon's.",
     )
-    @click.option("--dry-run", is_flag=True, help="Say what would be created and what it would cost, and stop.")
+    @click.option("--dry-run", is_flag=True, help="Show what would be created and what it would cost, and stop.")
     @json_option
     @wraps(command)
     def with_order(

@@ -1,0 +1,490 @@
+"""A bundle behind HTTP in AWS: a model, an endpoint (serverless unless asked otherwise), and the schedules of its end.
+
+The schedules delete endpoint, configuration and model without anything of ours running. They are made before the
+endpoint is, so that nothing is left to run for ever when a command is stopped in between.
+
+Source: Amazon SageMaker API reference, CreateModel, CreateEndpointConfig, CreateEndpoint, UpdateEndpoint; Amazon
+EventBridge Scheduler user guide, "Using universal targets" and "Automatic deletion".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from chestxray.aws.archives import tarred
+from chestxray.aws.plan import SERVERLESS_GB_SECOND, Item, dollars, instance_hours
+from chestxray.aws.roles import (
+    EXPIRY,
+    Statement,
+    allow,
+    arn,
+    ensure_execution_role,
+    ensure_role,
+    once_the_role_is_known,
+)
+from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
+from chestxray.aws.storage import checksum_stored, ensure_bucket, holds, put_bytes
+from chestxray.aws.waiting import states
+from chestxray.data.sources import SCHEME
+from chestxray.errors import CloudError, CloudMissing, JobFailed, UsageError
+from chestxray.inference.bundle import Bundle, folder_of, shipped_bundles
+from chestxray.progress import Log
+
+SHORT: Final = 12  # digits of a hash in a name
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A ``model.tar.gz``.
+
+    Attributes:
+        address: where it is, or goes, in S3.
+        stamp: for names: the same for the same weights.
+        data: what is sent there first; empty where it is there already.
+    """
+
+    address: str
+    stamp: str
+    data: bytes = b""
+
+
+def weights_of(cloud: Cloud, names: Names, given: str) -> Weights:
+    """The weights of a bundle, by its folder or its name in this package, or of a training job.
+
+    Raises: BundleInvalid, CloudMissing, JobFailed.
+    """
+    if Path(given).is_dir() or given in shipped_bundles():
+        return _of_bundle(names, folder_of(given))
+    client = cloud.client("sagemaker")
+    from botocore.exceptions import ClientError
+
+    with cloud_errors(f"looking for the training job {given}"):
+        try:
+            job = client.describe_training_job(TrainingJobName=given)
+        except ClientError as error:
+            if is_missing(error):
+                raise CloudMissing(f"{given}: neither a bundle here nor a training job in {names.region}") from error
+            raise
+    if job["TrainingJobStatus"] != "Completed":
+        why = job.get("FailureReason", "")
+        raise JobFailed(f"{given}: the job is {job['TrainingJobStatus']}{f': {why}' if why else ''}; it has no bundle")
+    address = job["ModelArtifacts"]["S3ModelArtifacts"]
+    with cloud_errors(f"looking for {address}"):
+        if not holds(cloud.client("s3"), address):
+            raise CloudMissing(f"{given}: its bundle {address} was deleted meanwhile. Train it again")
+    return Weights(address, hashlib.sha256(address.encode()).hexdigest()[:SHORT])
+
+
+def ensure_model(cloud: Cloud, names: Names, weights: Weights, image: str) -> str:
+    """Make the model unless it is there. Returns: its name. Raises: CloudError."""
+    from botocore.exceptions import ClientError
+
+    name = model_name(names, weights, image)
+    role = ensure_execution_role(cloud, names)
+    client = cloud.client("sagemaker")
+    if weights.data:
+        ensure_bucket(cloud, names)
+        key = weights.address.removeprefix(f"{SCHEME}{names.bucket}/")
+        with cloud_errors(f"sending the bundle to {weights.address}"):
+            store = cloud.client("s3")
+            if not checksum_stored(store, names.bucket, key):
+                put_bytes(store, names.bucket, key, weights.data)
+    with cloud_errors(f"creating the model {name}"):
+        try:
+            client.describe_model(ModelName=name)
+        except ClientError as error:
+            if not is_missing(error):
+                raise
+            request: dict[str, Any] = {
+                "ModelName": name,
+                "ExecutionRoleArn": role,
+                "PrimaryContainer": {"Image": image, "ModelDataUrl": weights.address},
+                "Tags": names.tag_list,
+            }
+            once_the_role_is_known(lambda: client.create_model(**request))
+    return name
+
+
+def model_name(names: Names, weights: Weights, image: str) -> str:
+    """The same for the same weights in the same image."""
+    digest = hashlib.sha256(f"{weights.stamp} {image}".encode()).hexdigest()[:SHORT]
+    return names.stamped(f"model-{digest}")
+
+
+def _of_bundle(names: Names, folder: Path) -> Weights:
+    bundle = Bundle.open(folder)
+    bundle.verify()
+    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+    data = tarred(files)
+    stamp = hashlib.sha256(data).hexdigest()[:SHORT]
+    return Weights(f"{SCHEME}{names.bucket}/bundles/{stamp}/model.tar.gz", stamp, data)
+
+
+NEVER: Final = "never"
+UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
+SHORTEST: Final = timedelta(minutes=5)  # an endpoint that is still being made cannot be deleted
+AFTER: Final = timedelta(minutes=10)  # between one and the next: the endpoint is gone by then
+TARGET: Final = "arn:aws:scheduler:::aws-sdk:sagemaker:"
+
+# In the order in which they go: operation, its parameter, policy action, word in the ARN.
+_ENDS: Final = (
+    ("deleteEndpoint", "EndpointName", "sagemaker:DeleteEndpoint", "endpoint"),
+    ("deleteEndpointConfig", "EndpointConfigName", "sagemaker:DeleteEndpointConfig", "endpoint-config"),
+    ("deleteModel", "ModelName", "sagemaker:DeleteModel", "model"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What makes up an endpoint, by name."""
+
+    endpoint: str
+    config: str
+    model: str
+
+    @property
+    def in_order(self) -> tuple[str, str, str]:
+        """As they have to go."""
+        return self.endpoint, self.config, self.model
+
+
+def parse_ttl(text: str) -> timedelta | None:
+    """``90m``, ``4h``, ``2d``; ``never`` is None. Raises: UsageError."""
+    if text == NEVER:
+        return None
+    match = re.fullmatch(r"(\d{1,4})([mhd])", text)
+    lifetime = timedelta(**{UNITS[match[2]]: int(match[1])}) if match else timedelta()
+    if lifetime < SHORTEST:
+        raise UsageError(f"--ttl {text}: give 5m or more, as minutes, hours or days (90m, 4h, 2d), or type {NEVER}")
+    return lifetime
+
+
+def set_expiry(cloud: Cloud, names: Names, served: Served, end: datetime | None) -> None:
+    """Make the schedules that delete it, or move those that are there; with None there are none.
+
+    Args:
+        end: with a time zone.
+
+    Raises: CloudError.
+    """
+    if end is None:
+        remove_expiry(cloud, names)
+        return
+    role = ensure_role(cloud, names, EXPIRY, "scheduler.amazonaws.com", {"delete": ending(names, served)})
+    client = cloud.client("scheduler")
+    with cloud_errors("making the schedules that end the endpoint"):
+        _ensure_group(client, names)
+        for place, ((operation, parameter, _, word), name) in enumerate(zip(_ENDS, served.in_order, strict=True)):
+            target = {"Arn": f"{TARGET}{operation}", "RoleArn": role, "Input": json.dumps({parameter: name})}
+            request = _once(f"{names.deployment}-{word}", names.deployment, end + place * AFTER, target)
+            once_the_role_is_known(lambda request=request: _set(client, request))  # type: ignore[misc]
+
+
+def ending(names: Names, served: Served) -> list[Statement]:
+    """What the schedules may do: delete these three, by name."""
+    return [
+        allow([action], arn(names, "sagemaker", f"{word}/{name}"))
+        for (_, _, action, word), name in zip(_ENDS, served.in_order, strict=True)
+    ]
+
+
+def remove_expiry(cloud: Cloud, names: Names) -> None:
+    """Delete the schedules of this deployment. Raises: CloudError."""
+    from botocore.exceptions import ClientError
+
+    client = cloud.client("scheduler")
+    with cloud_errors("deleting earlier schedules"):
+        for word in (word for _, _, _, word in _ENDS):
+            try:
+                client.delete_schedule(Name=f"{names.deployment}-{word}", GroupName=names.deployment)
+            except ClientError as error:
+                if not is_missing(error):
+                    raise
+
+
+def end_of(cloud: Cloud, names: Names) -> str:
+    """When the endpoint goes, as the schedule says it; "" where none does. Raises: botocore's errors."""
+    from botocore.exceptions import ClientError
+
+    try:
+        found = cloud.client("scheduler").get_schedule(Name=f"{names.deployment}-endpoint", GroupName=names.deployment)
+    except ClientError as error:
+        if is_missing(error):
+            return ""
+        raise
+    return f"{found['ScheduleExpression'].removeprefix('at(').removesuffix(')')} UTC"
+
+
+def _ensure_group(client: Any, names: Names) -> None:
+    """Schedules have no tags; their group has."""
+    from botocore.exceptions import ClientError
+
+    try:
+        client.get_schedule_group(Name=names.deployment)
+    except ClientError as error:
+        if not is_missing(error):
+            raise
+        client.create_schedule_group(Name=names.deployment, Tags=names.tag_list)
+
+
+def _set(client: Any, request: Mapping[str, Any]) -> None:
+    """Moved and not made anew, so that there is no moment without it."""
+    from botocore.exceptions import ClientError
+
+    try:
+        client.update_schedule(**request)
+    except ClientError as error:
+        if not is_missing(error):
+            raise
+        client.create_schedule(**request)
+
+
+def _once(name: str, group: str, when: datetime, target: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "Name": name,
+        "GroupName": group,
+        "ScheduleExpression": f"at({when.astimezone(UTC):%Y-%m-%dT%H:%M:%S})",
+        "ScheduleExpressionTimezone": "UTC",
+        "FlexibleTimeWindow": {"Mode": "OFF"},
+        "ActionAfterCompletion": "DELETE",
+        "Target": {**target, "RetryPolicy": {"MaximumRetryAttempts": 20, "MaximumEventAgeInSeconds": 86_400}},
+    }
+
+
+VARIANT: Final = "AllTraffic"
+SERVERLESS_MB: Final = 3072
+SERVERLESS_AT_ONCE: Final = 5  # films; more wait or are throttled
+SECONDS_A_FILM: Final = 0.5  # about, for the plan
+LOGS: Final = "/aws/sagemaker/Endpoints/"
+SETTLED: Final = ("InService", "Failed", "OutOfService")
+
+
+@dataclass(frozen=True, slots=True)
+class Hosting:
+    """Where a model runs.
+
+    Attributes:
+        instance: its type; "" for serverless.
+    """
+
+    instance: str = ""
+
+    @property
+    def variant(self) -> dict[str, Any]:
+        """As CreateEndpointConfig takes it, but for the model."""
+        if not self.instance:
+            return {"ServerlessConfig": {"MemorySizeInMB": SERVERLESS_MB, "MaxConcurrency": SERVERLESS_AT_ONCE}}
+        return {"InstanceType": self.instance, "InitialInstanceCount": 1, "InitialVariantWeight": 1.0}
+
+    def item(self, names: Names, note: str) -> Item:
+        """What it costs."""
+        if self.instance:
+            kind = f"endpoint on one {self.instance}"
+            return Item(kind, names.endpoint, hourly=instance_hours(self.instance), note=note, does="ensure")
+        thousand = 1000 * SECONDS_A_FILM * SERVERLESS_MB / 1024 * SERVERLESS_GB_SECOND
+        cost = f"nothing while idle, about {dollars(thousand)} a thousand films"
+        return Item("serverless endpoint", names.endpoint, note=f"{cost}; {note}", does="ensure")
+
+
+def served_as(names: Names, weights: Weights, image: str, hosting: Hosting) -> Served:
+    """The names that deploying it gives: the same for the same."""
+    model = model_name(names, weights, image)
+    digest = hashlib.sha256(json.dumps([model, hosting.variant]).encode()).hexdigest()[:12]
+    return Served(names.endpoint, names.stamped(f"hosting-{digest}"), model)
+
+
+def plan_items(names: Names, served: Served, hosting: Hosting, ttl: timedelta | None) -> tuple[Item, ...]:
+    """What deploying does and costs, but for the image."""
+    end = "runs until it is deleted" if ttl is None else f"deleted by itself after {_in_words(ttl)}"
+    items = [
+        Item("bucket", names.bucket, note="kept where it is there", does="ensure"),
+        Item("role", names.role("sagemaker"), does="ensure"),
+        Item("model", served.model, does="ensure"),
+        Item("endpoint configuration", served.config, does="ensure"),
+        hosting.item(names, end),
+    ]
+    if ttl is not None:
+        items.append(Item("schedules", names.deployment, note="delete endpoint, configuration, model", does="ensure"))
+    return tuple(items)
+
+
+def deploy(
+    cloud: Cloud, names: Names, weights: Weights, image: str, hosting: Hosting, end: datetime | None, log: Log
+) -> str:
+    """Make the endpoint, or change the one that is there; wait until it answers.
+
+    Where it does not come up, what was made is removed again. The schedules of its end are made before it is.
+
+    Returns: what it did: "create", "update" or "keep".
+    Raises: JobFailed, CloudError.
+    """
+    served = served_as(names, weights, image, hosting)
+    client = cloud.client("sagemaker")
+    ensure_model(cloud, names, weights, image)
+    before = _there(client, names.endpoint)
+    anew = before is None or _has_to_be_made_anew(client, before, hosting)
+    try:
+        _ensure_config(client, names, served, hosting)
+        set_expiry(cloud, names, served, end)
+        _begin(client, names, served, before, anew=anew, log=log)
+        _wait(client, served, log)
+    except BaseException:
+        if anew:  # nothing answered before, so nothing that anybody uses is taken away
+            _take_away(cloud, names, served, log)
+        raise
+    earlier = before["EndpointConfigName"] if before else served.config
+    if earlier != served.config:
+        _remove_config(client, earlier, keep=served.model)
+    return "create" if anew else "keep" if earlier == served.config else "update"
+
+
+def _take_away(cloud: Cloud, names: Names, served: Served, log: Log) -> None:
+    """After a failure, whose reason stays the one that the user is told."""
+    try:
+        remove(cloud, names, served, log)
+    except CloudError as error:
+        log(f'{error}. "chestxray aws destroy" removes what is left')
+
+
+def remove(cloud: Cloud, names: Names, served: Served, log: Log) -> None:
+    """Take away endpoint, configuration, model and schedules; what is not there is no error.
+
+    Raises: CloudError.
+    """
+    from botocore.exceptions import ClientError
+
+    client = cloud.client("sagemaker")
+    log(f"{served.endpoint}: taken away again")
+    with cloud_errors(f"removing {served.endpoint}"):
+        for found in states(lambda: _there(client, served.endpoint) or {}):
+            if found.get("EndpointStatus") not in {"Creating", "Updating", "SystemUpdating"}:
+                break
+        for operation, parameter, name in (
+            ("delete_endpoint", "EndpointName", served.endpoint),
+            ("delete_endpoint_config", "EndpointConfigName", served.config),
+            ("delete_model", "ModelName", served.model),
+        ):
+            try:
+                getattr(client, operation)(**{parameter: name})
+            except ClientError as error:
+                if not is_missing(error):
+                    raise
+    remove_expiry(cloud, names)
+
+
+def deployed_model(cloud: Cloud, names: Names) -> str:
+    """The model behind the endpoint. Raises: UsageError, where nothing is deployed; CloudError."""
+    client = cloud.client("sagemaker")
+    with cloud_errors(f"looking for the endpoint {names.endpoint}"):
+        endpoint = _there(client, names.endpoint)
+        if endpoint is None:
+            raise UsageError(
+                f'{names.endpoint}: nothing is deployed under this name. Run "chestxray aws deploy", or name with '
+                "--model which bundle or training job to validate"
+            )
+        config = client.describe_endpoint_config(EndpointConfigName=endpoint["EndpointConfigName"])
+    return str(config["ProductionVariants"][0]["ModelName"])
+
+
+def _there(client: Any, name: str) -> Mapping[str, Any] | None:
+    from botocore.exceptions import ClientError
+
+    try:
+        found: Mapping[str, Any] = client.describe_endpoint(EndpointName=name)
+    except ClientError as error:
+        if is_missing(error):
+            return None
+        raise
+    return found
+
+
+def _ensure_config(client: Any, names: Names, served: Served, hosting: Hosting) -> None:
+    from botocore.exceptions import ClientError
+
+    with cloud_errors(f"creating the endpoint configuration {served.config}"):
+        try:
+            client.describe_endpoint_config(EndpointConfigName=served.config)
+        except ClientError as error:
+            if not is_missing(error):
+                raise
+            variant = {"VariantName": VARIANT, "ModelName": served.model, **hosting.variant}
+            client.create_endpoint_config(
+                EndpointConfigName=served.config, ProductionVariants=[variant], Tags=names.tag_list
+            )
+
+
+def _has_to_be_made_anew(client: Any, before: Mapping[str, Any], hosting: Hosting) -> bool:
+    """What failed, lost its configuration, or would change between serverless and instances, cannot be updated."""
+    if before["EndpointStatus"] in {"Failed", "OutOfService"}:
+        return True
+    variants = _variants(client, before["EndpointConfigName"])
+    return not variants or ("ServerlessConfig" in variants[0]) != ("ServerlessConfig" in hosting.variant)
+
+
+def _begin(
+    client: Any, names: Names, served: Served, before: Mapping[str, Any] | None, *, anew: bool, log: Log
+) -> None:
+    request = {"EndpointName": served.endpoint, "EndpointConfigName": served.config}
+    with cloud_errors(f"creating the endpoint {served.endpoint}"):
+        if before is not None and anew:
+            log(f"{served.endpoint}: is made anew, and answers nothing meanwhile")
+            client.delete_endpoint(EndpointName=served.endpoint)
+            for found in states(lambda: {"there": _there(client, served.endpoint)}):
+                if found["there"] is None:
+                    break
+        if anew:
+            client.create_endpoint(**request, Tags=names.tag_list)
+        elif before is not None and before["EndpointConfigName"] != served.config:
+            client.update_endpoint(**request)
+
+
+def _wait(client: Any, served: Served, log: Log) -> None:
+    told = ""
+    with cloud_errors(f"waiting for the endpoint {served.endpoint}"):
+        for found in states(lambda: client.describe_endpoint(EndpointName=served.endpoint)):
+            status = found["EndpointStatus"]
+            if status != told:
+                log(f"{served.endpoint}: {status}")
+                told = status
+            if status in SETTLED:
+                break
+    if status != "InService" or found["EndpointConfigName"] != served.config:
+        why = found.get("FailureReason") or "AWS gives no reason"
+        raise JobFailed(f"{served.endpoint}: does not come up: {why} Its lines are in the log {LOGS}{served.endpoint}")
+
+
+def _remove_config(client: Any, config: str, *, keep: str) -> None:
+    """What an endpoint was made of before, once it is made of something else."""
+    with cloud_errors(f"removing the earlier configuration {config}"):
+        variants = _variants(client, config)
+        if variants:
+            client.delete_endpoint_config(EndpointConfigName=config)
+        for model in {variant["ModelName"] for variant in variants} - {keep}:
+            client.delete_model(ModelName=model)
+
+
+def _variants(client: Any, config: str) -> Sequence[Mapping[str, Any]]:
+    """Of an endpoint configuration; none where it is gone."""
+    from botocore.exceptions import ClientError
+
+    try:
+        found: Sequence[Mapping[str, Any]] = client.describe_endpoint_config(EndpointConfigName=config)[
+            "ProductionVariants"
+        ]
+    except ClientError as error:
+        if is_missing(error):
+            return ()
+        raise
+    return found
+
+
+def _in_words(ttl: timedelta) -> str:
+    minutes = round(ttl.total_seconds() / 60)
+    return f"{minutes / 60:g} hours" if minutes >= 60 else f"{minutes} minutes"  # noqa: PLR2004 - minutes an hour

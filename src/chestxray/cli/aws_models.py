@@ -1,0 +1,273 @@
+"""The verbs of "chestxray aws" that train, serve and measure a model: train, deploy, validate."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from chestxray.cli.aws_options import Order, aws_options
+from chestxray.cli.evaluate import assessment_text, command_line
+from chestxray.cli.model import RECIPE_OPTIONS
+from chestxray.cli.options import Command, Size, out_option, workers_option
+from chestxray.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_DONE: Final = {
+    "create": "answers",
+    "update": "was changed and answers",
+    "keep": "was there already and answers; nothing was created",
+}
+
+
+def _recipe_changes(command: Command) -> Command:
+    for name, kind, what in reversed(RECIPE_OPTIONS):
+        command = click.option(name, type=kind, default=None, help=f"{what} [default: the recipe's]")(command)
+    return command
+
+
+@click.command()
+@click.argument("training", metavar="s3://BUCKET/PREFIX")
+@click.option("--validation", metavar="ADDRESS", help="Films to validate on. [default: drawn from the others]")
+@click.option("--test", metavar="ADDRESS", help="Test films, so that none of them is trained on unnoticed.")
+@click.option("--recipe", default="default", show_default=True, help="A recipe of this package, or a TOML file.")
+@click.option("--network", default=None, help="A network by name. [default: the recipe's]")
+@_recipe_changes
+@click.option("--size", type=Size(), default=None, help="Height and width in pixels. [default: the network's]")
+@click.option("--split-seed", type=int, default=0, show_default=True, help="The same seed draws the same splits.")
+@click.option("--instance", default="ml.g4dn.xlarge", show_default=True, help="Type of the instances.")
+@click.option("--instances", type=click.IntRange(1, 20), default=1, show_default=True, help="How many.")
+@click.option("--processes", type=click.IntRange(1, 64), help="On each instance. [default: one a GPU, or one]")
+@click.option("--spot", is_flag=True, help="On spare capacity: cheaper, and it resumes after interruptions.")
+@click.option(
+    "--max-hours", type=click.FloatRange(0.1, 120), default=24.0, show_default=True, help="After which AWS stops it."
+)
+@click.option("--checkpoint-every", type=click.FloatRange(1.0), default=60.0, show_default=True, help="Seconds.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait for its end, showing its log.")
+@aws_options
+def train(
+    order: Order,
+    training: str,
+    validation: str | None,
+    test: str | None,
+    recipe: str,
+    network: str | None,
+    size: tuple[int, int] | None,
+    split_seed: int,
+    instance: str,
+    instances: int,
+    processes: int | None,
+    spot: bool,  # noqa: FBT001 - click passes it by name
+    max_hours: float,
+    checkpoint_every: float,
+    wait: bool,  # noqa: FBT001 - the same
+    **changes: Any,
+) -> None:
+    """Train on films in S3, as a SageMaker training job.
+
+    The job collects, cleans, splits, packs and trains as the verbs here do, and leaves a bundle in our bucket. The
+    same command again follows the job while it runs, and tells its result once it is finished. Ctrl-C leaves it
+    running.
+    """
+    from chestxray.aws import training_job
+    from chestxray.training.config import recipe_of
+
+    channels = {"training": training, "validation": validation, "test": test}
+    base = recipe_of(recipe, network=network)
+    base.with_changes(**changes).without_teacher()  # refused here, not in a quarter of an hour
+    wanted = training_job.TrainingOrder(
+        channels={name: address for name, address in channels.items() if address},
+        recipe=base.to_toml(),
+        network=base.network,
+        hyperparameters=_hyperparameters(changes, size, split_seed, checkpoint_every),
+        instance=instance,
+        instances=instances,
+        processes=processes or 0,
+        spot=spot,
+        max_hours=max_hours,
+    )
+    job = training_job.prepare(order.cloud, order.names, wanted)
+    if not order.go_ahead(job.plan(order.names)):
+        return
+    begun = training_job.begin(order.cloud, order.names, job)
+    name = begun.name
+    if begun.did == "keep":
+        order.console.log(f"{name}: this very job was there already; nothing was created")
+    if not wait:
+        status = training_job.status_of(order.cloud, name)
+        document = {"job": name, "did": begun.did, "status": status}
+        order.console.result(document, f"{name}: {status}. {_farewell(name)}")
+        return
+    try:
+        found = training_job.follow(order.cloud, name, order.console.log)
+    except KeyboardInterrupt:
+        order.console.log(f"\n{name} keeps running in AWS. {_farewell(name)}")
+        raise
+    metrics = {item["MetricName"]: item["Value"] for item in found.get("FinalMetricDataList", ())}
+    artifacts = found["ModelArtifacts"]["S3ModelArtifacts"]
+    order.console.result(
+        {
+            "job": name,
+            "did": begun.did,
+            "status": found["TrainingJobStatus"],
+            "artifacts": artifacts,
+            "metrics": metrics,
+            "billable_seconds": found.get("BillableTimeInSeconds"),
+        },
+        f"{name}: finished; the bundle is {artifacts}\n"
+        + "".join(f"  {metric} {value:.4f}\n" for metric, value in metrics.items())
+        + f"Serve it with: chestxray aws deploy {name}",
+    )
+
+
+def _hyperparameters(
+    changes: Mapping[str, Any], size: tuple[int, int] | None, split_seed: int, checkpoint_every: float
+) -> dict[str, str]:
+    """What the job is told, by the names that the original work used."""
+    given = {name.replace("_", "-"): f"{value}" for name, value in changes.items() if value is not None}
+    shape = {"size": f"{size[0]}x{size[1]}"} if size else {}
+    return given | shape | {"split-seed": f"{split_seed}", "checkpoint-every": f"{checkpoint_every}"}
+
+
+def _farewell(name: str) -> str:
+    return (
+        f'The same command follows it; "chestxray aws status" lists it; "aws sagemaker stop-training-job '
+        f'--training-job-name {name}" stops it.'
+    )
+
+
+@click.command()
+@click.argument("source", metavar="JOB|BUNDLE")
+@click.option("--serverless", is_flag=True, help="Pay by the film, nothing while idle; the default.")
+@click.option("--instance", metavar="TYPE", help="On an instance of its own, for instance ml.m5.large.")
+@click.option(
+    "--ttl", default="4h", show_default=True, help='After which AWS deletes it by itself: 90m, 4h, 2d, or "never".'
+)
+@click.option("--image", metavar="ADDRESS", help="An image in your registry. [default: built in AWS from this code]")
+@aws_options
+def deploy(
+    order: Order,
+    source: str,
+    serverless: bool,  # noqa: FBT001 - click passes it by name
+    instance: str | None,
+    ttl: str,
+    image: str | None,
+) -> None:
+    """Put a bundle behind an endpoint: that of a training job, or of a folder here.
+
+    The first time, the image that serves it is built in AWS. The endpoint is deleted by a schedule of AWS's own
+    after --ttl, with all that belongs to it, whatever becomes of this machine. The same command again sets that
+    time anew.
+    """
+    from chestxray.aws import build
+    from chestxray.aws import deploy as endpoints
+    from chestxray.aws.deploy import parse_ttl, weights_of
+    from chestxray.aws.plan import Plan
+
+    if serverless and instance:
+        raise UsageError("--serverless and --instance contradict each other. Give one of them")
+    cloud, names, log = order.cloud, order.names, order.console.log
+    lifetime = parse_ttl(ttl)
+    hosting = endpoints.Hosting(instance or "")
+    weights = weights_of(cloud, names, source)
+    address = image or build.image_address(names, build.image_tag(build.context()))
+    served = endpoints.served_as(names, weights, address, hosting)
+    images = () if image else build.plan_of_image(cloud, names)
+    if not order.go_ahead(Plan("deploy", (*images, *endpoints.plan_items(names, served, hosting, lifetime)))):
+        return
+    if not image:
+        build.ensure_image(cloud, names, log)
+    end = None if lifetime is None else datetime.now(UTC).replace(microsecond=0) + lifetime
+    did = endpoints.deploy(cloud, names, weights, address, hosting, end, log)
+    until = f"until {end:%Y-%m-%d %H:%M} UTC" if end else 'until "chestxray aws destroy"'
+    order.console.result(
+        {**dataclasses.asdict(served), "did": did, "image": address, "end": end.isoformat() if end else None},
+        f"{served.endpoint}: {_DONE[did]}, {until}\n"
+        "Validate it with: chestxray aws validate s3://bucket/prefix/test --out report",
+    )
+
+
+@click.command()
+@click.argument("address", metavar="s3://BUCKET/PREFIX")
+@out_option("The folder for the report (HTML, JSON, CSV, figures).", folder=True)
+@click.option("--model", metavar="JOB|BUNDLE", help="What to validate. [default: what is deployed]")
+@click.option("--image", metavar="ADDRESS", help="With --model: an image in your registry. [default: built in AWS]")
+@click.option("--instance", default="ml.m5.large", show_default=True, help="Type of the one instance.")
+@workers_option
+@aws_options
+def validate(
+    order: Order,
+    address: str,
+    out: Path,
+    model: str | None,
+    image: str | None,
+    instance: str,
+    workers: int | None,
+) -> None:
+    """Measure the deployed model on films in S3, by a batch transform.
+
+    The same report as "chestxray evaluate": films are cleaned here as there, labels are read from their keys, and
+    each figure has its count and its interval.
+    """
+    from chestxray.aws import build, transform
+    from chestxray.aws.deploy import deployed_model, ensure_model, model_name, weights_of
+    from chestxray.aws.plan import Item, Plan, instance_hours
+    from chestxray.aws.roles import ensure_execution_role
+    from chestxray.aws.storage import ensure_bucket
+    from chestxray.data.clean import clean
+    from chestxray.data.collect import films_of
+    from chestxray.data.sources import split_address
+    from chestxray.evaluation.evaluate import EvaluationSettings, evaluate_table
+
+    cloud, names, log = order.cloud, order.names, order.console.log
+    weights = weights_of(cloud, names, model) if model else None
+    image_address = image or build.image_address(names, build.image_tag(build.context()))
+    name = model_name(names, weights, image_address) if weights else deployed_model(cloud, names)
+    wanted = transform.prepare(cloud, names, address, name, instance)
+    note = f"of {wanted.films:,} films on {instance}, while it runs"
+    items = (
+        Item("bucket", names.bucket, note="kept where it is there", does="ensure"),
+        Item("role", names.role("sagemaker"), note="reads these films, works in that bucket", does="ensure"),
+        *(build.plan_of_image(cloud, names) if weights and not image else ()),
+        Item("model", name, does="ensure"),
+        Item("transform job", wanted.stem, hourly=instance_hours(instance), note=note),
+    )
+    if not order.go_ahead(Plan("validate", items)):
+        return
+    if weights:
+        if not image:
+            build.ensure_image(cloud, names, log)
+        ensure_model(cloud, names, weights, image_address)
+    ensure_bucket(cloud, names)
+    ensure_execution_role(cloud, names, split_address(address)[0])
+    transformed = transform.run(cloud, names, wanted, log)
+    _use_the_same_profile()
+    with order.console.progress("Cleaning") as move:
+        films = clean([dataclasses.replace(film, split="") for film in films_of(address)], move, workers)
+    out.mkdir(parents=True, exist_ok=True)
+    table = out.with_name(f"{out.name}.scores.csv")
+    threshold = transform.write_scores(films, transformed, table)
+    assessment = evaluate_table(table, out, EvaluationSettings(threshold=threshold, command=command_line()))
+    order.console.result(
+        {
+            "job": transformed.job,
+            "did": transformed.did,
+            "scores": table,
+            "report": out / "index.html",
+            "assessment": assessment.to_json(),
+        },
+        f"{assessment_text(assessment)}\nscores: {table}\nreport: {out / 'index.html'}",
+    )
+
+
+def _use_the_same_profile() -> None:
+    """Films are read from S3 by processes of their own, which know the environment only."""
+    given = click.get_current_context().params.get("profile")
+    if given:
+        os.environ["AWS_PROFILE"] = given
