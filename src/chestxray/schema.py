@@ -89,6 +89,14 @@ class Resize(StrEnum):
     CROP = "crop"  # aspect ratio kept, the centre taken
 
 
+class Levels(StrEnum):
+    """What becomes of a film's grey levels on their way to the network."""
+
+    STORED = "stored"  # nothing: a dark export stays dark
+    STRETCHED = "stretched"  # the middle's darkest and brightest hundredth become black and white
+    EQUALISED = "equalised"  # the same, and then drawn towards the levels' ranks within the film
+
+
 # --------------------------------------------------------------------------- manifest
 
 
@@ -234,6 +242,7 @@ class Preprocessing:
         height, width: of the network's input, in pixels.
         resize: how a film of another shape gets there.
         mean, std: of the grey level over all pixels of the training films, black 0, white 1.
+        levels: what becomes of a film's grey levels; bundles and packs from before 2026-11-28 keep them as stored.
     """
 
     height: int
@@ -241,9 +250,11 @@ class Preprocessing:
     resize: Resize
     mean: float
     std: float
+    levels: Levels = Levels.STORED
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "resize", Resize(self.resize))
+        object.__setattr__(self, "levels", Levels(self.levels))
         if not all(MIN_INPUT_SIDE <= split <= MAX_INPUT_SIDE for split in (self.height, self.width)):
             raise ValueError(
                 f"input size {self.height} x {self.width}: "

@@ -11,14 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from chestxray.errors import FilmTooLarge, TruncatedFilm, UnreadableFilm, UnsupportedFormat
 from chestxray.images.decode import MAX_BYTES, MAX_PIXELS, decode
-from chestxray.images.preprocess import onto_film, preprocess, resample
+from chestxray.images.preprocess import levelled, onto_film, preprocess, resample
 from chestxray.images.quality import brightness_of_middle, objection_to, perceptual_hash
-from chestxray.schema import Preprocessing, Resize, Verdict
+from chestxray.schema import Levels, Preprocessing, Resize, Verdict
 from drawing import encoded, gradient, png_claiming, textured
 
 GREY = gradient()
@@ -372,3 +375,35 @@ def test_threads_that_decode_at_once_leave_the_warnings_as_they_were() -> None:
     assert warnings.filters == before
     with pytest.warns(UserWarning, match="still heard"):
         warnings.warn("still heard", stacklevel=1)
+
+
+def with_exposure(levels: npt.NDArray[np.uint8], gain: float, offset: float, bits: int) -> npt.NDArray[np.uint16]:
+    """An 8-bit film as a 16-bit sensor of so many bits would store it, with that gain and offset of its range."""
+    top = 2**bits - 1
+    return np.rint(levels / 255 * gain * (1 - offset) * top + offset * top).astype(np.uint16)
+
+
+@pytest.mark.parametrize("levels", [Levels.STRETCHED, Levels.EQUALISED])
+@given(gain=st.floats(0.25, 1.0), offset=st.floats(0.0, 0.5), bits=st.integers(10, 16))
+def test_gain_offset_and_depth_of_a_film_do_not_reach_the_network(
+    levels: Levels, gain: float, offset: float, bits: int
+) -> None:
+    film = textured(7, 96, 128)
+    as_it_is = resample(film, 48, 64, Resize.SQUEEZE, levels=levels).astype(int)
+    stored = resample(with_exposure(film, gain, offset, bits), 48, 64, Resize.SQUEEZE, levels=levels)
+    assert np.abs(stored - as_it_is).max() <= 2 + 255 // (gain * (1 - offset) * 2**bits / 2)
+    assert np.array_equal(resample(film.astype(np.uint16) * 64, 48, 64, Resize.SQUEEZE, levels=levels), as_it_is)
+
+
+def test_one_hot_pixel_does_not_darken_a_film() -> None:
+    film = textured(7, 96, 128)
+    hot = film.astype(np.uint16) * 64
+    hot[40, 40] = 65535
+    seen = resample(hot, 48, 64, Resize.SQUEEZE, levels=Levels.EQUALISED).astype(int)
+    assert np.median(np.abs(seen - resample(film, 48, 64, Resize.SQUEEZE, levels=Levels.EQUALISED))) <= 1
+
+
+def test_levels_kept_as_stored_are_only_rounded() -> None:
+    film = textured(7, 96, 128)
+    assert np.array_equal(levelled(film, Levels.STORED), film)
+    assert levelled(np.full((9, 9), 7.0, np.float32), Levels.STRETCHED).max() == 0

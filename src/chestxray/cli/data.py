@@ -12,7 +12,7 @@ import click
 from chestxray.cli.console import Console, plain, table
 from chestxray.cli.options import FILE, FOLDER, Size, endpoint_option, json_option, out_option, workers_option
 from chestxray.data.sources import name_of
-from chestxray.schema import Label, Resize, Split, read_manifest, write_manifest
+from chestxray.schema import Label, Levels, Resize, Split, read_manifest, write_manifest
 
 if TYPE_CHECKING:
     from chestxray.data.clean import Distribution
@@ -195,10 +195,19 @@ def sides_text(films: tuple[Film, ...]) -> str:
     show_default=True,
     help="How films of another shape get there.",
 )
+@click.option(
+    "--levels",
+    type=click.Choice([policy.value for policy in Levels]),
+    default=Levels.EQUALISED.value,
+    show_default=True,
+    help="What becomes of their grey levels.",
+)
 @workers_option
 @endpoint_option
 @json_option
-def pack(console: Console, manifest: Path, out: Path, size: tuple[int, int], resize: str, workers: int | None) -> None:
+def pack(
+    console: Console, manifest: Path, out: Path, size: tuple[int, int], resize: str, levels: str, workers: int | None
+) -> None:
     """Decode every film once, into one array.
 
     Training maps the array into memory. The mean and the standard deviation are exact, over all pixels of the
@@ -214,6 +223,7 @@ def pack(console: Console, manifest: Path, out: Path, size: tuple[int, int], res
             out,
             size=size,
             resize=Resize(resize),
+            levels=Levels(levels),
             on_progress=move,
             workers=workers,
             leakage_allowed=read_allowance(manifest),

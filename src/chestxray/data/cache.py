@@ -26,7 +26,7 @@ from chestxray import images
 from chestxray.errors import ManifestInvalid
 from chestxray.files import write_atomically
 from chestxray.images.preprocess import Plane
-from chestxray.schema import Film, Resize, read_manifest
+from chestxray.schema import Film, Levels, Resize, read_manifest
 from chestxray.version import __version__
 
 IMAGES: Final = "images.npy"
@@ -63,16 +63,17 @@ class PlaneStore:
         return None if place is None else place[0][place[1]]
 
 
-def known_planes(out: Path, size: tuple[int, int], resize: Resize, earlier: str | None) -> PlaneStore:
+def known_planes(out: Path, size: tuple[int, int], resize: Resize, levels: Levels, earlier: str | None) -> PlaneStore:
     """What can be copied from the pack at ``out``, and from packs on their way there that were killed.
 
     Args:
         out: where a pack is about to be written.
         size: (height, width) that it will have.
         resize: how films of another shape get there.
+        levels: what becomes of their grey levels.
         earlier: name of the description of a finished pack, which names its decoder.
     """
-    wanted = {"height": size[0], "width": size[1], "resize": str(resize), "decoder": decoder()}
+    wanted = _made_by(size, resize, levels)
     planes = PlaneStore()
     for folder in (out, *_left_behind(out)):
         found = _described(folder / earlier) if folder == out and earlier else _described(folder / PROGRESS)
@@ -81,12 +82,17 @@ def known_planes(out: Path, size: tuple[int, int], resize: Resize, earlier: str 
     return planes
 
 
-def note_progress(folder: Path, size: tuple[int, int], resize: Resize, done: int) -> None:
+def note_progress(folder: Path, size: tuple[int, int], resize: Resize, levels: Levels, done: int) -> None:
     """Say how many planes of a pack on its way are on disk."""
-    document = {"height": size[0], "width": size[1], "resize": str(resize), "decoder": decoder(), "done": done}
+    document = {**_made_by(size, resize, levels), "done": done}
     beside = folder / f"{PROGRESS}.part"
     beside.write_text(json.dumps(document), encoding="utf-8")
     beside.replace(folder / PROGRESS)
+
+
+def _made_by(size: tuple[int, int], resize: Resize, levels: Levels) -> dict[str, Any]:
+    """What decides the planes of a film."""
+    return {"height": size[0], "width": size[1], "resize": str(resize), "levels": str(levels), "decoder": decoder()}
 
 
 def clear_left_behind(out: Path) -> None:

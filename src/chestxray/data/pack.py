@@ -35,7 +35,17 @@ from chestxray.errors import DataError, FilmError, PackInvalid
 from chestxray.files import folder_written_whole
 from chestxray.images.preprocess import Plane, preprocess
 from chestxray.progress import ProgressCallback, no_progress
-from chestxray.schema import Film, PackInfo, Preprocessing, Resize, Split, fingerprint, read_manifest, write_manifest
+from chestxray.schema import (
+    Film,
+    Levels,
+    PackInfo,
+    Preprocessing,
+    Resize,
+    Split,
+    fingerprint,
+    read_manifest,
+    write_manifest,
+)
 
 DESCRIPTION: Final = "pack.json"
 
@@ -91,6 +101,7 @@ def write_pack(
     *,
     size: tuple[int, int] = DEFAULT_SIZE,
     resize: Resize | str = Resize.SQUEEZE,
+    levels: Levels | str = Levels.EQUALISED,
     on_progress: ProgressCallback = no_progress,
     workers: int | None = None,
     leakage_allowed: str = "",
@@ -105,6 +116,7 @@ def write_pack(
         out: folder to write, whole or not at all.
         size: (height, width) in pixels.
         resize: how films of another shape get there.
+        levels: what becomes of their grey levels.
         on_progress: called with (done, total).
         workers: processes; by default one a core.
         leakage_allowed: why splits that leak are to be packed all the same; kept in the description.
@@ -113,7 +125,7 @@ def write_pack(
         Leakage: the splits share a patient or a film.
         PackInvalid: no film has a split, none is for training, or a file changed since it was cleaned.
     """
-    out, resize = Path(out), Resize(resize)
+    out, resize, levels = Path(out), Resize(resize), Levels(levels)
     rows = tuple(film for film in films if film.is_accepted and film.split)
     if not any(film.split == Split.TRAIN for film in rows):
         raise PackInvalid(
@@ -124,18 +136,18 @@ def write_pack(
     with folder_written_whole(out, marker=DESCRIPTION) as beside:
         images = np.lib.format.open_memmap(beside / IMAGES, mode="w+", dtype=np.uint8, shape=(len(rows), height, width))
         write_manifest(rows, beside / MANIFEST)
-        known = known_planes(out, size, resize, DESCRIPTION)
-        for index, plane in enumerate(_planes(rows, known, size, resize, on_progress, workers), start=1):
+        known = known_planes(out, size, resize, levels, DESCRIPTION)
+        for index, plane in enumerate(_planes(rows, known, size, resize, levels, on_progress, workers), start=1):
             images[index - 1] = plane
             if index % KEPT_EVERY == 0:
                 images.flush()
-                note_progress(beside, size, resize, index)
+                note_progress(beside, size, resize, levels, index)
         training = np.flatnonzero([film.split == Split.TRAIN for film in rows])
         mean, std = population_statistics(images, training)
         images.flush()
         info = PackInfo(
             len(rows),
-            Preprocessing(height, width, resize, mean, std),
+            Preprocessing(height, width, resize, mean, std, levels),
             fingerprint(rows),
             leakage_allowed=leakage_allowed,
             decoder=decoder(),
@@ -151,13 +163,14 @@ def _planes(
     known: PlaneStore,
     size: tuple[int, int],
     resize: Resize,
+    levels: Levels,
     on_progress: ProgressCallback,
     workers: int | None,
 ) -> Iterator[Plane]:
     """Every film's plane in order: copied where it is known, decoded where it is not."""
     fresh = [film for film in rows if known.of(film) is None]
     copied = len(rows) - len(fresh)
-    decode_one = partial(_plane, height=size[0], width=size[1], resize=resize)
+    decode_one = partial(_plane, height=size[0], width=size[1], resize=resize, levels=levels)
     decoded = map_in_order(decode_one, fresh, lambda done, _: on_progress(copied + done, len(rows)), workers)
     for film in rows:
         plane = known.of(film)
@@ -186,12 +199,12 @@ def population_statistics(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.in
     return mean / white, float(variance**0.5) / white
 
 
-def _plane(film: Film, height: int, width: int, resize: Resize) -> Plane:
+def _plane(film: Film, height: int, width: int, resize: Resize, levels: Levels) -> Plane:
     try:
         data = read_film(film)
         if film.sha256 and hashlib.sha256(data).hexdigest() != film.sha256:
             raise PackInvalid(f'{film.path}: changed since it was cleaned. Run "chestxray clean" again')
-        return preprocess(data, film.path, height, width, resize)
+        return preprocess(data, film.path, height, width, resize, levels)
     except (OSError, FilmError) as error:
         raise PackInvalid(f'{film.path}: can no longer be read ({error}). Run "chestxray clean" again') from error
 

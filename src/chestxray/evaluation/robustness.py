@@ -161,7 +161,7 @@ def predict_under_shifts(
 
 
 def _plane(film: Film, preprocessing: Preprocessing) -> Plane:
-    return preprocess(read_film(film), name_of(film), *preprocessing.size, preprocessing.resize)
+    return preprocess(read_film(film), name_of(film), *preprocessing.size, preprocessing.resize, preprocessing.levels)
 
 
 def _logits(predictor: Predictor, planes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:

@@ -6,47 +6,102 @@ first step is the division by the training films' deviation; so the two cannot d
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from chestxray.images.decode import decode
 from chestxray.images.radiograph import Box, Pixels
-from chestxray.schema import Preprocessing, Resize
+from chestxray.schema import Levels, Preprocessing, Resize
 
 Plane = npt.NDArray[np.uint8]
+Exact = npt.NDArray[np.float32]
+
+WHITE: Final = 255
+MARGIN: Final = 10  # a tenth of each side: collimators, markers and the air beside the patient lie there
+DARKEST: Final = 0.01  # share of the film's middle that becomes black, and as much white
+RANKED: Final = 0.7  # of an equalised film's level is its rank, the rest the level itself
 
 
-def preprocess(data: bytes, source: str, height: int, width: int, resize: Resize) -> Plane:
-    """The bytes of one film as the network sees it: shape (height, width), uint8.
+def preprocess(
+    data: bytes, source: str, height: int, width: int, resize: Resize, levels: Levels = Levels.STORED
+) -> Plane:
+    """Turn the bytes of one film into what the network sees: shape (height, width), uint8.
 
     Raises: what ``decode`` raises.
     """
     film = decode(data, source, at_least=(height, width))
-    return resample(film.pixels, height, width, resize, film.frame)
+    return resample(film.pixels, height, width, resize, film.frame, levels)
 
 
-def resample(pixels: Pixels, height: int, width: int, resize: Resize, frame: Box | None = None) -> Plane:
-    """Scale to (height, width) by an antialiased triangle filter; 16-bit levels are scaled, never clipped.
+def resample(
+    pixels: Pixels,
+    height: int,
+    width: int,
+    resize: Resize,
+    frame: Box | None = None,
+    levels: Levels = Levels.STORED,
+) -> Plane:
+    """Scale to (height, width) by an antialiased triangle filter; nothing is rounded before the last step.
 
     Args:
         pixels: shape (h, w), uint8 or uint16 spanning its whole range.
         height, width: of the result, in pixels.
         resize: what to do where the aspect ratios differ.
         frame: where the film lies within ``pixels``, as the radiograph says; None where it fills them.
+        levels: what becomes of the grey levels.
     """
-    if pixels.dtype == np.uint16:
-        image = Image.fromarray(pixels.astype(np.float32) * np.float32(255 / 65535))
-    else:
-        image = Image.fromarray(pixels)
+    image = Image.fromarray(pixels.astype(np.float32))
     frame = frame or (0, 0, image.width, image.height)
     if resize is Resize.LETTERBOX:
-        scaled = _letterboxed(image, height, width, frame)
+        scaled, shown = _letterboxed(image, height, width, frame)
     else:
         box = _central_box(frame, height / width) if resize is Resize.CROP else frame
-        scaled = image.resize((width, height), Image.Resampling.BILINEAR, box)
-    levels = np.asarray(scaled)
-    return levels if levels.dtype == np.uint8 else np.rint(levels).clip(0, 255).astype(np.uint8)
+        scaled, shown = image.resize((width, height), Image.Resampling.BILINEAR, box), (0, 0, width, height)
+    exact: Exact = np.asarray(scaled) * np.float32(WHITE / np.iinfo(pixels.dtype).max)
+    if levels is Levels.STORED:
+        return np.rint(exact).clip(0, WHITE).astype(np.uint8)
+    left, upper, right, lower = shown
+    film = levelled(exact[upper:lower, left:right], levels)
+    if film.shape == exact.shape:
+        return film
+    plane = np.zeros(exact.shape, np.uint8)
+    plane[upper:lower, left:right] = film
+    return plane
+
+
+def levelled(exact: Exact | Plane, levels: Levels) -> Plane:
+    """Give a film's grey levels one common scale, so that gain, offset and depth of its file do not matter.
+
+    The darkest and the brightest hundredth of the film's middle become black and white, and what lies between is
+    stretched. An equalised film's levels are then drawn towards their ranks within its middle, so that exposure and
+    tone curve hardly matter either. Doing it twice changes little.
+
+    Args:
+        exact: shape (height, width), any scale.
+        levels: ``Levels.STORED`` only rounds.
+
+    Returns: the same shape, uint8.
+    """
+    if levels is Levels.STORED:
+        return np.rint(exact).clip(0, WHITE).astype(np.uint8)
+    height, width = exact.shape
+    middle = (slice(height // MARGIN, height - height // MARGIN), slice(width // MARGIN, width - width // MARGIN))
+    inside = exact[middle].ravel()
+    last = inside.size - 1
+    places = [round(last * DARKEST), round(last * (1 - DARKEST))]
+    low, high = np.partition(inside, places)[places].astype(np.float64)
+    gain = WHITE / (high - low) if high > low else 0.0
+    stretched: Plane = np.rint((exact - low) * gain).clip(0, WHITE).astype(np.uint8)
+    if levels is Levels.STRETCHED:
+        return stretched
+    counts = np.bincount(stretched[middle].ravel(), minlength=WHITE + 1)
+    ranks = (np.cumsum(counts) - counts / 2) / inside.size * WHITE
+    table = np.rint((1 - RANKED) * np.arange(WHITE + 1) + RANKED * ranks).astype(np.uint8)
+    equalised: Plane = table[stretched]
+    return equalised
 
 
 def onto_film(
@@ -79,14 +134,18 @@ def onto_film(
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box))
 
 
-def _letterboxed(image: Image.Image, height: int, width: int, frame: Box) -> Image.Image:
+def _letterboxed(
+    image: Image.Image, height: int, width: int, frame: Box
+) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    """The film between black bars, and where it lies."""
     left, upper, right, lower = frame
     factor = min(height / (lower - upper), width / (right - left))
     inner = (max(1, round((right - left) * factor)), max(1, round((lower - upper) * factor)))
     canvas = Image.new(image.mode, (width, height))
     scaled = image.resize(inner, Image.Resampling.BILINEAR, frame)
-    canvas.paste(scaled, ((width - inner[0]) // 2, (height - inner[1]) // 2))
-    return canvas
+    left, upper = (width - inner[0]) // 2, (height - inner[1]) // 2
+    canvas.paste(scaled, (left, upper))
+    return canvas, (left, upper, left + inner[0], upper + inner[1])
 
 
 def _central_box(frame: Box, aspect: float) -> Box:

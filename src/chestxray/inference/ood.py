@@ -299,6 +299,6 @@ def prepare(data: bytes, source: str, preprocessing: Preprocessing, gatekeeper: 
     size = (film.height, film.width)
     if objection := objection_to(film):
         return Prepared(digest, Gate(accepted=False, reason=objection.reason), size, None)
-    plane = resample(film.pixels, height, width, preprocessing.resize, film.frame)
+    plane = resample(film.pixels, height, width, preprocessing.resize, film.frame, preprocessing.levels)
     gate = gatekeeper.predict(film, plane)
     return Prepared(digest, gate, size, plane if gate.accepted else None)
