@@ -2,7 +2,7 @@
 
 python benchmarks/page.py [BUNDLE] [--rounds 15] [--json]
 
-Each round opens a fresh browser context, so that nothing of the page is cached, and chooses one of its own phantoms.
+Each round opens a fresh browser context, so that nothing of the page is cached, and chooses one of its own films.
 What the browser takes for a line of text from the same server stands beside the page's first paint.
 BUNDLE is the one that comes with the package where it is left out.
 """

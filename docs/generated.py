@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -144,17 +146,23 @@ def _type(schema: Document) -> str:
 _CHAPTERS: Final = {
     "write_synthetic_films": "Films",
     "pack": "Training",
-    "evaluate": "Judging",
+    "evaluate": "Evaluation and prediction",
     "serve": "Serving, and everything at once",
-    "plot_films": "Pictures",
+    "plot_films": "Plots",
     "Film": "What the functions take and give",
 }
+
+
+def public_names() -> tuple[str, ...]:
+    """The public names in the order of the stub, which is that of the pipeline."""
+    tree = ast.parse(Path(chestxray.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    return tuple(alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names)
 
 
 def python_api() -> str:
     """What ``import chestxray`` gives, from the docstrings; errors have a table of their own."""
     parts = []
-    for name in chestxray.__all__:
+    for name in public_names():
         if name in _CHAPTERS:
             parts.append(f"## {_CHAPTERS[name]}")
         given = getattr(chestxray, name)

@@ -41,18 +41,18 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable
 
 @pytest.fixture(scope="session")
 def synthetic_films(shared: Callable[[str, Callable[[Path], object]], Path]) -> Path:
-    """A folder of phantoms in the published layout, with one film of each fault."""
+    """A folder of synthetic films in the published layout, with one film of each fault."""
     from chestxray.synthetic.dataset import SyntheticSettings, write_synthetic_films
 
     return shared(
-        "phantoms",
+        "synthetic_films",
         lambda path: write_synthetic_films(path, SyntheticSettings(SYNTHETIC_PATIENTS, seed=SEED, faults=True)),
     )
 
 
 @pytest.fixture(scope="session")
-def phantom_films(synthetic_films: Path) -> tuple[Film, ...]:
-    """The phantoms, collected, cleaned and split."""
+def synthetic_rows(synthetic_films: Path) -> tuple[Film, ...]:
+    """The synthetic films, collected, cleaned and split."""
     from chestxray.data.clean import clean
     from chestxray.data.collect import collect
     from chestxray.data.split import split
@@ -61,16 +61,16 @@ def phantom_films(synthetic_films: Path) -> tuple[Film, ...]:
 
 
 @pytest.fixture(scope="session")
-def pack(shared: Callable[[str, Callable[[Path], object]], Path], phantom_films: Sequence[Film]) -> Path:
-    """The phantoms, packed at the size of the original network."""
+def pack(shared: Callable[[str, Callable[[Path], object]], Path], synthetic_rows: Sequence[Film]) -> Path:
+    """The synthetic films, packed at the size of the original network."""
     from chestxray.data.pack import write_pack
 
-    return shared("pack", lambda path: write_pack(phantom_films, path, workers=1))
+    return shared("pack", lambda path: write_pack(synthetic_rows, path, workers=1))
 
 
 @pytest.fixture(scope="session")
 def training(shared: Callable[[str, Callable[[Path], object]], Path], pack: Path) -> Path:
-    """A short training run on the phantoms."""
+    """A short training run on the synthetic films."""
     from chestxray.training.config import Recipe
     from chestxray.training.run import train_run
 
@@ -87,9 +87,9 @@ def bundle(shared: Callable[[str, Callable[[Path], object]], Path], training: Pa
 
 
 @pytest.fixture(scope="session")
-def film_paths(phantom_films: Sequence[Film]) -> tuple[Path, ...]:
+def film_paths(synthetic_rows: Sequence[Film]) -> tuple[Path, ...]:
     """Accepted JPEG films of the test split."""
-    return tuple(Path(film.path) for film in phantom_films if film.split == "test" and film.path.endswith(".jpeg"))
+    return tuple(Path(film.path) for film in synthetic_rows if film.split == "test" and film.path.endswith(".jpeg"))
 
 
 @pytest.fixture(scope="session")

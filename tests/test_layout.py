@@ -27,7 +27,8 @@ ORDER = (
     ("serving",),
     ("dicom",),
     ("aws",),
-    ("pipeline", "doctor", "api", "plots"),
+    ("diagnosis",),
+    ("pipeline", "api", "plots"),
     ("cli",),
 )
 FLOOR = {name: floor for floor, names in enumerate(ORDER) for name in names}
@@ -85,7 +86,7 @@ def test_each_heavy_library_has_one_home() -> None:
 
 def test_only_those_who_run_the_stages_know_training() -> None:
     users = {room_of(path) for path, name in imports() if name.startswith("chestxray.training")}
-    assert users <= {"training", "aws", "pipeline", "doctor", "api", "plots", "cli", "__init__"}
+    assert users <= {"training", "aws", "pipeline", "diagnosis", "api", "plots", "cli", "__init__"}
 
 
 def test_the_vocabulary_needs_the_standard_library_only() -> None:

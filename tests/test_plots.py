@@ -32,10 +32,10 @@ def pictures_in(figure: Any) -> list[np.ndarray]:
 # --------------------------------------------------------------------------- films
 
 
-def test_a_film_is_shown_in_its_proportions_under_its_name_label_and_reason(phantom_films: Sequence[Film]) -> None:
-    film = next(film for film in phantom_films if film.is_accepted)
-    copy = next(film for film in phantom_films if film.verdict == "duplicate")
-    figure = chestxray.plot_augmented_films([film, copy])
+def test_a_film_is_shown_in_its_proportions_under_its_name_label_and_reason(synthetic_rows: Sequence[Film]) -> None:
+    film = next(film for film in synthetic_rows if film.is_accepted)
+    copy = next(film for film in synthetic_rows if film.verdict == "duplicate")
+    figure = chestxray.plot_films([film, copy])
     titles = [axes.get_title().replace("\n", " ") for axes in figure.axes]
     assert Path(film.path).name in titles[0].replace(" ", "")
     assert film.label in titles[0]
@@ -44,32 +44,32 @@ def test_a_film_is_shown_in_its_proportions_under_its_name_label_and_reason(phan
     assert width / height == pytest.approx(film.width / film.height, abs=0.01)
 
 
-def test_films_stand_in_rows_and_a_title_of_ones_own_replaces_theirs(phantom_films: Sequence[Film]) -> None:
-    films = [film for film in phantom_films if film.is_accepted][:6]
-    figure = chestxray.plot_augmented_films(films, [f"film {number}" for number in range(6)])
+def test_films_stand_in_rows_and_a_title_of_ones_own_replaces_theirs(synthetic_rows: Sequence[Film]) -> None:
+    films = [film for film in synthetic_rows if film.is_accepted][:6]
+    figure = chestxray.plot_films(films, [f"film {number}" for number in range(6)])
     assert [axes.get_title() for axes in figure.axes][:6] == [f"film {number}" for number in range(6)]
     assert len(pictures_in(figure)) == 6
 
 
-def test_a_film_that_cannot_be_read_is_an_empty_frame_under_the_reason(phantom_films: Sequence[Film]) -> None:
-    letter = next(film for film in phantom_films if film.verdict == "unreadable" and "begins with" in film.reason)
-    figure = chestxray.plot_augmented_films([letter])
+def test_a_film_that_cannot_be_read_is_an_empty_frame_under_the_reason(synthetic_rows: Sequence[Film]) -> None:
+    letter = next(film for film in synthetic_rows if film.verdict == "unreadable" and "begins with" in film.reason)
+    figure = chestxray.plot_films([letter])
     assert pictures_in(figure) == []
     assert figure.axes[0].texts[0].get_text() == "cannot be shown"
     assert "begins with" in figure.axes[0].get_title().replace("\n", " ")
 
 
 def test_where_there_is_no_film_the_picture_says_so() -> None:
-    assert [text.get_text() for text in chestxray.plot_augmented_films([]).axes[0].texts] == ["no film"]
+    assert [text.get_text() for text in chestxray.plot_films([]).axes[0].texts] == ["no film"]
 
 
 # --------------------------------------------------------------------------- what there is
 
 
-def test_the_distribution_shows_the_counts_of_the_description(phantom_films: Sequence[Film]) -> None:
-    figure = chestxray.plot_distribution(phantom_films)
+def test_the_distribution_shows_the_counts_of_the_description(synthetic_rows: Sequence[Film]) -> None:
+    figure = chestxray.plot_distribution(synthetic_rows)
     splits, sizes, set_aside = figure.axes
-    described = chestxray.describe(phantom_films)
+    described = chestxray.describe(synthetic_rows)
     bars = [int(text.get_text()) for text in splits.texts]
     assert bars == [described.classes[split][label] for label in ("normal", "pneumonia") for split in described.classes]
     assert sum(len(points.get_offsets()) for points in sizes.collections) == described.accepted
@@ -81,8 +81,8 @@ def test_the_distribution_shows_the_counts_of_the_description(phantom_films: Seq
     assert drawn == rejected
 
 
-def test_films_without_sides_or_faults_have_a_distribution_too(phantom_films: Sequence[Film]) -> None:
-    films = [dataclasses.replace(film, split="") for film in phantom_films if film.is_accepted]
+def test_films_without_sides_or_faults_have_a_distribution_too(synthetic_rows: Sequence[Film]) -> None:
+    films = [dataclasses.replace(film, split="") for film in synthetic_rows if film.is_accepted]
     figure = chestxray.plot_distribution(films)
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["no split yet"]
     assert [text.get_text() for text in figure.axes[2].texts] == ["nothing"]
@@ -92,7 +92,7 @@ def test_films_without_sides_or_faults_have_a_distribution_too(phantom_films: Se
 # --------------------------------------------------------------------------- scaling
 
 
-def test_scaling_shows_what_the_network_is_given(phantom_films: Sequence[Film], pack: Path) -> None:
+def test_scaling_shows_what_the_network_is_given(synthetic_rows: Sequence[Film], pack: Path) -> None:
     packed = chestxray.Pack.open(pack)
     film = packed.films[0]
     figure = chestxray.plot_scaling(film)
@@ -164,9 +164,9 @@ def test_an_answer_is_drawn_beside_its_film_with_its_heat_map(bundle: Path, film
 
 
 def test_a_refused_film_is_shown_with_the_reason_and_without_a_number(
-    bundle: Path, phantom_films: Sequence[Film]
+    bundle: Path, synthetic_rows: Sequence[Film]
 ) -> None:
-    coloured = next(Path(film.path) for film in phantom_films if film.verdict == "coloured")
+    coloured = next(Path(film.path) for film in synthetic_rows if film.verdict == "coloured")
     answer = chestxray.predict(coloured, bundle, heatmap=True)
     figure = chestxray.plot_answer(coloured, answer)
     assert len(pictures_in(figure)) == 1

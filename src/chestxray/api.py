@@ -1,25 +1,28 @@
-"""The verbs that put a stage together from paths and names; the other verbs are the stages' own functions.
+"""The functions behind ``import chestxray`` that put a stage together from paths and names.
 
-The command line and ``import chestxray`` call the same ones. What a verb needs is imported where it is called.
+The command line calls the same ones; other public functions are the stages' own. What a function needs is imported
+where it is called, so that nothing heavy is loaded before it is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chestxray.errors import SourceInvalid, UsageError
 from chestxray.inference.bundle import DEFAULT, folder_of
-from chestxray.progress import SILENT, ProgressCallback, Reporter, no_progress
+from chestxray.progress import SILENT, Log, ProgressCallback, Reporter, no_log, no_progress
+from chestxray.schema import Resize
 
 if TYPE_CHECKING:
+    from chestxray.diagnosis import Diagnosis
     from chestxray.evaluation.assessment import Assessment
     from chestxray.evaluation.calibrate import Recalibrated
     from chestxray.inference.batch import BatchResult
     from chestxray.inference.bundle import Bundle
     from chestxray.inference.predictor import Predictor
-    from chestxray.schema import BundleInfo, Prediction
+    from chestxray.schema import BundleInfo, Film, PackInfo, Prediction
     from chestxray.training.config import Recipe
     from chestxray.training.record import EpochRecord
     from chestxray.training.run_folder import RunSummary
@@ -29,6 +32,56 @@ Place = Path | str
 
 
 # --------------------------------------------------------------------------- training
+
+
+def pack(
+    films: Iterable[Film],
+    out: Place,
+    *,
+    size: tuple[int, int] | None = None,
+    resize: Resize | str = Resize.SQUEEZE,
+    on_progress: ProgressCallback = no_progress,
+    workers: int | None = None,
+    leakage_allowed: str = "",
+) -> PackInfo:
+    """Decode every accepted film that has a split, once, and compute the training films' mean and deviation.
+
+    Args:
+        films: rows of a split manifest.
+        out: folder to write, whole or not at all.
+        size: (height, width) in pixels; that of ``alexnet5`` where None.
+        resize: how films of another shape get there.
+        on_progress: called with (films done, films in all).
+        workers: processes; by default one a core.
+        leakage_allowed: why splits that leak are to be packed all the same; kept in the description.
+
+    Raises: as ``data.pack.write_pack``.
+    """
+    from chestxray.data.pack import DEFAULT_SIZE, write_pack
+
+    return write_pack(
+        films,
+        out,
+        size=size or DEFAULT_SIZE,
+        resize=resize,
+        on_progress=on_progress,
+        workers=workers,
+        leakage_allowed=leakage_allowed,
+    )
+
+
+def recipe(given: Recipe | Place = "default", **changes: Any) -> Recipe:
+    """Give a recipe of this package by its name, or read one from a TOML file, with changes.
+
+    Args:
+        given: a name, a TOML file, or a recipe.
+        changes: fields to replace, as ``epochs=3``.
+
+    Raises: RecipeInvalid, naming the nearest field or the recipes that there are.
+    """
+    from chestxray.training.config import recipe_of
+
+    return recipe_of(given, **changes)
 
 
 def train(
@@ -87,6 +140,32 @@ def train(
     )
 
 
+def blend(
+    runs: Sequence[Place],
+    pack_folder: Place,
+    out: Place,
+    *,
+    device: str = "auto",
+    on_progress: ProgressCallback = no_progress,
+    log: Log = no_log,
+) -> RunSummary:
+    """Average the best weights of finished runs, and write the result as a run of its own, ready for export.
+
+    Args:
+        runs: at least two, of one recipe but for the seed, on the pack.
+        pack_folder: the pack.
+        out: the new run's folder; an earlier run there is replaced.
+        device: "auto", "cpu" or "cuda".
+        on_progress: called with (films done, films in all).
+        log: called with a line about each step.
+
+    Raises: as ``training.blend.blend_runs``.
+    """
+    from chestxray.training.blend import blend_runs
+
+    return blend_runs(runs, pack_folder, out, device=device, on_progress=on_progress, log=log)
+
+
 def export(runs: Place | Sequence[Place], out: Place, name: str = "pneumonia", *, compact: bool = False) -> BundleInfo:
     """Turn a training run into a bundle, or several runs on one pack into a bundle that answers with their mean.
 
@@ -104,7 +183,7 @@ def export(runs: Place | Sequence[Place], out: Place, name: str = "pneumonia", *
     return export_run(first, Path(out), name, beside=others, compact=compact)
 
 
-# --------------------------------------------------------------------------- judging
+# --------------------------------------------------------------------------- evaluation
 
 
 def evaluate(
@@ -234,7 +313,7 @@ def verify(bundle: Place, public_key: Place) -> BundleInfo:
     return open_signed(folder_of(bundle), Path(public_key)).info
 
 
-# --------------------------------------------------------------------------- answering
+# --------------------------------------------------------------------------- prediction
 
 
 def load(bundle: Place = DEFAULT, threads: int | None = None, *, verify_key: Place | None = None) -> Predictor:
@@ -328,3 +407,31 @@ def batch(
     if set(result.calls) == {REFUSED}:
         raise SourceInvalid(f"{source}: none of its films could be judged; {out} says why, film by film")
     return result
+
+
+# --------------------------------------------------------------------------- around them
+
+
+def key(name: str) -> tuple[str, str]:
+    """Make a key for a caller of the service, and the entry by which the service knows it.
+
+    Args:
+        name: whose key it is: 1 to 40 letters, digits, dots, dashes and underscores.
+
+    Returns: the key, which is stored nowhere, and the line for the service's key file.
+    Raises: UsageError.
+    """
+    from chestxray.serving.security import new_key
+
+    return new_key(name)
+
+
+def doctor(bundle: Place = DEFAULT) -> Diagnosis:
+    """Report what is installed, what is missing, and which devices would be used.
+
+    Args:
+        bundle: a folder, or the name of a bundle that comes with this package.
+    """
+    from chestxray.diagnosis import diagnose
+
+    return diagnose(bundle)

@@ -36,7 +36,7 @@ class RunSettings:
         device: where to train.
         size: (height, width) of the network's input, in pixels; None for the size that the network was made for.
         split_seed: draws the splits that the source does not give.
-        phantoms: patients to draw where there is no source.
+        synthetic_patients: patients to draw where there is no source.
         workers: processes that read films.
         command: what the user typed, for the report.
     """
@@ -45,7 +45,7 @@ class RunSettings:
     device: str = "auto"
     size: tuple[int, int] | None = None
     split_seed: int = 0
-    synthetic_films: int = 300
+    synthetic_patients: int = 300
     workers: int | None = None
     command: str = ""
 
@@ -135,7 +135,7 @@ def run(
     """Films to a measured bundle: every stage in order, each output in ``out`` under its own name.
 
     Args:
-        source: a folder of films, or whatever else ``collect`` takes; None draws phantoms first.
+        source: a folder of films, or whatever else ``collect`` takes; None draws synthetic films first.
         out: the folder; outputs of an earlier run there are replaced.
         settings: everything else.
         narrator: told about progress.
@@ -151,10 +151,10 @@ def run(
     out, recipe, stage = Path(out), recipe_of(settings.recipe).without_teacher(), _Stages(reporter)
     height, width = size = settings.size or spec_for(recipe).size
     if source is None:
-        source = out / "phantoms"
-        with stage("draw", "phantoms, drawn films that show no patient; nothing is downloaded") as move:
+        source = out / "synthetic"
+        with stage("draw", "synthetic films, which show no patient; nothing is downloaded") as move:
             write_synthetic_films(
-                source, SyntheticSettings(patients=settings.synthetic_films, faults=True), move, settings.workers
+                source, SyntheticSettings(patients=settings.synthetic_patients, faults=True), move, settings.workers
             )
     with stage("collect", f"the films of {source}"):
         films = collect(source)

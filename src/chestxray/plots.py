@@ -121,7 +121,7 @@ def _draw_sides(axes: Axes, films: Sequence[Film]) -> None:
         counts = [sum(film.split == name and film.label == label for film in films) for name in names]
         bars = axes.bar([place + shift for place in range(len(names))], counts, 0.4, color=colour, label=label)
         axes.bar_label(bars, labels=[f"{count:,}" for count in counts], fontsize=8, color=MUTED, padding=2)
-    axes.set_xticks(range(len(names)), [name or "no side yet" for name in names])
+    axes.set_xticks(range(len(names)), [name or "no split yet" for name in names])
     axes.set(title="accepted films", ylabel="films")
     axes.margins(y=0.15)
     axes.legend(frameon=False)

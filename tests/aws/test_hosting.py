@@ -180,7 +180,7 @@ def test_validation_by_transform_says_what_the_local_evaluation_says(
     service: SageMaker,
     bundle: Path,
     synthetic_films: Path,
-    phantom_films: tuple[Film, ...],
+    synthetic_rows: tuple[Film, ...],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -1,4 +1,4 @@
-"""Training on AWS: the real training toolkit runs our source archive on phantoms in real S3."""
+"""Training on AWS: the real training toolkit runs our source archive on synthetic films in real S3."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SMALL = ("--instance", "ml.m5.large", "--epochs", "2", "--batch-size", "16", "--
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, synthetic_films: Path) -> Iterator[SageMaker]:
-    """An account whose bucket holds the phantoms."""
+    """An account whose bucket holds the synthetic films."""
     with account(tmp_path_factory.mktemp("account")) as found, pytest.MonkeyPatch.context() as patch:
         patch.setattr(waiting, "POLL_S", 0.2)
         boto3.client("s3").create_bucket(Bucket="films")

@@ -47,10 +47,10 @@ def table(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def local_films(phantom_films: Sequence[Film], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def local_films(synthetic_rows: Sequence[Film], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A manifest of one split alone: nothing of it leaks."""
     path = tmp_path_factory.mktemp("films") / "local.csv"
-    write_manifest([film for film in phantom_films if film.split == "test"], path)
+    write_manifest([film for film in synthetic_rows if film.split == "test"], path)
     return path
 
 
@@ -222,9 +222,9 @@ def test_an_odd_name_stays_one_text_in_yaml_and_a_card_without_marks_gains_a_sec
 
 
 def test_films_of_one_class_calibrate_nothing(
-    chestxray: Run, bundle: Path, phantom_films: Sequence[Film], tmp_path: Path
+    chestxray: Run, bundle: Path, synthetic_rows: Sequence[Film], tmp_path: Path
 ) -> None:
-    write_manifest([f for f in phantom_films if f.split == "test" and f.label == "normal"], tmp_path / "normal.csv")
+    write_manifest([f for f in synthetic_rows if f.split == "test" and f.label == "normal"], tmp_path / "normal.csv")
     status, document, _ = chestxray("calibrate", bundle, tmp_path / "normal.csv", "--out", tmp_path / "b")
     assert (status, document["error"]["type"]) == (1, "DegenerateLabels")
     assert "normal.csv: all" in document["error"]["message"]
@@ -291,9 +291,9 @@ def test_a_bundle_without_stored_logits_is_judged_without_sets_unless_they_are_a
 
 
 def test_leakage_stops_judging_unless_the_split_allowed_it_and_the_report_then_says_so(
-    chestxray: Run, bundle: Path, phantom_films: Sequence[Film], tmp_path: Path
+    chestxray: Run, bundle: Path, synthetic_rows: Sequence[Film], tmp_path: Path
 ) -> None:
-    results = [film for film in phantom_films if film.split == "test"]
+    results = [film for film in synthetic_rows if film.split == "test"]
     twin = dataclasses.replace(results[0], path=f"{results[0].path}.twin.jpeg", split="train")
     write_manifest([*results, twin], tmp_path / "split.csv")
     common = ("evaluate", bundle, tmp_path / "split.csv", "--out", tmp_path / "report", "--workers", 1)

@@ -24,10 +24,10 @@ from scored import scored
 
 FIGURES = ("roc", "precision_recall", "reliability", "histogram", "decision", "risk_coverage")
 PROVENANCE = Provenance(
-    title="A small network on phantoms",
-    bundle="phantom-net",
+    title="A small network on synthetic films",
+    bundle="synthetic-net",
     model_sha256="ab" * 32,
-    source="phantoms",
+    source="synthetic",
     split="test",
     cohort=(
         CohortStep("collected", 310),
@@ -35,7 +35,7 @@ PROVENANCE = Provenance(
         CohortStep("scored", 300),
     ),
     leakage="No patient stands on two splits.",
-    command="chestxray evaluate bundle phantoms --out report",
+    command="chestxray evaluate bundle synthetic films --out report",
     versions={"chestxray": "0.1.0"},
     seed=7,
 )

@@ -112,9 +112,9 @@ def test_an_archive_gives_what_its_folder_gives(bundle: Path, few: Path, tmp_pat
 
 
 def test_one_film_has_one_probability_alone_in_a_batch_and_on_two_threads(
-    opened: Bundle, phantom_films: Sequence[Film]
+    opened: Bundle, synthetic_rows: Sequence[Film]
 ) -> None:
-    films = [film for film in phantom_films if film.is_accepted][:40]
+    films = [film for film in synthetic_rows if film.is_accepted][:40]
     one, two = Predictor(opened, threads=1), Predictor(opened, threads=2)
     planes = [one.prepare(Path(film.path).read_bytes(), film.path).plane for film in films]
     together = one.probabilities(one.logits(np.stack([plane for plane in planes if plane is not None])[:32])[0])
@@ -208,9 +208,9 @@ def test_a_film_that_could_not_be_opened_is_tried_again(bundle: Path, few: Path,
 
 
 def test_another_operating_point_is_applied_without_opening_a_film(
-    opened: Bundle, phantom_films: Sequence[Film], tmp_path: Path
+    opened: Bundle, synthetic_rows: Sequence[Film], tmp_path: Path
 ) -> None:
-    films = [film for film in phantom_films if film.is_accepted][:60]
+    films = [film for film in synthetic_rows if film.is_accepted][:60]
     out = tmp_path / "scores.csv"
     calls = []
     for point in opened.info.operating_points:
@@ -218,7 +218,7 @@ def test_another_operating_point_is_applied_without_opening_a_film(
         calls.append([row["prediction"] for row in read_csv(out)])
         expected = ["pneumonia" if float(row["score"]) >= point.threshold else "normal" for row in read_csv(out)]
         assert calls[-1] == expected
-    assert result.results == 0
+    assert result.predicted == 0
     assert calls[0] != calls[-1]
 
 

@@ -34,7 +34,7 @@ CELL = 16  # pixels: what one cell of the map covers
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Classifier, Pack]:
-    """The small network, trained on phantoms until it tells them apart."""
+    """The small network, trained on synthetic films until it tells them apart."""
     folder = tmp_path_factory.mktemp("heat")
     write_synthetic_films(folder / "films", SyntheticSettings(patients=400, seed=11))
     films = split(clean(collect(folder / "films"), workers=1))
@@ -52,7 +52,7 @@ def maps_of(classifier: Classifier, planes: npt.NDArray[np.uint8]) -> tuple[npt.
     return logits.numpy(), maps.numpy()
 
 
-def opaque_phantom(number: int) -> SyntheticFilm:
+def opaque_film(number: int) -> SyntheticFilm:
     rng = np.random.default_rng([17, number])
     return draw_film(random_anatomy(rng), "bacteria", rng, height=SIDE, width=SIDE)
 
@@ -60,7 +60,7 @@ def opaque_phantom(number: int) -> SyntheticFilm:
 @pytest.mark.slow
 def test_the_strongest_place_lies_in_the_opacity(trained: tuple[Classifier, Pack]) -> None:
     classifier, pack = trained
-    synthetic_films = [opaque_phantom(number) for number in range(FILMS)]
+    synthetic_films = [opaque_film(number) for number in range(FILMS)]
     logits, maps = maps_of(classifier, np.stack([film.pixels for film in synthetic_films]))
     called = [index for index in range(FILMS) if logits[index] > 0]
     assert len(called) > 0.8 * FILMS

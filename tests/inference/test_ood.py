@@ -56,7 +56,7 @@ def gate_of(predictor: Predictor, data: bytes) -> Gate:
     return predictor.predict(data, "film").gate
 
 
-# --------------------------------------------------------------------------- a bundle of phantoms
+# --------------------------------------------------------------------------- a bundle of synthetic films
 
 
 def test_chest_films_of_other_patients_pass(predictor: Predictor, film_paths: Sequence[Path]) -> None:

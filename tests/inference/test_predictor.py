@@ -76,9 +76,9 @@ def test_bytes_that_are_no_film_raise_and_a_film_that_must_not_be_judged_is_refu
     assert blank.label is None
 
 
-def test_a_batch_gives_what_single_films_give(predictor: Predictor, phantom_films: Sequence[Film]) -> None:
-    rows = list(score_films(predictor, phantom_films, workers=1))
-    assert [row.film for row in rows] == list(phantom_films)
+def test_a_batch_gives_what_single_films_give(predictor: Predictor, synthetic_rows: Sequence[Film]) -> None:
+    rows = list(score_films(predictor, synthetic_rows, workers=1))
+    assert [row.film for row in rows] == list(synthetic_rows)
     refused = 0
     for row in rows:
         if row.prediction.gate.accepted:
@@ -92,9 +92,9 @@ def test_a_batch_gives_what_single_films_give(predictor: Predictor, phantom_film
 
 
 def test_the_scores_file_has_a_row_a_film_with_its_reason(
-    tmp_path: Path, predictor: Predictor, phantom_films: Sequence[Film]
+    tmp_path: Path, predictor: Predictor, synthetic_rows: Sequence[Film]
 ) -> None:
-    rows = list(score_films(predictor, phantom_films[:40], workers=1))
+    rows = list(score_films(predictor, synthetic_rows[:40], workers=1))
     gone = list(score_films(predictor, [Film(str(tmp_path / "gone.png"))], workers=1))
     write_scores(rows + gone, tmp_path / "scores.csv")
     with (tmp_path / "scores.csv").open() as file:

@@ -164,11 +164,11 @@ Maker = Callable[[Path, pytest.FixtureRequest], None]
 
 
 def films(folder: Path, request: pytest.FixtureRequest) -> None:
-    shutil.copytree(request.getfixturevalue("phantoms"), folder / "films")
+    shutil.copytree(request.getfixturevalue("synthetic_films"), folder / "films")
 
 
 def one_film(folder: Path, request: pytest.FixtureRequest) -> None:
-    synthetic_films: Path = request.getfixturevalue("phantoms")
+    synthetic_films: Path = request.getfixturevalue("synthetic_films")
     shutil.copy(next((synthetic_films / "test" / "PNEUMONIA").glob("*.jpeg")), folder / "film.jpeg")
 
 
@@ -186,7 +186,7 @@ def pack(folder: Path, request: pytest.FixtureRequest) -> None:
 
 def local_films(folder: Path, request: pytest.FixtureRequest) -> None:
     """Films of another hospital: one folder a class, names that say no patient."""
-    synthetic_films: Path = request.getfixturevalue("phantoms")
+    synthetic_films: Path = request.getfixturevalue("synthetic_films")
     for label in ("NORMAL", "PNEUMONIA"):
         (folder / "local" / label).mkdir(parents=True)
         for number, path in enumerate(sorted((synthetic_films / "train" / label).glob("*.jpeg"))[:40]):
@@ -195,7 +195,7 @@ def local_films(folder: Path, request: pytest.FixtureRequest) -> None:
 
 def table(folder: Path, request: pytest.FixtureRequest) -> None:
     """A hospital's own list of its films, with columns of its own."""
-    synthetic_films: Path = request.getfixturevalue("phantoms")
+    synthetic_films: Path = request.getfixturevalue("synthetic_films")
     with (folder / "films.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["path", "label", "patient_id", "ward", "device"])
@@ -211,7 +211,7 @@ def table(folder: Path, request: pytest.FixtureRequest) -> None:
 
 def dicoms(folder: Path, request: pytest.FixtureRequest) -> None:
     """The same films as a PACS gives them: no ending that says so, one folder a class."""
-    synthetic_films: Path = request.getfixturevalue("phantoms")
+    synthetic_films: Path = request.getfixturevalue("synthetic_films")
     for label in ("NORMAL", "PNEUMONIA"):
         (folder / "export" / label).mkdir(parents=True)
         for number, path in enumerate(sorted((synthetic_films / "test" / label).glob("*.jpeg"))[:8]):

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import chestxray
-from chestxray import doctor
+from chestxray import diagnosis
 from requirements import BUILD, CORE, EXTRAS, GROUPS, OURS, closure, names, pins
 
 SOURCES = Path(chestxray.__file__).parent
@@ -115,10 +115,10 @@ def test_every_requirement_is_imported_or_used_by_another_that_is() -> None:
 
 
 def test_the_modules_that_a_missing_extra_is_told_by_are_those_that_the_extra_brings() -> None:
-    told = {extra: {canonicalize_name(name) for name in brings.values()} for extra, brings in doctor.EXTRAS.items()}
+    told = {extra: {canonicalize_name(name) for name in brings.values()} for extra, brings in diagnosis.EXTRAS.items()}
     own = {extra: {line for line in lines if not line.startswith(OURS)} for extra, lines in EXTRAS.items()}
     assert told == {extra: names(lines) for extra, lines in own.items() if extra != "all"}
-    for brings in doctor.EXTRAS.values():
+    for brings in diagnosis.EXTRAS.values():
         for module, name in brings.items():
             assert canonicalize_name(name) in distributions(module)
 

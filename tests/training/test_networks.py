@@ -82,7 +82,7 @@ def test_a_film_too_small_for_the_network_is_refused() -> None:
     class Tiny(nn.Module):
         height, width, mean, std = 31, 160, 0.5, 0.2
 
-    with pytest.raises(RecipeInvalid, match="31 x 160 pixels are too small for alexnet5: each split needs at least 32"):
+    with pytest.raises(RecipeInvalid, match="31 x 160 pixels are too small for alexnet5: each side needs at least 32"):
         build("alexnet5", Tiny())
 
 

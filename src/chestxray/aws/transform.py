@@ -147,7 +147,7 @@ def write_scores(films: Sequence[Film], transformed: Transformed, path: Path) ->
 
 
 def _row(film: Film, found: Prediction | str) -> Row:
-    """As ``tables.COLUMNS``."""
+    """As ``scores.COLUMNS``."""
     known = (film.path, film.label)
     if not film.is_accepted:
         why = f"{film.verdict.replace('_', ' ')}: {film.reason}"

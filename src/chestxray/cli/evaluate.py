@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from chestxray.metrics.intervals import Measure
 
 
-_SIDES: Final = click.Choice([split.value for split in Split])
+_SPLITS: Final = click.Choice([split.value for split in Split])
 
 
 @click.command()
@@ -57,7 +57,7 @@ _SIDES: Final = click.Choice([split.value for split in Split])
 @click.option(
     "--split",
     "split",
-    type=_SIDES,
+    type=_SPLITS,
     default=None,
     help="The split of a manifest, or of a table, to judge on. [default: test where there is one, else all films]",
 )
@@ -125,7 +125,7 @@ def evaluate(
 @click.argument("bundle", type=FOLDER)
 @click.argument("source", type=PATH)
 @out_option("The bundle to write.", folder=True)
-@click.option("--split", "side", type=_SIDES, default=None, help="The side of a manifest to use. [default: all films]")
+@click.option("--split", type=_SPLITS, default=None, help="The split of a manifest to use. [default: all films]")
 @workers_option
 @json_option
 def calibrate(console: Console, bundle: Path, source: Path, out: Path, split: str | None, workers: int | None) -> None:

@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _fail_for_want_of(error: ModuleNotFoundError, arguments: Sequence[str]) -> int:
     """A library that an extra brings is missing. Raises: the error itself, where no extra brings it."""
-    from chestxray.doctor import extra_that_brings
+    from chestxray.diagnosis import extra_that_brings
 
     extra = extra_that_brings(error.name)
     if extra is None:

@@ -123,7 +123,7 @@ def key(console: Console, name: str) -> None:
 @click.option("--size", type=Size(), default=None, help="Height and width in pixels. [default: the network's]")
 @click.option("--split-seed", type=int, default=0, show_default=True, help="The same seed draws the same splits.")
 @click.option(
-    "--phantoms",
+    "--synthetic-patients",
     type=click.IntRange(40, 20_000),
     default=300,
     show_default=True,
@@ -142,7 +142,7 @@ def run(
     recipe: str,
     size: tuple[int, int] | None,
     split_seed: int,
-    synthetic_films: int,
+    synthetic_patients: int,
     serving: bool,  # noqa: FBT001 - click passes it by name
     host: str,
     port: int,
@@ -153,7 +153,7 @@ def run(
 
     Collects, cleans, splits, packs, trains, exports, evaluates on the test split; then serves where asked.
 
-    SOURCE is a folder of films as for "collect". Without one, phantoms (drawn films) are made first, so that
+    SOURCE is a folder of films as for "collect". Without one, synthetic films are drawn first, so that
     nothing has to be downloaded.
     """
     from chestxray import pipeline
@@ -164,7 +164,7 @@ def run(
         device=device,
         size=size,
         split_seed=split_seed,
-        synthetic_films=synthetic_films,
+        synthetic_patients=synthetic_patients,
         workers=workers,
         command=command_line(),
     )
@@ -220,7 +220,7 @@ class RunTeller:
 @json_option
 def doctor(console: Console) -> None:
     """Say what is installed and what is missing."""
-    from chestxray.doctor import diagnose
+    from chestxray.diagnosis import diagnose
 
     diagnosis = diagnose(os.environ.get(BUNDLE_VARIABLE) or DEFAULT)
     rows = [(check.name, check.finding) for check in diagnosis.checks]

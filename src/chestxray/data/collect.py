@@ -215,7 +215,7 @@ def _film(path: str, parts: tuple[str, ...]) -> Film:
 # The schemes of a source's address; the empty one, of every path, comes last.
 SCHEMES: Final[tuple[tuple[str, Callable[[Path | str], tuple[Film, ...]]], ...]] = (
     (sources.SCHEME, _of_store),
-    (sources.SCHEME, lambda address: _of_folder(sources.downloaded(str(address)))),
+    (sources.KAGGLE_SCHEME, lambda address: _of_folder(sources.downloaded(str(address)))),
     ("", _of_path),
 )
 

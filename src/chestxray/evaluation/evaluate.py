@@ -38,7 +38,7 @@ from chestxray.inference.predictor import Predictor, over_film
 from chestxray.metrics.calibration import calibrated
 from chestxray.metrics.comparison import ORIGINAL, Published, Rival
 from chestxray.metrics.conformal import ConformalRule, conformal_rule
-from chestxray.metrics.scores import COLUMNS, ScoreFile, ScoreTable, read_score_file
+from chestxray.metrics.scores import KEY_COLUMNS, ScoreFile, ScoreTable, read_score_file
 from chestxray.progress import Reporter
 from chestxray.schema import BundleInfo, Film, OperatingPoint, Split
 
@@ -173,7 +173,7 @@ def score_table(scored: Sequence[ScoredFilm], source: Path) -> ScoreTable:
 def _subgroups(films: Sequence[Film]) -> dict[str, tuple[str, ...]]:
     """The cause, and the source's further columns but for those whose names mean something else in a score table."""
     rows = [{"cause": film.cause, **dict(film.extra)} for film in films]
-    names = dict.fromkeys(name for row in rows for name, value in row.items() if value and name not in COLUMNS)
+    names = dict.fromkeys(name for row in rows for name, value in row.items() if value and name not in KEY_COLUMNS)
     return {name: tuple(row.get(name, "") for row in rows) for name in names}
 
 

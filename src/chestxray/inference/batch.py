@@ -320,7 +320,7 @@ def _probabilities(results: Sequence[FilmResult], info: BundleInfo) -> list[floa
 
 
 def _row(film: Film, sha256: str, probability: float | None, label: str | None, reason: str) -> Row:
-    """As ``tables.COLUMNS``."""
+    """As ``scores.COLUMNS``."""
     return (
         film.path,
         film.label,

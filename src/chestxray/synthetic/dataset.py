@@ -45,7 +45,7 @@ __all__ = [
 Pixels = npt.NDArray[np.uint8]
 
 MARKER: Final = "synthetic_films.json"
-PHANTOM_NOTICE: Final = (
+SYNTHETIC_NOTICE: Final = (
     "These films are drawings made by a program. They show no patient, and nothing measured on them says "
     "anything about patients."
 )
@@ -196,7 +196,7 @@ def _description(settings: SyntheticSettings, plan: Iterable[PlannedFilm], rows:
         if film.fault
     }
     films = {film.path: rows[film.path] for film in plan}
-    whole = {"notice": PHANTOM_NOTICE, "settings": dataclasses.asdict(settings), "faults": faults, "films": films}
+    whole = {"notice": SYNTHETIC_NOTICE, "settings": dataclasses.asdict(settings), "faults": faults, "films": films}
     return json.dumps(whole, indent=1)
 
 

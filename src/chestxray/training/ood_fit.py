@@ -49,7 +49,7 @@ WEIGHT_DECAY: Final = 1e-3
 SYNTHETIC_FILMS: Final = (32, 8)  # drawn chests: to fit on, and to set the limits by
 SHIFTED: Final = 1500  # shifted copies that the fit sees at least ...
 SHIFTS: Final = 2  # ... of each film, where there are enough
-SYNTHETIC_SHIFTS: Final = 16  # of each phantom, so that they are no oddities among thousands of films
+SYNTHETIC_SHIFTS: Final = 16  # of each synthetic film, so that they are no oddities among thousands of films
 FEWEST_REFUSED: Final = 1500  # pictures of each sort; films are enough from that number on
 
 # Beyond each limit lie at most these shares of the films that were kept back, as they are and shifted.
@@ -143,7 +143,7 @@ def _fitted(pictures: Pictures, rng: Random) -> OODDetector:
 
 
 def _impostors(pictures: Pictures, rng: Random) -> Iterable[Pixels]:
-    """Spoilt films, each kind as often as the others, spoilt phantoms, and drawings."""
+    """Spoilt films, each kind as often as the others, spoilt synthetic films, and drawings."""
     count = max(FEWEST_REFUSED, len(pictures.films))
     spoilings = [spoil for ways in SPOILT.values() for spoil in ways]
     for number in range(count + count // 3):
