@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,10 @@ import boto3
 import pytest
 
 from chestxray.aws import waiting
+from chestxray.aws.training_entry import check_gpu, job_arguments
+from chestxray.errors import JobFailed
 from chestxray.inference.predictor import Predictor
+from chestxray.training.device import device_of
 from sagemaker_account import IMAGE, account, let_time_pass, put_image
 from sagemaker_emulator import SageMaker
 from sagemaker_work import BIN, unpacked
@@ -193,3 +197,41 @@ def test_a_recipe_that_cannot_be_is_refused_before_anything_is_made(
     found = trained(capsys, "s3://films/set/train", *cannot_be)
     assert found["exit"] == 2
     assert found["error"]["type"] == "RecipeInvalid"
+
+
+# --------------------------------------------------------------------------- what needs no account
+
+
+def test_an_instance_whose_gpu_cannot_be_used_is_refused_and_not_trained_on_slowly() -> None:
+    """This machine's PyTorch has no GPU, which is what one with the wrong driver looks like."""
+    if device_of("auto").type != "cpu":
+        pytest.skip("PyTorch can use a GPU here")
+    check_gpu({"SM_NUM_GPUS": "0"})
+    with pytest.raises(JobFailed, match=r"has 4 GPUs and PyTorch can use none .*Choose a newer --instance"):
+        check_gpu({"SM_NUM_GPUS": "4"})
+
+
+def test_without_the_toolkit_a_job_reads_its_hyperparameters_itself(tmp_path: Path) -> None:
+    config = tmp_path / "input" / "config" / "hyperparameters.json"
+    assert job_arguments(tmp_path) == []
+    config.parent.mkdir(parents=True)
+    config.write_text(json.dumps({"epochs": "3", "recipe": '"small"', "size": "64x64", "sagemaker_region": '"x"'}))
+    assert job_arguments(tmp_path) == ["--epochs", "3", "--recipe", "small", "--size", "64x64"]
+
+
+@pytest.mark.slow
+def test_our_entry_trains_in_a_container_without_the_toolkit(
+    tmp_path: Path, synthetic_films: Path, film: bytes
+) -> None:
+    """``docker run IMAGE train`` with the tree that SageMaker mounts; the tree is not in /opt/ml here."""
+    base = tmp_path / "ml"
+    config = base / "input" / "config" / "hyperparameters.json"
+    config.parent.mkdir(parents=True)
+    config.write_text(json.dumps({"epochs": "1", "batch-size": "16", "size": "32x48", "recipe": '"small"'}))
+    (base / "input" / "data").mkdir()
+    (base / "input" / "data" / "training").symlink_to(synthetic_films / "train")
+    code = f"from chestxray.aws import training_entry as e; e.BASE = {str(base)!r}; from chestxray.cli import main; "
+    command = [sys.executable, "-c", f"{code}main()", "serve", "--container", "train"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert Predictor.load(base / "model").predict(film, "film").probability >= 0

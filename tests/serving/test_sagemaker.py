@@ -114,8 +114,8 @@ def test_a_port_that_is_none_is_one_clear_error(port: str) -> None:
 def test_a_container_serves_as_sagemaker_starts_it_and_ends_when_told(bundle: Path, film: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    command = [Path(sys.executable).with_name("chestxray"), "serve", "--json"]
-    settings = {"CHESTXRAY_CONTAINER": "1", "CHESTXRAY_BUNDLE": str(bundle), "SAGEMAKER_BIND_TO_PORT": str(port)}
+    command = [Path(sys.executable).with_name("chestxray"), "serve", "--container", "--json", "serve"]
+    settings = {"CHESTXRAY_BUNDLE": str(bundle), "SAGEMAKER_BIND_TO_PORT": str(port)}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | settings
     )
@@ -124,12 +124,20 @@ def test_a_container_serves_as_sagemaker_starts_it_and_ends_when_told(bundle: Pa
         assert line or process.poll() is None, process.communicate()[1]
     assert json.loads(f"{{{line.strip().rstrip(',')}}}")["address"] == f"http://0.0.0.0:{port}"
     address = f"http://127.0.0.1:{port}"
-    assert httpx.get(f"{address}/ping").status_code == 200
+    for host in ("model.aws.local:8080", "container-0.local:8080", "169.254.255.131:8080"):
+        assert httpx.get(f"{address}/ping", headers={"Host": host}).status_code == 200
     assert httpx.post(f"{address}/invocations", content=film, headers=JPEG, timeout=30).status_code == 200
     process.send_signal(signal.SIGTERM)
     errors = process.communicate(timeout=30)[1]
     assert process.returncode == 0, errors
     assert {json.loads(line)["event"] for line in errors.splitlines()} == {"request"}
+
+
+def test_a_word_that_is_no_work_is_refused_and_outside_a_container_all_are() -> None:
+    for words in (["serve", "--container", "sing"], ["serve", "serve"]):
+        command = [Path(sys.executable).with_name("chestxray"), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, f"takes no argument {words[-1]!r}" in done.stderr) == (2, True), done.stderr
 
 
 def test_without_a_bundle_a_container_names_the_folder_where_it_belongs(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from chestxray.aws import build
 
 BIN: Final = Path(sys.executable).parent
 READY_S: Final = 120.0  # in which a container has to answer /ping
+HOST: Final = {"Host": "model.aws.local:8080"}  # what SageMaker calls a container, whatever port it answers on
 GRACE_S: Final = 10.0  # between SIGTERM and SIGKILL; AWS gives two minutes
 LOGS: Final = {"training": "/aws/sagemaker/TrainingJobs", "transform": "/aws/sagemaker/TransformJobs"}
 
@@ -200,6 +201,7 @@ def program(folder: Path) -> Path:
 def entry_point() -> list[str]:
     """What the image starts, by this Python."""
     text = (Path(build.__file__).parent / "Dockerfile").read_text()
+    assert not re.search(r"^USER (?!root)", text, re.MULTILINE), "SageMaker mounts /opt/ml for root"
     words = [json.loads(re.search(rf"^{word} (.*)$", text, re.MULTILINE)[1]) for word in ("ENTRYPOINT", "CMD")]  # type: ignore[index]
     return [sys.executable, *words[0][1:], *words[1]]
 
@@ -211,7 +213,7 @@ class Container:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.address = f"http://127.0.0.1:{port}"
-        given = {"CHESTXRAY_CONTAINER": "1", "CHESTXRAY_BUNDLE": str(model), "SAGEMAKER_BIND_TO_PORT": str(port)}
+        given = {"CHESTXRAY_BUNDLE": str(model), "SAGEMAKER_BIND_TO_PORT": str(port)}
         given |= {"PYTHONPATH": str(code)}
         with log.open("wb") as out:
             self.process = subprocess.Popen(
@@ -223,7 +225,8 @@ class Container:
         until = time.monotonic() + READY_S
         while time.monotonic() < until and self.process.poll() is None:
             try:
-                with urllib.request.urlopen(f"{self.address}/ping", timeout=2) as answer:  # noqa: S310 - loopback
+                ping = urllib.request.Request(f"{self.address}/ping", headers=HOST)  # noqa: S310 - loopback
+                with urllib.request.urlopen(ping, timeout=2) as answer:  # noqa: S310
                     return bool(answer.status == 200)
             except OSError:
                 time.sleep(0.1)
@@ -236,7 +239,7 @@ class Container:
 
     def call(self, body: bytes, headers: Mapping[str, str], timeout: float) -> tuple[int, bytes, str]:
         """Status, body and content type of /invocations."""
-        request = urllib.request.Request(f"{self.address}/invocations", body, dict(headers))  # noqa: S310 - loopback
+        request = urllib.request.Request(f"{self.address}/invocations", body, {**headers, **HOST})  # noqa: S310
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310
                 return answer.status, answer.read(), answer.headers["Content-Type"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import fcntl
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chestxray.aws.archives import RECIPE
-from chestxray.errors import ChestXrayError, TrainingInterrupted, UsageError
+from chestxray.errors import ChestXrayError, JobFailed, MissingExtra, TrainingInterrupted, UsageError
 from chestxray.files import write_atomically
 from chestxray.schema import Film, Split
 
@@ -72,15 +73,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    """From the channels to the bundle. Raises: what the stages raise."""
-    from chestxray.training.config import Recipe
-    from chestxray.training.distributed import is_main_process
-    from chestxray.training.export import export_run
-    from chestxray.training.run import Keeping, train_run
+    """From the channels to the bundle. Raises: MissingExtra, where the image cannot train; what the stages raise."""
+    try:
+        from chestxray.training.config import recipe_of
+        from chestxray.training.distributed import is_main_process
+        from chestxray.training.export import export_run
+        from chestxray.training.run import Keeping, train_run
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"Training ({error.name} is not in this image)", "train") from error
 
-    recipe = Recipe.read(given.recipe).with_changes(
-        epochs=given.epochs, batch_size=given.batch_size, learning_rate=given.learning_rate, seed=given.seed
+    recipe = recipe_of(
+        given.recipe,
+        epochs=given.epochs,
+        batch_size=given.batch_size,
+        learning_rate=given.learning_rate,
+        seed=given.seed,
     )
+    check_gpu(os.environ)
     if interface := os.environ.get("SM_NETWORK_INTERFACE_NAME"):  # by which the job's instances see each other
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     channels = {name: Path(folder) for name, folder in _channels(given).items()}
@@ -102,6 +111,47 @@ def run(given: argparse.Namespace) -> None:
         for path in sorted((given.work / "bundle").iterdir()):
             write_atomically(given.model / path.name, path.read_bytes())
         _log(f"the bundle is in {given.model}")
+
+
+def check_gpu(environment: Mapping[str, str]) -> None:
+    """Refuse an instance whose GPU PyTorch cannot use, which would train on its processors at the GPU's price.
+
+    Args:
+        environment: with the toolkit's SM_NUM_GPUS, which counts what the instance has.
+
+    Raises: JobFailed.
+    """
+    from chestxray.training.device import device_of
+
+    count = int(environment.get("SM_NUM_GPUS") or len(list(Path("/dev").glob("nvidia[0-9]*"))))
+    if count and device_of("auto").type == "cpu":
+        raise JobFailed(
+            f"this instance has {count} GPUs and PyTorch can use none of them: its driver or its age does not fit the "
+            "image. Choose a newer --instance (ml.g4dn, ml.g5, ml.g6), or one without a GPU (ml.m5.2xlarge)"
+        )
+
+
+def job_arguments(base: Path) -> list[str]:
+    """A job's hyperparameters as command line arguments, where no toolkit hands them over.
+
+    Args:
+        base: ``/opt/ml``; each value may be JSON, as the SageMaker Python SDK writes them.
+    """
+    path = base / "input" / "config" / "hyperparameters.json"
+    given: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+    return [
+        word
+        for name, value in given.items()
+        if not name.startswith("sagemaker_")
+        for word in (f"--{name}", f"{_plain(value)}")
+    ]
+
+
+def _plain(value: str) -> object:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def films_of(channels: Mapping[str, Path]) -> tuple[Film, ...]:
@@ -143,7 +193,8 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int)
-    parser.add_argument("--recipe", type=Path, default=Path(RECIPE))
+    recipe = RECIPE if Path(RECIPE).is_file() else "default"
+    parser.add_argument("--recipe", default=recipe, help="a TOML file, or a recipe of the package by name")
     parser.add_argument("--size", help="height and width in pixels, as 160x160; by default the network's")
     parser.add_argument("--split-seed", type=int, default=0)
     parser.add_argument("--name", default="pneumonia", help="what predictions call this model")
@@ -154,7 +205,9 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, default=Path(environment.get("SM_MODEL_DIR", f"{BASE}/model")))
     parser.add_argument("--output", type=Path, default=Path(environment.get("SM_OUTPUT_DIR", f"{BASE}/output")))
     for channel in CHANNELS:
-        parser.add_argument(f"--{channel}", default=environment.get(f"SM_CHANNEL_{channel.upper()}"))
+        folder = base / "input" / "data" / channel
+        default = environment.get(f"SM_CHANNEL_{channel.upper()}") or (str(folder) if folder.is_dir() else None)
+        parser.add_argument(f"--{channel}", default=default)
     return parser
 
 

@@ -23,6 +23,7 @@ from chestxray.cli.options import (
     verify_key_option,
     workers_option,
 )
+from chestxray.errors import UsageError
 from chestxray.inference.bundle import DEFAULT
 from chestxray.schema import NOTICE
 
@@ -39,6 +40,19 @@ def _bundle_of_a_container(ctx: click.Context, _param: click.Parameter, containe
 
         ctx.default_map = {"bundle": str(MODEL)}
     return container
+
+
+def _work_of_a_container(ctx: click.Context, _param: click.Parameter, work: str) -> None:
+    """SageMaker adds what an image is to do behind its entry point: serve, or train, which needs no bundle."""
+    if work and not (ctx.params.get("container") or os.environ.get("CHESTXRAY_CONTAINER")):
+        raise UsageError(f"serve takes no argument {work!r}. Name a bundle with --bundle")
+    if work == "train":
+        from chestxray.aws import training_entry
+
+        training_entry.main(training_entry.job_arguments(Path(training_entry.BASE)))
+        ctx.exit()
+    if work not in {"", "serve"}:
+        raise UsageError(f"a container takes no argument {work!r}. It takes serve or train")
 
 
 @click.command()
@@ -61,6 +75,7 @@ def _bundle_of_a_container(ctx: click.Context, _param: click.Parameter, containe
     envvar="CHESTXRAY_CONTAINER",
     help="Inside a container of SageMaker's kind: the bundle in /opt/ml/model, port 8080 of all addresses.",
 )
+@click.argument("work", metavar="", default="", is_eager=True, expose_value=False, callback=_work_of_a_container)
 @json_option
 def serve(
     console: Console,

@@ -142,13 +142,18 @@ class HostRule:
     Attributes:
         names: in lower case, without port.
         any_address: whether a bare IP address is a name of ours, too. Rebinding needs a name, so this is safe.
+        any_name: whether every name will do: behind a platform no browser reaches the service, and the platform
+            chooses the name (SageMaker has used ``model.aws.local:8080`` and ``container-0.local:8080``).
     """
 
     names: frozenset[str] = LOOPBACK_NAMES
     any_address: bool = False
+    any_name: bool = False
 
     def allows(self, header: str) -> bool:
         """Whether that ``Host`` header names this service."""
+        if self.any_name:
+            return True
         name = _without_port(header).lower().rstrip(".")
         return name in self.names or (self.any_address and _is_address(name))
 

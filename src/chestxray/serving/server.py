@@ -40,7 +40,7 @@ class ServeOptions:
         cors_origins: other origins whose pages may call, each exactly as browsers send it.
         names: further names by which callers address the service, such as that of a host or of a proxy's site.
         platform: what runs this process decides who may call, as SageMaker does for its containers; only then the
-            service listens to other machines without a key.
+            service listens to other machines without a key, and answers whatever name they call it by.
         transform: answer as a SageMaker batch transform wants it.
         verify_key: public key whose holder must have signed the bundle; None takes the one that the environment
             variable CHESTXRAY_VERIFY_KEY names, and without that any bundle is served.
@@ -99,7 +99,7 @@ def _server(bundle: Bundle, options: ServeOptions, keys: KeyRing) -> FilmServer:
 
     names = LOOPBACK_NAMES | {name.lower().rstrip(".") for name in (options.host, *options.names)}
     settings = ServiceSettings(
-        hosts=HostRule(names, any_address=not is_loopback(options.host)),
+        hosts=HostRule(names, any_address=not is_loopback(options.host), any_name=options.platform),
         keys=keys,
         cors_origins=options.cors_origins,
         transform=options.transform,
