@@ -18,7 +18,7 @@ SERVE ?= 1
 PORT ?= 8000
 AUDIT ?= 1
 
-.PHONY: help run serve test test-slow test-soak check lint docs dist check-supply-chain browser benchmarks clean
+.PHONY: help run serve test test-slow test-soak check coverage lint docs dist check-supply-chain browser benchmarks clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1  \2/p' $(MAKEFILE_LIST)
@@ -68,6 +68,11 @@ test-soak: $(STAMP) $(MINISTACK) browser ## hundreds of kills, ends and damages,
 $(MINISTACK): $(STAMP)
 	@$(PYTHON) -m venv $@ && $@/bin/python -m pip install -q --disable-pip-version-check ministack==1.5.33 boto3 || \
 	  { rm -rf $@; echo "make: no ministack here, so the tests of the AWS stack will be reported as not run"; }
+
+coverage: $(STAMP) browser ## which lines and branches the quick tests reach; htmlcov/index.html
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -m "not slow and not soak" -n auto -q
+	@$(BIN)/coverage combine -q && $(BIN)/coverage html -q && $(BIN)/coverage report --skip-covered
 
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check
@@ -121,4 +126,4 @@ release-model: $(STAMP) ## rebuild the bundles in the package from DATA, the pub
 	$(BIN)/chestxray export $(RELEASE)/distilled0 --compact --name pneumonia-small --out $(BUNDLES)/pneumonia-small
 
 clean: ## remove what the runs and the tools wrote, and the environment
-	@rm -rf $(VENV) $(LIGHT) dist run site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(LIGHT) dist run site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* htmlcov
