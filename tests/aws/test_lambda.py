@@ -29,7 +29,7 @@ import live_service
 from chestxray.aws import lambda_handler
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE, Prediction
-from chestxray.serving import problems, upload
+from chestxray.serving import problems, service
 from drawing import encoded, textured
 from live_lambda import event
 
@@ -303,5 +303,5 @@ def test_problems_and_limits_are_called_as_the_service_calls_them() -> None:
     assert len(shared) >= 12
     differing = {name for name in shared if (ours[name].status, ours[name].title) != of_service[name]}
     assert differing == {"no-answer-in-time"}  # a gateway's own status: 504
-    assert lambda_handler.MEDIA_TYPES == upload.MEDIA_TYPES
+    assert lambda_handler.MEDIA_TYPES == service.MEDIA_TYPES
     assert lambda_handler.NOTICE == NOTICE
