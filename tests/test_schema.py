@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chestxray.errors import BundleInvalid, ManifestInvalid, PackInvalid
+from chestxray.data.pack import write_pack
+from chestxray.data.split import SplitSettings
+from chestxray.errors import BundleInvalid, ManifestInvalid, PackInvalid, UsageError
 from chestxray.schema import (
     BundleInfo,
     Film,
@@ -27,6 +31,7 @@ from chestxray.schema import (
     read_manifest,
     write_manifest,
 )
+from chestxray.training.config import Augmentation, Recipe, recipe_of
 
 words = st.text(st.characters(codec="utf-8", exclude_categories=("C",)), max_size=20).map(str.strip)
 hashes = st.text("0123456789abcdef", min_size=64, max_size=64)
@@ -207,3 +212,37 @@ def test_the_fingerprint_sees_label_split_patient_and_order() -> None:
     names = {fingerprint([film, other]) for other in [film, *others]} | {fingerprint([others[0], film])}
     assert len(names) == 6
     assert fingerprint([film]) == fingerprint([dataclasses.replace(film, path="/elsewhere.png")])
+
+
+# --------------------------------------------------------------------------- values that cannot be
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SplitSettings(test=1.5), "test is 1.5"),
+        (lambda: SplitSettings(validation=0.0), "validation is 0.0"),
+        (lambda: Recipe(epochs="3"), "epochs is '3'; it must be a whole number"),
+        (lambda: Recipe(epochs=3.5), "epochs is 3.5; it must be a whole number"),
+        (lambda: Recipe(learning_rate=float("nan")), "learning_rate is nan"),
+        (lambda: Augmentation(rotation="much"), "augmentation.rotation is 'much'; it must be a number"),
+        (lambda: recipe_of("nope"), "no recipe 'nope'; there are default"),
+        (lambda: Preprocessing(16, 16, Resize.SQUEEZE, 0.5, 0.2), "input size 16 x 16"),
+        (lambda: Preprocessing(64, 64, "stretch", 0.5, 0.2), "'stretch' is no resize; it may be"),
+        (lambda: write_pack([], "pack", resize="stretch"), "'stretch' is no resize; it may be"),
+        (lambda: write_pack([], "pack", size=(16, 16)), "input size 16 x 16"),
+    ],
+)
+def test_a_value_out_of_range_is_an_error_of_ours_before_any_work(
+    make: Callable[[], object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=re.escape(message)) as found:
+        make()
+    assert found.value.exit_status == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_whole_number_may_stand_for_a_fraction() -> None:
+    assert Recipe(dropout=0) == Recipe(dropout=0.0)
+    assert type(Recipe(dropout=0).dropout) is float

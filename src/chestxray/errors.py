@@ -3,6 +3,7 @@
     ChestXrayError
     ├── UsageError                exit 2: the request itself makes no sense
     │   ├── RecipeInvalid
+    │   ├── OutOfRange            also a ValueError
     │   ├── MissingExtra
     │   └── OutputExists
     ├── DataError                 exit 1: the request is fine, the data is not
@@ -53,6 +54,10 @@ class UsageError(ChestXrayError):
 
 class RecipeInvalid(UsageError):
     """A recipe names an unknown key or holds a value out of range."""
+
+
+class OutOfRange(UsageError, ValueError):
+    """A setting or a field holds a value that it cannot have."""
 
 
 class MissingExtra(UsageError):

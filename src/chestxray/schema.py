@@ -21,9 +21,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
-from chestxray.errors import BundleInvalid, ManifestInvalid, PackInvalid
+from chestxray.errors import BundleInvalid, ManifestInvalid, OutOfRange, PackInvalid
 from chestxray.files import write_atomically
 
 MANIFEST_VERSION: Final = 1
@@ -43,6 +43,8 @@ INTENDED_USE: Final = (
 # training films are of children aged one to five. Those years lie in two of the age classes of ICH E11(R1) section
 # 2.5, "infants and toddlers" and "children"; the newborn before them and the adolescents after have other chests.
 INTENDED_AGES: Final = (28 / 365.25, 12.0)
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class Label(StrEnum):
@@ -234,6 +236,14 @@ def _as_stored(path: str, base: Path) -> str:
 # --------------------------------------------------------------------------- pack
 
 
+def member(kind: type[Choice], value: Choice | str) -> Choice:
+    """Give the member of an enumeration that has this value. Raises: OutOfRange, naming the members."""
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise OutOfRange(f"{value!r} is no {kind.__name__.lower()}; it may be {' or '.join(kind)}") from error
+
+
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
     """Everything between a decoded film and the network's input.
@@ -253,15 +263,15 @@ class Preprocessing:
     levels: Levels = Levels.STORED
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "resize", Resize(self.resize))
-        object.__setattr__(self, "levels", Levels(self.levels))
-        if not all(MIN_INPUT_SIDE <= split <= MAX_INPUT_SIDE for split in (self.height, self.width)):
-            raise ValueError(
+        object.__setattr__(self, "resize", member(Resize, self.resize))
+        object.__setattr__(self, "levels", member(Levels, self.levels))
+        if not all(MIN_INPUT_SIDE <= side <= MAX_INPUT_SIDE for side in (self.height, self.width)):
+            raise OutOfRange(
                 f"input size {self.height} x {self.width}: "
                 f"each side must be {MIN_INPUT_SIDE} to {MAX_INPUT_SIDE} pixels"
             )
         if not (0.0 <= self.mean <= 1.0 and 0.0 < self.std <= 1.0):
-            raise ValueError(f"mean {self.mean}, deviation {self.std}: must lie in 0 to 1, deviation above 0")
+            raise OutOfRange(f"mean {self.mean}, deviation {self.std}: must lie in 0 to 1, deviation above 0")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -336,7 +346,7 @@ class OperatingPoint:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.threshold <= 1.0:
-            raise ValueError(f"operating point {self.name}: threshold {self.threshold} is not a probability")
+            raise OutOfRange(f"operating point {self.name}: threshold {self.threshold} is not a probability")
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,15 +387,15 @@ class BundleInfo:
 
     def __post_init__(self) -> None:
         if self.intended_ages is not None and not 0.0 <= self.intended_ages[0] < self.intended_ages[1]:
-            raise ValueError(f"intended ages {self.intended_ages}: must rise, from 0 years on")
+            raise OutOfRange(f"intended ages {self.intended_ages}: must rise, from 0 years on")
         if not self.temperature > 0.0:
-            raise ValueError(f"temperature {self.temperature}: must be above 0")
+            raise OutOfRange(f"temperature {self.temperature}: must be above 0")
         if not math.isfinite(self.bias):
-            raise ValueError(f"bias {self.bias}: must be a number")
+            raise OutOfRange(f"bias {self.bias}: must be a number")
         if self.default_operating_point not in (point.name for point in self.operating_points):
-            raise ValueError(f"no operating point is named {self.default_operating_point!r}")
+            raise OutOfRange(f"no operating point is named {self.default_operating_point!r}")
         if "model.onnx" not in self.files:
-            raise ValueError('the list of files has no "model.onnx"')
+            raise OutOfRange('the list of files has no "model.onnx"')
 
     def operating_point(self, name: str | None = None) -> OperatingPoint:
         """The point of that name, or the default one. Raises: BundleInvalid, naming those that exist."""
@@ -443,7 +453,7 @@ class Gate:
 
     def __post_init__(self) -> None:
         if self.score is not None and not 0.0 <= self.score <= 1.0:
-            raise ValueError(f"score {self.score}: must lie in 0 to 1")
+            raise OutOfRange(f"score {self.score}: must lie in 0 to 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,9 +485,9 @@ class Prediction:
     def __post_init__(self) -> None:
         judged = self.probability is not None and self.label is not None
         if judged != self.gate.accepted:
-            raise ValueError("a film is judged if and only if the gate accepts it")
+            raise OutOfRange("a film is judged if and only if the gate accepts it")
         if self.probability is not None and not 0.0 <= self.probability <= 1.0:
-            raise ValueError(f"probability {self.probability}: must lie in 0 to 1")
+            raise OutOfRange(f"probability {self.probability}: must lie in 0 to 1")
 
     def to_json(self) -> str:
         """Law: ``Prediction.from_json(p.to_json()) == p``."""

@@ -355,3 +355,12 @@ def test_a_number_is_never_rounded_to_certainty(value, in_percent, in_decimals):
 
 def test_a_small_negative_number_is_not_shown_as_minus_nothing():
     assert decimal(-0.00001) == "0.000"
+
+
+def test_what_fails_beside_the_report_leaves_no_report(assessment, tmp_path):
+    def full(_folder):
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_report(assessment, tmp_path / "report", PROVENANCE, beside=full)
+    assert list(tmp_path.iterdir()) == []

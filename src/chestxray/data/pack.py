@@ -43,6 +43,7 @@ from chestxray.schema import (
     Resize,
     Split,
     fingerprint,
+    member,
     read_manifest,
     write_manifest,
 )
@@ -123,16 +124,19 @@ def write_pack(
 
     Raises:
         Leakage: the splits share a patient or a film.
+        OutOfRange: no network takes films of that size.
         PackInvalid: no film has a split, none is for training, or a file changed since it was cleaned.
     """
-    out, resize, levels = Path(out), Resize(resize), Levels(levels)
+    out = Path(out)
+    height, width = size
+    resize, levels = member(Resize, resize), member(Levels, levels)
+    Preprocessing(height, width, resize, mean=0.5, std=0.5, levels=levels)  # whether there is such a size, at once
     rows = tuple(film for film in films if film.is_accepted and film.split)
     if not any(film.split == Split.TRAIN for film in rows):
         raise PackInvalid(
             'no accepted film stands on the train split. Run "chestxray clean" and "chestxray split" first'
         )
     refuse_leakage(rows, allowed=leakage_allowed)
-    height, width = size
     with folder_written_whole(out, marker=DESCRIPTION) as beside:
         images = np.lib.format.open_memmap(beside / IMAGES, mode="w+", dtype=np.uint8, shape=(len(rows), height, width))
         write_manifest(rows, beside / MANIFEST)

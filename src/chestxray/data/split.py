@@ -21,7 +21,7 @@ from typing import Any, Final
 from chestxray.data.dedup import near_pairs
 from chestxray.data.labels import patient_group
 from chestxray.data.sources import name_of
-from chestxray.errors import Leakage, SourceInvalid
+from chestxray.errors import Leakage, OutOfRange, SourceInvalid
 from chestxray.files import write_atomically
 from chestxray.schema import Film, Label, Split
 
@@ -50,7 +50,9 @@ class SplitSettings:
 
     def __post_init__(self) -> None:
         if not (0.0 < self.validation < 1.0 and 0.0 <= self.test < 1.0):
-            raise ValueError("validation must lie between 0 and 1, test may also be 0")
+            raise OutOfRange(
+                f"validation is {self.validation} and test is {self.test}; both are shares below 1, validation above 0"
+            )
 
 
 def split(

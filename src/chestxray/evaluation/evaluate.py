@@ -126,8 +126,7 @@ def evaluate_bundle(
     by_path = {film.path: film for film in chosen}
     errors = [*assessment.missed, *assessment.false_alarms]
     pictures = {error.path: explained(predictor, by_path[error.path]) for error in errors}
-    write_report(assessment, out, provenance, pictures)
-    write_scores(scored, out / "scores.csv")
+    write_report(assessment, out, provenance, pictures, beside=lambda made: write_scores(scored, made / "scores.csv"))
     return assessment
 
 

@@ -13,7 +13,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -148,7 +148,12 @@ _CSV_COLUMNS: Final = (
 
 
 def write_report(
-    assessment: Assessment, folder: Path, provenance: Provenance, pictures: Mapping[str, bytes] | None = None
+    assessment: Assessment,
+    folder: Path,
+    provenance: Provenance,
+    pictures: Mapping[str, bytes] | None = None,
+    *,
+    beside: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the folder, whole or not at all; the same arguments give the same bytes.
 
@@ -157,18 +162,21 @@ def write_report(
         folder: replaced where it is an earlier report; anything else there is left alone.
         provenance: how it came about.
         pictures: JPEG or PNG files by a film's path, shown beside the errors: the film, or its heat map.
+        beside: writes further files into the folder that it is given, before the report takes its place.
 
-    Raises: OutputExists, MissingExtra.
+    Raises: OutputExists, MissingExtra; and what ``beside`` raises, which leaves no report.
     """
     figures = drawings(assessment, provenance.gate)
     page = page_of(assessment, provenance, figures, pictures or {})
-    with folder_written_whole(folder, MARKER) as beside:
-        (beside / "index.html").write_text(page, encoding="utf-8")
-        (beside / "measures.csv").write_text(_measures_csv(assessment), encoding="utf-8", newline="")
+    with folder_written_whole(folder, MARKER) as made:
+        (made / "index.html").write_text(page, encoding="utf-8")
+        (made / "measures.csv").write_text(_measures_csv(assessment), encoding="utf-8", newline="")
         for figure in figures:
-            (beside / f"{figure.name}.svg").write_bytes(figure.svg)
-            (beside / f"{figure.name}.png").write_bytes(figure.png)
-        (beside / MARKER).write_text(report_json(assessment, provenance), encoding="utf-8")
+            (made / f"{figure.name}.svg").write_bytes(figure.svg)
+            (made / f"{figure.name}.png").write_bytes(figure.png)
+        if beside:
+            beside(made)
+        (made / MARKER).write_text(report_json(assessment, provenance), encoding="utf-8")
 
 
 def report_json(assessment: Assessment, provenance: Provenance) -> str:

@@ -51,6 +51,7 @@ class Augmentation:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
+        _check_types(self, "augmentation.")
         for name, highest in AUGMENTATION_LIMITS.items():
             _check_range(f"augmentation.{name}", getattr(self, name), 0.0, highest)
 
@@ -130,6 +131,7 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
+        _check_types(self, "")
         for name, lowest, highest in _RANGES:
             _check_range(name, getattr(self, name), lowest, highest)
         for name, allowed in _CHOICES:
@@ -166,7 +168,9 @@ class Recipe:
     def shipped(cls, name: str = "default") -> Recipe:
         """One of the recipes of this package. Raises: RecipeInvalid, naming those that exist."""
         if name not in shipped_recipes():
-            raise RecipeInvalid(f"there is no recipe {name!r}; there are {', '.join(shipped_recipes())}")
+            raise RecipeInvalid(
+                f"there is no recipe {name!r}; there are {', '.join(shipped_recipes())}, and files that end with .toml"
+            )
         return cls.from_toml((_folder() / f"{name}.toml").read_text(encoding="utf-8"), f"{name}.toml")
 
     def with_changes(self, **changes: Any) -> Recipe:
@@ -211,7 +215,8 @@ def recipe_of(given: Recipe | Path | str = "default", **changes: Any) -> Recipe:
     Raises: RecipeInvalid, naming the nearest field where there is none of that name.
     """
     if not isinstance(given, Recipe):
-        given = Recipe.shipped(str(given)) if str(given) in shipped_recipes() else Recipe.read(Path(given))
+        is_file = Path(given).suffix == ".toml" or Path(given).is_file()
+        given = Recipe.read(Path(given)) if is_file else Recipe.shipped(str(given))
     return given.with_changes(**changes)
 
 
@@ -282,6 +287,13 @@ def _checked_keys(cls: type, raw: object, prefix: str) -> dict[str, Any]:
             raise RecipeInvalid(f"{prefix}{name} is {value!r}; it must be {_KIND_NAMES.get(kind, kind.__name__)}")
         values[name] = value
     return values
+
+
+def _check_types(settings: Augmentation | Recipe, prefix: str) -> None:
+    """Raises: RecipeInvalid, where a field is not of its type; a whole number may stand for a fraction."""
+    given = {each.name: getattr(settings, each.name) for each in dataclasses.fields(settings)}
+    for name, value in _checked_keys(type(settings), given, prefix).items():
+        object.__setattr__(settings, name, value)
 
 
 _KIND_NAMES: Final[Mapping[type, str]] = {
