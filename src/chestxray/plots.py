@@ -25,7 +25,7 @@ from chestxray.errors import FilmError, MissingExtra
 from chestxray.evaluation.figures import ACCENT, CARD, COOL, INK, LINE, MUTED, STYLE, WARM
 from chestxray.images.decode import decode
 from chestxray.images.preprocess import resample
-from chestxray.inference.predictor import over_film
+from chestxray.inference.heatmap import over_film
 from chestxray.schema import Film, Label, Prediction, Resize, Split, Verdict
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 import pytest
+from PIL import Image
 
 from chestxray.cli import main
 from chestxray.schema import NOTICE, read_manifest
@@ -147,6 +148,34 @@ def test_train_export_and_predict_follow_from_a_pack(
         assert 0.0 <= answer["probability"] <= 1.0
         assert answer["model"] == "tiny"
         assert Path(answer["heatmap"]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_heat_maps_of_films_of_one_name_lie_in_files_of_their_own(
+    chestxray: Run, bundle: Path, film_paths: Sequence[Path], tmp_path: Path
+) -> None:
+    films = [tmp_path / name for name in ("a/x.jpeg", "b/x.jpeg", "b/X.JPG")]
+    for film, source in zip(films, film_paths, strict=False):
+        film.parent.mkdir(exist_ok=True)
+        film.write_bytes(source.read_bytes())
+    maps = tmp_path / "maps"
+
+    def written(*arguments: Path | str) -> list[Path]:
+        outcome = chestxray("predict", *arguments, "--bundle", bundle, "--heatmap", maps, "--json")
+        return [Path(answer["heatmap"]) for answer in outcome.document["predictions"]]
+
+    together = written(*films)
+    assert [path.name for path in together] == ["x.heatmap.png", "b-x.heatmap.png", "X-2.heatmap.png"]
+    kept = together[0].read_bytes()
+    assert written(films[1]) == together[1:2]  # a film finds its own file again, and leaves the others alone
+    assert together[0].read_bytes() == kept
+    with Image.open(together[0]) as over, Image.open(written(films[0], "--layer")[0]) as layer:
+        assert over.mode == "RGB"
+        assert layer.mode == "RGBA"
+    said = chestxray("predict", films[0], "--bundle", bundle, "--heatmap", maps, "--contours").out
+    assert str(together[0]) in said
+    refused = chestxray("predict", films[0], "--bundle", bundle, "--contours")
+    assert refused.status == 2
+    assert "give --heatmap" in refused.err
 
 
 def test_predict_answers_the_good_films_and_exits_1_for_the_bad(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -25,7 +27,7 @@ from chestxray.cli.options import (
 )
 from chestxray.errors import FilmError
 from chestxray.inference.bundle import folder_of
-from chestxray.schema import NOTICE, BundleInfo, Prediction
+from chestxray.schema import NOTICE, BundleInfo
 
 if TYPE_CHECKING:
     from chestxray.training.record import EpochRecord
@@ -219,7 +221,11 @@ def bundle_text(folder: Path, info: BundleInfo) -> str:
 @bundle_option
 @verify_key_option
 @click.option("--operating-point", default=None, help="One of the bundle's, by name. [default: the bundle's]")
-@click.option("--heatmap", type=FOLDER, default=None, help="Write a PNG for each film there: where the evidence lies.")
+@click.option(
+    "--heatmap", type=FOLDER, default=None, help="Write each film there as PNG, with its heat map: where evidence lies."
+)
+@click.option("--contours", is_flag=True, help="Draw heat maps as lines instead of areas.")
+@click.option("--layer", is_flag=True, help="Write heat maps alone, transparent, to be laid over the films.")
 @json_option
 def predict(
     console: Console,
@@ -228,6 +234,8 @@ def predict(
     verify_key: Path | None,
     operating_point: str | None,
     heatmap: Path | None,
+    contours: bool,  # noqa: FBT001 - click passes it by name
+    layer: bool,  # noqa: FBT001 - the same
 ) -> None:
     """Judge films: normal or pneumonia.
 
@@ -236,33 +244,73 @@ def predict(
     """
     from chestxray import api
 
+    if heatmap is None and (contours or layer):
+        raise click.UsageError("--contours and --layer say how heat maps are drawn: give --heatmap FOLDER too")
     predictor = api.load(bundle, verify_key=verify_key)
     answers = []
     failed = False
+    maps = None if heatmap is None else HeatmapFolder(heatmap, alone=layer)
     for path in films:
         try:
             data = path.read_bytes()
-            answer = predictor.predict(data, str(path), operating_point=operating_point, heatmap=heatmap is not None)
+            answer = predictor.predict(
+                data, str(path), operating_point=operating_point, heatmap=maps is not None, contours=contours
+            )
         except (FilmError, OSError) as error:
             failed = True
             answers.append({"file": path, "error": {"type": type(error).__name__, "message": str(error)}})
             continue
         failed = failed or not answer.gate.accepted
         answers.append({"file": path, **plain(answer)})
-        if heatmap is not None and answer.heatmap is not None:
-            answers[-1]["heatmap"] = _write_heatmap(heatmap, path, answer)
+        if maps is not None and answer.heatmap is not None:
+            answers[-1]["heatmap"] = maps.write(path, data, base64.b64decode(answer.heatmap))
     text = "\n".join(_answer_line(answer) for answer in answers)
     console.result({"predictions": answers, "notice": NOTICE}, f"{text}\n{NOTICE}")
     if failed:
         sys.exit(1)
 
 
-def _write_heatmap(folder: Path, film: Path, answer: Prediction) -> Path:
-    from chestxray.files import write_atomically
+class HeatmapFolder:
+    """Heat maps as files, each film in one of its own.
 
-    path = folder / f"{film.stem}.heatmap.png"
-    write_atomically(path, base64.b64decode(answer.heatmap or ""))
-    return path
+    A file is called after its film; where another film has that name, after the film's folder, too; then by number.
+    Which film a file shows stands in it as a hash of the film's path, so that the next run knows, too.
+    """
+
+    def __init__(self, folder: Path, *, alone: bool) -> None:
+        """Write to that folder: the map over its film, or the map ``alone``."""
+        self._folder = folder
+        self._alone = alone
+        self._taken: set[str] = set()  # without regard to case, as some file systems take names
+
+    def write(self, film: Path, data: bytes, overlay: bytes) -> Path:
+        """Write one film's map; returns where it lies. Raises: FilmError, OutputUnwritable."""
+        from chestxray.files import write_atomically
+        from chestxray.inference.heatmap import of_film, over_film
+
+        path = self._free(film)
+        self._taken.add(path.name.casefold())
+        picture = overlay if self._alone else over_film(data, str(film), overlay)
+        write_atomically(path, of_film(picture, _identity(film)))
+        return path
+
+    def _free(self, film: Path) -> Path:
+        from chestxray.inference.heatmap import film_of
+
+        parts = film.resolve().with_suffix("").parts[1:]
+        names = ["-".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+        numbered = (f"{names[0]}-{number}" for number in itertools.count(2))
+        for name in itertools.chain(names[:2], numbered):
+            path = self._folder / f"{name}.heatmap.png"
+            if path.name.casefold() in self._taken:
+                continue
+            if not path.exists() or film_of(path) in (None, _identity(film)):
+                return path
+        raise AssertionError("numbers do not end")
+
+
+def _identity(film: Path) -> str:
+    return hashlib.sha256(os.fsencode(film.resolve())).hexdigest()
 
 
 def _answer_line(answer: dict[str, Any]) -> str:
@@ -270,9 +318,10 @@ def _answer_line(answer: dict[str, Any]) -> str:
         return str(answer["error"]["message"])
     if not answer["gate"]["accepted"]:
         return f"{answer['file']}: cannot judge: {answer['gate']['reason']}"
+    drawn = f"\n  heat map: {answer['heatmap']}" if answer["heatmap"] else ""
     return (
         f"{answer['file']}: {answer['label']} (probability {answer['probability']:.3f}; "
-        f"{answer['operating_point']}: pneumonia from {answer['threshold']:.3f})"
+        f"{answer['operating_point']}: pneumonia from {answer['threshold']:.3f}){drawn}"
     )
 
 

@@ -33,8 +33,9 @@ from chestxray.evaluation.robustness import predict_under_shifts
 from chestxray.files import sha256_of_file
 from chestxray.inference.batch import ScoredFilm, score_films, write_scores
 from chestxray.inference.bundle import Bundle, folder_of, shipped_bundles
+from chestxray.inference.heatmap import over_film
 from chestxray.inference.ood import REFUSED_ABOVE, Gatekeeper
-from chestxray.inference.predictor import Predictor, over_film
+from chestxray.inference.predictor import Predictor
 from chestxray.metrics.calibration import calibrated
 from chestxray.metrics.comparison import ORIGINAL, Published, Rival
 from chestxray.metrics.conformal import ConformalRule, conformal_rule

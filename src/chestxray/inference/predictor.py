@@ -6,7 +6,6 @@ bytes -> images.decode -> images.preprocess -> graph -> Prediction
 from __future__ import annotations
 
 import base64
-import io
 from pathlib import Path
 from typing import Final
 
@@ -14,66 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
-from PIL import Image
 
 from chestxray.data.parallel import cores
 from chestxray.errors import BundleInvalid
-from chestxray.images.decode import decode
-from chestxray.images.preprocess import Plane, onto_film, resample
+from chestxray.images.preprocess import Plane
 from chestxray.inference.bundle import Bundle
+from chestxray.inference.heatmap import overlay_png, strength_of
 from chestxray.inference.ood import Gatekeeper, Prepared, prepare
 from chestxray.metrics.calibration import calibrated
-from chestxray.schema import BundleInfo, Gate, Label, OperatingPoint, Prediction, Preprocessing, Resize
-
-LONG_SIDE: Final = 512  # pixels of the overlay; the map behind it has some ten cells a side
-FULL_COLOUR: Final = 0.5  # log-odds of one cell that are drawn at full strength at the latest
-
-# Transparent, amber, red, pale yellow: lightness rises all the way, so that it also reads without hue.
-_STOPS: Final = np.array([0.0, 0.35, 0.7, 1.0])
-_COLOURS: Final = np.array([[120, 28, 109, 0], [203, 65, 73, 150], [246, 140, 30, 200], [252, 235, 120, 225]])
-
-
-def overlay_png(activation: npt.NDArray[np.float32], film_size: tuple[int, int], preprocessing: Preprocessing) -> bytes:
-    """Draw where the evidence for pneumonia lies, in the film's own proportions.
-
-    Args:
-        activation: shape (rows, columns), log-odds that each place adds; negative places stay clear.
-        film_size: (height, width) of the film.
-        preprocessing: how the film became the network's input, so that the map can go the way back.
-
-    Returns: a PNG with an alpha channel, its long side LONG_SIDE pixels.
-    """
-    height, width = film_size
-    scale = LONG_SIDE / max(height, width)
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    strength = np.clip(activation, 0.0, None) / max(float(activation.max()), FULL_COLOUR)
-    spread = onto_film(strength, size, preprocessing).clip(0.0, 1.0)
-    channels = [np.interp(spread, _STOPS, _COLOURS[:, channel]) for channel in range(4)]
-    out = io.BytesIO()
-    Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8)).save(out, "PNG")
-    return out.getvalue()
-
-
-def over_film(data: bytes, source: str, overlay: bytes) -> bytes:
-    """Blend an overlay of ``overlay_png`` with its film.
-
-    Args:
-        data: the film's bytes.
-        source: what to call it in errors.
-        overlay: a PNG with an alpha channel.
-
-    Returns: a PNG of the overlay's size.
-    Raises: FilmError.
-    """
-    with Image.open(io.BytesIO(overlay), formats=["PNG"]) as colours:
-        width, height = colours.size
-        film = decode(data, source, at_least=(height, width))
-        plane = resample(film.pixels, height, width, Resize.SQUEEZE, film.frame)
-        blended = Image.alpha_composite(Image.fromarray(plane).convert("RGBA"), colours)
-    out = io.BytesIO()
-    blended.convert("RGB").save(out, "PNG")
-    return out.getvalue()
-
+from chestxray.schema import BundleInfo, Gate, Label, OperatingPoint, Prediction
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -143,7 +91,13 @@ class Predictor:
         return self.predict(data, source, operating_point=operating_point, heatmap=heatmap)
 
     def predict(
-        self, data: bytes, source: str, *, operating_point: str | None = None, heatmap: bool = False
+        self,
+        data: bytes,
+        source: str,
+        *,
+        operating_point: str | None = None,
+        heatmap: bool = False,
+        contours: bool = False,
     ) -> Prediction:
         """Judge the bytes of one film.
 
@@ -152,6 +106,7 @@ class Predictor:
             source: what to call it in errors.
             operating_point: name of one of the bundle's; the bundle's default where None.
             heatmap: whether to draw where the evidence lies; costs no second forward pass.
+            contours: whether the map is drawn as lines instead of areas.
 
         Raises:
             FilmError: where the bytes cannot be read as a film. (A film that can be read and must not be
@@ -163,7 +118,7 @@ class Predictor:
         if film.plane is None:
             return self.answer(film.sha256, point, film.gate)
         logits, activations = self.logits(film.plane[None])
-        picture = overlay_png(activations[0], film.size, self.info.preprocessing) if heatmap else None
+        picture = self.overlay(activations[0], film.size, contours=contours) if heatmap else None
         return self.answer(film.sha256, point, film.gate, float(self.probabilities(logits)[0]), picture)
 
     def prepare(self, data: bytes, source: str) -> Prepared:
@@ -181,6 +136,16 @@ class Predictor:
         """
         logit, activation = self._session.run(["logit", "activation"], {"film": planes[:, None]})
         return logit, activation
+
+    def overlay(self, activation: Float32Array, film_size: tuple[int, int], *, contours: bool = False) -> bytes:
+        """Draw one film's map as a PNG with an alpha channel, which lies over the film.
+
+        Args:
+            activation: shape (rows, columns), as ``logits`` gives it for that film.
+            film_size: (height, width) of the film in pixels.
+            contours: lines instead of areas.
+        """
+        return overlay_png(strength_of(activation, self.info), film_size, self.info.preprocessing, contours=contours)
 
     def probabilities(self, logits: Float32Array) -> npt.NDArray[np.float64]:
         """Probability of pneumonia by the bundle's calibration; any shape."""

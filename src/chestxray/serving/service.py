@@ -23,7 +23,7 @@ from chestxray.data.parallel import cores
 from chestxray.errors import FilmError, UsageError
 from chestxray.images.preprocess import Plane
 from chestxray.inference.bundle import Bundle
-from chestxray.inference.predictor import Float32Array, Predictor, overlay_png
+from chestxray.inference.predictor import Float32Array, Predictor
 from chestxray.schema import Prediction
 from chestxray.serving.decoders import DecoderLimits, DecoderPool
 from chestxray.serving.metrics import Metrics
@@ -271,7 +271,7 @@ class PredictionQueue:
         logits, activation = await self._scorer.score(film.plane, alone=self.inside == 1)
         picture = None
         if heatmap:
-            picture = await asyncio.to_thread(overlay_png, activation, film.size, predictor.info.preprocessing)
+            picture = await asyncio.to_thread(predictor.overlay, activation, film.size)
         return predictor.answer(film.sha256, point, film.gate, float(predictor.probabilities(logits)[0]), picture)
 
     @asynccontextmanager

@@ -81,7 +81,7 @@ def blend_runs(
     info = dataclasses.replace(described(training), blended=tuple(int(info.recipe["seed"]) for info in infos))
     folder = RunFolder(out, pack, training.step.splits.validation)
     folder.begin(info, training.step.recipe, training.records, best)
-    look_back(folder, training, best, log, on_progress)
+    info = dataclasses.replace(info, typical_peak=look_back(folder, training, best, log, on_progress))
     seconds = sum(info.seconds for info in infos) + time.perf_counter() - started
     return RunSummary(out, folder.finish(info, training.records, best.weights, seconds), tuple(training.records))
 

@@ -290,7 +290,14 @@ def _described(name: str, trained: Trained) -> BundleInfo:
         package_version=__version__,
         leakage_allowed=info.leakage_allowed,
         intended_ages=INTENDED_AGES,
+        typical_peak=_typical_peak(trained.infos),
     )
+
+
+def _typical_peak(infos: Sequence[RunInfo]) -> float | None:
+    """Of networks that answer as one: the mean, as their log-odds are; None where one was not measured."""
+    peaks = [info.typical_peak for info in infos]
+    return None if None in peaks else float(np.mean([peak for peak in peaks if peak is not None]))
 
 
 def _caution(info: RunInfo) -> str:

@@ -23,11 +23,14 @@ from chestxray.errors import OutputExists, TrainingInterrupted
 from chestxray.files import may_be_replaced, write_atomically
 from chestxray.images.shifts import SHIFTS
 from chestxray.progress import Log, ProgressCallback, no_log, no_progress
+from chestxray.schema import Label
 from chestxray.training.checkpoint import Best, Checkpoint, CheckpointFolder, Origin, writing
 from chestxray.training.config import Recipe
 from chestxray.training.distributed import World, init_distributed
 from chestxray.training.ensemble import teacher_of
 from chestxray.training.estimate import Estimate, Forecast
+from chestxray.training.networks import Classifier
+from chestxray.training.optim import steps_of
 from chestxray.training.plots import AUGMENTED, plot_augmented_films, plot_filters
 from chestxray.training.record import EpochRecord
 from chestxray.training.run_folder import (
@@ -40,8 +43,8 @@ from chestxray.training.run_folder import (
     read_finished,
 )
 from chestxray.training.trackers import Tracker, track
-from chestxray.training.train_state import compiled_where_possible
-from chestxray.training.trainer import STRESS, Epoch, Training, to_csv, under_every_shift
+from chestxray.training.train_state import TrainState, compiled_where_possible
+from chestxray.training.trainer import STRESS, VALIDATION_BATCH, Epoch, Training, to_csv, under_every_shift
 from chestxray.training.weights import snapshot
 from chestxray.version import __version__
 
@@ -347,19 +350,27 @@ class _Run:
     def _finished(self, on_progress: ProgressCallback) -> RunSummary:
         training, world = self._training, self._training.step.world
         last = snapshot(training.step.average.module)
+        info = self._info
         if self._best is not None:
-            look_back(self._out, training, self._best, self._log, on_progress)
+            peak = look_back(self._out, training, self._best, self._log, on_progress)
+            info = dataclasses.replace(info, typical_peak=peak)
         if self._writes:
-            info = self._out.finish(self._info, training.records, last, self._seconds())
+            info = self._out.finish(info, training.records, last, self._seconds())
             self._folder.clear()
         told = world.told(info.to_json().encode() if self._writes else b"")
         return RunSummary(self._out.folder, RunInfo.from_json(told.decode()), tuple(training.records))
 
 
-def look_back(out: RunFolder, training: Training, best: Best, log: Log, on_progress: ProgressCallback) -> None:
+PEAK_FILMS: Final = 256  # validation films with pneumonia, at most, that the scale of heat maps is measured on
+PEAK_QUANTILE: Final = 0.25  # three of four films with pneumonia reach it
+
+
+def look_back(out: RunFolder, training: Training, best: Best, log: Log, on_progress: ProgressCallback) -> float | None:
     """Once training is over: the first filters, and the whole stress validation, of the weights that are kept.
 
     Every process takes part; the first one writes.
+
+    Returns: the typical peak of heat maps, as ``RunInfo`` has it.
     """
     step = training.step
     log(f"Stress validation: {len(step.splits.validation):,} films under {len(SHIFTS)} shifts")
@@ -371,6 +382,25 @@ def look_back(out: RunFolder, training: Training, best: Best, log: Log, on_progr
         with writing(out.folder):
             plot_filters(judge.state_dict(), out.folder)  # in the order of the layers, which a checkpoint does not keep
             write_atomically(out.folder / STRESS, to_csv(logits, films))
+    return typical_peak(judge, step)
+
+
+def typical_peak(classifier: Classifier, step: TrainState) -> float | None:
+    """Measure where the scale of heat maps should end at the earliest; None without validation films with pneumonia.
+
+    Args:
+        classifier: the weights that are kept.
+        step: knows the films.
+    """
+    rows = [row for row in step.splits.validation if step.pack.films[row].label == Label.PNEUMONIA][:PEAK_FILMS]
+    if not rows:
+        return None
+    peaks = []
+    with torch.inference_mode():
+        for batch in np.array_split(rows, steps_of(len(rows), VALIDATION_BATCH)):
+            _, maps = classifier.eval().explain(step.on_device(step.pack.images[batch]))
+            peaks.append(maps.amax(dim=(1, 2)).double().cpu() * maps[0].numel())
+    return float(torch.cat(peaks).quantile(PEAK_QUANTILE))
 
 
 def described(training: Training) -> RunInfo:

@@ -78,6 +78,7 @@ class RunInfo:
         leakage_allowed: of the pack.
         blended: seeds of the runs whose weights were averaged; empty for a run of its own.
         teachers: SHA-256 of the weights of each network that it learnt from.
+        typical_peak: as in ``BundleInfo``, of this network alone; None for runs from before it was measured.
     """
 
     state: str
@@ -97,6 +98,7 @@ class RunInfo:
     leakage_allowed: str = ""
     blended: tuple[int, ...] = ()
     teachers: tuple[str, ...] = ()
+    typical_peak: float | None = None
 
     def __post_init__(self) -> None:
         """Raises: RunInvalid, where a finished run lacks a file."""

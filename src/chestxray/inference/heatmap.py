@@ -1,0 +1,152 @@
+"""The network's evidence drawn over its film.
+
+    activation (rows, columns) -> evidence -> strength 0 to 1 -> colours with an alpha channel -> over the film
+
+The scale ends at the film's own maximum, so that "most in this film" is always drawn at full strength; but never below
+what three of four films with pneumonia reach, so that a film without evidence stays empty.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, PngImagePlugin
+
+from chestxray.images.decode import decode
+from chestxray.images.preprocess import onto_film, resample
+from chestxray.schema import BundleInfo, Preprocessing, Resize
+
+FloatArray = npt.NDArray[np.floating]
+Float32Array = npt.NDArray[np.float32]
+
+FILM: Final = "Source"  # the text chunk of a PNG that says which film it shows
+LONG_SIDE: Final = 512  # pixels of the overlay; the map behind it has some ten cells a side
+FILM_SIDE: Final = 1024  # pixels of a film with its map, at most; its own where it is smaller
+FAINTEST: Final = 0.2  # of the scale: what is weaker stays clear
+CONTOURS: Final = (0.25, 0.5, 0.75)  # of the scale: where lines are drawn
+
+# Where a bundle does not say what a typical film reaches: the log-odds, in units of its temperature, that a whole film
+# would have if each of its cells said as much as the strongest. Three of four films reach 15 to 16 with shipped models.
+UNTOLD_PEAK: Final = 15.0
+
+# matplotlib's inferno from purple on, which is even to the eye and rises in lightness, so that it reads without hue.
+_STRENGTHS: Final = np.linspace(FAINTEST, 1.0, 9)
+_COLOURS: Final = np.array(
+    [
+        [114, 26, 110],
+        [149, 38, 103],
+        [182, 52, 88],
+        [211, 71, 67],
+        [234, 99, 42],
+        [248, 133, 15],
+        [252, 172, 17],
+        [246, 213, 67],
+        [245, 249, 146],
+    ]
+)
+_ALPHA: Final = np.array([[FAINTEST, 0], [0.25, 100], [0.6, 150], [1.0, 190]])  # strength to alpha, rising all the way
+
+
+def strength_of(activation: FloatArray, info: BundleInfo) -> Float32Array:
+    """How strongly each cell argues for pneumonia, on the scale that is drawn.
+
+    A cell's evidence is what it adds to the log-odds behind the calibrated probability: its activation and its share of
+    the calibration's bias.
+
+    Args:
+        activation: shape (rows, columns), log-odds before calibration that each place adds.
+        info: whose calibration and typical peak are meant.
+
+    Returns: the same shape; 1 is the strongest cell, or more than that where the film has less than a typical one has;
+        negative where a cell argues against.
+    """
+    shared = info.bias / activation.size
+    typical = UNTOLD_PEAK * info.temperature if info.typical_peak is None else info.typical_peak + info.bias
+    evidence = activation.astype(np.float32) + np.float32(shared)
+    scale = max(float(evidence.max()), typical / activation.size, float(np.finfo(np.float32).tiny))
+    return evidence / np.float32(scale)
+
+
+def overlay_png(
+    strength: Float32Array, film_size: tuple[int, int], preprocessing: Preprocessing, *, contours: bool = False
+) -> bytes:
+    """Draw where the evidence for pneumonia lies, in the film's own proportions.
+
+    Args:
+        strength: shape (rows, columns), as ``strength_of`` gives it.
+        film_size: (height, width) of the film in pixels.
+        preprocessing: how the film became the network's input, so that the map can go the way back.
+        contours: lines at CONTOURS of the scale instead of areas.
+
+    Returns: a PNG with an alpha channel, its long side LONG_SIDE pixels.
+    """
+    height, width = film_size
+    scale = LONG_SIDE / max(height, width)
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    # A cell far below zero must not eat into its neighbours when the grid is made smooth.
+    spread = onto_film(np.maximum(strength, -FAINTEST), size, preprocessing).clip(0.0, 1.0)
+    channels = [np.interp(spread, _STRENGTHS, _COLOURS[:, channel]) for channel in range(3)]
+    alpha = _lines(spread) if contours else np.interp(spread, *_ALPHA.T)
+    pixels = np.stack([*channels, alpha], axis=-1).round().astype(np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+def _lines(spread: Float32Array) -> npt.NDArray[np.float64]:
+    """Opaque, two pixels wide, where the strength passes a contour."""
+    level = np.digitize(spread, CONTOURS)
+    padded = np.pad(level, 1, mode="edge")
+    neighbours = np.stack([padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]])
+    return np.where((neighbours != level).any(axis=0), 255.0, 0.0)
+
+
+def over_film(data: bytes, source: str, overlay: bytes, long_side: int = FILM_SIDE) -> bytes:
+    """Blend an overlay of ``overlay_png`` with its film.
+
+    Args:
+        data: the film's bytes.
+        source: what to call it in errors.
+        overlay: a PNG with an alpha channel.
+        long_side: of the result in pixels, where the film is not smaller.
+
+    Returns: a PNG in the film's proportions.
+    Raises: FilmError.
+    """
+    film = decode(data, source, at_least=(long_side, long_side))
+    scale = min(1.0, long_side / max(film.width, film.height))
+    width, height = max(1, round(film.width * scale)), max(1, round(film.height * scale))
+    plane = resample(film.pixels, height, width, Resize.SQUEEZE, film.frame)
+    with Image.open(io.BytesIO(overlay), formats=["PNG"]) as colours:
+        layer = colours.resize((width, height), Image.Resampling.BICUBIC)
+    blended = Image.alpha_composite(Image.fromarray(plane).convert("RGBA"), layer)
+    out = io.BytesIO()
+    blended.convert("RGB").save(out, "PNG")
+    return out.getvalue()
+
+
+def of_film(picture: bytes, film: str) -> bytes:
+    """Write into a PNG which film it shows. Law: ``film_of`` reads it back.
+
+    Source: PNG specification, section 11.3.3, the keyword "Source".
+    """
+    note = PngImagePlugin.PngInfo()
+    note.add_itxt(FILM, film)
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(picture), formats=["PNG"]) as image:
+        image.save(out, "PNG", pnginfo=note)
+    return out.getvalue()
+
+
+def film_of(path: Path) -> str | None:
+    """Which film a PNG of ``of_film`` shows; None where the file does not say."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            found = image.info.get(FILM)
+    except (OSError, ValueError):
+        return None
+    return None if found is None else str(found)
