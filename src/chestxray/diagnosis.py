@@ -30,6 +30,8 @@ EXTRAS: Final = {
     "aws": {"boto3": "boto3"},
     "kaggle": {"kagglehub": "kagglehub"},
     "parquet": {"pyarrow": "pyarrow"},
+    "excel": {"python_calamine": "python-calamine"},
+    "zstd": {"zstandard": "zstandard"},
     "ray": {"ray": "ray"},
     "sign": {"model_signing": "model-signing", "OpenSSL": "pyopenssl"},
     "tensorboard": {"tensorboard": "tensorboard"},

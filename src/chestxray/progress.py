@@ -6,6 +6,7 @@ A stage takes the callbacks ``ProgressCallback`` and ``Log``; a function that ru
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Protocol
@@ -20,6 +21,11 @@ def no_progress(done: int, total: int) -> None:
 
 def no_log(line: str) -> None:
     """Report nothing."""
+
+
+def warn(line: str) -> None:
+    """Report to Python's logging, which prints warnings where nobody set it up: what must not go unheard."""
+    logging.getLogger("chestxray").warning("%s", line)
 
 
 class Reporter(Protocol):

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from chestxray.errors import BundleInvalid, ManifestInvalid, OutOfRange, PackInvalid
-from chestxray.files import write_atomically
+from chestxray.files import refuse_to_replace, write_atomically
 
 MANIFEST_VERSION: Final = 1
 PACK_VERSION: Final = 1
@@ -162,6 +162,7 @@ class Film:
 
 FILM_COLUMNS: Final = tuple(f.name for f in dataclasses.fields(Film) if f.name != "extra")
 _NUMBERS: Final = {"width": int, "height": int, "channels": int, "bit_depth": int, "mean_level": float}
+_AS_WRITTEN: Final = frozenset({"path", "patient_id"})  # their spaces are theirs
 VERSION_COLUMN: Final = "manifest_version"
 
 
@@ -174,13 +175,27 @@ def _further(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, value in tidy if value)
 
 
+def check_manifest(path: Path | str) -> None:
+    """Check that a manifest may be written there: nothing stands there, or a manifest. Raises: OutputExists."""
+    column = VERSION_COLUMN.encode()
+    refuse_to_replace(Path(path), lambda head: column in head.split(b"\n", 1)[0], "a manifest")
+
+
 def write_manifest(films: Iterable[Film], path: Path | str) -> None:
-    """Write films as CSV, whole or not at all. Law: ``read_manifest(p)`` gives the same films."""
+    """Write films as CSV, whole or not at all. Law: ``read_manifest(p)`` gives the same films.
+
+    Names of files that are no text are written as the bytes that they are.
+
+    Raises: OutputExists, where something else stands there; OutputUnwritable.
+    """
     path = Path(path)
+    check_manifest(path)
     base = path.parent.resolve()
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    out = io.StringIO(newline="")
     rows = tuple(films)
+    # Quotes round everything, since a bare carriage return inside a name would end the row.
+    returns = any("\r" in film.path or "\r" in film.patient_id for film in rows)
+    writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL)
     further = sorted({name for film in rows for name, _ in film.extra})
     writer.writerow([*FILM_COLUMNS, VERSION_COLUMN, *further])
     for film in rows:
@@ -189,17 +204,19 @@ def write_manifest(films: Iterable[Film], path: Path | str) -> None:
         extra = dict(film.extra)
         values = ["" if value == 0 else value for value in row]
         writer.writerow([*values, MANIFEST_VERSION, *(extra.get(name, "") for name in further)])
-    write_atomically(path, out.getvalue().encode())
+    write_atomically(path, out.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def read_manifest(path: Path | str) -> tuple[Film, ...]:
     """Read a manifest. Raises: ManifestInvalid, with the line that is at fault."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes()
+        data.split(b"\n", 1)[0].decode("utf-8")  # names of files may be any bytes; the header is text
+        text = data.decode("utf-8-sig", "surrogateescape")
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestInvalid(f"{path}: cannot be read as a manifest ({error})") from error
-    rows = csv.DictReader(io.StringIO(text))
+    rows = csv.DictReader(io.StringIO(text, newline=""))
     if "path" not in (rows.fieldnames or ()):
         raise ManifestInvalid(f'{path}: has no column "path". Make a manifest with "chestxray collect"')
     base = path.parent.resolve()
@@ -219,7 +236,9 @@ def read_manifest(path: Path | str) -> tuple[Film, ...]:
 def _film_of_row(row: Mapping[str, str | None], base: Path) -> Film:
     values: dict[str, Any] = {}
     for name in FILM_COLUMNS:
-        text = (row.get(name) or "").strip()
+        text = row.get(name) or ""
+        if name not in _AS_WRITTEN:
+            text = text.strip()
         values[name] = _NUMBERS[name](text or 0) if name in _NUMBERS else text
     if values["path"] and "://" not in values["path"]:
         values["path"] = str(base / values["path"])
@@ -318,7 +337,9 @@ def fingerprint(films: Iterable[Film]) -> str:
     """SHA-256 that names a data set: the same films, labels, splits and patients in the same order."""
     digest = hashlib.sha256()
     for film in films:
-        digest.update(f"{film.sha256}\t{film.label}\t{film.split}\t{film.patient_id}\n".encode())
+        digest.update(
+            f"{film.sha256}\t{film.label}\t{film.split}\t{film.patient_id}\n".encode("utf-8", "surrogateescape")
+        )
     return digest.hexdigest()
 
 

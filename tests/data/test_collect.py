@@ -14,7 +14,8 @@ import pytest
 
 from chestxray.data.clean import clean
 from chestxray.data.collect import collect
-from chestxray.data.labels import parse_name, patient_group
+from chestxray.data.labels import parse_name
+from chestxray.data.patients import patient_group
 from chestxray.data.sources import downloaded, name_of, read_film, stamp_of
 from chestxray.errors import SourceInvalid
 from chestxray.images.decode import MAX_BYTES
@@ -156,14 +157,15 @@ def test_a_table_gives_label_patient_split_and_keeps_its_further_columns(tmp_pat
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,label\na.png,normal\n", 'no column "path"'),
+        ("scan,label\na.png,normal\n", "no column that tells the path; it has scan, label"),
         ("path,label\na.png,tumour\n", "line 2: the label is 'tumour'"),
         ("path,label,split\na.png,normal,left\n", "line 2: the split is 'left'"),
         ("path,label\n,normal\n", "line 2: the path is empty"),
         ("path,label\ngone.png,normal\n", "none of its 1 films exists"),
         ("path,label\n", "holds no film"),
         ('path,label\n"a.png,normal\n', "cannot be read as a table"),
-        ("path,label\n\xff", "cannot be read as a table"),
+        ("path,label\n\x81", "cannot be read as a table"),
+        ("path,label\na.png,normal,more\n", "line 2: has 3 cells and the header 2"),
     ],
 )
 def test_a_table_that_makes_no_sense_says_where(tmp_path: Path, text: str, message: str) -> None:

@@ -10,32 +10,48 @@ from typing import TYPE_CHECKING
 import click
 
 from chestxray.cli.console import Console, plain, table
-from chestxray.cli.options import FILE, FOLDER, Size, endpoint_option, json_option, out_option, workers_option
+from chestxray.cli.options import (
+    FILE,
+    FOLDER,
+    Size,
+    collect_options,
+    endpoint_option,
+    json_option,
+    out_option,
+    workers_option,
+)
 from chestxray.data.sources import name_of
-from chestxray.schema import Label, Levels, Resize, Split, read_manifest, write_manifest
+from chestxray.files import check_document
+from chestxray.schema import Label, Levels, Resize, Split, check_manifest, read_manifest, write_manifest
 
 if TYPE_CHECKING:
     from chestxray.data.clean import Distribution
+    from chestxray.data.collect import CollectSettings
     from chestxray.schema import Film
 
 
 @click.command()
 @click.argument("source")
 @out_option("The manifest to write (CSV, one row a film).", folder=False)
+@collect_options
 @endpoint_option
 @json_option
-def collect(console: Console, source: str, out: Path) -> None:
+def collect(console: Console, source: str, out: Path, settings: CollectSettings) -> None:
     """List the films of a folder, archive or table, with label, split and patient.
 
-    SOURCE may be a folder or an archive (zip, tar, tar.gz; it is not unpacked) in the published layout
-    (train|val|test/NORMAL|PNEUMONIA), with one folder a class, or flat with the published file names. It may
-    be a CSV table with the column path and, where known, label, patient_id, split and cause; further columns
-    are kept. It may be s3://bucket/prefix (extra aws; credentials as boto3 finds them) or
-    kaggle:owner/dataset (extra kaggle).
+    SOURCE may be a folder or an archive (zip, tar, tar.gz, tar.xz, tar.zst; it is not unpacked) in the published layout
+    (train|val|test/NORMAL|PNEUMONIA), with one folder a class, or flat with the published file names. It may be
+    a table (CSV with any delimiter, TSV, JSON lines; Excel and Parquet with the extras excel and parquet) with a column
+    for the path and, where known, for label, patient_id, split and cause; those of RSNA, CheXpert, MIMIC-CXR, NIH
+    ChestX-ray14, VinDr-CXR, PadChest and CoronaHack are known, and further columns are kept. It may be
+    s3://bucket/prefix (extra aws; credentials as boto3 finds them) or kaggle:owner/dataset (extra kaggle).
+
+    What was taken for what, left out or not found is printed to standard error.
     """
     from chestxray.data.collect import collect as collect_films
 
-    films = collect_films(source)
+    check_manifest(out)
+    films = collect_films(source, settings=settings, log=console.log)
     write_manifest(films, out)
     labels = Counter(film.label or "unlabelled" for film in films)
     summary = ", ".join(f"{count:,} {label}" for label, count in sorted(labels.items()))
@@ -69,8 +85,10 @@ def clean(
         import jinja2  # noqa: F401 - the extra is asked for before every film is opened, not after
 
     films = read_manifest(manifest)
+    check_manifest(out)
+    check_document(out.with_suffix(".json"), "accepted", "splits")
     with console.progress("Cleaning") as move:
-        cleaned = clean_films(films, move, workers, seen=out.with_name(f".{out.name}.seen"))
+        cleaned = clean_films(films, move, workers, seen=out.with_name(f".{out.name}.seen"), log=console.log)
     write_manifest(cleaned, out)
     if quarantine is not None:
         with console.progress("Copying") as move:
@@ -148,7 +166,11 @@ def split(
     from chestxray.data.split import split as split_films
 
     given = read_manifest(manifest)
-    films = split_films(given, SplitSettings(validation, test, seed), leakage_allowed=allow_leakage.strip())
+    check_manifest(out)
+    check_document(out.with_suffix(".json"), "accepted", "splits")
+    films = split_films(
+        given, SplitSettings(validation, test, seed), leakage_allowed=allow_leakage.strip(), log=console.log
+    )
     shared = shared_patients(film for film in given if film.is_accepted)
     found = len(leaks(films)) if allow_leakage else 0
     document = {"splits": split_counts(films), "shared_patients": plain(shared), "leaks": found}

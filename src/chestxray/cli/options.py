@@ -81,6 +81,48 @@ class Size(click.ParamType[tuple[int, int]]):
         return int(match[1]), int(match[2])
 
 
+def collect_options(command: Command) -> Command:
+    """Add --label, --columns, --root and --patient-pattern; the command receives ``settings``."""
+
+    @click.option(
+        "--label",
+        "labels",
+        metavar="WORD=LABEL",
+        multiple=True,
+        help='What a folder\'s name or a word of a table means: "sick=pneumonia", "well=normal", "other=none"; '
+        "repeatable.",
+    )
+    @click.option(
+        "--columns",
+        metavar="ROLE=COLUMN,...",
+        multiple=True,
+        help="The columns of a table that are path, label, patient_id, split and cause; an empty one is none.",
+    )
+    @click.option(
+        "--root", type=FOLDER, default=None, help="The folder that a table's paths begin in. [default: its own]"
+    )
+    @click.option(
+        "--patient-pattern",
+        metavar="REGEX",
+        default="",
+        help='Reads the patient from a film\'s path in its source: "patient(\\d+)", for instance.',
+    )
+    @wraps(command)
+    def with_settings(
+        *args: Any,
+        labels: tuple[str, ...],
+        columns: tuple[str, ...],
+        root: Path | None,
+        patient_pattern: str,
+        **kwargs: Any,
+    ) -> Any:
+        from chestxray.data.collect import CollectSettings
+
+        return command(*args, settings=CollectSettings(labels, columns, root, patient_pattern), **kwargs)
+
+    return with_settings
+
+
 def workers_option(command: Command) -> Command:
     """Add --workers."""
     return click.option(

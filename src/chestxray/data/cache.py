@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from chestxray import images
 from chestxray.errors import ManifestInvalid
-from chestxray.files import write_atomically
+from chestxray.files import place_of, write_atomically
 from chestxray.images.preprocess import Plane
 from chestxray.schema import Film, Levels, Resize, read_manifest
 from chestxray.version import __version__
@@ -32,6 +32,11 @@ from chestxray.version import __version__
 IMAGES: Final = "images.npy"
 MANIFEST: Final = "manifest.csv"
 PROGRESS: Final = "progress.json"
+# Libraries that a film's pixels come from: another version of one may give others.
+DECODERS: Final = (
+    "numpy", "pillow", "pydicom", "imagecodecs", "pyjpegls", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg",
+    "pylibjpeg-rle", "python-gdcm",
+)  # fmt: skip
 KEPT_EVERY: Final = 256  # films; what a killed run may cost
 
 
@@ -41,7 +46,7 @@ def decoder() -> str:
     digest = hashlib.sha256(__version__.encode())
     for path in sorted(Path(images.__file__ or "").parent.glob("*.py")):
         digest.update(path.read_bytes())
-    for library in ("numpy", "pillow", "pydicom"):
+    for library in DECODERS:
         with contextlib.suppress(metadata.PackageNotFoundError):
             digest.update(f"{library} {metadata.version(library)}".encode())
     return digest.hexdigest()
@@ -103,6 +108,7 @@ def clear_left_behind(out: Path) -> None:
 
 def _left_behind(out: Path) -> Iterator[Path]:
     """Folders that a run began for ``out`` whose process is no more; named as ``files`` names them."""
+    out = place_of(out)
     for folder in sorted(out.parent.glob(f".{out.name}.*.part")):
         number = folder.name.removeprefix(f".{out.name}.").removesuffix(".part")
         if folder.is_dir() and number.isdigit() and not _is_running(int(number)):

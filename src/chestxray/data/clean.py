@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ import numpy as np
 from chestxray.data.cache import Seen
 from chestxray.data.dedup import near_pairs
 from chestxray.data.parallel import map_in_order
+from chestxray.data.patients import about_patients, without_nobody
 from chestxray.data.sources import name_of, read_film, stamp_of
 from chestxray.errors import FilmError, TruncatedFilm
 from chestxray.files import folder_written_whole
 from chestxray.images.decode import decode
 from chestxray.images.quality import objection_to, perceptual_hash
-from chestxray.progress import ProgressCallback, no_progress
+from chestxray.progress import Log, ProgressCallback, no_progress, warn
 from chestxray.schema import Film, Label, Split, Verdict, write_manifest
 
 ANALYSIS_SIZE = (256, 256)  # pixels; a large JPEG is decoded no finer than twice this to be judged
@@ -32,24 +34,31 @@ def clean(
     workers: int | None = None,
     *,
     seen: Path | str | None = None,
+    log: Log = warn,
 ) -> tuple[Film, ...]:
     """Open every film and give it a verdict; the order stays.
 
-    A film whose bytes occur twice on one split, or nearly the same picture (``data.dedup``), keeps
-    its first row and has the others marked as duplicates; with two labels, all its rows are marked as
-    conflicting. The same film on two splits of a given split is left for the split's leakage check, which stops
-    the run.
+    A film whose bytes occur twice on one split, or nearly the same picture (``data.dedup``), keeps its first row with
+    a label (its first row, where none has one) and has the others marked as duplicates; with two labels, all its rows
+    are marked as conflicting. The same film on two splits of a given split is left for the split's leakage check,
+    which stops the run.
 
     Args:
         films: rows of a manifest.
         on_progress: called with (done, total).
         workers: processes; by default one a core.
         seen: a file that keeps what was found; films that it knows and that did not change are not opened.
+        log: told where patients are unknown, or an id stands for nobody.
     """
     if seen is None:
-        return _compared(tuple(map_in_order(examine, films, on_progress, workers)))
-    with Seen.open(Path(seen)) as known:
-        return _compared(_examined(films, known, on_progress, workers))
+        examined = tuple(map_in_order(examine, films, on_progress, workers))
+    else:
+        with Seen.open(Path(seen)) as known:
+            examined = _examined(films, known, on_progress, workers)
+    cleaned, note = without_nobody(_compared(examined))
+    for line in (*filter(None, [note]), *about_patients([film for film in cleaned if film.is_accepted])):
+        log(line)
+    return cleaned
 
 
 def _examined(
@@ -116,6 +125,9 @@ def _without_copies(films: Sequence[Film]) -> list[Film]:
         if film.label and film.sha256:
             labels[film.sha256].add(film.label)
     first: dict[tuple[str, str], str] = {}
+    for film in _labelled_first(films):
+        if film.is_accepted:
+            first.setdefault((film.sha256, film.split), film.path)
     out = []
     for film in films:
         if not film.is_accepted:
@@ -124,11 +136,16 @@ def _without_copies(films: Sequence[Film]) -> list[Film]:
             out.append(
                 _with(film, verdict=Verdict.CONFLICTING, reason="the same bytes stand under both labels in this source")
             )
-        elif (original := first.setdefault((film.sha256, film.split), film.path)) != film.path:
+        elif (original := first[film.sha256, film.split]) != film.path:
             out.append(_with(film, verdict=Verdict.DUPLICATE, reason=f"the same bytes as {Path(original).name}"))
         else:
             out.append(film)
     return out
+
+
+def _labelled_first(films: Iterable[Film]) -> list[Film]:
+    """The same films, in order, those with a label before those without: an unlabelled copy never beats them."""
+    return sorted(films, key=lambda film: not film.label)
 
 
 def _without_look_alikes(films: Sequence[Film]) -> tuple[Film, ...]:
@@ -142,21 +159,20 @@ def _without_look_alikes(films: Sequence[Film]) -> tuple[Film, ...]:
         alike[one].append(other)
         alike[other].append(one)
     kept: set[str] = set()
-    out = []
-    for film in films:
+    verdicts: dict[str, Film] = {}
+    for film in _labelled_first(films):
         others = [other for hash_ in (film.perceptual_hash, *alike[film.perceptual_hash]) for other in showing[hash_]]
         if not film.is_accepted or len(others) == 1:
-            out.append(film)
-        elif against := [other for other in others if other.label and film.label and other.label != film.label]:
+            continue
+        if against := [other for other in others if other.label and film.label and other.label != film.label]:
             reason = f"nearly the same film as {name_of(against[0])}, which has the other label"
-            out.append(_with(film, verdict=Verdict.CONFLICTING, reason=reason))
+            verdicts[film.path] = _with(film, verdict=Verdict.CONFLICTING, reason=reason)
         elif earlier := [other for other in others if other.path in kept and other.split == film.split]:
             reason = f"nearly the same film as {name_of(earlier[0])}"
-            out.append(_with(film, verdict=Verdict.NEAR_DUPLICATE, reason=reason))
+            verdicts[film.path] = _with(film, verdict=Verdict.NEAR_DUPLICATE, reason=reason)
         else:
             kept.add(film.path)
-            out.append(film)
-    return tuple(out)
+    return tuple(verdicts.get(film.path, film) if film.is_accepted else film for film in films)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +266,7 @@ def quarantine(films: Sequence[Film], folder: Path | str, on_progress: ProgressC
                 continue
             of_verdict = beside / film.verdict
             of_verdict.mkdir(exist_ok=True)
-            (of_verdict / f"{hashlib.sha256(film.path.encode()).hexdigest()[:8]}-{name_of(film)}").write_bytes(data)
+            (of_verdict / f"{hashlib.sha256(os.fsencode(film.path)).hexdigest()[:8]}-{name_of(film)}").write_bytes(data)
             copied += 1
             on_progress(done, len(rejected))
         write_manifest(rejected, beside / LIST)

@@ -1,88 +1,154 @@
 """A source of films becomes rows: path, label, split, patient. No film is decoded here.
 
-A source is a folder, an archive, a table (CSV), a prefix in S3 or one film.
+A source is a folder, an archive, a table, a prefix in S3 or one film.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Mapping
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from chestxray.data import sources
-from chestxray.data.labels import parse_name
-from chestxray.data.sources import INSIDE, is_archive, keys_below, members_of, split_address
-from chestxray.errors import ManifestInvalid, SourceInvalid
-from chestxray.schema import FILM_COLUMNS, VERSION_COLUMN, Film, Label, Split, read_manifest
+from chestxray.data.folders import Folders
+from chestxray.data.labels import LabelWords, Said, parse_name
+from chestxray.data.patients import patient_in, pattern_of, without_nobody, written_in_several_ways
+from chestxray.data.sources import FILM_ENDINGS, Listed, files_below, is_archive, split_path
+from chestxray.data.tables import TABLE_ENDINGS, Entry, Resolver, columns_of, is_table, read_listing
+from chestxray.errors import SourceInvalid
+from chestxray.progress import Log, warn
+from chestxray.schema import VERSION_COLUMN, Film, Label, read_manifest
 
-FILM_ENDINGS: Final = frozenset({".jpeg", ".jpg", ".png", ".tif", ".tiff", ".dcm", ".dicom"})
-DICOM_MAGIC: Final = (128, b"DICM")  # where it stands, and what (PS3.10 section 7.1)
-
-# Names of folders, in lower case. A folder of any other name says nothing of the films below it.
-LABEL_FOLDERS: Final = {
-    "normal": Label.NORMAL,
-    "healthy": Label.NORMAL,
-    "no_finding": Label.NORMAL,
-    "pneumonia": Label.PNEUMONIA,
-    "bacteria": Label.PNEUMONIA,
-    "virus": Label.PNEUMONIA,
-}
-SPLIT_FOLDERS: Final = {
-    "train": Split.TRAIN,
-    "training": Split.TRAIN,
-    "val": Split.VAL,
-    "valid": Split.VAL,
-    "validation": Split.VAL,
-    "test": Split.TEST,
-    "testing": Split.TEST,
-}
-CAUSE_FOLDERS: Final = frozenset({"bacteria", "virus"})
+METADATA: Final = frozenset({"metadata.csv", "metadata.jsonl"})  # beside films, as the hub's data sets have them
+_NAMED: Final = 5  # kinds of file, or films, that a message lists before it counts the rest
 
 
-# What a table may hold in place of the names of labels.
-LABEL_WORDS: Final = {**LABEL_FOLDERS, "0": Label.NORMAL, "1": Label.PNEUMONIA}
-TABLE_COLUMNS: Final = ("path", "label", "patient_id", "split", "cause")  # further ones are kept as they are
+@dataclass(frozen=True, slots=True)
+class CollectSettings:
+    """How the films of a source are told apart, beyond what their folders, names and tables say.
+
+    Attributes:
+        labels: ``word=label`` each, where the label may be "none"; for names of folders and words of tables.
+        columns: ``role=column`` each, for tables whose columns have names of their own.
+        root: the folder that the paths of a table begin in; the table's own where None.
+        patient_pattern: a regular expression that finds the patient in a film's path inside its source; "" for none.
+    """
+
+    labels: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    root: Path | None = None
+    patient_pattern: str = ""
 
 
-def collect(source: Path | str, *, labels_needed: bool = True) -> tuple[Film, ...]:
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """The films of a source, and what must be told of how they were found.
+
+    Attributes:
+        films: the rows.
+        folders: (name, films, what they were taken for) of each folder that tells classes apart.
+        notes: sentences.
+    """
+
+    films: tuple[Film, ...]
+    folders: tuple[tuple[str, int, str], ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    words: LabelWords
+    columns: Mapping[str, str]
+    root: Path | None
+    pattern: re.Pattern[str] | None
+    labels_needed: bool
+
+
+def collect(
+    source: Path | str,
+    *,
+    labels_needed: bool = True,
+    settings: CollectSettings = CollectSettings(),
+    log: Log = warn,
+) -> tuple[Film, ...]:
     """List the films of a source: those of a folder sorted by path, others in the source's order.
 
-    A folder or an archive may have the published layout (``train|val|test/NORMAL|PNEUMONIA``), one folder a
-    class, or be flat with the published file names. A label is read from the nearest folder that names one,
-    else from the file's name; a split from the nearest folder that names one. A folder's files without an
-    ending, or with a number for one, are films where they begin as DICOM files do.
+    A folder, an archive or a prefix in S3 may have the published layout (``train|val|test/NORMAL|PNEUMONIA``), one
+    folder a class, or be flat with the published file names. A label is read from the nearest folder that names one,
+    else from the file's name; a split from the nearest folder that names one. Files are films where their ending
+    says so, or, where it says nothing, where they begin as films do.
 
-    A table needs the column ``path`` (relative to the table) and may have ``label`` (a name of the folders, 0
-    or 1), ``patient_id``, ``split`` and ``cause``; what these leave empty is read from the path. Further
+    A table (csv, tsv, jsonl; xlsx and parquet by extras) needs a column for the path and may have others for label,
+    patient, split and cause, by their usual names (``tables.ROLES``); what these leave empty is read from the path.
+    The tables of RSNA, CheXpert, MIMIC-CXR, NIH ChestX-ray14, VinDr-CXR, PadChest and CoronaHack are known. Further
     columns are kept in ``Film.extra``, but for those that ``clean`` fills in.
 
     Args:
-        source: a folder, an archive (zip, tar, tar.gz), a table (csv), one film, ``s3://bucket/prefix`` or
-            ``kaggle:owner/dataset``; the last two as text.
-        labels_needed: whether it is an error that no film has a label.
+        source: a folder, an archive, a table, one film, ``s3://bucket/prefix`` or ``kaggle:owner/dataset``; the last
+            two as text.
+        labels_needed: whether it is an error that no film has a label, or that nobody knows what a folder of films
+            among labelled ones shows.
+        settings: what the source does not say.
+        log: told what was left out, taken for something, or not found.
 
-    Raises: SourceInvalid, where there is no such source, no film in it, or no label.
+    Raises: SourceInvalid, where there is no such source, no film in it, or no label; UsageError.
     """
-    films = next(list_films for scheme, list_films in SCHEMES if str(source).startswith(scheme))(source)
-    if not films:
+    found = survey(source, labels_needed=labels_needed, settings=settings)
+    for line in lines_of(found) if labels_needed else found.notes:
+        log(line)
+    return found.films
+
+
+def survey(
+    source: Path | str, *, labels_needed: bool = True, settings: CollectSettings = CollectSettings()
+) -> Collection:
+    """As ``collect``, and what was found besides films. Raises: as ``collect``."""
+    rules = _Rules(
+        LabelWords.of(settings.labels),
+        columns_of(settings.columns),
+        settings.root,
+        pattern_of(settings.patient_pattern) if settings.patient_pattern else None,
+        labels_needed,
+    )
+    list_films = next(list_films for scheme, list_films in SCHEMES if str(source).startswith(scheme))
+    found = list_films(source, rules)
+    if not found.films and is_table(Path(source)):
+        raise SourceInvalid(f"{source}: holds no film: it has a header and no row")
+    if not found.films:
         endings = ", ".join(sorted(FILM_ENDINGS))
-        raise SourceInvalid(f"{source}: holds no film (no file that ends in {endings})")
-    if labels_needed and not any(film.label for film in films):
-        raise SourceInvalid(
-            f"{source}: none of its {len(films):,} films has a label. Put them into folders named NORMAL and "
-            "PNEUMONIA, or keep the published file names"
-        )
-    return films
+        raise SourceInvalid(f"{source}: holds no film (no file that ends in {endings}){_besides(found.notes)}")
+    if labels_needed and not any(film.label for film in found.films):
+        raise SourceInvalid(_without_labels(source, found))
+    films, note = without_nobody(found.films)
+    further = [note] if note else []
+    return dataclasses.replace(found, films=films, notes=(*found.notes, *further, *written_in_several_ways(films)))
 
 
-def films_of(source: Path | str, *, labels_needed: bool = True) -> tuple[Film, ...]:
+def lines_of(found: Collection) -> list[str]:
+    """What a collection has to tell: what each folder was taken for where there is a doubt, then the notes."""
+    lines = []
+    if found.folders:
+        width = max(len(name) for name, _, _ in found.folders)
+        lines = [f"{name:<{width}}  {count:>9,} films  {taken}" for name, count, taken in found.folders]
+    return lines + list(found.notes)
+
+
+def films_of(
+    source: Path | str,
+    *,
+    labels_needed: bool = True,
+    settings: CollectSettings = CollectSettings(),
+    log: Log = warn,
+) -> tuple[Film, ...]:
     """The rows of a manifest, or what ``collect`` finds. Raises: ManifestInvalid, SourceInvalid."""
     path = Path(source)
     if path.suffix.lower() == ".csv" and path.is_file() and _is_manifest(path):
         return read_manifest(path)
-    return collect(source, labels_needed=labels_needed)
+    return collect(source, labels_needed=labels_needed, settings=settings, log=log)
 
 
 def _is_manifest(table: Path) -> bool:
@@ -91,138 +157,211 @@ def _is_manifest(table: Path) -> bool:
         return VERSION_COLUMN.encode() in file.readline()
 
 
-def _of_path(source: Path | str) -> tuple[Film, ...]:
-    source = Path(source)
-    if not source.exists():
+# --------------------------------------------------------------------------- folders, archives, stores
+
+
+def _of_path(source: Path | str, rules: _Rules) -> Collection:
+    path = Path(source)
+    if not path.exists():
+        if re.match(r"[a-z][a-z0-9+.-]+:", str(source)):
+            known = ", ".join(scheme for scheme, _ in SCHEMES if scheme)
+            raise SourceInvalid(f"{source}: is no source that this program reads; addresses begin with {known}")
         raise SourceInvalid(f"{source}: does not exist")
-    return next(list_films for recognises, list_films in KINDS if recognises(source))(source)
+    return next(list_films for recognises, list_films in KINDS if recognises(path))(path, rules)
 
 
-def _of_store(source: Path | str) -> tuple[Film, ...]:
-    bucket, prefix = split_address(str(source))
-    films = []
-    for key in keys_below(str(source)):
-        parts = PurePosixPath(key.removeprefix(prefix)).parts
-        if not _is_hidden(parts) and _has_film_ending(key):
-            films.append(_film(f"{sources.SCHEME}{bucket}/{key}", parts))
-    return tuple(films)
+def _of_store(source: Path | str, rules: _Rules) -> Collection:
+    return _of_listing(source, sources.list_store(str(source)), rules)
 
 
-def _of_folder(source: Path) -> tuple[Film, ...]:
+def _of_archive(source: Path, rules: _Rules) -> Collection:
+    return _of_listing(source, sources.list_archive(source), rules)
+
+
+def _of_folder(source: Path, rules: _Rules) -> Collection:
     root = source.resolve()
-    films = []
-    for path in sorted(root.rglob("*")):
-        inside = path.relative_to(root)
-        if not _is_hidden(inside.parts) and path.is_file() and (_has_film_ending(path.name) or _is_dicom(path)):
-            films.append(_film(str(path), inside.parts))
-    return tuple(films)
+    listed = sources.list_folder(root)
+    found = _of_listing(source, listed, rules)
+    for table in listed.others:
+        if table.name.lower() in METADATA:
+            found = _with_metadata(found, root / table, rules)
+    return found
 
 
-def _of_archive(source: Path) -> tuple[Film, ...]:
-    films = []
-    for name in members_of(source):
-        parts = PurePosixPath(name).parts
-        if not _is_hidden(parts) and _has_film_ending(name):
-            films.append(_film(f"{source.resolve()}{INSIDE}{name}", parts))
-    return tuple(films)
+def _of_listing(source: Path | str, listed: Listed, rules: _Rules) -> Collection:
+    folders = Folders([parts for _, parts in listed.films], rules.words)
+    films = tuple(_film(path, parts, folders, rules.pattern) for path, parts in listed.films)
+    found = Collection(films, folders.table(), tuple(listed.notes()))
+    strange = folders.strange()
+    if strange and rules.labels_needed and not any(name.name in METADATA for name in listed.others):
+        names = ", ".join(f"{name} ({count:,} films)" for name, count in strange.most_common(_NAMED))
+        first = strange.most_common(1)[0][0]
+        taken = "; ".join(f"{name}: {meaning}" for name, _, meaning in found.folders if name not in strange)
+        raise SourceInvalid(
+            f"{source}: what the films in {names} show is not known (known are {taken}). Say it: "
+            f'--label "{first}=pneumonia", "{first}=normal", or "{first}=none" to leave these films without a label'
+        )
+    return found
 
 
-def _of_file(source: Path) -> tuple[Film, ...]:
-    path = source.resolve()
-    return (_film(str(path), (path.name,)),)
-
-
-def _of_table(source: Path) -> tuple[Film, ...]:
-    try:
-        rows = csv.DictReader(io.StringIO(source.read_bytes().decode("utf-8-sig"), newline=""), strict=True)
-        if "path" not in (rows.fieldnames or ()):
-            raise SourceInvalid(f'{source}: has no column "path". A table needs one row a film, with its path')
-        films = []
-        for row in rows:
-            try:
-                films.append(_film_of_row(row, source.resolve().parent))
-            except (SourceInvalid, ManifestInvalid) as error:
-                raise SourceInvalid(f"{source}, line {rows.line_num}: {error}") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SourceInvalid(f"{source}: cannot be read as a table ({error})") from error
-    if films and not any(Path(film.path.partition(INSIDE)[0]).exists() for film in films):
-        raise SourceInvalid(f"{source}: none of its {len(films):,} films exists; the first is {films[0].path}")
-    return tuple(films)
-
-
-def _film_of_row(row: Mapping[str, str | None], base: Path) -> Film:
-    given = {name: (row.get(name) or "").strip() for name in TABLE_COLUMNS}
-    if not given["path"]:
-        raise SourceInvalid("the path is empty")
-    from_path = _film(str(base / given["path"]), PurePosixPath(given["path"]).parts)
-    label, split = _word(given, "label", LABEL_WORDS), _word(given, "split", SPLIT_FOLDERS)
-    known = {*FILM_COLUMNS, VERSION_COLUMN, None, ""}
-    return Film(
-        path=from_path.path,
-        label=label or from_path.label,
-        split=split or from_path.split,
-        patient_id=given["patient_id"] or from_path.patient_id,
-        cause=given["cause"] or from_path.cause,
-        extra=tuple((name, value) for name, value in row.items() if name not in known and isinstance(value, str)),
-    )
-
-
-def _word(given: Mapping[str, str], column: str, words: Mapping[str, Label] | Mapping[str, Split]) -> str:
-    text = given[column].lower().replace(" ", "_")
-    if text and text not in words:
-        raise SourceInvalid(f"the {column} is {given[column]!r}; it may be {', '.join(words)}, or empty")
-    return str(words[text].value) if text else ""
-
-
-def _is_hidden(parts: tuple[str, ...]) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in parts)
-
-
-def _has_film_ending(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in FILM_ENDINGS
-
-
-def _is_dicom(path: Path) -> bool:
-    """Whether a file without an ending of its own (DICOM names files by numbers and dots) begins as DICOM."""
-    if path.suffix and not path.suffix[1:].isdigit():
-        return False
-    start, magic = DICOM_MAGIC
-    try:
-        with path.open("rb") as file:
-            return file.read(start + len(magic))[start:] == magic
-    except OSError:
-        return False
-
-
-def _film(path: str, parts: tuple[str, ...]) -> Film:
+def _film(path: str, parts: tuple[str, ...], folders: Folders, pattern: re.Pattern[str] | None) -> Film:
     """The row of a film from its place in the source: folders and name."""
-    folders = [part.lower() for part in reversed(parts[:-1])]
     named = parse_name(PurePosixPath(parts[-1]).stem)
-    label = next((LABEL_FOLDERS[name] for name in folders if name in LABEL_FOLDERS), None)
-    cause = next((name for name in folders if name in CAUSE_FOLDERS), "")
-    split = next((SPLIT_FOLDERS[name] for name in folders if name in SPLIT_FOLDERS), None)
-    if label is None and named is not None:
+    place = folders.of(parts)
+    label = place.label
+    if label is None and place.may_be_named and named is not None:
         label = named.label
+    patient = patient_in(PurePosixPath(*parts), pattern) if pattern else ""
     return Film(
         path=path,
         label=label.value if label else "",
-        split=split.value if split else "",
-        patient_id=named.patient_id if named else "",
-        cause=named.cause if named and named.cause else cause,
+        split=place.split.value if place.split else "",
+        patient_id=patient or (named.patient_id if named and not pattern else ""),
+        cause=((named.cause if named else "") or place.cause) if label == Label.PNEUMONIA else "",
     )
 
 
+def _with_metadata(found: Collection, table: Path, rules: _Rules) -> Collection:
+    """Films beside a table that describes them: what it says comes before what their folders say."""
+    try:
+        described, notes = _rows_of_table(table, rules)
+    except SourceInvalid:
+        if rules.labels_needed and not any(film.label for film in found.films):
+            raise
+        return found
+    by_path = {film.path: film for film in described}
+    films = tuple(_described(film, by_path[film.path]) if film.path in by_path else film for film in found.films)
+    return dataclasses.replace(found, films=films, notes=(*found.notes, *notes))
+
+
+def _described(film: Film, by: Film) -> Film:
+    return dataclasses.replace(
+        film,
+        label=by.label or film.label,
+        split=by.split or film.split,
+        patient_id=by.patient_id or film.patient_id,
+        cause=by.cause or film.cause,
+        extra=by.extra,
+    )
+
+
+def _besides(notes: Sequence[str]) -> str:
+    return f". {'; '.join(notes)}" if notes else ""
+
+
+def _without_labels(source: Path | str, found: Collection) -> str:
+    said = (
+        f"{source}: none of its {len(found.films):,} films has a label. Put them into folders named NORMAL and "
+        "PNEUMONIA, or keep the published file names"
+    )
+    names = Counter(PurePosixPath(film.path).parent.name for film in found.films)
+    if len(names) > 1:
+        listed = ", ".join(f"{name} ({count:,})" for name, count in names.most_common(_NAMED))
+        first = names.most_common(1)[0][0]
+        said += f"; or say what the folders hold: --label {first}=pneumonia. There are {listed}"
+    return said + _besides(found.notes)
+
+
+# --------------------------------------------------------------------------- tables and single films
+
+
+def _of_table(source: Path, rules: _Rules) -> Collection:
+    films, notes = _rows_of_table(source, rules)
+    return Collection(films, notes=tuple(notes))
+
+
+def _rows_of_table(source: Path, rules: _Rules) -> tuple[tuple[Film, ...], list[str]]:
+    listing = read_listing(source, rules.words, rules.columns)
+    base = (rules.root or source.parent).resolve()
+    resolver = Resolver(base, FILM_ENDINGS, files_below)
+    films: list[Film] = []
+    missing = []
+    for entry in listing.entries:
+        paths = _paths_of(entry, base, resolver)
+        if not paths:
+            missing.append(entry.places[0])
+        films += [_film_of_entry(entry, path, rules) for path in paths or _absent(entry, base)]
+    if missing and len(missing) == len(listing.entries):
+        where = "" if rules.root else ". Say which folder the paths begin in: --root FOLDER"
+        raise SourceInvalid(
+            f"{source}: none of its {len(missing):,} films exists; the first is {base / missing[0]}"
+            f"{_ambiguous(resolver)}{where}"
+        )
+    notes = list(listing.notes)
+    if missing:
+        notes.append(
+            f"Beware: {len(missing):,} of {len(listing.entries):,} films of {source.name} do not exist, "
+            f"{missing[0]} for one{_ambiguous(resolver)}"
+        )
+    if resolver.searched:
+        notes.append(f"{resolver.searched:,} films were found by their name alone below {base}")
+    return tuple(films), notes
+
+
+def _ambiguous(resolver: Resolver) -> str:
+    if not resolver.ambiguous:
+        return ""
+    return f" ({len(resolver.ambiguous):,} names are there more than once, {resolver.ambiguous[0]} for one)"
+
+
+def _paths_of(entry: Entry, base: Path, resolver: Resolver) -> list[str]:
+    for place in entry.places:
+        if place.startswith(sources.SCHEME):
+            return [place]
+        if (inside := split_path(str(base / place))) is not None:
+            return [str(base / place)] if inside[0].is_file() else []
+        if found := resolver.find(place):
+            return [str(path) for path in found]
+    return []
+
+
+def _absent(entry: Entry, base: Path) -> list[str]:
+    """A row stays in the count though its film is missing; a folder of films that is missing is none."""
+    place = entry.places[0]
+    return [] if place.endswith("/") else [str(base / place)]
+
+
+def _film_of_entry(entry: Entry, path: str, rules: _Rules) -> Film:
+    parts = PurePosixPath(entry.places[0]).parts
+    if entry.places[0].endswith("/"):
+        parts = (*parts, PurePosixPath(path).name)
+    from_path = _film(path, parts, Folders([parts], rules.words), rules.pattern)
+    may_be_named = entry.said in {"", Said.BLANK}
+    label = entry.label or (from_path.label if may_be_named else "")
+    return Film(
+        path=path,
+        label=label,
+        split=entry.split or from_path.split,
+        patient_id=entry.patient_id or from_path.patient_id,
+        cause=(entry.cause or from_path.cause) if label != Label.NORMAL else "",
+        extra=entry.extra,
+    )
+
+
+def _of_file(source: Path, rules: _Rules) -> Collection:
+    path = source.resolve()
+    if not sources.is_film(path):
+        raise SourceInvalid(
+            f"{source}: is no folder, archive, table or film that this program reads. It may be a folder, one of "
+            f"{', '.join(sorted({*sources.ARCHIVE_ENDINGS, *TABLE_ENDINGS}))}, or a film"
+        )
+    parts = (path.name,)
+    return Collection((_film(str(path), parts, Folders([parts], rules.words), rules.pattern),))
+
+
+Lister = Callable[[Path | str, _Rules], Collection]
+
 # The schemes of a source's address; the empty one, of every path, comes last.
-SCHEMES: Final[tuple[tuple[str, Callable[[Path | str], tuple[Film, ...]]], ...]] = (
+SCHEMES: Final[tuple[tuple[str, Lister], ...]] = (
     (sources.SCHEME, _of_store),
-    (sources.KAGGLE_SCHEME, lambda address: _of_folder(sources.downloaded(str(address)))),
+    (sources.KAGGLE_SCHEME, lambda address, rules: _of_folder(sources.downloaded(str(address)), rules)),
     ("", _of_path),
 )
 
 # The kinds of source on disk, in the order in which they are tried.
-KINDS: Final[tuple[tuple[Callable[[Path], bool], Callable[[Path], tuple[Film, ...]]], ...]] = (
+KINDS: Final[tuple[tuple[Callable[[Path], bool], Callable[[Path, _Rules], Collection]], ...]] = (
     (Path.is_dir, _of_folder),
     (is_archive, _of_archive),
-    (lambda path: path.suffix.lower() == ".csv", _of_table),
+    (is_table, _of_table),
     (lambda _: True, _of_file),
 )

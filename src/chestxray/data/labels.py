@@ -1,11 +1,20 @@
-"""What the published films say in their names.
+"""What words, folders and file names say of a film: its label, split and cause.
 
-    person281_bacteria_1328.jpeg    pneumonia, patient 281 of the bacterial counter
+Words are compared in one form (lower case, single spaces, numbers without a fraction of zero), and as a whole: "no
+pneumonia" is a word of its own, never a text in which "pneumonia" was found. A word that is in no table says
+nothing, and whoever reads a source asks for its meaning rather than guess it.
+
+The published films tell by their names as well:
+
+    person281_bacteria_1328.jpeg    pneumonia, patient 281 of the bacterial counter      (as Kaggle has them)
     person281_virus_552.jpeg        pneumonia, patient 281 of the viral counter
     IM-0115-0001.jpeg               normal, patient 115
     NORMAL2-IM-0587-0001.jpeg       normal, patient 587 of a second series
+    NORMAL-1003233-0001.jpeg        normal, patient 1003233                               (as Mendeley has them)
+    BACTERIA-1008087-0002.jpeg      pneumonia, patient 1008087
+    VIRUS-1089251-0001.jpeg         pneumonia, patient 1089251
 
-Whether the counters name the same people is not published. So the tool is generous where it splits (one
+Whether Kaggle's counters name the same people is not published. So the tool is generous where it splits (one
 number is one person, whatever the counter: nobody can end up on two splits) and strict where it accuses (the
 number with its counter's name), since published audits by the bare number alone report patients shared by
 the official training and test folders that the full name does not confirm.
@@ -15,13 +24,178 @@ Source: Kermany, Zhang, Goldbaum, Mendeley Data (2018), the file names themselve
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Final, NamedTuple
 
-from chestxray.schema import Label
+from chestxray.errors import UsageError
+from chestxray.schema import Label, Split
 
 _PNEUMONIA: Final = re.compile(r"(?P<patient>person\d+)_(?P<cause>bacteria|virus)_\d+", re.IGNORECASE)
 _NORMAL: Final = re.compile(r"(?P<patient>(?:NORMAL2-)?IM-\d+)-\d+", re.IGNORECASE)
+_MENDELEY: Final = re.compile(r"(?P<kind>NORMAL|BACTERIA|VIRUS)-(?P<patient>\d+)-\d+", re.IGNORECASE)
+
+# Words that stand for a label, in the form of ``in_one_form``.
+LABEL_WORDS: Final[Mapping[str, Label]] = {
+    **dict.fromkeys(
+        ("normal", "normals", "healthy", "control", "controls", "no finding", "no findings", "negative"), Label.NORMAL
+    ),
+    **dict.fromkeys(("no pneumonia", "not pneumonia", "non pneumonia", "without pneumonia"), Label.NORMAL),
+    **dict.fromkeys(("pneumonia", "pneumonias", "pnemonia", "positive", "bacteria", "bacterial"), Label.PNEUMONIA),
+    **dict.fromkeys(("virus", "viral", "bacterial pneumonia", "viral pneumonia"), Label.PNEUMONIA),
+    **dict.fromkeys(("pneumonia bacterial", "pneumonia viral", "pneumonia bacteria"), Label.PNEUMONIA),
+    **dict.fromkeys(("pneumonia virus", "bacteria pneumonia", "virus pneumonia"), Label.PNEUMONIA),
+    **dict.fromkeys(("lobar pneumonia", "atypical pneumonia", "bronchopneumonia"), Label.PNEUMONIA),
+}
+# Words that stand for a label in a table, and beside each other as names of folders.
+YES_AND_NO: Final[Mapping[str, Label]] = {
+    **dict.fromkeys(("0", "false", "no", "n", "f"), Label.NORMAL),
+    **dict.fromkeys(("1", "true", "yes", "y", "t"), Label.PNEUMONIA),
+}
+PAIRS: Final = (frozenset({"0", "1"}), frozenset({"no", "yes"}), frozenset({"false", "true"}))
+BLANK: Final = frozenset({"", "nan", "none", "null", "na", "n/a", "nat", "<na>", "?", "-", "unlabelled", "unlabeled"})
+UNCERTAIN: Final = frozenset({"-1", "uncertain", "unknown", "not sure", "unclear", "equivocal", "possible pneumonia"})
+
+# Findings and diseases that are neither of the two labels: films of theirs stay without a label, and are counted.
+OTHER_FINDINGS: Final = frozenset(
+    {
+        # NIH ChestX-ray14
+        "atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule", "pneumothorax", "consolidation",
+        "edema", "oedema", "emphysema", "fibrosis", "pleural thickening", "hernia",
+        # CheXpert and MIMIC-CXR
+        "enlarged cardiomediastinum", "lung opacity", "lung lesion", "pleural effusion", "pleural other", "fracture",
+        "support devices",
+        # VinDr-CXR
+        "aortic enlargement", "calcification", "ild", "nodule/mass", "other lesion", "pulmonary fibrosis",
+        "clavicle fracture", "enlarged pa", "lung cavity", "lung cyst", "mediastinal shift", "rib fracture", "copd",
+        "lung tumor", "other disease", "other diseases",
+        # PadChest, COVID-19 Radiography, RSNA and others
+        "covid", "covid19", "covid 19", "sars", "mers", "ards", "tuberculosis", "tb", "lung cancer", "pneumonitis",
+        "bronchitis", "bronchiolitis", "asthma", "no lung opacity / not normal", "unchanged", "exclude",
+    }
+)  # fmt: skip
+# What a pneumonia may come from: such a folder inside of one named PNEUMONIA keeps its label.
+CAUSES: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("bacteria", "bacterial", "bacterial pneumonia", "pneumonia bacterial"), "bacteria"),
+    **dict.fromkeys(("virus", "viral", "viral pneumonia", "pneumonia viral"), "virus"),
+    **dict.fromkeys(("pneumonia bacteria", "bacteria pneumonia"), "bacteria"),
+    **dict.fromkeys(("pneumonia virus", "virus pneumonia"), "virus"),
+    **dict.fromkeys(("covid", "covid19", "covid 19"), "covid"),
+    **{name: name for name in ("sars", "mers", "ards", "fungal", "mycoplasma", "aspiration", "lobar")},
+}
+SPLIT_WORDS: Final[Mapping[str, Split]] = {
+    **dict.fromkeys(("train", "training", "trainset", "training set", "train set"), Split.TRAIN),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "development"), Split.VAL),
+    **dict.fromkeys(("test", "testing", "testset", "test set"), Split.TEST),
+}
+_PARTS: Final = re.compile(r"[|;,]")  # between the findings of one film
+
+
+class Said(StrEnum):
+    """Why a word gives no label."""
+
+    BLANK = "blank"
+    UNCERTAIN = "uncertain"
+    OTHER = "another finding"
+    CONTRADICTORY = "normal and not normal at once"
+    UNKNOWN = "unknown"
+
+
+Meaning = Label | Said
+
+NO_LABEL: Final = "none"  # what a user writes for "leave these without a label"
+
+
+def in_one_form(text: str) -> str:
+    """Lower case, single spaces for spaces, underscores and hyphens; a number without a fraction of zero.
+
+    "Viral_Pneumonia" and "viral-pneumonia" are "viral pneumonia"; "1.0" is "1"; "-1.0" is "-1".
+    """
+    text = text.strip().strip("'\"").strip().lower()
+    try:
+        number = float(text)
+    except ValueError:
+        return text if text in BLANK else " ".join(re.sub(r"[\s_-]+", " ", text).split())
+    return str(int(number)) if math.isfinite(number) and number == int(number) else text
+
+
+@dataclass(frozen=True, slots=True)
+class LabelWords:
+    """The words of the tables above, and those that the user gave, which come first.
+
+    Attributes:
+        given: word in one form -> its label; None for "leave these films without one".
+    """
+
+    given: Mapping[str, Label | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, assignments: Iterable[str]) -> LabelWords:
+        """Read ``sick=pneumonia``, ``healthy=normal``, ``other=none``; also ``pneumonia=Consolidation|Infiltration``.
+
+        Raises: UsageError, where neither hand names a label.
+        """
+        given: dict[str, Label | None] = {}
+        for text in assignments:
+            word, equals, label = (part.strip() for part in text.rpartition("="))
+            if equals and word and label.lower() in {*Label, NO_LABEL, ""}:
+                given[in_one_form(word)] = Label(label.lower()) if label.lower() in set(Label) else None
+            elif equals and word.lower() in set(Label):
+                given |= {in_one_form(part): Label(word.lower()) for part in label.split("|")}
+            else:
+                raise UsageError(
+                    f"--label {text}: is not WORD=LABEL. The label may be {', '.join(Label)}, or {NO_LABEL}: "
+                    "write --label sick=pneumonia, for instance"
+                )
+        return cls(given)
+
+    def meaning(self, text: str, *, one_of_many: bool = False) -> Meaning:
+        """What a cell of a table says. Several findings of one film stand apart by ``|``, ``;`` or a comma.
+
+        One pneumonia makes the film a pneumonia; other findings alone leave it without a label.
+
+        Args:
+            one_of_many: whether the column names any of many findings, so that a strange word is one of them.
+        """
+        whole = self._word(text)
+        if whole is not Said.UNKNOWN:
+            return whole
+        inner = text.strip()
+        listed = inner.startswith("[") and inner.endswith("]")
+        parts = [part for part in _PARTS.split(inner[1:-1] if listed else inner) if part.strip(" '\"")]
+        if len(parts) > 1 or listed:
+            said = {self._word(part) for part in parts} - {Said.BLANK}
+            if Label.PNEUMONIA in said:
+                return Said.CONTRADICTORY if Label.NORMAL in said else Label.PNEUMONIA
+            if said == {Label.NORMAL}:
+                return Label.NORMAL
+            return Said.OTHER if said else Said.BLANK
+        return Said.OTHER if one_of_many else Said.UNKNOWN
+
+    def _word(self, text: str) -> Meaning:
+        word = in_one_form(text)
+        if word in self.given:
+            return self.given[word] or Said.OTHER
+        for words in (LABEL_WORDS, YES_AND_NO):
+            if word in words:
+                return words[word]
+        if word in BLANK or word in UNCERTAIN:
+            return Said.BLANK if word in BLANK else Said.UNCERTAIN
+        return Said.OTHER if word in OTHER_FINDINGS else Said.UNKNOWN
+
+    def of_folder(self, name: str) -> Meaning:
+        """What a folder's name says, wherever it stands. 0 and 1 say something beside each other only (``PAIRS``)."""
+        word = in_one_form(name)
+        if word in self.given:
+            return self.given[word] or Said.OTHER
+        if word in LABEL_WORDS:
+            return LABEL_WORDS[word]
+        if word in OTHER_FINDINGS:
+            return Said.OTHER
+        return Said.UNCERTAIN if word in UNCERTAIN - {"-1"} else Said.UNKNOWN
 
 
 class NamedFilm(NamedTuple):
@@ -39,11 +213,8 @@ def parse_name(stem: str) -> NamedFilm | None:
         return NamedFilm(Label.PNEUMONIA, f"{match['patient'].lower()}_{cause}", cause)
     if match := _NORMAL.match(stem):
         return NamedFilm(Label.NORMAL, match["patient"].upper(), "")
+    if match := _MENDELEY.match(stem):
+        kind = match["kind"].lower()
+        label, cause = (Label.NORMAL, "") if kind == "normal" else (Label.PNEUMONIA, kind)
+        return NamedFilm(label, match["patient"], cause)
     return None
-
-
-def patient_group(patient_id: str) -> str:
-    """The generous key for splitting: the number without its counter's name; other ids stay as they are."""
-    if match := re.fullmatch(r"(person\d+)_(?:bacteria|virus)", patient_id):
-        return match[1]
-    return patient_id.removeprefix("NORMAL2-") if patient_id.startswith("NORMAL2-IM-") else patient_id

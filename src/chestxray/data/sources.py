@@ -1,25 +1,196 @@
-"""Films in an object store that speaks S3: listed and read one by one, never copied to disk.
+"""Where films lie: folders, archives and object stores that speak S3, listed in one way and read film by film.
 
-Address and credentials are boto3's own affair: its environment variables and files. ``AWS_ENDPOINT_URL_S3`` names
-a store other than Amazon's; worker processes inherit it.
+What is a film is decided alike in all of them: by the ending of its name, or, where that says nothing, by how the
+file begins. What is left out is counted.
+
+Address and credentials of S3 are boto3's own affair: its environment variables and files. ``AWS_ENDPOINT_URL_S3``
+names a store other than Amazon's; worker processes inherit it.
 """
 
 from __future__ import annotations
 
 import atexit
 import errno
+import io
+import lzma
+import os
 import re
 import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final, Protocol
 
 from chestxray.errors import MissingExtra, SourceInvalid
 from chestxray.schema import Film
+
+FILM_ENDINGS: Final = frozenset(
+    {
+        ".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".dcm", ".dicom", ".ima", ".webp", ".bmp", ".dib",
+        ".gif", ".jp2", ".j2k", ".jpf", ".jpx", ".j2c", ".pgm", ".ppm", ".pnm", ".pbm", ".heic", ".heif",
+    }
+)  # fmt: skip
+# Files of these are never opened to see whether they are films.
+_NO_FILM_ENDINGS: Final = frozenset(
+    {
+        ".txt", ".md", ".rst", ".csv", ".tsv", ".tab", ".json", ".jsonl", ".xml", ".html", ".htm", ".pdf", ".doc",
+        ".docx", ".xls", ".xlsx", ".ods", ".ppt", ".pptx", ".py", ".ipynb", ".zip", ".tar", ".gz", ".tgz", ".xz",
+        ".zst", ".bz2", ".7z", ".rar", ".log", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".db", ".sqlite", ".parquet",
+        ".npy", ".npz", ".pt", ".pth", ".h5", ".onnx", ".mp4", ".avi", ".mov", ".svg", ".js", ".css", ".sh", ".lnk",
+    }
+)  # fmt: skip
+HEAD: Final = 512  # bytes that tell what a file is
+_KINDS_NAMED: Final = 6  # kinds of file that a message lists before it counts the rest
+
+
+@dataclass(slots=True)
+class Listed:
+    """What a source holds.
+
+    Attributes:
+        films: (path, its parts inside the source) each.
+        others: what is no film, inside the source.
+        hidden, masks: files that were passed over, by count.
+    """
+
+    films: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    others: list[PurePosixPath] = field(default_factory=list)
+    hidden: int = 0
+    masks: int = 0
+
+    def notes(self) -> Iterator[str]:
+        """What was left out, in sentences."""
+        kinds = Counter(name.suffix.lower() or "without an ending" for name in self.others)
+        if kinds:
+            named = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(_KINDS_NAMED))
+            rest = sum(kinds.values()) - sum(count for _, count in kinds.most_common(_KINDS_NAMED))
+            yield f"{len(self.others):,} files are no films: {named}" + (f", {rest:,} of other kinds" if rest else "")
+        if self.hidden:
+            yield f"{self.hidden:,} hidden files are passed over"
+        if self.masks:
+            yield f"{self.masks:,} files in folders of masks beside folders of images are left out"
+
+
+def _sorted_out(found: Iterable[tuple[str, tuple[str, ...], Callable[[], bytes]]]) -> Listed:
+    """Tell films from other files.
+
+    Args:
+        found: path, parts inside the source, and what reads the first ``HEAD`` bytes.
+    """
+    listed = Listed()
+    for path, parts, head in found:
+        name = PurePosixPath(parts[-1])
+        if is_hidden(parts):
+            listed.hidden += 1
+        elif name.suffix.lower() in FILM_ENDINGS or (
+            name.suffix.lower() not in _NO_FILM_ENDINGS and _begins_as_a_film(head)
+        ):
+            listed.films.append((path, parts))
+        else:
+            listed.others.append(PurePosixPath(*parts))
+    return _without_masks(listed)
+
+
+def _without_masks(listed: Listed) -> Listed:
+    """Leave out folders named masks that stand beside folders named images: their files show shapes, not films."""
+    with_images = {
+        parts[:depth] for _, parts in listed.films for depth, name in enumerate(parts[:-1]) if name.lower() == "images"
+    }
+
+    def is_mask(parts: tuple[str, ...]) -> bool:
+        return any(
+            name.lower() in {"masks", "mask"} and parts[:at] in with_images for at, name in enumerate(parts[:-1])
+        )
+
+    kept = [(path, parts) for path, parts in listed.films if not is_mask(parts)]
+    listed.masks = len(listed.films) - len(kept)
+    listed.films = kept
+    return listed
+
+
+def is_hidden(parts: tuple[str, ...]) -> bool:
+    """Whether a file, or a folder around it, is hidden, or is what macOS adds to archives."""
+    return any(part.startswith((".", "__MACOSX")) for part in parts)
+
+
+def _begins_as_a_film(head: Callable[[], bytes]) -> bool:
+    from chestxray.images.decode import FORMATS  # brings numpy, which names of films do not need
+
+    try:
+        data = head()
+    except OSError:
+        return False
+    return any(form.recognises(data) for form in FORMATS)
+
+
+def is_film(path: Path) -> bool:
+    """Whether a file is a film by its ending, or begins as one."""
+    ending = path.suffix.lower()
+    return ending in FILM_ENDINGS or _begins_as_a_film(lambda: _head_of(path))
+
+
+def _head_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD)
+
+
+def list_folder(root: Path) -> Listed:
+    """The files below a folder, sorted by path; links to folders are followed, each folder once."""
+    return _sorted_out(
+        (str(path), path.relative_to(root).parts, lambda path=path: _head_of(path))  # type: ignore[misc]
+        for path in sorted(_all_below(root))
+    )
+
+
+def files_below(root: Path) -> Iterator[Path]:
+    """Every film below a folder, hidden ones left out, in no order."""
+    for path in _all_below(root):
+        if not is_hidden(path.relative_to(root).parts) and path.suffix.lower() not in _NO_FILM_ENDINGS:
+            yield path
+
+
+def _all_below(root: Path) -> Iterator[Path]:
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        status = os.stat(folder)  # noqa: PTH116 - a path as os.walk gives it
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()
+        for name in names:
+            path = Path(folder, name)
+            if path.is_file():
+                yield path
+
+
+def list_archive(path: Path) -> Listed:
+    """The films in an archive, in its order. Raises: SourceInvalid."""
+    outer = str(path.resolve())
+    return _sorted_out(
+        (f"{outer}{INSIDE}{name}", PurePosixPath(name).parts, lambda name=name: read_member(path, name, HEAD))  # type: ignore[misc]
+        for name in members_of(path)
+    )
+
+
+def list_store(address: str) -> Listed:
+    """The films below a prefix in S3, sorted by key. Raises: SourceInvalid."""
+    bucket, prefix = split_address(address)
+
+    def found() -> Iterator[tuple[str, tuple[str, ...], Callable[[], bytes]]]:
+        for key in keys_below(address):
+            parts = PurePosixPath(key.removeprefix(prefix).lstrip("/")).parts
+            if parts:
+                film = f"{SCHEME}{bucket}/{key}"
+                yield film, parts, lambda film=film: read_object(film, HEAD)  # type: ignore[misc]
+
+    return _sorted_out(found())
+
 
 SCHEME: Final = "s3://"
 ATTEMPTS: Final = 6  # at one call, while the store is busy
@@ -62,14 +233,15 @@ def below(prefix: str) -> str:
     return f"{prefix.rstrip('/')}/" if prefix else ""
 
 
-def read_object(address: str) -> bytes:
-    """The bytes of one object. Raises: OSError, whatever is wrong."""
+def read_object(address: str, first: int | None = None) -> bytes:
+    """The bytes of one object, or the first of them. Raises: OSError, whatever is wrong."""
     from chestxray.images.decode import MAX_BYTES
 
     bucket, key = split_address(address)
     failures = _failures()
+    part = {} if first is None else {"Range": f"bytes=0-{first - 1}"}
     try:
-        with client().get_object(Bucket=bucket, Key=key)["Body"] as body:
+        with client().get_object(Bucket=bucket, Key=key, **part)["Body"] as body:
             data: bytes = body.read(MAX_BYTES + 1)
     except failures as error:
         raise OSError(errno.EIO, f"cannot be fetched ({error})") from error
@@ -100,10 +272,15 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 INSIDE: Final = "!/"  # stands between an archive and a member
-ARCHIVE_ENDINGS: Final = (".zip", ".tar", ".tar.gz", ".tgz")
+ZSTD_ENDINGS: Final = (".tar.zst", ".tar.zstd", ".tzst")
+ARCHIVE_ENDINGS: Final = (
+    ".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", *ZSTD_ENDINGS,
+)  # fmt: skip
 MAX_MEMBERS: Final = 1_000_000
 MAX_RATIO: Final = 200  # of a member's size to what it takes in the archive; a film reaches 20, a trap 1,000
-_DAMAGED: Final = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError)
+_DAMAGED: Final = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError,
+)  # fmt: skip
 
 
 class Archive(Protocol):
@@ -124,7 +301,7 @@ class ZipArchive:
 
     def __init__(self, path: Path) -> None:
         self._zip = zipfile.ZipFile(path)
-        self._by_name = {_tidy(info.filename): info for info in self._zip.infolist()}
+        self._by_name = {_tidy(_forward(info.filename)): info for info in self._zip.infolist()}
 
     def members(self) -> Iterator[str]:
         """Names of the regular files. Raises: SourceInvalid, where one is encrypted."""
@@ -132,8 +309,9 @@ class ZipArchive:
             if info.flag_bits & 1:
                 raise SourceInvalid(f"{self._zip.filename}: is encrypted. Unpack it with its password first")
             kind = stat.S_IFMT(info.external_attr >> 16)
-            if not info.is_dir() and kind in {0, stat.S_IFREG}:
-                yield info.filename
+            name = _forward(info.filename)
+            if not name.endswith("/") and kind in {0, stat.S_IFREG}:
+                yield name
 
     def open(self, name: str) -> IO[bytes]:
         """A member's bytes."""
@@ -148,10 +326,14 @@ class ZipArchive:
 
 
 class TarArchive:
-    """A tar file, compressed by gzip or not. A compressed one is quick to read in its own order only."""
+    """A tar file, compressed (gzip, bzip2, xz, zstd) or not.
+
+    A compressed one is quick to read in its own order only.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._tar = tarfile.open(path)  # noqa: SIM115 - closed by close()
+        self._unpacked = _ZstdFile(path) if path.name.lower().endswith(ZSTD_ENDINGS) else None
+        self._tar = tarfile.open(path, fileobj=self._unpacked)  # noqa: SIM115 - closed by close()
         self._by_name: dict[str, tarfile.TarInfo] = {}
 
     def members(self) -> Iterator[str]:
@@ -172,6 +354,51 @@ class TarArchive:
     def close(self) -> None:
         """Let go of the file."""
         self._tar.close()
+        if self._unpacked is not None:
+            self._unpacked.close()
+
+
+class _ZstdFile(io.RawIOBase):
+    """The bytes that a zstd file unpacks to; going back begins anew."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import zstandard
+        except ImportError as error:
+            raise MissingExtra("Reading an archive packed by zstd", "zstd") from error
+        self._failure = zstandard.ZstdError
+        self._open: Callable[[], Any] = lambda: zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(
+            path.open("rb"), read_across_frames=True
+        )
+        self._stream = self._open()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return int(self._stream.tell())
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        target = offset if whence == os.SEEK_SET else self.tell() + offset
+        if target < self.tell():
+            self._stream.close()  # type: ignore[no-untyped-call]
+            self._stream = self._open()
+        while (left := target - self.tell()) > 0 and self.read(min(left, 2**20)):
+            pass
+        return self.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return bytes(self._stream.read(size))
+        except self._failure as error:
+            raise OSError(errno.EIO, f"is damaged ({error})") from error
+
+    def close(self) -> None:
+        self._stream.close()  # type: ignore[no-untyped-call]
+        io.RawIOBase.close(self)
 
 
 def is_archive(path: Path) -> bool:
@@ -197,23 +424,24 @@ def members_of(path: Path) -> tuple[str, ...]:
             return tuple(names)
         finally:
             archive.close()
-    except (OSError, *_DAMAGED) as error:
+    except (OSError, *_DAMAGED) as error:  # MissingExtra goes through
         raise SourceInvalid(f"{path}: cannot be read as an archive ({error}). Copy it again") from error
 
 
 def split_path(path: str) -> tuple[Path, str] | None:
-    """An archive and a member, where a film's path names them."""
-    outer, found, inner = path.partition(INSIDE)
-    return (Path(outer), inner) if found and is_archive(Path(outer)) else None
+    """An archive and a member, where a film's path names them. Folders may be named ``wow!`` or ``old.zip!``."""
+    pairs = [(Path(path[: at.start()]), path[at.end() :]) for at in re.finditer(re.escape(INSIDE), path)]
+    pairs = [(outer, inner) for outer, inner in pairs if is_archive(outer)]
+    return next((pair for pair in pairs if pair[0].is_file()), pairs[0] if pairs else None) if pairs else None
 
 
-def read_member(archive: Path, name: str) -> bytes:
-    """The bytes of one member. Raises: OSError, whatever is wrong."""
+def read_member(archive: Path, name: str, first: int | None = None) -> bytes:
+    """The bytes of one member, or the first of them. Raises: OSError, whatever is wrong."""
     from chestxray.images.decode import MAX_BYTES  # brings numpy, which names of films do not need
 
     try:
         with _SHELF.get(archive).open(name) as file:
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(MAX_BYTES + 1 if first is None else first)
     except KeyError:
         raise OSError(errno.ENOENT, f"is no longer in {archive.name}") from None
     except _DAMAGED as error:
@@ -226,6 +454,11 @@ def read_member(archive: Path, name: str) -> bytes:
 def _tidy(name: str) -> str:
     """A member's name without ``./`` and doubled slashes: a path that goes through a manifest loses them."""
     return str(PurePosixPath(name))
+
+
+def _forward(name: str) -> str:
+    """A member's name with slashes, where a program of Windows wrote it with backslashes."""
+    return name.replace("\\", "/") if "/" not in name else name
 
 
 def _open(path: Path) -> Archive:

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from chestxray.data.dedup import near_pairs
-from chestxray.data.labels import patient_group
+from chestxray.data.patients import about_patients, patient_group, without_nobody
 from chestxray.data.sources import name_of
 from chestxray.errors import Leakage, OutOfRange, SourceInvalid
 from chestxray.files import write_atomically
+from chestxray.progress import Log, warn
 from chestxray.schema import Film, Label, Split
 
 # A given validation split is kept where it holds at least this share of the films outside the test split.
@@ -56,7 +57,11 @@ class SplitSettings:
 
 
 def split(
-    films: Sequence[Film], settings: SplitSettings = SplitSettings(), *, leakage_allowed: str = ""
+    films: Sequence[Film],
+    settings: SplitSettings = SplitSettings(),
+    *,
+    leakage_allowed: str = "",
+    log: Log = warn,
 ) -> tuple[Film, ...]:
     """Give every accepted, labelled film a split; the others get none. The order stays.
 
@@ -68,12 +73,16 @@ def split(
         films: rows of a cleaned manifest.
         settings: shares and seed.
         leakage_allowed: why a leaking given split is to be used all the same; empty stops the run.
+        log: told where patients are unknown: then nothing can keep a patient on one split.
 
     Raises:
         Leakage: the given splits share a patient or a film.
         SourceInvalid: too few patients of a class to draw splits from.
     """
+    films, note = without_nobody(films)
     usable = [film for film in films if film.is_accepted and film.label]
+    for line in (*filter(None, [note]), *about_patients(usable)):
+        log(line)
     if not _validation_is_large_enough(usable):
         usable = [dataclasses.replace(film, split=_unless_validation(film.split)) for film in usable]
     refuse_leakage(usable, allowed=leakage_allowed)

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from chestxray.data.sources import stamp_of
-from chestxray.errors import DataError, OutputExists
+from chestxray.errors import DataError, OutputExists, OutputUnwritable
 from chestxray.schema import Film
 
 JOURNAL_VERSION: Final = 1
@@ -102,6 +102,10 @@ class Journal:
             database.execute(f"PRAGMA user_version={JOURNAL_VERSION}")
             database.executescript(_TABLES)
         except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+                raise OutputUnwritable(
+                    f"{path.parent}: no file can be written there ({error}). Give an --out in another folder"
+                ) from error
             raise OutputExists(
                 f"{path}: {error}. Another run is writing the same output; wait for it, or give another --out"
             ) from error

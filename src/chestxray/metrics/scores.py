@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chestxray.errors import MissingExtra, SourceInvalid, UsageError
-from chestxray.files import file_written_whole, write_atomically
+from chestxray.files import file_written_whole, refuse_to_replace, write_atomically
 from chestxray.metrics.metrics import FloatArray
 from chestxray.schema import Label, Split
 
@@ -315,6 +315,8 @@ COLUMNS: Final = ("path", "label", "score", "patient_id", "prediction", "cause",
 SCORE: Final = COLUMNS.index("score")
 ROWS_A_GROUP: Final = 65_536  # of a Parquet file: what is held in memory, and what a reader skips at once
 
+_BEGINS: Final = (",".join(COLUMNS).encode(), b'{"path": ', b"PAR1")  # of each of FORMATS
+
 Row = tuple[Any, ...]  # as COLUMNS: text, but for the score, which is a number or None
 
 
@@ -326,9 +328,13 @@ def write_table(rows: Iterable[Row], path: Path) -> None:
 
 
 def check_table(path: Path) -> None:
-    """Whether a table can be written there, before work is spent on it. Raises: UsageError, MissingExtra."""
+    """Check that a table can be written there, before work is spent on it.
+
+    Raises: UsageError, MissingExtra; OutputExists, where something stands there that is no table of scores.
+    """
     if _writer(path) is _write_parquet:
         _parquet()
+    refuse_to_replace(path, lambda head: head.startswith(_BEGINS), "a table of scores")
 
 
 def _writer(path: Path) -> Callable[[Iterable[Row], BinaryIO], None]:

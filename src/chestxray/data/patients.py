@@ -1,0 +1,116 @@
+"""Who a film is of: ids as sources write them, ids that name nobody, and what is said where patients are unknown."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
+from typing import Final
+
+from chestxray.errors import UsageError
+from chestxray.schema import Film
+
+UNKNOWN: Final = "patients unknown: every film counts as its own; a split may leak"
+
+# What stands in a column or a DICOM header where the id was taken out, in lower case without marks.
+_NOBODY: Final = frozenset(
+    {
+        "anonymous", "anonymized", "anonymised", "anon", "unknown", "none", "null", "nan", "na", "removed", "deleted",
+        "deidentified", "redacted", "unnamed", "patient", "patientid", "noid", "noname", "notavailable", "hidden",
+    }
+)  # fmt: skip
+_SHARED_FROM: Final = 3  # films of one id, and of no other, that make the id one for everybody
+_NUMBER: Final = re.compile(r"(\d+)(?:\.0+)?")
+_NAMED: Final = 3  # ids that a message lists before it counts the rest
+
+
+def names_nobody(patient_id: str) -> bool:
+    """Whether an id stands for one that was taken out: "ANONYMOUS", "n/a", "xxxx"."""
+    bare = re.sub(r"[^0-9a-z]", "", patient_id.lower())
+    return bare in _NOBODY or not bare.strip("x")
+
+
+def patient_group(patient_id: str) -> str:
+    """The generous key for splitting: numbers without leading zeros, published counters without their name.
+
+    00012, 12 and 12.0 may be one patient, whom different programs wrote: nobody must end up on two splits.
+    """
+    if match := _NUMBER.fullmatch(patient_id):
+        return match[1].lstrip("0") or "0"
+    if match := re.fullmatch(r"(person\d+)_(?:bacteria|virus)", patient_id):
+        return match[1]
+    return patient_id.removeprefix("NORMAL2-") if patient_id.startswith("NORMAL2-IM-") else patient_id
+
+
+def without_nobody(films: Sequence[Film]) -> tuple[tuple[Film, ...], str]:
+    """Films without ids that name nobody, and what to say of it ("" where every id may name somebody).
+
+    An id names nobody where it is a word for that, or where all films have it and there are three or more: one
+    ANONYMOUS for everybody would hold all films together.
+    """
+    ids = {film.patient_id for film in films if film.patient_id}
+    nobody = {patient for patient in ids if names_nobody(patient)}
+    if len(ids) == 1 and len(films) >= _SHARED_FROM and all(film.patient_id for film in films):
+        nobody = ids
+    if not nobody:
+        return tuple(films), ""
+    count = sum(film.patient_id in nobody for film in films)
+    cleared = tuple(dataclasses.replace(film, patient_id="") if film.patient_id in nobody else film for film in films)
+    return cleared, f"{count:,} films have a patient id that names nobody ({_listed(nobody)}): taken for unknown"
+
+
+def about_patients(films: Sequence[Film]) -> list[str]:
+    """What a user must know of the patients of some films: that they are unknown, or written in several ways."""
+    unknown = sum(not film.patient_id for film in films)
+    said = []
+    if films and unknown == len(films):
+        said.append(
+            f"Beware: {UNKNOWN}. Give a column patient_id, or read them from the names with "
+            '"chestxray collect --patient-pattern"'
+        )
+    elif unknown:
+        said.append(f"Beware: patients unknown for {unknown:,} of {len(films):,} films: each counts as its own")
+    return said + written_in_several_ways(films)
+
+
+def written_in_several_ways(films: Iterable[Film]) -> list[str]:
+    """What to say where ids differ in zeros only, as 00012, 12 and 12.0 do; empty where none do."""
+    alike: defaultdict[str, set[str]] = defaultdict(set)
+    for film in films:
+        if _NUMBER.fullmatch(film.patient_id):
+            alike[patient_group(film.patient_id)].add(film.patient_id)
+    several = [sorted(ids) for ids in alike.values() if len(ids) > 1]
+    if not several:
+        return []
+    examples = "; ".join(" and ".join(ids) for ids in several[:_NAMED])
+    said = (
+        f"Beware: {len(several):,} patient ids are written in several ways ({examples}): kept on one split when "
+        "splits are drawn, and counted as different patients otherwise. Write each id in one way"
+    )
+    return [said]
+
+
+def pattern_of(text: str) -> re.Pattern[str]:
+    """The pattern that reads a patient from a path. Raises: UsageError."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise UsageError(f"--patient-pattern {text}: is no regular expression ({error})") from error
+
+
+def patient_in(path: PurePosixPath, pattern: re.Pattern[str]) -> str:
+    """What the pattern finds in a path inside its source: its group "patient", else its first group, else all of it."""
+    found = pattern.search(path.as_posix())
+    if found is None:
+        return ""
+    if "patient" in pattern.groupindex:
+        return found["patient"] or ""
+    return (found[1] if pattern.groups else found[0]) or ""
+
+
+def _listed(ids: Iterable[str]) -> str:
+    names = sorted(ids)
+    rest = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + rest

@@ -1,0 +1,572 @@
+"""Tables of labels as people have them: any delimiter and encoding, columns by their usual names, the field's presets.
+
+A table becomes rows of text by column; columns get roles (path, label, patient, split, cause); rows that tell of
+one film become one. Where the films lie is not known here: see ``resolve``.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, NamedTuple
+
+from chestxray.data.labels import CAUSES, LABEL_WORDS, SPLIT_WORDS, LabelWords, Meaning, Said, in_one_form
+from chestxray.errors import MissingExtra, SourceInvalid, UsageError
+from chestxray.schema import FILM_COLUMNS, VERSION_COLUMN, Label
+
+TEXT_ENDINGS: Final = frozenset({".csv", ".tsv", ".tab"})
+TABLE_ENDINGS: Final = TEXT_ENDINGS | {".xlsx", ".parquet", ".jsonl"}
+DELIMITERS: Final = ",;\t|"
+_MARKS: Final = (
+    (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+_NAMED: Final = 5  # words or rows that a message lists before it counts the rest
+
+# Columns by role, in the form of ``_key``; the first that a table has is taken.
+ROLES: Final[Mapping[str, tuple[str, ...]]] = {
+    "path": (
+        "path", "filepath", "imagepath", "imgpath", "filename", "file", "imagefilename", "imagefile", "imagename",
+        "imgname", "img", "image", "imageindex", "xrayimagename", "imageid", "dicomid", "dicompath", "fname", "imgid",
+    ),
+    "label": (
+        "label", "target", "class", "classname", "findinglabels", "labels", "finding", "findings", "diagnosis",
+        "category", "groundtruth", "pathology",
+    ),
+    "patient_id": ("patientid", "subjectid", "patient", "subject", "patientnumber", "pid"),
+    "split": ("split", "datasettype", "subset", "partition", "phase"),
+    "cause": ("cause", "label1viruscategory", "etiology", "aetiology"),
+}  # fmt: skip
+LAST_PATHS: Final = ("patientid", "id")  # RSNA: the patient's id names the file
+_LATERAL: Final = frozenset({"lateral", "ll", "l", "lat", "left lateral", "right lateral", "lateral view"})
+_VIEWS: Final = ("frontallateral", "viewposition", "projection", "view")
+_BOXES: Final = frozenset({"x", "y", "xmin", "ymin", "xmax", "ymax", "width", "height", "radid"})
+_LABELS: Final = frozenset({"pneumonia", "nofinding", "target", "classid"})
+_MANY: Final = frozenset({"findinglabels"})  # columns that name any of many findings
+
+
+class Row(NamedTuple):
+    """One row of a table: the line that it begins on, and its cells by column, as the table has them."""
+
+    line: int
+    cells: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a table says of one film.
+
+    Attributes:
+        line: of its first row.
+        places: where its film may lie, likeliest first; a place that ends in ``/`` is a folder of films.
+        label, split, cause, patient_id: "" where the table says nothing.
+        said: why there is no label, where the table has a column of labels.
+        extra: further columns.
+    """
+
+    line: int
+    places: tuple[str, ...]
+    label: str = ""
+    split: str = ""
+    patient_id: str = ""
+    cause: str = ""
+    said: str = ""
+    extra: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A table as it was understood: its entries, and what must be told of it."""
+
+    entries: tuple[Entry, ...]
+    roles: Mapping[str, str]
+    notes: tuple[str, ...] = field(default=())
+
+
+# --------------------------------------------------------------------------- bytes to rows
+
+
+def is_table(path: Path) -> bool:
+    """Whether the name is that of a table."""
+    return path.suffix.lower() in TABLE_ENDINGS
+
+
+def read_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+    """Columns and rows of a table, without those that are blank.
+
+    Raises: SourceInvalid, where it cannot be read; MissingExtra.
+    """
+    try:
+        columns, rows = _READERS.get(path.suffix.lower(), _read_text)(path)
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+        raise SourceInvalid(f"{path}: cannot be read as a table ({error})") from error
+    if not any(columns):
+        raise SourceInvalid(f"{path}: is an empty table. It needs a header with a column path, and one row a film")
+    return columns, rows
+
+
+def _read_text(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+    text = _decoded(path.read_bytes())
+    first, _, rest = text.partition("\n")
+    delimiter = None
+    if match := re.fullmatch(r"sep=(.)\r?", first):  # how Excel is told
+        delimiter, text, first = match[1], rest, rest.partition("\n")[0]
+    delimiter = delimiter or max(DELIMITERS, key=lambda mark: _unquoted(first).count(mark))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    return _table(((reader.line_num, cells) for cells in reader), path)
+
+
+def _unquoted(line: str) -> str:
+    return re.sub(r'"[^"]*"', "", line)
+
+
+def _decoded(data: bytes) -> str:
+    """Text in the encoding that it begins as, else UTF-8, else that of Western Windows."""
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return data.decode(encoding)
+    if data[1:2] == b"\0" or data[:1] == b"\0":
+        return data.decode("utf-16-le" if data[1:2] == b"\0" else "utf-16-be")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("cp1252")
+
+
+def _table(lines: Iterable[tuple[int, Sequence[str]]], path: Path) -> tuple[tuple[str, ...], list[Row]]:
+    """The first line that is not blank is the header."""
+    columns: tuple[str, ...] = ()
+    rows = []
+    for line, raw in lines:
+        cells = [cell.strip() for cell in raw]
+        if not any(cells):
+            continue
+        if not columns:
+            columns = tuple(cells)
+            continue
+        if any(cells[len(columns) :]):
+            raise SourceInvalid(
+                f"{path}, line {line}: has {len(cells)} cells and the header {len(columns)}. "
+                "A cell that holds the delimiter needs quotes"
+            )
+        rows.append(Row(line, {name: cell for name, cell in zip(columns, cells, strict=False) if name}))
+    return columns, rows
+
+
+def _read_json_lines(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+    found = []
+    for line, text in enumerate(_decoded(path.read_bytes()).splitlines(), start=1):
+        if text.strip():
+            cells = json.loads(text)
+            if not isinstance(cells, dict):
+                raise SourceInvalid(f"{path}, line {line}: is no object. Write one object a line, with the key path")
+            found.append(Row(line, {str(name): _as_text(value) for name, value in cells.items()}))
+    return tuple(dict.fromkeys(name for row in found for name in row.cells)), found
+
+
+def _read_workbook(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+    try:
+        import python_calamine
+    except ImportError as error:
+        raise MissingExtra("Reading a table of Excel's", "excel") from error
+    try:
+        sheet = python_calamine.CalamineWorkbook.from_path(str(path)).get_sheet_by_index(0)
+    except python_calamine.CalamineError as error:
+        raise SourceInvalid(
+            f"{path}: cannot be read as a workbook ({error}). Save it again as .xlsx or .csv"
+        ) from error
+    rows = sheet.to_python(skip_empty_area=False)
+    return _table(((line, [_as_text(cell) for cell in row]) for line, row in enumerate(rows, start=1)), path)
+
+
+def _read_parquet(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise MissingExtra("Reading a table of Parquet", "parquet") from error
+    try:
+        table = parquet.read_table(path)
+    except ArrowException as error:
+        raise SourceInvalid(f"{path}: cannot be read as Parquet ({error}). Write it again") from error
+    columns = tuple(table.column_names)
+    values = zip(*(table.column(at).to_pylist() for at in range(len(columns))), strict=True)
+    return _table(((0, columns), *((line, [_as_text(v) for v in row]) for line, row in enumerate(values, 1))), path)
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():  # a workbook knows no whole numbers
+        return str(int(value))
+    return str(value)
+
+
+_READERS: Final[Mapping[str, Callable[[Path], tuple[tuple[str, ...], list[Row]]]]] = {
+    ".xlsx": _read_workbook,
+    ".parquet": _read_parquet,
+    ".jsonl": _read_json_lines,
+}
+
+
+# --------------------------------------------------------------------------- rows to entries
+
+
+def read_listing(path: Path, words: LabelWords, columns: Mapping[str, str] | None = None) -> Listing:
+    """Understand a table.
+
+    Args:
+        path: of the table.
+        words: what words mean.
+        columns: role -> the column that has it, where it is not one of ``ROLES``; "" for none.
+
+    Raises: SourceInvalid, UsageError, MissingExtra.
+    """
+    names, rows = read_rows(path)
+    roles = _roles(path, names, columns or {})
+    form = next(form for form in FORMS if form.recognises(frozenset(map(_key, names)), roles))
+    if not form.places_needed and "path" not in roles:
+        raise SourceInvalid(
+            f"{path}: has no column that tells the path; it has {', '.join(filter(None, names))}. "
+            "Name it path, or say which one it is: --columns path=NAME"
+        )
+    rows, laterals = _frontal(rows)
+    entries, unknown = [], Counter[str]()
+    first_unknown: dict[str, int] = {}
+    for row in rows:
+        entry, word = _entry(row, form, roles, words, path)
+        if word:
+            unknown[word] += 1
+            first_unknown.setdefault(word, row.line)
+        entries.append(entry)
+    if unknown:
+        raise SourceInvalid(_about_unknown(path, unknown, first_unknown))
+    merged, notes = _merged(entries, boxes=not _BOXES.isdisjoint(map(_key, names)))
+    told = [f"{path.name} is read as {form.name}" if form.name else ""]
+    told.append(f"{laterals:,} lateral films are left out" if laterals else "")
+    said = Counter(entry.said for entry in merged if entry.said)
+    told.append(
+        "films without a label: " + ", ".join(f"{count:,} {reason}" for reason, count in said.most_common())
+        if said
+        else ""
+    )
+    return Listing(tuple(merged), roles, tuple(filter(None, [*told, *notes])))
+
+
+def _key(column: str) -> str:
+    """A column's name by which it is found: "Patient ID", "patient_id" and "patientId" are one."""
+    return re.sub(r"[^0-9a-z]", "", column.lower())
+
+
+def _roles(path: Path, names: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
+    by_key: dict[str, str] = {}
+    for name in names:
+        by_key.setdefault(_key(name), name)
+    roles = {}
+    for role, usual in ROLES.items():
+        if role in given:
+            wanted = given[role]
+            if wanted and wanted not in names and _key(wanted) not in by_key:
+                raise SourceInvalid(f"{path}: has no column {wanted!r}; it has {', '.join(filter(None, names))}")
+            if wanted:
+                roles[role] = wanted if wanted in names else by_key[_key(wanted)]
+        elif role in names:
+            roles[role] = role
+        elif found := next((by_key[name] for name in usual if name in by_key), None):
+            roles[role] = found
+    if "path" not in roles and "path" not in given and "studyid" not in by_key:
+        last = next((by_key[name] for name in LAST_PATHS if name in by_key), None)
+        return roles if last is None else {**roles, "path": last}
+    return roles
+
+
+def columns_of(assignments: Iterable[str]) -> dict[str, str]:
+    """Read ``path=file,label=sick``, several times or separated by commas. Raises: UsageError."""
+    given = {}
+    for text in (part for assignment in assignments for part in assignment.split(",")):
+        role, equals, name = (part.strip() for part in text.partition("="))
+        if not equals or role not in ROLES:
+            raise UsageError(f"--columns {text}: is not ROLE=COLUMN. The role may be {', '.join(ROLES)}")
+        given[role] = name
+    return given
+
+
+class Form(NamedTuple):
+    """One form of table.
+
+    Attributes:
+        name: for the user; "" for the plain one.
+        recognises: by the keys of the columns, and the roles.
+        label: the meaning of a row.
+        places_needed: None, or what gives the places of a row's film instead of the column path.
+    """
+
+    name: str
+    recognises: Callable[[frozenset[str], Mapping[str, str]], bool]
+    label: Callable[[Mapping[str, str], Mapping[str, str], LabelWords], tuple[Meaning, str]]
+    places_needed: Callable[[Mapping[str, str]], tuple[str, ...]] | None = None
+
+    def used(self, columns: Iterable[str]) -> set[str]:
+        """Columns that say what the label says, or where in the film: no property of the film to group by."""
+        return {name for name in columns if _key(name) in _BOXES | _LABELS}
+
+
+def _label_by_column(
+    cells: Mapping[str, str], roles: Mapping[str, str], words: LabelWords, *, many: bool = False
+) -> tuple[Meaning, str]:
+    """One column holds the label, or the findings."""
+    if "label" not in roles:
+        return Said.BLANK, ""
+    text = cells.get(roles["label"], "")
+    return words.meaning(text, one_of_many=many or _key(roles["label"]) in _MANY), text
+
+
+def _label_by_findings(cells: Mapping[str, str], _: Mapping[str, str], words: LabelWords) -> tuple[Meaning, str]:
+    """One column a finding: 1 present, 0 absent, -1 uncertain, blank not mentioned."""
+    said = {in_one_form(name): in_one_form(value) for name, value in cells.items()}
+    present = {name for name, value in said.items() if value in {"1", "true", "yes"}}
+    if any(words.given.get(name, LABEL_WORDS.get(name)) == Label.PNEUMONIA for name in present):
+        return Label.PNEUMONIA, ""
+    if said.get("pneumonia") in {"-1", "uncertain"}:
+        return Said.UNCERTAIN, ""
+    if any(words.given.get(name, LABEL_WORDS.get(name)) == Label.NORMAL for name in present):
+        return Label.NORMAL, ""
+    if "no finding" not in said and "pneumonia" in said:  # a column of its own: 0 is the answer no
+        return words.meaning(said["pneumonia"]), said["pneumonia"]
+    return (Said.OTHER if present else Said.BLANK), ""
+
+
+def _label_of_rsna(cells: Mapping[str, str], roles: Mapping[str, str], words: LabelWords) -> tuple[Meaning, str]:
+    """``Target``, or the words of the detailed classes: an opacity is what the challenge calls a pneumonia."""
+    text = cells.get(roles["label"], "")
+    if in_one_form(text) == "lung opacity" and "lung opacity" not in words.given:
+        return Label.PNEUMONIA, text
+    return words.meaning(text), text
+
+
+def _mimic_study(cells: Mapping[str, str]) -> tuple[str, ...]:
+    by_key = {_key(name): value for name, value in cells.items()}
+    subject, study, film = (by_key.get(name, "") for name in ("subjectid", "studyid", "dicomid"))
+    below = f"p{subject[:2]}/p{subject}/s{study}/{film}"
+    return (f"files/{below}", below)
+
+
+# In the order in which they are tried.
+FORMS: Final = (
+    Form(
+        "MIMIC-CXR (films lie in files/p10/p10000032/s50414267)",
+        lambda keys, roles: {"subjectid", "studyid"} <= keys and _key(roles.get("path", "dicomid")) == "dicomid",
+        lambda cells, roles, words: (
+            _label_by_column(cells, roles, words) if "label" in roles else _label_by_findings(cells, roles, words)
+        ),
+        _mimic_study,
+    ),
+    Form(
+        "a table of RSNA's pneumonia challenge",
+        lambda _, roles: (
+            _key(roles.get("path", "")) == "patientid" and _key(roles.get("label", "")) in {"target", "class"}
+        ),
+        _label_of_rsna,
+    ),
+    Form(
+        "one column a finding (as CheXpert, MIMIC-CXR and VinDr-CXR have it)",
+        lambda keys, roles: "pneumonia" in keys and "label" not in roles,
+        _label_by_findings,
+    ),
+    Form(
+        "annotations of VinDr-CXR",
+        lambda keys, roles: {"imageid", "classname"} <= keys and _key(roles.get("label", "")) == "classname",
+        lambda cells, roles, words: _label_by_column(cells, roles, words, many=True),
+    ),
+    Form("", lambda *_: True, _label_by_column),
+)
+
+
+def _entry(row: Row, form: Form, roles: Mapping[str, str], words: LabelWords, path: Path) -> tuple[Entry, str]:
+    """A row as an entry, and the word that it has for a label, where nobody knows what it means."""
+    cells = row.cells
+    given = {role: cells.get(column, "") for role, column in roles.items()}
+    places = form.places_needed(cells) if form.places_needed else _places(given["path"], cells)
+    if not places:
+        raise SourceInvalid(f"{path}, line {row.line}: the path is empty")
+    meaning, text = form.label(cells, roles, words)
+    cause = given.get("cause", "").lower()
+    if isinstance(meaning, Label):
+        of_word = CAUSES.get(in_one_form(text), "") if meaning == Label.PNEUMONIA else ""
+        cause = (CAUSES.get(in_one_form(cause), cause) or of_word) if meaning == Label.PNEUMONIA else ""
+    used = {*roles.values(), *FILM_COLUMNS, VERSION_COLUMN, "", *form.used(cells)}
+    entry = Entry(
+        line=row.line,
+        places=places,
+        label=meaning.value if isinstance(meaning, Label) else "",
+        split=_split_of(given.get("split", ""), path, row.line),
+        patient_id=given.get("patient_id", "") if in_one_form(given.get("patient_id", "")) != "nan" else "",
+        cause=cause,
+        said="" if isinstance(meaning, Label) or ("label" not in roles and not form.name) else meaning.value,
+        extra=tuple((name, value) for name, value in cells.items() if name not in used and value),
+    )
+    return entry, text if meaning is Said.UNKNOWN else ""
+
+
+def _places(path: str, cells: Mapping[str, str]) -> tuple[str, ...]:
+    """Where a film may lie: as the path says, and in PadChest's folder of that number."""
+    if not path:
+        return ()
+    path = path if "/" in path else path.replace("\\", "/")
+    folder = next((value for name, value in cells.items() if _key(name) in {"imagedir", "imagefolder"} and value), "")
+    return (path, f"{folder}/{path}") if folder else (path,)
+
+
+def _split_of(text: str, path: Path, line: int) -> str:
+    word = in_one_form(text)
+    if not word or word in {"nan", "none"}:
+        return ""
+    if word not in SPLIT_WORDS:
+        raise SourceInvalid(
+            f"{path}, line {line}: the split is {text!r}; it may be {', '.join(SPLIT_WORDS)}, or empty. "
+            'Where the column holds something else, leave it out: --columns "split="'
+        )
+    return SPLIT_WORDS[word].value
+
+
+def _frontal(rows: list[Row]) -> tuple[list[Row], int]:
+    """Rows without those of lateral films, where a column tells the view; and how many those were."""
+    view = next((name for row in rows[:1] for name in row.cells if _key(name) in _VIEWS), None)
+    if view is None:
+        return rows, 0
+    kept = [row for row in rows if in_one_form(row.cells.get(view, "")) not in _LATERAL]
+    return kept, len(rows) - len(kept)
+
+
+def _merged(entries: Sequence[Entry], *, boxes: bool) -> tuple[list[Entry], list[str]]:
+    """One entry a film. Rows with boxes or readers tell of one film together; other rows must agree."""
+    by_film: dict[tuple[str, ...], list[Entry]] = {}
+    for entry in entries:
+        by_film.setdefault(entry.places, []).append(entry)
+    merged: list[Entry] = []
+    again, contradictions = 0, []
+    for rows in by_film.values():
+        labels = {row.label for row in rows}
+        again += len(rows) - 1
+        if len(labels - {""}) > 1 and not boxes:
+            contradictions.append(rows)
+            merged += [next(row for row in rows if row.label == label) for label in sorted(labels - {""})]
+        else:
+            merged.append(_one(rows))
+    notes = [f"{again:,} rows tell of a film again"] if again else []
+    if contradictions:
+        rows = contradictions[0]
+        notes.append(
+            f"Beware: {len(contradictions):,} films stand under two labels, {rows[0].places[0]} in lines "
+            f"{', '.join(str(row.line) for row in rows[:_NAMED])} for one; clean will mark them as conflicting"
+        )
+    return merged, notes
+
+
+def _one(rows: Sequence[Entry]) -> Entry:
+    """Several rows of one film: a finding in any of them counts; readers who contradict each other leave no label."""
+    first = rows[0]
+    if len(rows) == 1:
+        return first
+    labels = {row.label for row in rows}
+    others = [row.said for row in rows if row.said]
+    if Label.PNEUMONIA in labels:
+        label, said = ("", Said.CONTRADICTORY.value) if Label.NORMAL in labels else (Label.PNEUMONIA.value, "")
+    else:
+        label, said = (Label.NORMAL.value, "") if labels == {Label.NORMAL} else ("", others[0] if others else "")
+    same = set(first.extra).intersection(*(row.extra for row in rows))
+    return Entry(
+        first.line,
+        first.places,
+        label,
+        next((row.split for row in rows if row.split), ""),
+        next((row.patient_id for row in rows if row.patient_id), ""),
+        next((row.cause for row in rows if row.cause), ""),
+        said,
+        tuple(pair for pair in first.extra if pair in same),
+    )
+
+
+def _about_unknown(path: Path, unknown: Counter[str], lines: Mapping[str, int]) -> str:
+    word = min(lines, key=lambda text: lines[text])
+    listed = ", ".join(f"{text!r} ({count:,})" for text, count in unknown.most_common(_NAMED))
+    rest = f" and {len(unknown) - _NAMED:,} more" if len(unknown) > _NAMED else ""
+    return (
+        f"{path}, line {lines[word]}: the label is {word!r}. Words that are not known: {listed}{rest}. Say what they "
+        f'mean: --label "{word}=pneumonia", "{word}=normal", or "{word}=none" to leave these films without a label'
+    )
+
+
+# --------------------------------------------------------------------------- entries to films on disk
+
+
+class Resolver:
+    """Finds the films of a table below a folder, however their paths were written."""
+
+    def __init__(self, root: Path, endings: frozenset[str], walk: Callable[[Path], Iterator[Path]]) -> None:
+        """Begin.
+
+        Args:
+            root: absolute.
+            endings: those that a film may have, where the table leaves them out.
+            walk: every file below a folder.
+        """
+        self._root = root
+        self._endings = endings
+        self._walk = walk
+        self._by_name: dict[str, list[Path]] | None = None
+        self.searched = 0
+        self.ambiguous: list[str] = []
+
+    def find(self, place: str) -> list[Path]:
+        """The film at a place, or the films of a folder; empty where there is none.
+
+        A path is tried as it stands, then without its first folders, one by one (a table written elsewhere), each
+        time with the endings that films have. Where none of its folders is here, a name that is here once is taken.
+        """
+        folder = place.endswith("/")
+        parts = PurePosixPath(place).parts
+        absolute = parts[:1] == ("/",) or bool(re.match(r"[A-Za-z]:", place))
+        if absolute and (found := self._at(Path(place), folder=folder)):
+            return found
+        parts = parts[1:] if absolute else parts
+        known_folder = False
+        for start in range(len(parts)):
+            path = self._root.joinpath(*parts[start:])
+            if found := self._at(path, folder=folder):
+                return found
+            known_folder = known_folder or (start < len(parts) - 1 and path.parent.is_dir())
+        return [] if folder or known_folder or not parts else self._named(parts[-1])
+
+    def _at(self, path: Path, *, folder: bool) -> list[Path]:
+        if folder:
+            return sorted(self._walk(path)) if path.is_dir() else []
+        if path.is_file():
+            return [path]
+        if path.suffix.lower() in self._endings:
+            return []
+        return [
+            there
+            for ending in sorted(self._endings)
+            for there in (path.with_name(path.name + ending), path.with_name(path.name + ending.upper()))
+            if there.is_file()
+        ][:1]
+
+    def _named(self, name: str) -> list[Path]:
+        if self._by_name is None:
+            self._by_name = {}
+            for path in self._walk(self._root):
+                for key in {path.name, path.stem if path.suffix.lower() in self._endings else path.name}:
+                    self._by_name.setdefault(key, []).append(path)
+        found = self._by_name.get(name, [])
+        if len(found) > 1:
+            self.ambiguous.append(name)
+            return []
+        self.searched += len(found)
+        return found

@@ -1,0 +1,479 @@
+"""Tables of labels as people have them, folders by any name, and whose films they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from chestxray.data.clean import clean
+from chestxray.data.collect import CollectSettings, collect, films_of, survey
+from chestxray.data.labels import LabelWords, Said, parse_name
+from chestxray.data.patients import UNKNOWN, patient_group, without_nobody
+from chestxray.data.split import split
+from chestxray.errors import SourceInvalid, UsageError
+from chestxray.schema import Film, Label, read_manifest, write_manifest
+from drawing import write_film
+
+
+@pytest.fixture
+def films(tmp_path: Path) -> Path:
+    """A folder with img/n0.png, n1.png, p0.png and p1.png, of which no name tells anything."""
+    for seed, name in enumerate(("n0", "n1", "p0", "p1")):
+        write_film(tmp_path / "img" / f"{name}.png", seed)
+    return tmp_path
+
+
+def rows(found: tuple[Film, ...]) -> list[tuple[str, str, str]]:
+    return [(Path(film.path).name, film.label, film.patient_id) for film in found]
+
+
+# --------------------------------------------------------------------------- the field's own tables
+
+RSNA = "patientId,x,y,width,height,Target\nn0,,,,,0\np0,264.0,152.0,213.0,379.0,1\np0,562.0,152.0,256.0,453.0,1\n"
+RSNA_CLASSES = "patientId,class\nn0,Normal\nn1,No Lung Opacity / Not Normal\np0,Lung Opacity\n"
+CHEXPERT = (
+    "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Consolidation,Pneumonia\n"
+    "CheXpert-v1.0-small/img/n0.png,Female,68,Frontal,AP,1.0,,\n"
+    "CheXpert-v1.0-small/img/p0.png,Male,3,Frontal,AP,,1.0,1.0\n"
+    "CheXpert-v1.0-small/img/p1.png,Male,3,Frontal,AP,,,-1.0\n"
+    "CheXpert-v1.0-small/img/n1.png,Male,3,Lateral,,1.0,,\n"
+)
+NIH = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,View Position\n"
+    "n0.png,No Finding,0,1,PA\np0.png,Pneumonia|Infiltration,0,2,AP\np1.png,Effusion|Mass,0,3,AP\n"
+)
+VINDR = (
+    "image_id,class_name,class_id,rad_id,x_min\n"
+    "n0,No finding,14,R1,\nn0,No finding,14,R2,\np0,Pneumonia,15,R1,3\np1,Aortic enlargement,0,R1,4\n"
+    "n1,No finding,14,R1,\nn1,Pneumonia,15,R2,9\n"
+)
+VINDR_IMAGES = "image_id,Aortic enlargement,Pneumonia,No finding\nn0,0,0,1\np0,0,1,0\np1,1,0,0\n"
+PADCHEST = (
+    "ImageID,ImageDir,PatientID,Projection,Labels\n"
+    "n0.png,img,A,PA,\"['normal']\"\np0.png,img,B,AP,\"['pneumonia', 'infiltrates']\"\n"
+    "p1.png,img,C,PA,\"['scoliosis']\"\nn1.png,img,A,L,\"['normal']\"\n"
+)
+CORONA = (
+    ",X_ray_image_name,Label,Dataset_type,Label_2_Virus_category,Label_1_Virus_category\n"
+    "0,n0.png,Normal,TRAIN,,\n1,p0.png,Pnemonia,TEST,COVID-19,Virus\n"
+)
+HUB = "file_name,label\nimg/n0.png,0\nimg/p0.png,1\n"
+
+TABLES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
+    "RSNA": (RSNA, [("n0.png", "normal", "n0"), ("p0.png", "pneumonia", "p0")]),
+    "RSNA's classes": (RSNA_CLASSES, [("n0.png", "normal", "n0"), ("n1.png", "", "n1"), ("p0.png", "pneumonia", "p0")]),
+    "CheXpert": (CHEXPERT, [("n0.png", "normal", ""), ("p0.png", "pneumonia", ""), ("p1.png", "", "")]),
+    "NIH": (NIH, [("n0.png", "normal", "1"), ("p0.png", "pneumonia", "2"), ("p1.png", "", "3")]),
+    "VinDr": (VINDR, [("n0.png", "normal", ""), ("p0.png", "pneumonia", ""), ("p1.png", "", ""), ("n1.png", "", "")]),
+    "VinDr by film": (VINDR_IMAGES, [("n0.png", "normal", ""), ("p0.png", "pneumonia", ""), ("p1.png", "", "")]),
+    "PadChest": (PADCHEST, [("n0.png", "normal", "A"), ("p0.png", "pneumonia", "B"), ("p1.png", "", "C")]),
+    "CoronaHack": (CORONA, [("n0.png", "normal", ""), ("p0.png", "pneumonia", "")]),
+    "the hub": (HUB, [("n0.png", "normal", ""), ("p0.png", "pneumonia", "")]),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_each_table_of_the_field_is_read_as_its_authors_mean_it(films: Path, name: str) -> None:
+    text, expected = TABLES[name]
+    (films / "table.csv").write_text(text)
+    assert rows(collect(films / "table.csv")) == expected
+
+
+def test_what_a_table_leaves_without_a_label_is_counted(films: Path) -> None:
+    (films / "table.csv").write_text(CHEXPERT)
+    notes = " ".join(survey(films / "table.csv").notes)
+    assert "1 uncertain" in notes
+    assert "1 lateral films are left out" in notes
+    (films / "table.csv").write_text(VINDR)
+    assert "1 normal and not normal at once" in " ".join(survey(films / "table.csv").notes)
+
+
+def test_coronahack_gives_split_and_cause(films: Path) -> None:
+    (films / "table.csv").write_text(CORONA)
+    assert [(film.split, film.cause) for film in collect(films / "table.csv")] == [("train", ""), ("test", "virus")]
+
+
+def test_mimic_finds_the_films_of_each_study(tmp_path: Path) -> None:
+    write_film(tmp_path / "files/p10/p10000032/s50414267/02aa.png", 1)
+    write_film(tmp_path / "files/p10/p10000032/s50414267/174f.png", 2)
+    write_film(tmp_path / "files/p11/p11000001/s53189527/2a2d.png", 3)
+    (tmp_path / "mimic-cxr-2.0.0-chexpert.csv").write_text(
+        "subject_id,study_id,No Finding,Pneumonia\n10000032,50414267,1.0,\n11000001,53189527,,1.0\n"
+        "11000001,59999999,,1.0\n"
+    )
+    found = survey(tmp_path / "mimic-cxr-2.0.0-chexpert.csv")
+    assert rows(found.films) == [
+        ("02aa.png", "normal", "10000032"),
+        ("174f.png", "normal", "10000032"),
+        ("2a2d.png", "pneumonia", "11000001"),
+    ]
+    assert "1 of 3 films" in " ".join(found.notes)
+
+
+def test_covid_19_radiography_leaves_out_masks_and_other_diseases_and_says_so(tmp_path: Path) -> None:
+    for seed, kind in enumerate(("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")):
+        write_film(tmp_path / kind / "images" / f"{kind}-1.png", seed)
+        write_film(tmp_path / kind / "masks" / f"{kind}-1.png", 9)
+        (tmp_path / f"{kind}.metadata.xlsx").write_bytes(b"PK")
+    found = survey(tmp_path)
+    assert [(Path(film.path).name, film.label, film.cause) for film in found.films] == [
+        ("COVID-1.png", "", ""),
+        ("Lung_Opacity-1.png", "", ""),
+        ("Normal-1.png", "normal", ""),
+        ("Viral Pneumonia-1.png", "pneumonia", "virus"),
+    ]
+    assert ("COVID", 1, "left without a label (another finding)") in found.folders
+    assert "4 files in folders of masks" in " ".join(found.notes)
+    assert "4 files are no films: 4 .xlsx" in " ".join(found.notes)
+    films = collect(tmp_path, settings=CollectSettings(labels=["covid=pneumonia"]))
+    assert films[0].label == "pneumonia"
+
+
+@pytest.mark.parametrize(
+    ("stem", "expected"),
+    [
+        ("NORMAL-1003233-0001", (Label.NORMAL, "1003233", "")),
+        ("BACTERIA-1008087-0002", (Label.PNEUMONIA, "1008087", "bacteria")),
+        ("VIRUS-1089251-0001", (Label.PNEUMONIA, "1089251", "virus")),
+    ],
+)
+def test_the_published_set_is_known_by_mendeleys_names_too(stem: str, expected: tuple[Label, str, str]) -> None:
+    assert parse_name(stem) == expected
+
+
+def test_a_folder_of_the_hub_is_labelled_by_its_metadata(films: Path) -> None:
+    (films / "metadata.csv").write_text("file_name,label,age\nimg/n0.png,normal,3\nimg/p0.png,pneumonia,4\n")
+    found = {Path(film.path).name: film for film in collect(films)}
+    assert {name: film.label for name, film in found.items()} == {
+        "n0.png": "normal", "n1.png": "", "p0.png": "pneumonia", "p1.png": "",
+    }  # fmt: skip
+    assert found["p0.png"].extra == (("age", "4"),)
+    (films / "metadata.csv").unlink()
+    (films / "metadata.jsonl").write_text(json.dumps({"file_name": "img/p1.png", "label": 1}) + "\n")
+    assert [film.label for film in collect(films)] == ["", "", "", "pneumonia"]
+
+
+# --------------------------------------------------------------------------- how tables are written
+
+PLAIN = "path,label\nimg/n0.png,0\nimg/p0.png,1\n"
+WRITTEN: dict[str, bytes] = {
+    "semicolons": PLAIN.replace(",", ";").encode(),
+    "tabs": PLAIN.replace(",", "\t").encode(),
+    "told to Excel": b"sep=;\r\n" + PLAIN.replace(",", ";").encode(),
+    "UTF-16": PLAIN.encode("utf-16"),
+    "UTF-16 without a mark": PLAIN.encode("utf-16-le"),
+    "a mark and Windows' ends of lines": b"\xef\xbb\xbf" + PLAIN.replace("\n", "\r\n").encode(),
+    "Windows-1252": b"path,label,ward\nimg/n0.png,0,M\xfcnchen\nimg/p0.png,1,\n",
+    "capitals": PLAIN.replace("path,label", "Path,Label").encode(),
+    "spaces": PLAIN.replace(",", ", ").encode(),
+    "quotes": b'"path", "label"\n"img/n0.png", "0"\n"img/p0.png", "1"\n',
+    "backslashes": PLAIN.replace("/", "\\").encode(),
+    "blank rows": b"\n,\n" + PLAIN.encode() + b",\n,,,\n",
+    "paths of elsewhere": PLAIN.replace("img/", "/kaggle/input/x/").encode(),
+    "paths of a disk of Windows": PLAIN.replace("img/", "C:\\\\films\\\\img\\\\").encode(),
+    "ids without ending": PLAIN.replace(".png", "").encode(),
+    "fractions": PLAIN.replace("0\n", "0.0\n").replace("1\n", "1.0\n").encode(),
+    "booleans": PLAIN.replace(",0", ",False").replace(",1", ",True").encode(),
+    "words": PLAIN.replace(",0", ",Negative").replace(",1", ",Bacterial Pneumonia").encode(),
+    "an index of pandas": b",filename,class\n0,img/n0.png,normal\n1,img/p0.png,pneumonia\n",
+}
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+def test_a_table_is_read_however_it_is_written(films: Path, how: str) -> None:
+    (films / "table.csv").write_bytes(WRITTEN[how])
+    assert [(film.path, film.label) for film in collect(films / "table.csv")] == [
+        (str(films / "img/n0.png"), "normal"),
+        (str(films / "img/p0.png"), "pneumonia"),
+    ]
+
+
+def test_a_workbook_and_a_parquet_file_are_tables(films: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"path": ["img/n0.png", "img/p0.png"], "label": [0, 1], "patient_id": [None, 12.0]})
+    frame.to_parquet(films / "table.parquet")
+    found = collect(films / "table.parquet")
+    assert rows(found) == [("n0.png", "normal", ""), ("p0.png", "pneumonia", "12")]
+    pytest.importorskip("python_calamine")
+    workbook(films / "table.xlsx", [["path", "label"], ["img/n0.png", 0], ["img/p0.png", 1]])
+    assert [film.label for film in collect(films / "table.xlsx")] == ["normal", "pneumonia"]
+
+
+def workbook(path: Path, rows: list[list[str | int]]) -> None:
+    """The least that a workbook of ECMA-376 needs."""
+
+    def cell(value: str | int) -> str:
+        return f"<c><v>{value}</v></c>" if isinstance(value, int) else f'<c t="inlineStr"><is><t>{value}</t></is></c>'
+
+    sheet = "".join(f"<row>{''.join(map(cell, row))}</row>" for row in rows)
+    main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+    links = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    package = "http://schemas.openxmlformats.org/package/2006/relationships"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in {
+            "[Content_Types].xml": '<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types"/>',
+            "_rels/.rels": f'<Relationships xmlns="{package}"><Relationship Id="r1" Type="{links}/officeDocument" '
+            'Target="xl/workbook.xml"/></Relationships>',
+            "xl/workbook.xml": f'<workbook xmlns="{main}" xmlns:r="{links}"><sheets>'
+            '<sheet name="films" sheetId="1" r:id="r1"/></sheets></workbook>',
+            "xl/_rels/workbook.xml.rels": f'<Relationships xmlns="{package}"><Relationship Id="r1" '
+            f'Type="{links}/worksheet" Target="worksheets/sheet1.xml"/></Relationships>',
+            "xl/worksheets/sheet1.xml": f'<worksheet xmlns="{main}"><sheetData>{sheet}</sheetData></worksheet>',
+        }.items():
+            archive.writestr(name, text)
+
+
+def test_what_is_no_workbook_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("python_calamine")
+    (tmp_path / "table.xlsx").write_bytes(b"no workbook")
+    with pytest.raises(SourceInvalid, match="cannot be read as a workbook"):
+        collect(tmp_path / "table.xlsx")
+    (tmp_path / "table.parquet").write_bytes(b"no table")
+    with pytest.raises(SourceInvalid, match="cannot be read as Parquet"):
+        collect(tmp_path / "table.parquet")
+
+
+def test_a_table_that_lacks_a_column_says_what_it_has_and_takes_what_it_is_told(films: Path) -> None:
+    table = films / "table.csv"
+    table.write_text("scan,verdict of the ward,who\nn0.png,well,7\np0.png,sick,8\n")
+    with pytest.raises(SourceInvalid, match=r"it has scan, verdict of the ward, who.*--columns path=NAME"):
+        collect(table)
+    settings = CollectSettings(
+        labels=["well=normal", "sick=pneumonia"],
+        columns=["path=scan,label=verdict of the ward", "patient_id=who"],
+        root=films / "img",
+    )
+    assert rows(collect(table, settings=settings)) == [("n0.png", "normal", "7"), ("p0.png", "pneumonia", "8")]
+    with pytest.raises(SourceInvalid, match="has no column 'wrong'"):
+        collect(table, settings=CollectSettings(columns=["path=wrong"]))
+    with pytest.raises(UsageError, match="is not ROLE=COLUMN"):
+        collect(table, settings=CollectSettings(columns=["where=scan"]))
+
+
+def test_a_word_that_nobody_knows_is_asked_for_and_never_guessed(films: Path) -> None:
+    table = films / "table.csv"
+    table.write_text("path,label\nimg/n0.png,0\nimg/p0.png,2\nimg/p1.png,2\n")
+    with pytest.raises(SourceInvalid, match=r"line 3: the label is '2'.*'2' \(2\).*--label \"2=pneumonia\""):
+        collect(table)
+    assert [f.label for f in collect(table, settings=CollectSettings(labels=["2=pneumonia"]))][1:] == ["pneumonia"] * 2
+    assert [f.label for f in collect(table, settings=CollectSettings(labels=["2=none"]))] == ["normal", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ("no pneumonia", Label.NORMAL),
+        ("Non-Pneumonia", Label.NORMAL),
+        ("Viral_Pneumonia", Label.PNEUMONIA),
+        ("1.0", Label.PNEUMONIA),
+        ("Pneumonia|Infiltration", Label.PNEUMONIA),
+        ("['normal', 'pneumonia']", Said.CONTRADICTORY),
+        ("Effusion|Mass", Said.OTHER),
+        ("", Said.BLANK),
+        ("NaN", Said.BLANK),
+        ("-1.0", Said.UNCERTAIN),
+        ("rule out pneumonia", Said.UNKNOWN),
+    ],
+)
+def test_a_word_counts_as_a_whole(text: str, meaning: Label | Said) -> None:
+    assert LabelWords().meaning(text) == meaning
+
+
+def test_the_user_decides_which_findings_are_a_pneumonia(films: Path) -> None:
+    words = LabelWords.of(["pneumonia=Consolidation|Infiltration"])
+    assert words.meaning("Effusion|Infiltration") == Label.PNEUMONIA
+    (films / "table.csv").write_text("Path,No Finding,Consolidation,Pneumonia\nimg/n0.png,1.0,,\nimg/p0.png,,1.0,\n")
+    settings = CollectSettings(labels=["Consolidation=pneumonia"])
+    assert [film.label for film in collect(films / "table.csv", settings=settings)] == ["normal", "pneumonia"]
+    for wrong in ("sick", "sick=ill", "=pneumonia"):
+        with pytest.raises(UsageError, match="is not WORD=LABEL"):
+            LabelWords.of([wrong])
+
+
+def test_films_that_are_missing_are_counted_and_never_exchanged_for_others(films: Path) -> None:
+    write_film(films / "other" / "gone.png", 9)
+    (films / "table.csv").write_text("path,label\nimg/n0.png,0\nimg/gone.png,1\n")
+    found = survey(films / "table.csv")
+    assert [film.path for film in found.films] == [str(films / "img/n0.png"), str(films / "img/gone.png")]
+    assert "1 of 2 films of table.csv do not exist, img/gone.png for one" in " ".join(found.notes)
+    write_film(films / "img2" / "n0.png", 8)
+    (films / "table.csv").write_text("path,label\nn0.png,0\np0.png,1\n")
+    assert "names are there more than once, n0.png" in " ".join(survey(films / "table.csv").notes)
+
+
+def test_a_film_under_two_labels_is_told_about_and_becomes_conflicting(films: Path) -> None:
+    (films / "table.csv").write_text("path,label\nimg/n0.png,0\nimg/n0.png,1\nimg/p0.png,1\nimg/p0.png,1\n")
+    found = survey(films / "table.csv")
+    assert "1 films stand under two labels, img/n0.png in lines 2, 3" in " ".join(found.notes)
+    assert [film.verdict for film in clean(found.films)] == ["conflicting", "conflicting", "accepted"]
+
+
+def test_a_table_of_addresses_keeps_them(films: Path) -> None:
+    (films / "table.csv").write_text("path,label\ns3://bucket/a.png,0\nimg/p0.png,1\n")
+    assert [film.path for film in collect(films / "table.csv")] == ["s3://bucket/a.png", str(films / "img/p0.png")]
+
+
+# --------------------------------------------------------------------------- folders
+
+
+def folders(root: Path, *names: str) -> Path:
+    for seed, name in enumerate(names):
+        write_film(root / name / "a.png", seed)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (("0", "1"), ["normal", "pneumonia"]),
+        (("train/0", "train/1"), ["normal", "pneumonia"]),
+        (("NEGATIVE", "POSITIVE"), ["normal", "pneumonia"]),
+        (("no", "yes"), ["normal", "pneumonia"]),
+        (("Bacterial_Pneumonia", "Viral-Pneumonia", "normal"), ["pneumonia", "pneumonia", "normal"]),
+    ],
+)
+def test_folders_of_many_names_are_classes(tmp_path: Path, names: tuple[str, ...], labels: list[str]) -> None:
+    assert [film.label for film in collect(folders(tmp_path, *names))] == labels
+
+
+def test_folders_of_any_name_are_what_the_user_says(tmp_path: Path) -> None:
+    folders(tmp_path, "sick", "well")
+    with pytest.raises(SourceInvalid, match=r"or say what the folders hold: --label \w+=pneumonia.*sick \(1\)"):
+        collect(tmp_path)
+    films = collect(tmp_path, settings=CollectSettings(labels=["sick=pneumonia", "well=normal"]))
+    assert [film.label for film in films] == ["pneumonia", "normal"]
+
+
+def test_a_folder_that_nobody_knows_beside_classes_is_an_error_not_a_loss(tmp_path: Path) -> None:
+    folders(tmp_path, "Abnormal", "normal", "pneumonia")
+    with pytest.raises(SourceInvalid, match=r"Abnormal \(1 films\) show is not known.*Abnormal=none"):
+        collect(tmp_path)
+    assert len(collect(tmp_path, labels_needed=False)) == 3
+    films = collect(tmp_path, settings=CollectSettings(labels=["abnormal=none"]))
+    assert [film.label for film in films] == ["", "normal", "pneumonia"]
+
+
+def test_numbers_are_no_classes_unless_they_stand_beside_each_other_alone(tmp_path: Path) -> None:
+    folders(tmp_path, "normal/0", "normal/1", "normal/2", "pneumonia/1")
+    assert [film.label for film in collect(tmp_path)] == ["normal"] * 3 + ["pneumonia"]
+
+
+def test_a_name_never_overrules_a_folder_of_another_disease(tmp_path: Path) -> None:
+    write_film(tmp_path / "tuberculosis" / "person1_bacteria_1.png", 1)
+    write_film(tmp_path / "normal" / "person2_virus_1.png", 2)
+    write_film(tmp_path / "ward" / "person3_virus_1.png", 3)
+    settings = CollectSettings(labels=["ward=none"])
+    found = [(film.label, film.cause) for film in collect(tmp_path, settings=settings)]
+    assert found == [("normal", ""), ("", ""), ("", "")]
+
+
+def test_links_to_folders_of_a_class_are_followed_once(tmp_path: Path) -> None:
+    folders(tmp_path / "elsewhere", "a", "b")
+    root = tmp_path / "films"
+    root.mkdir()
+    (root / "NORMAL").symlink_to(tmp_path / "elsewhere" / "a")
+    (root / "PNEUMONIA").symlink_to(tmp_path / "elsewhere" / "b")
+    (tmp_path / "elsewhere" / "a" / "again").symlink_to(root)  # a circle
+    assert [film.label for film in collect(root)] == ["normal", "pneumonia"]
+
+
+def test_a_source_that_is_none_is_refused_as_such(tmp_path: Path) -> None:
+    with pytest.raises(SourceInvalid, match="is no source that this program reads"):
+        collect("https://example.org/films.zip")
+    (tmp_path / "letter.pdf").write_bytes(b"%PDF-1.7")
+    with pytest.raises(SourceInvalid, match="is no folder, archive, table or film"):
+        films_of(tmp_path / "letter.pdf", labels_needed=False)
+
+
+# --------------------------------------------------------------------------- patients
+
+
+@pytest.mark.parametrize("column", ["PatientID", "patientId", "Patient ID", "subject_id", "Patient_ID", "patient"])
+def test_patients_are_found_by_their_usual_columns(films: Path, column: str) -> None:
+    (films / "table.csv").write_text(f"path,label,{column}\nimg/n0.png,0,7\nimg/p0.png,1,8\n")
+    assert [film.patient_id for film in collect(films / "table.csv")] == ["7", "8"]
+
+
+def test_a_pattern_reads_patients_from_paths(tmp_path: Path) -> None:
+    write_film(tmp_path / "NORMAL" / "ward1-patient17-2.png", 1)
+    write_film(tmp_path / "PNEUMONIA" / "other.png", 2)
+    for pattern, expected in ((r"patient(\d+)", "17"), (r"ward(?P<ward>\d)-(?P<patient>\w+)", "patient17")):
+        assert [f.patient_id for f in collect(tmp_path, settings=CollectSettings(patient_pattern=pattern))] == [
+            expected,
+            "",
+        ]
+    with pytest.raises(UsageError, match="is no regular expression"):
+        collect(tmp_path, settings=CollectSettings(patient_pattern="("))
+
+
+def cleaned(count: int, **values: str) -> list[Film]:
+    return [
+        Film(f"/{label}{n}.png", label, sha256=f"{label}{n}", verdict="accepted", **values)
+        for label in ("normal", "pneumonia")
+        for n in range(count)
+    ]
+
+
+def test_unknown_patients_are_said_loudly(tmp_path: Path) -> None:
+    said: list[str] = []
+    split(cleaned(10), log=said.append)
+    assert UNKNOWN in " ".join(said)
+    said.clear()
+    write_film(tmp_path / "a.png", 1)
+    clean([Film(str(tmp_path / "a.png"), "normal")], log=said.append)
+    assert UNKNOWN in " ".join(said)
+    said.clear()
+    clean([Film(str(tmp_path / "a.png"), "normal", patient_id="7")], log=said.append)
+    assert said == []
+
+
+@pytest.mark.parametrize("everybody", ["ANONYMOUS", "anonymous^", "00000000"])
+def test_one_id_for_everybody_is_no_patient(everybody: str) -> None:
+    said: list[str] = []
+    films = split(cleaned(10, patient_id=everybody), log=said.append)
+    assert {film.split for film in films} == {"train", "val", "test"}
+    assert "names nobody" in " ".join(said)
+    assert UNKNOWN in " ".join(said)
+
+
+def test_a_patient_of_some_films_stays_one() -> None:
+    films = [*cleaned(2, patient_id="7"), Film("/x.png", "normal", patient_id="8")]
+    assert without_nobody(films) == (tuple(films), "")
+
+
+def test_ids_that_differ_in_zeros_stay_on_one_split_and_are_told_about(films: Path) -> None:
+    assert {patient_group(text) for text in ("00012", "12", "12.0")} == {"12"}
+    (films / "table.csv").write_text(
+        "path,label,patient_id\nimg/n0.png,0,00012\nimg/p0.png,1,12\nimg/n1.png,0,12.0\nimg/p1.png,1,13\n"
+    )
+    assert "(00012 and 12 and 12.0)" in " ".join(survey(films / "table.csv").notes)
+    rows = cleaned(10)
+    same = [dataclasses.replace(f, patient_id=("007", "7", "7.0")[n % 3]) for n, f in enumerate(rows[:6])]
+    drawn = split([*same, *rows[6:]], log=lambda _: None)
+    assert len({film.split for film in drawn[:6]}) == 1
+
+
+@pytest.mark.parametrize("labels", [("", "normal"), ("normal", "")])
+def test_an_unlabelled_copy_never_beats_a_labelled_one(tmp_path: Path, labels: tuple[str, str]) -> None:
+    paths = [write_film(tmp_path / f"{n}.png", 1) for n in range(2)]
+    films = clean([Film(str(path), label) for path, label in zip(paths, labels, strict=True)], log=lambda _: None)
+    assert [film.verdict for film in films if film.label] == ["accepted"]
+    assert [film.verdict for film in films if not film.label] == ["duplicate"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes there")
+def test_names_that_are_no_text_go_through_every_table(tmp_path: Path) -> None:
+    (tmp_path / "NORMAL").mkdir()
+    for name in (b"caf\xe9.png", b" lead.png", b"two\rlines.png"):
+        write_film(Path(os.fsdecode(os.fsencode(tmp_path / "NORMAL") + b"/" + name)), len(name))
+    films = clean(collect(tmp_path), log=lambda _: None)
+    assert all(film.sha256 for film in films)
+    films = tuple(dataclasses.replace(film, patient_id=" 7") for film in films)
+    write_manifest(films, tmp_path / "manifest.csv")
+    assert read_manifest(tmp_path / "manifest.csv") == films
