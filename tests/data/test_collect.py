@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from chestxray.data.clean import clean
-from chestxray.data.collect import collect
+from chestxray.data.collect import collect, survey
 from chestxray.data.labels import parse_name
 from chestxray.data.patients import patient_group
 from chestxray.data.sources import downloaded, name_of, read_film, stamp_of
@@ -188,8 +188,24 @@ def zipped(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
+def zipped_by_windows(path: Path, members: dict[str, bytes]) -> Path:
+    """Backslashes in names, and entries for the folders."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in {"train\\": b"", "train\\NORMAL\\": b"", **members}.items():
+            archive.writestr(zipfile.ZipInfo(name.removeprefix("./").replace("/", "\\")), data)
+    return path
+
+
+def packed_by_zstd(path: Path, members: dict[str, bytes]) -> Path:
+    zstandard = pytest.importorskip("zstandard")
+    path.write_bytes(zstandard.compress(tarred(path.with_suffix(""), members).read_bytes()))
+    path.with_suffix("").unlink()
+    return path
+
+
 def tarred(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+    kind = {".gz": "w:gz", ".xz": "w:xz", ".bz2": "w:bz2"}.get(path.suffix, "w")
+    with tarfile.open(path, kind) as archive:  # type: ignore[call-overload]
         for name, data in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -197,7 +213,18 @@ def tarred(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("name", "make"), [("a.zip", zipped), ("a.tar", tarred), ("a.tar.gz", tarred)])
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("a.zip", zipped),
+        ("windows.zip", zipped_by_windows),
+        ("a.tar", tarred),
+        ("a.tar.gz", tarred),
+        ("a.tar.xz", tarred),
+        ("a.tar.bz2", tarred),
+        ("a.tar.zst", packed_by_zstd),
+    ],
+)
 def test_an_archive_is_read_in_place_and_gives_what_its_folder_would(
     tmp_path: Path, name: str, make: Callable[[Path, dict[str, bytes]], Path]
 ) -> None:
@@ -231,6 +258,36 @@ def test_an_archive_that_changed_is_opened_anew(tmp_path: Path) -> None:
     zipped(tmp_path / "a.zip", {"NORMAL/b.png": data[1]})
     with pytest.raises(OSError, match=r"is no longer in a\.zip"):
         read_film(film)
+
+
+def test_archives_are_looked_into_as_folders_are(tmp_path: Path) -> None:
+    bare = b"\x08\x00\x05\x00CS\x0a\x00ISO_IR 100" + bytes(64)  # a data set without a preamble
+    members = {
+        "NORMAL/IM000001": bytes(128) + b"DICM",
+        "NORMAL/1.2.840.113619.2": bytes(128) + b"DICM",
+        "NORMAL/bare": bare,
+        "NORMAL/scan": encoded(textured(1)),
+        "NORMAL/b.ima": b"",
+        "NORMAL/notes": b"DICM",
+        "NORMAL/c.txt": bytes(128) + b"DICM",
+    }
+    for name, data in members.items():
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_bytes(data)
+    expected = ["1.2.840.113619.2", "IM000001", "b.ima", "bare", "scan"]
+    for source in (tmp_path / "folder", zipped(tmp_path / "a.zip", members), tarred(tmp_path / "a.tar.xz", members)):
+        found = survey(source)
+        assert sorted(name_of(film) for film in found.films) == expected
+        assert "2 files are no films: 1 .txt, 1 without an ending" in " ".join(found.notes)
+
+
+def test_an_archive_below_a_folder_with_a_mark_in_its_name_is_read(tmp_path: Path) -> None:
+    for folder in ("wow!", "old.zip!"):
+        (tmp_path / folder).mkdir()
+        (film,) = collect(zipped(tmp_path / folder / "a.zip", {"NORMAL/a.png": encoded(textured(1))}))
+        assert read_film(film) == encoded(textured(1))
+        write_manifest([film], tmp_path / "m.csv")
+        assert read_manifest(tmp_path / "m.csv") == (film,)
 
 
 def test_names_that_climb_and_links_are_no_films(tmp_path: Path) -> None:

@@ -65,10 +65,11 @@ class Listed:
 
     def notes(self) -> Iterator[str]:
         """What was left out, in sentences."""
-        kinds = Counter(name.suffix.lower() or "without an ending" for name in self.others)
+        counts = Counter(name.suffix.lower() or "without an ending" for name in self.others)
+        kinds = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
         if kinds:
-            named = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(_KINDS_NAMED))
-            rest = sum(kinds.values()) - sum(count for _, count in kinds.most_common(_KINDS_NAMED))
+            named = ", ".join(f"{count:,} {kind}" for kind, count in kinds[:_KINDS_NAMED])
+            rest = sum(count for _, count in kinds[_KINDS_NAMED:])
             yield f"{len(self.others):,} files are no films: {named}" + (f", {rest:,} of other kinds" if rest else "")
         if self.hidden:
             yield f"{self.hidden:,} hidden files are passed over"
