@@ -18,7 +18,7 @@ SERVE ?= 1
 PORT ?= 8000
 AUDIT ?= 1
 
-.PHONY: help run serve test test-slow test-soak check coverage lint docs dist check-supply-chain browser benchmarks clean
+.PHONY: help run serve test test-slow test-soak test-pythons check coverage lint docs dist check-supply-chain browser benchmarks clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1  \2/p' $(MAKEFILE_LIST)
@@ -60,6 +60,20 @@ test: $(STAMP) browser ## all tests but the slow ones
 
 test-slow: $(STAMP) browser ## the slow tests
 	@$(BIN)/pytest -m slow
+
+# Other Pythons than the checkout's, where they are at hand: decoding, figures, formats, without torch.
+PYTHONS ?= python3.11 python3.12 python3.13
+test-pythons: ## the tests that need no torch, on each of PYTHONS that is here
+	@for python in $(PYTHONS); do \
+	  version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || \
+	    { echo "make: no $$python here, so nothing is tested on it"; continue; }; \
+	  echo "== Python $$version"; \
+	  test -x $(VENV)-$$version/bin/python || $$python -m venv $(VENV)-$$version || exit 1; \
+	  $(VENV)-$$version/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt "pip>=25.1" && \
+	  $(VENV)-$$version/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+	    -e ".[aws,dicom,parquet,report]" --group portable && \
+	  $(VENV)-$$version/bin/python -m pytest -q -m "not slow and not soak and not browser" -n auto \
+	    tests/images tests/metrics tests/test_schema.py tests/test_layout.py || exit 1; done
 
 test-soak: $(STAMP) $(MINISTACK) browser ## hundreds of kills, ends and damages, and AWS end to end (half an hour and more)
 	@$(BIN)/pytest -m soak
@@ -126,4 +140,4 @@ release-model: $(STAMP) ## rebuild the bundles in the package from DATA, the pub
 	$(BIN)/chestxray export $(RELEASE)/distilled0 --compact --name pneumonia-small --out $(BUNDLES)/pneumonia-small
 
 clean: ## remove what the runs and the tools wrote, and the environment
-	@rm -rf $(VENV) $(LIGHT) dist run site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* htmlcov
+	@rm -rf $(VENV) $(VENV)-* dist run site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* htmlcov
