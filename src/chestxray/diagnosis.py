@@ -37,7 +37,7 @@ EXTRAS: Final = {
     "tensorboard": {"tensorboard": "tensorboard"},
     "mlflow": {"mlflow": "mlflow-skinny"},
 }
-CORE: Final = ("numpy", "pillow", "onnxruntime", "fastapi", "uvicorn", "click")
+CORE: Final = ("numpy", "pillow", "onnxruntime", "fastapi", "httptools", "click")
 BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome")
 
 

@@ -28,7 +28,6 @@ BROUGHT = {"starlette": "fastapi", "pydantic": "fastapi", "botocore": "boto3", "
 
 # Required without being imported here: who imports them.
 USED_BY_OTHERS = {
-    "httptools": "uvicorn, to parse requests",
     "onnxscript": "torch.onnx",
     "pyjpegls": "pydicom, to decode JPEG-LS",
     "pylibjpeg": "pydicom, to decode",

@@ -13,7 +13,7 @@ import pytest
 
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Prediction
-from chestxray.serving.engine import ConnectionLimits
+from chestxray.serving.connection import ConnectionLimits
 from chestxray.serving.service import ServiceSettings
 from drawing import encoded, textured
 from live_service import running

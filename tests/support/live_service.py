@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from chestxray.inference.predictor import Predictor
 from chestxray.serving.app import ServiceSettings
-from chestxray.serving.engine import ConnectionLimits, make_server
+from chestxray.serving.connection import ConnectionLimits
+from chestxray.serving.engine import make_server
 
 Answer = TypeVar("Answer")
 

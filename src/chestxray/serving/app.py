@@ -21,6 +21,7 @@ from typing import Annotated, Any, Final
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -41,6 +42,27 @@ MODEL_CARD: Final = "MODEL_CARD.md"
 
 # They need no key: they tell that the service runs and how to call it, and give the page that asks for the key.
 _OPEN: Final = frozenset({"/healthz", "/readyz", "/ping", "/openapi.json"})
+
+
+NOTHING_HERE: Final = f"""<!doctype html>
+<html lang="en">
+<head>
+  <meta charset="utf-8">
+  <meta name="viewport" content="width=device-width, initial-scale=1">
+  <title>Nothing here - chestxray</title>
+  <link rel="icon" href="/icon.svg">
+  <link rel="stylesheet" href="/style.css">
+</head>
+<body>
+  <main>
+    <h1>Nothing here</h1>
+    <p>This service has no page at this address. <a href="/">Classify films</a>, or read
+      <a href="/docs">how programs call it</a>.</p>
+    <p>{NOTICE}</p>
+  </main>
+</body>
+</html>
+"""  # for people whose browser asks for an address that is none; programs get a problem document
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,14 +154,16 @@ def _surround(app: FastAPI, service: Service, open_paths: frozenset[str]) -> Non
 def _add_film_routes(app: FastAPI, service: Service) -> None:
     model = describe_model(service.predictor.folder, service.predictor.info, service.settings.max_body)
 
-    @app.post("/v1/predict", summary="Judge one film", tags=["films"], **openapi.film_in(Prediction))
+    @app.post("/v1/predict", summary="Judge one film", tags=["films"], **openapi.film_in(Prediction, 403, several=True))
     async def predict(request: Request, parameters: Annotated[PredictParameters, Query()]) -> Response:
-        """Send the bytes of one JPEG or PNG film as the body.
+        """Send the bytes of one JPEG, PNG, TIFF or DICOM film as the body, or up to a thousand as parts of a form.
+
+        Several films are answered with one line of JSON each, in their order, each with a status of its own.
 
         The answer is a prediction, also where the film can be read and must not be judged: then its gate is
         closed and says why. A body that is no readable film is answered with a problem document.
         """
-        return await service.judge(request, parameters)
+        return await service.predict(request, parameters)
 
     @app.get("/v1/model", summary="What judges", tags=["films"], **openapi.json_out(ModelDescription))
     async def describe() -> Response:
@@ -175,6 +199,8 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
+    if error.status_code == NOT_FOUND.status and "text/html" in request.headers.get("accept", ""):
+        return HTMLResponse(NOTHING_HERE, NOT_FOUND.status)
     kind = {404: NOT_FOUND, 405: WRONG_METHOD}.get(error.status_code, INVALID_REQUEST)
     detail = f"{error.detail}; /docs lists the addresses and their methods"
     return problem_response(kind, detail, request.state.request_id, error.headers, error.status_code)

@@ -29,7 +29,9 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BufferedRWPair
 from pathlib import Path
@@ -44,7 +46,8 @@ from chestxray.schema import BundleInfo, Gate
 from chestxray.serving.logs import fault_of, log
 
 LENGTH: Final = struct.Struct("<Q")  # stands before every message
-HELLO: Final = b"+"  # a decoder says once that it is there
+HELLO: Final = b"+"  # goes with the socket of a decoder that is to be made
+GREETING: Final = struct.Struct("<I")  # a decoder says once that it is there, and under which process number
 
 Reader = Callable[[bytes], Prepared]
 
@@ -83,7 +86,7 @@ def _serve(films: socket.socket, read: Reader, seconds: float, memory: int) -> N
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever a decoder in C is doing
     _limit(memory)
     with films.makefile("rwb") as stream:
-        _send(stream, HELLO)
+        _send(stream, GREETING.pack(os.getpid()))
         while (data := _message(stream.read)) is not None:
             signal.setitimer(signal.ITIMER_REAL, seconds)
             reply = _reply(data, read)
@@ -148,6 +151,7 @@ def _send(stream: BufferedRWPair, data: bytes) -> None:
 
 
 MAX_HEAD: Final = 2**16  # bytes of the JSON before a plane
+GRACE_SECONDS: Final = 1.0  # beyond a film's time, in which its decoder's own alarm has to end it
 _HELLO_SECONDS: Final = 30  # a process that cannot even say that it is there in this time never will
 
 # What a decoder needs of the environment; keys and credentials of the service are not among it.
@@ -161,7 +165,7 @@ _ERRORS: Final[Mapping[str, type[FilmError]]] = {
 
 
 class DecodersGone(ChestXrayError):
-    """No decoding process can be started."""
+    """No decoding process can be started, or those that were died under one film: no fault of the film is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +181,76 @@ class DecoderLimits:
     memory: int = 2**30
 
 
+class _Lost(Exception):
+    """A decoder ended under a film."""
+
+    def __init__(self, *, by_its_own_clock: bool) -> None:
+        super().__init__()
+        self.by_its_own_clock = by_its_own_clock
+
+
+class Turns:
+    """So many places, and for each that gets free the film whose caller has used them least of late.
+
+    One caller's costly films wait for each other and not before another caller's cheap one. What a caller used
+    counts half after ``HALF_LIFE`` seconds.
+    """
+
+    HALF_LIFE: Final = 10.0
+    MOST_CALLERS: Final = 4096  # that are remembered
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._used: dict[str, tuple[float, float]] = {}  # seconds, and when they were true
+
+    @asynccontextmanager
+    async def one(self, caller: str) -> AsyncIterator[None]:
+        """Hold a place until the block ends."""
+        await self._take(caller)
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        try:
+            yield
+        finally:
+            self._used[caller] = (self.used(caller) + clock() - began, clock())
+            if len(self._used) > self.MOST_CALLERS:
+                self._used.pop(min(self._used, key=self.used))
+            self._free += 1
+            self._pass_on()
+
+    def used(self, caller: str) -> float:
+        """Seconds, those of long ago counting less."""
+        seconds, when = self._used.get(caller, (0.0, 0.0))
+        return float(seconds * 0.5 ** ((asyncio.get_running_loop().time() - when) / self.HALF_LIFE))
+
+    async def _take(self, caller: str) -> None:
+        if self._free and not self._waiting:
+            self._free -= 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(caller, deque()).append(turn)
+        self._pass_on()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # it was given a place that it no longer wants
+                self._free += 1
+                self._pass_on()
+            raise
+
+    def _pass_on(self) -> None:
+        while self._free and self._waiting:
+            caller = min(self._waiting, key=self.used)
+            turns = self._waiting[caller]
+            turn = turns.popleft()
+            if not turns:
+                del self._waiting[caller]
+            if not turn.done():
+                self._free -= 1
+                turn.set_result(None)
+
+
 class DecoderPool:
     """At most ``size`` decoders, each busy with one film. To be used on one event loop.
 
@@ -188,7 +262,7 @@ class DecoderPool:
         self.replaced = 0
         self._bundle = bundle
         self._limits = limits or DecoderLimits()
-        self._slots = asyncio.Semaphore(size)
+        self._turns = Turns(size)
         self._idle: list[_Decoder] = []
         self._nursery: _Nursery | None = None
         self._closed = False
@@ -198,31 +272,73 @@ class DecoderPool:
         """Start the nursery now; it imports its libraries beside whatever the caller does next."""
         self._nursery = _Nursery(self._bundle, self._limits)
 
-    async def prepare(self, data: bytes) -> Prepared:
-        """Read the bytes of one film. Raises: FilmError, also where they cost a decoder its life; DecodersGone."""
-        async with self._slots:
-            decoder = self._idle.pop() if self._idle else await self._new()
+    async def prepare(self, data: bytes, caller: str = "") -> Prepared:
+        """Read the bytes of one film.
+
+        A decoder that ends before the film's own time is up is no fault that is known of the film: it is read once
+        more, by a decoder that was made for it.
+
+        Args:
+            data: the whole file.
+            caller: takes turns with others.
+
+        Raises: FilmError; DecodersGone, where decoders end under a film that is within its limits, or none starts.
+        """
+        async with self._turns.one(caller):
+            decoder = self._awake() or await self._new()
             try:
-                async with asyncio.timeout(2 * self._limits.seconds + 5):  # should its own alarm ever fail
-                    answer = self._understood(*await decoder.exchange(data, self._plane_bytes))
-            except (EOFError, OSError, ValueError, KeyError, TypeError) as error:  # dead, hung, or talking nonsense
-                decoder.close()
-                self.replaced += 1
-                log.warning("decoder died", extra={"bytes": len(data)})
-                raise UnreadableFilm(self._why_dead()) from error
-            except BaseException:  # cancelled half-way: its next words would answer the wrong film
-                decoder.close()
-                raise
-            self._idle.append(decoder)
+                answer = await self._exchange(decoder, data)
+            except _Lost as lost:
+                if lost.by_its_own_clock:
+                    raise UnreadableFilm(self._why_dead()) from None
+                answer = await self._once_more(data)
         if isinstance(answer, FilmError):
             raise answer
         return answer
+
+    async def _once_more(self, data: bytes) -> Prepared | FilmError:
+        try:
+            return await self._exchange(await self._new(), data)
+        except _Lost as lost:
+            if lost.by_its_own_clock:
+                raise UnreadableFilm(self._why_dead()) from None
+            raise DecodersGone("the processes that read this film ended before they had read it") from None
+
+    async def _exchange(self, decoder: _Decoder, data: bytes) -> Prepared | FilmError:
+        """Raises: _Lost."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        try:
+            async with asyncio.timeout(self._limits.seconds + GRACE_SECONDS):  # its own alarm did not end it: it hangs
+                answer = self._understood(*await decoder.exchange(data, self._plane_bytes))
+        except (EOFError, OSError, ValueError, KeyError, TypeError) as error:  # dead, hung, or talking nonsense
+            decoder.kill()
+            self.replaced += 1
+            took = clock() - began
+            hung = isinstance(error, TimeoutError)
+            log.warning("decoder died", extra={"bytes": len(data), "seconds": round(took, 2), "hung": hung})
+            raise _Lost(by_its_own_clock=took >= self._limits.seconds and not hung) from error
+        except BaseException:  # cancelled half-way: its next words would answer the wrong film
+            decoder.kill()
+            raise
+        self._idle.append(decoder)
+        return answer
+
+    def _awake(self) -> _Decoder | None:
+        """An idle decoder that has not ended meanwhile."""
+        while self._idle:
+            decoder = self._idle.pop()
+            if not decoder.ended:
+                return decoder
+            decoder.kill()
+            self.replaced += 1
+        return None
 
     def close(self) -> None:
         """Hang up, for good; decoders end when they find out."""
         self._closed = True
         for decoder in self._idle:
-            decoder.close()
+            decoder.kill()
         self._idle.clear()
         if self._nursery is not None:
             self._nursery.close()
@@ -230,7 +346,9 @@ class DecoderPool:
 
     async def _new(self) -> _Decoder:
         """A fresh decoder; a nursery that died is replaced as well, once."""
-        for _ in range(0 if self._closed else 2):
+        if self._closed:
+            raise RuntimeError("the decoders are closed")
+        for _ in range(2):
             if self._nursery is None:
                 self.launch()
             assert self._nursery is not None  # noqa: S101 - launched above
@@ -300,6 +418,7 @@ class _Decoder:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._handle = -1  # of the process, so that it can be killed and nobody else in its place
 
     @classmethod
     async def fork(cls, nursery: _Nursery) -> _Decoder:
@@ -314,11 +433,18 @@ class _Decoder:
         decoder = cls(*await asyncio.open_connection(sock=ours, limit=2**20))
         try:
             async with asyncio.timeout(_HELLO_SECONDS):
-                await decoder._message(len(HELLO))
+                (process,) = GREETING.unpack(await decoder._message(GREETING.size))
+            with contextlib.suppress(OSError, AttributeError):  # it has ended already, or this system has no handles
+                decoder._handle = os.pidfd_open(process)
         except BaseException:
-            decoder.close()
+            decoder.kill()
             raise
         return decoder
+
+    @property
+    def ended(self) -> bool:
+        """Whether it hung up."""
+        return self._reader.at_eof() or self._writer.is_closing()
 
     async def exchange(self, data: bytes, plane_bytes: int) -> tuple[dict[str, Any], bytes]:
         """A film for a head and a plane. Raises: EOFError, OSError, ValueError, where the decoder fails."""
@@ -334,7 +460,13 @@ class _Decoder:
             raise ValueError(f"a message of {length} bytes where at most {longest} make sense")
         return await self._reader.readexactly(length)
 
-    def close(self) -> None:
+    def kill(self) -> None:
+        """End the process, even one that stands still, and hang up."""
+        if self._handle >= 0:
+            with contextlib.suppress(OSError):  # it has ended
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+            os.close(self._handle)
+            self._handle = -1
         with contextlib.suppress(RuntimeError):  # its event loop has ended already, and the socket with it
             self._writer.close()
 

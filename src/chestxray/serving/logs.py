@@ -6,13 +6,23 @@ exception its kind and place, never its message.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import queue
 import sys
+import threading
+import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
+
+MOST_LINES: Final = 10_000  # that wait to be written
+FLUSH_SECONDS: Final = 1.0
 
 log: Final = logging.getLogger("chestxray.serving")
 
@@ -33,14 +43,66 @@ class JsonLines(logging.Formatter):
         return json.dumps(document, default=str)
 
 
-def log_to_stderr() -> None:
-    """Send the service's own log, and nobody else's below a warning, to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
+class Patient(logging.Handler):
+    """Hands lines to a thread that writes them: whoever logs never waits for whoever reads the log.
+
+    Where nobody reads, lines are dropped once ``MOST_LINES`` wait, and a later line says how many; where the log is
+    closed, or there is none, all of them are. Neither ends the service.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.setFormatter(JsonLines())
+        self._descriptor = descriptor
+        self._lines: queue.Queue[bytes] = queue.Queue(MOST_LINES)
+        self._dropped = 0
+        threading.Thread(target=self._write, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Put a line into the queue, or count it."""
+        try:
+            self._lines.put_nowait(f"{self.format(record)}\n".encode())
+        except queue.Full:
+            self._dropped += 1
+
+    def flush(self) -> None:
+        """Wait until what was logged so far is written, but not for a reader that is not there."""
+        deadline = time.monotonic() + FLUSH_SECONDS
+        while self._lines.unfinished_tasks and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    def close(self) -> None:
+        """Write what is there still."""
+        self.flush()
+        super().close()
+
+    def _write(self) -> None:
+        while True:
+            line = self._lines.get()
+            if self._dropped:
+                dropped, self._dropped = self._dropped, 0
+                line += (
+                    json.dumps({"level": "warning", "event": "log lines dropped", "lines": dropped}).encode() + b"\n"
+                )
+            with contextlib.suppress(OSError):  # closed, or its reader is gone
+                while line:
+                    line = line[os.write(self._descriptor, line) :]
+            self._lines.task_done()
+
+
+@contextmanager
+def logged_to_stderr() -> Iterator[None]:
+    """Send the service's own log, and nobody else's below a warning, to standard error, until the block ends."""
+    handler: logging.Handler = logging.NullHandler()
+    if sys.stderr is not None:  # else it was closed by whoever started this, and its number is another file's by now
+        with contextlib.suppress(OSError):  # no file: a notebook's
+            handler = Patient(sys.stderr.fileno())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     log.setLevel(logging.INFO)
-    # uvicorn prints the traceback of what the application raises, with its message; the application logs its own.
-    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        handler.flush()
 
 
 def fault_of(error: BaseException) -> list[str]:

@@ -33,7 +33,7 @@ class Kind(NamedTuple):
 
 
 UNSUPPORTED_FORMAT: Final = Kind(
-    "unsupported-format", 415, "Not a film format that is read here", "Send a JPEG or PNG file."
+    "unsupported-format", 415, "Not a film format that is read here", "Send a JPEG, PNG, TIFF or DICOM file."
 )
 UNSUPPORTED_CONTENT: Final = Kind(
     "unsupported-content", 415, "Content type not accepted", "Send the bytes of one film, unencoded, as the body."
@@ -61,6 +61,16 @@ UNKNOWN_HOST: Final = Kind(
 NOT_ACCEPTABLE: Final = Kind("not-acceptable", 406, "Answers are JSON", "Accept application/json.")
 NOT_FOUND: Final = Kind("not-found", 404, "Nothing here", "Compare the address with the description above.")
 WRONG_METHOD: Final = Kind("wrong-method", 405, "Wrong method for this address", "Use the method that Allow names.")
+BAD_REQUEST: Final = Kind("bad-request", 400, "Not a request", "Send HTTP/1.1 as its standard has it.")
+CROSS_ORIGIN: Final = Kind(
+    "cross-origin", 403, "A page of another origin asks", "Let the operator name its origin by --cors-origin."
+)
+SLOW_HEAD: Final = Kind("slow-head", 408, "The request took too long", "Send it again over a better connection.")
+HEAD_TOO_LONG: Final = Kind("head-too-long", 431, "Address and headers are too long", "Send fewer and shorter headers.")
+NO_PLACE: Final = Kind("no-place", 503, "Too many connections", "Wait as Retry-After says, then connect again.")
+DECODER_LOST: Final = Kind(
+    "decoder-lost", 503, "The service lost a process", "Wait as Retry-After says, then send the film again."
+)
 INTERNAL: Final = Kind(
     "internal-error", 500, "The service failed", "Report the request id; the log of the service has the reason."
 )
@@ -83,6 +93,12 @@ KINDS: Final = (
     NOT_ACCEPTABLE,
     NOT_FOUND,
     WRONG_METHOD,
+    BAD_REQUEST,
+    CROSS_ORIGIN,
+    SLOW_HEAD,
+    HEAD_TOO_LONG,
+    NO_PLACE,
+    DECODER_LOST,
     INTERNAL,
 )
 
@@ -139,6 +155,11 @@ def problem_response(
 ) -> Response:
     """The problem as an HTTP response; ``status`` where it differs from the kind's own, ``further`` members last."""
     code = status or kind.status
-    problem = Problem(f"/docs#{kind.name}", kind.title, code, detail, f"urn:uuid:{request_id}")
-    body = json.dumps(dataclasses.asdict(problem) | dict(further or {}))
+    body = json.dumps(problem_of(kind, detail, request_id, code) | dict(further or {}))
     return Response(body, code, headers, media_type=PROBLEM_JSON)
+
+
+def problem_of(kind: Kind, detail: str, request_id: str, status: int | None = None) -> dict[str, object]:
+    """The members of a problem document."""
+    problem = Problem(f"/docs#{kind.name}", kind.title, status or kind.status, detail, f"urn:uuid:{request_id}")
+    return dataclasses.asdict(problem)

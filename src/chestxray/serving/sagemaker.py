@@ -66,7 +66,7 @@ def add_sagemaker_routes(app: FastAPI, service: Service) -> None:
 async def _invoke(service: Service, request: Request) -> Response:
     _check_accept(request.headers.get("accept", ""))
     if not service.settings.transform:
-        return await service.judge(request, _parameters_of(request))
+        return await service.predict(request, _parameters_of(request))
     return await _line_of_transform(service, request)
 
 
@@ -83,7 +83,7 @@ def _parameters_of(request: Request) -> PredictParameters:
 async def _line_of_transform(service: Service, request: Request) -> Response:
     """One line of a batch transform's output. A film that cannot be read is a line: an error would end the job."""
     try:
-        answer = await service.judge(request, PredictParameters())
+        answer = await service.predict(request, PredictParameters())
     except Refusal as refusal:
         if refusal.kind.status not in _OF_A_FILM:
             raise

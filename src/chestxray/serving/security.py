@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chestxray.errors import UsageError
 from chestxray.serving.logs import fault_of, log
-from chestxray.serving.problems import INTERNAL, KEY_NEEDED, UNKNOWN_HOST, Refusal, problem_response
+from chestxray.serving.problems import INTERNAL, KEY_NEEDED, UNKNOWN_HOST, Kind, Refusal, problem_response
 
 VARIABLE: Final = "CHESTXRAY_API_KEYS"  # environment variable: lines of a key file, or joined by commas
 
@@ -129,6 +130,8 @@ HEADERS: Final = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 
+_HOST: Final = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]*)(:\d{1,5})?")
+
 Observer = Callable[[str, int, float], None]  # route, status, seconds
 
 
@@ -154,7 +157,8 @@ class HostRule:
         """Whether that ``Host`` header names this service."""
         if self.any_name:
             return True
-        name = _without_port(header).lower().rstrip(".")
+        match = _HOST.fullmatch(header)
+        name = match["name"].strip("[]").lower().rstrip(".") if match else ""
         return name in self.names or (self.any_address and _is_address(name))
 
 
@@ -183,6 +187,9 @@ class Edge:
         request_id = str(uuid.uuid4())
         scope.setdefault("state", {})["request_id"] = request_id
         reply = _Reply(send, request_id)
+        method = scope["method"]
+        if method == "HEAD":  # wherever GET works; the connection leaves the body out
+            scope = {**scope, "method": "GET"}
         try:
             if self.hosts.allows(Headers(scope=scope).get("host", "")):
                 await self.app(scope, receive, reply)
@@ -195,13 +202,13 @@ class Edge:
                 raise  # half an answer is out; only closing the connection tells the caller
             await problem_response(INTERNAL, "see the log of the service", request_id)(scope, receive, reply)
         finally:
-            self._tell(scope, reply.status, time.perf_counter() - began)
+            self._tell(scope, method, reply.status, time.perf_counter() - began)
 
-    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+    def _tell(self, scope: Scope, method: str, status: int, seconds: float) -> None:
         """One line. A route is named by its pattern: what a caller writes into an address stays out of the log."""
         route = getattr(scope.get("route"), "path", "-")
         self.observe(route, status, seconds)
-        facts = {"request": scope["state"]["request_id"], "method": scope["method"], "route": route, "status": status}
+        facts = {"request": scope["state"]["request_id"], "method": method, "route": route, "status": status}
         if holder := scope["state"].get("holder"):
             facts["key"] = holder
         log.info("request", extra=facts | {"ms": round(seconds * 1000, 1)})
@@ -263,15 +270,27 @@ class _Reply:
         await self.send(message)
 
 
-def _without_port(header: str) -> str:
-    if header.startswith("["):  # an IPv6 address in brackets
-        return header[1:].partition("]")[0]
-    return header.partition(":")[0]
-
-
 def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
     except ValueError:
         return False
     return True
+
+
+def written_out(kind: Kind, detail: str, request_id: str, *, close: bool, retry: bool = False) -> bytes:
+    """A whole refusal as it goes over the wire, for whoever has to refuse without the application.
+
+    Args:
+        close: whether it ends its connection.
+        retry: whether the caller may come again in a second.
+    """
+    headers = {"X-Request-Id": request_id, "Cache-Control": "no-store", **HEADERS}
+    if retry:
+        headers["Retry-After"] = "1"
+    if close:
+        headers["Connection"] = "close"
+    response = problem_response(kind, detail, request_id, headers)
+    status = f"HTTP/1.1 {kind.status} {HTTPStatus(kind.status).phrase}".encode()
+    lines = [status, *(name + b": " + value for name, value in response.raw_headers)]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + bytes(response.body)

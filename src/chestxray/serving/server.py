@@ -6,7 +6,6 @@ The heavy libraries are imported while the process that decodes films imports it
 from __future__ import annotations
 
 import errno
-import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Self
 from chestxray.errors import ChestXrayError, UsageError
 from chestxray.inference.bundle import DEFAULT, Bundle, folder_of
 from chestxray.inference.signature import open_bundle
-from chestxray.serving.logs import log_to_stderr
+from chestxray.serving.logs import logged_to_stderr
 from chestxray.serving.security import LOOPBACK_NAMES, VARIABLE, HostRule, KeyRing, is_loopback
 
 if TYPE_CHECKING:
@@ -72,9 +71,8 @@ def serve(
         BundleInvalid: from loading the bundle; SignatureInvalid, where it is not as the verify_key's holder signed it.
     """
     with prepared(bundle, options or ServeOptions()) as (server, listener):
-        log_to_stderr()
         server.on_start = ready
-        with _stop_signals_end_quietly():
+        with logged_to_stderr():
             server.run([listener])
 
 
@@ -137,20 +135,6 @@ def _listener(host: str, port: int) -> socket.socket:
     return listener
 
 
-@contextmanager
-def _stop_signals_end_quietly() -> Iterator[None]:
-    """Keep quiet when uvicorn drains on SIGINT and SIGTERM and then raises the signal again: by then all is done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 MODEL: Final = Path("/opt/ml/model")
 _PORT: Final = "8080"
 _HIGHEST_PORT: Final = 65535
@@ -191,7 +175,7 @@ class BackgroundService:
                 self._server = server
                 server.on_start = started.set_result
                 server.run([listener])
-        except BaseException as error:  # SystemExit as well, by which uvicorn gives up  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001 - whoever started it is told
             if not started.done():
                 started.set_exception(error if isinstance(error, ChestXrayError) else _not_started(error))
         else:

@@ -7,6 +7,7 @@ things on. The queue never grows without end, and nobody waits in it for ever.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,9 +26,12 @@ from chestxray.images.preprocess import Plane
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.predictor import Float32Array, Predictor
 from chestxray.schema import Prediction
-from chestxray.serving.decoders import DecoderLimits, DecoderPool
+from chestxray.serving.decoders import DecoderLimits, DecoderPool, DecodersGone
 from chestxray.serving.metrics import Metrics
+from chestxray.serving.multipart import Part, boundary_of, parts_of
 from chestxray.serving.problems import (
+    CROSS_ORIGIN,
+    DECODER_LOST,
     EMPTY_BODY,
     INVALID_REQUEST,
     NOT_READY,
@@ -38,6 +42,7 @@ from chestxray.serving.problems import (
     UNKNOWN_POINT,
     UNSUPPORTED_CONTENT,
     Refusal,
+    problem_of,
     refusal_of,
 )
 from chestxray.serving.security import HostRule, KeyRing
@@ -46,7 +51,18 @@ from chestxray.serving.static import EXAMPLES
 MEBIBYTE: Final = 2**20
 
 # The bytes decide what a film is; its media type only has to say "these are the bytes of a picture".
-MEDIA_TYPES: Final = ("image/jpeg", "image/png", "application/x-image", "application/octet-stream")
+MEDIA_TYPES: Final = (
+    "image/jpeg",
+    "image/jpg",
+    "image/png",
+    "image/tiff",
+    "application/dicom",
+    "application/x-image",
+    "application/octet-stream",
+    "binary/octet-stream",
+)
+MULTIPART: Final = "multipart/form-data"  # one film a part
+NDJSON: Final = "application/x-ndjson"
 
 _ORIGIN: Final = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d{1,5})?")
 
@@ -96,9 +112,9 @@ class Intake:
         """Set the limits.
 
         Args:
-            limit: bytes of a body; a longer one is refused by its announced length, or at the first byte too many.
-            seconds: in which a whole body has to arrive.
-            all_together: bytes of all the bodies that are held.
+            limit: bytes of a film; a longer one is refused by its announced length, or at the first byte too many.
+            seconds: in which a whole film has to arrive.
+            all_together: bytes of all the films that are held.
         """
         self.limit = limit
         self.seconds = seconds
@@ -113,6 +129,48 @@ class Intake:
             yield body
         finally:
             self.held -= body.size
+
+    @contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """So many bytes count until the block ends. Raises: Refusal, where they are too many together."""
+        self.held += size
+        try:
+            self.check()
+            yield
+        finally:
+            self.held -= size
+
+    def check_part(self, part: Part) -> None:
+        """Raises: Refusal, where a part of a form can be no film."""
+        if part.too_long:
+            raise Refusal(TOO_LARGE, f"the film is longer than the limit of {self.limit:,} bytes")
+        if not part.data:
+            raise Refusal(EMPTY_BODY, "the part is empty; it has to be the bytes of one film")
+
+    def check(self) -> None:
+        """Raises: Refusal, where more is held than may be."""
+        if self.held > self.all_together:
+            raise Refusal(OVERLOADED, "too many bytes of films are arriving already", {"Retry-After": "1"})
+
+    async def films(self, request: Request, boundary: str) -> AsyncIterator[Part]:
+        """The films of a multipart body, each within the time and the size of one. Raises: Refusal."""
+        parts = parts_of(_chunks(request), boundary, self.limit)
+        while True:
+            try:
+                async with asyncio.timeout(self.seconds):
+                    part = await anext(parts)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise Refusal(SLOW_BODY, f"a film did not arrive within {self.seconds:g} seconds") from None
+            except ClientDisconnect:  # nobody is left to read this
+                raise Refusal(INVALID_REQUEST, "the connection ended before the body did") from None
+            yield part
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    async for chunk in request.stream():
+        yield chunk
 
 
 class Body:
@@ -138,31 +196,36 @@ class Body:
         return data
 
     async def _read(self, request: Request) -> bytes:
-        intake, data = self._intake, bytearray()
+        intake, parts = self._intake, []
         async for chunk in request.stream():
-            data += chunk
+            parts.append(chunk)
             self.size += len(chunk)
             intake.held += len(chunk)
-            if len(data) > intake.limit:
+            if self.size > intake.limit:
                 raise Refusal(TOO_LARGE, f"the body is longer than the limit of {intake.limit:,} bytes")
-            if intake.held > intake.all_together:
-                raise Refusal(OVERLOADED, "too many bytes of films are arriving already", {"Retry-After": "1"})
-        return bytes(data)
+            intake.check()
+        return b"".join(parts)
 
 
 def _check_headers(request: Request, limit: int) -> None:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in MEDIA_TYPES:
         found = f"the body is announced as {media_type[:80]!r}" if media_type else "the body has no content type"
-        raise Refusal(UNSUPPORTED_CONTENT, f"{found}; accepted are {', '.join(MEDIA_TYPES)}")
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise Refusal(UNSUPPORTED_CONTENT, "the body is encoded; send it as it is")
+        accepted = ", ".join((*MEDIA_TYPES, MULTIPART))
+        raise Refusal(UNSUPPORTED_CONTENT, f"{found}; accepted are {accepted}")
+    _check_encoding(request)
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
         raise Refusal(TOO_LARGE, f"the body has {int(length):,} bytes; the limit is {limit:,}")
 
 
+def _check_encoding(request: Request) -> None:
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refusal(UNSUPPORTED_CONTENT, "the body is encoded; send it as it is")
+
+
 LARGEST_BATCH: Final = 8  # films of one forward pass: more gain nothing on a processor and make the first one wait
+SECONDS_A_WORKLIST: Final = 900.0  # of several films in one request, all together
 SECONDS_A_FILM: Final = 60.0  # from its first byte to its answer, whatever happens
 
 Waiting = tuple[Plane, asyncio.Future[tuple[Float32Array, Float32Array]]]
@@ -237,6 +300,7 @@ class PredictionQueue:
         self._decoders = decoders
         self._capacity = capacity
         self._scorer = Scorer(predictor, metrics)
+        self._left = asyncio.Event()  # set, and replaced, when a film has its answer
         self._deadlines: set[asyncio.Timeout] = set()
         self._latest = float("inf")  # on the clock of the event loop
 
@@ -250,22 +314,42 @@ class PredictionQueue:
         if self.full:
             raise Refusal(OVERLOADED, f"{self.inside} films are waiting already", {"Retry-After": "1"})
 
-    async def predict(self, data: bytes, operating_point: str | None = None, *, heatmap: bool = False) -> Prediction:
-        """Judge a film. Raises: Refusal."""
+    async def room(self) -> None:
+        """Wait until another film finds room."""
+        while self.full:
+            await self._left.wait()
+
+    async def predict(
+        self, data: bytes, operating_point: str | None = None, *, heatmap: bool = False, caller: str = ""
+    ) -> Prediction:
+        """Predict one film.
+
+        Args:
+            data: its bytes.
+            operating_point: by name; the bundle's default where None.
+            heatmap: whether to draw where the evidence lies.
+            caller: takes turns with others.
+
+        Raises: Refusal.
+        """
         self.refuse_if_full()
         self.inside += 1
         try:
-            return await self._judge(data, operating_point, heatmap=heatmap)
+            return await self._predict(data, operating_point, heatmap=heatmap, caller=caller)
         except FilmError as error:
             raise refusal_of(error) from error
+        except DecodersGone as error:
+            raise Refusal(DECODER_LOST, str(error), {"Retry-After": "1"}) from error
         finally:
             self.inside -= 1
+            self._left.set()
+            self._left = asyncio.Event()
 
-    async def _judge(self, data: bytes, operating_point: str | None, *, heatmap: bool) -> Prediction:
+    async def _predict(self, data: bytes, operating_point: str | None, *, heatmap: bool, caller: str) -> Prediction:
         """``Predictor.predict``, its first half in another process, its second beside other films."""
         predictor = self.predictor
         point = predictor.info.operating_point(operating_point)
-        film = await self._decoders.prepare(data)
+        film = await self._decoders.prepare(data, caller)
         if film.plane is None:
             return predictor.answer(film.sha256, point, film.gate)
         logits, activation = await self._scorer.score(film.plane, alone=self.inside == 1)
@@ -275,10 +359,10 @@ class PredictionQueue:
         return predictor.answer(film.sha256, point, film.gate, float(predictor.probabilities(logits)[0]), picture)
 
     @asynccontextmanager
-    async def in_time(self) -> AsyncIterator[None]:
+    async def in_time(self, seconds: float = SECONDS_A_FILM) -> AsyncIterator[None]:
         """Bounds a whole request, its body included. Raises: Refusal (503), when its time is over."""
         now = asyncio.get_running_loop().time()
-        deadline = asyncio.timeout_at(min(now + SECONDS_A_FILM, self._latest))
+        deadline = asyncio.timeout_at(min(now + seconds, self._latest))
         try:
             async with deadline:
                 self._deadlines.add(deadline)
@@ -348,20 +432,85 @@ class Service:
         self.ready = False
         self.queue.end_within(DRAIN_SECONDS)
 
-    async def judge(self, request: Request, parameters: PredictParameters) -> Response:
-        """The film in the body, judged. Raises: Refusal."""
+    async def predict(self, request: Request, parameters: PredictParameters) -> Response:
+        """The film in the body, or the films in a multipart one, predicted. Raises: Refusal."""
         points = [point.name for point in self.predictor.info.operating_points]
         wanted = parameters.operating_point
         if wanted is not None and wanted not in points:
             raise Refusal(UNKNOWN_POINT, f"there is no operating point {wanted[:80]!r}; there are {', '.join(points)}")
+        if (boundary := boundary_of(request.headers.get("content-type", ""))) is not None:
+            return await self._predict_many(request, parameters, boundary)
         self.queue.refuse_if_full()  # before the body is read
         async with self.queue.in_time():
             with self.intake.body() as body:
                 data = await body.read(request)
-                prediction = await self.queue.predict(data, wanted, heatmap=parameters.heatmap)
+                prediction = await self._predicted(data, parameters, request)
         return Response(prediction.to_json(), media_type="application/json")
+
+    async def _predicted(self, data: bytes, parameters: PredictParameters, request: Request) -> Prediction:
+        caller = request.state.holder if hasattr(request.state, "holder") else request.client and request.client.host
+        return await self.queue.predict(
+            data, parameters.operating_point, heatmap=parameters.heatmap, caller=caller or ""
+        )
+
+    async def _predict_many(self, request: Request, parameters: PredictParameters, boundary: str) -> Response:
+        """Each part of the body in order: one film as if it were the body, several as a line of JSON each."""
+        _check_encoding(request)
+        self._check_origin(request)
+        lines: list[asyncio.Task[Prediction | Refusal]] = []
+        places = asyncio.Semaphore(2 * self.settings.workers)  # a request reads no further ahead
+        async with self.queue.in_time(SECONDS_A_WORKLIST):
+            try:
+                async for part in self.intake.films(request, boundary):
+                    await places.acquire()
+                    line = asyncio.create_task(self._line(part, parameters, request))
+                    line.add_done_callback(lambda _: places.release())
+                    lines.append(line)
+                found = await asyncio.gather(*lines)
+            finally:
+                for line in lines:
+                    line.cancel()
+        if not found:
+            raise Refusal(EMPTY_BODY, "the body has no part; each has to be the bytes of one film")
+        if len(found) == 1 and NDJSON not in request.headers.get("accept", ""):
+            if isinstance(found[0], Refusal):
+                raise found[0]
+            return Response(found[0].to_json(), media_type="application/json")
+        text = "".join(f"{_line_of(at, each, request.state.request_id)}\n" for at, each in enumerate(found))
+        return Response(text, media_type=NDJSON)
+
+    async def _line(self, part: Part, parameters: PredictParameters, request: Request) -> Prediction | Refusal:
+        """One film of several; it waits for room, since whoever sent it has sent it whole."""
+        try:
+            self.intake.check_part(part)
+            with self.intake.holding(len(part.data)):
+                async with self.queue.in_time():
+                    await self.queue.room()
+                    return await self._predicted(part.data, parameters, request)
+        except Refusal as refusal:
+            return refusal
+
+    def _check_origin(self, request: Request) -> None:
+        """A page may send a form anywhere unasked. Raises: Refusal, where another origin's page did."""
+        origin = request.headers.get("origin")
+        if origin is None or origin in self.settings.cors_origins:
+            return
+        if origin.partition("://")[2].lower() != request.headers.get("host", "").lower():
+            raise Refusal(CROSS_ORIGIN, "the Origin header names another page than this service's own")
 
     def check_ready(self) -> None:
         """Raises: Refusal (503), before the warm-up is done and after the shutdown began."""
         if not self.ready:
             raise Refusal(NOT_READY, "the model is being loaded, or the service is stopping", {"Retry-After": "1"})
+
+
+def _line_of(at: int, found: Prediction | Refusal, request_id: str) -> str:
+    """A line of the answer to several films."""
+    if isinstance(found, Prediction):
+        return f'{{"index": {at}, "status": 200, "prediction": {_on_one_line(found.to_json())}}}'
+    problem = problem_of(found.kind, found.detail, request_id)
+    return json.dumps({"index": at, "status": found.kind.status, "problem": problem})
+
+
+def _on_one_line(text: str) -> str:
+    return json.dumps(json.loads(text)) if "\n" in text else text

@@ -1,0 +1,736 @@
+"""HTTP/1.1 on one connection, for an ASGI application: httptools (Node's llhttp) parses, this file decides.
+
+A caller that misbehaves costs little, and one that does not sees its answer:
+
+- the head of a request has to arrive in time and within a size, and so has what frames a body (chunk extensions and
+  trailers, which are never merged into the headers);
+- an answer that comes before its request has arrived whole is followed by a half-close, and what still comes is read
+  and thrown away for a while: closing at once would make the system reset the connection, and many clients then lose
+  the answer that they were sent (nginx calls this lingering close);
+- requests that were sent at once are answered in turn, one that is half-closed is answered, and while the service is
+  leaving every answer says "Connection: close";
+- what is ambiguous is refused: two Host headers, other codings than chunked, another authority in the address;
+- where all places are taken, the connection that brings least makes room, so that callers which merely hold
+  connections lock nobody out.
+
+Source: RFC 9110 and 9112; ASGI specification 3.0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any, Final
+from urllib.parse import unquote
+
+import httptools
+from starlette.types import ASGIApp, Message, Scope
+
+from chestxray.serving.logs import log
+from chestxray.serving.problems import BAD_REQUEST, HEAD_TOO_LONG, INTERNAL, NO_PLACE, OVERLOADED, SLOW_HEAD, Kind
+from chestxray.serving.security import written_out
+
+SHORT_LINGER: Final = 2.0  # seconds
+BUFFERED: Final = 64 * 1024  # bytes of a body that wait for the application before reading pauses
+
+_AUTHORITY: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]+)(:\d{1,5})?")
+_NO_BODY: Final = frozenset({204, 304})
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+Headers = list[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """What a connection may cost.
+
+    Attributes:
+        head_seconds: in which the head of a request has to arrive, from the first connection on.
+        head_bytes: of a request's address and headers.
+        framing_bytes: of chunk sizes, chunk extensions and trailers, beyond as many as the body has.
+        idle_seconds: that a connection may be kept between two requests; longer than pooled clients keep theirs.
+        answer_seconds: that a caller may leave an answer unfetched.
+        skipped_bytes: of a body that nobody reads, for the sake of the next request on its connection.
+        linger_seconds, linger_bytes: how long and how much is read and thrown away behind an early answer.
+        places: connections at the same time.
+        pipelined: requests that a connection may have sent beside the one that is being answered.
+        held: refused requests that may wait for their refusal at the same time, or for room.
+        hold_seconds: that they wait.
+        refusals: a second, that are answered without waiting.
+    """
+
+    head_seconds: float = 10.0
+    head_bytes: int = 16 * 1024
+    framing_bytes: int = 64 * 1024
+    idle_seconds: float = 75.0
+    answer_seconds: float = 20.0
+    skipped_bytes: int = 256 * 1024
+    linger_seconds: float = 30.0
+    linger_bytes: int = 128 * 2**20
+    places: int = 512
+    pipelined: int = 8
+    held: int = 300
+    hold_seconds: float = 1.0
+    refusals: int = 50
+
+
+@dataclass(slots=True)
+class Front:
+    """What all connections of a service share.
+
+    Attributes:
+        app: answers.
+        full: whether a request with that method and address would find no room.
+        observe: counts an answer that the application did not give: route, status, seconds.
+        connections: open ones.
+        tasks: of requests that are being answered.
+        leaving: whether the service is about to end.
+        held: refused requests that wait for their refusal.
+    """
+
+    app: ASGIApp
+    limits: ConnectionLimits
+    full: Callable[[bytes, bytes], bool]
+    observe: Callable[[str, int, float], None]
+    connections: set[Connection] = field(default_factory=set)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    leaving: bool = False
+    held: int = 0
+    _second: int = 0
+    _refused: int = 0
+
+    def problem(self, kind: Kind, detail: str, *, close: bool = True, retry: bool = False) -> bytes:
+        """A refusal from below the application: counted, logged, and as complete as any other."""
+        request_id = str(uuid.uuid4())
+        self.observe("-", kind.status, 0.0)
+        if kind is not OVERLOADED:  # at ten times the capacity a line each would cost as much as the films
+            log.info("refused", extra={"request": request_id, "kind": kind.name, "status": kind.status})
+        return written_out(kind, detail, request_id, close=close, retry=retry)
+
+    def must_hold(self) -> bool:
+        """Whether a refusal waits: the first ones of each second do not, nor where too many wait already.
+
+        A caller that asks again as soon as it is refused would otherwise take the processor from the films.
+        """
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._refused = second, 0
+        self._refused += 1
+        return self._refused > self.limits.refusals and self.held < self.limits.held and not self.leaving
+
+    def make_room(self, newcomer: Connection) -> bool:
+        """End the connection that brings least; False where each waits for an answer."""
+        others = [each for each in self.connections if each is not newcomer and each.owes]
+        if not others:
+            return False
+        least = min(others, key=lambda each: each.worth)
+        self.connections.discard(least)
+        least.abort()
+        return True
+
+
+class Exchange:
+    """One request and its answer: the two channels of the ASGI specification."""
+
+    __slots__ = (
+        "_chunked",
+        "_event",
+        "_head",
+        "_sent_continue",
+        "arrived",
+        "body",
+        "buffered",
+        "closes",
+        "connection",
+        "due",
+        "expects",
+        "finished",
+        "gone",
+        "scope",
+        "started",
+    )
+
+    def __init__(self, connection: Connection, scope: Scope, due: int | None, *, closes: bool, expects: bool) -> None:
+        """``due``: bytes of the body that are still to come; None where that is not told."""
+        self.connection = connection
+        self.scope = scope
+        self.due = due
+        self.closes = closes
+        self.expects = expects
+        self.body: list[bytes] = []
+        self.buffered = 0
+        self.arrived = False  # the whole body
+        self.started = False
+        self.finished = False
+        self.gone = False
+        self._event = asyncio.Event()
+        self._head = b""
+        self._chunked = False
+        self._sent_continue = False
+
+    @property
+    def waits_for_consent(self) -> bool:
+        """Whether the caller asked whether it may send its body, and nobody said yes."""
+        return self.expects and not self._sent_continue and not self.arrived
+
+    @property
+    def skips(self) -> bool:
+        """Whether the rest of an unread body is small enough to be passed over for the next request's sake."""
+        limit = self.connection.front.limits.skipped_bytes
+        return not self.waits_for_consent and self.due is not None and self.due <= limit
+
+    def take(self, data: bytes) -> None:
+        """Some of the body has arrived."""
+        if self.due is not None:
+            self.due -= len(data)
+        if not self.finished:
+            self.body.append(data)
+            self.buffered += len(data)
+            self._event.set()
+
+    def end_of_body(self) -> None:
+        """All of it has."""
+        self.arrived = True
+        self._event.set()
+
+    def abandon(self) -> None:
+        """Nobody is there any more."""
+        self.gone = True
+        self._event.set()
+
+    async def run(self) -> None:
+        """Let the application answer."""
+        try:
+            await self.connection.front.app(self.scope, self.receive, self.send)
+        except Exception:  # noqa: BLE001 - the application has logged it
+            self.fail()
+        else:
+            if not self.finished:
+                self.fail()
+
+    def fail(self) -> None:
+        """Half an answer is taken back by closing the connection; none at all is made up for."""
+        if self.gone or self.finished:
+            return
+        if self.started:
+            self.connection.abort()
+        else:
+            self.closes = True
+            self.answer(self.connection.front.problem(INTERNAL, "see the log of the service"))
+
+    async def receive(self) -> Message:
+        """The next part of the body, or the caller's disappearance."""
+        if not (self.body or self.arrived or self.gone or self.finished):
+            if self.waits_for_consent:
+                self._sent_continue = True
+                self.connection.write(_CONTINUE)
+            self._event.clear()
+            self.connection.resume()
+            await self._event.wait()
+        if self.gone or self.finished:
+            return {"type": "http.disconnect"}
+        data = self.body[0] if len(self.body) == 1 else b"".join(self.body)
+        self.body = []
+        self.buffered = 0
+        self.connection.resume()
+        return {"type": "http.request", "body": data, "more_body": not self.arrived}
+
+    async def send(self, message: Message) -> None:
+        """A part of the answer."""
+        if self.gone or self.finished:
+            return
+        if message["type"] == "http.response.start":
+            self.started = True
+            self._head = self._head_of(message["status"], list(message.get("headers", ())))
+            return
+        silent = self.scope["method"] == "HEAD"
+        data = b"" if silent else message.get("body", b"")
+        more = message.get("more_body", False)
+        if self._chunked and not silent:
+            data = (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + (b"" if more else b"0\r\n\r\n")
+        self.connection.write(self._head + data)
+        self._head = b""
+        if more:
+            await self.connection.drained()
+        else:
+            self.finish()
+
+    def answer(self, whole: bytes) -> None:
+        """Answer in place of the application; ``closes`` has to agree with what these bytes say."""
+        self.started = True
+        self.connection.write(whole)
+        self.finish()
+
+    def finish(self) -> None:
+        """The answer is complete."""
+        self.finished = True
+        self.body = []
+        self.buffered = 0
+        self._event.set()
+        self.connection.answered(self)
+
+    def settle(self) -> None:
+        """Decide whether this answer ends its connection, as the next bytes that are written will say."""
+        if self.connection.front.leaving or not (self.arrived or self.skips):
+            self.closes = True
+
+    def _head_of(self, status: int, headers: Headers) -> bytes:
+        self.settle()
+        names = {name.lower() for name, _ in headers}
+        if b"content-length" not in names and status not in _NO_BODY and self.scope["method"] != "HEAD":
+            if self.scope["http_version"] == "1.0":
+                self.closes = True
+            else:
+                self._chunked = True
+                headers.append((b"transfer-encoding", b"chunked"))
+        if self.closes:
+            headers.append((b"connection", b"close"))
+        elif self.scope["http_version"] == "1.0":
+            headers.append((b"connection", b"keep-alive"))
+        lines = [_status_line(status), b"date: " + _date(int(time.time()))]
+        lines += [name + b": " + value for name, value in headers]
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+class _Malformed(Exception):
+    """What arrived is no request that is taken here."""
+
+
+class Connection(asyncio.Protocol):
+    """One caller's connection.
+
+    Attributes:
+        worth: by which connections are compared when one has to make room: who has a body under way is worth most, then
+            who has a head, then who has asked before; among equals, who brought something last.
+    """
+
+    def __init__(self, front: Front) -> None:
+        self.front = front
+        self.loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._queue: deque[Exchange] = deque()  # the first is being answered, the last may be arriving
+        self._arriving: Exchange | None = None
+        self._in_head = True
+        self._begun = False  # a head has
+        self._url = b""
+        self._headers: Headers = []
+        self._head_bytes = 0  # of the head that is arriving
+        self._framing = 0  # bytes of the message that are neither head nor body
+        self._dry = 0  # bytes since some of the body was among them
+        self._body_bytes = 0
+        self._fault: tuple[Kind, str] | None = None
+        self._deaf = False  # what still comes belongs to no request
+        self._last_word = False  # the caller said that it would send no more
+        self._lingered: int | None = None  # bytes that came behind the last answer; None before it
+        self._eof = False
+        self._paused = False
+        self._writable: asyncio.Event | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._answer_timer: asyncio.TimerHandle | None = None
+        self._last = self.loop.time()  # when something arrived
+        self._asked = False
+        self._client: tuple[str, int] | None = None
+        self._server: tuple[str, int] | None = None
+
+    # ------------------------------------------------------------------ the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take a place, or make room for it."""
+        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write_eof")  # noqa: S101 - or uvloop's
+        self._transport = transport  # type: ignore[assignment]
+        self._client, self._server = _address(transport, "peername"), _address(transport, "sockname")
+        front = self.front
+        front.connections.add(self)
+        if len(front.connections) > front.limits.places and not front.make_room(self):
+            self._end(front.problem(NO_PLACE, "as many connections are open as may be", retry=True))
+            return
+        self._arm(front.limits.head_seconds)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - why does not matter
+        """Nothing is left to watch."""
+        self.front.connections.discard(self)
+        for timer in (self._timer, self._answer_timer):
+            if timer is not None:
+                timer.cancel()
+        for exchange in self._queue:
+            exchange.abandon()
+        if self._writable is not None:
+            self._writable.set()
+        self._transport = None
+
+    def data_received(self, data: bytes) -> None:
+        """Count, parse, and refuse what goes beyond a limit."""
+        self._last = self.loop.time()
+        if self._lingered is not None:
+            self._lingered += len(data)
+            if self._lingered > self.front.limits.linger_bytes:
+                self.abort()
+            return
+        if self._deaf:
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+        else:
+            self._framing += len(data)
+            self._dry += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # nothing here is upgraded; the request that asked for it is answered as it is, and is the last
+        except httptools.HttpParserError:
+            self._refuse(*(self._fault or (BAD_REQUEST, "what arrived is not HTTP/1.1")))
+            return
+        limits = self.front.limits
+        if self._in_head and self._head_bytes > limits.head_bytes:
+            self._refuse(HEAD_TOO_LONG, f"address and headers are longer than {limits.head_bytes:,} bytes")
+        elif self._arriving is not None and (
+            self._dry > limits.head_bytes or self._framing > limits.framing_bytes + self._body_bytes
+        ):
+            self._refuse(BAD_REQUEST, "chunk extensions and trailers are longer than the body that they frame")
+        self._pause_where_due()
+
+    def eof_received(self) -> bool:
+        """A caller that has said all it wants to say may still want its answer."""
+        if self._lingered is not None or not self._queue:
+            return False
+        self._eof = True
+        if self._arriving is not None:
+            self._arriving.abandon()
+            return False
+        return True
+
+    def pause_writing(self) -> None:
+        """The caller does not fetch what it asked for: not for ever."""
+        self._writable = asyncio.Event()
+        self._answer_timer = self.loop.call_later(self.front.limits.answer_seconds, self.abort)
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
+        if self._answer_timer is not None:
+            self._answer_timer.cancel()
+            self._answer_timer = None
+
+    # ------------------------------------------------------------------ the parser
+
+    def on_message_begin(self) -> None:
+        """The first byte of a head."""
+        self._begun = True
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the address."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; one behind the body is a trailer, and nobody's business."""
+        if self._in_head:
+            self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Raises: _Malformed, which the parser turns into an error of its own."""
+        self._in_head = False
+        size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
+        if size > self.front.limits.head_bytes:
+            self._fault = (HEAD_TOO_LONG, f"address and headers are longer than {self.front.limits.head_bytes:,} bytes")
+            raise _Malformed
+        if len(self._queue) > self.front.limits.pipelined:
+            self.abort()
+            raise _Malformed
+        try:
+            exchange = self._exchange()
+        except _Malformed as error:
+            self._fault = (BAD_REQUEST, str(error))
+            raise
+        self._asked = True
+        self._framing = self._body_bytes = self._dry = 0
+        self._arriving = exchange
+        self._queue.append(exchange)
+        if len(self._queue) == 1:
+            self._start(exchange)
+
+    def on_body(self, data: bytes) -> None:
+        """A part of the body."""
+        self._dry = 0
+        if self._arriving is not None:
+            self._framing -= len(data)
+            self._body_bytes += len(data)
+            self._arriving.take(data)
+
+    def on_message_complete(self) -> None:
+        """The request has arrived; what comes now is the next one."""
+        exchange, self._arriving = self._arriving, None
+        if exchange is None:
+            return
+        exchange.end_of_body()
+        if exchange.closes:
+            self._deaf = self._last_word = True
+        self._in_head, self._begun = True, False
+        self._url, self._headers, self._head_bytes = b"", [], 0
+        if exchange.finished:
+            self._rest()
+        elif self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _exchange(self) -> Exchange:
+        """The request whose head has arrived. Raises: _Malformed."""
+        version = self._parser.get_http_version()
+        found: dict[bytes, list[bytes]] = {}
+        for name, value in self._headers:
+            found.setdefault(name, []).append(value)
+        hosts = found.get(b"host", [])
+        if len(hosts) > 1 or (not hosts and version != "1.0"):
+            raise _Malformed("one Host header is needed, and no more")
+        if hosts and not _AUTHORITY.fullmatch(hosts[0]):
+            raise _Malformed("the Host header is no name or address with a port or without")
+        codings = b",".join(found.get(b"transfer-encoding", [])).strip().lower()
+        if codings not in {b"", b"chunked"}:
+            raise _Malformed("the only transfer coding that is taken is chunked")
+        lengths = found.get(b"content-length", [])
+        due = None if codings else int(lengths[0]) if lengths else 0
+        options = {part.strip().lower() for value in found.get(b"connection", []) for part in value.split(b",")}
+        closes = b"close" in options or (version == "1.0" and b"keep-alive" not in options)
+        raw, _, query = self._target(hosts).partition(b"?")
+        if not raw.isascii() or b"#" in raw:
+            raise _Malformed("the address holds what an address must not hold")
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": version,
+            "method": self._parser.get_method().decode("ascii"),
+            "scheme": "http",
+            "path": unquote(raw.decode("ascii")),
+            "raw_path": raw,
+            "query_string": query,
+            "root_path": "",
+            "headers": self._headers,
+            "client": self._client,
+            "server": self._server,
+            "state": {},
+        }
+        expects = version != "1.0" and any(
+            value.strip().lower() == b"100-continue" for value in found.get(b"expect", [])
+        )
+        return Exchange(self, scope, due, closes=closes, expects=expects)
+
+    def _target(self, hosts: list[bytes]) -> bytes:
+        """The address without scheme and authority. Raises: _Malformed, where these name somebody else."""
+        url = self._url
+        if url.startswith(b"/") or url == b"*":
+            return url
+        scheme, found, rest = url.partition(b"://")
+        if not found or scheme.lower() != b"http":
+            raise _Malformed("the address is none of this service's")
+        authority, slash, path = rest.partition(b"/")
+        if not hosts or authority.lower() != hosts[0].lower():
+            raise _Malformed("the address names another authority than the Host header")
+        return slash + path or b"/"
+
+    # ------------------------------------------------------------------ answers
+
+    def _start(self, exchange: Exchange) -> None:
+        """Its turn has come."""
+        if self._timer is not None:  # of its head; how long its body may take is the application's to say
+            self._timer.cancel()
+            self._timer = None
+        if self.front.full(exchange.scope["method"].encode(), exchange.scope["raw_path"]):
+            if self.front.must_hold():
+                self.front.held += 1
+                self._pause()
+                self.loop.call_later(self.front.limits.hold_seconds, self._end_of_hold, exchange)
+            else:
+                self._shed(exchange)
+            return
+        self._run(exchange)
+
+    def _end_of_hold(self, exchange: Exchange) -> None:
+        self.front.held -= 1
+        if exchange.gone:
+            return
+        if self.front.full(exchange.scope["method"].encode(), exchange.scope["raw_path"]):
+            self._shed(exchange)
+        else:
+            self._run(exchange)
+
+    def _shed(self, exchange: Exchange) -> None:
+        exchange.settle()
+        detail = "as many films are waiting as may wait"
+        exchange.answer(self.front.problem(OVERLOADED, detail, close=exchange.closes, retry=True))
+
+    def _run(self, exchange: Exchange) -> None:
+        task = self.loop.create_task(exchange.run())
+        self.front.tasks.add(task)
+        task.add_done_callback(self.front.tasks.discard)
+
+    def answered(self, exchange: Exchange) -> None:
+        """What comes next: the next request, the rest of this one's body, or the end."""
+        if self._queue and self._queue[0] is exchange:
+            self._queue.popleft()
+        if exchange.closes or self._eof:
+            self._leave()
+        elif self._queue:
+            self._start(self._queue[0])
+            self.resume()
+        elif self._fault is not None:
+            self._refuse(*self._fault)
+        else:
+            self._rest()
+            self.resume()
+
+    def _rest(self) -> None:
+        """Between two requests, or in the rest of a body that nobody reads."""
+        if self._queue:
+            return
+        limits = self.front.limits
+        begun = self._arriving is not None or self._begun
+        if self.front.leaving and not begun:
+            self._leave()
+        else:
+            self._arm(limits.head_seconds if begun else limits.idle_seconds)
+
+    def _refuse(self, kind: Kind, detail: str) -> None:
+        """End it with a problem, once what was asked before is answered."""
+        self._deaf = True
+        if self._arriving is not None and self._arriving.started:  # too late for another status
+            self.abort()
+            return
+        if self._arriving is not None:
+            self._arriving.abandon()
+            self._queue.remove(self._arriving)
+            self._arriving = None
+        self._fault = (kind, detail)
+        if not self._queue:
+            self._end(self.front.problem(kind, detail))
+
+    def _end(self, answer: bytes) -> None:
+        self.write(answer)
+        self._leave()
+
+    def _leave(self) -> None:
+        """The last answer is out: close, or half-close and read on for a while where the caller may not be done."""
+        transport = self._transport
+        if transport is None or self._lingered is not None or transport.is_closing():
+            return
+        self._deaf = True
+        limits = self.front.limits
+        if self._arriving is None and (self._eof or self._last_word):
+            transport.close()
+            self._arm_abort(limits.answer_seconds)
+            return
+        self._lingered = 0
+        transport.write_eof()
+        self.resume()
+        # Who has sent all that it announced needs no more time than its next request takes to get here.
+        patient = self._arriving is not None or self._fault is not None
+        self._arm_abort(limits.linger_seconds if patient and not self.front.leaving else SHORT_LINGER)
+
+    # ------------------------------------------------------------------ for whoever answers
+
+    def write(self, data: bytes) -> None:
+        """Send; nothing happens where nobody is there."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    async def drained(self) -> None:
+        """Wait until the caller has fetched most of what was written."""
+        if self._writable is not None:
+            await self._writable.wait()
+
+    def resume(self) -> None:
+        """Read on, unless too much lies here already."""
+        if self._paused and self._transport is not None and not self._too_much():
+            self._paused = False
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """End it at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def leave(self) -> None:
+        """The service ends: a connection between two requests is closed, the others say so in their last answer."""
+        if self._lingered is not None:
+            self._arm_abort(SHORT_LINGER)
+        elif not self._queue and self._arriving is None and not self._begun:
+            self._leave()
+
+    @property
+    def owes(self) -> bool:
+        """Whether no whole request of the caller waits for its answer."""
+        return not self._queue or (len(self._queue) == 1 and self._arriving is self._queue[0])
+
+    @property
+    def worth(self) -> tuple[int, float]:
+        """See the class."""
+        if self._lingered is not None:
+            rank = 0
+        elif self._arriving is not None:
+            rank = 4 if self._body_bytes else 3
+        elif self._begun:
+            rank = 2
+        else:
+            rank = 1 if self._asked else 0
+        return rank, self._last
+
+    def _pause_where_due(self) -> None:
+        if not self._paused and self._too_much():
+            self._pause()
+
+    def _pause(self) -> None:
+        if self._transport is not None and not self._paused and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _too_much(self) -> bool:
+        if self._lingered is not None or not self._queue:
+            return False
+        last = self._queue[-1]
+        waiting = len(self._queue) > 1 and any(each.body for each in self._queue)
+        return waiting or last.buffered > BUFFERED
+
+    # ------------------------------------------------------------------ time
+
+    def _arm(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(seconds, self._late)
+
+    def _arm_abort(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(seconds, self.abort)
+
+    def _late(self) -> None:
+        """A head, or the rest of an unread body, took too long; who has asked nothing gets no answer."""
+        self._timer = None
+        if self._arriving is None and self._begun:
+            self._refuse(SLOW_HEAD, f"the head did not arrive within {self.front.limits.head_seconds:g} seconds")
+        elif self._transport is not None:
+            self._transport.close()
+            self._arm_abort(1.0)
+
+
+def _address(transport: asyncio.BaseTransport, name: str) -> tuple[str, int] | None:
+    found: Any = transport.get_extra_info(name)
+    return (str(found[0]), int(found[1])) if isinstance(found, tuple) else None
+
+
+@lru_cache(64)
+def _status_line(status: int) -> bytes:
+    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()
+
+
+@lru_cache(2)
+def _date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode()
