@@ -13,8 +13,20 @@ Films are values, tuples of ``Film``; what lies on disk is named by its path. Ev
 it is used first.
 """
 
+import os
+
 import lazy_loader
 
 from chestxray.version import __version__ as __version__
+
+# Some libraries underneath report to their makers unless told not to before they are imported; this is read first by
+# every door, worker process and notebook. Who wants the reports sets the variable, which then stays.
+for _name, _value in (
+    ("ORT_DISABLE_TELEMETRY", "1"),
+    ("HF_HUB_DISABLE_TELEMETRY", "1"),
+    ("MLFLOW_DISABLE_TELEMETRY", "true"),
+    ("RAY_USAGE_STATS_ENABLED", "0"),
+):
+    os.environ.setdefault(_name, _value)
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
