@@ -154,7 +154,7 @@ def _surround(app: FastAPI, service: Service, open_paths: frozenset[str]) -> Non
 def _add_film_routes(app: FastAPI, service: Service) -> None:
     model = describe_model(service.predictor.folder, service.predictor.info, service.settings.max_body)
 
-    @app.post("/v1/predict", summary="Judge one film", tags=["films"], **openapi.film_in(Prediction, 403, several=True))
+    @app.post("/v1/predict", summary="Judge one film", tags=["films"], **openapi.film_in(Prediction))
     async def predict(request: Request, parameters: Annotated[PredictParameters, Query()]) -> Response:
         """Send the bytes of one JPEG, PNG, TIFF or DICOM film as the body, or up to a thousand as parts of a form.
 

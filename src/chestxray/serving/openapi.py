@@ -19,20 +19,13 @@ _FILM_BODY: Final = {
     "required": True,
     "description": "The bytes of one film. The bytes decide what it is; addresses are never opened.",
     "content": {name: {"schema": {"type": "string", "format": "binary"}} for name in MEDIA_TYPES}
-    | {
-        MULTIPART: {
-            "schema": {
-                "type": "object",
-                "properties": {"film": {"type": "array", "items": {"type": "string", "format": "binary"}}},
-            }
-        }
-    },
+    | {MULTIPART: {"schema": {"type": "object", "description": "A film a part, whatever the parts are called."}}},
 }
 _LINES: Final = (
     'Where the body holds several films: a line of JSON each, in their order, with "index", "status" and '
     '"prediction" or "problem".'
 )
-_FILM_STATUSES: Final = (408, 413, 415, 422, 503)
+_FILM_STATUSES: Final = (403, 408, 413, 415, 422, 503)
 _ALWAYS: Final = (421, 500)  # what the edge of the service may answer to anything
 _KEYS: Final = {
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -42,14 +35,12 @@ _KEYS: Final = {
 Options = dict[str, Any]  # of FastAPI's route decorators
 
 
-def film_in(answer: type, *statuses: int, several: bool = False) -> Options:
-    """Options of a route that takes a film, or ``several``, and answers JSON of that type, or a problem."""
-    answers: dict[str, Any] = {"model": answer}
-    if several:
-        answers["content"] = {NDJSON: {"schema": {"type": "string", "description": _LINES}}}
+def film_in(answer: type, *statuses: int) -> Options:
+    """Options of a route that takes a film, or several, and answers JSON of that type, or a problem."""
+    lines = {NDJSON: {"schema": {"type": "string", "description": _LINES}}}
     return {
         "openapi_extra": {"requestBody": _FILM_BODY},
-        "responses": {200: answers, **problems(*_FILM_STATUSES, *statuses)},
+        "responses": {200: {"model": answer, "content": lines}, **problems(*_FILM_STATUSES, *statuses)},
     }
 
 

@@ -6,6 +6,7 @@ refusal, not a failure that nobody foresaw. ``Door`` stands behind it, and turns
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -14,6 +15,7 @@ import re
 import secrets
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -87,9 +89,14 @@ class KeyRing:
 
     def holder(self, headers: Headers) -> str | None:
         """Whose key a request carries: ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``."""
-        scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        key = headers.get("x-api-key") or (bearer.strip() if scheme.lower() == "bearer" else "")
+        key = carries_key(headers)
         return self.holder_of(key) if key else None
+
+
+def carries_key(headers: Headers) -> str:
+    """The key that a request carries, ours or not; empty where it carries none."""
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    return headers.get("x-api-key") or (bearer.strip() if scheme.lower() == "bearer" else "")
 
 
 def new_key(name: str) -> tuple[str, str]:
@@ -209,9 +216,65 @@ class Edge:
         route = getattr(scope.get("route"), "path", "-")
         self.observe(route, status, seconds)
         facts = {"request": scope["state"]["request_id"], "method": method, "route": route, "status": status}
+        if scope["state"].get("untold"):
+            return
         if holder := scope["state"].get("holder"):
             facts["key"] = holder
         log.info("request", extra=facts | {"ms": round(seconds * 1000, 1)})
+
+
+class Guesses:
+    """Wrong keys by caller: each one makes the next answer wait longer, and one log line a minute tells of them."""
+
+    FIRST_PAUSE: Final = 0.1  # seconds; doubled by each further wrong key
+    LONGEST_PAUSE: Final = 5.0
+    FORGOTTEN_AFTER: Final = 600.0  # seconds without a wrong key
+    A_MINUTE: Final = 60.0
+    MOST_CALLERS: Final = 1024  # that are remembered
+    MOST_WAITING: Final = 128  # answers that wait at the same time; beyond that none does
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._callers: OrderedDict[str, _Caller] = OrderedDict()
+        self._waiting = 0
+
+    def pause_for(self, caller: str) -> float:
+        """Seconds that the answer to another wrong key of that caller waits; logs it where a minute has passed."""
+        now = self._clock()
+        known = self._callers.pop(caller, None)
+        if known is None or now - known.last > self.FORGOTTEN_AFTER:
+            known = _Caller(last=now)
+        self._callers[caller] = known
+        if len(self._callers) > self.MOST_CALLERS:
+            self._callers.popitem(last=False)
+        known.last = now
+        known.count += 1
+        known.untold += 1
+        if known.told is None or now - known.told >= self.A_MINUTE:
+            log.warning("wrong keys", extra={"caller": caller, "since_last": known.untold, "in_all": known.count})
+            known.told, known.untold = now, 0
+        return float(min(self.FIRST_PAUSE * 2 ** min(known.count - 1, 10), self.LONGEST_PAUSE))
+
+    async def wait(self, caller: str) -> None:
+        """Let the caller wait for the answer to a wrong key."""
+        pause = self.pause_for(caller)
+        if self._waiting >= self.MOST_WAITING:
+            return
+        self._waiting += 1
+        try:
+            await asyncio.sleep(pause)
+        finally:
+            self._waiting -= 1
+
+
+@dataclass(slots=True)
+class _Caller:
+    """Seconds on the clock of ``Guesses``, and wrong keys: in all, and since they were last told of."""
+
+    last: float
+    told: float | None = None
+    count: int = 0
+    untold: int = 0
 
 
 class Door:
@@ -226,6 +289,7 @@ class Door:
         self.app = app
         self.keys = keys
         self.open_paths = open_paths
+        self._guesses = Guesses()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer or pass on."""
@@ -233,6 +297,9 @@ class Door:
             if scope["type"] == "http":
                 self._check_key(scope)
         except Refusal as refusal:
+            if carries_key(Headers(scope=scope)):
+                scope["state"]["untold"] = True  # these have a log line of their own, one a minute
+                await self._guesses.wait(scope["client"][0] if scope["client"] else "")
             request_id = scope["state"]["request_id"]
             answer = problem_response(refusal.kind, refusal.detail, request_id, refusal.headers)
             await answer(scope, receive, send)
