@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -32,6 +33,8 @@ from chestxray.serving.service import ServiceSettings
 from chestxray.serving.static import EXAMPLES
 from driving import CHROMIUM, FLAGS
 from live_service import awaited, running
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # see by_aiohttp
 
 MIB = 2**20
 LIMIT = MIB  # of a film, so that bodies which are too long are quick to send
@@ -66,7 +69,9 @@ def by_aiohttp(method: str, address: str, body: bytes, headers: dict[str, str]) 
             await answer.read()
             return answer.status
 
-    return awaited(ask())
+    status = awaited(ask())
+    gc.collect()  # aiohttp leaves what it had not sent to the collector, which is better done with it here
+    return status
 
 
 def by_curl(method: str, address: str, body: bytes, headers: dict[str, str]) -> int:
