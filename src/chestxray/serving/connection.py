@@ -19,33 +19,23 @@ Source: RFC 9110 and 9112; ASGI specification 3.0.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from email.utils import formatdate
-from functools import lru_cache
-from http import HTTPStatus
 from typing import Any, Final
-from urllib.parse import unquote
 
 import httptools
-from starlette.types import ASGIApp, Message, Scope
+from starlette.types import ASGIApp
 
+from chestxray.serving.exchange import Exchange, Headers, Malformed, read_head
 from chestxray.serving.logs import log
 from chestxray.serving.problems import BAD_REQUEST, HEAD_TOO_LONG, INTERNAL, NO_PLACE, OVERLOADED, SLOW_HEAD, Kind
 from chestxray.serving.security import written_out
 
 SHORT_LINGER: Final = 2.0  # seconds
 BUFFERED: Final = 64 * 1024  # bytes of a body that wait for the application before reading pauses
-
-_AUTHORITY: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]+)(:\d{1,5})?")
-_NO_BODY: Final = frozenset({204, 304})
-_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-Headers = list[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,173 +125,6 @@ class Front:
         self.connections.discard(least)
         least.abort()
         return True
-
-
-class Exchange:
-    """One request and its answer: the two channels of the ASGI specification."""
-
-    __slots__ = (
-        "_chunked",
-        "_event",
-        "_head",
-        "_sent_continue",
-        "arrived",
-        "body",
-        "buffered",
-        "closes",
-        "connection",
-        "due",
-        "expects",
-        "finished",
-        "gone",
-        "scope",
-        "started",
-    )
-
-    def __init__(self, connection: Connection, scope: Scope, due: int | None, *, closes: bool, expects: bool) -> None:
-        """``due``: bytes of the body that are still to come; None where that is not told."""
-        self.connection = connection
-        self.scope = scope
-        self.due = due
-        self.closes = closes
-        self.expects = expects
-        self.body: list[bytes] = []
-        self.buffered = 0
-        self.arrived = False  # the whole body
-        self.started = False
-        self.finished = False
-        self.gone = False
-        self._event = asyncio.Event()
-        self._head = b""
-        self._chunked = False
-        self._sent_continue = False
-
-    @property
-    def waits_for_consent(self) -> bool:
-        """Whether the caller asked whether it may send its body, and nobody said yes."""
-        return self.expects and not self._sent_continue and not self.arrived
-
-    @property
-    def skips(self) -> bool:
-        """Whether the rest of an unread body is small enough to be passed over for the next request's sake."""
-        limit = self.connection.front.limits.skipped_bytes
-        return not self.waits_for_consent and self.due is not None and self.due <= limit
-
-    def take(self, data: bytes) -> None:
-        """Some of the body has arrived."""
-        if self.due is not None:
-            self.due -= len(data)
-        if not self.finished:
-            self.body.append(data)
-            self.buffered += len(data)
-            self._event.set()
-
-    def end_of_body(self) -> None:
-        """All of it has."""
-        self.arrived = True
-        self._event.set()
-
-    def abandon(self) -> None:
-        """Nobody is there any more."""
-        self.gone = True
-        self._event.set()
-
-    async def run(self) -> None:
-        """Let the application answer."""
-        try:
-            await self.connection.front.app(self.scope, self.receive, self.send)
-        except Exception:  # noqa: BLE001 - the application has logged it
-            self.fail()
-        else:
-            if not self.finished:
-                self.fail()
-
-    def fail(self) -> None:
-        """Half an answer is taken back by closing the connection; none at all is made up for."""
-        if self.gone or self.finished:
-            return
-        if self.started:
-            self.connection.abort()
-        else:
-            self.closes = True
-            self.answer(self.connection.front.problem(INTERNAL, "see the log of the service"))
-
-    async def receive(self) -> Message:
-        """The next part of the body, or the caller's disappearance."""
-        if not (self.body or self.arrived or self.gone or self.finished):
-            if self.waits_for_consent:
-                self._sent_continue = True
-                self.connection.write(_CONTINUE)
-            self._event.clear()
-            self.connection.resume()
-            await self._event.wait()
-        if self.gone or self.finished:
-            return {"type": "http.disconnect"}
-        data = self.body[0] if len(self.body) == 1 else b"".join(self.body)
-        self.body = []
-        self.buffered = 0
-        self.connection.resume()
-        return {"type": "http.request", "body": data, "more_body": not self.arrived}
-
-    async def send(self, message: Message) -> None:
-        """A part of the answer."""
-        if self.gone or self.finished:
-            return
-        if message["type"] == "http.response.start":
-            self.started = True
-            self._head = self._head_of(message["status"], list(message.get("headers", ())))
-            return
-        silent = self.scope["method"] == "HEAD"
-        data = b"" if silent else message.get("body", b"")
-        more = message.get("more_body", False)
-        if self._chunked and not silent:
-            data = (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + (b"" if more else b"0\r\n\r\n")
-        self.connection.write(self._head + data)
-        self._head = b""
-        if more:
-            await self.connection.drained()
-        else:
-            self.finish()
-
-    def answer(self, whole: bytes) -> None:
-        """Answer in place of the application; ``closes`` has to agree with what these bytes say."""
-        self.started = True
-        self.connection.write(whole)
-        self.finish()
-
-    def finish(self) -> None:
-        """The answer is complete."""
-        self.finished = True
-        self.body = []
-        self.buffered = 0
-        self._event.set()
-        self.connection.answered(self)
-
-    def settle(self) -> None:
-        """Decide whether this answer ends its connection, as the next bytes that are written will say."""
-        if self.connection.front.leaving or not (self.arrived or self.skips):
-            self.closes = True
-
-    def _head_of(self, status: int, headers: Headers) -> bytes:
-        self.settle()
-        names = {name.lower() for name, _ in headers}
-        if b"content-length" not in names and status not in _NO_BODY and self.scope["method"] != "HEAD":
-            if self.scope["http_version"] == "1.0":
-                self.closes = True
-            else:
-                self._chunked = True
-                headers.append((b"transfer-encoding", b"chunked"))
-        if self.closes:
-            headers.append((b"connection", b"close"))
-        elif self.scope["http_version"] == "1.0":
-            headers.append((b"connection", b"keep-alive"))
-        lines = [_status_line(status), b"date: " + _date(int(time.time()))]
-        lines += [name + b": " + value for name, value in headers]
-        return b"\r\n".join(lines) + b"\r\n\r\n"
-
-
-class _Malformed(Exception):
-    """What arrived is no request that is taken here."""
 
 
 class Connection(asyncio.Protocol):
@@ -438,20 +261,23 @@ class Connection(asyncio.Protocol):
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """Raises: _Malformed, which the parser turns into an error of its own."""
+        """Raises: Malformed, which the parser turns into an error of its own."""
         self._in_head = False
         size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
         if size > self.front.limits.head_bytes:
             self._fault = (HEAD_TOO_LONG, f"address and headers are longer than {self.front.limits.head_bytes:,} bytes")
-            raise _Malformed
+            raise Malformed
         if len(self._queue) > self.front.limits.pipelined:
             self.abort()
-            raise _Malformed
+            raise Malformed
+        method, version = self._parser.get_method(), self._parser.get_http_version()
         try:
-            exchange = self._exchange()
-        except _Malformed as error:
+            head = read_head(method, self._url, version, self._headers)
+        except Malformed as error:
             self._fault = (BAD_REQUEST, str(error))
             raise
+        head.scope.update(client=self._client, server=self._server)
+        exchange = Exchange(self, head)
         self._asked = True
         self._framing = self._body_bytes = self._dry = 0
         self._arriving = exchange
@@ -482,60 +308,6 @@ class Connection(asyncio.Protocol):
         elif self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    def _exchange(self) -> Exchange:
-        """The request whose head has arrived. Raises: _Malformed."""
-        version = self._parser.get_http_version()
-        found: dict[bytes, list[bytes]] = {}
-        for name, value in self._headers:
-            found.setdefault(name, []).append(value)
-        hosts = found.get(b"host", [])
-        if len(hosts) > 1 or (not hosts and version != "1.0"):
-            raise _Malformed("one Host header is needed, and no more")
-        if hosts and not _AUTHORITY.fullmatch(hosts[0]):
-            raise _Malformed("the Host header is no name or address with a port or without")
-        codings = b",".join(found.get(b"transfer-encoding", [])).strip().lower()
-        if codings not in {b"", b"chunked"}:
-            raise _Malformed("the only transfer coding that is taken is chunked")
-        lengths = found.get(b"content-length", [])
-        due = None if codings else int(lengths[0]) if lengths else 0
-        options = {part.strip().lower() for value in found.get(b"connection", []) for part in value.split(b",")}
-        closes = b"close" in options or (version == "1.0" and b"keep-alive" not in options)
-        raw, _, query = self._target(hosts).partition(b"?")
-        if not raw.isascii() or b"#" in raw:
-            raise _Malformed("the address holds what an address must not hold")
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
-            "http_version": version,
-            "method": self._parser.get_method().decode("ascii"),
-            "scheme": "http",
-            "path": unquote(raw.decode("ascii")),
-            "raw_path": raw,
-            "query_string": query,
-            "root_path": "",
-            "headers": self._headers,
-            "client": self._client,
-            "server": self._server,
-            "state": {},
-        }
-        expects = version != "1.0" and any(
-            value.strip().lower() == b"100-continue" for value in found.get(b"expect", [])
-        )
-        return Exchange(self, scope, due, closes=closes, expects=expects)
-
-    def _target(self, hosts: list[bytes]) -> bytes:
-        """The address without scheme and authority. Raises: _Malformed, where these name somebody else."""
-        url = self._url
-        if url.startswith(b"/") or url == b"*":
-            return url
-        scheme, found, rest = url.partition(b"://")
-        if not found or scheme.lower() != b"http":
-            raise _Malformed("the address is none of this service's")
-        authority, slash, path = rest.partition(b"/")
-        if not hosts or authority.lower() != hosts[0].lower():
-            raise _Malformed("the address names another authority than the Host header")
-        return slash + path or b"/"
 
     # ------------------------------------------------------------------ answers
 
@@ -637,6 +409,25 @@ class Connection(asyncio.Protocol):
 
     # ------------------------------------------------------------------ for whoever answers
 
+    @property
+    def app(self) -> ASGIApp:
+        """Answers."""
+        return self.front.app
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the service is about to end."""
+        return self.front.leaving
+
+    @property
+    def skipped_bytes(self) -> int:
+        """See ``ConnectionLimits``."""
+        return self.front.limits.skipped_bytes
+
+    def failure(self) -> bytes:
+        """The answer in place of one that the application could not give."""
+        return self.front.problem(INTERNAL, "see the log of the service")
+
     def write(self, data: bytes) -> None:
         """Send; nothing happens where nobody is there."""
         if self._transport is not None and not self._transport.is_closing():
@@ -724,13 +515,3 @@ class Connection(asyncio.Protocol):
 def _address(transport: asyncio.BaseTransport, name: str) -> tuple[str, int] | None:
     found: Any = transport.get_extra_info(name)
     return (str(found[0]), int(found[1])) if isinstance(found, tuple) else None
-
-
-@lru_cache(64)
-def _status_line(status: int) -> bytes:
-    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()
-
-
-@lru_cache(2)
-def _date(second: int) -> bytes:
-    return formatdate(second, usegmt=True).encode()
