@@ -152,6 +152,7 @@ class Connection(asyncio.Protocol):
         self._body_bytes = 0
         self._fault: tuple[Kind, str] | None = None
         self._deaf = False  # what still comes belongs to no request
+        self._in_a_body = False  # a fault was found
         self._last_word = False  # the caller said that it would send no more
         self._lingered: int | None = None  # bytes that came behind the last answer; None before it
         self._eof = False
@@ -378,6 +379,7 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         if self._arriving is not None:
+            self._in_a_body = True
             self._arriving.abandon()
             self._queue.remove(self._arriving)
             self._arriving = None
@@ -404,7 +406,7 @@ class Connection(asyncio.Protocol):
         transport.write_eof()
         self.resume()
         # Who has sent all that it announced needs no more time than its next request takes to get here.
-        patient = self._arriving is not None or self._fault is not None
+        patient = self._arriving is not None or self._in_a_body
         self._arm_abort(limits.linger_seconds if patient and not self.front.leaving else SHORT_LINGER)
 
     # ------------------------------------------------------------------ for whoever answers
