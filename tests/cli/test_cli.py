@@ -188,7 +188,7 @@ def test_predict_answers_the_good_films_and_exits_1_for_the_bad(
     assert outcome.status == 1
     good, unreadable, refused, gone, notice = outcome.out.strip().splitlines()
     assert "probability" in good
-    assert "not a DICOM, JPEG, PNG or TIFF file" in unreadable
+    assert "not a DICOM, JPEG, PNG, TIFF, " in unreadable
     assert "cannot judge: almost uniform" in refused
     assert "No such file" in gone
     assert notice == NOTICE

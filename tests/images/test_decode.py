@@ -192,6 +192,33 @@ def test_a_reduced_jpeg_lies_where_the_full_one_does_to_a_part_of_a_pixel(orient
         assert np.abs(quick - resample(full, 112, 160, resize)).max() <= 3
 
 
+OTHERS = {
+    "WebP": (encoded(GREY, "WEBP", lossless=True), GREY, 8),
+    "BMP": (encoded(GREY, "BMP"), GREY, 8),
+    "GIF": (encoded(GREY, "GIF"), GREY, 8),
+    "JPEG 2000": (encoded(GREY, "JPEG2000"), GREY, 8),
+    "JPEG 2000 of 16 bits": (encoded(WIDE, "JPEG2000"), WIDE, 16),
+    "a codestream": (encoded(GREY, "JPEG2000", no_jp2=True), GREY, 8),
+    "PGM": (encoded(GREY, "PPM"), GREY, 8),
+    "PGM of 16 bits": (b"P5 128 96 65535\n" + WIDE.astype(">u2").tobytes(), WIDE, 16),
+    "PGM as text": (f"P2 128 96 255\n{' '.join(map(str, GREY.ravel().tolist()))}\n".encode(), GREY, 8),
+    "JFIF": (encoded(GREY, "JPEG", quality=100, subsampling=0), None, 8),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_pillow_reads_without_loss_is_read_without_loss(name: str) -> None:
+    data, pixels, depth = OTHERS[name]
+    film = decode(data, name)
+    assert (film.height, film.width, film.bit_depth) == (96, 128, depth)
+    assert pixels is None or np.array_equal(film.pixels, pixels)
+
+
+def test_a_pgm_of_12_bits_has_its_largest_value_for_white() -> None:
+    film = decode(b"P5 2 2 4095\n" + np.array([0, 1, 2048, 4095], ">u2").tobytes(), "film")
+    assert film.pixels.ravel().tolist() == [0, 16, 32776, 65535]
+
+
 # Beside burnt-in letters, which a film's own edges never match in contrast; elsewhere they differ by a few levels.
 REDUCED_MEAN, REDUCED_MOST = 0.3, 18  # grey levels of 255: of the worst film, and of the worst pixel
 
@@ -214,8 +241,7 @@ TIFF = encoded(GREY, "TIFF")
 LZW = encoded(textured(1), "TIFF", compression="tiff_lzw")
 FAULTS = {
     "nothing": (b"", UnsupportedFormat, "the file is empty"),
-    "text": (b"https://example.org/film.jpeg", UnsupportedFormat, "not a DICOM, JPEG, PNG or TIFF file"),
-    "GIF": (encoded(GREY, "GIF"), UnsupportedFormat, "47 49 46"),
+    "text": (b"https://example.org/film.jpeg", UnsupportedFormat, "not a DICOM, JPEG, PNG, TIFF, "),
     "half a JPEG": (JPEG[: len(JPEG) // 2], TruncatedFilm, "ends before its picture"),
     "half a PNG": (PNG[: len(PNG) // 2], UnreadableFilm, "PNG"),
     "JPEG start only": (JPEG[:3], UnreadableFilm, "JPEG"),
@@ -244,10 +270,40 @@ FAULTS = {
         encoded(Image.fromarray(GREY), "PNG", save_all=True, append_images=[Image.fromarray(255 - GREY)]),
         UnsupportedFormat, "2 frames",
     ),
-    "WebP": (encoded(GREY, "WEBP"), UnsupportedFormat, "52 49 46 46"),
-    "BMP": (encoded(GREY, "BMP"), UnsupportedFormat, "42 4d"),
-    "JPEG 2000 outside DICOM": (b"\xff\x4f\xff\x51" + bytes(60), UnsupportedFormat, "ff 4f ff 51"),
-    "PDF": (b"%PDF-1.7", UnsupportedFormat, "25 50 44 46"),
+    "PDF": (b"%PDF-1.7", UnsupportedFormat, "it is a PDF"),
+    "HEIC": (b"\0\0\0\x18ftypheic" + bytes(9), UnsupportedFormat, "it is HEIC. Export it as JPEG"),
+    "web page": (b"\n<!DOCTYPE html><p>Not found", UnsupportedFormat, "it is a web page"),
+    "Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", UnsupportedFormat, "git lfs pull"),
+    "zip": (b"PK\3\4" + bytes(9), UnsupportedFormat, "it is an archive. Unpack it"),
+    "letter": ("Sehr geehrte Frau M\xfcller,\n".encode(), UnsupportedFormat, "it is text"),
+    "zeros": (bytes(900), UnsupportedFormat, "it holds zeros"),
+    "noise": (b"\x81\x00\x92\xfe" * 9, UnsupportedFormat, "it is of no format that is known"),
+    "animated GIF": (
+        encoded(Image.fromarray(GREY), "GIF", save_all=True, append_images=[Image.fromarray(255 - GREY)]),
+        UnsupportedFormat, "2 frames",
+    ),
+    "animated WebP": (
+        encoded(Image.fromarray(GREY), "WEBP", save_all=True, append_images=[Image.fromarray(255 - GREY)]),
+        UnsupportedFormat, "2 frames",
+    ),
+    "WebP that claims 268 megapixels": (
+        b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0" + bytes(4) + b"\xfe\x3f\0" * 2, FilmTooLarge, "16383 x 16383",
+    ),
+    "JPEG 2000 that claims 4 gigapixels": (
+        b"\xff\x4f\xff\x51" + struct.pack(">HH4L", 41, 0, 65_535, 65_535, 0, 0) + bytes(30),
+        FilmTooLarge, "65535 x 65535",
+    ),
+    "BMP that claims 4 gigapixels": (
+        encoded(GREY, "BMP").replace(struct.pack("<ll", 128, 96), struct.pack("<ll", 65_535, 65_535)),
+        FilmTooLarge, "65535 x 65535",
+    ),
+    "PGM that claims 4 gigapixels": (b"P5 65535 65535 255\n" + bytes(99), FilmTooLarge, "65535 x 65535"),
+    "PGM of floats": (b"Pf\n2 2\n-1.0\n" + bytes(16), UnsupportedFormat, "no format that is known"),
+    "half a WebP": (encoded(textured(1), "WEBP", lossless=True)[:2000], UnreadableFilm, "WebP"),
+    "half a JPEG 2000": (encoded(textured(1), "JPEG2000")[:60], UnreadableFilm, "JPEG 2000"),
+    "half a BMP": (encoded(GREY, "BMP")[:4000], UnreadableFilm, "BMP"),
+    "half a PGM": (encoded(GREY, "PPM")[:4000], UnreadableFilm, "PGM"),
+    "half a GIF": (encoded(textured(1), "GIF")[:1200], UnreadableFilm, "GIF"),
     "JPEG without a picture": (b"\xff\xd8\xff\xd9", UnreadableFilm, "JPEG"),
     "JPEG of more scans than any": (
         JPEG[:-2] + b"\xff\xda" * 101 + b"\xff\xd9", UnreadableFilm, "102 scans",

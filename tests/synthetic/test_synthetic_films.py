@@ -261,7 +261,7 @@ def test_each_fault_is_there_once_and_in_the_training_folder(described: dict[str
     [
         ("truncated", TruncatedFilm, "ends before its picture does"),
         ("empty", UnsupportedFormat, "the file is empty"),
-        ("text", UnsupportedFormat, "not a DICOM, JPEG, PNG or TIFF file"),
+        ("text", UnsupportedFormat, "not a DICOM, JPEG, PNG, TIFF, "),
     ],
 )
 def test_a_file_that_is_no_film_cannot_be_decoded(

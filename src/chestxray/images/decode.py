@@ -49,7 +49,32 @@ FORMATS: Final = (
     Format("JPEG", "image/jpeg", lambda data: data.startswith(b"\xff\xd8\xff"), raster.read_jpeg),
     Format("PNG", "image/png", lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"), raster.read_png),
     Format("TIFF", "image/tiff", lambda data: data[:4] in raster.TIFF_MAGIC, raster.read_tiff),
+    Format("WebP", "image/webp", raster.is_webp, raster.read_webp),
+    Format("BMP", "image/bmp", lambda data: data.startswith(b"BM"), raster.read_bmp),
+    Format("GIF", "image/gif", lambda data: data.startswith((b"GIF87a", b"GIF89a")), raster.read_gif),
+    Format("JPEG 2000", "image/jp2", raster.is_jpeg2000, raster.read_jpeg2000),
+    Format("PGM", "image/x-portable-graymap", raster.is_portable_map, raster.read_portable_map),
 )
+
+# What else people take for films: what a file is called, how it begins (and where), and what to do about it.
+_KINDS: Final = (
+    ("a Git LFS pointer", 0, (b"version https://git-lfs",), 'Fetch the film itself: "git lfs pull"'),
+    ("a PDF", 0, (b"%PDF",), "Export the picture itself"),
+    ("HEIC", 4, (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"), "Export it as JPEG or PNG"),
+    ("AVIF", 4, (b"ftypavif", b"ftypavis"), "Export it as JPEG or PNG"),
+    ("JPEG XL", 0, (b"\xff\x0a", b"\0\0\0\x0cJXL "), "Export it as JPEG or PNG"),
+    ("a video", 4, (b"ftyp", b"moov", b"mdat"), "Export one frame"),
+    ("a video", 8, (b"AVI ",), "Export one frame"),
+    ("an archive", 0, (b"PK\3\4", b"PK\5\6", b"\x1f\x8b", b"Rar!", b"7z\xbc\xaf", b"BZh", b"\xfd7zXZ"), "Unpack it"),
+    ("a NumPy array", 0, (b"\x93NUMPY",), "Hand the array to chestxray.predict in Python"),
+    ("NIfTI", 344, (b"n+1\0", b"ni1\0"), "Export it as DICOM or PNG"),
+    ("NRRD", 0, (b"NRRD0",), "Export it as DICOM or PNG"),
+    ("HDF5", 0, (b"\x89HDF",), "Export the picture itself"),
+    ("a Photoshop file", 0, (b"8BPS",), "Export it as PNG"),
+    ("an icon", 0, (b"\0\0\1\0",), "Export it as PNG"),
+    ("a program", 0, (b"MZ", b"\x7fELF"), "Give a film"),
+)  # fmt: skip
+_TEXT_HEAD: Final = 512  # bytes that tell text from other files
 
 
 def decode(data: bytes, source: str, at_least: tuple[int, int] | None = None) -> Radiograph:
@@ -78,9 +103,36 @@ def format_of(data: bytes, source: str) -> Format:
     for form in FORMATS:
         if form.recognises(data):
             return form
-    found = "the file is empty" if not data else f"it begins with {data[:8].hex(' ')}"
     names = ", ".join(form.name for form in FORMATS[:-1])
-    raise UnsupportedFormat(f"{source}: not a {names} or {FORMATS[-1].name} file ({found})")
+    raise UnsupportedFormat(f"{source}: not a {names} or {FORMATS[-1].name} file ({kind_of(data)})")
+
+
+def kind_of(data: bytes) -> str:
+    """What a file is that is no film, in words, and what to do about it."""
+    if not data:
+        return "the file is empty"
+    for name, at, beginnings, remedy in _KINDS:
+        if data.startswith(beginnings, at):
+            return f"it is {name}. {remedy}"
+    head = data[:_TEXT_HEAD]
+    if not head.strip(b"\0"):
+        return "it holds zeros: its download was cut. Copy it again"
+    return _kind_of_text(head) if _is_text(head) else "it is of no format that is known"
+
+
+def _kind_of_text(head: bytes) -> str:
+    text = head.decode("utf-8", "ignore").lstrip("\ufeff \t\r\n").lower()
+    if text.startswith(("<!doctype html", "<html", "<head", "<body")):
+        return "it is a web page, as a server sends it in place of a file. Download it again"
+    if text.startswith(("<?xml", "<svg", "<!--", "<!doctype")):
+        return "it is an XML or SVG document. Export the picture itself"
+    return "it is text"
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether these bytes are UTF-8 without control characters; the last character may be cut off."""
+    text = head.decode("utf-8", "replace").rstrip("\ufffd")
+    return bool(text) and all(letter.isprintable() or letter in "\t\n\r\f" for letter in text)
 
 
 class Quiet:

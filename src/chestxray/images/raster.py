@@ -1,4 +1,7 @@
-"""JPEG, PNG and TIFF. Pillow decodes; its readers are called by class, never by guessing."""
+"""JPEG, PNG, TIFF, WebP, BMP, GIF, JPEG 2000 and PGM.
+
+Pillow decodes; its readers are called by class, never by guessing.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,17 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageChops, ImageFile, ImageOps
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
-from chestxray.errors import TruncatedFilm, UnreadableFilm, UnsupportedFormat
+from chestxray.errors import FilmTooLarge, TruncatedFilm, UnreadableFilm, UnsupportedFormat
 from chestxray.images.radiograph import Box, Pixels, Radiograph, check_pixels, grey_of_colour
 
 # Little and big endian, each as classic TIFF and as BigTIFF.
@@ -115,6 +123,91 @@ def read_tiff(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Ra
         raise _translated(error, "TIFF", source) from error
     if inverted:  # Pillow sees to it for up to 8 bits
         grey = 65535 - grey
+    height, width = grey.shape
+    return Radiograph(grey, width, height, channels, depth, coloured)
+
+
+_OTHER_MODES: Final = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I", "I;16", "YCbCr"})
+_CODESTREAM: Final = b"\xff\x4f\xff\x51"  # SOC and SIZ, with which JPEG 2000 begins (ISO/IEC 15444-1 annex A)
+
+
+def is_webp(data: bytes) -> bool:
+    """Whether this begins like a WebP file (RFC 9649)."""
+    return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+
+
+def is_jpeg2000(data: bytes) -> bool:
+    """Whether this begins like a JP2 file or a bare codestream of JPEG 2000."""
+    return data.startswith((_CODESTREAM, b"\0\0\0\x0cjP  \r\n\x87\n"))
+
+
+def is_portable_map(data: bytes) -> bool:
+    """Whether this begins like a PBM, PGM or PPM file, as text or as bytes."""
+    return data[:1] == b"P" and data[1:2] in {b"1", b"2", b"3", b"4", b"5", b"6"} and data[2:3].isspace()
+
+
+def read_webp(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Radiograph:
+    """A WebP of one frame. Its size is read from its header: the decoder would take memory for it at once."""
+    width, height = _webp_size(data)
+    check_pixels(source, width, height, samples=4)
+    return _read_other(WebPImageFile, "WebP", data, source)
+
+
+def read_bmp(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Radiograph:
+    """A BMP of 1 to 32 bits a pixel."""
+    return _read_other(BmpImageFile, "BMP", data, source)
+
+
+def read_gif(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Radiograph:
+    """A GIF of one frame."""
+    return _read_other(GifImageFile, "GIF", data, source)
+
+
+def read_portable_map(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Radiograph:
+    """A PBM, PGM or PPM. Grey of more than 8 bits keeps them; its largest value is white."""
+    return _read_other(PpmImageFile, "PGM", data, source)
+
+
+def read_jpeg2000(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Radiograph:
+    """A JPEG 2000 of 1 to 16 bits, grey or colour; the sizes in its box and in its codestream both have to fit."""
+    at = data.find(_CODESTREAM)
+    if at < 0 or len(data) < at + 24:
+        raise TruncatedFilm(f"{source}: the JPEG 2000 file ends before its picture does. Copy it again")
+    right, below, left, above = struct.unpack(">4L", data[at + 8 : at + 24])
+    check_pixels(source, max(right - left, 0), max(below - above, 0))
+    return _read_other(Jpeg2KImageFile, "JPEG 2000", data, source)
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height as the header claims them; 0 where it is none, which the decoder then refuses."""
+    kind, body = data[12:16], data[20:30].ljust(10, b"\0")
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+
+
+def _read_other(reader: type[ImageFile.ImageFile], name: str, data: bytes, source: str) -> Radiograph:
+    try:
+        image = reader(io.BytesIO(data))
+        channels = 3 if image.mode in {"P", "PA"} else len(image.getbands())
+        check_pixels(source, *image.size, samples=channels)
+        if image.mode not in _OTHER_MODES:
+            raise UnsupportedFormat(
+                f"{source}: a {name} of a rare kind ({image.mode}). Export it as unsigned 8 or 16 bits"
+            )
+        if (frames := getattr(image, "n_frames", 1)) > 1:
+            raise UnsupportedFormat(f"{source}: a {name} of {frames} frames; a radiograph has one")
+        image.load()
+        depth = 1 if image.mode == "1" else 16 if image.mode.startswith("I") else 8
+        check_pixels(source, *image.size, samples=channels)  # a frame of a GIF may lie outside of its canvas
+        grey, coloured = _to_grey(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError as error:
+        raise FilmTooLarge(f"{source}: a {name} of more pixels than the limit. Export a smaller copy") from error
+    except DAMAGE as error:
+        raise _translated(error, name, source) from error
     height, width = grey.shape
     return Radiograph(grey, width, height, channels, depth, coloured)
 
