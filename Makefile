@@ -18,7 +18,7 @@ SERVE ?= 1
 PORT ?= 8000
 AUDIT ?= 1
 
-.PHONY: help run serve test test-slow test-soak test-pythons check coverage lint docs dist check-supply-chain browser benchmarks clean
+.PHONY: help run serve test test-slow test-soak test-pythons check coverage lint docs dist check-supply-chain browser pacs benchmarks clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1  \2/p' $(MAKEFILE_LIST)
@@ -55,10 +55,10 @@ $(LIGHT)/.installed: pyproject.toml constraints.txt
 	@$(LIGHT)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
-test: $(STAMP) browser ## all tests but the slow ones
+test: $(STAMP) browser pacs ## all tests but the slow ones
 	@$(BIN)/pytest -m "not slow and not soak" -n auto
 
-test-slow: $(STAMP) browser ## the slow tests
+test-slow: $(STAMP) browser pacs ## the slow tests
 	@$(BIN)/pytest -m slow
 
 # Other Pythons than the checkout's, where they are at hand: decoding, figures, formats, without torch.
@@ -75,7 +75,7 @@ test-pythons: ## the tests that need no torch, on each of PYTHONS that is here
 	  $(VENV)-$$version/bin/python -m pytest -q -m "not slow and not soak and not browser" -n auto \
 	    tests/images tests/metrics tests/test_schema.py tests/test_layout.py || exit 1; done
 
-test-soak: $(STAMP) $(MINISTACK) browser ## hundreds of kills, ends and damages, and AWS end to end (half an hour and more)
+test-soak: $(STAMP) $(MINISTACK) browser pacs ## hundreds of kills, ends and damages, and AWS end to end (half an hour and more)
 	@$(BIN)/pytest -m soak
 
 # The tests' stand-in for AWS. It needs a botocore of its own, so it has an environment of its own.
@@ -83,7 +83,7 @@ $(MINISTACK): $(STAMP)
 	@$(PYTHON) -m venv $@ && $@/bin/python -m pip install -q --disable-pip-version-check ministack==1.5.33 boto3 || \
 	  { rm -rf $@; echo "make: no ministack here, so the tests of the AWS stack will be reported as not run"; }
 
-coverage: $(STAMP) browser ## which lines and branches the quick tests reach; htmlcov/index.html
+coverage: $(STAMP) browser pacs ## which lines and branches the quick tests reach; htmlcov/index.html
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run -m pytest -m "not slow and not soak" -n auto -q
 	@$(BIN)/coverage combine -q && $(BIN)/coverage html -q && $(BIN)/coverage report --skip-covered
@@ -115,6 +115,14 @@ browser:
 	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } || \
 	  echo "make: no Chromium here, so the tests of the page will be reported as not run"
+
+# The tests of the DICOM node talk with a real PACS, and with another toolkit than ours.
+pacs:
+	@{ command -v Orthanc && command -v storescu && command -v dciodvfy && \
+	   test -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so; } >/dev/null || \
+	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq orthanc orthanc-dicomweb dcmtk dicom3tools >/dev/null; } || \
+	  echo "make: no Orthanc and dcmtk here, so the tests with a real PACS will be reported as not run"
 
 benchmarks: $(STAMP) ## the measurements that need no bundle (minutes); the others take one, see their first lines
 	@for name in bootstrap decoding epoch pack_growth packing training_step; do \

@@ -229,8 +229,67 @@ def _card(path: Any) -> str:
     return re.sub(r"^#", "##", re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL), flags=re.MULTILINE)
 
 
+# --------------------------------------------------------------------------- the DICOM conformance statement
+
+
+def dicom_conformance() -> str:
+    """What the node offers and asks for, from the tables that it works by."""
+    from chestxray.dicom import receive, results, send, settings
+    from chestxray.images.dicom_elements import SYNTAXES
+
+    offered = [(name, _code(uid), "SCP", "all of the table below") for uid, name in receive.FILM_CLASSES.items()]
+    asked = [
+        (what, _code(uid), "SCU", "explicit and implicit VR little endian") for uid, _, what in results.KINDS.values()
+    ]
+    little = "implicit VR little endian, explicit VR little and big endian, deflated"
+    both = [
+        ("Verification", _code(receive.VERIFICATION), "SCP", little),
+        (
+            "Storage Commitment Push Model",
+            _code(receive.STORAGE_COMMITMENT),
+            "SCU",
+            "explicit and implicit VR little endian",
+        ),
+        (
+            "Study Root Query/Retrieve: FIND, MOVE, GET",
+            "`...5.1.4.1.2.2.1`, `.2`, `.3`",
+            "SCU",
+            "explicit and implicit VR little endian",
+        ),
+    ]
+    limits = settings.Limits()
+    statuses = [("0x0000", "success: the film is on the disk, or no rule wants it")]
+    statuses += [(f"0x{code:04X}", what) for _, code, what in receive.STATUSES]
+    statuses += [
+        (f"0x{receive.TOO_MANY:04X}", "out of resources: more than limits.films on one association"),
+        (f"0x{receive.NOT_AUTHORISED:04X}", "refused: not authorised, since the AE title calls from another address"),
+        (f"0x{receive.FAILED:04X}", "failed: an error that nobody foresaw"),
+    ]
+    parts = [
+        "## SOP classes",
+        _table(("SOP class", "UID", "role", "transfer syntaxes"), [*offered, *asked, *both]),
+        "## Transfer syntaxes of films",
+        _table(("transfer syntax", "UID"), ((row.name, _code(uid)) for uid, row in SYNTAXES.items())),
+        "## Answers to C-STORE",
+        _table(("status", "means"), statuses),
+        "Of a destination's answers, "
+        + ", ".join(f"0x{code:04X}" for code in sorted(send.ACCEPTED))
+        + " count as accepted; a result with any other is tried again, and is a dead letter in the end.",
+        "## Associations",
+        _table(
+            ("limit", "default"),
+            (
+                ("longest PDU that is asked for", f"{receive.MAX_PDU:,} bytes"),
+                *((_code(f"limits.{name}"), f"{getattr(limits, name):,}") for name in type(limits).__slots__),
+            ),
+        ),
+    ]
+    return "\n\n".join(parts)
+
+
 PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "command_line": command_line,
+    "dicom_conformance": dicom_conformance,
     "http_api": http_api,
     "python_api": python_api,
     "error_tree": error_tree,

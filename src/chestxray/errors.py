@@ -4,6 +4,7 @@
     ├── UsageError                exit 2: the request itself makes no sense
     │   ├── RecipeInvalid
     │   ├── OutOfRange            also a ValueError
+    │   ├── SettingsInvalid
     │   ├── MissingExtra
     │   └── OutputExists
     ├── DataError                 exit 1: the request is fine, the data is not
@@ -25,6 +26,7 @@
     │   ├── QuotaReached
     │   ├── CloudUnreachable
     │   └── JobFailed
+    ├── PeerError                 exit 1: another DICOM node refused, failed, or cannot be reached
     ├── OutputUnwritable          exit 1: the disk is full, or the folder read-only
     ├── TrainingInterrupted       exit 128 + signal: 143 after SIGTERM, 130 after Ctrl-C
     └── FilmError                 exit 1: one film, not the whole job
@@ -58,6 +60,10 @@ class RecipeInvalid(UsageError):
 
 class OutOfRange(UsageError, ValueError):
     """A setting or a field holds a value that it cannot have."""
+
+
+class SettingsInvalid(UsageError):
+    """The settings of a DICOM node name an unknown key or hold a value that makes no sense."""
 
 
 class MissingExtra(UsageError):
@@ -147,6 +153,10 @@ class CloudUnreachable(CloudError):
 
 class JobFailed(CloudError):
     """What AWS was to do for us (a job, an endpoint, a build) ended badly; the message says why."""
+
+
+class PeerError(ChestXrayError):
+    """Another DICOM node refused, failed, or cannot be reached; the message says which, and what it answered."""
 
 
 class OutputUnwritable(ChestXrayError):

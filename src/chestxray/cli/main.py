@@ -12,6 +12,7 @@ from click.shell_completion import get_completion_class
 
 from chestxray.cli.aws import aws
 from chestxray.cli.data import clean, collect, pack, split
+from chestxray.cli.dicom import dicom
 from chestxray.cli.evaluate import calibrate, evaluate
 from chestxray.cli.model import batch, blend, export, predict, sign, train, verify
 from chestxray.cli.service import doctor, key, run, serve
@@ -21,7 +22,7 @@ from chestxray.version import __version__
 
 VERBS = (
     *(collect, clean, split, pack, train, blend, evaluate, export),
-    *(calibrate, sign, verify, predict, batch, serve, key, run, doctor, aws),
+    *(calibrate, sign, verify, predict, batch, serve, dicom, key, run, doctor, aws),
 )
 
 

@@ -144,10 +144,10 @@ def _alone(
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=_Clean(), initializer=_depend_on_the_parent)
+    return ProcessPoolExecutor(workers, mp_context=CleanContext(), initializer=depend_on_the_parent)
 
 
-class _CleanProcess(SpawnProcess):
+class CleanProcess(SpawnProcess):
     """A process that begins with nothing: a fork of a process that runs threads may deadlock.
 
     Not even with the caller's script, which ``multiprocessing`` would run again, from its top, in each process: the
@@ -165,11 +165,13 @@ class _CleanProcess(SpawnProcess):
             main.update(told)
 
 
-class _Clean(SpawnContext):
-    Process = _CleanProcess
+class CleanContext(SpawnContext):
+    """Starts processes that begin with nothing."""
+
+    Process = CleanProcess
 
 
-def _depend_on_the_parent() -> None:
+def depend_on_the_parent() -> None:
     """End when the parent does, even by SIGKILL, and leave an interruption from the keyboard to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()

@@ -32,7 +32,7 @@ from chestxray.images.dicom_elements import (
 from chestxray.images.dicom_pixels import grey_levels
 from chestxray.images.radiograph import Pixels, Radiograph, check_pixels, grey_of_colour
 
-__all__ = ["is_dicom", "read_dicom"]
+__all__ = ["age_in_years", "is_dicom", "read_dicom"]
 
 MAX_VALUE: Final = 2**20  # bytes of one header element; a look-up table of 65,536 entries takes an eighth
 
@@ -87,7 +87,7 @@ def read_dicom(data: bytes, source: str, _at_least: tuple[int, int] | None) -> R
             view_position=_text(header, "ViewPosition"),
             body_part=_text(header, "BodyPartExamined"),
             patient_id=str(header.get("PatientID") or "").strip(),
-            patient_age_years=_age(header),
+            patient_age_years=age_in_years(header),
         )
     except ChestXrayError:
         raise
@@ -217,8 +217,8 @@ def _text(header: Any, name: str) -> str:
     return str(header.get(name) or "").strip().upper()
 
 
-def _age(header: Any) -> float | None:
-    """Years at the time of the film, as the file gives them, or from the birth date; None where it gives neither."""
+def age_in_years(header: Any) -> float | None:
+    """Tell the years at the time of the film, by the age or the birth date in the file; None where it gives neither."""
     years = _years(str(header.get("PatientAge") or ""))
     if years is not None:
         return years

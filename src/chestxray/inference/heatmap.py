@@ -117,16 +117,20 @@ def over_film(data: bytes, source: str, overlay: bytes, long_side: int = FILM_SI
     Returns: a PNG in the film's proportions.
     Raises: FilmError.
     """
+    out = io.BytesIO()
+    blend(data, source, overlay, long_side).save(out, "PNG")
+    return out.getvalue()
+
+
+def blend(data: bytes, source: str, overlay: bytes, long_side: int = FILM_SIDE) -> Image.Image:
+    """Blend as ``over_film`` does, and give the picture itself, in RGB. Raises: FilmError."""
     film = decode(data, source, at_least=(long_side, long_side))
     scale = min(1.0, long_side / max(film.width, film.height))
     width, height = max(1, round(film.width * scale)), max(1, round(film.height * scale))
     plane = resample(film.pixels, height, width, Resize.SQUEEZE, film.frame)
     with Image.open(io.BytesIO(overlay), formats=["PNG"]) as colours:
         layer = colours.resize((width, height), Image.Resampling.BICUBIC)
-    blended = Image.alpha_composite(Image.fromarray(plane).convert("RGBA"), layer)
-    out = io.BytesIO()
-    blended.convert("RGB").save(out, "PNG")
-    return out.getvalue()
+    return Image.alpha_composite(Image.fromarray(plane).convert("RGBA"), layer).convert("RGB")
 
 
 def of_film(picture: bytes, film: str) -> bytes:

@@ -16,30 +16,29 @@ class Metrics:
     """One service's counters, in a registry of its own: two services in a process do not meet.
 
     Attributes:
+        registry: of all of them.
         requests: by route and status.
         seconds: of requests, by route.
         batch: films of each forward pass.
     """
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self.requests = Counter(
-            "chestxray_requests", "Requests answered.", ("route", "status"), registry=self._registry
-        )
+        self.registry = CollectorRegistry()
+        self.requests = Counter("chestxray_requests", "Requests answered.", ("route", "status"), registry=self.registry)
         self.seconds = Histogram(
             "chestxray_request_seconds",
             "From the headers of a request to the end of its answer.",
             ("route",),
             buckets=_SECONDS,
-            registry=self._registry,
+            registry=self.registry,
         )
         self.batch = Histogram(
-            "chestxray_batch_films", "Films of one forward pass.", buckets=(1, 2, 4, 8), registry=self._registry
+            "chestxray_batch_films", "Films of one forward pass.", buckets=(1, 2, 4, 8), registry=self.registry
         )
 
     def watch(self, name: str, what: str, read: Callable[[], float]) -> None:
         """A gauge that is read when it is asked for."""
-        Gauge(f"chestxray_{name}", what, registry=self._registry).set_function(read)
+        Gauge(f"chestxray_{name}", what, registry=self.registry).set_function(read)
 
     def observe(self, route: str, status: int, seconds: float) -> None:
         """Count a request."""
@@ -48,4 +47,4 @@ class Metrics:
 
     def text(self) -> bytes:
         """All of it."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)

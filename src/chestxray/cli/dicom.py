@@ -1,0 +1,236 @@
+"""The group "chestxray dicom": a node beside the PACS, its queue, what it would do with a film, and batches from it."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from chestxray.cli.console import Console, plain, table
+from chestxray.cli.options import FILE, FOLDER, json_option, out_option, workers_option
+from chestxray.schema import NOTICE
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from chestxray.cli.options import Command
+    from chestxray.dicom.node import Node
+    from chestxray.dicom.queue import Queue
+
+CONFIG_VARIABLE: Final = "CHESTXRAY_NODE"
+
+
+def config_option(command: Command) -> Command:
+    """Add --config."""
+    return click.option(
+        "--config",
+        type=FILE,
+        envvar=CONFIG_VARIABLE,
+        required=True,
+        help=f"The settings of the node, TOML. [env var: {CONFIG_VARIABLE}]",
+    )(command)
+
+
+@click.command()
+@config_option
+@click.option(
+    "--explain", type=FILE, default=None, help="Serve nothing: say what would happen to this DICOM film, and why."
+)
+@click.option("--from", "ae_title", default="", help="With --explain: the AE title of the sender.")
+@json_option
+def serve(console: Console, config: Path, explain: Path | None, ae_title: str) -> None:
+    """Receive films from a PACS, classify them, and send the results back into their studies.
+
+    Runs until interrupted. With --json, one JSON document tells the ports as soon as films are taken. A film is on the
+    disk before its sender hears "success"; killed at any moment, the next start resumes.
+    """
+    if explain is not None:
+        _explain(console, config, explain, ae_title)
+        return
+    from chestxray.dicom.node import run
+    from chestxray.dicom.settings import NodeSettings
+    from chestxray.serving.logs import logged_to_stderr
+
+    settings = NodeSettings.read(config)
+    stop = threading.Event()
+
+    def stopped(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stopped)
+
+    def ready(node: Node) -> None:
+        scheme = "https" if settings.tls else "http"
+        web = f"{scheme}://{settings.host}:{node.http_port}"
+        document = {
+            "ae_title": settings.ae_title,
+            "host": settings.host,
+            "port": node.port,
+            "web": web,
+            "notice": NOTICE,
+        }
+        where = f"AE {settings.ae_title} on {settings.host}, port {node.port}; status and STOW-RS: {web}"
+        console.result(document, f"{where}  (stop with Ctrl-C)\n{NOTICE}")
+
+    with logged_to_stderr():
+        logging.getLogger("chestxray.dicom").setLevel(logging.INFO)
+        logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
+        run(settings, ready, stop)
+
+
+def _explain(console: Console, config: Path, film: Path, ae_title: str) -> None:
+    from chestxray.dicom.rules import decide, facts_of
+    from chestxray.dicom.settings import NodeSettings
+
+    settings = NodeSettings.read(config)
+    facts = facts_of(film.read_bytes(), ae_title, str(film))
+    decision = decide(facts, settings.rules)
+    document = {
+        "answered": decision.answered,
+        "rule": decision.rule.name if decision.rule else None,
+        "send_to": list(decision.rule.send_to) if decision.rule and decision.answered else [],
+        "reasons": list(decision.reasons),
+    }
+    verdict = "would be answered" if decision.answered else "would not be answered"
+    console.result(document, "\n".join([f"{film}: {verdict}", *(f"  {reason}" for reason in decision.reasons)]))
+
+
+# --------------------------------------------------------------------------- the queue
+
+
+def _queue(config: Path) -> Queue:
+    from chestxray.dicom.queue import Queue
+    from chestxray.dicom.settings import NodeSettings
+
+    settings = NodeSettings.read(config)
+    return Queue(settings.folder, "", settings.limits)
+
+
+@click.group()
+def queue() -> None:
+    """Look at what waits, and deal with dead letters."""
+
+
+@queue.command("ls")
+@config_option
+@click.option(
+    "--state",
+    type=click.Choice(["waiting", "answered", "done", "dead"]),
+    default=None,
+    help="Only these. [default: all that are not done]",
+)
+@json_option
+def list_queue(console: Console, config: Path, state: str | None) -> None:
+    """List the films of the queue, the oldest first.
+
+    Films are named by hashes with a salt of this queue: no name and no number of a patient is shown.
+    """
+    entries = _queue(config).entries(state)
+    rows = [("film", "state", "tries", "bytes", "from", "deliveries", "reason")]
+    rows += [
+        (
+            f"{entry.id} {entry.key[:12]}",
+            entry.state,
+            str(entry.tries),
+            f"{entry.bytes:,}",
+            entry.peer,
+            "; ".join(f"{name} {said}" for name, said in entry.deliveries.items()) or "-",
+            entry.reason or "-",
+        )
+        for entry in entries
+    ]
+    console.result({"films": plain(entries)}, table(rows) if entries else "nothing waits")
+
+
+@queue.command()
+@config_option
+@click.argument("film", type=click.IntRange(1), required=False)
+@json_option
+def retry(console: Console, config: Path, film: int | None) -> None:
+    """Let the dead letter FILM try again; without FILM, all of them."""
+    count = _queue(config).retry(film)
+    console.result({"retried": count}, f"{count:,} dead letters try again")
+
+
+@queue.command()
+@config_option
+@click.argument("film", type=click.IntRange(1))
+@json_option
+def drop(console: Console, config: Path, film: int) -> None:
+    """Forget FILM and its files, whatever its state. Sent again, it is a new film."""
+    _queue(config).drop(film)
+    console.result({"dropped": film}, f"film {film} is forgotten")
+
+
+# --------------------------------------------------------------------------- from the PACS
+
+
+@click.command()
+@config_option
+@click.option("--from", "source", required=True, help="Name of the destination in the settings that is asked.")
+@click.option("--study-date", required=True, metavar="DAY[-DAY]", help="A day or a range, as 20260101-20260131.")
+@click.option("--modality", "modalities", multiple=True, default=("CR", "DX"), show_default=True, help="Repeatable.")
+@click.option("--films", type=FOLDER, default=None, help="Folder for the films. [default: beside --out]")
+@out_option("The table: .csv, .jsonl or .parquet.", folder=False)
+@workers_option
+@json_option
+def batch(
+    console: Console,
+    config: Path,
+    source: str,
+    study_date: str,
+    modalities: tuple[str, ...],
+    films: Path | None,
+    out: Path,
+    workers: int | None,
+) -> None:
+    """Fetch the films of some days from the PACS, and classify them into one table.
+
+    Films that were fetched are kept in --films and not fetched again: a run that was killed resumes. The table is that
+    of "chestxray batch".
+    """
+    from chestxray.dicom.pull import Wanted, pull_batch
+    from chestxray.dicom.settings import NodeSettings
+
+    folder = films or out.with_name(f"{out.name}.films")
+    with console.progress("Fetching") as fetched, console.progress("Classifying") as judged:
+        result = pull_batch(
+            NodeSettings.read(config),
+            source,
+            Wanted(study_date, modalities),
+            out,
+            folder,
+            on_fetched=fetched,
+            on_judged=judged,
+            workers=workers,
+        )
+    summary = ", ".join(f"{count:,} {call}" for call, count in result.calls.items())
+    console.result(plain(result), f"{out}: {result.films:,} films ({summary}); the films are in {folder}")
+
+
+@click.command()
+@click.argument("film", type=FILE)
+@click.option("--salt", required=True, help="Of your site: the same salt gives the same new UIDs.")
+@out_option("The copy.", folder=False)
+@json_option
+def deidentify(console: Console, film: Path, salt: str, out: Path) -> None:
+    """Write a copy of a DICOM film that names nobody (Basic Application Level Confidentiality Profile)."""
+    from chestxray.dicom.deidentify import deidentified
+    from chestxray.files import write_atomically
+
+    write_atomically(out, deidentified(film.read_bytes(), salt))
+    console.result({"out": out}, f"{out}: written; look at the pixels yourself, the profile does not")
+
+
+@click.group()
+def dicom() -> None:
+    """A DICOM node beside the PACS: films in, results back into their studies (extra "hospital")."""
+
+
+for verb in (serve, queue, batch, deidentify):
+    dicom.add_command(verb)

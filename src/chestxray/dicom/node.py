@@ -1,0 +1,277 @@
+"""The node: two doors, a queue, workers and senders, and the order in which they start and stop.
+
+door (receive, web) -> rules -> queue -> workers -> queue -> senders -> PACS
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+from prometheus_client import Counter
+
+from chestxray.data.parallel import cores
+from chestxray.dicom.queue import ANSWERED, DEAD, WAITING, Order, OutOfRoom, Queue, QueuedFilm
+from chestxray.dicom.receive import FILM_CLASSES, Receiver, log
+from chestxray.dicom.rules import FilmFacts, decide, facts_of
+from chestxray.dicom.send import Sender
+from chestxray.dicom.settings import MEBIBYTE, NodeSettings
+from chestxray.dicom.workers import ENDED, Judged, Lost, Task, Worker
+from chestxray.errors import FilmError, FilmTooLarge, OutputUnwritable, SettingsInvalid, UnsupportedFormat
+from chestxray.images.dicom_elements import SYNTAXES, open_data_set
+from chestxray.inference.bundle import Bundle, folder_of
+from chestxray.inference.signature import open_bundle
+from chestxray.serving.metrics import Metrics
+
+if TYPE_CHECKING:
+    import uvicorn
+
+LOOKED_EVERY_S: Final = 0.5
+SWEPT_EVERY_S: Final = 3600.0
+TRIED_AT_MOST: Final = 2  # times that a film may end its process before it is answered with that reason
+
+
+class Node:
+    """A running node; to be used with ``with``.
+
+    Attributes:
+        port, http_port: where the doors are, once it runs.
+    """
+
+    def __init__(self, settings: NodeSettings) -> None:
+        """Open the bundle and the queue; nothing listens yet.
+
+        Raises: SettingsInvalid, BundleInvalid, SignatureInvalid; OutputUnwritable, where the folder is another node's.
+        """
+        if not settings.rules:
+            raise SettingsInvalid("there is no [[rule]], so no film would be answered. Write one")
+        self.settings = settings
+        self.bundle: Bundle = open_bundle(folder_of(settings.bundle), settings.verify_key)
+        self.bundle.info.operating_point(settings.operating_point or None)
+        self._description = self.bundle.info.to_json()
+        self._lock = _Locked(settings.folder)
+        self.queue = Queue(settings.folder, bundle_hash(self.bundle), settings.limits)
+        self.senders = {one.name: Sender(one, settings, self.queue) for one in settings.destinations}
+        self.receiver = Receiver(settings, self.take, self.queue.committed)
+        self.metrics = _metrics(self)
+        self._films = Counter(
+            "chestxray_dicom_films", "Films by what became of them.", ("outcome",), registry=self.metrics.registry
+        )
+        self._wake = threading.Event()
+        self._stopped = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._web: tuple[uvicorn.Server, threading.Thread] | None = None
+        self.port = self.http_port = 0
+
+    # ------------------------------------------------------------------ life
+
+    def __enter__(self) -> Self:
+        """Start everything. Raises: UsageError, where an address cannot be had."""
+        from chestxray.dicom.web import start_web, web_door
+
+        self.queue.sweep()
+        if adopted := self.queue.adopt():
+            log.info("films of an earlier model are answered by this one", extra={"films": adopted})
+        try:
+            server, _ = web_door(self)
+            self.port = self.receiver.start()
+            thread, self.http_port = start_web(server)
+            self._web = server, thread
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        for place in range(self.settings.workers or cores()):
+            self._threads.append(threading.Thread(target=self._work, name=f"worker-{place}", daemon=True))
+        self._threads.append(threading.Thread(target=self._housekeeping, name="housekeeping", daemon=True))
+        for thread in self._threads:
+            thread.start()
+        for sender in self.senders.values():
+            sender.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Close the doors first, then finish what is in hand; what waits is on the disk."""
+        self._stopped.set()
+        self._wake.set()
+        self.receiver.stop()
+        if self._web is not None:
+            self._web[0].should_exit = True
+            self._web[1].join()
+        for thread in self._threads:
+            thread.join()
+        for sender in self.senders.values():
+            if self._threads:
+                sender.stop()
+        self.queue.close()
+        self._lock.release()
+
+    # ------------------------------------------------------------------ films in
+
+    def take(self, data: bytes, ae_title: str) -> None:
+        """Take a film through either door; on return it is safe, or needs no answer.
+
+        Args:
+            data: a DICOM file.
+            ae_title: of the sender.
+
+        Raises: OutOfRoom, FilmTooLarge, UnsupportedFormat, UnreadableFilm: the film was not taken.
+        """
+        if len(data) > self.settings.limits.film * MEBIBYTE:
+            raise FilmTooLarge(f"the film is larger than limits.film, {self.settings.limits.film} MiB")
+        facts = facts_of(data, ae_title)
+        self._check_kind(data, facts)
+        decision = decide(facts, self.settings.rules)
+        if not decision.answered or decision.rule is None:
+            self._count("not for us")
+            return
+        order = Order(decision.rule.name, decision.rule.send_to, decision.rule.secondary_capture)
+        fresh = self.queue.take(data, facts.sop_instance, ae_title, order)
+        self._count("taken" if fresh else "known")
+        self._wake.set()
+
+    @staticmethod
+    def _check_kind(data: bytes, facts: FilmFacts) -> None:
+        if facts.sop_class not in FILM_CLASSES:
+            raise UnsupportedFormat("a SOP class that holds no film for presentation")
+        syntax = open_data_set(data, "film").transfer_syntax
+        if syntax not in SYNTAXES:
+            raise UnsupportedFormat("a transfer syntax that is not read")
+
+    def _count(self, outcome: str) -> None:
+        self._films.labels(outcome).inc()
+
+    # ------------------------------------------------------------------ films judged
+
+    def _work(self) -> None:
+        """Judge films until the node stops. One thread a process; it waits while the process works."""
+        worker = Worker(self.settings.limits.film_seconds)
+        try:
+            while not self._stopped.is_set():
+                film = self._next()
+                if film is None:
+                    self._wake.wait(LOOKED_EVERY_S)
+                    self._wake.clear()
+                    continue
+                self._judge(worker, film)
+        finally:
+            worker.stop()
+
+    def _next(self) -> QueuedFilm | None:
+        with contextlib.suppress(Exception):  # a full disk: looked at again in a moment
+            return self.queue.next_film()
+        return None
+
+    def _judge(self, worker: Worker, film: QueuedFilm) -> None:
+        """Judge one film and keep its results; whatever happens, the film is answered, waits, or is a dead letter."""
+        facts = {"film": film.key, "rule": film.order.rule}
+        try:
+            found = self._judged(worker, film)
+            self.queue.answer(film, found.results)
+        except Lost:
+            self._count("lost")
+            log.warning("a worker ended", extra=facts)
+            self.queue.put_back(film)
+        except OutOfRoom:
+            log.error("no room for results", extra=facts)
+        except FileNotFoundError:  # dropped meanwhile
+            self.queue.put_back(film, SWEPT_EVERY_S)
+        except Exception as error:  # noqa: BLE001 - a film must never end the thread that judges the others
+            self._count("dead")
+            log.error("a film cannot be answered", extra=facts | {"fault": type(error).__name__})
+            with contextlib.suppress(Exception):
+                why = str(error) if isinstance(error, FilmError) else type(error).__name__
+                self.queue.bury(film, why)
+        else:
+            self._count(found.outcome)
+            log.info("answered", extra=facts | {"outcome": found.outcome})
+            for name in film.order.send_to:
+                if name in self.senders:
+                    self.senders[name].wake()
+
+    def _judged(self, worker: Worker, film: QueuedFilm) -> Judged:
+        return worker.judge(
+            Task(
+                path=film.path,
+                received=film.received,
+                bundle=(self.bundle.folder, self._description, self.queue.model),
+                operating_point=self.settings.operating_point or None,
+                secondary_capture=film.order.secondary_capture,
+                research=(folder, self.queue.hashed("research")) if (folder := self.settings.research_folder) else None,
+                refused=ENDED if film.tries >= TRIED_AT_MOST else "",
+            )
+        )
+
+    # ------------------------------------------------------------------ watching
+
+    def _housekeeping(self) -> None:
+        while not self._stopped.wait(SWEPT_EVERY_S):
+            with contextlib.suppress(Exception):
+                self.queue.sweep()
+
+    def problem(self) -> str:
+        """Say in one sentence why films are not taken or not answered; empty where all is well."""
+        try:
+            self.queue.check_room(0)
+        except OutputUnwritable as error:
+            return str(error)
+        if self._threads and not all(thread.is_alive() for thread in self._threads):
+            return "a thread of the node has ended; start it again"
+        return ""
+
+
+def bundle_hash(bundle: Bundle) -> str:
+    """SHA-256 of a bundle's description: graph, calibration, thresholds; with another, a film is answered anew."""
+    return hashlib.sha256(bundle.info.to_json().encode()).hexdigest()
+
+
+def run(settings: NodeSettings, ready: Callable[[Node], None], stop: threading.Event) -> None:
+    """Run a node until ``stop`` is set. Raises: as ``Node``."""
+    with Node(settings) as node:
+        ready(node)
+        stop.wait()
+
+
+class _Locked:
+    """A queue's folder belongs to one node at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(folder / "node.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._file)
+            raise OutputUnwritable(f"{folder}: another node runs on this folder. Stop it, or give another") from None
+        except OSError as error:
+            raise OutputUnwritable(f"{folder}: cannot be used as a queue ({error})") from error
+
+    def release(self) -> None:
+        """Let another node have it."""
+        os.close(self._file)
+
+
+def _metrics(node: Node) -> Metrics:
+    metrics = Metrics()
+    for state in (WAITING, ANSWERED, DEAD):
+        metrics.watch(f"dicom_{state}", f"Films in the state {state}.", _counted(node, state))
+    metrics.watch("dicom_oldest_seconds", "Age of the oldest film that is not done.", node.queue.oldest)
+    metrics.watch("dicom_associations", "Open connections of the DICOM door.", lambda: node.receiver.associations)
+    for name, sender in node.senders.items():
+        label = "".join(letter if letter.isalnum() else "_" for letter in name)
+        metrics.watch(f"dicom_last_success_{label}", "When a result was last accepted.", _last(sender))
+    return metrics
+
+
+def _counted(node: Node, state: str) -> Callable[[], float]:
+    return lambda: node.queue.counts()[state]
+
+
+def _last(sender: Sender) -> Callable[[], float]:
+    return lambda: sender.last_success

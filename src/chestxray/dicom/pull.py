@@ -1,0 +1,263 @@
+"""Retrospective studies: films are asked for at the PACS, fetched, and judged into the same table as any batch.
+
+C-FIND and C-GET or C-MOVE, or QIDO-RS and WADO-RS. What was fetched is not fetched again, so a run that was killed
+resumes where it stood.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from chestxray.data.collect import films_of
+from chestxray.dicom.receive import FILM_CLASSES, SUCCESS, Receiver
+from chestxray.dicom.rules import facts_of
+from chestxray.dicom.send import asked_of, association, web_client
+from chestxray.dicom.settings import Destination, NodeSettings, Peer
+from chestxray.errors import FilmError, PeerError, SourceInvalid, UsageError
+from chestxray.files import write_atomically
+from chestxray.inference.batch import BatchResult, run_batch
+from chestxray.inference.bundle import folder_of
+from chestxray.inference.signature import open_bundle
+from chestxray.progress import ProgressCallback, no_progress
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+STUDY_FIND: Final = "1.2.840.10008.5.1.4.1.2.2.1"
+STUDY_MOVE: Final = "1.2.840.10008.5.1.4.1.2.2.2"
+STUDY_GET: Final = "1.2.840.10008.5.1.4.1.2.2.3"
+PENDING: Final = frozenset({0xFF00, 0xFF01})
+
+_DATES: Final = re.compile(r"\d{8}(-\d{8})?")
+_UID: Final = re.compile(r"[0-9.]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to ask for.
+
+    Attributes:
+        study_date: one day, or a range: "20260101-20260131".
+        modalities: of the series.
+    """
+
+    study_date: str
+    modalities: tuple[str, ...] = ("CR", "DX")
+
+    def __post_init__(self) -> None:
+        if not _DATES.fullmatch(self.study_date):
+            raise UsageError(f"--study-date {self.study_date}: write a day or a range, as 20260101-20260131")
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A film at the PACS."""
+
+    study: str
+    series: str
+    instance: str
+
+    def path(self, folder: Path) -> Path:
+        """Where it lies once it was fetched."""
+        return folder / self.study / f"{self.instance}.dcm"
+
+
+def pull_batch(
+    settings: NodeSettings,
+    source: str,
+    wanted: Wanted,
+    out: Path,
+    films: Path,
+    *,
+    on_fetched: ProgressCallback = no_progress,
+    on_judged: ProgressCallback = no_progress,
+    workers: int | None = None,
+) -> BatchResult:
+    """Fetch the films of some days and judge them; killed, the same call resumes.
+
+    Args:
+        settings: of the node: bundle, operating point, AE title, certificates.
+        source: name of a destination, which is asked.
+        wanted: which films.
+        out: the table: .csv, .jsonl or .parquet.
+        films: the folder for what is fetched; it is left there.
+        on_fetched, on_judged: called with (done, total).
+        workers: processes; by default one a core.
+
+    Raises: PeerError, where the PACS fails; SourceInvalid, where it has no such film; SettingsInvalid, UsageError.
+    """
+    destination = settings.destination(source)
+    listing, fetch = (_list_by_web, _fetch_by_web) if destination.url else (_list, _fetch)
+    listed = tuple(listing(destination, settings, wanted))
+    if not listed:
+        raise SourceInvalid(
+            f"{source} has no film of {wanted.study_date} whose modality is {' or '.join(wanted.modalities)}"
+        )
+    missing = [film for film in listed if not film.path(films).is_file()]
+    on_fetched(len(listed) - len(missing), len(listed))
+    keep = _Keeper(films, missing, lambda left: on_fetched(len(listed) - left, len(listed)))
+    if missing:
+        fetch(destination, settings, missing, keep)
+    if keep.missing:
+        raise PeerError(
+            f"{source} did not give {len(keep.missing):,} of {len(listed):,} films. Run the same command again: those "
+            "that came are kept"
+        )
+    bundle = open_bundle(folder_of(settings.bundle), settings.verify_key)
+    return run_batch(
+        bundle,
+        [film for film in films_of(films, labels_needed=False) if _belongs(Path(film.path), films, listed)],
+        out,
+        operating_point=settings.operating_point or None,
+        on_progress=on_judged,
+        workers=workers,
+    )
+
+
+def _belongs(path: Path, folder: Path, listed: Sequence[Listed]) -> bool:
+    """Whether a file in the folder is one of this run's films; others may lie there from other days."""
+    return path.resolve() in {film.path(folder).resolve() for film in listed}
+
+
+class _Keeper:
+    """Writes films that arrive, and knows which have not."""
+
+    def __init__(self, folder: Path, missing: Sequence[Listed], on_kept: Callable[[int], None]) -> None:
+        self.folder = folder
+        self.missing = {film.instance: film for film in missing}
+        self._on_kept = on_kept
+
+    def __call__(self, data: bytes, ae_title: str = "") -> None:
+        """Keep a film that was asked for; another is dropped. Raises: UnreadableFilm, OSError."""
+        facts = facts_of(data, ae_title)
+        film = self.missing.get(facts.sop_instance)
+        if film is not None:
+            write_atomically(film.path(self.folder), data)
+            del self.missing[facts.sop_instance]
+            self._on_kept(len(self.missing))
+
+
+def _checked(study: object, series: object, instance: object) -> Listed:
+    """A film by UIDs that may be part of a path. Raises: PeerError."""
+    uids = [str(value) for value in (study, series, instance)]
+    if not all(_UID.fullmatch(uid) and uid.strip(".") for uid in uids):
+        raise PeerError("the PACS named a film by something that is no UID")
+    return Listed(*uids)
+
+
+# --------------------------------------------------------------------------- C-FIND, C-GET, C-MOVE
+
+
+def _list(destination: Destination, settings: NodeSettings, wanted: Wanted) -> Iterator[Listed]:
+    with association(destination, settings, [STUDY_FIND]) as peer:
+        studies = _found(peer, destination, "STUDY", StudyDate=wanted.study_date, StudyInstanceUID="")
+        for study in studies:
+            uid = str(study.StudyInstanceUID)
+            for series in _found(peer, destination, "SERIES", StudyInstanceUID=uid, SeriesInstanceUID="", Modality=""):
+                if str(series.get("Modality", "")).strip() not in wanted.modalities:
+                    continue
+                for image in _found(
+                    *(peer, destination, "IMAGE"),
+                    StudyInstanceUID=uid,
+                    SeriesInstanceUID=str(series.SeriesInstanceUID),
+                    SOPInstanceUID="",
+                ):
+                    yield _checked(uid, series.SeriesInstanceUID, image.SOPInstanceUID)
+
+
+def _found(peer: Any, destination: Destination, level: str, **keys: str) -> list[Dataset]:
+    answers = []
+    for status, identifier in peer.send_c_find(_query(level, **keys), STUDY_FIND):
+        _check(status, destination, "C-FIND")
+        if status.Status in PENDING and identifier is not None:
+            answers.append(identifier)
+    return answers
+
+
+def _query(level: str, **keys: str) -> Dataset:
+    from pydicom import Dataset
+
+    query = Dataset()
+    query.QueryRetrieveLevel = level
+    for name, value in keys.items():
+        setattr(query, name, value)
+    return query
+
+
+def _check(status: Any, destination: Destination, what: str) -> None:
+    if "Status" not in status:
+        raise PeerError(f"destination {destination.name}: the connection ended during {what}")
+    if status.Status not in PENDING and status.Status not in {SUCCESS, 0xB000}:
+        raise PeerError(f"destination {destination.name}: {what} ended with status 0x{status.Status:04X}")
+
+
+def _fetch(destination: Destination, settings: NodeSettings, films: Sequence[Listed], keep: _Keeper) -> None:
+    """Fetch series by series, over one association."""
+    by_move = destination.retrieve == "move"
+    model = STUDY_MOVE if by_move else STUDY_GET
+
+    def store(event: Any) -> int:
+        keep(event.encoded_dataset())
+        return SUCCESS
+
+    with ExitStack() as stack:
+        if by_move:
+            peers = (*settings.peers, Peer(destination.ae_title)) if settings.peers else ()
+            receiver = Receiver(replace(settings, peers=peers), keep, lambda *_: None)
+            receiver.start()
+            stack.callback(receiver.stop)
+        held = () if by_move else tuple(FILM_CLASSES)
+        peer = stack.enter_context(association(destination, settings, [model], store=store, held=held))
+        for study, series in dict.fromkeys((film.study, film.series) for film in films):
+            query = _query("SERIES", StudyInstanceUID=study, SeriesInstanceUID=series)
+            statuses = peer.send_c_move(query, settings.ae_title, model) if by_move else peer.send_c_get(query, model)
+            for status, _ in statuses:
+                _check(status, destination, "C-MOVE" if by_move else "C-GET")
+
+
+# --------------------------------------------------------------------------- QIDO-RS, WADO-RS
+
+
+def _list_by_web(destination: Destination, _settings: NodeSettings, wanted: Wanted) -> Iterator[Listed]:
+    client = web_client(destination)
+    ask = partial(asked_of, destination)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dates = {"StudyDate": wanted.study_date}
+        for study in ask(partial(client.search_for_studies, search_filters=dates, get_remaining=True)):
+            uid = _value(study, "0020000D")
+            for series in ask(partial(client.search_for_series, uid, get_remaining=True)):
+                if _value(series, "00080060") not in wanted.modalities:
+                    continue
+                place = _value(series, "0020000E")
+                for image in ask(partial(client.search_for_instances, uid, place, get_remaining=True)):
+                    yield _checked(uid, place, _value(image, "00080018"))
+
+
+def _value(answer: Any, tag: str) -> str:
+    values = answer.get(tag, {}).get("Value") or [""]
+    return str(values[0])
+
+
+def _fetch_by_web(destination: Destination, _settings: NodeSettings, films: Sequence[Listed], keep: _Keeper) -> None:
+    from pydicom import dcmwrite
+
+    client = web_client(destination)
+    for film in films:
+        whole = (("application/dicom", "*"),)  # in the syntax that it is stored in
+        place = (film.study, film.series, film.instance)
+        found = asked_of(destination, partial(client.retrieve_instance, *place, media_types=whole))
+        out = io.BytesIO()
+        try:
+            dcmwrite(out, found, enforce_file_format=True)
+            keep(out.getvalue())
+        except (FilmError, ValueError, TypeError) as error:
+            raise PeerError(f"destination {destination.name}: gave no DICOM file ({type(error).__name__})") from None

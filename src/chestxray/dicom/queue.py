@@ -1,0 +1,556 @@
+"""The durable queue: a film is on the disk before its sender hears "success", and leaves it when its results arrived.
+
+    films/KEY.dcm          as it came, until every result was accepted
+    results/ID-KIND.dcm    made once; what is sent again is the same file
+    queue.sqlite           film: one row a film and model. delivery: one row a result and destination
+
+A KEY is a hash of the SOP Instance UID, the model and a salt of this site, so neither the database nor a log holds a
+number that somebody else could look up. Whatever moment the process is killed at, the next one finds a film that is
+not acknowledged, or one that waits, or results that wait. A result sent twice is the same instance (its UID follows
+from film and model), which a PACS keeps once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from chestxray.dicom.settings import MEBIBYTE, Limits
+from chestxray.errors import OutputUnwritable, SourceInvalid
+
+WAITING: Final = "waiting"  # a film: to be judged. A delivery: to be sent
+ANSWERED: Final = "answered"  # a film: its results wait to be sent
+SENT: Final = "sent"  # a delivery: accepted; storage commitment is asked for next
+ASKED: Final = "asked"  # a delivery: storage commitment was asked for
+DONE: Final = "done"  # accepted; nothing of it is left but the row
+DEAD: Final = "dead"  # given up; "chestxray dicom queue retry" tries again
+
+QUEUE_VERSION: Final = 1
+BEING_TAKEN_S: Final = 60.0  # seconds that a file without a row may be one whose row is being written
+HASH_LENGTH: Final = 32  # hexadecimal digits; 128 bits
+
+_TABLES: Final = """
+CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS film (
+    id INTEGER PRIMARY KEY, key TEXT UNIQUE NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL,
+    received REAL NOT NULL, changed REAL NOT NULL, tries INTEGER NOT NULL, next_try REAL NOT NULL,
+    bytes INTEGER NOT NULL, peer TEXT NOT NULL, order_json TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS film_by_state ON film (state, next_try);
+CREATE TABLE IF NOT EXISTS delivery (
+    id INTEGER PRIMARY KEY, film INTEGER NOT NULL REFERENCES film (id) ON DELETE CASCADE, destination TEXT NOT NULL,
+    kind TEXT NOT NULL, sop_class TEXT NOT NULL, sop_instance TEXT NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL,
+    tries INTEGER NOT NULL, next_try REAL NOT NULL, asked TEXT NOT NULL, changed REAL NOT NULL,
+    UNIQUE (film, destination, kind));
+CREATE INDEX IF NOT EXISTS delivery_by_state ON delivery (state, destination, next_try);
+"""
+
+
+_DELIVERY: Final = (
+    *("id", "film", "key", "destination", "kind"),
+    *("sop_class", "sop_instance", "tries", "received"),
+)
+_ENTRY: Final = ("id", "key", "state", "reason", "received", "tries", "bytes", "peer")
+
+
+class OutOfRoom(OutputUnwritable):
+    """The disk, or the share of it that the queue may take, is full; the sender should try again later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be done with a film, decided when it came.
+
+    Attributes:
+        rule: name of the rule that decided.
+        send_to: names of destinations.
+        secondary_capture: whether a picture goes along.
+    """
+
+    rule: str
+    send_to: tuple[str, ...]
+    secondary_capture: bool
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedFilm:
+    """A film that waits to be judged."""
+
+    id: int
+    key: str
+    path: Path
+    received: float
+    tries: int
+    order: Order
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One object that answers a film: the bytes of a DICOM file, and the UIDs that name it."""
+
+    kind: str
+    sop_class: str
+    sop_instance: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A result that waits for a destination."""
+
+    id: int
+    film: int
+    key: str
+    destination: str
+    kind: str
+    sop_class: str
+    sop_instance: str
+    tries: int
+    received: float
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of ``queue ls``.
+
+    Attributes:
+        deliveries: for each result and destination its state, such as ``{"pacs/sr": "waiting: refused (0xA700)"}``.
+    """
+
+    id: int
+    key: str
+    state: str
+    reason: str
+    received: float
+    tries: int
+    bytes: int
+    peer: str
+    deliveries: Mapping[str, str]
+
+
+class Queue:
+    """The queue of one node. Safe to share between threads; a second process may list and change it as well."""
+
+    def __init__(
+        self, folder: Path, model: str, limits: Limits | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        """Open the queue, or begin one.
+
+        Args:
+            folder: for films, results and the database; only its owner may read it.
+            model: hash of all that an answer depends on but for the film.
+            limits: of disk and tries.
+            clock: seconds since 1970.
+
+        Raises: OutputUnwritable, where the folder cannot be written or holds something else.
+        """
+        self.folder = folder
+        self.model = model
+        self.limits = limits or Limits()
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._taken: set[int] = set()
+        try:
+            for part in (self.films, self.results):
+                part.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
+            self._database = sqlite3.connect(folder / "queue.sqlite", timeout=30.0, check_same_thread=False)
+            for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
+                self._database.execute(f"PRAGMA {setting}")
+            version = self._database.execute("PRAGMA user_version").fetchone()[0]
+            if version not in {0, QUEUE_VERSION}:
+                raise OutputUnwritable(f"{folder}: a queue of version {version}; this program has {QUEUE_VERSION}")
+            self._database.execute(f"PRAGMA user_version={QUEUE_VERSION}")
+            self._database.executescript(_TABLES)
+            self._salt = self._site_salt()
+        except (OSError, sqlite3.Error) as error:
+            raise OutputUnwritable(f"{folder}: cannot be used as a queue ({error}). Give another folder") from error
+        self._bytes = self._bytes_on_disk()
+
+    @property
+    def films(self) -> Path:
+        """The folder of the films that wait."""
+        return self.folder / "films"
+
+    @property
+    def results(self) -> Path:
+        """The folder of the results that wait."""
+        return self.folder / "results"
+
+    def close(self) -> None:
+        """Close the database; what waits, waits."""
+        with self._lock:
+            self._database.close()
+
+    def hashed(self, value: str) -> str:
+        """Hash an identifier with this site's salt: the only form in which logs and the database hold it."""
+        return hashlib.blake2b(value.encode(), key=self._salt, digest_size=HASH_LENGTH // 2).hexdigest()
+
+    # ------------------------------------------------------------------ films come
+
+    def take(self, data: bytes, sop_instance: str, peer: str, order: Order) -> bool:
+        """Write a film to the disk; on return it survives a power cut.
+
+        Args:
+            data: the DICOM file.
+            sop_instance: its SOP Instance UID.
+            peer: AE title of the sender.
+            order: what is to be done with it.
+
+        Returns: False where this film waits already, or was answered by this model before.
+        Raises: OutOfRoom, where nothing was kept.
+        """
+        key = self.hashed(f"{sop_instance}\n{self.model}")
+        with self._lock:
+            if self._one("SELECT 1 FROM film WHERE key = ?", key):
+                return False
+        self.check_room(len(data))
+        try:
+            write_durably(self.films / f"{key}.dcm", data)
+            now = self._clock()
+            with self._changing() as database:
+                cursor = database.execute(
+                    "INSERT OR IGNORE INTO film VALUES (NULL, ?, ?, ?, '', ?, ?, 0, 0, ?, ?, ?)",
+                    (key, self.model, WAITING, now, now, len(data), peer, json.dumps(_plain(order))),
+                )
+        except (OSError, sqlite3.Error) as error:
+            raise OutOfRoom(f"{self.folder}: the film could not be kept ({error})") from error
+        with self._lock:
+            self._bytes += len(data)
+        return bool(cursor.rowcount)
+
+    def check_room(self, size: int) -> None:
+        """Check that so many bytes may be kept. Raises: OutOfRoom, with the limit that forbids it."""
+        if self._bytes + size > self.limits.queue * MEBIBYTE:
+            raise OutOfRoom(f"{self.folder}: more than limits.queue, {self.limits.queue:,} MiB, would wait here")
+        free = shutil.disk_usage(self.folder).free
+        if free - size < self.limits.free * MEBIBYTE:
+            raise OutOfRoom(f"{self.folder}: less than limits.free, {self.limits.free:,} MiB, is left on the disk")
+
+    # ------------------------------------------------------------------ films are judged
+
+    def next_film(self) -> QueuedFilm | None:
+        """Take the film that waits longest; nobody else in this process gets it until it is answered or put back."""
+        with self._lock:
+            rows = self._database.execute(
+                "SELECT id, key, received, tries, order_json FROM film "
+                "WHERE state = ? AND model = ? AND next_try <= ? ORDER BY id LIMIT ?",
+                (WAITING, self.model, self._clock(), len(self._taken) + 1),
+            ).fetchall()
+            row = next((row for row in rows if row[0] not in self._taken), None)
+            if row is None:
+                return None
+            self._taken.add(row[0])
+        raw = json.loads(row[4])
+        order = Order(raw["rule"], tuple(raw["send_to"]), raw["secondary_capture"])
+        return QueuedFilm(row[0], row[1], self.films / f"{row[1]}.dcm", row[2], row[3], order)
+
+    def answer(self, film: QueuedFilm, results: Sequence[Result]) -> None:
+        """Keep the results of a film, one delivery for each destination. Raises: OutOfRoom, and the film waits on."""
+        try:
+            for result in results:
+                write_durably(self._result_path(film.id, result.kind), result.data)
+            now = self._clock()
+            with self._changing() as database:
+                database.execute("UPDATE film SET state = ?, changed = ? WHERE id = ?", (ANSWERED, now, film.id))
+                database.executemany(
+                    "INSERT OR IGNORE INTO delivery VALUES (NULL, ?, ?, ?, ?, ?, ?, '', 0, 0, '', ?)",
+                    [
+                        (film.id, destination, result.kind, result.sop_class, result.sop_instance, WAITING, now)
+                        for destination in film.order.send_to
+                        for result in results
+                    ],
+                )
+        except (OSError, sqlite3.Error) as error:
+            self.put_back(film, self._pause(film.tries))
+            raise OutOfRoom(f"{self.folder}: a result could not be kept ({error})") from error
+        with self._lock:
+            self._bytes += sum(len(result.data) for result in results)
+        self._release(film)
+
+    def put_back(self, film: QueuedFilm, pause: float = 0.0) -> None:
+        """Let a film wait on, at least ``pause`` seconds."""
+        with contextlib.suppress(sqlite3.Error), self._changing() as database:
+            database.execute(
+                "UPDATE film SET tries = tries + 1, next_try = ? WHERE id = ?", (self._clock() + pause, film.id)
+            )
+        self._release(film)
+
+    def bury(self, film: QueuedFilm, reason: str) -> None:
+        """Make a dead letter of a film that cannot be answered at all."""
+        with self._changing() as database:
+            database.execute(
+                "UPDATE film SET state = ?, reason = ?, changed = ? WHERE id = ?",
+                (DEAD, reason, self._clock(), film.id),
+            )
+        self._release(film)
+
+    def _release(self, film: QueuedFilm) -> None:
+        with self._lock:
+            self._taken.discard(film.id)
+
+    # ------------------------------------------------------------------ results go
+
+    def deliveries(self, destination: str, state: str = WAITING, limit: int = 50) -> tuple[Delivery, ...]:
+        """List what waits for a destination and is due, the oldest first."""
+        with self._lock:
+            rows = self._database.execute(
+                "SELECT d.id, d.film, f.key, d.destination, d.kind, d.sop_class, d.sop_instance, d.tries, f.received "
+                "FROM delivery d JOIN film f ON f.id = d.film "
+                "WHERE d.state = ? AND d.destination = ? AND d.next_try <= ? ORDER BY d.id LIMIT ?",
+                (state, destination, self._clock(), limit),
+            ).fetchall()
+        return tuple(map(self._delivery, rows))
+
+    def delivered(self, deliveries: Sequence[Delivery], *, commitment: bool) -> None:
+        """Note what a destination accepted; where no ``commitment`` follows, files that nobody waits for go."""
+        self._set(deliveries, SENT if commitment else DONE)
+
+    def asked(self, deliveries: Sequence[Delivery], transaction: str, wait: float) -> None:
+        """Note that storage commitment was asked for; it is asked for again after ``wait`` seconds of silence."""
+        now = self._clock()
+        with self._changing() as database:
+            database.executemany(
+                "UPDATE delivery SET state = ?, asked = ?, next_try = ?, changed = ?, tries = tries + 1 WHERE id = ?",
+                [(ASKED, transaction, now + wait, now, delivery.id) for delivery in deliveries],
+            )
+
+    def committed(self, transaction: str, stored: Sequence[str], failed: Sequence[str]) -> int:
+        """Note the answer to a request for storage commitment; what was not stored is sent again.
+
+        Args:
+            transaction: UID of the request.
+            stored, failed: SOP Instance UIDs of our results.
+
+        Returns: how many results of that request were known here.
+        """
+        with self._lock:
+            rows = self._database.execute(
+                "SELECT d.id, d.film, f.key, d.destination, d.kind, d.sop_class, d.sop_instance, d.tries, f.received "
+                "FROM delivery d JOIN film f ON f.id = d.film WHERE d.asked = ? AND d.state = ?",
+                (transaction, ASKED),
+            ).fetchall()
+        known = list(map(self._delivery, rows))
+        self._set([one for one in known if one.sop_instance in stored], DONE)
+        for lost in (one for one in known if one.sop_instance in failed):
+            self.refused(lost, "the destination could not commit to its storage")
+        return len(known)
+
+    def refused(self, delivery: Delivery, reason: str) -> None:
+        """Note that a destination refused a result: it waits longer each time, and is a dead letter in the end."""
+        now = self._clock()
+        tired = delivery.tries + 1 >= self.limits.tries
+        old = now - delivery.received > self.limits.give_up_hours * 3600
+        with self._changing() as database:
+            database.execute(
+                "UPDATE delivery SET state = ?, reason = ?, tries = tries + 1, next_try = ?, changed = ? WHERE id = ?",
+                (DEAD if tired or old else WAITING, reason, now + self._pause(delivery.tries), now, delivery.id),
+            )
+            self._conclude(database, delivery.film, now)
+
+    def unreachable(self, destination: str, reason: str) -> None:
+        """Note that a destination did not answer: its results keep their tries, the too old become dead letters."""
+        now = self._clock()
+        with self._changing() as database:
+            films = database.execute(
+                "UPDATE delivery SET state = ?, reason = ?, changed = ? WHERE state = ? AND destination = ? "
+                "AND film IN (SELECT id FROM film WHERE received < ?) RETURNING film",
+                (DEAD, reason, now, WAITING, destination, now - self.limits.give_up_hours * 3600),
+            ).fetchall()
+            for (film,) in set(films):
+                self._conclude(database, film, now)
+
+    def _pause(self, tries: int) -> float:
+        return float(min(self.limits.longest_pause, self.limits.first_pause * 2.0 ** min(tries, 32)))
+
+    def _set(self, deliveries: Sequence[Delivery], state: str) -> None:
+        now = self._clock()
+        with self._changing() as database:
+            for delivery in deliveries:
+                database.execute(
+                    "UPDATE delivery SET state = ?, reason = '', tries = 0, next_try = 0, changed = ? WHERE id = ?",
+                    (state, now, delivery.id),
+                )
+            finished = [
+                film
+                for film in {delivery.film for delivery in deliveries}
+                if self._conclude(database, film, now) == DONE
+            ]
+        for film in finished:
+            self._forget_files(film)
+
+    def _conclude(self, database: sqlite3.Connection, film: int, now: float) -> str:
+        """Give a film the state that follows from its deliveries."""
+        states = {state for (state,) in database.execute("SELECT DISTINCT state FROM delivery WHERE film = ?", (film,))}
+        state = DONE if states <= {DONE} else DEAD if states <= {DONE, DEAD} else ANSWERED
+        database.execute("UPDATE film SET state = ?, changed = ? WHERE id = ?", (state, now, film))
+        if state == DONE:  # by then the UIDs of the results are needed no more
+            database.execute("UPDATE delivery SET sop_instance = '' WHERE film = ?", (film,))
+        return state
+
+    def _forget_files(self, film: int) -> None:
+        row = self._one("SELECT key FROM film WHERE id = ?", film)
+        paths = list(self.results.glob(f"{film}-*.dcm"))
+        if row is not None:
+            paths.append(self.films / f"{row[0]}.dcm")
+        for path in paths:
+            with self._lock:
+                with contextlib.suppress(OSError):
+                    self._bytes -= path.stat().st_size
+                path.unlink(missing_ok=True)
+
+    # ------------------------------------------------------------------ people look
+
+    def entries(self, state: str | None = None, limit: int = 1000) -> tuple[Entry, ...]:
+        """List films, the oldest first; those that are done only where they are asked for."""
+        where, value = ("state = ?", state) if state else ("state <> ?", DONE)
+        with self._lock:
+            rows = self._database.execute(
+                f"SELECT id, key, state, reason, received, tries, bytes, peer FROM film WHERE {where} "  # noqa: S608
+                "ORDER BY id LIMIT ?",
+                (value, limit),
+            ).fetchall()
+            sent = [
+                self._database.execute(
+                    "SELECT destination, kind, state, reason FROM delivery WHERE film = ? ORDER BY id", (row[0],)
+                ).fetchall()
+                for row in rows
+            ]
+        return tuple(
+            Entry(
+                **dict(zip(_ENTRY, row, strict=True)),
+                deliveries={f"{to}/{kind}": f"{now}: {why}" if why else now for to, kind, now, why in parts},
+            )
+            for row, parts in zip(rows, sent, strict=True)
+        )
+
+    def retry(self, film: int | None = None) -> int:
+        """Let a dead letter try again, or all of them; how many there were."""
+        with self._changing() as database:
+            dead = "state = ?" + ("" if film is None else " AND id = ?")
+            given = (DEAD,) if film is None else (DEAD, film)
+            films = [row[0] for row in database.execute(f"SELECT id FROM film WHERE {dead}", given)]  # noqa: S608
+            for one in films:
+                known = database.execute("SELECT COUNT(*) FROM delivery WHERE film = ?", (one,)).fetchone()[0]
+                database.execute(
+                    "UPDATE film SET state = ?, reason = '', tries = 0, next_try = 0, received = ? WHERE id = ?",
+                    (ANSWERED if known else WAITING, self._clock(), one),
+                )
+                database.execute(
+                    "UPDATE delivery SET state = ?, tries = 0, next_try = 0 WHERE film = ? AND state = ?",
+                    (WAITING, one, DEAD),
+                )
+        if film is not None and not films:
+            raise SourceInvalid(f'there is no dead letter {film}; "chestxray dicom queue ls" lists them')
+        return len(films)
+
+    def drop(self, film: int) -> None:
+        """Forget a film with all its files, whatever its state; sent again, it is a new one. Raises: SourceInvalid."""
+        self._forget_files(film)
+        with self._changing() as database:
+            if not database.execute("DELETE FROM film WHERE id = ?", (film,)).rowcount:
+                raise SourceInvalid(f'there is no film {film} in the queue; "chestxray dicom queue ls" lists them')
+
+    def counts(self) -> dict[str, int]:
+        """Count films by state; every state has an entry."""
+        with self._lock:
+            found = dict(self._database.execute("SELECT state, COUNT(*) FROM film GROUP BY state").fetchall())
+        return {state: int(found.get(state, 0)) for state in (WAITING, ANSWERED, DONE, DEAD)}
+
+    def oldest(self) -> float:
+        """Age of the oldest film that is not done and not dead, in seconds; 0 where there is none."""
+        row = self._one("SELECT MIN(received) FROM film WHERE state IN (?, ?)", WAITING, ANSWERED)
+        return 0.0 if row is None or row[0] is None else max(0.0, self._clock() - row[0])
+
+    def sweep(self) -> int:
+        """Delete dead letters that are too old, films of an earlier model's queue included, and files without a row.
+
+        Returns: how many films were forgotten.
+        """
+        dead = self._clock() - self.limits.dead_days * 86400
+        with self._lock:
+            old = self._database.execute("SELECT id FROM film WHERE state = ? AND changed < ?", (DEAD, dead)).fetchall()
+        for (film,) in old:
+            self.drop(film)
+        with self._lock:  # no film is taken meanwhile, so what has no row is what a kill left
+            for path in [*self.films.iterdir(), *self.results.iterdir()]:
+                if not self._is_awaited(path):
+                    path.unlink(missing_ok=True)
+            self._bytes = self._bytes_on_disk()
+        return len(old)
+
+    def adopt(self) -> int:
+        """Let this model answer what an earlier one left waiting; how many films that were."""
+        with self._changing() as database:
+            found = database.execute(
+                "UPDATE film SET model = ? WHERE state = ? AND model <> ?", (self.model, WAITING, self.model)
+            )
+        return found.rowcount
+
+    def _is_awaited(self, path: Path) -> bool:
+        if path.parent == self.films:
+            fresh = path.suffix == ".part" or time.time() - path.stat().st_mtime < BEING_TAKEN_S
+            return bool(self._one("SELECT 1 FROM film WHERE key = ? AND state <> ?", path.stem, DONE)) or fresh
+        film = path.stem.partition("-")[0]
+        return film.isdigit() and bool(self._one("SELECT 1 FROM film WHERE id = ? AND state <> ?", int(film), DONE))
+
+    # ------------------------------------------------------------------ within
+
+    def _delivery(self, row: Sequence[Any]) -> Delivery:
+        film, kind = row[1], row[4]
+        return Delivery(**dict(zip(_DELIVERY, row, strict=True)), path=self._result_path(film, kind))
+
+    def _result_path(self, film: int, kind: str) -> Path:
+        return self.results / f"{film}-{kind}.dcm"
+
+    def _bytes_on_disk(self) -> int:
+        return sum(path.stat().st_size for part in (self.films, self.results) for path in part.iterdir())
+
+    def _one(self, query: str, *values: Any) -> Any:
+        with self._lock:
+            return self._database.execute(query, values).fetchone()
+
+    @contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._database:
+            yield self._database
+
+    def _site_salt(self) -> bytes:
+        """The salt that this queue's hashes are made with: drawn once, kept where only the owner reads."""
+        with self._changing() as database:
+            database.execute("INSERT OR IGNORE INTO note VALUES ('salt', ?)", (secrets.token_hex(32),))
+            return bytes.fromhex(database.execute("SELECT value FROM note WHERE name = 'salt'").fetchone()[0])
+
+
+def _plain(order: Order) -> dict[str, Any]:
+    return {"rule": order.rule, "send_to": order.send_to, "secondary_capture": order.secondary_capture}
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, and its name into the folder, so that both survive a power cut."""
+    beside = path.with_name(f"{path.stem}.{threading.get_ident()}.part")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,343 @@
+"""The DICOM door: C-ECHO, C-STORE and the reports of storage commitment, each within limits.
+
+pynetdicom speaks the protocol. What it believes of a peer is bounded here: the length of a PDU, of a message and of
+an association, how many there are at once, and how long a TLS handshake may take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final
+
+from pynetdicom import _config as pynetdicom_config
+from pynetdicom import evt
+from pynetdicom.ae import ApplicationEntity
+from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
+
+from chestxray.dicom.queue import OutOfRoom
+from chestxray.dicom.settings import MEBIBYTE, NodeSettings, Tls
+from chestxray.errors import FilmTooLarge, SettingsInvalid, UnreadableFilm, UnsupportedFormat, UsageError
+from chestxray.images.dicom_elements import SYNTAXES
+from chestxray.version import __version__
+
+VERIFICATION: Final = "1.2.840.10008.1.1"
+STORAGE_COMMITMENT: Final = "1.2.840.10008.1.20.1"
+COMMITMENT_INSTANCE: Final = "1.2.840.10008.1.20.1.1"
+
+# What is taken. Films "for processing" are not: what a radiologist would see of them is not in the file.
+FILM_CLASSES: Final[Mapping[str, str]] = {
+    "1.2.840.10008.5.1.4.1.1.1": "Computed Radiography Image Storage",
+    "1.2.840.10008.5.1.4.1.1.1.1": "Digital X-Ray Image Storage - For Presentation",
+    "1.2.840.10008.5.1.4.1.1.7": "Secondary Capture Image Storage",
+}
+
+# The answers to C-STORE (PS3.4 table B.2-1, PS3.7 annex C), by what went wrong.
+STATUSES: Final[tuple[tuple[type[Exception], int, str], ...]] = (
+    (OutOfRoom, 0xA700, "out of resources: the queue or the disk is full; send again later"),
+    (FilmTooLarge, 0xA702, "out of resources: the film is larger than limits.film"),
+    (UnsupportedFormat, 0xA900, "the data set does not match its SOP class"),
+    (UnreadableFilm, 0xC000, "the header cannot be read, or names no study, series or instance"),
+)
+SUCCESS: Final = 0x0000
+TOO_MANY: Final = 0xA701  # more films than limits.films on one association
+NOT_AUTHORISED: Final = 0x0124
+FAILED: Final = 0xC211
+
+MAX_PDU: Final = 131_072  # bytes that we ask for; larger ones would be fewer, and take longer to give up
+LONGEST_PDU: Final = MEBIBYTE  # bytes that are read at all: of a request with every context there is
+READ_AT_ONCE: Final = 65_536  # bytes
+HANDSHAKE_S: Final = 10.0
+WATCHED_EVERY_S: Final = 0.5
+IMPLEMENTATION: Final = "2.25.330104712947146553127543853302843210497"
+
+Intake = Callable[[bytes, str], object]
+Commitment = Callable[[str, list[str], list[str]], object]
+
+log: Final = logging.getLogger("chestxray.dicom")
+
+
+class Receiver:
+    """The listening side of a node's DICOM door.
+
+    Attributes:
+        reports: of storage commitment that arrived.
+    """
+
+    def __init__(self, settings: NodeSettings, take: Intake, commit: Commitment) -> None:
+        """Prepare; nothing listens yet.
+
+        Args:
+            settings: of the node.
+            take: keeps a film, given its file's bytes and the sender's AE title; what it raises becomes a status.
+            commit: told the answers to requests for storage commitment: transaction, stored, failed.
+        """
+        self.settings = settings
+        self._take = take
+        self._commit = commit
+        self.reports = 0
+        self._server: ThreadedAssociationServer | None = None
+        self._watch = threading.Thread(target=self._cut_the_overdue, name="association-watch", daemon=True)
+        self._stopped = threading.Event()
+        self._open: dict[int, _Watched] = {}
+
+    def start(self) -> int:
+        """Listen; gives the port. Raises: UsageError, where the address cannot be had; SettingsInvalid (TLS)."""
+        silence_libraries()
+        entity = ApplicationEntity(self.settings.ae_title)
+        limits = self.settings.limits
+        entity.maximum_associations = limits.associations
+        entity.maximum_pdu_size = MAX_PDU
+        entity.network_timeout = entity.acse_timeout = entity.dimse_timeout = limits.idle_seconds
+        entity.require_called_aet = True
+        entity.require_calling_aet = sorted({peer.ae_title for peer in self.settings.peers})
+        entity.implementation_class_uid = IMPLEMENTATION
+        entity.implementation_version_name = f"CHESTXRAY_{__version__}"[:16]
+        entity.add_supported_context(VERIFICATION)
+        for sop_class in FILM_CLASSES:
+            entity.add_supported_context(sop_class, list(SYNTAXES))
+        entity.add_supported_context(STORAGE_COMMITMENT, scu_role=True, scp_role=True)
+        context = server_context(self.settings.tls) if self.settings.tls else None
+        handlers: list[Any] = [
+            (evt.EVT_CONN_OPEN, self._opened),
+            (evt.EVT_CONN_CLOSE, self._closed),
+            (evt.EVT_PDU_RECV, self._read),
+            (evt.EVT_DIMSE_RECV, self._complete),
+            (evt.EVT_C_ECHO, self._echo),
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_N_EVENT_REPORT, partial(on_commitment, self._reported)),
+        ]
+        try:
+            server = entity.make_server(
+                (self.settings.host, self.settings.port),
+                ssl_context=context,
+                evt_handlers=handlers,
+                server_class=_Server,
+            )
+        except (OSError, OverflowError) as error:
+            raise UsageError(
+                f"{self.settings.host}, port {self.settings.port}: cannot be listened on ({error}). Give another port"
+            ) from error
+        entity._servers.append(server)  # noqa: SLF001 - as AE.start_server does
+        self._server = server
+        threading.Thread(target=server.serve_forever, args=(0.1,), name="dicom-door", daemon=True).start()
+        self._watch.start()
+        return int(server.server_address[1])
+
+    def stop(self) -> None:
+        """Close the door and every association."""
+        self._stopped.set()
+        if self._server is not None:
+            for watched in list(self._open.values()):
+                watched.cut()
+            with contextlib.suppress(ValueError):
+                self._server.shutdown()
+            self._watch.join()
+
+    @property
+    def associations(self) -> int:
+        """How many connections are open."""
+        return len(self._open)
+
+    # ------------------------------------------------------------------ what happens on an association
+
+    def _opened(self, event: Any) -> None:
+        self._open[id(event.assoc)] = _Watched(event.assoc, time.monotonic())
+
+    def _closed(self, event: Any) -> None:
+        self._open.pop(id(event.assoc), None)
+
+    def _read(self, event: Any) -> None:
+        """Count the bytes of the message that is arriving; one that is too long ends the association."""
+        watched = self._open.get(id(event.assoc))
+        if watched is not None:
+            watched.bytes += getattr(event.pdu, "pdu_length", 0)
+            if watched.bytes > (self.settings.limits.film + 1) * MEBIBYTE:
+                log.warning("association cut: a film is larger than limits.film")
+                watched.cut()
+
+    def _complete(self, event: Any) -> None:
+        if watched := self._open.get(id(event.assoc)):
+            watched.bytes = 0
+
+    def _is_known(self, event: Any) -> bool:
+        """Whether the peer calls from where it may; that its AE title is known was found before."""
+        address, title = event.assoc.requestor.address, event.assoc.requestor.ae_title.strip()
+        known = [peer for peer in self.settings.peers if peer.ae_title == title]
+        return not known or any(not peer.addresses or address in peer.addresses for peer in known)
+
+    def _echo(self, event: Any) -> int:
+        return SUCCESS if self._is_known(event) else NOT_AUTHORISED
+
+    def _store(self, event: Any) -> int:
+        watched = self._open.get(id(event.assoc))
+        if not self._is_known(event):
+            return NOT_AUTHORISED
+        if watched is not None:
+            watched.films += 1
+            if watched.films > self.settings.limits.films:
+                return TOO_MANY
+        try:
+            self._take(event.encoded_dataset(), event.assoc.requestor.ae_title.strip())
+        except Exception as error:  # noqa: BLE001 - whatever it was, the sender must not hear "success"
+            status = next((code for kind, code, _ in STATUSES if isinstance(error, kind)), FAILED)
+            log.warning("film refused", extra={"status": f"0x{status:04X}", "fault": type(error).__name__})
+            return status
+        return SUCCESS
+
+    def _reported(self, transaction: str, stored: list[str], failed: list[str]) -> None:
+        self._commit(transaction, stored, failed)
+        self.reports += 1
+
+    def _cut_the_overdue(self) -> None:
+        while not self._stopped.wait(WATCHED_EVERY_S):
+            now = time.monotonic()
+            for watched in list(self._open.values()):
+                if now - watched.began > self.settings.limits.association_seconds:
+                    log.warning("association cut: longer than limits.association_seconds")
+                    watched.cut()
+
+
+class _Watched:
+    """An open connection: since when, and what it has sent."""
+
+    def __init__(self, association: Any, began: float) -> None:
+        self.association = association
+        self.began = began
+        self.bytes = 0
+        self.films = 0
+
+    def cut(self) -> None:
+        """Close the connection under the association; whoever reads from it notices."""
+        with contextlib.suppress(OSError, AttributeError):
+            self.association.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+
+
+class _Handler(RequestHandler):
+    """A connection whose PDUs have a longest length: the library would read up to 4 GiB that a header claims."""
+
+    def handle(self) -> None:
+        association = self._create_association()
+        association.dul.socket.recv = partial(_read_bounded, association.dul.socket)  # type: ignore[method-assign,union-attr]
+        evt.trigger(association, evt.EVT_CONN_OPEN, {"address": self.client_address})
+        association.start()
+
+
+def _read_bounded(connection: Any, wanted: int) -> bytearray:
+    """Read so many bytes, or fewer where the connection ends. Raises: OSError."""
+    if wanted > LONGEST_PDU:
+        raise OSError("a PDU of more bytes than any that was agreed on")
+    read = bytearray()
+    while len(read) < wanted:
+        piece = connection.socket.recv(min(READ_AT_ONCE, wanted - len(read)))
+        if not piece:
+            break
+        read += piece
+    return read
+
+
+class _Server(ThreadedAssociationServer):
+    """Bounds the connections before any of them has said a word."""
+
+    daemon_threads = True
+    request_queue_size = 128  # connections that the system accepts for us; with the library's 5, callers wait seconds
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "request_handler": _Handler})
+        self._greeting = 0
+        self._counting = threading.Lock()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept without a word: the TLS handshake belongs to the connection's own thread, not to this one."""
+        connection, address = self.socket.accept()  # type: ignore[union-attr]
+        connection.settimeout(self.ae.network_timeout)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection, address
+
+    def verify_request(self, _request: Any, _address: Any) -> bool:
+        """Turn away who comes when twice the allowed number is here: the first half is told why, politely."""
+        with self._counting:
+            here = self._greeting + len(self.active_associations)
+            if here >= 2 * self.ae.maximum_associations:
+                return False
+            self._greeting += 1
+            return True
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Shake hands where there is TLS, then hand over to the association's thread."""
+        try:
+            if self.ssl_context is not None:
+                request.settimeout(HANDSHAKE_S)
+                request = self.ssl_context.wrap_socket(request, server_side=True)
+                request.settimeout(self.ae.network_timeout)
+            self.finish_request(request, client_address)
+        except (OSError, ValueError) as error:
+            log.info("connection refused", extra={"fault": type(error).__name__})
+            self.shutdown_request(request)
+        finally:
+            with self._counting:
+                self._greeting -= 1
+
+
+def on_commitment(commit: Commitment, event: Any) -> tuple[int, None]:
+    """Hand on a report of storage commitment (PS3.4 annex J.3.3)."""
+    information = event.event_information
+    commit(
+        str(information.get("TransactionUID", "")),
+        [str(item.ReferencedSOPInstanceUID) for item in information.get("ReferencedSOPSequence") or ()],
+        [str(item.ReferencedSOPInstanceUID) for item in information.get("FailedSOPSequence") or ()],
+    )
+    return SUCCESS, None
+
+
+def server_context(tls: Tls) -> ssl.SSLContext:
+    """Build what a TLS server needs: 1.2 or newer, ciphers with forward secrecy (PS3.15 B.9, BCP 195).
+
+    Raises: SettingsInvalid, where a certificate cannot be read.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _load(context, tls)
+    if tls.client_authority is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        _trust(context, tls.client_authority)
+    return context
+
+
+def client_context(tls: Tls | None, authority: Any) -> ssl.SSLContext:
+    """Build what a TLS client needs, with our certificate where there is one. Raises: SettingsInvalid."""
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
+    if tls is not None:
+        _load(context, tls)
+    if authority is not None:
+        _trust(context, authority)
+    return context
+
+
+def _load(context: ssl.SSLContext, tls: Tls) -> None:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
+    try:
+        context.load_cert_chain(tls.certificate, tls.key)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsInvalid(f"tls: {tls.certificate} and {tls.key}: no certificate with its key ({error})") from error
+
+
+def _trust(context: ssl.SSLContext, authority: Any) -> None:
+    try:
+        context.load_verify_locations(authority)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsInvalid(f"tls: {authority}: no certificate of an authority ({error})") from error
+
+
+def silence_libraries() -> None:
+    """Keep names and numbers out of logs: the libraries would print headers; we print our own words."""
+    pynetdicom_config.LOG_HANDLER_LEVEL = "none"
+    for name in ("pynetdicom", "pydicom", "dicomweb_client", "highdicom"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+        logging.getLogger(name).propagate = False

@@ -1,0 +1,417 @@
+"""A prediction as DICOM: a Structured Report, and a picture with the heat map; same study as the film, new series.
+
+What names the patient and the study is carried over as the bytes that stand in the film, character set and all. It is
+never decoded, so no name can be damaged on the way; everything that we write ourselves is ASCII, which every character
+set of DICOM contains.
+
+Sources: DICOM PS3.16 TID 1500 (Measurement Report), TID 1501 (its comments: CP-1779), TID 4019 (Algorithm
+Identification); PS3.5 annex B.2 (UIDs derived from UUIDs).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import struct
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from chestxray.dicom.queue import Result
+from chestxray.dicom.rules import MANUFACTURER, SOFTWARE, FilmFacts
+from chestxray.images.dicom_elements import Encoding, elements, open_data_set
+from chestxray.inference.heatmap import blend
+from chestxray.schema import NOTICE, Prediction
+
+if TYPE_CHECKING:
+    from highdicom.sr import CodedConcept, EnhancedSR, MeasurementReport, MeasurementsAndQualitativeEvaluations
+    from pydicom import Dataset
+
+ENHANCED_SR: Final = "1.2.840.10008.5.1.4.1.1.88.22"
+SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"
+EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
+
+REPORT: Final = "sr"
+PICTURE: Final = "sc"
+
+# What each kind of result is, for the sender and the conformance statement: SOP class, series number, description.
+KINDS: Final[Mapping[str, tuple[str, int, str]]] = {
+    REPORT: (ENHANCED_SR, 9701, "Pneumonia classification - research use only"),
+    PICTURE: (SECONDARY_CAPTURE, 9702, "Pneumonia heat map - research use only"),
+}
+
+SCHEME: Final = "99CHESTXRAY"  # designator of the codes that no standard has
+REPORTED: Final = ("399208008", "SCT", "Plain chest X-ray")
+PNEUMONIA: Final = ("233604007", "SCT", "Pneumonia")
+LUNG: Final = ("39607008", "SCT", "Lung")
+PRESENT: Final = ("52101004", "SCT", "Present")
+ABSENT: Final = ("2667000", "SCT", "Absent")
+CERTAINTY: Final = ("111012", "DCM", "Certainty of Finding")  # here: the calibrated probability
+PERCENT: Final = ("%", "UCUM", "Percent")
+COMMENT: Final = ("121106", "DCM", "Comment")
+THRESHOLD: Final = ("threshold", SCHEME, "Threshold of the operating point")
+GATE: Final = ("gate", SCHEME, "Whether the model may classify the film")
+ACCEPTED: Final = ("accepted", SCHEME, "Accepted")
+REFUSED: Final = ("refused", SCHEME, "Refused")
+
+# Of the patient and the study, text elements that go over as they are (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2).
+IDENTITY: Final = frozenset(
+    {
+        0x00080005, 0x00080020, 0x00080030, 0x00080050, 0x00080090, 0x00080201,  # charset, study, accession, physician
+        0x00081030,  # study description
+        0x00100010, 0x00100020, 0x00100021, 0x00100022, 0x00100030, 0x00100040,  # name, numbers, birth, sex
+        0x00101000, 0x00101010,  # other numbers, age
+        0x0020000D, 0x00200010,  # study
+    }
+)  # fmt: skip
+_LAST: Final = max(IDENTITY)
+_TYPE_2: Final = frozenset(
+    {0x00080020, 0x00080030, 0x00080050, 0x00080090, 0x00100010, 0x00100020, 0x00100030, 0x00100040, 0x00200010}
+)
+_SEQUENCE: Final = b"SQ"
+_LONG_VR: Final = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
+_ITSELF: Final = uuid.UUID("0f4cb6d2-5f5e-5a07-9a43-5d6e9a0f2a11")  # the name space of our UIDs
+
+STRIP: Final = 22  # pixels of height of a line of the notice
+MIN_WIDTH: Final = 256  # pixels of a picture, so that the notice can be read
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is to be said of a film.
+
+    Attributes:
+        facts: of the film's header.
+        prediction: None where the film could not be read.
+        reason: why there is no prediction.
+        bundle: name of the bundle, SHA-256 of its graph, SHA-256 of its description.
+        received: when the film came: it dates the results, so that they are made byte for byte again.
+    """
+
+    facts: FilmFacts
+    prediction: Prediction | None
+    reason: str
+    bundle: tuple[str, str, str]
+    received: datetime
+
+
+def derived_uid(*parts: str) -> str:
+    """Derive a UID from texts: the same texts give the same UID, on every machine."""
+    return f"2.25.{uuid.uuid5(_ITSELF, chr(10).join(parts)).int}"
+
+
+def results_of(data: bytes, answer: Answer, *, secondary_capture: bool = True) -> tuple[Result, ...]:
+    """Make the objects that answer a film.
+
+    Args:
+        data: the film, as it came.
+        answer: what is to be said.
+        secondary_capture: whether to make the picture; a refused film has none.
+
+    Returns: the report, and the picture.
+    Raises: FilmError, where the film's header is damaged.
+    """
+    identity = identity_of(data)
+    results = [_encoded(_dated(_report(answer), answer), identity, REPORT)]
+    prediction = answer.prediction
+    if secondary_capture and prediction is not None and prediction.heatmap:
+        blended = blend(data, "film", base64.b64decode(prediction.heatmap))
+        picture = _dated(_picture(blended, prediction, answer), answer)
+        results.append(_encoded(picture, identity, PICTURE))
+    return tuple(results)
+
+
+# --------------------------------------------------------------------------- the patient, untouched
+
+
+def identity_of(data: bytes) -> dict[int, bytes]:
+    """Find the elements that name the patient and the study: encoded anew as explicit little endian, values untouched.
+
+    Args:
+        data: a DICOM file.
+
+    Returns: by tag; the values are text in the film's own character set. Raises: FilmError.
+    """
+    data_set = open_data_set(data, "film")
+    found = {}
+    for element in elements(data_set.data, data_set.start, data_set.encoding, "film"):
+        if element.tag > _LAST:  # what follows may be cut off
+            break
+        if element.tag in IDENTITY and element.vr != _SEQUENCE:
+            value = data_set.data[element.value : element.end]
+            found[element.tag] = _element(element.tag, _vr(element.tag), value)
+    return found | {tag: _element(tag, _vr(tag), b"") for tag in _TYPE_2 - set(found)}
+
+
+def _vr(tag: int) -> bytes:
+    from pydicom.datadict import dictionary_VR
+
+    return dictionary_VR(tag).encode()
+
+
+def _element(tag: int, vr: bytes, value: bytes) -> bytes:
+    value += b"\0 "[vr != b"UI" :][:1] * (len(value) % 2)
+    return struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, vr, len(value)) + value
+
+
+def _dated(dataset: Dataset, answer: Answer) -> Dataset:
+    """Date what the library dates by its own clock, so that the same answer is the same bytes."""
+    moment = answer.received
+    date, time = f"{moment:%Y%m%d}", f"{moment:%H%M%S}"
+    dataset.InstanceCreationDate, dataset.InstanceCreationTime = date, time
+    if "DateOfSecondaryCapture" in dataset:
+        dataset.DateOfSecondaryCapture, dataset.TimeOfSecondaryCapture = date, time
+    for item in dataset.get("ContributingEquipmentSequence") or ():
+        item.ContributionDateTime = f"{moment:%Y%m%d%H%M%S}"
+    return dataset
+
+
+def _encoded(dataset: Dataset, identity: Mapping[int, bytes], kind: str) -> Result:
+    """Write a data set of ours with the film's identity in place of the one that it was built with."""
+    from pydicom.filewriter import dcmwrite
+
+    out = io.BytesIO()
+    dcmwrite(out, dataset, enforce_file_format=True)
+    written = out.getvalue()
+    data_set = open_data_set(written, kind)
+    pieces = dict(identity)
+    encoding = Encoding(implicit=False, little=True)
+    for element in elements(written, data_set.start, encoding, kind):
+        if element.tag not in IDENTITY:
+            pieces[element.tag] = written[element.start : element.end]
+    body = b"".join(pieces[tag] for tag in sorted(pieces))
+    return Result(kind, str(dataset.SOPClassUID), str(dataset.SOPInstanceUID), written[: data_set.start] + body)
+
+
+# --------------------------------------------------------------------------- the report
+
+
+def _report(answer: Answer) -> EnhancedSR:
+    import highdicom
+    from highdicom.coding_schemes import CodingSchemeIdentificationItem
+
+    sop_class, number, description = KINDS[REPORT]
+    scheme = CodingSchemeIdentificationItem(designator=SCHEME, name="Codes of the chestxray package")
+    report = highdicom.sr.EnhancedSR(
+        evidence=[_stand_in(answer.facts)],
+        content=_content(answer),
+        sop_instance_uid=derived_uid(answer.facts.sop_instance, answer.bundle[2], sop_class),
+        series_instance_uid=derived_uid(answer.facts.study, answer.bundle[2], sop_class),
+        series_number=number,
+        instance_number=_instance_number(answer.facts),
+        series_description=description,
+        manufacturer=MANUFACTURER,
+        is_complete=True,
+        record_evidence=False,  # the one reference is quicker written than found by walking the tree
+        coding_schemes=[scheme],
+        **_equipment(answer),
+    )
+    report.CurrentRequestedProcedureEvidenceSequence = _evidence(answer.facts)
+    return report
+
+
+def _evidence(facts: FilmFacts) -> list[Dataset]:
+    """Name the film as what the report is about (PS3.3 C.17.2.3)."""
+    from pydicom import Dataset
+
+    film, series, study = Dataset(), Dataset(), Dataset()
+    film.ReferencedSOPClassUID, film.ReferencedSOPInstanceUID = facts.sop_class, facts.sop_instance
+    series.ReferencedSOPSequence, series.SeriesInstanceUID = [film], facts.series
+    study.ReferencedSeriesSequence, study.StudyInstanceUID = [series], facts.study
+    return [study]
+
+
+def _instance_number(facts: FilmFacts) -> int:
+    """Number the results of one series apart: from the film's UID, since nobody counts them across restarts."""
+    return 1 + int.from_bytes(hashlib.sha256(facts.sop_instance.encode()).digest()[:3])
+
+
+def _equipment(answer: Answer) -> dict[str, Any]:
+    return {
+        "manufacturer_model_name": _short(answer.bundle[0]),
+        "software_versions": SOFTWARE,
+        "device_serial_number": answer.bundle[1],  # SHA-256, 64 characters: what the element may hold
+        "content_date": answer.received.date(),
+        "content_time": answer.received.time().replace(microsecond=0),
+    }
+
+
+def _content(answer: Answer) -> MeasurementReport:
+    from highdicom import sr
+
+    device = sr.DeviceObserverIdentifyingAttributes(
+        uid=derived_uid("device", answer.bundle[2]),
+        name="chestxray",
+        manufacturer_name=MANUFACTURER,
+        model_name=_short(answer.bundle[0]),
+        serial_number=answer.bundle[1],
+    )
+    observer = sr.ObserverContext(
+        observer_type=_code("121007", "DCM", "Device"), observer_identifying_attributes=device
+    )
+    return sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=observer),
+        procedure_reported=_code(*REPORTED),
+        imaging_measurements=[_group(answer)],
+    )
+
+
+def _group(answer: Answer) -> MeasurementsAndQualitativeEvaluations:
+    """One measurement group: what was found, by what, in which image; the reason where nothing was."""
+    from highdicom import sr
+
+    prediction, facts = answer.prediction, answer.facts
+    accepted = prediction is not None and prediction.gate.accepted
+    said = [sr.QualitativeEvaluation(_code(*GATE), _code(*(ACCEPTED if accepted else REFUSED)))]
+    measured = []
+    if prediction is not None and prediction.probability is not None:
+        present = PRESENT if prediction.label == "pneumonia" else ABSENT
+        said.append(sr.QualitativeEvaluation(_code(*PNEUMONIA), _code(*present)))
+        measured = [_percent(CERTAINTY, prediction.probability), _percent(THRESHOLD, prediction.threshold)]
+    group = sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(
+            uid=derived_uid("finding", facts.sop_instance, answer.bundle[2]), identifier="pneumonia"
+        ),
+        finding_sites=[sr.FindingSite(_code(*LUNG))],
+        algorithm_id=sr.AlgorithmIdentification("chestxray", SOFTWARE, parameters=_parameters(answer)),
+        measurements=measured or None,
+        qualitative_evaluations=said,
+        source_images=[sr.SourceImageForMeasurementGroup(facts.sop_class, facts.sop_instance)],
+    )
+    for text in _comments(answer):
+        group[0].ContentSequence.append(
+            sr.TextContentItem(_code(*COMMENT), text, relationship_type=sr.RelationshipTypeValues.CONTAINS)
+        )
+    return group
+
+
+def _percent(name: tuple[str, str, str], share: float) -> Any:
+    from highdicom import sr
+
+    return sr.Measurement(name=_code(*name), value=round(100.0 * share, 4), unit=_code(*PERCENT))
+
+
+def _parameters(answer: Answer) -> Sequence[str]:
+    model, graph, bundle = answer.bundle
+    said = [f"model: {model}", f"model SHA-256: {graph}", f"bundle SHA-256: {bundle}"]
+    if answer.prediction is not None:
+        said += [
+            f"operating point: {answer.prediction.operating_point}",
+            f"threshold: {answer.prediction.threshold:.6f}",
+        ]
+    return [_ascii(text) for text in said]
+
+
+def _comments(answer: Answer) -> list[str]:
+    prediction = answer.prediction
+    reason = answer.reason if prediction is None else prediction.gate.reason
+    said = [f"Not classified: {reason}"] if reason else []
+    if prediction is not None and prediction.probability is not None:
+        said.append(_sentence(prediction))
+    return [_ascii(text) for text in (*said, NOTICE)]
+
+
+def _sentence(prediction: Prediction) -> str:
+    probability = prediction.probability or 0.0
+    return (
+        f"{prediction.label}: calibrated probability of pneumonia {probability:.1%}, "
+        f"threshold {prediction.threshold:.1%} ({prediction.operating_point})"
+    )
+
+
+def _code(value: str, scheme: str, meaning: str) -> CodedConcept:
+    from highdicom.sr import CodedConcept
+
+    return CodedConcept(value, scheme, meaning)
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "replace").decode()
+
+
+def _short(text: str) -> str:
+    return _ascii(text)[:64]
+
+
+def _stand_in(facts: FilmFacts) -> Dataset:
+    """Stand in for the film where a library wants its header: real UIDs, nobody's name."""
+    from pydicom import Dataset
+
+    dataset = Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = facts.sop_class, facts.sop_instance
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = facts.study, facts.series
+    for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"):
+        setattr(dataset, name, "")
+    for name in ("StudyDate", "StudyTime", "ReferringPhysicianName"):
+        setattr(dataset, name, "")
+    return dataset
+
+
+# --------------------------------------------------------------------------- the picture
+
+
+def _picture(film: Image.Image, prediction: Prediction, answer: Answer) -> Dataset:
+    import highdicom
+    from pydicom import Dataset
+    from pydicom.sequence import Sequence as Items
+
+    facts = answer.facts
+    sop_class, number, description = KINDS[PICTURE]
+    picture = highdicom.sc.SCImage(
+        pixel_array=np.asarray(_with_notice(film, prediction)),
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        study_instance_uid=facts.study,
+        series_instance_uid=derived_uid(facts.study, answer.bundle[2], sop_class),
+        series_number=number,
+        sop_instance_uid=derived_uid(facts.sop_instance, answer.bundle[2], sop_class),
+        instance_number=_instance_number(facts),
+        manufacturer=MANUFACTURER,
+        patient_orientation=("L", "F"),  # wanted here, and emptied below: nobody measured it
+        laterality="L",
+        series_description=description,
+        transfer_syntax_uid=EXPLICIT_LITTLE,
+        **_equipment(answer),
+    )
+    source = Dataset()
+    source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = facts.sop_class, facts.sop_instance
+    picture.SourceImageSequence = Items([source])
+    picture["PatientOrientation"].value = None
+    del picture.Laterality  # of a chest there is one
+    picture.BodyPartExamined = "CHEST"
+    picture.ImageType = ["DERIVED", "SECONDARY"]
+    picture.DerivationDescription = "The film with the evidence for pneumonia drawn over it"
+    picture.BurnedInAnnotation = "YES"
+    picture.ImageComments = _ascii(NOTICE)
+    return picture
+
+
+def _with_notice(film: Image.Image, prediction: Prediction) -> Image.Image:
+    """Burn the result and the notice into a strip below the picture."""
+    width = max(film.width, MIN_WIDTH)
+    font = ImageFont.load_default(size=13)
+    lines = [line for text in (_sentence(prediction), NOTICE) for line in _wrapped(text, width - 12, font)]
+    canvas = Image.new("RGB", (width, film.height + STRIP * len(lines) + 4), "black")
+    canvas.paste(film, ((width - film.width) // 2, 0))
+    draw = ImageDraw.Draw(canvas)
+    for place, line in enumerate(lines):
+        draw.text((6, film.height + 4 + STRIP * place), line, fill=(255, 214, 120), font=font)
+    return canvas
+
+
+def _wrapped(text: str, width: int, font: Any) -> list[str]:
+    lines = [""]
+    for word in _ascii(text).split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) > width and lines[-1]:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

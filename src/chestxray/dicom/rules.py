@@ -1,0 +1,190 @@
+"""Which films are answered and where their results go: an ordered list of rules, and the reasons behind a decision.
+
+The first rule that a film meets decides. A film that meets none is taken (the sender has done nothing wrong) and
+neither kept nor answered.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+from chestxray.errors import SettingsInvalid, UnreadableFilm
+from chestxray.images.dicom import age_in_years
+from chestxray.version import __version__
+
+MANUFACTURER: Final = "chestxray"  # of our own results, by which they are known when they come back
+SOFTWARE: Final = f"chestxray {__version__}"
+
+_READ: Final = (
+    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SpecificCharacterSet"),
+    *("Modality", "BodyPartExamined", "ViewPosition", "PatientAge", "PatientBirthDate", "StudyDate", "Manufacturer"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FilmFacts:
+    """What the rules may ask of a film. It holds no name and no number of a patient.
+
+    Attributes:
+        modality, body_part, view: in upper case, empty where the film does not say.
+        age: in years, None where the film does not say.
+        ae_title: of the sender; "STOW-RS" where the film came by the web.
+        ours: whether it is a result that this program made.
+    """
+
+    sop_class: str
+    sop_instance: str
+    study: str
+    series: str
+    modality: str = ""
+    body_part: str = ""
+    view: str = ""
+    age: float | None = None
+    ae_title: str = ""
+    ours: bool = False
+
+
+def facts_of(data: bytes, ae_title: str = "", source: str = "film") -> FilmFacts:
+    """Read the few elements of a DICOM file that a decision needs.
+
+    Args:
+        data: the file, with preamble and file meta information.
+        ae_title: of the sender.
+        source: what to call the film in errors.
+
+    Raises: UnreadableFilm, where the header cannot be read, or does not name its study, series and instance.
+    """
+    import pydicom
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a value that breaks its rule; none of ours is a reason to refuse
+            header = pydicom.dcmread(io.BytesIO(data), specific_tags=list(_READ), stop_before_pixels=True)
+            found = {name: _text(header, name) for name in _READ}
+            age = age_in_years(header)
+    except Exception as error:  # noqa: BLE001 - pydicom's errors derive from anything; their text may quote the file
+        raise UnreadableFilm(f"{source}: not a DICOM file with a readable header ({type(error).__name__})") from None
+    for name in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        if not found[name]:
+            raise UnreadableFilm(f"{source}: the DICOM header has no {name}, so no result could be put beside it")
+    return FilmFacts(
+        sop_class=found["SOPClassUID"],
+        sop_instance=found["SOPInstanceUID"],
+        study=found["StudyInstanceUID"],
+        series=found["SeriesInstanceUID"],
+        modality=found["Modality"].upper(),
+        body_part=found["BodyPartExamined"].upper(),
+        view=found["ViewPosition"].upper(),
+        age=age,
+        ae_title=ae_title,
+        ours=found["Manufacturer"] == MANUFACTURER,
+    )
+
+
+def _text(header: Any, name: str) -> str:
+    return str(header.get(name) or "").strip("\0 ")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule; a condition that is left out is met by every film.
+
+    Attributes:
+        name: by which ``--explain`` and the status page call it.
+        modality, body_part, view: values of the DICOM elements, any of which will do; case does not count.
+        age: years, from the first to below the second; a film that does not tell its age does not meet it.
+        ae_title: patterns of senders, such as "CR*".
+        answer: False refuses to answer the films that meet this rule.
+        send_to: names of destinations.
+        secondary_capture: whether a picture with the heat map goes along with the report.
+    """
+
+    name: str
+    modality: tuple[str, ...] = ()
+    body_part: tuple[str, ...] = ()
+    view: tuple[str, ...] = ()
+    age: tuple[float, ...] = ()
+    ae_title: tuple[str, ...] = ()
+    answer: bool = True
+    send_to: tuple[str, ...] = ()
+    secondary_capture: bool = True
+
+    def __post_init__(self) -> None:
+        if self.age and (len(self.age) != len(("from", "to")) or not 0 <= self.age[0] < self.age[1]):
+            raise SettingsInvalid(f"rule {self.name}: age = {list(self.age)}; give two rising numbers of years")
+        if self.answer and not self.send_to:
+            raise SettingsInvalid(f"rule {self.name}: send_to names no destination. Name one, or set answer = false")
+
+    def findings(self, film: FilmFacts) -> tuple[tuple[bool, str], ...]:
+        """Test each condition that the rule has: (met, in words)."""
+        return tuple(
+            (met(wanted, found), f"{name} is {_said(found)}; the rule wants {' or '.join(map(str, wanted))}")
+            for name, met, found in _conditions(film)
+            if (wanted := getattr(self, name))
+        )
+
+
+Condition = Callable[[Sequence[Any], Any], bool]
+
+
+def _conditions(film: FilmFacts) -> tuple[tuple[str, Condition, Any], ...]:
+    return (
+        ("modality", _one_of, film.modality),
+        ("body_part", _one_of, film.body_part),
+        ("view", _one_of, film.view),
+        ("age", _between, film.age),
+        ("ae_title", _like, film.ae_title),
+    )
+
+
+def _one_of(wanted: Sequence[str], found: str) -> bool:
+    return found in {value.upper() for value in wanted}
+
+
+def _between(wanted: Sequence[float], found: float | None) -> bool:
+    return found is not None and wanted[0] <= found < wanted[1]
+
+
+def _like(wanted: Sequence[str], found: str) -> bool:
+    return any(fnmatchcase(found, pattern) for pattern in wanted)
+
+
+def _said(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.1f} years"
+    return "not told" if value in {"", None} else str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What happens to a film, and why, line by line.
+
+    Attributes:
+        rule: that decided; None where none did.
+        reasons: in the order in which the rules were asked.
+    """
+
+    answered: bool
+    rule: Rule | None
+    reasons: tuple[str, ...]
+
+
+def decide(film: FilmFacts, rules: Sequence[Rule]) -> Decision:
+    """Ask the rules in order; the first whose conditions are all met decides."""
+    if film.ours:
+        return Decision(answered=False, rule=None, reasons=("it is a result of this program, which is never answered",))
+    reasons = []
+    for rule in rules:
+        failed = [words for met, words in rule.findings(film) if not met]
+        if failed:
+            reasons.append(f"rule {rule.name}: not met: {'; '.join(failed)}")
+            continue
+        action = f"results go to {', '.join(rule.send_to)}" if rule.answer else "not answered, as the rule says"
+        reasons.append(f"rule {rule.name}: met: {action}")
+        return Decision(answered=rule.answer, rule=rule, reasons=tuple(reasons))
+    return Decision(answered=False, rule=None, reasons=(*reasons, "no rule is met, so it is not answered"))

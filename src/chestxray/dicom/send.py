@@ -1,0 +1,304 @@
+"""Results on their way: one thread a destination, which waits longer after each failure.
+
+A destination that cannot be reached costs no result one of its tries; a result that it refuses loses one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from chestxray.dicom.queue import ASKED, SENT, Delivery, Queue
+from chestxray.dicom.receive import (
+    COMMITMENT_INSTANCE,
+    MAX_PDU,
+    STORAGE_COMMITMENT,
+    SUCCESS,
+    client_context,
+    log,
+    on_commitment,
+    silence_libraries,
+)
+from chestxray.dicom.results import EXPLICIT_LITTLE, KINDS, derived_uid
+from chestxray.dicom.settings import Destination, NodeSettings
+from chestxray.errors import PeerError
+from chestxray.images.dicom_elements import SYNTAXES
+
+if TYPE_CHECKING:
+    from dicomweb_client import DICOMwebClient
+    from pydicom import Dataset
+    from pynetdicom.association import Association
+
+IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
+ACCEPTED: Final = frozenset({SUCCESS, 0xB000, 0xB006, 0xB007})  # success, or a warning about elements (PS3.4 B.2.3)
+ASKED_AT_MOST: Final = 3  # times for a commitment that never comes; then the success of C-STORE counts
+COMMITMENT_S: Final = 300.0  # seconds until it is asked for again
+LOOKED_EVERY_S: Final = 0.5
+TIMEOUT_S: Final = 30.0  # of a peer's answer
+
+
+class Sender:
+    """The thread of one destination.
+
+    Attributes:
+        last_success: seconds since 1970, 0 before the first.
+        sent: results that were accepted.
+    """
+
+    def __init__(self, destination: Destination, settings: NodeSettings, queue: Queue) -> None:
+        self.destination = destination
+        self.settings = settings
+        self.queue = queue
+        self.last_success = 0.0
+        self.sent = 0
+        self.failures = 0  # in a row
+        self._wake = threading.Event()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"to-{destination.name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to send."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Say that something waits."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End after what is being sent; what waits, waits."""
+        self._stopped.set()
+        self._wake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            pause = LOOKED_EVERY_S
+            try:
+                self._round()
+                self.failures = 0
+            except Exception as error:  # noqa: BLE001 - a thread that ends would leave results unsent for ever
+                limits = self.settings.limits
+                pause = min(limits.longest_pause, limits.first_pause * 2.0 ** min(self.failures, 32))
+                self.failures += 1
+                facts = {"destination": self.destination.name, "fault": type(error).__name__, "pause": pause}
+                log.warning("destination failed", extra=facts | {"reason": _own_words(error)})
+                with contextlib.suppress(Exception):
+                    self.queue.unreachable(self.destination.name, _own_words(error))
+                self._stopped.wait(pause)
+                continue
+            self._wake.wait(pause)
+            self._wake.clear()
+
+    def _round(self) -> None:
+        """Send all that is due. Raises: PeerError."""
+        name = self.destination.name
+        while not self._stopped.is_set():
+            waiting = self.queue.deliveries(name)
+            asking = self.queue.deliveries(name, SENT) or self.queue.deliveries(name, ASKED)
+            if not waiting and not asking:
+                return
+            if self.destination.url:
+                self._by_web(waiting)
+            else:
+                self._by_association(waiting)
+
+    def _accepted(self, deliveries: Sequence[Delivery], *, commitment: bool) -> None:
+        if deliveries:
+            self.queue.delivered(deliveries, commitment=commitment)
+            self.sent += len(deliveries)
+            self.last_success = time.time()
+
+    # ------------------------------------------------------------------ C-STORE
+
+    def _by_association(self, waiting: Sequence[Delivery]) -> None:
+        contexts = [sop_class for sop_class, _, _ in KINDS.values()]
+        if self.destination.commitment:
+            contexts.append(STORAGE_COMMITMENT)
+        commit = partial(on_commitment, self.queue.committed)
+        with association(self.destination, self.settings, contexts, commit) as peer:
+            offered = any(context.abstract_syntax == STORAGE_COMMITMENT for context in peer.accepted_contexts)
+            for delivery in waiting:
+                self._store(peer, delivery, commitment=offered)
+            self._ask_for_commitment(peer, offered=offered)
+
+    def _store(self, peer: Association, delivery: Delivery, *, commitment: bool) -> None:
+        result = _read(delivery)
+        if result is None:
+            self.queue.refused(delivery, "the file of the result is gone or damaged")
+            return
+        try:
+            answer = peer.send_c_store(result)
+        except ValueError:  # no context for this class: that is an answer, too
+            self.queue.refused(delivery, "the destination takes no such objects (no presentation context)")
+            return
+        if "Status" not in answer:
+            raise PeerError(f"destination {self.destination.name}: the connection ended before an answer to C-STORE")
+        if answer.Status in ACCEPTED:
+            self._accepted([delivery], commitment=commitment)
+        else:
+            self.queue.refused(delivery, f"refused with status 0x{answer.Status:04X}")
+            log.warning("result refused", extra={"film": delivery.key, "status": f"0x{answer.Status:04X}"})
+
+    # ------------------------------------------------------------------ storage commitment (PS3.4 annex J)
+
+    def _ask_for_commitment(self, peer: Association, *, offered: bool) -> None:
+        name = self.destination.name
+        due = [*self.queue.deliveries(name, SENT), *self.queue.deliveries(name, ASKED)]
+        tired = [delivery for delivery in due if delivery.tries >= ASKED_AT_MOST or not offered]
+        if tired:
+            if offered:
+                log.warning("storage commitment never came", extra={"destination": name, "results": len(tired)})
+            self.queue.delivered(tired, commitment=False)
+        fresh = [delivery for delivery in due if delivery not in tired]
+        if not fresh:
+            return
+        transaction = derived_uid("commitment", name, str(time.time_ns()))
+        self.queue.asked(fresh, transaction, COMMITMENT_S)
+        answer, _ = peer.send_n_action(_commitment_of(fresh, transaction), 1, STORAGE_COMMITMENT, COMMITMENT_INSTANCE)
+        if answer.get("Status") != SUCCESS:  # it offers the service and does not grant it to us
+            self.queue.delivered(fresh, commitment=False)
+
+    # ------------------------------------------------------------------ STOW-RS
+
+    def _by_web(self, waiting: Sequence[Delivery]) -> None:
+        client = web_client(self.destination)
+        left = self.queue.deliveries(self.destination.name, SENT)  # of a time when it was an AE
+        if left:
+            self.queue.delivered(left, commitment=False)
+        for delivery in waiting:
+            result = _read(delivery)
+            if result is None:
+                self.queue.refused(delivery, "the file of the result is gone or damaged")
+                continue
+            answer = asked_of(self.destination, partial(client.store_instances, [result]))
+            failed = answer.get("FailedSOPSequence") or ()
+            if failed:
+                self.queue.refused(delivery, f"refused with status 0x{int(failed[0].get('FailureReason', 0)):04X}")
+            else:
+                self._accepted([delivery], commitment=False)
+
+
+def _read(delivery: Delivery) -> Dataset | None:
+    import pydicom
+
+    try:
+        return pydicom.dcmread(io.BytesIO(delivery.path.read_bytes()))
+    except (OSError, pydicom.errors.InvalidDicomError):
+        return None
+
+
+def _commitment_of(deliveries: Sequence[Delivery], transaction: str) -> Dataset:
+    from pydicom import Dataset
+
+    request = Dataset()
+    request.TransactionUID = transaction
+    request.ReferencedSOPSequence = []
+    for delivery in deliveries:
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = delivery.sop_class, delivery.sop_instance
+        request.ReferencedSOPSequence.append(item)
+    return request
+
+
+def _own_words(error: Exception) -> str:
+    """Tell what happened without quoting a foreign message, which may hold an address or a name."""
+    return str(error) if isinstance(error, PeerError) else f"unexpected: {type(error).__name__}"
+
+
+# --------------------------------------------------------------------------- peers, for sending and for asking
+
+
+@contextlib.contextmanager
+def association(
+    destination: Destination,
+    settings: NodeSettings,
+    contexts: Sequence[str],
+    on_report: Callable[[Any], tuple[int, None]] | None = None,
+    store: Callable[[Any], int] | None = None,
+    held: Sequence[str] = (),
+) -> Any:
+    """Open an association with a destination, and release it at the end.
+
+    Args:
+        destination: an AE.
+        settings: for our own AE title and certificate.
+        contexts: SOP classes to propose, in the two uncompressed little endian syntaxes.
+        on_report: handles N-EVENT-REPORT.
+        store: handles C-STORE, for C-GET.
+        held: SOP classes that C-GET may bring, in every syntax that we decode.
+
+    Raises: PeerError, where nobody answers or the association is refused.
+    """
+    from pynetdicom import evt
+    from pynetdicom.ae import ApplicationEntity
+    from pynetdicom.presentation import build_role
+
+    silence_libraries()
+    entity = ApplicationEntity(settings.ae_title)
+    entity.maximum_pdu_size = MAX_PDU
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = TIMEOUT_S
+    for sop_class in contexts:
+        entity.add_requested_context(sop_class, [EXPLICIT_LITTLE, IMPLICIT_LITTLE])
+    for sop_class in held:
+        for syntax in SYNTAXES:  # a context each: else the peer would choose one, and refuse films in others
+            entity.add_requested_context(sop_class, syntax)
+    handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, on_report)] if on_report else []
+    if store is not None:
+        handlers.append((evt.EVT_C_STORE, store))
+    tls = (client_context(settings.tls, destination.authority), destination.host) if destination.tls else None
+    try:
+        peer = entity.associate(
+            destination.host,
+            destination.port,
+            ae_title=destination.ae_title,
+            evt_handlers=handlers,
+            ext_neg=[build_role(sop_class, scp_role=True) for sop_class in held],
+            tls_args=tls,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise PeerError(f"destination {destination.name}: no association ({type(error).__name__})") from None
+    if not peer.is_established:
+        why = "it rejected the association; check both AE titles" if peer.is_rejected else "nobody answers there"
+        raise PeerError(f"destination {destination.name}: {why}")
+    try:
+        yield peer
+    finally:
+        if peer.is_established:
+            peer.release()
+
+
+def web_client(destination: Destination) -> DICOMwebClient:
+    """Make a DICOMweb client with the credentials that the settings name. Raises: SettingsInvalid."""
+    import requests
+    from dicomweb_client import DICOMwebClient
+
+    silence_libraries()
+    session = requests.Session()
+    session.trust_env = False  # no proxy and no .netrc decides where films go
+    if destination.token_variable:
+        session.headers["Authorization"] = f"Bearer {destination.secret(destination.token_variable)}"
+    elif destination.user:
+        session.auth = (destination.user, destination.secret(destination.password_variable))
+    if destination.authority is not None:
+        session.verify = str(destination.authority)
+    client = DICOMwebClient(destination.url, session=session)
+    client.set_http_retry_params(retry=False)  # the queue tries again, and remembers
+    return client
+
+
+def asked_of(destination: Destination, ask: Callable[[], Any]) -> Any:
+    """Ask a DICOMweb server something. Raises: PeerError, without the foreign message."""
+    import requests
+
+    try:
+        return ask()
+    except requests.HTTPError as error:
+        status = "an error" if error.response is None else f"status {error.response.status_code}"
+        raise PeerError(f"destination {destination.name}: the server answered with {status}") from None
+    except (requests.RequestException, OSError) as error:
+        raise PeerError(f"destination {destination.name}: not reached ({type(error).__name__})") from None

@@ -1,0 +1,327 @@
+"""What one node is told in its TOML file: where it listens, whom it hears, where results go, how much it takes on.
+
+An unknown key is refused with the nearest known one; a value of another kind is refused with the kind that is wanted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
+
+from chestxray.dicom.rules import Rule
+from chestxray.errors import SettingsInvalid
+from chestxray.inference.bundle import DEFAULT
+from chestxray.serving.security import is_loopback
+
+MEBIBYTE: Final = 2**20
+AE_TITLE_LENGTH: Final = 16  # characters (PS3.5 section 6.2)
+HIGHEST_PORT: Final = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much the node takes on. Sizes are in mebibytes.
+
+    Attributes:
+        associations: that may be open at once.
+        association_seconds: that one may last.
+        idle_seconds: without a word from the peer.
+        film: one instance.
+        films: that one association may send.
+        queue: all films and results that wait on disk.
+        free: left on the disk; below it no film is taken.
+        film_seconds: that judging one film may take.
+        first_pause, longest_pause: seconds between two tries to send; each pause is twice the one before.
+        tries: of sending one result that its destination refuses, before it becomes a dead letter.
+        give_up_hours: until a result that could not be sent becomes a dead letter.
+        dead_days: until a dead letter is deleted.
+    """
+
+    associations: int = 10
+    association_seconds: float = 1800.0
+    idle_seconds: float = 60.0
+    film: int = 128
+    films: int = 5000
+    queue: int = 20_480
+    free: int = 512
+    film_seconds: float = 120.0
+    first_pause: float = 1.0
+    longest_pause: float = 300.0
+    tries: int = 8
+    give_up_hours: float = 168.0
+    dead_days: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in (one.name for one in dataclasses.fields(self)):
+            if name != "free" and not getattr(self, name) > 0:
+                raise SettingsInvalid(f"limits.{name} = {getattr(self, name)}: must be above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Certificates, in PEM: the node's own, and the authority whose certificates peers must show.
+
+    Attributes:
+        client_authority: where it is empty, peers need no certificate; the list of AE titles then is the only check.
+    """
+
+    certificate: Path
+    key: Path
+    client_authority: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Somebody who may send films.
+
+    Attributes:
+        ae_title: the calling AE title.
+        addresses: from which it calls; empty for any.
+    """
+
+    ae_title: str
+    addresses: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_ae_title("peer.ae_title", self.ae_title)
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A place for results, and for questions about studies: an AE (host, port, ae_title) or a DICOMweb address (url).
+
+    Attributes:
+        tls: whether the AE speaks TLS; the node then shows its own certificate.
+        authority: certificate in PEM by which the destination is known; the system's where None.
+        user, password_variable: HTTP basic authentication; the password stands in that environment variable.
+        token_variable: environment variable with a bearer token.
+        commitment: whether storage commitment is asked for, where the AE offers it.
+        retrieve: how "chestxray dicom batch" fetches films of an AE: "get" (C-GET), or "move" (C-MOVE, for which the
+            PACS has to know our host and port).
+    """
+
+    name: str
+    host: str = ""
+    port: int = 104
+    ae_title: str = ""
+    tls: bool = False
+    authority: Path | None = None
+    url: str = ""
+    user: str = ""
+    password_variable: str = ""
+    token_variable: str = ""
+    commitment: bool = True
+    retrieve: str = "get"
+
+    def __post_init__(self) -> None:
+        if bool(self.url) == bool(self.host):
+            raise SettingsInvalid(f"destination {self.name}: give either host, port and ae_title, or url")
+        if self.retrieve not in {"get", "move"}:
+            raise SettingsInvalid(f'destination {self.name}: retrieve = {self.retrieve!r}: must be "get" or "move"')
+        if self.host:
+            _check_ae_title(f"destination {self.name}: ae_title", self.ae_title)
+            _check_port(f"destination {self.name}: port", self.port)
+        elif urlsplit(self.url).scheme not in {"http", "https"} or not urlsplit(self.url).hostname:
+            raise SettingsInvalid(f"destination {self.name}: url = {self.url!r}: not an http or https address")
+
+    def secret(self, variable: str) -> str:
+        """Read a secret from the environment. Raises: SettingsInvalid, where it is not there."""
+        value = os.environ.get(variable, "")
+        if not value:
+            raise SettingsInvalid(f"destination {self.name}: the environment variable {variable} is empty")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """Everything that a node is told.
+
+    Attributes:
+        ae_title, host, port: of the DICOM door; port 0 takes a free one.
+        http_port: of the STOW-RS door, the metrics and the status page, on the same host; 0 takes a free one.
+        folder: for the queue, which holds films until their results were accepted.
+        bundle: a folder, or the name of one that comes with the package.
+        operating_point: by name; the bundle's default where empty.
+        workers: processes that judge; 0 for one a core.
+        verify_key: public key whose holder must have signed the bundle.
+        keys_file: API keys for the HTTP door, as for "chestxray serve".
+        research_folder: where de-identified copies of the answered films are kept; nothing is kept where None.
+    """
+
+    folder: Path
+    ae_title: str = "CHESTXRAY"
+    host: str = "127.0.0.1"
+    port: int = 11112
+    http_port: int = 8104
+    bundle: str = DEFAULT
+    operating_point: str = ""
+    workers: int = 0
+    verify_key: Path | None = None
+    keys_file: Path | None = None
+    research_folder: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+    tls: Tls | None = None
+    peers: tuple[Peer, ...] = ()
+    destinations: tuple[Destination, ...] = ()
+    rules: tuple[Rule, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises: SettingsInvalid; also where other machines reach the node and nothing tells who may call."""
+        _check_ae_title("node.ae_title", self.ae_title)
+        _check_port("node.port", self.port)
+        _check_port("node.http_port", self.http_port)
+        _check_names("destination", [destination.name for destination in self.destinations])
+        _check_names("rule", [rule.name for rule in self.rules])
+        known = [destination.name for destination in self.destinations]
+        for rule in self.rules:
+            for name in rule.send_to:
+                if name not in known:
+                    raise SettingsInvalid(f"rule {rule.name}: send_to: {_unknown('destination', name, known)}")
+        if not (is_loopback(self.host) or self.peers or (self.tls and self.tls.client_authority)):
+            raise SettingsInvalid(
+                f"node.host = {self.host!r} lets other machines in, and nothing tells who may call. List the callers "
+                "as [[peer]], or set client_authority in [tls]"
+            )
+
+    @classmethod
+    def from_toml(cls, text: str, source: str) -> NodeSettings:
+        """Read the settings. Raises: SettingsInvalid, naming the file and the key."""
+        try:
+            raw = tomllib.loads(text)
+            _check_keys(raw, ("node", "limits", "tls", "peer", "destination", "rule"), "table")
+            node = dict(raw.get("node", {}))
+            _check_keys(node, [name for name in _fields(cls) if name not in _TABLES], "key of [node]")
+            tables: dict[str, Any] = {
+                "limits": _filled(Limits, raw.get("limits", {}), "limits"),
+                "tls": _filled(Tls, raw["tls"], "tls") if "tls" in raw else None,
+                "peers": _listed(Peer, raw, "peer"),
+                "destinations": _listed(Destination, raw, "destination"),
+                "rules": _listed(Rule, raw, "rule"),
+            }
+            return _filled(cls, node, "node", tables)
+        except tomllib.TOMLDecodeError as error:
+            raise SettingsInvalid(f"{source}: not TOML ({error})") from error
+        except SettingsInvalid as error:
+            raise SettingsInvalid(f"{source}: {error}") from None
+
+    @classmethod
+    def read(cls, path: Path) -> NodeSettings:
+        """Read a file; paths in it are taken from the folder that it lies in. Raises: SettingsInvalid."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsInvalid(f"{path}: cannot be read as the settings of a node ({error})") from error
+        settings = cls.from_toml(text, str(path))
+        base = path.parent.resolve()
+        return _with_base(settings, base)
+
+    def destination(self, name: str) -> Destination:
+        """Find a destination by its name. Raises: SettingsInvalid, naming the nearest."""
+        for destination in self.destinations:
+            if destination.name == name:
+                return destination
+        raise SettingsInvalid(_unknown("destination", name, [one.name for one in self.destinations]))
+
+
+_TABLES: Final = frozenset({"limits", "tls", "peers", "destinations", "rules"})
+Settings = TypeVar("Settings")
+
+
+def _fields(cls: type) -> list[str]:
+    return [one.name for one in dataclasses.fields(cls)]
+
+
+def _listed(cls: type[Settings], raw: Mapping[str, Any], name: str) -> tuple[Settings, ...]:
+    tables = raw.get(name, [])
+    if not isinstance(tables, list):
+        raise SettingsInvalid(f"[{name}]: write it as [[{name}]], once for each")
+    return tuple(_filled(cls, table, f"{name} {place}") for place, table in enumerate(tables, start=1))
+
+
+def _filled(cls: type[Settings], raw: Any, where: str, ready: Mapping[str, Any] | None = None) -> Settings:
+    if not isinstance(raw, dict):
+        raise SettingsInvalid(f"{where}: must be a table")
+    _check_keys(raw, _fields(cls), f"key of {where}")
+    kinds = get_type_hints(cls)
+    values = {name: _value(f"{where}.{name}", value, kinds[name]) for name, value in raw.items()} | dict(ready or {})
+    missing = [
+        one.name
+        for one in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING and one.name not in values
+    ]
+    if missing:
+        raise SettingsInvalid(f"{where}: {', '.join(missing)} must be given")
+    return cls(**values)
+
+
+def _value(where: str, value: Any, kind: Any) -> Any:
+    if get_origin(kind) in {Union, UnionType}:
+        (kind,) = (one for one in get_args(kind) if one is not type(None))
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)[0]
+        values = value if isinstance(value, list) else [value]
+        return tuple(_value(where, one, inner) for one in values)
+    if kind is Path and isinstance(value, str) and value:
+        return Path(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is not Path and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise SettingsInvalid(f"{where} = {value!r}: must be {_KINDS[kind]}")
+
+
+_KINDS: Final[Mapping[Any, str]] = {
+    str: "text",
+    Path: "a path",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
+
+
+def _with_base(settings: NodeSettings, base: Path) -> NodeSettings:
+    def based(value: Any) -> Any:
+        if isinstance(value, Path):
+            return base / value.expanduser()
+        if isinstance(value, Tls | Destination):
+            return dataclasses.replace(value, **{name: based(getattr(value, name)) for name in _fields(type(value))})
+        return tuple(map(based, value)) if isinstance(value, tuple) else value
+
+    values = {name: based(getattr(settings, name)) for name in _fields(NodeSettings)}
+    return NodeSettings(**values)
+
+
+def _check_keys(raw: Mapping[str, Any], known: list[str] | tuple[str, ...], what: str) -> None:
+    for name in raw:
+        if name not in known:
+            raise SettingsInvalid(_unknown(what, name, known))
+
+
+def _unknown(what: str, name: str, known: list[str] | tuple[str, ...]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"there is no {what} named {name!r}; " + (f"the nearest is {nearest[0]!r}" if nearest else "there is none")
+
+
+def _check_names(what: str, names: list[str]) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SettingsInvalid(f"two {what}s are named {twice!r}; give each a name of its own")
+
+
+def _check_ae_title(where: str, title: str) -> None:
+    printable = title.isascii() and title.isprintable() and "\\" not in title
+    if not (title.strip() and len(title) <= AE_TITLE_LENGTH and printable):
+        raise SettingsInvalid(f"{where} = {title!r}: 1 to {AE_TITLE_LENGTH} ASCII characters without a backslash")
+
+
+def _check_port(where: str, port: int) -> None:
+    if not 0 <= port <= HIGHEST_PORT:
+        raise SettingsInvalid(f"{where} = {port}: a port is 0 to {HIGHEST_PORT}")

@@ -1,0 +1,290 @@
+"""The HTTP door: STOW-RS, and what whoever watches the node asks for.
+
+POST /dicom-web/studies          films in (DICOM PS3.18 section 10.5); a key is needed where there are any
+GET  /healthz, /readyz           whether the process lives, and whether films are taken
+GET  /metrics                    Prometheus' text format
+GET  /                           a page for people: depth and age of the queue, last success of each destination
+"""
+
+from __future__ import annotations
+
+import html
+import threading
+import time
+from collections.abc import Callable, Mapping
+from email.message import Message
+from typing import TYPE_CHECKING, Any, Final
+
+import uvicorn
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from chestxray.dicom.queue import ANSWERED, DEAD, DONE, WAITING
+from chestxray.dicom.receive import FAILED, STATUSES
+from chestxray.dicom.settings import MEBIBYTE, NodeSettings
+from chestxray.errors import UsageError
+from chestxray.schema import NOTICE
+from chestxray.serving.metrics import CONTENT_TYPE, Metrics
+from chestxray.serving.security import LOOPBACK_NAMES, Door, Edge, HostRule, KeyRing, is_loopback
+
+if TYPE_CHECKING:
+    from chestxray.dicom.node import Node
+
+DICOM_JSON: Final = "application/dicom+json"
+STOW: Final = "STOW-RS"  # stands where rules ask for the sender's AE title
+MAX_PARTS: Final = 200  # films of one request
+_OPEN: Final = frozenset({"/healthz", "/readyz"})
+
+
+def web_door(node: Node) -> tuple[uvicorn.Server, KeyRing]:
+    """Make the server of a node's HTTP door. Raises: UsageError, where other machines reach it without a key."""
+    settings = node.settings
+    keys = KeyRing.gather(settings.keys_file)
+    if not keys and not is_loopback(settings.host):
+        raise UsageError(
+            f"node.host = {settings.host!r} would let other machines send films by HTTP, and there is no key to tell "
+            'who may. Make one with "chestxray key NAME" and name its file as node.keys_file'
+        )
+    hosts = HostRule(LOOPBACK_NAMES | {settings.host.lower()}, any_address=not is_loopback(settings.host))
+    routes = [
+        Route("/", _status_page(node)),
+        Route("/healthz", _alive),
+        Route("/readyz", _ready(node)),
+        Route("/metrics", _metrics(node.metrics)),
+        Route("/dicom-web/studies", _stow(node), methods=["POST"]),
+        Route("/dicom-web/studies/{study}", _stow(node), methods=["POST"]),
+    ]
+    app = Starlette(
+        routes=routes,
+        middleware=[
+            Middleware(Edge, hosts=hosts, observe=node.metrics.observe),
+            Middleware(Door, keys=keys, open_paths=_OPEN),
+        ],
+    )
+    config = uvicorn.Config(
+        app, host=settings.host, port=settings.http_port, log_config=None, access_log=False, lifespan="off",
+        limit_concurrency=64, timeout_graceful_shutdown=10, **_certificates(settings),
+    )  # fmt: skip
+    return _QuietServer(config), keys
+
+
+def _certificates(settings: NodeSettings) -> dict[str, Any]:
+    if settings.tls is None:
+        return {}
+    return {"ssl_certfile": str(settings.tls.certificate), "ssl_keyfile": str(settings.tls.key)}
+
+
+class _QuietServer(uvicorn.Server):
+    """A server in a thread of its own: the signals belong to the node."""
+
+    def install_signal_handlers(self) -> None:
+        """Leave the signals alone."""
+
+    def capture_signals(self) -> Any:
+        """Leave the signals alone."""
+        from contextlib import nullcontext
+
+        return nullcontext()
+
+
+def start_web(server: uvicorn.Server) -> tuple[threading.Thread, int]:
+    """Serve in a thread; gives it and the port. Raises: UsageError, where the address cannot be had."""
+    thread = threading.Thread(target=_run, args=(server,), name="http-door", daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    if not server.started:
+        raise UsageError(f"{server.config.host}, port {server.config.port}: cannot be listened on. Give another port")
+    return thread, int(server.servers[0].sockets[0].getsockname()[1])
+
+
+def _run(server: uvicorn.Server) -> None:
+    import contextlib
+
+    with contextlib.suppress(SystemExit):  # uvicorn's way to say that the address is taken
+        server.run()
+
+
+# --------------------------------------------------------------------------- STOW-RS
+
+Answerer = Callable[[Request], Any]
+
+
+def _stow(node: Node) -> Answerer:
+    async def store(request: Request) -> Response:
+        kind = Message()
+        kind["content-type"] = request.headers.get("content-type", "")
+        boundary = kind.get_param("boundary")
+        wanted = str(kind.get_param("type") or "").lower()
+        if kind.get_content_type() != "multipart/related" or not isinstance(boundary, str):
+            return PlainTextResponse('send multipart/related; type="application/dicom"; boundary=...', 415)
+        if wanted and wanted != "application/dicom":
+            return PlainTextResponse('only type="application/dicom" is taken: whole DICOM files', 415)
+        films = _Parts(node.settings.limits.film * MEBIBYTE, boundary)
+        try:
+            async for piece in request.stream():
+                films.write(piece)
+                while films.ready:
+                    await run_in_threadpool(films.keep, node, request.path_params.get("study"))
+        except (MultipartParseError, ValueError):
+            return PlainTextResponse("the body is no multipart message with that boundary, or has too many parts", 400)
+        if not films.stored and not films.failed:
+            return PlainTextResponse("the body holds no film", 400)
+        status = 200 if not films.failed else 202 if films.stored else 409
+        return JSONResponse(films.answer(), status, media_type=DICOM_JSON)
+
+    return store
+
+
+class _Parts:
+    """The films of one request, taken one by one as they arrive whole."""
+
+    def __init__(self, largest: int, boundary: str) -> None:
+        self.ready: list[bytes] = []
+        self.stored: list[tuple[str, str]] = []
+        self.failed: list[tuple[str, str, int]] = []
+        self._largest = largest
+        self._parts = 0
+        self._film = bytearray()
+        self._too_long = False
+        self._parser = MultipartParser(
+            boundary.encode(),
+            {"on_part_begin": self._begin, "on_part_data": self._data, "on_part_end": self._end},
+        )
+
+    def write(self, piece: bytes) -> None:
+        """Take some bytes of the body. Raises: MultipartParseError; ValueError, for too many parts."""
+        self._parser.write(piece)
+
+    def keep(self, node: Node, study: str | None) -> None:
+        """Hand the films that are whole to the node."""
+        from chestxray.dicom.rules import facts_of
+
+        data = self.ready.pop(0)
+        sop_class = sop_instance = ""
+        try:
+            facts = facts_of(data, STOW)
+            sop_class, sop_instance = facts.sop_class, facts.sop_instance
+            if study is not None and facts.study != study:
+                self.failed.append((sop_class, sop_instance, 0xA900))
+                return
+            node.take(data, STOW)
+        except Exception as error:  # noqa: BLE001 - as for C-STORE: the sender must not hear "stored"
+            status = next((code for kind, code, _ in STATUSES if isinstance(error, kind)), FAILED)
+            self.failed.append((sop_class, sop_instance, status))
+        else:
+            self.stored.append((sop_class, sop_instance))
+
+    def answer(self) -> dict[str, Any]:
+        """Tell what was stored and what was not, as DICOM JSON (PS3.18 section I.2)."""
+        document: dict[str, Any] = {}
+        if self.stored:
+            document["00081199"] = {"vr": "SQ", "Value": [_reference(*one) for one in self.stored]}
+        if self.failed:
+            document["00081198"] = {
+                "vr": "SQ",
+                "Value": [
+                    _reference(sop_class, sop_instance) | {"00081197": {"vr": "US", "Value": [status]}}
+                    for sop_class, sop_instance, status in self.failed
+                ],
+            }
+        return document
+
+    def _begin(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise ValueError("too many parts")
+        self._film, self._too_long = bytearray(), False
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if len(self._film) + end - start > self._largest:
+            self._film, self._too_long = bytearray(), True
+        elif not self._too_long:
+            self._film += data[start:end]
+
+    def _end(self) -> None:
+        if self._too_long:
+            self.failed.append(("", "", 0xA702))
+        else:
+            self.ready.append(bytes(self._film))
+        self._film = bytearray()
+
+
+def _reference(sop_class: str, sop_instance: str) -> dict[str, Any]:
+    return {
+        "00081150": {"vr": "UI", "Value": [sop_class] if sop_class else []},
+        "00081155": {"vr": "UI", "Value": [sop_instance] if sop_instance else []},
+    }
+
+
+# --------------------------------------------------------------------------- watching
+
+
+async def _alive(_request: Request) -> Response:
+    return PlainTextResponse("alive")
+
+
+def _ready(node: Node) -> Answerer:
+    async def ready(_request: Request) -> Response:
+        problem = await run_in_threadpool(node.problem)
+        return PlainTextResponse(problem or "ready", 503 if problem else 200)
+
+    return ready
+
+
+def _metrics(metrics: Metrics) -> Answerer:
+    async def text(_request: Request) -> Response:
+        return Response(await run_in_threadpool(metrics.text), media_type=CONTENT_TYPE)
+
+    return text
+
+
+def _status_page(node: Node) -> Answerer:
+    async def page(_request: Request) -> Response:
+        return HTMLResponse(await run_in_threadpool(lambda: status_page(node)))
+
+    return page
+
+
+def status_page(node: Node) -> str:
+    """Write the page: numbers and names of destinations, nothing of any film."""
+    counts = node.queue.counts()
+    said: Mapping[str, str] = {
+        "model": f"{node.bundle.info.name}, bundle {node.queue.model[:12]}",
+        "waiting to be classified": f"{counts[WAITING]:,}",
+        "results to be sent": f"{counts[ANSWERED]:,}",
+        "done": f"{counts[DONE]:,}",
+        "dead letters": f"{counts[DEAD]:,}",
+        "age of the oldest film": f"{node.queue.oldest():,.0f} s",
+        "open associations": f"{node.receiver.associations}",
+        "trouble": node.problem() or "none",
+    }
+    peers = [
+        (sender.destination.name, f"{sender.sent:,}", _when(sender.last_success), f"{sender.failures}")
+        for sender in node.senders.values()
+    ]
+    return _PAGE.format(
+        facts=_rows(said.items()),
+        peers=_rows([("destination", "accepted since start", "last success", "failures in a row"), *peers]),
+        notice=html.escape(NOTICE),
+    )
+
+
+def _rows(rows: Any) -> str:
+    return "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else "never"
+
+
+_PAGE: Final = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="10">
+<title>chestxray DICOM node</title></head><body><h1>chestxray DICOM node</h1><table>{facts}</table>
+<h2>Destinations</h2><table>{peers}</table><p>{notice}</p></body></html>
+"""

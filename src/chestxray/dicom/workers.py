@@ -1,0 +1,163 @@
+"""Films are judged in processes of their own: a decoder that dies or hangs takes no film of anybody else with it."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Final
+
+from chestxray.data.parallel import CleanContext, depend_on_the_parent
+from chestxray.dicom.deidentify import deidentified
+from chestxray.dicom.queue import Result
+from chestxray.dicom.results import Answer, derived_uid, results_of
+from chestxray.dicom.rules import facts_of
+from chestxray.errors import FilmError, MissingExtra
+from chestxray.files import write_atomically
+from chestxray.inference.bundle import Bundle
+from chestxray.inference.predictor import Predictor
+from chestxray.schema import BundleInfo
+
+ENDED: Final = "the process that read it came to an end or took too long: too little memory, or a fault of a decoder"
+STARTING_S: Final = 120.0  # seconds that a process may take to load the bundle and the libraries
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A film to be judged.
+
+    Attributes:
+        bundle: its folder, its description and the hash of that.
+        refused: a reason not to read the pixels at all; empty where they are to be read.
+        research: a folder for a de-identified copy, and the site's salt; None where nothing is kept.
+    """
+
+    path: Path
+    received: float
+    bundle: tuple[Path, str, str]
+    operating_point: str | None
+    secondary_capture: bool
+    refused: str = ""
+    research: tuple[Path, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a process gives back: the results, and the outcome by the word that the metrics count."""
+
+    results: tuple[Result, ...]
+    outcome: str
+
+
+class Lost(Exception):
+    """The process ended, or took too long."""
+
+
+class Worker:
+    """One process, which judges one film at a time."""
+
+    def __init__(self, seconds: float) -> None:
+        """Nothing is started before the first film.
+
+        Args:
+            seconds: that a film may take.
+        """
+        self.seconds = seconds
+        self._process: BaseProcess | None = None
+        self._pipe: Connection | None = None
+
+    def judge(self, task: Task) -> Judged:
+        """Judge a film. Raises: Lost, and the next film gets a new process; what ``judged`` raises."""
+        seconds = self.seconds
+        if self._pipe is None:
+            self._start()
+            seconds += STARTING_S
+        assert self._pipe is not None  # noqa: S101 - it was made above
+        try:
+            self._pipe.send(task)
+            answer = self._pipe.recv() if self._pipe.poll(seconds) else Lost()
+        except (EOFError, OSError):
+            answer = Lost()
+        if isinstance(answer, Lost):
+            self.stop()
+        if isinstance(answer, BaseException):
+            raise answer
+        assert isinstance(answer, Judged)  # noqa: S101 - the other end is ours
+        return answer
+
+    def _start(self) -> None:
+        context = CleanContext()
+        self._pipe, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()
+        self._process = process
+
+    def stop(self) -> None:
+        """End the process, whatever it does."""
+        if self._pipe is not None:
+            with contextlib.suppress(OSError):
+                self._pipe.close()
+        process, self._pipe, self._process = self._process, None, None
+        if process is not None:
+            process.kill()
+            process.join()
+
+
+def _serve(pipe: Connection) -> None:
+    depend_on_the_parent()
+    while True:
+        try:
+            task = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            answer: Judged | Exception = judged(task)
+        except Exception as error:  # noqa: BLE001 - handed on as it is, but for a cause that cannot travel
+            error.__cause__ = None
+            answer = error if isinstance(error, FilmError | OSError) else RuntimeError(type(error).__name__)
+        pipe.send(answer)
+
+
+def judged(task: Task) -> Judged:
+    """Judge a film in this process and make its results. Raises: OSError; FilmError, where the header is damaged."""
+    data = task.path.read_bytes()
+    folder, description, digest = task.bundle
+    predictor = _predictor(folder, description)
+    prediction, reason = None, task.refused
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of values in a header that break a rule: not ours to mend, and not to quote
+        if not reason:
+            try:
+                prediction = predictor.predict(
+                    data, "film", operating_point=task.operating_point, heatmap=task.secondary_capture
+                )
+            except (FilmError, MissingExtra) as error:
+                reason = str(error).removeprefix("film: ")
+        answer = Answer(
+            facts=facts_of(data),
+            prediction=prediction,
+            reason=reason,
+            bundle=(predictor.info.name, predictor.info.model_sha256, digest),
+            received=datetime.fromtimestamp(task.received, UTC).astimezone(),
+        )
+        results = results_of(data, answer, secondary_capture=task.secondary_capture)
+    if task.research is not None and prediction is not None:
+        _keep(data, answer.facts.sop_instance, *task.research)
+    return Judged(results, "refused" if prediction is None or prediction.label is None else prediction.label)
+
+
+def _keep(data: bytes, sop_instance: str, folder: Path, salt: str) -> None:
+    """Keep a de-identified copy under its new UID; one that cannot be made is not kept, and ends nothing."""
+    with contextlib.suppress(FilmError, OSError):
+        write_atomically(folder / f"{derived_uid('research', salt, sop_instance)}.dcm", deidentified(data, salt))
+
+
+@lru_cache(1)
+def _predictor(folder: Path, description: str) -> Predictor:
+    return Predictor(Bundle(folder, BundleInfo.from_json(description)), threads=1)

@@ -1,0 +1,479 @@
+"""The node through its two doors: real associations and real HTTP on loopback, within limits, whatever is sent."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import socket
+import ssl
+import struct
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pydicom
+import pytest
+from dicomweb_client import DICOMwebClient
+from pynetdicom import AE, evt
+from pynetdicom.transport import ThreadedAssociationServer
+
+from chestxray.dicom.node import Node
+from chestxray.dicom.queue import DEAD, DONE, WAITING
+from chestxray.dicom.receive import FILM_CLASSES, silence_libraries
+from chestxray.dicom.settings import NodeSettings
+from chestxray.errors import OutputUnwritable, SettingsInvalid, UsageError
+from hospital import CR, DX, grey, modality_film, read, settings, settings_text
+from live_orthanc import free_port, until
+
+EXPLICIT = "1.2.840.10008.1.2.1"
+VERIFICATION = "1.2.840.10008.1.1"
+BLACK = np.zeros((64, 64), np.uint8)
+
+
+class Archive:
+    """A destination as bad as a test wants it: it keeps what it accepts, by SOP Instance UID."""
+
+    def __init__(self) -> None:
+        self.status = 0x0000
+        self.objects: dict[str, list[pydicom.Dataset]] = {}
+        self._server: ThreadedAssociationServer | None = None
+        self.port = free_port()
+
+    def start(self) -> None:
+        entity = AE("ORTHANC")
+        for sop_class in ("1.2.840.10008.5.1.4.1.1.88.22", "1.2.840.10008.5.1.4.1.1.7"):
+            entity.add_supported_context(sop_class)
+        self._server = entity.start_server(
+            ("127.0.0.1", self.port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)]
+        )
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server = None
+
+    def _store(self, event: Any) -> int:
+        if self.status == 0:
+            dataset = event.dataset
+            self.objects.setdefault(str(dataset.SOPInstanceUID), []).append(dataset)
+        return self.status
+
+
+@pytest.fixture
+def archive() -> Iterator[Archive]:
+    silence_libraries()
+    archive = Archive()
+    archive.start()
+    yield archive
+    archive.stop()
+
+
+@contextmanager
+def association(
+    node: Node, *classes: str, title: str = "ROOM1", syntax: str = EXPLICIT, **options: Any
+) -> Iterator[Any]:
+    entity = AE(title)
+    for sop_class in classes or (VERIFICATION, DX):
+        entity.add_requested_context(sop_class, syntax)
+    opened = entity.associate("127.0.0.1", node.port, ae_title=options.pop("called", "CHESTXRAY"), **options)
+    try:
+        yield opened
+    finally:
+        if opened.is_established:
+            opened.release()
+
+
+def send(node: Node, *films: bytes, **options: Any) -> list[int]:
+    with association(node, **options) as opened:
+        assert opened.is_established
+        return [opened.send_c_store(read(film)).Status for film in films]
+
+
+@pytest.fixture
+def node(tmp_path: Path, archive: Archive) -> Iterator[Node]:
+    with Node(settings(tmp_path / "queue", archive.port)) as running:
+        yield running
+
+
+def quick(tmp_path: Path, archive: Archive, more: str = "", **options: Any) -> NodeSettings:
+    limits = "" if "[limits]" in more else "[limits]\nfirst_pause = 0.2\nlongest_pause = 0.5\n"
+    return settings(tmp_path / "queue", archive.port, limits + more, **options)
+
+
+# --------------------------------------------------------------------------- films come, results go
+
+
+def test_a_film_is_answered_with_a_report_and_a_picture(
+    node: Node, archive: Archive, film_paths: tuple[Path, ...]
+) -> None:
+    film = modality_film(grey(film_paths[0]))
+    assert send(node, film) == [0x0000]
+    until(lambda: node.queue.counts()[DONE] == 1, node.queue.entries)
+    assert sorted(one.Modality for (one,) in archive.objects.values()) == ["OT", "SR"]
+
+
+def test_a_film_that_is_sent_often_is_answered_once(node: Node, archive: Archive) -> None:
+    film = modality_film(BLACK)
+    threads = [threading.Thread(target=send, args=(node, film, film)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    until(lambda: node.queue.counts()[DONE] == 1, node.queue.entries)
+    assert send(node, film) == [0x0000]
+    assert node.queue.counts()[WAITING] == 0
+    assert [len(kept) for kept in archive.objects.values()] == [1]
+
+
+def test_what_cannot_be_read_or_must_not_be_judged_is_answered_with_the_reason(node: Node, archive: Archive) -> None:
+    cut = read(modality_film(np.zeros((256, 256), np.uint8), 2))
+    cut.PixelData = cut.PixelData[:1000]
+    assert send(node, modality_film(BLACK), modality_film(BLACK, 3, Rows=65)) == [0x0000, 0x0000]
+    with association(node) as opened:
+        assert opened.send_c_store(cut).Status == 0x0000
+    until(lambda: node.queue.counts()[DONE] == 3, node.queue.entries)
+    said = ["\n".join(str(e.value) for e in one.iterall() if e.VR == "UT") for (one,) in archive.objects.values()]
+    assert all("Not classified: " in text for text in said)
+    assert sum("ends before its picture does" in text for text in said) == 2
+
+
+def test_a_film_that_no_rule_wants_is_taken_and_not_kept(node: Node) -> None:
+    assert send(node, modality_film(BLACK, Modality="MG")) == [0x0000]
+    assert set(node.queue.counts().values()) == {0}
+    assert not list(node.queue.films.iterdir())
+
+
+def test_other_objects_and_titles_are_turned_away(node: Node) -> None:
+    for_processing = "1.2.840.10008.5.1.4.1.1.1.1.1"
+    with association(node, for_processing, "1.2.840.10008.5.1.4.1.1.88.22", "1.2.840.10008.5.1.4.1.1.2") as opened:
+        assert not opened.is_established
+    with association(node, DX, syntax="1.2.840.113619.5.2") as opened:  # a private syntax
+        assert not opened.is_established
+    with association(node, called="ANOTHER") as opened:
+        assert opened.is_rejected
+
+
+def test_a_broken_header_is_refused_and_nothing_is_kept(node: Node) -> None:
+    assert send(node, modality_film(BLACK, StudyInstanceUID="")) == [0xC000]
+    assert not list(node.queue.films.iterdir())
+
+
+def test_every_class_and_syntax_that_the_tables_name_is_accepted(node: Node) -> None:
+    from chestxray.images.dicom_elements import SYNTAXES
+
+    for sop_class in FILM_CLASSES:
+        entity = AE("ROOM1")
+        for syntax in SYNTAXES:
+            entity.add_requested_context(sop_class, syntax)
+        opened = entity.associate("127.0.0.1", node.port, ae_title="CHESTXRAY")
+        assert len(opened.accepted_contexts) == len(SYNTAXES)
+        opened.release()
+    assert CR in FILM_CLASSES
+
+
+# --------------------------------------------------------------------------- bad days
+
+
+def test_a_pacs_that_is_away_gets_its_results_when_it_is_back(tmp_path: Path, archive: Archive) -> None:
+    archive.stop()
+    with Node(quick(tmp_path, archive)) as node:
+        assert send(node, *(modality_film(BLACK, number) for number in range(1, 6))) == [0] * 5
+        until(lambda: node.queue.counts()["answered"] == 5, node.queue.entries)
+        until(lambda: node.senders["pacs"].failures >= 2)
+        archive.start()
+        until(lambda: node.queue.counts()[DONE] == 5, node.queue.entries)
+    assert [len(kept) for kept in archive.objects.values()] == [1] * 5
+
+
+def test_a_pacs_that_refuses_makes_dead_letters_that_can_be_retried(tmp_path: Path, archive: Archive) -> None:
+    archive.status = 0xA700
+    more = "[limits]\ntries = 2\nfirst_pause = 0.1\n"
+    with Node(quick(tmp_path, archive, more)) as node:
+        send(node, modality_film(BLACK))
+        until(lambda: node.queue.counts()[DEAD] == 1, node.queue.entries)
+        (entry,) = node.queue.entries()
+        assert entry.deliveries == {"pacs/sr": "dead: refused with status 0xA700"}
+        archive.status = 0
+        node.queue.retry()
+        until(lambda: node.queue.counts()[DONE] == 1, node.queue.entries)
+
+
+def test_what_waits_when_a_node_stops_is_answered_by_the_next(tmp_path: Path, archive: Archive) -> None:
+    archive.stop()
+    with Node(quick(tmp_path, archive)) as node:
+        send(node, modality_film(BLACK))
+    archive.start()
+    with Node(quick(tmp_path, archive)) as node:
+        until(lambda: node.queue.counts()[DONE] == 1, node.queue.entries)
+    assert len(archive.objects) == 1
+
+
+def test_a_full_disk_is_told_to_the_sender_and_to_whoever_watches(tmp_path: Path, archive: Archive) -> None:
+    with Node(quick(tmp_path, archive, "[limits]\nfree = 1000000000\n")) as node:
+        assert send(node, modality_film(BLACK)) == [0xA700]
+        answer = httpx.get(f"http://127.0.0.1:{node.http_port}/readyz")
+        assert (answer.status_code, "limits.free" in answer.text) == (503, True)
+
+
+def test_a_worker_that_dies_takes_its_film_twice_and_answers_it_with_that(tmp_path: Path, archive: Archive) -> None:
+    more = "[limits]\nfilm_seconds = 0.000001\n"
+    with Node(quick(tmp_path, archive, more)) as node:
+        send(node, modality_film(BLACK))
+        # The first answer of a process may take longer, so the film may be answered at once: then it is done, too.
+        until(lambda: node.queue.counts()[DONE] == 1, node.queue.entries)
+    assert len(archive.objects) == 1
+
+
+# --------------------------------------------------------------------------- limits
+
+
+def test_more_associations_than_allowed_are_turned_away_and_the_others_served(tmp_path: Path, archive: Archive) -> None:
+    with Node(quick(tmp_path, archive, "[limits]\nassociations = 3\n")) as node:
+        with ExitStack() as stack:
+            opened = [stack.enter_context(association(node)) for _ in range(12)]
+            assert sum(one.is_established for one in opened) == 3
+            established = next(one for one in opened if one.is_established)
+            assert established.send_c_echo().Status == 0
+        until(lambda: node.receiver.associations == 0)
+        assert send(node, modality_film(BLACK)) == [0]
+
+
+def test_hundreds_of_connections_that_say_nothing_cost_a_bounded_number_of_threads(
+    tmp_path: Path, archive: Archive
+) -> None:
+    with Node(quick(tmp_path, archive, "[limits]\nassociations = 4\nidle_seconds = 2\n")) as node, ExitStack() as stack:
+        before = threading.active_count()
+        for _ in range(300):
+            stack.enter_context(socket.create_connection(("127.0.0.1", node.port)))
+        assert threading.active_count() - before < 40
+        stack.close()
+        until(lambda: is_heard(node))
+        assert send(node, modality_film(BLACK)) == [0]
+
+
+def is_heard(node: Node) -> bool:
+    with association(node) as opened:
+        return bool(opened.is_established)
+
+
+@pytest.mark.parametrize("claimed", [2**32 - 1, 2**24])
+def test_a_pdu_that_claims_gigabytes_is_not_waited_for(node: Node, claimed: int) -> None:
+    with socket.create_connection(("127.0.0.1", node.port)) as peer:
+        peer.settimeout(20)
+        peer.sendall(struct.pack(">BBL", 1, 0, claimed) + b"\0" * 1000)
+        assert peer.recv(100) == b"" or peer.recv(100) == b""
+
+
+def test_a_film_larger_than_the_limit_ends_the_association_before_it_is_in_memory(
+    tmp_path: Path, archive: Archive
+) -> None:
+    with Node(quick(tmp_path, archive, "[limits]\nfilm = 1\n")) as node:
+        with association(node) as opened:
+            answer = opened.send_c_store(read(modality_film(np.zeros((2048, 2048), np.uint8))))
+            assert "Status" not in answer
+        assert send(node, modality_film(BLACK)) == [0]
+
+
+def test_an_association_has_a_longest_time_and_a_largest_number_of_films(tmp_path: Path, archive: Archive) -> None:
+    more = "[limits]\nassociation_seconds = 1\nfilms = 2\n"
+    with Node(quick(tmp_path, archive, more)) as node:
+        assert send(node, *(modality_film(BLACK, number) for number in (1, 2, 3))) == [0, 0, 0xA701]
+        with association(node) as opened:
+            assert opened.is_established
+            until(lambda: not opened.is_established)
+
+
+def test_only_the_listed_may_call_and_only_from_where_they_are(tmp_path: Path, archive: Archive) -> None:
+    peers = '[[peer]]\nae_title = "ROOM1"\n[[peer]]\nae_title = "ELSEWHERE"\naddresses = ["192.0.2.1"]\n'
+    with Node(quick(tmp_path, archive, peers)) as node:
+        assert send(node, modality_film(BLACK)) == [0]
+        with association(node, title="STRANGER") as opened:
+            assert opened.is_rejected
+        assert send(node, modality_film(BLACK, 2), title="ELSEWHERE") == [0x0124]
+        with association(node, title="ELSEWHERE") as opened:
+            assert opened.send_c_echo().Status == 0x0124
+
+
+# --------------------------------------------------------------------------- TLS
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, a node's certificate and a client's, made by openssl."""
+    folder = tmp_path_factory.mktemp("tls")
+    run = lambda *words: subprocess.run(["openssl", *words], check=True, capture_output=True, cwd=folder)  # noqa: E731
+    run("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "ca.key",
+        "-out", "ca.pem", "-subj", "/CN=authority", "-days", "3650")  # fmt: skip
+    (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
+    for name in ("node", "client"):
+        run("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{name}.key",
+            "-out", f"{name}.csr", "-subj", f"/CN={name}")  # fmt: skip
+        run("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
+            "-out", f"{name}.pem", "-days", "3650", "-extfile", "names")  # fmt: skip
+    return folder
+
+
+def test_with_tls_only_a_client_with_a_certificate_is_heard(
+    tmp_path: Path, archive: Archive, certificates: Path
+) -> None:
+    tls = "\n".join(
+        ["[tls]", *(f'{name} = "{certificates / file}"' for name, file in
+         (("certificate", "node.pem"), ("key", "node.key"), ("client_authority", "ca.pem")))]
+    )  # fmt: skip
+    with Node(quick(tmp_path, archive, tls)) as node:
+        trusted = ssl.create_default_context(cafile=str(certificates / "ca.pem"))
+        with_one = ssl.create_default_context(cafile=str(certificates / "ca.pem"))
+        with_one.load_cert_chain(certificates / "client.pem", certificates / "client.key")
+        with association(node) as plain:
+            assert not plain.is_established
+        with association(node, tls_args=(trusted, "localhost")) as nobody:
+            assert not nobody.is_established
+        with socket.create_connection(("127.0.0.1", node.port)):  # shakes no hands, and holds up nobody
+            assert send(node, modality_film(BLACK), tls_args=(with_one, "localhost")) == [0]
+        old = ssl.create_default_context(cafile=str(certificates / "ca.pem"))
+        old.set_ciphers("AES128-SHA:AES256-SHA")
+        old.maximum_version = ssl.TLSVersion.TLSv1_2
+        with association(node, tls_args=(old, "localhost")) as weak:
+            assert not weak.is_established
+
+
+def test_certificates_that_cannot_be_read_are_named(tmp_path: Path, archive: Archive) -> None:
+    tls = '[tls]\ncertificate = "none.pem"\nkey = "none.key"\n'
+    with (
+        pytest.raises(SettingsInvalid, match=r"none\.pem and none\.key: no certificate"),
+        Node(quick(tmp_path, archive, tls)),
+    ):
+        pass
+
+
+# --------------------------------------------------------------------------- the web door
+
+
+def test_stow_takes_films_and_tells_of_each_what_became_of_it(node: Node, archive: Archive) -> None:
+    silence_libraries()
+    client = DICOMwebClient(f"http://127.0.0.1:{node.http_port}/dicom-web")
+    answer = client.store_instances([read(modality_film(BLACK, number)) for number in (1, 2)])
+    assert [str(one.ReferencedSOPInstanceUID) for one in answer.ReferencedSOPSequence] == [
+        "1.2.826.1.1.1.1",
+        "1.2.826.1.2.1.1",
+    ]
+    answer = client.store_instances(
+        [read(modality_film(BLACK, 3)), read(modality_film(BLACK, 4, SOPClassUID="1.2.840.10008.5.1.4.1.1.2"))]
+    )
+    (failed,) = answer.FailedSOPSequence
+    assert (str(failed.ReferencedSOPInstanceUID), failed.FailureReason) == ("1.2.826.1.4.1.1", 0xA900)
+    until(lambda: node.queue.counts()[DONE] == 3, node.queue.entries)
+    assert len(archive.objects) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "status"),
+    [
+        ("application/dicom", b"x", 415),
+        ("multipart/form-data; boundary=b", b"--b--", 415),
+        ('multipart/related; type="application/dicom+json"; boundary=b', b"--b--", 415),
+        ('multipart/related; type="application/dicom"', b"--b--", 415),
+        ('multipart/related; type="application/dicom"; boundary=b', b"nothing of the kind", 400),
+        ('multipart/related; type="application/dicom"; boundary=b', b"", 400),
+        ('multipart/related; type="application/dicom"; boundary=b', b"--b\r\n\r\nno dicom\r\n--b--\r\n", 409),
+        ('multipart/related; type="application/dicom"; boundary=b', b"--b\r\n\r\n\r\n" * 300, 400),
+    ],
+)
+def test_a_request_that_is_no_stow_is_told_so(node: Node, kind: str, body: bytes, status: int) -> None:
+    answer = httpx.post(
+        f"http://127.0.0.1:{node.http_port}/dicom-web/studies", content=body, headers={"Content-Type": kind}
+    )
+    assert answer.status_code == status, answer.text
+
+
+def test_a_film_of_another_study_than_the_address_names_is_refused(node: Node) -> None:
+    silence_libraries()
+    client = DICOMwebClient(f"http://127.0.0.1:{node.http_port}/dicom-web")
+    with pytest.raises(Exception, match="409"):
+        client.store_instances([read(modality_film(BLACK))], study_instance_uid="1.2.3")
+
+
+def test_the_web_door_needs_a_key_where_there_are_some(tmp_path: Path, archive: Archive) -> None:
+    from chestxray.serving.security import new_key
+
+    key, entry = new_key("pacs")
+    (tmp_path / "keys").write_text(entry)
+    with Node(quick(tmp_path, archive, node=f'keys_file = "{tmp_path / "keys"}"')) as node:
+        url = f"http://127.0.0.1:{node.http_port}"
+        assert httpx.post(f"{url}/dicom-web/studies").status_code == 401
+        assert httpx.get(f"{url}/metrics").status_code == 401
+        assert httpx.get(f"{url}/metrics", headers={"X-API-Key": key}).status_code == 200
+        assert httpx.get(f"{url}/healthz").status_code == 200
+
+
+def test_a_web_door_that_others_reach_needs_a_key(tmp_path: Path, archive: Archive) -> None:
+    loose = quick(tmp_path, archive, '[[peer]]\nae_title = "PACS"', node='host = "0.0.0.0"')
+    with pytest.raises(UsageError, match="no key to tell who may"), Node(loose):
+        pass
+
+
+def test_metrics_and_the_page_tell_of_the_queue_and_of_nobody(node: Node) -> None:
+    send(node, modality_film(BLACK, PatientID="SECRET-77", PatientName="Secret^Name"))
+    until(lambda: node.queue.counts()[DONE] == 1, node.queue.entries)
+    url = f"http://127.0.0.1:{node.http_port}"
+    metrics = httpx.get(f"{url}/metrics").text
+    assert 'chestxray_dicom_films_total{outcome="refused"} 1.0' in metrics
+    assert "chestxray_dicom_waiting 0.0" in metrics
+    page = httpx.get(url).text
+    assert "Destinations" in page
+    assert "SECRET" not in metrics + page
+    assert httpx.get(f"{url}/readyz").text == "ready"
+
+
+# --------------------------------------------------------------------------- privacy and order
+
+
+def test_logs_hold_neither_names_nor_numbers(
+    tmp_path: Path, archive: Archive, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    archive.status = 0xA700
+    with Node(quick(tmp_path, archive, "[limits]\ntries = 1\n")) as node:
+        send(node, modality_film(BLACK, 5, PatientID="SECRET-77", PatientName="Secret^Name", AccessionNumber="ACC77"))
+        send(node, modality_film(BLACK, 6, PatientID="SECRET-77", StudyInstanceUID=""))
+        until(lambda: node.queue.counts()[DEAD] == 1, node.queue.entries)
+        listed = json.dumps([str(entry) for entry in node.queue.entries()])
+    said = "\n".join(f"{record.getMessage()} {vars(record)}" for record in caplog.records if record.name != "pydicom")
+    assert "film refused" in said
+    for secret in ("SECRET-77", "Secret", "ACC77", "1.2.826.1.5"):
+        assert secret not in said + listed
+
+
+def test_two_nodes_do_not_share_a_folder(node: Node, tmp_path: Path, archive: Archive) -> None:
+    with pytest.raises(OutputUnwritable, match="another node runs on this folder"):
+        Node(settings(tmp_path / "queue", archive.port))
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path, archive: Archive) -> None:
+    with pytest.raises(UsageError, match="cannot be listened on"), Node(quick(tmp_path, archive, port=archive.port)):
+        pass
+
+
+def test_a_node_without_a_rule_is_refused(tmp_path: Path, archive: Archive) -> None:
+    text = settings_text(tmp_path / "queue", archive.port)
+    with pytest.raises(SettingsInvalid, match="no film would be answered"):
+        Node(NodeSettings.from_toml(text[: text.index("[[rule]]")], "node.toml"))
+
+
+def test_what_is_kept_for_research_names_nobody(tmp_path: Path, archive: Archive, film_paths: tuple[Path, ...]) -> None:
+    with Node(quick(tmp_path, archive, node=f'research_folder = "{tmp_path / "research"}"')) as node:
+        film = modality_film(grey(film_paths[0]), PatientID="SECRET-77", PatientName="Secret^Name")
+        send(node, film)
+        until(lambda: node.queue.counts()[DONE] == 1, node.queue.entries)
+    (kept,) = (tmp_path / "research").iterdir()
+    assert b"SECRET" not in kept.read_bytes()
+    assert b"Secret" not in kept.read_bytes()
+    copy = pydicom.dcmread(io.BytesIO(kept.read_bytes()))
+    assert kept.stem == copy.SOPInstanceUID
+    assert np.array_equal(copy.pixel_array, read(film).pixel_array)
