@@ -340,7 +340,7 @@ def _opened(bundle: Place, verify_key: Place | None) -> Bundle:
 
 
 def predict(
-    film: Place | bytes,
+    film: Any,
     bundle: Place = DEFAULT,
     *,
     operating_point: str | None = None,
@@ -350,7 +350,8 @@ def predict(
     """Judge one film. For several, ``load`` the bundle once and call it.
 
     Args:
-        film: its path, or the bytes of its file.
+        film: a path, bytes, an open file, a NumPy array or torch tensor (uint8, uint16, or float in 0 to 1; H x W,
+            H x W x 3 or 1 x H x W), a PIL image or a pydicom data set.
         bundle: a folder, or the name of a bundle that comes with this package.
         operating_point: name of one of the bundle's; the bundle's default where None.
         heatmap: whether to draw where the evidence lies.
@@ -358,7 +359,8 @@ def predict(
 
     Raises: OSError; FilmError, where the film cannot be read; BundleInvalid, SignatureInvalid.
     """
-    return load(bundle, verify_key=verify_key)(film, operating_point=operating_point, heatmap=heatmap)
+    answer: Prediction = load(bundle, verify_key=verify_key)(film, operating_point=operating_point, heatmap=heatmap)
+    return answer
 
 
 def batch(

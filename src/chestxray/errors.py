@@ -6,7 +6,9 @@
     │   ├── OutOfRange            also a ValueError
     │   ├── SettingsInvalid
     │   ├── MissingExtra
-    │   └── OutputExists
+    │   ├── OutputExists
+    │   ├── FilmTypeInvalid       also a TypeError
+    │   └── FilmValueInvalid      also a ValueError
     ├── DataError                 exit 1: the request is fine, the data is not
     │   ├── SourceInvalid
     │   ├── ManifestInvalid
@@ -75,6 +77,14 @@ class MissingExtra(UsageError):
 
 class OutputExists(UsageError):
     """The output is there already and is not ours to overwrite."""
+
+
+class FilmTypeInvalid(UsageError, TypeError):
+    """What was given in place of a film is none: another type, shape or kind of number."""
+
+
+class FilmValueInvalid(UsageError, ValueError):
+    """The pixels that were given lie out of range."""
 
 
 class DataError(ChestXrayError):

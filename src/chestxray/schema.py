@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import html
 import io
 import json
 import math
@@ -515,6 +516,35 @@ class Prediction:
             raise OutOfRange("a film is judged if and only if the gate accepts it")
         if self.probability is not None and not 0.0 <= self.probability <= 1.0:
             raise OutOfRange(f"probability {self.probability}: must lie in 0 to 1")
+
+    @property
+    def scores(self) -> list[dict[str, str | float]]:
+        """Labels with their probabilities, likeliest first, as image classifiers of ``transformers`` give them.
+
+        Empty where the film was refused.
+        """
+        if self.probability is None:
+            return []
+        both = {Label.PNEUMONIA.value: self.probability, Label.NORMAL.value: 1.0 - self.probability}
+        return [{"label": label, "score": both[label]} for label in sorted(both, key=lambda name: -both[name])]
+
+    def __repr__(self) -> str:
+        if self.probability is None:
+            return f"Prediction(refused: {self.gate.reason})"
+        drawn = ", with heat map" if self.heatmap else ""
+        return (
+            f"Prediction({self.label}, probability {self.probability:.3f}; {self.operating_point}: pneumonia from "
+            f"{self.threshold:.3f}{drawn})"
+        )
+
+    def _repr_html_(self) -> str:
+        """The answer, and the heat map where it was asked for, for notebooks."""
+        picture = (
+            f'<br><img alt="heat map" style="background: black" src="data:image/png;base64,{self.heatmap}">'
+            if self.heatmap
+            else ""
+        )
+        return f"<b>{html.escape(repr(self))}</b>{picture}<br><small>{html.escape(self.notice)}</small>"
 
     def to_json(self) -> str:
         """Law: ``Prediction.from_json(p.to_json()) == p``."""

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -217,7 +217,7 @@ def bundle_text(folder: Path, info: BundleInfo) -> str:
 
 
 @click.command()
-@click.argument("films", type=FILE, nargs=-1, required=True)
+@click.argument("films", nargs=-1, required=True)
 @bundle_option
 @verify_key_option
 @click.option("--operating-point", default=None, help="One of the bundle's, by name. [default: the bundle's]")
@@ -229,7 +229,7 @@ def bundle_text(folder: Path, info: BundleInfo) -> str:
 @json_option
 def predict(
     console: Console,
-    films: tuple[Path, ...],
+    films: tuple[str, ...],
     bundle: Path,
     verify_key: Path | None,
     operating_point: str | None,
@@ -239,6 +239,8 @@ def predict(
 ) -> None:
     """Judge films: normal or pneumonia.
 
+    FILMS may be files, folders, patterns in quotes ("ward*/*.dcm"), and - for one film from standard input.
+
     Prints the calibrated probability and the operating point. Exit status 1 where a film could not be read or
     must not be judged; the others are answered all the same.
     """
@@ -246,13 +248,14 @@ def predict(
 
     if heatmap is None and (contours or layer):
         raise click.UsageError("--contours and --layer say how heat maps are drawn: give --heatmap FOLDER too")
+    paths = _paths_of(films)
     predictor = api.load(bundle, verify_key=verify_key)
     answers = []
     failed = False
     maps = None if heatmap is None else HeatmapFolder(heatmap, alone=layer)
-    for path in films:
+    for path in paths:
         try:
-            data = path.read_bytes()
+            data = sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
             answer = predictor.predict(
                 data, str(path), operating_point=operating_point, heatmap=maps is not None, contours=contours
             )
@@ -268,6 +271,34 @@ def predict(
     console.result({"predictions": answers, "notice": NOTICE}, f"{text}\n{NOTICE}")
     if failed:
         sys.exit(1)
+
+
+STDIN: Final = Path("-")
+
+
+def _paths_of(given: Sequence[str]) -> list[Path]:
+    """Files, the films in folders, and what patterns match, each once. Raises: SourceInvalid, before anything runs."""
+    from glob import glob
+
+    from chestxray.data.sources import list_folder
+    from chestxray.errors import SourceInvalid
+
+    paths: dict[Path, None] = {}
+    for text in given:
+        path = Path(text)
+        if path == STDIN or path.is_file():
+            found = [path]
+        elif path.is_dir():
+            found = [path / Path(*parts) for _, parts in list_folder(path).films]
+        elif not path.exists():
+            found = [Path(match) for match in sorted(glob(text, recursive=True)) if Path(match).is_file()]  # noqa: PTH207
+        else:
+            found = [path]
+        if not found:
+            what = "holds no film" if path.is_dir() else "does not exist, and no file is named like it"
+            raise SourceInvalid(f"{text}: {what}")
+        paths |= dict.fromkeys(found)
+    return list(paths)
 
 
 class HeatmapFolder:

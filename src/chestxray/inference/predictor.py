@@ -6,8 +6,10 @@ bytes -> images.decode -> images.preprocess -> graph -> Prediction
 from __future__ import annotations
 
 import base64
+import html
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,7 @@ from chestxray.errors import BundleInvalid
 from chestxray.images.preprocess import Plane
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.heatmap import overlay_png, strength_of
+from chestxray.inference.inputs import are_many, bytes_of, in_groups
 from chestxray.inference.ood import Gatekeeper, Prepared, prepare
 from chestxray.metrics.calibration import calibrated
 from chestxray.schema import BundleInfo, Gate, Label, OperatingPoint, Prediction
@@ -33,6 +36,7 @@ _GRAPH_ERRORS: Final = (
     state.NotImplemented,
 )
 
+FILMS_A_PASS: Final = 32  # of a list: beyond that nothing is gained
 MAX_THREADS: Final = 4  # of one forward pass: a film is too small for more to pay
 
 
@@ -82,13 +86,70 @@ class Predictor:
         """
         return self if self._threads == 1 else Predictor(Bundle(self.folder, self.info), threads=1)
 
+    @overload
     def __call__(
-        self, film: str | Path | bytes, *, operating_point: str | None = None, heatmap: bool = False
-    ) -> Prediction:
-        """Judge a film, given by its path or its bytes. Raises: OSError, and what ``predict`` raises."""
-        data = film if isinstance(film, bytes) else Path(film).read_bytes()
-        source = "film" if isinstance(film, bytes) else str(film)
-        return self.predict(data, source, operating_point=operating_point, heatmap=heatmap)
+        self, film: list[Any] | tuple[Any, ...], *, operating_point: str | None = None, heatmap: bool = False
+    ) -> list[Prediction]: ...
+
+    @overload
+    def __call__(self, film: Any, *, operating_point: str | None = None, heatmap: bool = False) -> Prediction: ...
+
+    def __call__(
+        self, film: Any, *, operating_point: str | None = None, heatmap: bool = False
+    ) -> Prediction | list[Prediction]:
+        """Judge a film, or a list of films in passes of 32.
+
+        Args:
+            film: a path, bytes, an open file, an array or tensor (uint8, uint16, or float in 0 to 1; H x W, H x W x 3
+                or 1 x H x W), a PIL image, a pydicom data set; or a list of these, or an array of several.
+            operating_point: name of one of the bundle's; the bundle's default where None.
+            heatmap: whether to draw where the evidence lies.
+
+        Raises: OSError; FilmTypeInvalid (a TypeError), FilmValueInvalid (a ValueError); what ``predict`` raises.
+        """
+        if are_many(film):
+            return list(self._several(film, operating_point, heatmap=heatmap))
+        return self.predict(*bytes_of(film), operating_point=operating_point, heatmap=heatmap)
+
+    def _several(self, films: Any, operating_point: str | None, *, heatmap: bool) -> Iterator[Prediction]:
+        point = self.info.operating_point(operating_point)
+        for group in in_groups(films, FILMS_A_PASS):
+            prepared = [self.prepare(data, source) for data, source in group]
+            planes = [film.plane for film in prepared if film.plane is not None]
+            answers = zip(*self.logits(np.stack(planes)), strict=True) if planes else iter(())
+            for film in prepared:
+                if film.plane is None:
+                    yield self.answer(film.sha256, point, film.gate)
+                    continue
+                logit, activation = next(answers)
+                picture = self.overlay(activation, film.size) if heatmap else None
+                yield self.answer(film.sha256, point, film.gate, float(self.probabilities(logit)), picture)
+
+    @property
+    def classes_(self) -> tuple[str, ...]:
+        """Names of the columns of ``predict_proba``, as scikit-learn calls them."""
+        return tuple(label.value for label in Label)
+
+    def predict_proba(self, films: Any) -> npt.NDArray[np.float64]:
+        """Probabilities as scikit-learn's classifiers give them.
+
+        Args:
+            films: a list, as ``__call__`` takes it.
+
+        Returns: shape (n, 2), in the order of ``classes_``; NaN for films that must not be judged.
+        Raises: as ``__call__``.
+        """
+        found = [answer.probability for answer in self._several(films, None, heatmap=False)]
+        positive = np.array([np.nan if value is None else value for value in found], dtype=np.float64)
+        return np.stack([1.0 - positive, positive], axis=1)
+
+    def __repr__(self) -> str:
+        points = ", ".join(point.name for point in self.info.operating_points)
+        size = f"{self.info.preprocessing.height} x {self.info.preprocessing.width}"
+        return f"Predictor({self.info.name!r}: {self.info.network}, films of {size} pixels, operating points {points})"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{html.escape(repr(self))}</code><br><small>{html.escape(self.info.notice)}</small>"
 
     def predict(
         self,

@@ -1,0 +1,130 @@
+"""Films as Python programs have them, as the bytes of a file: what is given then goes the way of every other film.
+
+Pixels are packed as PNG, which loses none: the answer to an array is that to a PNG file of it.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from chestxray.errors import FilmTypeInvalid, FilmValueInvalid
+
+NAMELESS: Final = "film"  # what a film is called that has no path
+_TAKEN: Final = (
+    "a path, bytes, an open file, a NumPy array or torch tensor (uint8, uint16, or float in 0 to 1; H x W, H x W x 3 "
+    "or 1 x H x W), a PIL image, a pydicom data set, or a list of these"
+)
+_CHANNELS: Final = (1, 3, 4)
+_PLANE, _COLOUR, _MANY = 2, 3, 4  # dimensions
+
+
+def are_many(film: object) -> bool:
+    """Whether this is a list of films, or an array of several."""
+    return isinstance(film, list | tuple) or getattr(film, "ndim", None) == _MANY
+
+
+def bytes_of(film: object) -> tuple[bytes, str]:
+    """The bytes of a film's file, and what to call it in errors.
+
+    Raises: OSError; FilmTypeInvalid, which is a TypeError, for anything that is no film; FilmValueInvalid, which is a
+        ValueError, for pixels out of range.
+    """
+    if isinstance(film, str | Path):
+        return Path(film).read_bytes(), str(film)
+    if isinstance(film, bytes | bytearray | memoryview):
+        return bytes(film), NAMELESS
+    if isinstance(film, Image.Image):
+        return _of_image(film), NAMELESS
+    if _is_data_set(film):
+        return _of_data_set(film), NAMELESS
+    if callable(read := getattr(film, "read", None)):
+        data = read()
+        if isinstance(data, bytes):
+            return data, str(getattr(film, "name", NAMELESS))
+        raise FilmTypeInvalid("the file is open for text; open it with mode 'rb'")
+    if hasattr(film, "__array__") and not isinstance(film, type):
+        return _of_array(_as_array(film)), NAMELESS
+    raise FilmTypeInvalid(f"a film cannot be a {type(film).__name__}; it may be {_TAKEN}")
+
+
+def _as_array(film: Any) -> np.ndarray[Any, Any]:
+    torch = sys.modules.get("torch")  # who has a tensor has imported torch
+    if torch is not None and isinstance(film, torch.Tensor):
+        film = film.detach().cpu()
+        film = film.float() if film.dtype in {torch.bfloat16, torch.float16} else film
+    array = np.asarray(film)
+    if array.ndim == _COLOUR and array.shape[-1] not in _CHANNELS and array.shape[0] in _CHANNELS:
+        array = np.moveaxis(array, 0, -1)  # channels first, as torch has them
+    if array.ndim == _COLOUR and array.shape[-1] == 1:
+        array = array[..., 0]
+    return array
+
+
+def _of_array(array: np.ndarray[Any, Any]) -> bytes:
+    if (
+        array.ndim not in {_PLANE, _COLOUR}
+        or not array.size
+        or (array.ndim == _COLOUR and array.shape[-1] not in _CHANNELS)
+    ):
+        raise FilmTypeInvalid(f"a film cannot be an array of shape {array.shape}; it may be {_TAKEN}")
+    if array.dtype.kind == "f":
+        low, high = float(array.min()), float(array.max())
+        if not 0.0 <= low <= high <= 1.0:  # NaN is wrong by this form as well
+            raise FilmValueInvalid(
+                f"the film's values lie in {low:g} to {high:g}; black is 0.0 and white 1.0. Divide by the white level"
+            )
+        array = np.rint(array.astype(np.float64) * np.iinfo(np.uint16).max).astype(np.uint16)
+    if array.dtype not in (np.uint8, np.uint16):
+        raise FilmTypeInvalid(
+            f"a film cannot be an array of {array.dtype}, whose white is nowhere defined; it may be {_TAKEN}"
+        )
+    if array.ndim == _COLOUR and array.dtype == np.uint16:
+        grey = (array[..., :3] == array[..., :1]).all()
+        array = np.ascontiguousarray(array[..., 0]) if grey else (array >> 8).astype(np.uint8)
+    return _of_image(Image.fromarray(np.ascontiguousarray(array)))
+
+
+def _of_image(image: Image.Image) -> bytes:
+    """As PNG, with its orientation; modes that PNG has not are turned into colour."""
+    if image.mode not in {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}:
+        if image.mode in {"I", "F"}:
+            raise FilmTypeInvalid(
+                f"a film cannot be an image of mode {image.mode}, whose white is nowhere defined; convert it to I;16"
+            )
+        image = image.convert("I;16" if image.mode.startswith("I;16") else "RGB")
+    out = io.BytesIO()
+    image.save(out, "PNG", compress_level=1, exif=image.getexif())
+    return out.getvalue()
+
+
+def _is_data_set(film: object) -> bool:
+    pydicom = sys.modules.get("pydicom")
+    return pydicom is not None and isinstance(film, pydicom.Dataset)
+
+
+def _of_data_set(film: Any) -> bytes:
+    out = io.BytesIO()
+    try:
+        film.save_as(out, enforce_file_format=hasattr(film, "file_meta"))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise FilmValueInvalid(f"the data set cannot be written as DICOM ({error}). Give its file instead") from error
+    return out.getvalue()
+
+
+def in_groups(films: Any, size: int) -> Iterator[list[tuple[bytes, str]]]:
+    """Films as bytes and names, some at a time."""
+    group: list[tuple[bytes, str]] = []
+    for film in films:
+        group.append(bytes_of(film))
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
