@@ -218,13 +218,17 @@ def evaluate(
     Raises: as ``evaluation.evaluate.evaluate_bundle``; SourceInvalid, ManifestInvalid.
     """
     from chestxray.data.collect import films_of
+    from chestxray.data.patients import about_patients
     from chestxray.evaluation.evaluate import EvaluationSettings, evaluate_bundle
 
     if threshold is not None and (against is None or not Path(against).is_file()):
         raise UsageError("--threshold is for a table of scores; a bundle brings its operating points")
     other = None if against is None else str(against)
     settings = EvaluationSettings(split, other, threshold, conformal, command, workers, stress)
-    return evaluate_bundle(folder_of(bundle), films_of(source), Path(source), Path(out), reporter, settings)
+    films = films_of(source, log=reporter.log)
+    for line in about_patients([film for film in films if film.label and split in {None, film.split}]):
+        reporter.log(line)
+    return evaluate_bundle(folder_of(bundle), films, Path(source), Path(out), reporter, settings)
 
 
 def evaluate_scores(

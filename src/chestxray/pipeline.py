@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from chestxray.data.clean import Distribution, clean, describe
-from chestxray.data.collect import collect
+from chestxray.data.collect import CollectSettings, collect
 from chestxray.data.pack import write_pack
 from chestxray.data.split import SplitSettings, split
 from chestxray.evaluation.assessment import Assessment
@@ -39,6 +39,7 @@ class RunSettings:
         synthetic_patients: patients to draw where there is no source.
         workers: processes that read films.
         command: what the user typed, for the report.
+        collecting: what the source does not say of its films.
     """
 
     recipe: Recipe | Path | str = "default"
@@ -48,6 +49,7 @@ class RunSettings:
     synthetic_patients: int = 300
     workers: int | None = None
     command: str = ""
+    collecting: CollectSettings = CollectSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +159,14 @@ def run(
                 source, SyntheticSettings(patients=settings.synthetic_patients, faults=True), move, settings.workers
             )
     with stage("collect", f"the films of {source}"):
-        films = collect(source)
+        films = collect(source, settings=settings.collecting, log=reporter.log)
         write_manifest(films, out / "manifest.csv")
     with stage("clean", f"{len(films):,} films are opened and judged; nothing is deleted") as move:
-        films = clean(films, move, settings.workers)
+        films = clean(films, move, settings.workers, log=reporter.log)
         write_manifest(films, out / "clean.csv")
     teller.cleaned(describe(films), films)
     with stage("split", "by patient, so that nobody stands on two splits"):
-        films = split(films, SplitSettings(seed=settings.split_seed))
+        films = split(films, SplitSettings(seed=settings.split_seed), log=reporter.log)
         write_manifest(films, out / "split.csv")
     teller.split(films)
     with stage("pack", f"films are decoded once, to {height} x {width} pixels") as move:

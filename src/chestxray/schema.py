@@ -36,6 +36,7 @@ MIN_INPUT_SIDE: Final = 32  # pixels: five halvings leave one cell
 MAX_INPUT_SIDE: Final = 4096
 
 NOTICE: Final = "Research use only. Not a medical device; not for clinical use."
+PATIENTS_UNKNOWN: Final = "patients unknown: every film counts as its own; a split may leak"
 INTENDED_USE: Final = (
     "Research and teaching on frontal chest radiographs of children (the published training films are "
     "antero-posterior views of patients aged one to five years, from one hospital). " + NOTICE

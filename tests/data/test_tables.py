@@ -14,10 +14,11 @@ import pytest
 from chestxray.data.clean import clean
 from chestxray.data.collect import CollectSettings, collect, films_of, survey
 from chestxray.data.labels import LabelWords, Said, parse_name
-from chestxray.data.patients import UNKNOWN, patient_group, without_nobody
+from chestxray.data.patients import patient_group, without_nobody
 from chestxray.data.split import split
 from chestxray.errors import SourceInvalid, UsageError
-from chestxray.schema import Film, Label, read_manifest, write_manifest
+from chestxray.metrics.scores import read_score_file
+from chestxray.schema import PATIENTS_UNKNOWN, Film, Label, read_manifest, write_manifest
 from drawing import write_film
 
 
@@ -423,11 +424,11 @@ def cleaned(count: int, **values: str) -> list[Film]:
 def test_unknown_patients_are_said_loudly(tmp_path: Path) -> None:
     said: list[str] = []
     split(cleaned(10), log=said.append)
-    assert UNKNOWN in " ".join(said)
+    assert PATIENTS_UNKNOWN in " ".join(said)
     said.clear()
     write_film(tmp_path / "a.png", 1)
     clean([Film(str(tmp_path / "a.png"), "normal")], log=said.append)
-    assert UNKNOWN in " ".join(said)
+    assert PATIENTS_UNKNOWN in " ".join(said)
     said.clear()
     clean([Film(str(tmp_path / "a.png"), "normal", patient_id="7")], log=said.append)
     assert said == []
@@ -439,7 +440,7 @@ def test_one_id_for_everybody_is_no_patient(everybody: str) -> None:
     films = split(cleaned(10, patient_id=everybody), log=said.append)
     assert {film.split for film in films} == {"train", "val", "test"}
     assert "names nobody" in " ".join(said)
-    assert UNKNOWN in " ".join(said)
+    assert PATIENTS_UNKNOWN in " ".join(said)
 
 
 def test_a_patient_of_some_films_stays_one() -> None:
@@ -477,3 +478,13 @@ def test_names_that_are_no_text_go_through_every_table(tmp_path: Path) -> None:
     films = tuple(dataclasses.replace(film, patient_id=" 7") for film in films)
     write_manifest(films, tmp_path / "manifest.csv")
     assert read_manifest(tmp_path / "manifest.csv") == films
+
+
+def test_scores_know_patients_by_their_usual_columns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_text("path,label,score,Patient ID\na,0,0.1,7\nb,1,0.9,7\n")
+    assert read_score_file(path).table.patients == ("7", "7")
+    assert PATIENTS_UNKNOWN not in caplog.text
+    path.write_text("path,label,score\na,0,0.1\nb,1,0.9\n")
+    read_score_file(path)
+    assert PATIENTS_UNKNOWN in caplog.text

@@ -19,6 +19,7 @@ from chestxray.cli.options import (
     PATH,
     Size,
     bundle_option,
+    collect_options,
     json_option,
     verify_key_option,
     workers_option,
@@ -28,6 +29,7 @@ from chestxray.inference.bundle import DEFAULT
 from chestxray.schema import NOTICE
 
 if TYPE_CHECKING:
+    from chestxray.data.collect import CollectSettings
     from chestxray.serving.server import ServeOptions
 
 HOST = "127.0.0.1"
@@ -132,7 +134,7 @@ def key(console: Console, name: str) -> None:
 
 
 @click.command()
-@click.argument("source", type=PATH, required=False)
+@click.argument("source", required=False)
 @click.option("--out", type=FOLDER, default="run", show_default=True, help="The folder for everything that is made.")
 @recipe_options
 @click.option("--size", type=Size(), default=None, help="Height and width in pixels. [default: the network's]")
@@ -147,11 +149,12 @@ def key(console: Console, name: str) -> None:
 @click.option("--serve/--no-serve", "serving", default=False, show_default=True, help="Serve the page at the end.")
 @click.option("--host", default=HOST, show_default=True, help="Address to serve on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes a free one.")
+@collect_options
 @workers_option
 @json_option
 def run(
     console: Console,
-    source: Path | None,
+    source: str | None,
     out: Path,
     device: str,
     recipe: str,
@@ -162,19 +165,20 @@ def run(
     host: str,
     port: int,
     workers: int | None,
+    settings: CollectSettings,
     **changes: Any,
 ) -> None:
     """Do it all, from films to a measured bundle.
 
     Collects, cleans, splits, packs, trains, exports, evaluates on the test split; then serves where asked.
 
-    SOURCE is a folder of films as for "collect". Without one, synthetic films are drawn first, so that
-    nothing has to be downloaded.
+    SOURCE is a folder of films, a table, an archive or a prefix in S3, as for "collect". Without one, synthetic films
+    are drawn first, so that nothing has to be downloaded.
     """
     from chestxray import pipeline
     from chestxray.training.config import recipe_of
 
-    settings = pipeline.RunSettings(
+    run_settings = pipeline.RunSettings(
         recipe=recipe_of(recipe, **changes),
         device=device,
         size=size,
@@ -182,8 +186,9 @@ def run(
         synthetic_patients=synthetic_patients,
         workers=workers,
         command=command_line(),
+        collecting=settings,
     )
-    result = pipeline.run(source, out, settings, console, RunTeller(console))
+    result = pipeline.run(source, out, run_settings, console, RunTeller(console))
     document = {
         "out": out,
         "bundle": result.bundle,

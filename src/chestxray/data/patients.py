@@ -10,9 +10,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from chestxray.errors import UsageError
-from chestxray.schema import Film
-
-UNKNOWN: Final = "patients unknown: every film counts as its own; a split may leak"
+from chestxray.schema import PATIENTS_UNKNOWN, Film
 
 # What stands in a column or a DICOM header where the id was taken out, in lower case without marks.
 _NOBODY: Final = frozenset(
@@ -67,7 +65,7 @@ def about_patients(films: Sequence[Film]) -> list[str]:
     said = []
     if films and unknown == len(films):
         said.append(
-            f"Beware: {UNKNOWN}. Give a column patient_id, or read them from the names with "
+            f"Beware: {PATIENTS_UNKNOWN}. Give a column patient_id, or read them from the names with "
             '"chestxray collect --patient-pattern"'
         )
     elif unknown:

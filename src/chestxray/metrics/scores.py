@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,12 +24,14 @@ import numpy.typing as npt
 from chestxray.errors import MissingExtra, SourceInvalid, UsageError
 from chestxray.files import file_written_whole, refuse_to_replace, write_atomically
 from chestxray.metrics.metrics import FloatArray
-from chestxray.schema import Label, Split
+from chestxray.progress import warn
+from chestxray.schema import PATIENTS_UNKNOWN, Label, Split
 
 KEY_COLUMNS: Final = ("path", "label", "score", "patient_id")
 NO_SUBGROUPS: Final = frozenset({"prediction", "sha256", "reason", "split"})
 """Columns that ``batch`` writes and that divide films into no meaningful parts."""
 _REQUIRED: Final = ("path", "label", "score")
+_PATIENTS: Final = frozenset({"patientid", "patient", "subjectid", "subject"})
 _LABELS: Final = {**{label.value: label.class_index for label in Label}, "0": 0, "1": 1}
 
 
@@ -218,6 +221,8 @@ def _sorted_out(rows: Sequence[_Row], split: str | None) -> ScoreFile:
     scored = [row for row in chosen if row["score"].strip()]
     if not scored:
         raise SourceInvalid("holds no film with a label and a score" + (f" on the split {split!r}" if split else ""))
+    if not any(row.get("patient_id", "").strip() for row in scored):
+        warn(f"Beware: {PATIENTS_UNKNOWN}. Give a column patient_id")
     return ScoreFile(
         table=_table_of(scored, leave_out=NO_SUBGROUPS),
         split=split or "",
@@ -249,7 +254,7 @@ def _rows_of(path: Path) -> list[_Row]:
         rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceInvalid(f"cannot be read as a table of scores ({error})") from error
-    header = [name.strip() for name in rows[0]] if rows else []
+    header = _with_patients([name.strip() for name in rows[0]] if rows else [])
     if missing := [name for name in _REQUIRED if name not in header]:
         raise SourceInvalid(f"has no column {missing[0]!r}; a table of scores needs {', '.join(_REQUIRED)}")
     if len(set(header)) != len(header) or "" in header:
@@ -258,6 +263,14 @@ def _rows_of(path: Path) -> list[_Row]:
         if len(row) != len(header):
             raise SourceInvalid(f"row {number}: has {len(row)} fields; the header has {len(header)}")
     return [_Row(number, dict(zip(header, row, strict=True))) for number, row in enumerate(rows[1:], start=1)]
+
+
+def _with_patients(header: list[str]) -> list[str]:
+    """The header with the column of patients under its own name, where it has another of its usual ones."""
+    if "patient_id" in header:
+        return header
+    found = next((name for name in header if re.sub(r"[^a-z]", "", name.lower()) in _PATIENTS), None)
+    return ["patient_id" if name == found else name for name in header]
 
 
 def _table_of(rows: Sequence[_Row], leave_out: frozenset[str] = frozenset()) -> ScoreTable:
