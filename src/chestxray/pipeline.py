@@ -49,7 +49,7 @@ class RunSettings:
     synthetic_patients: int = 300
     workers: int | None = None
     command: str = ""
-    collecting: CollectSettings = CollectSettings()
+    collecting: CollectSettings = field(default_factory=CollectSettings)
 
 
 @dataclass(frozen=True, slots=True)
