@@ -75,7 +75,7 @@ def _help(command: click.Command) -> str:
 
 def http_api() -> str:
     """Every address, what it takes and what it answers, from the service's own OpenAPI document."""
-    document = create_app(Predictor.load(BUNDLES / "pneumonia-small")).openapi()
+    document = create_app(Predictor.load(BUNDLES / "pneumonia")).openapi()
     addresses = [
         _operation(path, method, operation)
         for path, operations in document["paths"].items()

@@ -325,7 +325,7 @@ def load(bundle: Place = DEFAULT, threads: int | None = None, *, verify_key: Pla
 
     Args:
         bundle: the folder that "chestxray export" or "chestxray run" wrote, or the name of a bundle that comes with
-            this package: "pneumonia", or "pneumonia-small".
+            this package: "pneumonia".
         threads: of one forward pass; by default one a core, at most four.
         verify_key: the public key whose holder must have signed the bundle; by default the one that the environment
             variable CHESTXRAY_VERIFY_KEY names, and without that any bundle is loaded.

@@ -382,6 +382,7 @@ class BundleInfo:
         temperature, bias: the probability is ``1 / (1 + exp(-(logit + bias) / temperature))``; the
             temperature is above 0.
         operating_points: at least one; ``default_operating_point`` names one of them.
+        operating_points_left_out: why there is no point of some other name, in sentences.
         training_data: fingerprint of the pack that the network was trained on.
         files: SHA-256 of every other file of the bundle, by name.
         leakage_allowed: empty; or the reason that was given for training on splits that share patients or films.
@@ -411,6 +412,7 @@ class BundleInfo:
     leakage_allowed: str = ""
     intended_ages: tuple[float, float] | None = None
     typical_peak: float | None = None
+    operating_points_left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.intended_ages is not None and not 0.0 <= self.intended_ages[0] < self.intended_ages[1]:
@@ -433,7 +435,8 @@ class BundleInfo:
             if point.name == wanted:
                 return point
         known = ", ".join(point.name for point in self.operating_points)
-        raise BundleInvalid(f"{self.name}: has no operating point {wanted!r}; it has {known}")
+        why = "".join(f". {sentence}" for sentence in self.operating_points_left_out if f'"{wanted}"' in sentence)
+        raise BundleInvalid(f"{self.name}: has no operating point {wanted!r}; it has {known}{why}")
 
     @property
     def model_sha256(self) -> str:
@@ -456,6 +459,7 @@ class BundleInfo:
                     **raw,
                     "preprocessing": Preprocessing(**raw["preprocessing"]),
                     "operating_points": tuple(OperatingPoint(**point) for point in raw["operating_points"]),
+                    "operating_points_left_out": tuple(raw.get("operating_points_left_out", ())),
                     "labels": tuple(raw["labels"]),
                     "intended_ages": tuple(ages) if (ages := raw.get("intended_ages")) else None,
                 }

@@ -135,7 +135,7 @@ def test_wrong_combinations_are_refused_with_what_to_give_instead(
         ("give BUNDLE and SOURCE, or --scores", ("evaluate", bundle, *out)),
         ("Give either", ("evaluate", bundle, local_films, "--scores", table, *out)),
         ("a bundle judges films", ("evaluate", "--scores", table, "--against", bundle, *out)),
-        ("a bundle judges films", ("evaluate", "--scores", table, "--against", "pneumonia-small", *out)),
+        ("a bundle judges films", ("evaluate", "--scores", table, "--against", "pneumonia", *out)),
         ("does not exist", ("evaluate", "--scores", table, "--against", tmp_path / "gone", *out)),
         ("--conformal needs", ("evaluate", "--scores", table, "--conformal", 0.1, *out)),
         ("--threshold is for", ("evaluate", bundle, local_films, "--threshold", 0.3, *out)),

@@ -10,7 +10,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from chestxray.data.pack import Pack
-from chestxray.evaluation.robustness import CLEAN, measured_again, pooled, predict_under_shifts, under_shifts
+from chestxray.evaluation.robustness import CLEAN, measured_again, pooled, predict_under_stress, under_shifts
+from chestxray.images.exchange import EXCHANGED_FROM, EXCHANGES, condition
 from chestxray.images.shifts import SHIFTS, Shift, shifted
 from chestxray.inference.predictor import Predictor
 from chestxray.metrics.calibration import Calibration
@@ -96,7 +97,7 @@ def test_points_chosen_on_a_pool_count_films_once() -> None:
 def test_a_run_keeps_what_its_best_weights_make_of_every_shift(training: Path) -> None:
     info = RunInfo.read(training)
     stress = from_csv(training / STRESS, info.files[STRESS])
-    assert list(stress) == NAMES
+    assert list(stress) == [*NAMES, *(condition(*pair) for pair in EXCHANGED_FROM)]
     table = ValidationTable.read(training / "validation.csv", info.files["validation.csv"])
     assert all(values.shape == table.labels.shape and np.isfinite(values).all() for values in stress.values())
 
@@ -104,9 +105,10 @@ def test_a_run_keeps_what_its_best_weights_make_of_every_shift(training: Path) -
 def test_a_bundle_judged_under_shifts_answers_as_its_run_did(training: Path, bundle: Path, pack: Path) -> None:
     opened = Pack.open(pack)
     films = [opened.films[row] for row in opened.rows(Split.VAL)]
-    found = predict_under_shifts(Predictor.load(bundle), films, workers=1)
+    found, relied = predict_under_stress(Predictor.load(bundle), films, workers=1)
     info = RunInfo.read(training)
     expected = from_csv(training / STRESS, info.files[STRESS])
     labels = [film.label == "pneumonia" for film in films]
+    assert [row.exchange for row in relied.rows] == [one.name for one in EXCHANGES]
     for row in found.rows[1:]:
         assert row.auroc.value == pytest.approx(roc_auc_score(labels, expected[row.shift]), abs=0.02)

@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 
 import chestxray
+from chestxray.data.training_films import TRAINING_FILMS, TrainingFilms
 from chestxray.errors import BundleInvalid
+from chestxray.images.exchange import EXCHANGES
 from chestxray.images.shifts import SHIFTS
 from chestxray.inference.bundle import BUNDLES, DEFAULT, Bundle, folder_of, shipped_bundles
 
 PAGE_EXAMPLES = Path(chestxray.__file__).parent / "serving" / "page" / "examples"
-MEGABYTES_TOGETHER = 12
+MEGABYTES_TOGETHER = 8
 
 
-def test_two_bundles_are_shipped_and_one_is_the_default() -> None:
-    assert shipped_bundles() == ("pneumonia", "pneumonia-small")
+def test_one_bundle_is_shipped_and_it_is_the_default() -> None:
+    assert shipped_bundles() == ("pneumonia",)
     assert DEFAULT in shipped_bundles()
 
 
@@ -45,6 +47,23 @@ def test_the_measurements_come_with_it_clean_and_under_every_shift(name: str) ->
 
 
 @pytest.mark.parametrize("name", shipped_bundles())
+def test_exchanging_what_must_not_matter_hardly_moves_it(name: str) -> None:
+    metrics = json.loads((folder_of(name) / "metrics.json").read_text())
+    rows = {row["exchange"]: row for row in metrics["reliance"]["rows"]}
+    assert list(rows) == [exchange.name for exchange in EXCHANGES]
+    assert rows["grey_levels"]["other"]["value"] > 0.995
+    assert rows["low_frequencies"]["other"]["value"] > 0.993
+    assert all(row["gap"] < 0.003 for row in rows.values())
+    assert sum(not row["trained"] for row in rows.values()) >= 2
+
+
+@pytest.mark.parametrize("name", shipped_bundles())
+def test_it_knows_what_it_was_trained_on(name: str) -> None:
+    bundle = Bundle.open(folder_of(name))
+    assert len(TrainingFilms.from_json(bundle.read(TRAINING_FILMS).decode()).sha256) > 4_000
+
+
+@pytest.mark.parametrize("name", shipped_bundles())
 def test_a_drawn_film_is_answered_and_a_drawn_opacity_is_more_suspicious(name: str) -> None:
     model = chestxray.load(name)
     clear, net = (model(PAGE_EXAMPLES / f"{film}.jpg", heatmap=True) for film in ("clear", "net"))
@@ -66,7 +85,7 @@ def test_real_films_are_told_apart(name: str, real_films: Path) -> None:
 
 
 def test_a_name_that_nobody_knows_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(BundleInvalid, match="pneumonia, pneumonia-small"):
+    with pytest.raises(BundleInvalid, match="pneumonia"):
         folder_of("pneumonitis")
 
 

@@ -24,7 +24,7 @@ from chestxray.inference.predictor import Predictor
 from chestxray.inference.signature import PASSWORD_VARIABLE, SIGNATURE, VERIFY_KEY_VARIABLE, open_signed, sign_bundle
 from chestxray.serving.static import EXAMPLES
 
-SMALL = "pneumonia-small"
+SMALL = "pneumonia"
 FILES = (*Bundle.open(folder_of(SMALL)).info.files, DESCRIPTION)
 FILM = EXAMPLES / "lobe.jpg"
 

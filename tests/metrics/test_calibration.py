@@ -21,6 +21,7 @@ from chestxray.metrics.calibration import (
     expected_calibration_error,
     expected_error_if_calibrated,
     fit_calibration,
+    left_out,
     reliability,
 )
 from chestxray.metrics.metrics import Confusion
@@ -160,10 +161,14 @@ def test_a_score_that_is_no_number_is_refused():
 @given(judged())
 def test_operating_points_keep_their_promises(data):
     labels, probabilities = data
-    screening, balanced, confirming = choose_operating_points(labels, probabilities, chosen_on="here")
-    assert (screening.name, balanced.name, confirming.name) == tuple(GOALS)
-    assert screening.threshold <= balanced.threshold <= confirming.threshold
-    for point in (screening, balanced, confirming):
+    points = {point.name: point for point in choose_operating_points(labels, probabilities, chosen_on="here")}
+    assert list(points) == [name for name in GOALS if name in points]
+    assert len(left_out(list(points.values()))) == len(GOALS) - len(points)
+    balanced = points["balanced"]
+    screening, confirming = points.get("screening", balanced), points.get("confirming")
+    thresholds = [point.threshold for point in points.values()]
+    assert thresholds == sorted(set(thresholds))
+    for point in points.values():
         found = Confusion.at(point.threshold, labels, probabilities)
         assert (point.sensitivity, point.specificity) == pytest.approx((found.sensitivity, found.specificity))
         assert (point.positives, point.negatives, point.chosen_on) == (found.positives, found.negatives, "here")
@@ -174,27 +179,31 @@ def test_operating_points_keep_their_promises(data):
     calls = [np.sum(probabilities >= t) for t in np.unique(probabilities)]
     allowed = np.sum(probabilities >= balanced.threshold)
     stricter = [c.precision for c, called in zip(every, calls, strict=True) if called <= allowed]
-    reached = Confusion.at(confirming.threshold, labels, probabilities).precision
-    assert reached >= min(0.97, max(stricter))
+    kept = Confusion.at(balanced.threshold, labels, probabilities).precision
+    if confirming is None:
+        assert kept >= 0.97 or max(stricter) < 0.97
+    else:
+        assert kept < 0.97 <= Confusion.at(confirming.threshold, labels, probabilities).precision
 
 
 def test_a_threshold_lies_midway_in_logits_and_on_no_film():
     labels = np.repeat([0, 1], 2)
     points = choose_operating_points(labels, calibrated([-5.0, -1.0, 3.0, 4.0]))
-    assert [point.threshold for point in points] == pytest.approx([calibrated(1.0)] * 3)
+    assert [(point.name, point.threshold) for point in points] == [("balanced", pytest.approx(calibrated(1.0)))]
 
 
 def test_probabilities_at_the_very_ends_are_told_apart():
     for below, above in ((0.0, 1.0), (0.0, 5e-324), (np.nextafter(1.0, 0.0), 1.0)):
-        point = choose_operating_points([0, 1], [below, above])[1]
+        (point,) = choose_operating_points([0, 1], [below, above])
         assert below < point.threshold <= above
 
 
-def test_where_no_threshold_confirms_the_most_precise_is_taken():
+def test_where_no_threshold_confirms_there_is_no_such_point_and_a_sentence_says_so():
     labels = np.array([0, 0, 1, 0, 1, 0])
     probabilities = np.array([0.1, 0.2, 0.5, 0.6, 0.7, 0.9])
-    confirming = choose_operating_points(labels, probabilities)[2]
-    assert Confusion.at(confirming.threshold, labels, probabilities).precision == 0.5
+    points = choose_operating_points(labels, probabilities)
+    assert "confirming" not in {point.name for point in points}
+    assert 'There is no point "confirming": no threshold reaches a precision at least 0.97.' in left_out(points)
 
 
 def test_equal_scores_leave_only_calling_every_film():
@@ -205,6 +214,6 @@ def test_equal_scores_leave_only_calling_every_film():
 def test_a_model_with_room_to_spare_screens_no_stricter_than_it_confirms():
     labels = np.repeat([0, 1], 300)
     probabilities = np.concatenate([np.linspace(0.01, 0.3, 300), np.linspace(0.7, 0.99, 300)])
-    screening, balanced, confirming = choose_operating_points(labels, probabilities)
-    assert screening.threshold == balanced.threshold == confirming.threshold
+    (balanced,) = choose_operating_points(labels, probabilities)
+    assert [sentence.split('"')[1] for sentence in left_out([balanced])] == ["screening", "confirming"]
     assert (balanced.sensitivity, balanced.specificity) == (1.0, 1.0)

@@ -72,7 +72,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(built: Built
         "serving/page/index.html",
         "serving/page/examples/lobe.jpg",
         "bundles/pneumonia/model.onnx",
-        "bundles/pneumonia-small/bundle.json",
+        "bundles/pneumonia/training_films.json",
         "training/recipes/default.toml",
         "evaluation/report.html.j2",
         "aws/website.yaml",

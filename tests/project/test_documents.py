@@ -177,7 +177,7 @@ def bundle(folder: Path, request: pytest.FixtureRequest) -> None:
 
 
 def other_bundle(folder: Path, request: pytest.FixtureRequest) -> None:
-    shutil.copytree(folder_of("pneumonia-small"), folder / "other")
+    shutil.copytree(folder_of("pneumonia"), folder / "other")
 
 
 def pack(folder: Path, request: pytest.FixtureRequest) -> None:

@@ -39,6 +39,7 @@ METRICS: Final[Mapping[str, str]] = {
     "validation:loss": "validation_loss",
     "validation:auroc": "auroc",
     "validation:auroc-under-shifts": "stress_auroc",
+    "validation:auroc-exchanged": "exchange_auroc",
     "validation:sensitivity": "sensitivity",
     "validation:specificity": "specificity",
     "films-per-second": "films_per_second",

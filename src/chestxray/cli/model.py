@@ -125,7 +125,8 @@ def train(
     best = summary.info.best
     text = str(out)
     if best:
-        text += f": best epoch {best.epoch}, AUROC {best.auroc:.4f}, under shifts {best.stress_auroc:.4f} (validation)"
+        text += f": best epoch {best.epoch}, AUROC {best.auroc:.4f}, under shifts {best.stress_auroc:.4f}"
+        text += f", exchanged {best.exchange_auroc:.4f} (validation)"
     if summary.info.leak:
         text += f"\nBeware: {summary.info.leak}"
     console.result({"run": out, "info": plain(summary.info), "epochs": plain(summary.records)}, text)
@@ -134,7 +135,18 @@ def train(
 def epoch_sayer(console: Console) -> Callable[[EpochRecord], None]:
     """Prints a header, then one line an epoch."""
     begun = False
-    columns = ("epoch", "train loss", "val loss", "AUROC", "shifted", "sens.", "spec.", "films/s", "seconds")
+    columns = (
+        "epoch",
+        "train loss",
+        "val loss",
+        "AUROC",
+        "shifted",
+        "exchanged",
+        "sens.",
+        "spec.",
+        "films/s",
+        "seconds",
+    )
     width = 12
 
     def log(record: EpochRecord) -> None:
@@ -148,6 +160,7 @@ def epoch_sayer(console: Console) -> Callable[[EpochRecord], None]:
             f"{record.validation_loss:.4f}",
             f"{record.auroc:.4f}",
             f"{record.stress_auroc:.4f}",
+            f"{record.exchange_auroc:.4f}",
             f"{record.sensitivity:.3f}",
             f"{record.specificity:.3f}",
             f"{record.films_per_second:.0f}",
@@ -177,7 +190,8 @@ def blend(console: Console, runs: tuple[Path, ...], pack: Path, out: Path, devic
     best = summary.best
     console.result(
         {"run": out, "info": plain(summary.info)},
-        f"{out}: {len(runs)} runs, AUROC {best.auroc:.4f}, under shifts {best.stress_auroc:.4f} (validation)",
+        f"{out}: {len(runs)} runs, AUROC {best.auroc:.4f}, under shifts {best.stress_auroc:.4f}, "
+        f"exchanged {best.exchange_auroc:.4f} (validation)",
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chestxray.errors import UsageError
-from chestxray.evaluation.robustness import Stress
+from chestxray.evaluation.robustness import Reliance, Stress
 from chestxray.metrics import calibration, decision
 from chestxray.metrics.calibration import Bin, BrierParts
 from chestxray.metrics.comparison import Comparison, Published, Rival, beside_published, compare
@@ -217,7 +217,7 @@ class Assessment:
         comparison: None where there was nothing to compare with.
         missed, false_alarms: the worst errors, the surest first.
         limits: sentences that a reader must know before believing a figure.
-        stress: the same films under shifts; None where nobody asked.
+        stress, reliance: the same films under shifts, and with what must not matter exchanged; None where nobody asked.
     """
 
     films: int
@@ -247,6 +247,7 @@ class Assessment:
     seed: int
     version: int = ASSESSMENT_VERSION
     stress: Stress | None = None
+    reliance: Reliance | None = None
 
     @property
     def answer(self) -> MeasuredPoint:

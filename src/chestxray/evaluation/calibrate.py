@@ -17,18 +17,28 @@ import numpy as np
 import numpy.typing as npt
 
 from chestxray.data.split import read_allowance
+from chestxray.data.training_films import refuse_training_films
 from chestxray.errors import DegenerateLabels, UsageError
 from chestxray.evaluation import model_card
-from chestxray.evaluation.evaluate import METRICS, EvaluationSettings, examine, metrics_of, name_of_films, score_table
+from chestxray.evaluation.evaluate import (
+    METRICS,
+    EvaluationSettings,
+    examine,
+    metrics_of,
+    name_of_films,
+    score_table,
+    training_films_of,
+)
 from chestxray.inference.batch import score_films
 from chestxray.inference.bundle import Bundle, write_bundle
 from chestxray.inference.predictor import Predictor
 from chestxray.metrics.calibration import (
-    GOALS,
+    BALANCED,
     SCREENING_SENSITIVITY,
     calibrated,
     choose_operating_points,
     fit_calibration,
+    left_out,
 )
 from chestxray.progress import Reporter
 from chestxray.schema import BundleInfo, Film, Split
@@ -70,6 +80,7 @@ def calibrate_bundle(
 
     Raises:
         DegenerateLabels: the films are all of one class.
+        Leakage: the bundle was trained on some of them.
         SourceInvalid: no labelled film is left.
         UsageError: ``out`` is the bundle itself.
     """
@@ -78,9 +89,12 @@ def calibrate_bundle(
     opened = Bundle.open(bundle)
     opened.verify()
     before = opened.info
-    examined, _ = examine(films, read_allowance(source), settings, reporter)
+    allowed = read_allowance(source)
+    examined, _ = examine(films, allowed, settings, reporter)
     split = settings.split
     chosen = [film for film in examined if film.is_accepted and film.label and (split is None or film.split == split)]
+    if not allowed:
+        refuse_training_films(training_films_of(opened), chosen, before.name)
     labels, logits, patients = _logits(opened, chosen, source, reporter, settings.workers)
     chosen_on = name_of_films(source, split)
     warnings = (*_refuse_or_warn(labels, chosen_on), *_trained_on(chosen))
@@ -94,6 +108,7 @@ def calibrate_bundle(
         points,
         chosen_on=chosen_on,
         cautions=[_chosen_here(chosen_on), *warnings],
+        left_out=left_out(points),
     )
     metrics["before"] = {k: v for k, v in metrics_of(bundle, before).items() if k not in {model_card.LOGITS, "before"}}
     default = before.default_operating_point
@@ -102,7 +117,8 @@ def calibrate_bundle(
         temperature=calibration.temperature,
         bias=calibration.bias,
         operating_points=points,
-        default_operating_point=default if default in GOALS else "balanced",
+        operating_points_left_out=left_out(points),
+        default_operating_point=default if default in {point.name for point in points} else BALANCED,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         package_version=__version__,
     )

@@ -25,11 +25,12 @@ from chestxray.data.clean import clean
 from chestxray.data.pack import labels_of
 from chestxray.data.sources import name_of, read_film
 from chestxray.data.split import read_allowance, refuse_leakage
+from chestxray.data.training_films import TRAINING_FILMS, TrainingFilms, refuse_training_films
 from chestxray.errors import BundleInvalid, SourceInvalid, UsageError
 from chestxray.evaluation import model_card
 from chestxray.evaluation.assessment import HALF, Assessment, CohortStep, GateCurve, Provenance, assess
 from chestxray.evaluation.report import write_report
-from chestxray.evaluation.robustness import predict_under_shifts
+from chestxray.evaluation.robustness import predict_under_stress
 from chestxray.files import sha256_of_file
 from chestxray.inference.batch import ScoredFilm, score_films, write_scores
 from chestxray.inference.bundle import Bundle, folder_of, shipped_bundles
@@ -64,7 +65,7 @@ class EvaluationSettings:
         conformal: the error rate of the conformal sets; None takes CONFORMAL_ERROR where they can be fitted.
         command: what the user typed, for the report.
         workers: processes that read films.
-        stress: judge the films under every shift as well.
+        stress: judge the films under every shift and every exchange as well.
     """
 
     split: str | None = None
@@ -91,7 +92,7 @@ def evaluate_bundle(
         out: the report's folder, written whole.
 
     Raises:
-        Leakage: the films' splits share a patient or a film.
+        Leakage: the films' splits share a patient or a film, or the bundle was trained on some of those to judge.
         SourceInvalid: no labelled film is left to judge on, or none that the other model judged as well.
         UsageError: the settings contradict each other.
     """
@@ -102,6 +103,8 @@ def evaluate_bundle(
     examined, split = examine(films, allowed, settings, reporter)
     usable = [film for film in examined if film.is_accepted and film.label]
     chosen = [film for film in usable if split is None or film.split == split]
+    if not allowed:
+        refuse_training_films(training_films_of(Bundle.open(bundle)), chosen, predictor.info.name)
     with reporter.progress("Judging") as move:
         scored = tuple(score_films(predictor, chosen, on_progress=move, workers=settings.workers))
     table = score_table(scored, source)
@@ -110,9 +113,9 @@ def evaluate_bundle(
     assessment = assess(table, info.operating_points, info.default_operating_point, rival=rival, conformal=rule)
     if settings.stress:
         judged = [row.film for row in scored if row.prediction.gate.accepted]
-        with reporter.progress("Judging under shifts") as move:
-            shifts = predict_under_shifts(predictor, judged, move, settings.workers)
-        assessment = dataclasses.replace(assessment, stress=shifts)
+        with reporter.progress("Judging under shifts and exchanges") as move:
+            stress, relied = predict_under_stress(predictor, judged, move, settings.workers)
+        assessment = dataclasses.replace(assessment, stress=stress, reliance=relied)
     provenance = dataclasses.replace(
         _provenance(source, settings),
         title=f"{info.name} on {source.name}",
@@ -129,6 +132,16 @@ def evaluate_bundle(
     pictures = {error.path: explained(predictor, by_path[error.path]) for error in errors}
     write_report(assessment, out, provenance, pictures, beside=lambda made: write_scores(scored, made / "scores.csv"))
     return assessment
+
+
+def training_films_of(bundle: Bundle) -> TrainingFilms:
+    """The films that a bundle learnt from; none where it does not say. Raises: BundleInvalid."""
+    if TRAINING_FILMS not in bundle.info.files:
+        return TrainingFilms((), ())
+    try:
+        return TrainingFilms.from_json(bundle.read(TRAINING_FILMS).decode())
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleInvalid(f"{bundle.folder / TRAINING_FILMS}: not a list of training films ({error!r})") from error
 
 
 def name_of_films(source: Path, split: str | None) -> str:

@@ -103,9 +103,13 @@ Brier score {metrics["brier"]:.4f}; expected calibration error {metrics["expecte
 |---|---|---|---|---|
 {points}
 
-The operating point "{default}" is the one that answers when none is named.
-{_under_shifts(metrics.get("stress"))}
+The operating point "{default}" is the one that answers when none is named.{_left_out(metrics)}
+{_under_shifts(metrics.get("stress"))}{_reliance(metrics.get("reliance"))}
 {_END}"""
+
+
+def _left_out(metrics: Mapping[str, Any]) -> str:
+    return "".join(f" {sentence}" for sentence in metrics.get("operating_points_left_out", ()))
 
 
 def _under_shifts(stress: Mapping[str, Any] | None) -> str:
@@ -128,6 +132,41 @@ specificity at "{stress["point"]}", whose threshold stays where it is. Mean AURO
 |---|---|---|---|
 {rows}
 """
+
+
+def _reliance(found: Mapping[str, Any] | None) -> str:
+    """What the model relies on that must not matter, as a table, where it was measured."""
+    if not found:
+        return ""
+    rows = "\n".join(
+        f"| {row['exchange'].replace('_', ' ')} ({row['what']}){'' if row['trained'] else ' *'} | "
+        f"{_with_interval(row['other'])} | {_with_interval(row['own'])} | {_gap(row)} | "
+        f"{_with_interval(row['sensitivity'])} | {_with_interval(row['specificity'])} |"
+        for row in found["rows"]
+    )
+    sensitivity, specificity = found["sensitivity"], found["specificity"]
+    return f"""
+### With what must not matter exchanged
+
+Each film took one thing from a training film: from one of the other class, which leads a model astray that relied on \
+it, or from one of its own. The gap between the two AUROCs is the reliance; its interval is by resampling patients. \
+Sensitivity and specificity at "{found["point"]}" are those with donors of the other class. No recipe exchanges the \
+kinds marked * in training.
+
+| exchanged | AUROC, other class | AUROC, own class | gap | sensitivity | specificity |
+|---|---|---|---|---|---|
+{rows}
+
+Over the films as they are, under every shift and every exchange together, "{found["point"]}" has a sensitivity of \
+{_with_interval(sensitivity)} and a specificity of {_with_interval(specificity)}; the calibration and the thresholds \
+were fitted on all of these.
+"""
+
+
+def _gap(row: Mapping[str, Any]) -> str:
+    interval = row["gap_interval"]
+    ends = f" ({interval['low']:+.4f} to {interval['high']:+.4f})" if interval else ""
+    return f"{row['gap']:+.4f}{ends}"
 
 
 def amended(card: str, name: str, metrics: Mapping[str, Any], default: str) -> str:
@@ -175,6 +214,7 @@ def measured_where_chosen(
     *,
     chosen_on: str,
     cautions: Sequence[str],
+    left_out: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What ``metrics.json`` says: each figure with its count and its 95% interval, and the logits by class.
 
@@ -185,6 +225,7 @@ def measured_where_chosen(
         patients: n names, "" where unknown.
         chosen_on: the name of these films.
         cautions: what a reader must know of them, in sentences.
+        left_out: why there is no point of some other name, in sentences.
 
     Raises: DataError, DegenerateLabels.
     """
@@ -204,6 +245,7 @@ def measured_where_chosen(
         "operating_points": [
             _reached(point, Confusion.at(point.threshold, targets, probabilities)) for point in points
         ],
+        "operating_points_left_out": list(left_out),
         "cautions": list(cautions),
         LOGITS: {
             name: np.sort(values[targets == index]).round(_DIGITS).tolist()

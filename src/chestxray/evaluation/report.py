@@ -329,6 +329,13 @@ def _measures_csv(assessment: Assessment) -> str:
         for row in assessment.stress.rows:
             where = f"{assessment.stress.point} under {row.shift}"
             writer.writerows(_row(where, measure) for measure in (row.auroc, row.sensitivity, row.specificity))
+    if assessment.reliance:
+        for exchanged in assessment.reliance.rows:
+            where = f"{exchanged.exchange} of the other class"
+            writer.writerows(
+                _row(where, measure) for measure in (exchanged.other, exchanged.sensitivity, exchanged.specificity)
+            )
+            writer.writerow(_row(f"{exchanged.exchange} of its own class", exchanged.own))
     for kept in assessment.risk_coverage.kept:
         writer.writerow(_row(f"{assessment.default} at coverage {kept.coverage:.4f}", kept.error_rate))
     if assessment.conformal:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ BINS: Final = 15  # of equal width, the usual choice since Guo et al. (2017)
 
 SCREENING_SENSITIVITY: Final = 0.99
 CONFIRMING_PRECISION: Final = 0.97
+BALANCED: Final = "balanced"
 GOALS: Final = {
     "screening": f"sensitivity at least {SCREENING_SENSITIVITY}",
     "balanced": "the largest sum of sensitivity and specificity",
@@ -208,13 +209,14 @@ def _filled(bins: tuple[Bin, ...]) -> FloatArray:
 def choose_operating_points(
     labels: npt.ArrayLike, probabilities: npt.ArrayLike, chosen_on: str = "val"
 ) -> tuple[OperatingPoint, ...]:
-    """The three named thresholds, in rising order, with what they reach on the films they were chosen on.
+    """Choose up to three named thresholds, in rising order, with what they reach on the films they were chosen on.
 
     - ``balanced``: the largest sum of sensitivity and specificity (Youden); of equals the lowest, since a
       missed pneumonia costs more than a false alarm.
     - ``screening``: the highest threshold with a sensitivity of at least 0.99, but not above ``balanced``.
-    - ``confirming``: the lowest threshold with a precision of at least 0.97, but not below ``balanced``; where
-      no threshold reaches that, the one with the highest precision there is. The report shows what it reached.
+    - ``confirming``: the lowest threshold with a precision of at least 0.97, but not below ``balanced``.
+
+    One that coincides with ``balanced``, or whose goal no threshold reaches, is left out; ``left_out`` says so.
 
     The two limits matter for a model that meets a goal with room to spare: without them its ``screening``
     would be stricter than its ``confirming``. A threshold lies midway, in logits, between two neighbouring
@@ -232,7 +234,8 @@ def choose_operating_points(
     balanced = int(np.argmax(table.youden))
     reach = np.flatnonzero(table.sensitivity >= SCREENING_SENSITIVITY)
     screening = min(int(reach[-1]), balanced)
-    confirming = balanced + _first_confirming(table.precision[balanced:])
+    precise = np.flatnonzero(table.precision[balanced:] >= CONFIRMING_PRECISION)
+    confirming = balanced + int(precise[0]) if len(precise) else balanced
     return tuple(
         OperatingPoint(
             name=name,
@@ -244,7 +247,28 @@ def choose_operating_points(
             chosen_on=chosen_on,
         )
         for name, row in zip(GOALS, (screening, balanced, confirming), strict=True)
+        if name == BALANCED or row != balanced
     )
+
+
+def left_out(points: Sequence[OperatingPoint]) -> tuple[str, ...]:
+    """Say of each goal without a point of its own why it has none, in a sentence.
+
+    Args:
+        points: as ``choose_operating_points`` gives them.
+    """
+    names = {point.name for point in points}
+    balanced = next((point for point in points if point.name == BALANCED), None)
+    sentences = []
+    for name, goal in GOALS.items():
+        if name in names or balanced is None:
+            continue
+        hits, alarms = balanced.sensitivity * balanced.positives, (1 - balanced.specificity) * balanced.negatives
+        if name == "confirming" and hits < CONFIRMING_PRECISION * (hits + alarms):
+            sentences.append(f'There is no point "{name}": no threshold reaches a {goal}.')
+        else:
+            sentences.append(f'There is no point "{name}": "{BALANCED}" has a {goal} already.')
+    return tuple(sentences)
 
 
 class _Candidates(NamedTuple):
@@ -277,8 +301,3 @@ def _midway(below: FloatArray, above: FloatArray) -> FloatArray:
     low, high = (np.clip(side, edge, 1 - edge) for side in (below, above))
     middle = calibrated((np.log(low / (1 - low)) + np.log(high / (1 - high))) / 2)
     return np.where((middle > below) & (middle <= above), middle, above)
-
-
-def _first_confirming(precision: FloatArray) -> int:
-    reach = np.flatnonzero(precision >= CONFIRMING_PRECISION)
-    return int(reach[0]) if len(reach) else int(np.argmax(precision))

@@ -18,6 +18,8 @@ from torch.nn import functional
 from chestxray.training.config import Augmentation
 
 WHITE: Final = 255.0
+BANDS_PRESENT: Final = 0.5  # probability of a band along each edge of a film that has some
+BLACK_BANDS: Final = 0.6  # probability that they are black
 
 
 class Row(NamedTuple):
@@ -52,17 +54,17 @@ def _factor(films: Tensor, share: float, generator: Generator) -> Tensor:
     return torch.exp(_uniform(films, math.log1p(share), generator))
 
 
-def _chosen(films: Tensor, probability: float, generator: Generator) -> Tensor:
+def chosen_films(films: Tensor, probability: float, generator: Generator) -> Tensor:
     """Which films something happens to: boolean, shape (N, 1, 1, 1)."""
     return _uniform(films, 1.0, generator) < 2.0 * probability - 1.0
 
 
-def _changed(films: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def changed(films: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """The chosen films changed, the others as they are, for the price of the chosen alone.
 
     Args:
         films: shape (N, 1, height, width).
-        chosen: as ``_chosen`` gives it.
+        chosen: as ``chosen_films`` gives it.
         change: takes some of the films, and their places in 0 to N - 1.
     """
     places = chosen.flatten().nonzero().flatten()
@@ -75,7 +77,7 @@ def geometry(films: Tensor, settings: Augmentation, generator: Generator) -> Ten
     angle = _uniform(films, math.radians(settings.rotation), generator).flatten()
     scale = _factor(films, settings.scale, generator).flatten()
     aspect = _factor(films, settings.aspect, generator).flatten().sqrt()
-    mirror = torch.where(_chosen(films, settings.flip, generator).flatten(), -1.0, 1.0)
+    mirror = torch.where(chosen_films(films, settings.flip, generator).flatten(), -1.0, 1.0)
     across, down = (2.0 * _uniform(films, settings.shift, generator).flatten() for _ in range(2))
     # The grid's unit is half the side, so an angle in it has to be corrected by the film's shape.
     cosine, sine = torch.cos(angle), torch.sin(angle)
@@ -115,8 +117,8 @@ def brightness(films: Tensor, settings: Augmentation, generator: Generator) -> T
 def blur(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
     """Soften some films, each by its own share of a 3 x 3 binomial kernel."""
     weight = _uniform(films, 0.5, generator) + 0.5
-    chosen = _chosen(films, settings.blur, generator)
-    return _changed(films, chosen, lambda some, places: some.lerp(_softened(some), weight[places]))
+    chosen = chosen_films(films, settings.blur, generator)
+    return changed(films, chosen, lambda some, places: some.lerp(_softened(some), weight[places]))
 
 
 def sharpen(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
@@ -126,7 +128,7 @@ def sharpen(films: Tensor, settings: Augmentation, generator: Generator) -> Tens
     def sharper(some: Tensor, places: Tensor) -> Tensor:
         return some.lerp(_softened(some), -weight[places]).clamp(0.0, WHITE)
 
-    return _changed(films, _chosen(films, settings.sharpen, generator), sharper)
+    return changed(films, chosen_films(films, settings.sharpen, generator), sharper)
 
 
 def _softened(films: Tensor) -> Tensor:
@@ -150,7 +152,7 @@ def resolution(films: Tensor, settings: Augmentation, generator: Generator) -> T
         small = resized(some, (height, width))
         return functional.interpolate(small, films.shape[2:], mode="bilinear", align_corners=False)
 
-    return _changed(films, _chosen(films, settings.resolution, generator), coarser)
+    return changed(films, chosen_films(films, settings.resolution, generator), coarser)
 
 
 def noise(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
@@ -160,8 +162,24 @@ def noise(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor
     return (films + strength * grain).clamp(0.0, WHITE)
 
 
+def collimation(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
+    """Paint bands of one grey level along some edges of half of the films, as collimators, scanners and viewers do."""
+    height, width = films.shape[2:]
+    drawn = torch.rand((len(films), 4), generator=generator, device=films.device) * settings.collimation
+    present = torch.rand((len(films), 4), generator=generator, device=films.device) < BANDS_PRESENT
+    level = torch.rand((len(films), 1, 1, 1), generator=generator, device=films.device) * WHITE
+    level = torch.where(chosen_films(films, BLACK_BANDS, generator), torch.zeros_like(level), level)
+    wide = (drawn * present)[:, :, None]
+    rows, columns = ((torch.arange(side, device=films.device) + 0.5)[None] / side for side in (height, width))
+    covered = ((rows < wide[:, 0]) | (rows > 1.0 - wide[:, 1]))[:, None, :, None] | (
+        (columns < wide[:, 2]) | (columns > 1.0 - wide[:, 3])
+    )[:, None, None, :]
+    return torch.where(covered & chosen_films(films, 0.5, generator), level, films)
+
+
 AUGMENTATIONS: Final = (
     Row(("rotation", "scale", "aspect", "shift", "flip"), geometry),
+    Row(("collimation",), collimation),
     Row(("gamma",), gamma),
     Row(("contrast",), contrast),
     Row(("brightness",), brightness),
@@ -191,7 +209,7 @@ def mixed(films: Tensor, targets: Tensor, probability: float, generator: Generat
     Source: Zhang et al., "mixup: beyond empirical risk minimization", ICLR (2018), with their alpha of 1.
     """
     share = 0.5 + _uniform(films, 0.5, generator)
-    share = torch.where(_chosen(films, probability, generator), share, 1.0)
+    share = torch.where(chosen_films(films, probability, generator), share, 1.0)
     partners = torch.randperm(len(films), generator=generator, device=films.device)
     down = share[:, :, 0, 0]
     return films * share + films[partners] * (1.0 - share), targets * down + targets[partners] * (1.0 - down)

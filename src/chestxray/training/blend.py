@@ -26,6 +26,7 @@ from chestxray.files import may_be_replaced
 from chestxray.progress import Log, ProgressCallback, no_log, no_progress
 from chestxray.training.checkpoint import Best
 from chestxray.training.config import Recipe
+from chestxray.training.dataset import drawn
 from chestxray.training.networks import Classifier, spec_of
 from chestxray.training.optim import steps_of
 from chestxray.training.record import EpochRecord
@@ -75,7 +76,7 @@ def blend_runs(
     )
     log(f"Statistics of batch normalisation: on {MEASURED:,} training films")
     _measure_statistics(training, blended)
-    result = validate(training.step, training.panel)
+    result = validate(training.step, training.panels)
     best = Best(snapshot(blended), result.logits)
     training.records = [_record([info.best for info in infos if info.best], result)]
     info = dataclasses.replace(described(training), blended=tuple(int(info.recipe["seed"]) for info in infos))
@@ -135,7 +136,8 @@ def _measure_statistics(training: Training, blended: Classifier) -> None:
         norm.momentum = None  # a plain mean over the batches
     step = training.step
     generator = Generator(step.device).manual_seed(step.recipe.seed)
-    rows = np.random.default_rng(step.recipe.seed).permutation(step.splits.training)[:MEASURED]
+    random = np.random.default_rng(step.recipe.seed)
+    rows = drawn(step.splits.training, step.chances, random)[:MEASURED]
     blended.train()
     for batch in np.array_split(rows, steps_of(len(rows), BATCH)):
         step.scores(blended, step.varied(batch, generator), reduced=False)

@@ -18,6 +18,8 @@ OPTIMISERS: Final = ("sgd", "adamw")
 SCHEDULES: Final = ("constant", "one_cycle")
 PRECISIONS: Final = ("auto", "float32", "bfloat16")
 VALIDATIONS: Final = ("given", "random")
+DRAWS: Final = ("evenly", "against_shortcuts")
+GREY_SCALES: Final = ("stored", "common")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,9 @@ class Augmentation:
         blur, sharpen, resolution: probability of softening by a small kernel, of sharpening by one, and of
             losing up to two thirds of the pixels a side.
         noise: largest standard deviation, in grey levels of 255.
+        collimation: largest width of bands along the edges, as a share of the side.
+        grey_levels, low_frequencies, corners: probability that a film takes its histogram, its lowest frequencies or
+            its corners from a film of the other class. Its label stays, so that none of these can stand for it.
     """
 
     rotation: float = 0.0
@@ -49,6 +54,10 @@ class Augmentation:
     sharpen: float = 0.0
     resolution: float = 0.0
     noise: float = 0.0
+    collimation: float = 0.0
+    grey_levels: float = 0.0
+    low_frequencies: float = 0.0
+    corners: float = 0.0
 
     def __post_init__(self) -> None:
         _check_types(self, "augmentation.")
@@ -69,6 +78,10 @@ AUGMENTATION_LIMITS: Final[Mapping[str, float]] = {
     "sharpen": 1.0,
     "resolution": 1.0,
     "noise": 64.0,
+    "collimation": 0.3,
+    "grey_levels": 1.0,
+    "low_frequencies": 1.0,
+    "corners": 1.0,
 }
 
 
@@ -98,6 +111,10 @@ class Recipe:
         average_weights: judge and keep a moving average of the weights over about this share of all steps;
             0 judges and keeps the weights as they are.
         class_balance: weigh the loss so that both classes count the same.
+        draw: "evenly", each training film once an epoch; or "against_shortcuts": as many of each class, and a film the
+            more often, the less what it shows beside the lungs tells its class (propensity weights).
+        grey_scale: "stored", grey levels as they are; or "common", moved to one scale within the network, after
+            whatever varied them, so that exposure tells nothing.
         seed: of weights, order, augmentation and dropout.
         precision: "float32", "bfloat16", or "auto": bfloat16 where the processor has it natively.
         validation: "given", the pack's own split; or "random", a share ``validation_share`` of all films that
@@ -124,6 +141,8 @@ class Recipe:
     dropout: float = 0.5
     average_weights: float = 0.0
     class_balance: bool = False
+    draw: str = "evenly"
+    grey_scale: str = "stored"
     seed: int = 0
     precision: str = "auto"
     validation: str = "given"
@@ -257,6 +276,8 @@ _CHOICES: Final = (
     ("schedule", SCHEDULES),
     ("precision", PRECISIONS),
     ("validation", VALIDATIONS),
+    ("draw", DRAWS),
+    ("grey_scale", GREY_SCALES),
 )
 
 

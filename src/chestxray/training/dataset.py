@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from chestxray.data.acquisition import acquisition_features, out_of_fold
 from chestxray.data.pack import Pack, labels_of
 from chestxray.data.split import refuse_leakage
 from chestxray.errors import DegenerateLabels, PackInvalid
+from chestxray.metrics.calibration import calibrated
 from chestxray.schema import Label, Split
 from chestxray.training.config import Recipe
 from chestxray.training.networks import CLASSES
 
 Rows = npt.NDArray[np.intp]
+
+LOG_ODDS_KEPT: Final = 0.5  # of what frame and exposure say: the whole would leave few films that count
+LEAST: Final = 0.02  # weight of a film whose frame says its class for certain
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,40 @@ def splits_of(pack: Pack, recipe: Recipe) -> DataSplits:
                 f"{pack.folder}: all {len(rows):,} {name} films are labelled {only}. Add films of the other class"
             )
     return splits
+
+
+def chances_against_shortcuts(pack: Pack, rows: Rows) -> npt.NDArray[np.float64]:
+    """How likely each training film is to be drawn next, so that what it shows beside the lungs tells its class less.
+
+    p is the probability of pneumonia by frame, grey levels and sharpness alone, by a model that has not seen the film's
+    patient, its log-odds halved. A pneumonia film counts 1 - p, a normal one p, and each a little more; the films of a
+    class count as much as those of the other.
+
+    Returns: shape (n,), of sum 1.
+    Source: Rosenbaum and Rubin, Biometrika 70 (1983), for the propensity; Li, Morgan and Zaslavsky, "Balancing
+        covariates via propensity score weighting", JASA 113 (2018), for the weights.
+    """
+    labels = labels_of([pack.films[row] for row in rows])
+    features = np.concatenate(list(acquisition_features(pack.images[rows]).values()), axis=1)
+    patients = [pack.films[row].patient_id or pack.films[row].sha256 for row in rows]
+    tells = calibrated(out_of_fold(features, labels, patients) * LOG_ODDS_KEPT)
+    weights: npt.NDArray[np.float64] = np.where(labels == 1, 1.0 - tells, tells) + LEAST
+    for label in range(CLASSES):
+        of_class = labels == label
+        weights[of_class] /= CLASSES * weights[of_class].sum()
+    return weights
+
+
+def drawn(rows: Rows, chances: npt.NDArray[np.float64] | None, random: np.random.Generator) -> Rows:
+    """The films of an epoch in the order of training: each once, or each as often as its chance asks for.
+
+    Source of the latter: systematic resampling; Kitagawa, Journal of Computational and Graphical Statistics 5 (1996).
+    """
+    if chances is None:
+        return random.permutation(rows)
+    marks = (np.arange(len(rows)) + random.random()) / len(rows)
+    places = np.searchsorted(np.cumsum(chances), marks).clip(max=len(rows) - 1)
+    return random.permutation(rows[places])
 
 
 def _given_splits(pack: Pack) -> DataSplits:

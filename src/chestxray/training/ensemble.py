@@ -109,7 +109,8 @@ class Trained:
 
 def restored(info: RunInfo, weights: dict[str, Tensor]) -> Classifier:
     """The trained classifier, ready to judge. Raises: RunInvalid, where the weights do not fit the network."""
-    classifier = build(info.recipe["network"], info.preprocessing, started=False)
+    common_scale = info.recipe["grey_scale"] == "common"
+    classifier = build(info.recipe["network"], info.preprocessing, started=False, common_scale=common_scale)
     try:
         classifier.load_state_dict(weights)
     except RuntimeError as error:

@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from chestxray.data.training_films import TRAINING_FILMS
 from chestxray.errors import BundleInvalid
 from chestxray.evaluation.model_card import header, measured_where_chosen, section
-from chestxray.evaluation.robustness import CLEAN, measured_again, pooled, under_shifts
+from chestxray.evaluation.robustness import CLEAN, measured_again, pooled, reliance, under_shifts
 from chestxray.files import folder_written_whole
 from chestxray.inference.bundle import DESCRIPTION, GRAPH, write_bundle
 from chestxray.inference.ood import GATE, Gatekeeper, OODDetector
 from chestxray.inference.predictor import Predictor
-from chestxray.metrics.calibration import Calibration, calibrated, choose_operating_points, fit_calibration
+from chestxray.metrics.calibration import Calibration, calibrated, choose_operating_points, fit_calibration, left_out
 from chestxray.schema import INTENDED_AGES, BundleInfo, Split
 from chestxray.training import trainer
 from chestxray.training.ensemble import Ensemble, Trained
@@ -206,7 +207,7 @@ def _made(run: RunInfo) -> str:
         seeds = ", ".join(map(str, run.blended))
         return f"the mean of the weights of {len(run.blended)} runs of one recipe (seeds {seeds})"
     epoch, epochs = (run.best.epoch, run.best.epochs) if run.best else (0, 0)
-    chosen = "the one with the highest AUROC on the validation films under shifts"
+    chosen = "the best on the validation films under shifts and with what must not matter exchanged"
     taught = f", taught by {len(run.teachers)} trained network" + "s" * (len(run.teachers) > 1) if run.teachers else ""
     return f"recipe with seed {run.recipe['seed']}, epoch {epoch} of {epochs} ({chosen}){taught}"
 
@@ -217,9 +218,9 @@ HALF_TOLERANCE: Final = 0.05  # the same, where weights are stored in 16 bits
 COMPARED: Final = (1, 3)  # films in the batches that are compared
 
 CHOSEN_HERE: Final = (
-    "The best epoch was chosen on these same films, the calibration and the operating points on them as they are and "
-    "under the shifts below: the figures are better than those on unseen films will be. Evaluate the bundle on a test "
-    "set."
+    "The best epoch was chosen on these same films, the calibration and the operating points on them as they are, "
+    "under the shifts and with the exchanges below. So the figures are better than those on unseen films will be: "
+    "evaluate the bundle on a test set."
 )
 
 LEAKAGE_ALLOWED: Final = (
@@ -264,6 +265,7 @@ def export_run(
             METRICS: (json.dumps(metrics, indent=2) + "\n").encode(),
             CARD: model_card(bundle, trained.infos, metrics, gate).encode(),
             GATE: gate,
+            TRAINING_FILMS: read_checked(run / TRAINING_FILMS, info.files[TRAINING_FILMS]),
         }
         complete = write_bundle(folder, bundle, files)
         _compare(folder, trained.ensemble, size, HALF_TOLERANCE if compact else TOLERANCE)
@@ -282,6 +284,7 @@ def _described(name: str, trained: Trained) -> BundleInfo:
         temperature=calibration.temperature,
         bias=calibration.bias,
         operating_points=measured_again(points, table.labels, calibrated(table.logits, *calibration)),
+        operating_points_left_out=left_out(points),
         default_operating_point=DEFAULT_OPERATING_POINT,
         training_data=info.training_data,
         files={GRAPH: ""},  # write_bundle takes the hashes
@@ -336,6 +339,9 @@ def validation_metrics(
         bundle.operating_points,
         chosen_on=Split.VAL.value,
         cautions=[leak, CHOSEN_HERE] if leak else [CHOSEN_HERE],
+        left_out=bundle.operating_points_left_out,
     )
-    shifts = under_shifts(table.labels, {CLEAN: table.logits, **stress}, calibration, bundle.operating_point())
-    return {**measured, "stress": shifts.to_json()}
+    logits, point = {CLEAN: table.logits, **stress}, bundle.operating_point()
+    shifts = under_shifts(table.labels, logits, calibration, point)
+    relied = reliance(table.labels, table.patients, logits, calibration, point)
+    return {**measured, "stress": shifts.to_json(), "reliance": relied.to_json()}

@@ -22,9 +22,15 @@ _LOSSES: Final = (("training_loss", "#0072b2"), ("validation_loss", "#d55e00"))
 _RATES: Final = (
     ("auroc", "#0072b2"),
     ("stress_auroc", "#56b4e9"),
+    ("exchange_auroc", "#e69f00"),
     ("sensitivity", "#d55e00"),
     ("specificity", "#009e73"),
 )
+_TITLES: Final = {
+    "auroc": "AUROC",
+    "stress_auroc": "AUROC under shifts",
+    "exchange_auroc": "AUROC, what must not matter exchanged",
+}
 
 
 def plot_curves(records: Sequence[EpochRecord], folder: Path) -> None:
@@ -45,7 +51,7 @@ def plot_curves(records: Sequence[EpochRecord], folder: Path) -> None:
         for axes, series in ((upper, _LOSSES), (lower, _RATES)):
             for name, colour in series:
                 values = [getattr(record, name) for record in records]
-                label = {"auroc": "AUROC", "stress_auroc": "AUROC under shifts"}.get(name, name.replace("_", " "))
+                label = _TITLES.get(name, name.replace("_", " "))
                 axes.plot(epochs, values, marker=marker, markersize=4, color=colour, label=label)
             axes.axvline(best.epoch, color="0.6", linestyle=":", label="best epoch")
             axes.grid(visible=True, alpha=0.3)

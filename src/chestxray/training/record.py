@@ -16,12 +16,14 @@ class EpochRecord:
         validation_loss: mean cross-entropy in nats, unweighted, so that recipes can be compared.
         auroc: on the validation films.
         stress_auroc: on the same films, each under one of the shifts of the stress validation.
+        exchange_auroc: on the same films, each with one thing taken from a training film of the other class.
         sensitivity, specificity: on the validation films where log-odds of 0 and more are called pneumonia,
             which is a probability of a half before calibration.
         learning_rate: of the last step.
         films_per_second: training alone, without validation.
         seconds: training and validation. Of an epoch that was interrupted, both tell of the part after that.
-        is_best: no earlier epoch had a higher AUROC under shifts, or the same with a lower validation loss.
+        is_best: no earlier epoch had a higher sum of the AUROCs under shifts and under exchanges, or the same with a
+            lower validation loss.
     """
 
     epoch: int
@@ -30,6 +32,7 @@ class EpochRecord:
     validation_loss: float
     auroc: float
     stress_auroc: float
+    exchange_auroc: float
     sensitivity: float
     specificity: float
     learning_rate: float

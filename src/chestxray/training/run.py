@@ -21,6 +21,7 @@ import torch
 from chestxray.data.pack import Pack
 from chestxray.errors import OutputExists, TrainingInterrupted
 from chestxray.files import may_be_replaced, write_atomically
+from chestxray.images.exchange import EXCHANGES
 from chestxray.images.shifts import SHIFTS
 from chestxray.progress import Log, ProgressCallback, no_log, no_progress
 from chestxray.schema import Label
@@ -373,7 +374,8 @@ def look_back(out: RunFolder, training: Training, best: Best, log: Log, on_progr
     Returns: the typical peak of heat maps, as ``RunInfo`` has it.
     """
     step = training.step
-    log(f"Stress validation: {len(step.splits.validation):,} films under {len(SHIFTS)} shifts")
+    count = f"{len(step.splits.validation):,} films"
+    log(f"Stress validation: {count} under {len(SHIFTS)} shifts and {len(EXCHANGES)} exchanges")
     judge = step.average.module
     judge.load_state_dict(best.weights)
     logits = under_every_shift(step, on_progress)

@@ -7,8 +7,9 @@
     best.safetensors       weights of the best epoch so far
     last.safetensors       weights of the last epoch
     validation.csv         the best epoch's logit of every validation film
-    stress.csv             and under every shift of the stress validation
-    gate.json              what the training films look like; written last
+    stress.csv             and under every shift and every exchange of the stress validation
+    gate.json              what the training films look like
+    training_films.json    their hashes; written last
     first_filters.png      what the first convolution of the best epoch looks for
     learning_curves.svg, learning_curves.png
     checkpoints/           while it trains, unless they lie elsewhere
@@ -22,7 +23,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -31,10 +32,11 @@ import numpy as np
 import numpy.typing as npt
 
 from chestxray.data.pack import Pack
+from chestxray.data.training_films import TRAINING_FILMS, TrainingFilms
 from chestxray.errors import RunInvalid
 from chestxray.files import sha256_of_file, write_atomically
 from chestxray.inference.ood import GATE
-from chestxray.schema import Label, Preprocessing
+from chestxray.schema import Film, Label, Preprocessing, Split
 from chestxray.training import plots
 from chestxray.training.checkpoint import Best, Origin, writing
 from chestxray.training.config import Recipe, every_field
@@ -52,7 +54,7 @@ METRICS: Final = "metrics.jsonl"
 BEST: Final = "best.safetensors"
 LAST: Final = "last.safetensors"
 VALIDATION: Final = "validation.csv"
-HASHED: Final = (BEST, LAST, VALIDATION, STRESS, GATE)  # what a finished run is exported from
+HASHED: Final = (BEST, LAST, VALIDATION, STRESS, GATE, TRAINING_FILMS)  # what a finished run is exported from
 RUN_FILES: Final = (DESCRIPTION, RECIPE, METRICS, *HASHED, *plots.CURVE_NAMES, *plots.PICTURE_NAMES)
 
 TRAINING: Final = "training"
@@ -249,6 +251,7 @@ class RunFolder:
             write_weights(self.folder / LAST, last)
             plots.plot_curves(records, self.folder)
             write_gate(self._pack, self.folder)
+            write_atomically(self.folder / TRAINING_FILMS, TrainingFilms.of(self._trained_on()).to_json().encode())
             finished = dataclasses.replace(
                 info,
                 state=FINISHED,
@@ -258,6 +261,13 @@ class RunFolder:
             )
             write_atomically(self.folder / DESCRIPTION, finished.to_json().encode())
         return finished
+
+    def _trained_on(self) -> Iterator[Film]:
+        """The films that are neither validated on nor kept for testing."""
+        kept = set(self._validation.tolist())
+        for row, film in enumerate(self._pack.films):
+            if film.split in (Split.TRAIN, Split.VAL) and row not in kept:
+                yield film
 
 
 def read_finished(folder: Path, info: RunInfo) -> RunSummary:

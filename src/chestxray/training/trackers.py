@@ -23,6 +23,7 @@ FIGURES: Final = (
     "validation_loss",
     "auroc",
     "stress_auroc",
+    "exchange_auroc",
     "sensitivity",
     "specificity",
     "learning_rate",

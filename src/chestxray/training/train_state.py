@@ -19,10 +19,11 @@ from chestxray.errors import RecipeInvalid, RunInvalid
 from chestxray.progress import Log
 from chestxray.training.augment import augment, mixed, resized
 from chestxray.training.config import Recipe
-from chestxray.training.dataset import DataSplits, Rows
+from chestxray.training.dataset import DataSplits, Rows, chances_against_shortcuts
 from chestxray.training.device import device_of, has_native_bfloat16
 from chestxray.training.distillation import Teacher
 from chestxray.training.distributed import World, share_statistics
+from chestxray.training.exchange import exchange, exchanges
 from chestxray.training.networks import CLASSES, Classifier, build, spec_for
 from chestxray.training.optim import MovingAverage, epochs_of, optimiser_of, steps_of
 from chestxray.training.record import EpochRecord
@@ -43,6 +44,7 @@ class TrainState(NamedTuple):
     average: MovingAverage[Classifier]
     optimiser: torch.optim.Optimizer
     class_weights: Tensor | None
+    chances: npt.NDArray[np.float64] | None  # of each training film to be the next that is drawn; None for each once
     world: World
     teacher: Teacher | None
 
@@ -60,10 +62,17 @@ class TrainState(NamedTuple):
         """Fresh weights on the wanted device. Raises: RecipeInvalid."""
         spec = spec_for(recipe)
         device = device_of(wanted)
-        classifier = build(recipe.network, pack.info.preprocessing, dropout=recipe.dropout, seed=recipe.seed)
+        classifier = build(
+            recipe.network,
+            pack.info.preprocessing,
+            dropout=recipe.dropout,
+            seed=recipe.seed,
+            common_scale=recipe.grey_scale == "common",
+        )
         classifier = classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         weights = None
-        if recipe.class_balance:
+        chances = chances_against_shortcuts(pack, splits.training) if recipe.draw == "against_shortcuts" else None
+        if recipe.class_balance and chances is None:  # such a draw holds as many films of each class
             counts = np.bincount(labels[splits.training], minlength=CLASSES)
             weights = torch.tensor(len(splits.training) / (CLASSES * counts), dtype=torch.float32, device=device)
         pays = has_native_bfloat16(device) and (device.type == "cuda" or spec.favours_bfloat16)
@@ -87,6 +96,7 @@ class TrainState(NamedTuple):
             average=average,
             optimiser=optimiser,
             class_weights=weights,
+            chances=chances,
             world=world,
             teacher=teacher.on(device) if teacher else None,
         )
@@ -104,7 +114,25 @@ class TrainState(NamedTuple):
 
     def varied(self, rows: Rows, generator: Generator) -> Tensor:
         """The films of those rows as training sees them, in the shape of ``films``."""
-        return augment(self.films(rows), self.recipe.augmentation, generator)
+        films = self.films(rows)
+        if exchanges(self.recipe.augmentation):
+            films = exchange(films, self.films(self._donors(rows, generator)), self.recipe.augmentation, generator)
+        return augment(films, self.recipe.augmentation, generator)
+
+    def _donors(self, rows: Rows, generator: Generator) -> Rows:
+        """A training film of the other class for each of those rows."""
+        training = self.splits.training
+        labels = self.labels[training]
+        drawn = torch.rand(len(rows), generator=generator, device=self.device).cpu().numpy()
+        pools = [training[labels != label] for label in range(CLASSES)]
+        found: Rows = np.array(
+            [
+                pools[label][int(share * len(pools[label]))]
+                for label, share in zip(self.labels[rows].tolist(), drawn.tolist(), strict=True)
+            ],
+            dtype=np.intp,
+        )
+        return found
 
     def scores(self, classifier: nn.Module, films: Tensor, *, reduced: bool) -> Tensor:
         """Class scores as float32."""

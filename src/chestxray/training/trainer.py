@@ -1,14 +1,16 @@
 """What the network makes of the validation films between two epochs.
 
-They are judged as they are, and once more as a panel: each film under one of the shifts of the stress validation. Films
-of the hospital that a network learnt from soon leave nothing to choose between two epochs; the panel does, and costs no
-more than they do. The whole stress validation follows once, at the end.
+They are judged as they are, and once more as two panels: each film under one of the shifts of the stress validation,
+and each with one thing exchanged for that of a training film of the other class. Films of the hospital that a network
+learnt from soon leave nothing to choose between two epochs; the panels do, and cost no more than they do. The whole
+stress validation follows once, at the end.
 """
 
 from __future__ import annotations
 
 import csv
 import ctypes
+import dataclasses
 import io
 import math
 import platform
@@ -27,12 +29,21 @@ from torch.nn import functional
 
 from chestxray.data.pack import Pack, labels_of
 from chestxray.errors import RunInvalid, TrainingDiverged
+from chestxray.images.exchange import (
+    EXCHANGED_FROM,
+    EXCHANGES,
+    OTHER,
+    Exchange,
+    condition,
+    donors_of,
+    exchanged,
+)
 from chestxray.images.shifts import SHIFTS, Shift, shifted
 from chestxray.metrics.metrics import Confusion, auroc
 from chestxray.progress import ProgressCallback, no_progress
 from chestxray.schema import Film
 from chestxray.training.config import Recipe
-from chestxray.training.dataset import DataSplits, Rows, splits_of
+from chestxray.training.dataset import DataSplits, Rows, drawn, splits_of
 from chestxray.training.distillation import Teacher
 from chestxray.training.distributed import SINGLE_PROCESS, World
 from chestxray.training.networks import CLASSES, log_odds
@@ -58,6 +69,7 @@ class ValidationResult(NamedTuple):
     validation_loss: float
     auroc: float
     stress_auroc: float
+    exchange_auroc: float
     sensitivity: float
     specificity: float
 
@@ -66,20 +78,61 @@ class ValidationResult(NamedTuple):
         return {name: value for name, value in self._asdict().items() if name != "logits"}
 
 
-def validate(step: TrainState, panel: Planes) -> ValidationResult:
-    """Judge the validation films as they are, and the panel."""
+class Panels(NamedTuple):
+    """The validation films once more, in the order of ``splits.validation``, shape (n, height, width) each.
+
+    Attributes:
+        shifted: each under a shift.
+        exchanged: each with something taken from a training film of the other class.
+    """
+
+    shifted: Planes
+    exchanged: Planes
+
+
+def validate(step: TrainState, panels: Panels) -> ValidationResult:
+    """Judge the validation films as they are, and both panels."""
     rows = step.splits.validation
     targets = step.labels[rows]
     scores = scores_of(step, len(rows), lambda batch: step.pack.images[rows[batch]])
     logits = log_odds(scores).numpy()
     loss = functional.cross_entropy(scores, torch.from_numpy(targets)).item()
     if not math.isfinite(loss):
-        return ValidationResult(logits, loss, math.nan, math.nan, math.nan, math.nan)
+        return ValidationResult(logits, loss, math.nan, math.nan, math.nan, math.nan, math.nan)
     counts = Confusion.at(0.0, targets, logits)
-    under_shifts = auroc(targets, log_odds(scores_of(step, len(panel), panel.__getitem__)).numpy())
-    return ValidationResult(
-        logits, loss, auroc(targets, logits), under_shifts, counts.sensitivity or 0.0, counts.specificity or 0.0
+    under_shifts, exchanged = (
+        auroc(targets, log_odds(scores_of(step, len(panel), panel.__getitem__)).numpy()) for panel in panels
     )
+    areas = auroc(targets, logits), under_shifts, exchanged
+    return ValidationResult(logits, loss, *areas, counts.sensitivity or 0.0, counts.specificity or 0.0)
+
+
+def panels_of(pack: Pack, splits: DataSplits) -> Panels:
+    """Both panels of a pack's validation films."""
+    return Panels(panel_of(pack, splits.validation), exchanged_panel_of(pack, splits))
+
+
+def exchanged_panel_of(pack: Pack, splits: DataSplits) -> Planes:
+    """Each film under one exchange with a training film of the other class, in turn as in ``panel_of``.
+
+    Returns: shape (n, height, width), in the order of ``splits.validation``.
+    """
+    keys = [pack.films[row].sha256 for row in splits.validation]
+    planes = np.array(pack.images[splits.validation])
+    order = np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.intp)
+    for turn, one in enumerate(EXCHANGES):
+        places = order[turn :: len(EXCHANGES)]
+        planes[places] = exchanged_films(pack, splits, places, one, OTHER)
+    return planes
+
+
+def exchanged_films(pack: Pack, splits: DataSplits, places: Rows, one: Exchange, of: str) -> Planes:
+    """Validation films, by their places among them, that took one thing from training films."""
+    rows = splits.validation[places]
+    names = [[(pack.films[row].sha256, pack.films[row].patient_id) for row in some] for some in (rows, splits.training)]
+    labels = [labels_of([pack.films[row] for row in some]) for some in (rows, splits.training)]
+    donors = donors_of(names[0], labels[0], names[1], labels[1], one, of)
+    return exchanged(pack.images[rows], pack.images[splits.training[donors]], one, donors >= 0)
 
 
 def panel_of(pack: Pack, rows: Rows) -> Planes:
@@ -123,7 +176,7 @@ ByShift = dict[str, npt.NDArray[np.float64]]
 
 
 def under_every_shift(step: TrainState, on_progress: ProgressCallback = no_progress) -> ByShift:
-    """Log-odds of the validation films under each shift, by the averaged weights of the step.
+    """Log-odds of the validation films under each shift and each exchange, by the averaged weights of the step.
 
     A film is shifted alike whatever its company, so that they are read and shifted a batch at a time.
 
@@ -134,13 +187,19 @@ def under_every_shift(step: TrainState, on_progress: ProgressCallback = no_progr
     rows = step.splits.validation
     keys = [step.pack.films[row].sha256 for row in rows]
     found = {}
+    conditions = len(SHIFTS) + len(EXCHANGED_FROM)
     for index, shift in enumerate(SHIFTS, start=1):
 
         def read(batch: Rows, shift: Shift = shift) -> Planes:
             return shifted(step.pack.images[rows[batch]], [keys[place] for place in batch], shift)
 
         found[shift.name] = log_odds(scores_of(step, len(rows), read)).double().numpy()
-        on_progress(index * len(rows), len(SHIFTS) * len(rows))
+        on_progress(index * len(rows), conditions * len(rows))
+    for index, (one, of) in enumerate(EXCHANGED_FROM, start=len(SHIFTS) + 1):
+        planes = exchanged_films(step.pack, step.splits, np.arange(len(rows)), one, of)
+        logits = log_odds(scores_of(step, len(rows), planes.__getitem__))
+        found[condition(one, of)] = logits.double().numpy()
+        on_progress(index * len(rows), conditions * len(rows))
     return found
 
 
@@ -242,7 +301,7 @@ class Training:
         epoch_count: how many there will be.
         steps_an_epoch: of the optimiser.
         steps_taken: of the epoch under way.
-        panel: the validation films, each under a shift.
+        panels: the validation films, each under a shift, and each under an exchange.
     """
 
     def __init__(
@@ -263,7 +322,7 @@ class Training:
         self.steps_an_epoch = steps_of(len(splits.training), recipe.batch_size)
         self.steps_taken = 0
         self._summed_loss = 0.0
-        self.panel = panel_of(pack, splits.validation)
+        self.panels = panels_of(pack, splits)
 
     @property
     def all_steps_taken(self) -> int:
@@ -291,7 +350,7 @@ class Training:
         seed = self.step.recipe.seed
         generator = torch.Generator(self.step.device)
         sheet: list[Tensor] = []
-        for index, batch in enumerate(_batches(seed, 1, self.step.splits.training, self.steps_an_epoch)):
+        for index, batch in enumerate(_batches(seed, 1, self.step, self.steps_an_epoch)):
             generator.manual_seed(seed_of(seed, 1, index, "augmentation"))
             sheet.append(self.step.varied(batch, generator)[:, 0].cpu())
             if sum(map(len, sheet)) >= count:
@@ -314,7 +373,7 @@ class Training:
             with freed_memory_kept():
                 rate = self._train_epoch(on_progress, after_step)
                 trained = time.perf_counter()
-                result = validate(self.step, self.panel)
+                result = validate(self.step, self.panels)
             films = len(self.step.splits.training)
             record = self._record(result, rate, (films - before) / (trained - started), started)
             self.records.append(record)
@@ -325,7 +384,7 @@ class Training:
         """The steps of this epoch that were not taken yet. Returns the last learning rate."""
         recipe, rows, device = self.step.recipe, self.step.splits.training, self.step.device
         epoch = len(self.records) + 1
-        batches = _batches(recipe.seed, epoch, rows, self.steps_an_epoch)
+        batches = _batches(recipe.seed, epoch, self.step, self.steps_an_epoch)
         generator = torch.Generator(device)
         self.step.classifier.train()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -375,14 +434,19 @@ class Training:
             learning_rate=rate,
             films_per_second=films_per_second,
             seconds=time.perf_counter() - started,
-            is_best=best is None or (result.stress_auroc, -loss) > (best.stress_auroc, -best.validation_loss),
+            is_best=best is None or _rank(result.figures()) > _rank(dataclasses.asdict(best)),
             **result.figures(),
         )
 
 
-def _batches(seed: int, epoch: int, rows: Rows, count: int) -> list[Rows]:
+def _rank(figures: Mapping[str, float]) -> tuple[float, float]:
+    """What decides between two epochs: the mean of both panels' areas; of equals the lower loss."""
+    return figures["stress_auroc"] + figures["exchange_auroc"], -figures["validation_loss"]
+
+
+def _batches(seed: int, epoch: int, step: TrainState, count: int) -> list[Rows]:
     """The rows in the order of that epoch, cut into so many; within a batch they ascend, as the disk likes it."""
-    order = np.random.default_rng(seed_of(seed, epoch, 0, "order")).permutation(rows)
+    order = drawn(step.splits.training, step.chances, np.random.default_rng(seed_of(seed, epoch, 0, "order")))
     return [np.sort(batch) for batch in np.array_split(order, count)]
 
 

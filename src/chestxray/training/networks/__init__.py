@@ -20,6 +20,7 @@ from chestxray.training.config import Recipe
 from chestxray.training.networks.alexnet5 import AlexNet5
 from chestxray.training.networks.base import CLASSES, Network
 from chestxray.training.networks.efficientnet import efficientnet_lite0, imagenet_weights
+from chestxray.training.networks.grey_levels import on_one_scale
 from chestxray.training.networks.residual import residual
 
 __all__ = [
@@ -97,14 +98,16 @@ class Classifier(nn.Module):
     Attributes:
         network: the wrapped row of the table, built for one input channel.
         mean, std: buffers; of the grey level over the training films, black 0, white 1.
+        common_scale: whether each film's grey levels are moved to one scale before that.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: Network, mean: float, std: float) -> None:
+    def __init__(self, network: Network, mean: float, std: float, *, common_scale: bool = False) -> None:
         super().__init__()
         self.network = network
+        self.common_scale = common_scale
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
@@ -119,7 +122,10 @@ class Classifier(nn.Module):
         return log_odds(scores), activation
 
     def _normalised(self, films: Tensor) -> Tensor:
-        return (films.to(self.mean.dtype) / LEVELS - self.mean) / self.std
+        levels = films.to(self.mean.dtype) / LEVELS
+        if self.common_scale:
+            levels = on_one_scale(levels)
+        return (levels - self.mean) / self.std
 
 
 def log_odds(scores: Tensor) -> Tensor:
@@ -146,7 +152,13 @@ def spec_for(recipe: Recipe) -> NetworkSpec:
 
 
 def build(
-    name: str, preprocessing: Preprocessing, *, dropout: float = 0.5, seed: int = 0, started: bool = True
+    name: str,
+    preprocessing: Preprocessing,
+    *,
+    dropout: float = 0.5,
+    seed: int = 0,
+    started: bool = True,
+    common_scale: bool = False,
 ) -> Classifier:
     """A classifier to train; the same seed gives the same weights.
 
@@ -157,6 +169,7 @@ def build(
         seed: torch's global generator is left as it was.
         started: whether the network begins with the learnt weights that its row names, where it names some;
             False where other weights are to be loaded.
+        common_scale: whether it moves each film's grey levels to one scale, as the recipe's ``grey_scale`` says.
 
     Raises:
         RecipeInvalid: no such network, or films too small for it.
@@ -174,7 +187,7 @@ def build(
         network = spec.build(1, *size, dropout)
     if started and spec.start is not None:
         spec.start(network)
-    return Classifier(network, preprocessing.mean, preprocessing.std)
+    return Classifier(network, preprocessing.mean, preprocessing.std, common_scale=common_scale)
 
 
 def parameters_of(module: nn.Module) -> int:
