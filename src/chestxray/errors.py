@@ -25,6 +25,7 @@
     │   ├── CloudRefused
     │   ├── CloudThrottled
     │   ├── CloudMissing
+    │   ├── CloudForeign
     │   ├── QuotaReached
     │   ├── CloudUnreachable
     │   └── JobFailed
@@ -151,6 +152,10 @@ class CloudThrottled(CloudError):
 
 class CloudMissing(CloudError):
     """What was asked for does not exist in this account and region."""
+
+
+class CloudForeign(CloudError):
+    """Something of the name that is needed exists and is not of this deployment."""
 
 
 class QuotaReached(CloudError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ from typing import Any
 import boto3
 import pytest
 
-from chestxray.aws import build, waiting
+from chestxray.aws import build, roles, transform, waiting
 from chestxray.aws.deploy import parse_ttl
-from chestxray.aws.images import training_image
-from chestxray.aws.session import Names
+from chestxray.aws.images import repository_arn, training_image
+from chestxray.aws.session import Cloud, Names, connect
 from chestxray.aws.transform import PAYLOAD_MB
-from chestxray.errors import UsageError
+from chestxray.errors import CloudError, UsageError
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Film
 from live_moto import ACCOUNT
@@ -41,7 +42,7 @@ def service(empty: SageMaker) -> Iterator[SageMaker]:
     """An account with our image in it, as a build leaves it; destroyed afterwards."""
     put_image("made")
     yield empty
-    assert run("aws", "destroy") == 0
+    assert run("aws", "destroy", "--yes") == 0
     boto3.client("logs").close()
 
 
@@ -78,7 +79,7 @@ def test_an_endpoint_answers_as_the_bundle_does_and_goes_by_itself(
     listed = {"endpoint"}
     while "endpoint" in listed:  # it takes its leave; the limit of the test ends a wait without end
         listed = {item["kind"] for item in told(capsys, "aws", "status")["found"]}
-    assert listed == {"schedules", "image repository", "role", "bucket"}  # the schedules' group, empty
+    assert listed == {"schedules", "image repository", "log", "role", "bucket"}  # the schedules' group, empty
     assert schedules() == []
 
 
@@ -125,6 +126,93 @@ def test_an_endpoint_that_does_not_come_up_says_why_and_is_taken_away(
     assert boto3.client("sagemaker").list_endpoints()["Endpoints"] == []
 
 
+def test_a_change_that_does_not_come_up_ends_and_leaves_what_ran_with_its_end(
+    service: SageMaker, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = deployed(capsys, bundle, "--instance", "ml.m5.large")
+    there = what_is_there()
+    service.updates = ["InService"]  # SageMaker went back by itself
+    failed = deployed(capsys, bundle, "--instance", "ml.m5.xlarge")
+    assert (failed["exit"], failed["error"]["type"]) == (1, "JobFailed")
+    assert "answers as before the change" in failed["said"]
+    assert what_is_there() == there
+    ends = {json.loads(item["Target"]["Input"]).get("EndpointConfigName") for item in schedules()}
+    assert first["config"] in ends
+    service.updates = ["UpdateRollbackFailed"]  # it could not: part of it runs as changed, so nothing is taken from it
+    stuck = deployed(capsys, bundle, "--instance", "ml.m5.xlarge")
+    assert (stuck["exit"], stuck["error"]["type"]) == (1, "JobFailed")
+    assert "is as the failed change left it" in stuck["said"]
+    assert there < what_is_there()
+
+
+def test_destroy_endpoint_ends_the_endpoint_alone(
+    service: SageMaker, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The original's ``delete_endpoint()``."""
+    deployed(capsys, bundle)
+    found = told(capsys, "aws", "destroy", "--yes", "--endpoint")
+    assert found["exit"] == 0, found
+    kinds = ["endpoint", "endpoint configuration", "model", "schedules"]
+    assert [item["kind"] for item in found["removed"]] == kinds
+    assert what_is_there() == {"chestxray", NAMES.role("sagemaker"), NAMES.role("expiry"), NAMES.bucket}  # the image
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Could not assume role arn:aws:iam::1:role/x. Please ensure that the role exists",
+        'No S3 objects found under S3 URL "s3://films/set". Please ensure that the role has "s3:ListBucket"',
+        "Could not access model data at s3://b/k. Please ensure that the role exists",
+    ],
+)
+def test_what_a_service_says_while_a_new_role_spreads_is_asked_again(
+    service: SageMaker,
+    bundle: Path,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(roles, "RETRY_S", 0.01)
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket="films")
+    s3.put_object(Bucket="films", Key="set/NORMAL/a.png", Body=b"1")
+    for operation in ("CreateTrainingJob", "CreateTransformJob"):
+        service.faults[operation] += [("ValidationException", message)] * 3
+    other = ("--split-seed", len(message))  # another job each time
+    begun = told(capsys, "aws", "train", "s3://films/set", "--instance", "ml.m5.large", "--no-wait", *other)
+    assert begun["did"] == "create", begun
+    order = transform.TransformOrder("s3://films/set", "no-such-model", "ml.m5.large", "validate-x", 1)
+    with connect_to(NAMES) as cloud, pytest.raises(CloudError, match="Could not find Model"):
+        transform.run(cloud, NAMES, order, print)  # by then the three refusals are over
+    assert service.faults["CreateTransformJob"] == []
+    boto3.client("sagemaker").stop_training_job(TrainingJobName=begun["job"])
+    s3.delete_object(Bucket="films", Key="set/NORMAL/a.png")
+    s3.delete_bucket(Bucket="films")
+
+
+@contextmanager
+def connect_to(names: Names) -> Iterator[Cloud]:
+    cloud = connect(names.region)
+    yield cloud
+    cloud.close()
+
+
+def test_an_image_of_another_repository_can_be_pulled_and_one_that_cannot_is_refused_first(
+    service: SageMaker, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_image("one", repository="hospital/chest", ours=False)
+    image = f"{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com/hospital/chest:one"
+    found = told(capsys, "aws", "deploy", bundle, "--image", image)
+    assert found["exit"] == 0, found
+    before = what_is_there()
+    for wrong in ("docker.io/library/python:3.13", image.replace("us-east-1", "eu-west-1")):
+        for verb in (("deploy", bundle), ("train", "s3://films/set")):
+            refused = told(capsys, "aws", *verb, "--image", wrong)
+            assert (refused["exit"], "--image" in refused["error"]["message"]) == (2, True)
+    assert what_is_there() == before
+    boto3.client("ecr").delete_repository(repositoryName="hospital/chest", force=True)
+
+
 @pytest.mark.parametrize(
     ("operation", "code", "kind"),
     [
@@ -140,7 +228,7 @@ def test_a_failure_at_any_step_is_one_sentence_and_destroy_leaves_nothing(
     found = deployed(capsys, bundle)
     assert (found["exit"], found["error"]["type"]) == (1, kind)
     assert operation in found["error"]["message"]
-    assert told(capsys, "aws", "destroy")["exit"] == 0
+    assert told(capsys, "aws", "destroy", "--yes")["exit"] == 0
     assert what_is_there() == set()
 
 
@@ -149,16 +237,16 @@ def test_destroy_goes_on_past_what_it_cannot_remove_and_says_so(
 ) -> None:
     deployed(capsys, bundle)
     service.faults["DeleteModel"] += [("AccessDeniedException", "not yours")] * 3
-    found = told(capsys, "aws", "destroy")
+    found = told(capsys, "aws", "destroy", "--yes")
     assert found["exit"] == 1
     assert [item["kind"] for item in found["left"]] == ["model"]
     assert "CloudRefused" not in found["problems"][0]
     assert "DeleteModel" in found["problems"][0]
     assert {name for name in what_is_there() if "model" not in name} == set()
     service.faults.clear()
-    assert told(capsys, "aws", "destroy")["exit"] == 0
+    assert told(capsys, "aws", "destroy", "--yes")["exit"] == 0
     assert what_is_there() == set()
-    assert told(capsys, "aws", "destroy")["removed"] == []  # there is nothing to do
+    assert told(capsys, "aws", "destroy", "--yes")["removed"] == []  # there is nothing to do
 
 
 def test_destroy_leaves_other_deployments_and_the_data_where_asked(
@@ -170,7 +258,7 @@ def test_destroy_leaves_other_deployments_and_the_data_where_asked(
     other = {"ModelName": "chestxray-two-model", "ExecutionRoleArn": made["ExecutionRoleArn"]}
     tags = [{"Key": "chestxray:deployment", "Value": "chestxray-two"}]
     boto3.client("sagemaker").create_model(**other, PrimaryContainer=made["PrimaryContainer"], Tags=tags)
-    assert told(capsys, "aws", "destroy", "--keep-data")["exit"] == 0
+    assert told(capsys, "aws", "destroy", "--yes", "--keep-data")["exit"] == 0
     assert what_is_there() == {"chestxray-two-model", NAMES.bucket}
     boto3.client("sagemaker").delete_model(ModelName="chestxray-two-model")
 
@@ -249,7 +337,10 @@ def test_an_image_is_built_by_a_stack_of_its_own_and_only_once(
     put_image(build.image_tag(build.context()))
     assert told(capsys, "aws", "deploy", bundle)["exit"] == 0
     assert len(builds.list_builds_for_project(projectName=NAMES.build_stack)["ids"]) == 1
-    assert {item["name"] for item in told(capsys, "aws", "destroy")["removed"]} >= {NAMES.build_stack, NAMES.endpoint}
+    assert {item["name"] for item in told(capsys, "aws", "destroy", "--yes")["removed"]} >= {
+        NAMES.build_stack,
+        NAMES.endpoint,
+    }
     assert what_is_there() == set()
 
 
@@ -285,6 +376,22 @@ def test_the_image_holds_the_page_and_no_training() -> None:
     assert {"chestxray/aws/Dockerfile", "chestxray/serving/page/index.html", "chestxray/cli/main.py"} <= names
     assert not [name for name in names if name.startswith("chestxray/training/") or name.endswith(".pyc")]
     assert build.image_tag(build.context()) == build.image_tag(build.context())
+
+
+def test_the_account_of_the_training_images_is_the_regions_own_or_there_is_no_job() -> None:
+    assert training_image("me-south-1", "ml.m5.large").startswith("217643126080.dkr.ecr.me-south-1.")
+    assert training_image("eu-central-2", "ml.m5.large").startswith("380420809688.")
+    with pytest.raises(UsageError, match="Give an --image there"):
+        training_image("ap-nowhere-1", "ml.m5.large")
+    for old in ("ml.p3.2xlarge", "ml.p2.xlarge", "ml.g3.4xlarge"):
+        with pytest.raises(UsageError, match="older than what the image's CUDA 13 supports"):
+            training_image("us-east-1", old)
+
+
+def test_an_image_is_named_as_policies_name_its_repository() -> None:
+    registry = "210987654321.dkr.ecr.us-east-1.amazonaws.com"
+    for image in (f"{registry}/a/b:1", f"{registry}/a/b@sha256:{'0' * 64}"):
+        assert repository_arn(image, "us-east-1") == "arn:aws:ecr:us-east-1:210987654321:repository/a/b"
 
 
 def test_instances_with_a_gpu_get_the_image_for_it() -> None:

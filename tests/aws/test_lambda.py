@@ -305,3 +305,15 @@ def test_problems_and_limits_are_called_as_the_service_calls_them() -> None:
     assert differing == {"no-answer-in-time"}  # a gateway's own status: 504
     assert lambda_handler.MEDIA_TYPES == service.MEDIA_TYPES
     assert lambda_handler.NOTICE == NOTICE
+
+
+@pytest.mark.parametrize("region", ["us-east-1", "eu-central-1"])
+def test_the_form_is_for_the_buckets_own_address_in_its_region_and_signed_as_every_region_takes_it(
+    folder: Path, tmp_path: Path, region: str
+) -> None:
+    variables = {"CHESTXRAY_BUCKET": "inbox", "CHESTXRAY_MAX_FILM": "8000000", "AWS_DEFAULT_REGION": region}
+    with started(folder, tmp_path / "log", **variables) as function:
+        form = json.loads(function(event(method="GET", path="/v1/upload"))["body"])
+    assert form["url"] == f"https://inbox.s3.{region}.amazonaws.com/"
+    assert form["fields"]["x-amz-algorithm"] == "AWS4-HMAC-SHA256"
+    assert f"/{region}/s3/aws4_request" in form["fields"]["x-amz-credential"]

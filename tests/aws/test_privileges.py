@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
+import boto3
 import pytest
 import yaml
 
+import live_moto
 from chestxray.aws import build, website
 from chestxray.aws.deploy import Served, ending
 from chestxray.aws.roles import WITHOUT_RESOURCE, reading, working
 from chestxray.aws.session import Names
 from live_moto import ACCOUNT
 from policies import as_list, statements
+from request_checks import POLICY, actions_of, is_allowed
+from typed import run
 
 NAMES: Final = Names("clinic", ACCOUNT, "us-east-1")
+MANAGED_POLICY: Final = 6144  # characters but blanks
 SERVED: Final = Served("clinic", "clinic-hosting-1", "clinic-model-1")
 
 
@@ -34,11 +41,16 @@ _Loader.add_multi_constructor(
 )
 
 
+def build_template() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((build.resources.files("chestxray.aws") / build.TEMPLATE).read_text())
+    return found
+
+
 def everything() -> Iterator[Any]:
     """Templates and what the verbs give to roles."""
     found = {
         "website": yaml.load(website.template(), _Loader)["Resources"],  # noqa: S506 - a SafeLoader
-        "build": json.loads((build.resources.files("chestxray.aws") / build.TEMPLATE).read_text())["Resources"],
+        "build": build_template()["Resources"],
         "jobs and endpoints": working(NAMES),
         "films": reading("films"),
         "expiry": ending(NAMES, SERVED),
@@ -80,6 +92,7 @@ def test_what_gets_no_resource_is_what_aws_gives_none_and_figures_are_held_to_th
     assert figures["Condition"]["StringEquals"]["cloudwatch:namespace"] == [
         "/aws/sagemaker/TrainingJobs",
         "/aws/sagemaker/TransformJobs",
+        "/aws/sagemaker/Endpoints",
     ]
 
 
@@ -91,3 +104,40 @@ def test_the_schedules_may_delete_three_things_by_name_and_nothing_else() -> Non
         "sagemaker:DeleteEndpointConfig": [f"{own}:endpoint-config/clinic-hosting-1"],
         "sagemaker:DeleteModel": [f"{own}:model/clinic-model-1"],
     }
+
+
+# --------------------------------------------------------------------------- who types the commands
+
+
+def test_the_deployers_policy_fits_into_one_and_names_this_deployment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each call that any test here makes is held against it in conftest.py; its size against what IAM takes."""
+    with live_moto.running(tmp_path / "log") as address:
+        for name, value in {**live_moto.CREDENTIALS, "AWS_ENDPOINT_URL": address}.items():
+            monkeypatch.setenv(name, value)
+        assert run("aws", "policy", "--films", "hospital", "--deployment", "clinic") == 0
+        printed = capsys.readouterr().out
+        client = boto3.client("iam")
+        client.create_policy(PolicyName="deployer", PolicyDocument=printed)
+        client.close()
+    assert len("".join(printed.split())) <= MANAGED_POLICY
+    assert not re.search(r"DEPLOYMENT|ACCOUNT|REGION|FILMS", printed)
+    found = [statement["Resource"] for statement in json.loads(printed)["Statement"]]
+    assert "arn:aws:s3:::hospital/*" in found[1]
+    assert f"arn:aws:sagemaker:us-east-1:{ACCOUNT}:*/clinic*" in found
+
+
+def test_the_deployers_policy_names_the_service_of_each_resource_of_the_stacks() -> None:
+    templates = [yaml.load(website.template(), _Loader), build_template()]  # noqa: S506 - a SafeLoader
+    types = {resource["Type"] for template in templates for resource in template["Resources"].values()}
+    service = {"ApiGatewayV2": "apigateway"}
+    allowed = {action.partition(":")[0] for statement in POLICY for action in statement["Action"]}
+    assert {service.get(word := kind.split("::")[1], word.lower()) for kind in types} <= allowed
+
+
+def test_a_call_that_the_policy_lacks_is_seen() -> None:
+    assert is_allowed("s3:ListBucket")
+    assert not is_allowed("ec2:RunInstances")
+    assert actions_of("s3.DeleteObjects") == {"s3:DeleteObject", "s3:DeleteObjectVersion"}
+    assert actions_of("sagemaker.CreateModel") == {"sagemaker:CreateModel", "iam:PassRole", "sagemaker:AddTags"}

@@ -25,7 +25,7 @@ VERBS: Final = {
     "validate": ("validate", "s3://films/set/test", "--out", "{out}", "--workers", "1"),
     "website": ("website", "--access", "open"),
     "status": ("status", "--cost"),
-    "destroy": ("destroy",),
+    "destroy": ("destroy", "--yes"),
 }
 
 
@@ -158,13 +158,14 @@ def test_a_bucket_that_keeps_an_object_is_named_with_it(
     bucket = cloud.names("locked").bucket
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=True)
+    s3.put_bucket_tagging(Bucket=bucket, Tagging={"TagSet": cloud.names("locked").tag_list})
     made = s3.put_object(Bucket=bucket, Key="jobs/kept", Body=b"1")
     s3.put_object_legal_hold(Bucket=bucket, Key="jobs/kept", LegalHold={"Status": "ON"})
-    found = told(capsys, "aws", "destroy", "--deployment", "locked")
+    found = told(capsys, "aws", "destroy", "--yes", "--deployment", "locked")
     assert (found["exit"], [item["name"] for item in found["left"]]) == (1, [bucket])
     assert "jobs/kept" in found["problems"][0]
     s3.put_object_legal_hold(Bucket=bucket, Key="jobs/kept", LegalHold={"Status": "OFF"}, VersionId=made["VersionId"])
-    assert told(capsys, "aws", "destroy", "--deployment", "locked")["exit"] == 0
+    assert told(capsys, "aws", "destroy", "--yes", "--deployment", "locked")["exit"] == 0
     cloud.close()
 
 
@@ -183,4 +184,4 @@ def test_a_log_that_cannot_be_read_ends_nobodys_waiting(
     denied = "reading the log /aws/sagemaker/TransformJobs: DescribeLogStreams was answered with AccessDenied"
     assert found["said"].count(denied) == (refusal == cloud_door.DENIED)
     door.refuse = lambda _, __: None
-    assert run("aws", "destroy") == 0
+    assert run("aws", "destroy", "--yes") == 0

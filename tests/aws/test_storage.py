@@ -22,6 +22,7 @@ from chestxray.aws.plan import PRICES_NOTICE
 from chestxray.aws.session import Cloud, Names, cloud_errors, connect
 from chestxray.errors import (
     CloudError,
+    CloudForeign,
     CloudMissing,
     CloudRefused,
     CloudThrottled,
@@ -248,4 +249,101 @@ def test_where_nothing_answers_the_error_says_what_to_check(cloud: Cloud, monkey
 @pytest.mark.parametrize("name", ["Clinic", "a--b", "-a", "a" * 25, ""])
 def test_a_deployment_is_a_word_that_every_service_takes(name: str) -> None:
     with pytest.raises(UsageError, match="lower-case letters"):
+        Names(name, live_moto.ACCOUNT, "us-east-1")
+
+
+def test_another_tools_unfinished_upload_is_left_alone_and_blocks_nothing(
+    s3: Any, cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checksum is another one, or none: S3 would refuse our parts in it, again and again."""
+    part = 5 * 2**20
+    monkeypatch.setattr(storage, "PART", part)
+    large = tmp_path / "images.npy"
+    large.write_bytes(os.urandom(part + 1000))
+    theirs = {
+        s3.create_multipart_upload(Bucket="films", Key="images.npy", ChecksumAlgorithm="CRC32")["UploadId"],
+        s3.create_multipart_upload(Bucket="films", Key="images.npy")["UploadId"],
+    }
+    used: list[str] = []
+    client = cloud.client("s3")
+    client.meta.events.register("before-sign.s3.UploadPart", lambda request, **_: used.append(request.url))
+    storage.put_file(client, "films", "images.npy", large)
+    assert used
+    assert not [url for url in used for upload in theirs if upload in url]
+    left = s3.list_multipart_uploads(Bucket="films")["Uploads"]
+    assert {upload["UploadId"] for upload in left} == theirs
+
+
+def test_a_bucket_that_was_half_made_is_finished_and_one_with_contents_of_others_is_not_used(
+    s3: Any, cloud: Cloud
+) -> None:
+    names = cloud.names("half")
+    s3.create_bucket(Bucket=names.bucket)  # as a command that was stopped right behind it leaves it
+    assert storage.ensure_bucket(cloud, names) is False
+    assert {tag["Key"]: tag["Value"] for tag in s3.get_bucket_tagging(Bucket=names.bucket)["TagSet"]} == names.tags
+    blocks = s3.get_public_access_block(Bucket=names.bucket)["PublicAccessBlockConfiguration"]
+    assert set(blocks.values()) == {True}
+    assert s3.get_bucket_lifecycle_configuration(Bucket=names.bucket)["Rules"]
+    s3.delete_bucket(Bucket=names.bucket)
+    names = cloud.names("taken")  # moto keeps the tags of a deleted bucket for the next one of its name
+    s3.create_bucket(Bucket=names.bucket)
+    s3.put_object(Bucket=names.bucket, Key="theirs", Body=b"1")
+    with pytest.raises(CloudForeign, match="Choose another --deployment"):
+        storage.ensure_bucket(cloud, names)
+    storage.empty_bucket(s3, names.bucket)
+    s3.delete_bucket(Bucket=names.bucket)
+
+
+def test_films_in_another_region_are_refused_before_a_job_is_made(s3: Any, cloud: Cloud) -> None:
+    place = {"LocationConstraint": "eu-west-1"}
+    elsewhere = boto3.client("s3", region_name="eu-west-1")
+    elsewhere.create_bucket(Bucket="far", CreateBucketConfiguration=place)
+    storage.check_region(cloud, "s3://films/set")
+    with pytest.raises(UsageError, match=r"s3://far lies in eu-west-1, .* Give --region eu-west-1, or copy the films"):
+        storage.check_region(cloud, "s3://films/set", "s3://far/set")
+    elsewhere.delete_bucket(Bucket="far")
+    elsewhere.close()
+
+
+def test_every_call_about_a_bucket_states_whose_it_has_to_be(
+    s3: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name can be guessed, and function code lies there. Creating is refused by S3 itself where it is taken."""
+    seen: dict[str, set[object]] = {}
+
+    def note(request: Any, operation_name: str, **_: Any) -> None:
+        seen.setdefault(operation_name, set()).add(request.headers.get("x-amz-expected-bucket-owner"))
+
+    cloud = connect()
+    cloud.client("s3").meta.events.register("before-sign.s3", note)
+    names = cloud.names("owned")
+    monkeypatch.setattr(storage, "PART", 5 * 2**20)
+    (folder / "large.npy").write_bytes(os.urandom(6 * 2**20))
+    storage.ensure_bucket(cloud, names)
+    storage.send(cloud, storage.compare(cloud, folder, f"s3://{names.bucket}", lambda *_: None), lambda *_: None)
+    storage.compare(cloud, folder, f"s3://{names.bucket}", lambda *_: None)
+    storage.check_region(cloud, f"s3://{names.bucket}")
+    storage.empty_bucket(cloud.client("s3"), names.bucket)
+    cloud.client("s3").delete_bucket(Bucket=names.bucket)
+    cloud.close()
+    assert seen.pop("CreateBucket") == {None}
+    assert len(seen) >= 14
+    assert set.union(*seen.values()) == {live_moto.ACCOUNT.encode()} or set.union(*seen.values()) == {live_moto.ACCOUNT}
+
+
+def test_an_address_without_its_scheme_is_no_bucket(s3: Any, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("aws", "upload", folder, "films/set") == 2
+    assert "films/set: not an address in S3. Write it as s3://bucket/prefix" in capsys.readouterr().err
+    assert keys(s3) == []
+
+
+@pytest.mark.parametrize(("region", "fact"), [("cn-north-1", "belongs to aws-cn"), ("mars-1", "no such region")])
+def test_other_partitions_and_regions_that_are_none_are_refused_first(s3: Any, region: str, fact: str) -> None:
+    with pytest.raises(UsageError, match=fact):
+        connect(region)
+
+
+@pytest.mark.parametrize("name", ["default", "sthree-films", "amzn-s3-demo-x"])
+def test_a_name_that_aws_keeps_to_itself_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="AWS keeps that name to itself"):
         Names(name, live_moto.ACCOUNT, "us-east-1")

@@ -201,14 +201,14 @@ def test_from_films_to_a_page_that_answers_and_nothing_left(
     full: list[int] = []
     account.door.before["cloudformation.DeleteStack"] = lambda: full.append(versions(page))
 
-    assert told(capsys, "aws", "destroy", "--keep-data", "--dry-run")["exit"] == 0
+    assert told(capsys, "aws", "destroy", "--yes", "--keep-data", "--dry-run")["exit"] == 0
     assert versions(page)
-    first, second = (told(capsys, "aws", "destroy", "--keep-data") for _ in range(2))
+    first, second = (told(capsys, "aws", "destroy", "--yes", "--keep-data") for _ in range(2))
     assert (first["exit"], second["exit"], second["removed"]) == (0, 0, []), first
     assert full == [0]
     assert what_is_there() == {NAMES.bucket}
     assert versions(NAMES.bucket)
-    first, second = (told(capsys, "aws", "destroy") for _ in range(2))
+    first, second = (told(capsys, "aws", "destroy", "--yes") for _ in range(2))
     assert (first["exit"], second["exit"], second["removed"]) == (0, 0, [])
     assert what_is_there() == set()
     assert told(capsys, "aws", "status")["found"] == []
@@ -241,7 +241,7 @@ def test_a_website_with_the_model_inside_answers_and_goes_whole_though_throttled
     expected = Predictor.load(bundle).predict(film, "film")
     assert found["probability"] == pytest.approx(expected.probability, abs=1e-6)
     account.door.begin()
-    gone = told(capsys, "aws", "destroy")
+    gone = told(capsys, "aws", "destroy", "--yes")
     assert gone["exit"] == 0, gone
     assert account.door.times["cloudformation.DeleteStack"] == 3
     assert what_is_there() == set()
@@ -255,23 +255,23 @@ def test_what_cannot_be_deleted_is_named_and_the_exit_is_1(
     put_image("made", repository="kept")  # CloudFormation deletes no repository that holds images
     boto3.client("s3").put_object(Bucket=made.outputs["Bucket"], Key="film", Body=b"1")
     boto3.client("s3").delete_object(Bucket=made.outputs["Bucket"], Key="film")
-    found = told(capsys, "aws", "destroy")
+    found = told(capsys, "aws", "destroy", "--yes")
     assert (found["exit"], [item["name"] for item in found["left"]]) == (1, [NAMES.website_stack])
     assert "Images (AWS::ECR::Repository) delete failed" in found["problems"][0]
     assert "kept" in what_is_there()
-    assert run("aws", "destroy") == 1
+    assert run("aws", "destroy", "--yes") == 1
     assert "Repeat the command once that is mended" in capsys.readouterr().out
     boto3.client("ecr").delete_repository(repositoryName="kept", force=True)
-    assert told(capsys, "aws", "destroy")["exit"] == 0
+    assert told(capsys, "aws", "destroy", "--yes")["exit"] == 0
     assert what_is_there() == set()
 
     stacks.deploy(cloud, NAMES, NAMES.website_stack, NOT_EMPTY, {}, print)
     client = boto3.client("cloudformation")
     client.update_termination_protection(StackName=NAMES.website_stack, EnableTerminationProtection=True)
-    found = told(capsys, "aws", "destroy")
+    found = told(capsys, "aws", "destroy", "--yes")
     assert (found["exit"], [item["name"] for item in found["left"]]) == (1, [NAMES.website_stack])
     assert "TerminationProtection is enabled" in found["problems"][0]
     client.update_termination_protection(StackName=NAMES.website_stack, EnableTerminationProtection=False)
-    assert told(capsys, "aws", "destroy")["exit"] == 0
+    assert told(capsys, "aws", "destroy", "--yes")["exit"] == 0
     assert what_is_there() == set()
     cloud.close()

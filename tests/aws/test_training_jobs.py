@@ -16,11 +16,13 @@ from typing import Any
 import boto3
 import pytest
 
-from chestxray.aws import waiting
+from chestxray.aws import training_job, waiting
+from chestxray.aws.session import Names
 from chestxray.aws.training_entry import check_gpu, job_arguments
 from chestxray.errors import JobFailed
 from chestxray.inference.predictor import Predictor
 from chestxray.training.device import device_of
+from live_moto import ACCOUNT
 from sagemaker_account import IMAGE, account, let_time_pass, put_image
 from sagemaker_emulator import SageMaker
 from sagemaker_work import BIN, unpacked
@@ -79,7 +81,7 @@ def test_a_job_trains_a_bundle_and_the_same_command_finds_it_again(
     jobs = len(boto3.client("sagemaker").list_training_jobs()["TrainingJobSummaries"])
     assert trained(capsys, "s3://films/set/train", "--recipe", recipe, *SMALL)["job"] == found["job"]
     assert len(boto3.client("sagemaker").list_training_jobs()["TrainingJobSummaries"]) == jobs
-    assert run("aws", "destroy") == 0  # the job stays in AWS's list, its bundle does not
+    assert run("aws", "destroy", "--yes") == 0  # the job stays in AWS's list, its bundle does not
     gone = told(capsys, "aws", "deploy", found["job"], "--image", IMAGE)
     assert "was deleted meanwhile. Train it again" in gone["error"]["message"]
     anew = trained(capsys, "s3://films/set/train", "--recipe", recipe, *SMALL, "--no-wait")
@@ -113,7 +115,7 @@ def test_from_films_to_a_validated_endpoint_that_goes_by_itself(
     (threshold,) = points[0]
     assert points[0][threshold]["confusion"] == points[1][threshold]["confusion"]
     assert let_time_pass(begun + timedelta(hours=2)) == ["DeleteEndpoint", "DeleteEndpointConfig", "DeleteModel"]
-    assert told(capsys, "aws", "destroy")["exit"] == 0
+    assert told(capsys, "aws", "destroy", "--yes")["exit"] == 0
     assert told(capsys, "aws", "status")["found"] == []
     assert [bucket["Name"] for bucket in boto3.client("s3").list_buckets()["Buckets"]] == ["films"]
 
@@ -176,7 +178,7 @@ def test_ctrl_c_leaves_the_job_running_and_destroy_stops_it_and_leaves_nothing_b
     assert "keeps running in AWS. The same command follows it" in said
     running = boto3.client("sagemaker").list_training_jobs(StatusEquals="InProgress")["TrainingJobSummaries"]
     assert len(running) == 1
-    assert run("aws", "destroy") == 0
+    assert run("aws", "destroy", "--yes") == 0
     name = running[0]["TrainingJobName"]
     assert boto3.client("sagemaker").describe_training_job(TrainingJobName=name)["TrainingJobStatus"] == "Stopped"
     assert boto3.client("iam").list_roles()["Roles"] == []
@@ -235,3 +237,12 @@ def test_our_entry_trains_in_a_container_without_the_toolkit(
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr + done.stdout
     assert Predictor.load(base / "model").predict(film, "film").probability >= 0
+
+
+def test_a_spot_job_waits_no_longer_than_an_account_may_ask_for() -> None:
+    names = Names("chestxray", ACCOUNT, "us-east-1")
+    for hours, wait in ((1.0, 2 * 3600), (120.0, 120 * 3600)):
+        order = training_job.TrainingOrder({"training": "s3://a/b"}, "", "x", spot=True, max_hours=hours)
+        job = training_job.PreparedJob(order, "train-1", b"", "sources/1", 1)
+        stopping = training_job.training_request(names, job, "train-1", "role")["StoppingCondition"]
+        assert stopping == {"MaxRuntimeInSeconds": round(hours * 3600), "MaxWaitTimeInSeconds": wait}

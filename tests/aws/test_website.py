@@ -137,6 +137,12 @@ def test_access_is_chosen_and_keys_come_with_it() -> None:
         WebsiteSettings("open", api_keys=new_key("clinic")[1])
 
 
+def test_more_keys_than_a_function_can_be_told_are_refused() -> None:
+    entries = ",".join(f"{'0' * 64} clinic-{number}" for number in range(60))
+    with pytest.raises(UsageError, match="60 keys take"):
+        WebsiteSettings("key", api_keys=entries)
+
+
 def test_the_function_before_an_endpoint_is_two_small_files_and_always_the_same() -> None:
     archive = sites.endpoint_archive("{}")
     with zipfile.ZipFile(io.BytesIO(archive)) as packed:

@@ -19,6 +19,7 @@ import botocore.endpoint
 import botocore.handlers
 import pytest
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.exceptions import ReadTimeoutError
 from botocore.retries.bucket import TokenBucket
 from urllib3.response import HTTPResponse
 
@@ -50,12 +51,14 @@ class Door:
         asked: "service.Operation", in order.
         refuse: status and code for a request, or None to let it through.
         waited: seconds between repetitions, none of which were waited for.
+        faults: by "service.Operation", "denied" or "timeout".
         before: by "service.Operation", what to do before it is sent.
     """
 
     asked: list[str] = field(default_factory=list)
     waited: list[float] = field(default_factory=list)
     refuse: Refusal = lambda _, __: None
+    faults: dict[str, str] = field(default_factory=dict)
     before: dict[str, Callable[[], None]] = field(default_factory=dict)
     times: Counter[str] = field(default_factory=Counter)
 
@@ -69,8 +72,14 @@ class Door:
         self.times[asked] += 1
         if asked in self.before:
             self.before[asked]()
-        refused = self.refuse(service, self.times[asked])
+        if self.faults.get(asked) == "timeout":
+            raise ReadTimeoutError(endpoint_url=request.url)
+        refused = DENIED if asked in self.faults else self.refuse(service, self.times[asked])
         return _answer(request, service, *refused) if refused else None
+
+    def fail(self, asked: str, fault: str) -> None:
+        """Until it is taken out of ``faults``, that operation is "denied", or ends in a "timeout"."""
+        self.faults[asked] = fault
 
     def begin(self) -> None:
         """Forget what was asked."""

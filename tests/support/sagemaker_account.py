@@ -64,11 +64,12 @@ def led_to(aws: str, sagemaker: str, service: SageMaker) -> Iterator[None]:
             service.close()
 
 
-def put_image(tag: str, repository: str = "chestxray") -> None:
-    """What a build of ours would leave in the registry."""
+def put_image(tag: str, repository: str = "chestxray", *, ours: bool = True) -> None:
+    """What a build of ours would leave in the registry, or somebody else."""
     client = boto3.client("ecr")
+    tags = [{"Key": "chestxray:deployment", "Value": "chestxray"}] if ours else []
     with contextlib.suppress(client.exceptions.RepositoryAlreadyExistsException):
-        client.create_repository(repositoryName=repository)
+        client.create_repository(repositoryName=repository, tags=tags)
     kind = "application/vnd.docker.distribution.manifest.v2+json"
     manifest = {"schemaVersion": 2, "mediaType": kind, "config": {"digest": "sha256:" + "0" * 64, "size": 1}}
     client.put_image(repositoryName=repository, imageManifest=json.dumps(manifest | {"layers": []}), imageTag=tag)

@@ -69,12 +69,16 @@ class SageMaker:
 
     Attributes:
         faults: by operation, what it answers (code, message) before it does its work; one each time.
+        runs_containers: whether endpoints run what they are made of; without, they are in service at once.
         requests: (operation, request), as they came.
+        updates: statuses in which updates of endpoints end that do not come up; one each time.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.faults: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        self.runs_containers = True
+        self.updates: list[str] = []
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.things: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)  # by kind and name
         self._runs: dict[str, TrainingRun] = {}
@@ -156,6 +160,17 @@ class SageMaker:
         if "sagemaker.amazonaws.com" not in trusted:
             raise Refused(f"Could not assume role {arn}: it does not trust sagemaker.amazonaws.com")
 
+    def _check_pull(self, role: str, image: str) -> None:
+        """Whether one of the role's own policies names the image's repository."""
+        iam, name = boto3.client("iam"), role.partition("/")[2]
+        registry, _, repository = image.partition("/")
+        wanted = f"arn:aws:ecr:{REGION}:{registry[:12]}:repository/{re.split('[:@]', repository)[0]}"
+        for policy in iam.list_role_policies(RoleName=name)["PolicyNames"]:
+            document = iam.get_role_policy(RoleName=name, PolicyName=policy)["PolicyDocument"]
+            if wanted in json.dumps(document) and "ecr:BatchGetImage" in json.dumps(document):
+                return
+        raise Refused(f"Access denied to repository: {wanted}. Please check its repository policy and the role {role}")
+
     def _work(self, target: Callable[..., None], *arguments: Any) -> None:
         thread = threading.Thread(target=target, args=arguments, daemon=True)
         self._threads.append(thread)
@@ -165,7 +180,8 @@ class SageMaker:
 
     def create_training_job(self, request: dict[str, Any]) -> dict[str, Any]:
         image = request["AlgorithmSpecification"]["TrainingImage"]
-        if not re.fullmatch(
+        ours = image.startswith(f"{live_moto.ACCOUNT}.")
+        if not ours and not re.fullmatch(
             rf"763104351884\.dkr\.ecr\.{REGION}\.amazonaws\.com/pytorch:2\.13-\w+-amzn2023-sagemaker", image
         ):
             raise Refused(f"no image {image}", "ValidationException")
@@ -176,6 +192,7 @@ class SageMaker:
         if not spot and "MaxWaitTimeInSeconds" in stopping:
             raise Refused("MaxWaitTimeInSeconds is for spot training")
         self._check_role(request["RoleArn"])
+        self._check_pull(request["RoleArn"], image)
         name = request["TrainingJobName"]
         answer = self._add("TrainingJob", name, request, TrainingJobStatus="InProgress", SecondaryStatus="Starting")
         self._work(self._train, name)
@@ -243,6 +260,7 @@ class SageMaker:
     def create_model(self, request: dict[str, Any]) -> dict[str, Any]:
         self._check_role(request["ExecutionRoleArn"])
         container = request["PrimaryContainer"]
+        self._check_pull(request["ExecutionRoleArn"], container["Image"])
         repository, _, tag = container["Image"].partition("/")[2].partition(":")
         try:
             boto3.client("ecr").describe_images(repositoryName=repository, imageIds=[{"imageTag": tag}])
@@ -288,6 +306,10 @@ class SageMaker:
         self._work(self._host, request["EndpointName"])
         return answer
 
+    def add_endpoint(self, request: dict[str, Any]) -> None:
+        """One that is in service without a container, as another team's might be."""
+        self._add("Endpoint", request["EndpointName"], request, EndpointStatus="InService")
+
     def update_endpoint(self, request: dict[str, Any]) -> dict[str, Any]:
         endpoint = self._get("Endpoint", request["EndpointName"])
         self._get("EndpointConfig", request["EndpointConfigName"])
@@ -297,12 +319,19 @@ class SageMaker:
         variants = [self.things["EndpointConfig"][name]["ProductionVariants"][0] for name in configs]
         if len({"ServerlessConfig" in variant for variant in variants}) > 1:
             raise Refused("an endpoint does not change between serverless and instances")
+        if self.updates:  # one that does not come up: the endpoint goes back to what it was, or fails to
+            status = self.updates.pop(0)
+            endpoint |= {"EndpointStatus": status, "FailureReason": "did not pass the ping health check."}
+            return {"EndpointArn": endpoint["EndpointArn"]}
         endpoint |= {"EndpointConfigName": request["EndpointConfigName"], "EndpointStatus": "Updating"}
         self._work(self._host, request["EndpointName"])
         return {"EndpointArn": endpoint["EndpointArn"]}
 
     def _host(self, name: str) -> None:
         endpoint = self.things["Endpoint"][name]
+        if not self.runs_containers:
+            endpoint["EndpointStatus"] = "InService"
+            return
         config = self.things["EndpointConfig"][endpoint["EndpointConfigName"]]
         container = self._container(config["ProductionVariants"][0]["ModelName"], {})
         earlier = self._containers.pop(name, None)

@@ -29,7 +29,7 @@ from chestxray.aws.roles import (
     ensure_role,
     once_the_role_is_known,
 )
-from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
+from chestxray.aws.session import Cloud, Names, cloud_errors, error_code, is_missing
 from chestxray.aws.storage import checksum_stored, ensure_bucket, holds, put_bytes
 from chestxray.aws.waiting import states
 from chestxray.data.sources import SCHEME
@@ -87,7 +87,7 @@ def ensure_model(cloud: Cloud, names: Names, weights: Weights, image: str) -> st
     from botocore.exceptions import ClientError
 
     name = model_name(names, weights, image)
-    role = ensure_execution_role(cloud, names)
+    role = ensure_execution_role(cloud, names, image=image)
     client = cloud.client("sagemaker")
     if weights.data:
         ensure_bucket(cloud, names)
@@ -223,15 +223,21 @@ def end_of(cloud: Cloud, names: Names) -> str:
 
 
 def _ensure_group(client: Any, names: Names) -> None:
-    """Schedules have no tags; their group has."""
+    """Schedules have no tags; their group has. Raises: CloudForeign, botocore's errors."""
     from botocore.exceptions import ClientError
 
     try:
-        client.get_schedule_group(Name=names.deployment)
+        found = client.get_schedule_group(Name=names.deployment)
+        names.refuse_foreign("group of schedules", names.deployment, group_tags(client, found))
     except ClientError as error:
         if not is_missing(error):
             raise
         client.create_schedule_group(Name=names.deployment, Tags=names.tag_list)
+
+
+def group_tags(client: Any, group: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The tags of a group of schedules, as its service lists or describes it. Raises: botocore's errors."""
+    return list(client.list_tags_for_resource(ResourceArn=group["Arn"]).get("Tags", ()))
 
 
 def _set(client: Any, request: Mapping[str, Any]) -> None:
@@ -263,7 +269,8 @@ SERVERLESS_MB: Final = 3072
 SERVERLESS_AT_ONCE: Final = 5  # films; more wait or are throttled
 SECONDS_A_FILM: Final = 0.5  # about, for the plan
 LOGS: Final = "/aws/sagemaker/Endpoints/"
-SETTLED: Final = ("InService", "Failed", "OutOfService")
+SETTLED: Final = ("InService", "Failed", "OutOfService", "UpdateRollbackFailed")
+LOG_DAYS: Final = 30  # that the endpoint's log is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,8 +334,14 @@ def deploy(
     """
     served = served_as(names, weights, image, hosting)
     client = cloud.client("sagemaker")
-    ensure_model(cloud, names, weights, image)
     before = _there(client, names.endpoint)
+    if before is not None:
+        with cloud_errors(f"looking whose endpoint {names.endpoint} is"):
+            names.refuse_foreign(
+                "endpoint", names.endpoint, client.list_tags(ResourceArn=before["EndpointArn"])["Tags"]
+            )
+    ensure_model(cloud, names, weights, image)
+    _ensure_log(cloud, names)
     anew = before is None or _has_to_be_made_anew(client, before, hosting)
     try:
         _ensure_config(client, names, served, hosting)
@@ -338,11 +351,47 @@ def deploy(
     except BaseException:
         if anew:  # nothing answered before, so nothing that anybody uses is taken away
             _take_away(cloud, names, served, log)
+        elif before is not None and before["EndpointConfigName"] != served.config:
+            _back_to(cloud, names, served, before["EndpointConfigName"], end, log)
         raise
     earlier = before["EndpointConfigName"] if before else served.config
     if earlier != served.config:
         _remove_config(client, earlier, keep=served.model)
     return "create" if anew else "keep" if earlier == served.config else "update"
+
+
+def _ensure_log(cloud: Cloud, names: Names) -> None:
+    """Make the endpoint's log before SageMaker does, which gives it neither tags nor an end."""
+    from botocore.exceptions import ClientError
+
+    client, group = cloud.client("logs"), f"{LOGS}{names.endpoint}"
+    with cloud_errors(f"making the log {group}"):
+        try:
+            client.create_log_group(logGroupName=group, tags=names.tags)
+        except ClientError as error:
+            if error_code(error) != "ResourceAlreadyExistsException":
+                raise
+        else:
+            client.put_retention_policy(logGroupName=group, retentionInDays=LOG_DAYS)
+
+
+def _back_to(cloud: Cloud, names: Names, served: Served, config: str, end: datetime | None, log: Log) -> None:
+    """After a failed change: what runs as before keeps its end, and what was made for the change goes.
+
+    Where the endpoint's own way back failed, part of it runs as changed: then all stays, for the next attempt.
+    """
+    client = cloud.client("sagemaker")
+    try:
+        now = _there(client, names.endpoint)
+        if now is None or now["EndpointStatus"] != "InService" or now["EndpointConfigName"] != config:
+            log(f'{names.endpoint}: is as the failed change left it; repeat the command, or "chestxray aws destroy"')
+            return
+        model = _variants(client, config)[0]["ModelName"]
+        set_expiry(cloud, names, Served(names.endpoint, config, model), end)
+        _remove_config(client, served.config, keep=model)
+        log(f"{names.endpoint}: answers as before the change")
+    except CloudError as error:
+        log(f'{error}. "chestxray aws destroy" removes what is left')
 
 
 def _take_away(cloud: Cloud, names: Names, served: Served, log: Log) -> None:

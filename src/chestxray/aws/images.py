@@ -1,10 +1,40 @@
-"""The container images of Amazon's own that jobs run in."""
+"""The container images that jobs and endpoints run in: whose registry they come from, and what may be given instead."""
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
-REGISTRY: Final = "763104351884"  # the account of the AWS Deep Learning Containers, in most regions
+from chestxray.errors import UsageError
+
+# Source: AWS Deep Learning Containers, "Available images", region table (July 2026); the SageMaker Python SDK's
+# image_uri_config has the same accounts.
+_USUAL: Final = "763104351884"
+_USUAL_REGIONS: Final = (
+    *("ap-northeast-1", "ap-northeast-2", "ap-south-1", "ap-southeast-1", "ap-southeast-2", "ca-central-1"),
+    *("eu-central-1", "eu-north-1", "eu-west-1", "eu-west-2", "eu-west-3", "sa-east-1"),
+    *("us-east-1", "us-east-2", "us-west-1", "us-west-2"),
+)
+REGISTRIES: Final = dict.fromkeys(_USUAL_REGIONS, _USUAL) | {
+    "af-south-1": "626614931356",
+    "ap-east-1": "871362719292",
+    "ap-east-2": "975050140332",
+    "ap-northeast-3": "364406365360",
+    "ap-south-2": "772153158452",
+    "ap-southeast-3": "907027046896",
+    "ap-southeast-4": "457447274322",
+    "ap-southeast-5": "550225433462",
+    "ap-southeast-6": "633930458069",
+    "ap-southeast-7": "590183813437",
+    "ca-west-1": "204538143572",
+    "eu-central-2": "380420809688",
+    "eu-south-1": "692866216735",
+    "eu-south-2": "503227376785",
+    "il-central-1": "780543022126",
+    "me-central-1": "914824155844",
+    "me-south-1": "217643126080",
+    "mx-central-1": "637423239942",
+}
 
 # Source: AWS Deep Learning Containers, release notes of PyTorch 2.13 (2026-07-20).
 TRAINING: Final = {
@@ -12,6 +42,12 @@ TRAINING: Final = {
     "gpu": "pytorch:2.13-cu133-amzn2023-sagemaker",
 }
 GPU_FAMILIES: Final = ("ml.g", "ml.p")
+TOO_OLD: Final = ("ml.g3.", "ml.g3s.", "ml.p2.", "ml.p3.", "ml.p3dn.")  # older than Turing, which CUDA 13 begins with
+
+_ADDRESS: Final = re.compile(
+    r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com/(?P<repository>[a-z0-9._/-]+)"
+    r"(:[\w.-]+|@sha256:[0-9a-f]{64})"
+)
 
 
 def has_gpu(instance: str) -> bool:
@@ -20,5 +56,35 @@ def has_gpu(instance: str) -> bool:
 
 
 def training_image(region: str, instance: str) -> str:
-    """The image that a training job on such an instance runs in."""
-    return f"{REGISTRY}.dkr.ecr.{region}.amazonaws.com/{TRAINING['gpu' if has_gpu(instance) else 'cpu']}"
+    """The image that a training job on such an instance runs in.
+
+    Raises: UsageError: none is known for that region, or its CUDA does not know GPUs that old.
+    """
+    if instance.startswith(TOO_OLD):
+        raise UsageError(
+            f"--instance {instance}: its GPU is older than what the image's CUDA 13 supports. Choose ml.g4dn, ml.g5 or "
+            "ml.g6, or give an --image that supports it"
+        )
+    if region not in REGISTRIES:
+        raise UsageError(f"no registry of Amazon's training images is known in {region}. Give an --image there")
+    return f"{REGISTRIES[region]}.dkr.ecr.{region}.amazonaws.com/{TRAINING['gpu' if has_gpu(instance) else 'cpu']}"
+
+
+def repository_arn(image: str, region: str) -> str:
+    """The repository of an image, as policies name it.
+
+    Args:
+        image: ``ACCOUNT.dkr.ecr.REGION.amazonaws.com/REPOSITORY:TAG``, or ``@sha256:...``.
+        region: where it is pulled.
+
+    Raises: UsageError: SageMaker could not pull it.
+    """
+    match = _ADDRESS.fullmatch(image)
+    if match is None:
+        raise UsageError(
+            f"--image {image}: SageMaker pulls images from Amazon ECR only. Push it there, and write it as "
+            f"123456789012.dkr.ecr.{region}.amazonaws.com/name:tag"
+        )
+    if match["region"] != region:
+        raise UsageError(f"--image {image}: lies in {match['region']}; SageMaker in {region} pulls from there only")
+    return f"arn:aws:ecr:{region}:{match['account']}:repository/{match['repository']}"

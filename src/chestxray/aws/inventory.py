@@ -1,7 +1,7 @@
 """Everything of ours that exists, found through each service's own lists; what it costs; and how it is removed.
 
 The tagging service knows some of these only after minutes and others never, so it is not asked. A thing is ours
-where its name says so and, where it carries tags, these do too.
+where its name and its tags say so. What has a name of ours without the tag is shown, and never removed.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from chestxray.aws import stacks
-from chestxray.aws.deploy import end_of
+from chestxray.aws.deploy import end_of, group_tags
 from chestxray.aws.plan import ECR_GB_MONTH, HOURS_A_MONTH, S3_GB_MONTH, instance_hours
 from chestxray.aws.roles import delete_role
-from chestxray.aws.session import DEPLOYMENT_TAG, Cloud, Names, is_missing
-from chestxray.aws.storage import bucket_exists, empty_bucket
+from chestxray.aws.session import Cloud, Names, is_missing
+from chestxray.aws.storage import bucket_exists, bucket_tags, empty_bucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class Found:
         state: as its service says it, or "".
         hourly: dollars an hour while it exists; None where the price is not known here.
         note: what else there is to say.
+        foreign: whether it has a name of ours and not our tag, so that it is left alone.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class Found:
     state: str = ""
     hourly: float | None = 0.0
     note: str = ""
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +48,14 @@ class Kind:
         find: those that exist. Raises: botocore's errors.
         remove: one of them, by name; what takes its time may still be going on afterwards.
         is_data: whether somebody may want to keep it.
+        of_endpoint: whether it goes with the endpoint alone.
     """
 
     what: str
     find: Callable[[Cloud, Names], Iterator[Found]]
     remove: Callable[[Cloud, Names, str], None]
     is_data: bool = False
+    of_endpoint: bool = False
 
 
 # --------------------------------------------------------------------------- what runs
@@ -94,6 +98,12 @@ def _stop_transform(cloud: Cloud, _: Names, name: str) -> None:
 
 def _endpoints(cloud: Cloud, names: Names) -> Iterator[Found]:
     client = cloud.client("sagemaker")
+    for page in client.get_paginator("list_endpoints").paginate(NameContains=names.endpoint):
+        for item in page["Endpoints"]:
+            if item["EndpointName"] == names.endpoint and not _is_ours(
+                client, names, names.endpoint, item["EndpointArn"]
+            ):
+                yield Found("endpoint", names.endpoint, item["EndpointStatus"], foreign=True)
     for item in _hosted(client, names, "Endpoint"):
         described = client.describe_endpoint(EndpointName=item["EndpointName"])
         hourly, note = _cost_of(client, described["EndpointConfigName"])
@@ -130,8 +140,7 @@ def _is_ours(client: Any, names: Names, name: str, arn: str) -> bool:
     """By name and by tag: "chestxray-two" is another deployment than "chestxray"."""
     if name != names.deployment and not name.startswith(f"{names.deployment}-"):
         return False
-    tags = client.list_tags(ResourceArn=arn)["Tags"]
-    return {"Key": DEPLOYMENT_TAG, "Value": names.deployment} in tags
+    return names.owns(client.list_tags(ResourceArn=arn)["Tags"])
 
 
 def _configs(cloud: Cloud, names: Names) -> Iterator[Found]:
@@ -162,11 +171,11 @@ def _delete_model(cloud: Cloud, _: Names, name: str) -> None:
 
 
 def _schedules(cloud: Cloud, names: Names) -> Iterator[Found]:
-    pages = cloud.client("scheduler").get_paginator("list_schedule_groups").paginate(NamePrefix=names.deployment)
-    for page in pages:
+    client = cloud.client("scheduler")
+    for page in client.get_paginator("list_schedule_groups").paginate(NamePrefix=names.deployment):
         for group in page["ScheduleGroups"]:
             if group["Name"] == names.deployment and group.get("State", "ACTIVE") == "ACTIVE":
-                yield Found("schedules", group["Name"])
+                yield Found("schedules", group["Name"], foreign=not names.owns(group_tags(client, group)))
 
 
 def _delete_schedules(cloud: Cloud, _: Names, name: str) -> None:
@@ -182,7 +191,7 @@ def _stacks(cloud: Cloud, names: Names) -> Iterator[Found]:
     for stack in (names.website_stack, names.build_stack):
         found = stacks.describe(cloud, stack)
         if found is not None:
-            yield Found("stack", stack, found["StackStatus"])
+            yield Found("stack", stack, found["StackStatus"], foreign=not names.owns(found.get("Tags", ())))
 
 
 def _delete_stack(cloud: Cloud, _: Names, name: str) -> None:
@@ -196,7 +205,8 @@ def _images(cloud: Cloud, names: Names) -> Iterator[Found]:
 
     client = cloud.client("ecr")
     try:
-        client.describe_repositories(repositoryNames=[names.deployment])
+        repository = client.describe_repositories(repositoryNames=[names.deployment])["repositories"][0]
+        tags = client.list_tags_for_resource(resourceArn=repository["repositoryArn"])["tags"]
     except ClientError as error:
         if is_missing(error):
             return
@@ -204,7 +214,8 @@ def _images(cloud: Cloud, names: Names) -> Iterator[Found]:
     pages = client.get_paginator("describe_images").paginate(repositoryName=names.deployment)
     size = sum(image.get("imageSizeInBytes", 0) for page in pages for image in page["imageDetails"])
     hourly = size / 1e9 * ECR_GB_MONTH / HOURS_A_MONTH
-    yield Found("image repository", names.deployment, hourly=hourly, note=f"{size / 1e9:.2f} GB")
+    note = f"{size / 1e9:.2f} GB"
+    yield Found("image repository", names.deployment, hourly=hourly, note=note, foreign=not names.owns(tags))
 
 
 def _delete_images(cloud: Cloud, _: Names, name: str) -> None:
@@ -213,12 +224,14 @@ def _delete_images(cloud: Cloud, _: Names, name: str) -> None:
 
 def _logs(cloud: Cloud, names: Names) -> Iterator[Found]:
     """Those of endpoints and builds. Those of jobs are one group for the whole account, and not ours to delete."""
+    client = cloud.client("logs")
     for prefix in (f"/aws/sagemaker/Endpoints/{names.endpoint}", f"/aws/codebuild/{names.build_stack}"):
-        pages = cloud.client("logs").get_paginator("describe_log_groups").paginate(logGroupNamePrefix=prefix)
-        for page in pages:
+        for page in client.get_paginator("describe_log_groups").paginate(logGroupNamePrefix=prefix):
             for group in page["logGroups"]:
                 if group["logGroupName"] == prefix:
-                    yield Found("log", prefix, note=f"{group.get('storedBytes', 0) / 1e6:.1f} MB")
+                    tags = client.list_tags_for_resource(resourceArn=group["arn"].removesuffix(":*")).get("tags", {})
+                    note = f"{group.get('storedBytes', 0) / 1e6:.1f} MB"
+                    yield Found("log", prefix, note=note, foreign=not names.owns(tags))
 
 
 def _delete_log(cloud: Cloud, _: Names, name: str) -> None:
@@ -230,12 +243,12 @@ def _roles(cloud: Cloud, names: Names) -> Iterator[Found]:
 
     for purpose in ("sagemaker", "expiry"):
         try:
-            cloud.client("iam").get_role(RoleName=names.role(purpose))
+            role = cloud.client("iam").get_role(RoleName=names.role(purpose))["Role"]
         except ClientError as error:
             if not is_missing(error):
                 raise
         else:
-            yield Found("role", names.role(purpose))
+            yield Found("role", names.role(purpose), foreign=not names.owns(role.get("Tags", ())))
 
 
 def _delete_role(cloud: Cloud, _: Names, name: str) -> None:
@@ -252,7 +265,9 @@ def _bucket(cloud: Cloud, names: Names) -> Iterator[Found]:
         for found in page.get("Contents", ())
     ]
     hourly = sum(sizes) / 1e9 * S3_GB_MONTH / HOURS_A_MONTH
-    yield Found("bucket", names.bucket, hourly=hourly, note=f"{len(sizes):,} objects, {sum(sizes) / 1e6:,.1f} MB")
+    foreign = not names.owns(bucket_tags(client, names.bucket))
+    note = f"{len(sizes):,} objects, {sum(sizes) / 1e6:,.1f} MB"
+    yield Found("bucket", names.bucket, hourly=hourly, note=note, foreign=foreign)
 
 
 def _delete_bucket(cloud: Cloud, _: Names, name: str) -> None:
@@ -265,10 +280,10 @@ def _delete_bucket(cloud: Cloud, _: Names, name: str) -> None:
 KINDS: Final[tuple[Kind, ...]] = (
     Kind("training job", _training_jobs, _stop_training),
     Kind("transform job", _transform_jobs, _stop_transform),
-    Kind("endpoint", _endpoints, _delete_endpoint),
-    Kind("endpoint configuration", _configs, _delete_config),
-    Kind("model", _models, _delete_model),
-    Kind("schedules", _schedules, _delete_schedules),
+    Kind("endpoint", _endpoints, _delete_endpoint, of_endpoint=True),
+    Kind("endpoint configuration", _configs, _delete_config, of_endpoint=True),
+    Kind("model", _models, _delete_model, of_endpoint=True),
+    Kind("schedules", _schedules, _delete_schedules, of_endpoint=True),
     Kind("stack", _stacks, _delete_stack),
     Kind("image repository", _images, _delete_images),
     Kind("log", _logs, _delete_log),

@@ -368,7 +368,13 @@ def _model() -> dict[str, Any]:
 @functools.cache
 def _client(service: str) -> Any:
     """One a process, kept between events; nothing is tried twice: the caller decides that."""
-    config = Config(retries={"total_max_attempts": 1}, connect_timeout=3, read_timeout=TIMEOUT)
+    more: dict[str, Any] = {}
+    if service == "s3":  # a form for the bucket's own address in this region, signed as every region takes it
+        more = {
+            "signature_version": "s3v4",
+            "s3": {"addressing_style": "virtual", "us_east_1_regional_endpoint": "regional"},
+        }
+    config = Config(retries={"total_max_attempts": 1}, connect_timeout=3, read_timeout=TIMEOUT, **more)
     return boto3.client(service, config=config)
 
 

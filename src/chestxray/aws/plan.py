@@ -32,7 +32,6 @@ INSTANCES: Final = {
     "ml.g4dn.2xlarge": 0.94,
     "ml.g5.xlarge": 1.408,
     "ml.g5.2xlarge": 1.515,
-    "ml.p3.2xlarge": 3.825,
 }
 
 SERVERLESS_GB_SECOND: Final = 0.00002  # dollars, of a serverless endpoint, while it computes

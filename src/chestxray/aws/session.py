@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from chestxray.errors import (
     CloudError,
+    CloudForeign,
     CloudMissing,
     CloudRefused,
     CloudThrottled,
@@ -31,6 +32,7 @@ DEPLOYMENT_TAG: Final = "chestxray:deployment"
 VERSION_TAG: Final = "chestxray:version"
 
 _DEPLOYMENT: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+RESERVED: Final = ("amzn-s3-demo-", "sthree-")  # of buckets; "default" is a group of schedules
 LONGEST: Final = (
     24  # characters: a bucket's name holds 63, of which account and region take up to 30 and words the rest
 )
@@ -48,6 +50,8 @@ class Names:
     region: str
 
     def __post_init__(self) -> None:
+        if self.deployment == "default" or self.deployment.startswith(RESERVED):
+            raise UsageError(f"--deployment {self.deployment}: AWS keeps that name to itself. Choose another word")
         if not _DEPLOYMENT.fullmatch(self.deployment) or len(self.deployment) > LONGEST:
             raise UsageError(
                 f"--deployment {self.deployment}: use at most {LONGEST} lower-case letters, digits and single hyphens, "
@@ -82,6 +86,19 @@ class Names:
         """A name that is used once (a job, a model), ``stamp`` being a time or a hash."""
         return f"{self.deployment}-{stamp}"
 
+    def owns(self, tags: Mapping[str, str] | Iterable[Mapping[str, str]]) -> bool:
+        """Whether tags, as any service gives them, say that something is of this deployment."""
+        found = tags if isinstance(tags, Mapping) else {f"{_of(tag, 'key')}": f"{_of(tag, 'value')}" for tag in tags}
+        return found.get(DEPLOYMENT_TAG) == self.deployment
+
+    def refuse_foreign(self, what: str, name: str, tags: Mapping[str, str] | Iterable[Mapping[str, str]]) -> None:
+        """Raises: CloudForeign: the thing of that name is not this deployment's."""
+        if not self.owns(tags):
+            raise CloudForeign(
+                f"the {what} {name} exists already without the tag {DEPLOYMENT_TAG}={self.deployment}: it is somebody "
+                "else's and stays as it is. Choose another --deployment"
+            )
+
     @property
     def tags(self) -> dict[str, str]:
         """What every resource carries."""
@@ -95,6 +112,7 @@ class Names:
 
 ENDPOINT_VARIABLE: Final = "AWS_ENDPOINT_URL"  # boto3 reads it, and AWS_ENDPOINT_URL_<SERVICE> before it
 REGION_VARIABLES: Final = ("AWS_REGION", "AWS_DEFAULT_REGION")
+PARTITION: Final = "aws"  # the one that names, policies and addresses are written for
 ATTEMPTS: Final = 6  # the first try and five more, farther and farther apart
 CONNECTIONS: Final = 32  # kept open a client: the parallel upload's upper end
 
@@ -123,6 +141,11 @@ _REMEDIES: Final[Mapping[type[CloudError], str]] = {
 }
 
 
+def _of(tag: Mapping[str, str], word: str) -> str:
+    """The part of a tag; services write "Key", "key" and "TagKey"."""
+    return next((value for name, value in tag.items() if name.lower().removeprefix("tag") == word), "")
+
+
 @dataclass(frozen=True)
 class Cloud:
     """An account in a region, reached with one set of credentials.
@@ -130,18 +153,27 @@ class Cloud:
     Attributes:
         region: as AWS names it, for instance ``eu-central-1``.
         account: twelve digits.
+        owners: the accounts of buckets that are not this account's, by bucket.
     """
 
     region: str
     account: str
     _session: Any = field(repr=False)
     _clients: dict[str, Any] = field(default_factory=dict, repr=False)
+    owners: dict[str, str] = field(default_factory=dict)
 
     def client(self, service: str) -> Any:
         """boto3's client of a service; one each, kept."""
         if service not in self._clients:
-            self._clients[service] = self._session.client(service, config=_config())
+            client = self._clients[service] = self._session.client(service, config=_config())
+            if service == "s3":
+                client.meta.events.register("before-parameter-build.s3", self._state_owner)
         return self._clients[service]
+
+    def _state_owner(self, params: dict[str, Any], model: Any, **_: Any) -> None:
+        """Names of buckets can be guessed: S3 refuses what goes to a bucket that somebody else made first."""
+        if "Bucket" in params and "ExpectedBucketOwner" in model.input_shape.members:
+            params.setdefault("ExpectedBucketOwner", self.owners.get(params["Bucket"], self.account))
 
     def names(self, deployment: str) -> Names:
         """What a deployment's resources are called in this account and region. Raises: UsageError."""
@@ -172,6 +204,7 @@ def connect(region: str | None = None, profile: str | None = None) -> Cloud:
         session = boto3.Session(profile_name=profile, region_name=wanted)
         if session.region_name is None:
             raise CredentialsMissing("no AWS region is set. Give --region, or set AWS_REGION")
+        check_partition(session)
         if session.get_credentials() is None:
             raise CredentialsMissing(
                 "no AWS credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give --profile "
@@ -181,6 +214,21 @@ def connect(region: str | None = None, profile: str | None = None) -> Cloud:
         account = caller.get_caller_identity()["Account"]
         caller.close()
     return Cloud(session.region_name, account, session)
+
+
+def check_partition(session: Any) -> None:
+    """Raises: UsageError: the region is of a partition (China, GovCloud, ...) for which this was not made."""
+    from botocore.exceptions import UnknownRegionError
+
+    try:
+        partition = session.get_partition_for_region(session.region_name)
+    except UnknownRegionError:
+        raise UsageError(f"--region {session.region_name}: AWS has no such region. One is eu-central-1") from None
+    if partition != PARTITION:
+        raise UsageError(
+            f"--region {session.region_name}: belongs to {partition}, whose accounts, addresses and services differ "
+            f"(no CloudFront or no serverless endpoints as here). Only regions of {PARTITION} are supported"
+        )
 
 
 def _config() -> Any:

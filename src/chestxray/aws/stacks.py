@@ -62,8 +62,12 @@ def deploy(
 ) -> Stack:
     """Create a stack or bring it up to date, and wait. A stack whose creation failed is removed and made anew.
 
-    Raises: CloudError, with the first thing that failed and why.
+    Raises: CloudForeign: a stack of that name is not this deployment's; CloudError, with the first thing that failed
+        and why.
     """
+    there = describe(cloud, name)
+    if there is not None:
+        names.refuse_foreign("stack", name, there.get("Tags", ()))
     found = _settled(cloud, name, log, sleep, _event_ids(cloud, name))
     if found is not None and found["StackStatus"] in _DEAD:
         log(f"{name}: an earlier attempt failed; it is removed first")

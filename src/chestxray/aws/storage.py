@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from chestxray.aws.plan import S3_GB_MONTH, S3_PUT, Item, Plan, dollars
-from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
+from chestxray.aws.session import Cloud, Names, cloud_errors, error_code, is_missing
 from chestxray.data.sources import SCHEME, below, objects_below, split_address
-from chestxray.errors import CloudMissing, SourceInvalid
+from chestxray.errors import CloudMissing, SourceInvalid, UsageError
 from chestxray.progress import ProgressCallback
 
 WORKERS: Final = 16  # requests under way; each waits for the network, not for the processor
+PUBLIC_BLOCKS: Final = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
+NO_SETTING: Final = frozenset(
+    {"NoSuchTagSet", "NoSuchTagSetError", "NoSuchPublicAccessBlockConfiguration", "NoSuchLifecycleConfiguration"}
+)
 PART: Final = 64 * 2**20  # bytes a part; a file of more than this travels in parts
 
 
@@ -193,23 +197,64 @@ def holds(client: Any, address: str) -> bool:
 def ensure_bucket(cloud: Cloud, names: Names) -> bool:
     """Make our own bucket, where it is not there yet: private, encrypted, tagged. Returns: whether it was made.
 
-    Raises: CloudError.
+    What an earlier attempt left out, because it was stopped in between, is made up for.
+
+    Raises: CloudForeign: a bucket of that name is not this deployment's; CloudError.
     """
     client, bucket = cloud.client("s3"), names.bucket
     with cloud_errors(f"making the bucket {bucket}"):
-        if bucket_exists(client, bucket):
-            return False
-        place = {} if cloud.region == "us-east-1" else {"LocationConstraint": cloud.region}  # the one without a name
-        client.create_bucket(Bucket=bucket, **({"CreateBucketConfiguration": place} if place else {}))
-        names_of_blocks = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
-        client.put_public_access_block(
-            Bucket=bucket, PublicAccessBlockConfiguration=dict.fromkeys(names_of_blocks, True)
-        )
-        client.put_bucket_tagging(Bucket=bucket, Tagging={"TagSet": names.tag_list})
-        abandoned = {"ID": "abandoned-parts", "Status": "Enabled", "Filter": {"Prefix": ""}}
-        abandoned["AbortIncompleteMultipartUpload"] = {"DaysAfterInitiation": 7}
-        client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [abandoned]})
-    return True
+        there = bucket_exists(client, bucket)
+        if not there:
+            # The oldest region is the one that goes without saying.
+            place = {} if cloud.region == "us-east-1" else {"LocationConstraint": cloud.region}
+            client.create_bucket(Bucket=bucket, **({"CreateBucketConfiguration": place} if place else {}))
+        tags = bucket_tags(client, bucket)
+        if tags or (there and client.list_objects_v2(Bucket=bucket, MaxKeys=1).get("KeyCount")):
+            names.refuse_foreign("bucket", bucket, tags)
+        else:
+            client.put_bucket_tagging(Bucket=bucket, Tagging={"TagSet": names.tag_list})
+        blocks = dict.fromkeys(PUBLIC_BLOCKS, True)
+        if _setting(client.get_public_access_block, bucket).get("PublicAccessBlockConfiguration") != blocks:
+            client.put_public_access_block(Bucket=bucket, PublicAccessBlockConfiguration=blocks)
+        if not _setting(client.get_bucket_lifecycle_configuration, bucket).get("Rules"):
+            abandoned = {"ID": "abandoned-parts", "Status": "Enabled", "Filter": {"Prefix": ""}}
+            abandoned["AbortIncompleteMultipartUpload"] = {"DaysAfterInitiation": 7}
+            client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [abandoned]})
+    return not there
+
+
+def bucket_tags(client: Any, bucket: str) -> list[dict[str, str]]:
+    """The tags of a bucket; none where it has none. Raises: botocore's errors."""
+    return list(_setting(client.get_bucket_tagging, bucket).get("TagSet", ()))
+
+
+def _setting(ask: Callable[..., dict[str, Any]], bucket: str) -> dict[str, Any]:
+    """What a bucket's setting is; empty where it was never made. Raises: botocore's errors."""
+    from botocore.exceptions import ClientError
+
+    try:
+        return ask(Bucket=bucket)
+    except ClientError as error:
+        if error_code(error) in NO_SETTING:
+            return {}
+        raise
+
+
+def check_region(cloud: Cloud, *addresses: str) -> None:
+    """Refuse films that lie in another region than the one whose SageMaker is to read them.
+
+    Raises: UsageError; CloudMissing: there is no such bucket; CloudError.
+    """
+    client = cloud.client("s3")
+    for bucket in dict.fromkeys(split_address(address)[0] for address in addresses):
+        with cloud_errors(f"looking for the bucket {bucket}"):
+            found = client.head_bucket(Bucket=bucket)
+        region = found["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", cloud.region)
+        if region != cloud.region:
+            raise UsageError(
+                f"{SCHEME}{bucket} lies in {region}, and SageMaker in {cloud.region} reads films of its own region "
+                f"only. Give --region {region}, or copy the films"
+            )
 
 
 def bucket_exists(client: Any, bucket: str) -> bool:
@@ -228,8 +273,10 @@ def bucket_exists(client: Any, bucket: str) -> bool:
 def check_bucket(cloud: Cloud, names: Names, address: str) -> str:
     """The bucket of an address where it has to be made first, else "".
 
-    Raises: CloudMissing: it is not there, and not ours to make.
+    Raises: UsageError: it is no address in S3; CloudMissing: its bucket is not there, and not ours to make.
     """
+    if not address.startswith(SCHEME):
+        raise UsageError(f"{address}: not an address in S3. Write it as {SCHEME}bucket/prefix")
     bucket, _ = split_address(address)
     with cloud_errors(f"looking for the bucket {bucket}"):
         if bucket_exists(cloud.client("s3"), bucket):
@@ -283,9 +330,15 @@ def _put_in_parts(client: Any, bucket: str, key: str, file: BinaryIO) -> None:
 
 
 def _upload_under_way(client: Any, bucket: str, key: str) -> tuple[str, dict[int, Any]]:
-    """The latest upload in parts that was begun and not ended, with the parts that arrived; "" without one."""
-    begun = client.list_multipart_uploads(Bucket=bucket, Prefix=key).get("Uploads", ())
-    ours = sorted((upload for upload in begun if upload["Key"] == key), key=lambda upload: upload["Initiated"])
+    """The latest upload in parts that was begun and not ended, with the parts that arrived; "" without one.
+
+    Another tool's, with another checksum or none, takes none of our parts: it is left alone, and a new one begun.
+    """
+    pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=key)
+    begun = [upload for page in pages for upload in page.get("Uploads", ()) if upload["Key"] == key]
+    ours = [upload for upload in begun if upload.get("ChecksumAlgorithm") == "SHA256"]
+    ours = [upload for upload in ours if upload.get("ChecksumType", "COMPOSITE") == "COMPOSITE"]
+    ours.sort(key=lambda upload: upload["Initiated"])
     if not ours:
         return "", {}
     upload = ours[-1]["UploadId"]

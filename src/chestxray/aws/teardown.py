@@ -26,11 +26,13 @@ class Survey:
 
     Attributes:
         found: everything of ours, in the order in which it has to go.
+        foreign: what has a name of ours and is not ours; it is left alone.
         unknown: for kinds that could not be looked for, why.
     """
 
     found: tuple[Found, ...]
     unknown: tuple[str, ...]
+    foreign: tuple[Found, ...] = ()
 
     @property
     def hourly(self) -> float:
@@ -63,17 +65,23 @@ class Result:
         return not self.left and not self.problems
 
 
-def survey(cloud: Cloud, names: Names, *, data: bool = True) -> Survey:
-    """Look for everything; a kind that may not be looked for does not hide the others."""
+def survey(cloud: Cloud, names: Names, *, data: bool = True, endpoint: bool = False) -> Survey:
+    """Look for everything; a kind that may not be looked for does not hide the others.
+
+    Args:
+        data: also our bucket.
+        endpoint: only the endpoint, and what goes with it.
+    """
     found: list[Found] = []
     unknown: list[str] = []
-    for kind in _kinds(data=data):
+    for kind in _kinds(data=data, endpoint=endpoint):
         try:
             with cloud_errors(f"looking for {kind.what}"):
                 found += kind.find(cloud, names)
         except CloudError as error:
             unknown.append(str(error))
-    return Survey(tuple(found), tuple(unknown))
+    ours = tuple(item for item in found if not item.foreign)
+    return Survey(ours, tuple(unknown), tuple(item for item in found if item.foreign))
 
 
 def plan(found: Sequence[Found]) -> Plan:
@@ -83,13 +91,21 @@ def plan(found: Sequence[Found]) -> Plan:
 
 
 def destroy(
-    cloud: Cloud, names: Names, before: Survey, log: Log, *, data: bool = True, patience: float = PATIENCE_S
+    cloud: Cloud,
+    names: Names,
+    before: Survey,
+    log: Log,
+    *,
+    data: bool = True,
+    endpoint: bool = False,
+    patience: float = PATIENCE_S,
 ) -> Result:
     """Remove everything, going on past what fails; look again until nothing is left or patience ends.
 
     Args:
-        before: what ``survey`` found, with the same ``data``.
+        before: what ``survey`` found, with the same ``data`` and ``endpoint``.
         data: also our bucket, with the bundles and the reports' scores. The films' own bucket is never touched.
+        endpoint: only the endpoint, and what goes with it.
         patience: seconds.
     """
     if not before.found:
@@ -98,10 +114,10 @@ def destroy(
     told: set[tuple[str, str]] = set()
     while True:
         problems: dict[tuple[str, str], str] = {}
-        for kind in _kinds(data=data):
+        for kind in _kinds(data=data, endpoint=endpoint):
             if _remove_all(cloud, names, kind, told, problems, log):
                 break  # what comes next may still be needed by what is on its way out
-        now = survey(cloud, names, data=data)
+        now = survey(cloud, names, data=data, endpoint=endpoint)
         stuck = bool(problems) and all((item.kind, item.name) in problems for item in now.found)
         if not now.found or stuck or time.monotonic() > until:
             break
@@ -112,7 +128,9 @@ def destroy(
     return Result(removed, now.found, (*now.unknown, *kept))
 
 
-def _kinds(*, data: bool) -> list[Kind]:
+def _kinds(*, data: bool, endpoint: bool) -> list[Kind]:
+    if endpoint:
+        return [kind for kind in KINDS if kind.of_endpoint]
     return [kind for kind in KINDS if data or not kind.is_data]
 
 
@@ -144,7 +162,7 @@ def _remove_all(
 def _found(cloud: Cloud, names: Names, kind: Kind) -> tuple[Found, ...]:
     try:
         with cloud_errors(f"looking for {kind.what}"):
-            return tuple(kind.find(cloud, names))
+            return tuple(item for item in kind.find(cloud, names) if not item.foreign)
     except CloudError:
         return ()  # the survey at the end tells
 

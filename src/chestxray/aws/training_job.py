@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from chestxray.aws.archives import ENTRY, RECIPE, source_archive
-from chestxray.aws.images import has_gpu, training_image
+from chestxray.aws.images import has_gpu, repository_arn, training_image
 from chestxray.aws.plan import Item, Plan, instance_hours
 from chestxray.aws.roles import ensure_execution_role, once_the_role_is_known
 from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
-from chestxray.aws.storage import checksum_stored, ensure_bucket, holds, put_bytes
+from chestxray.aws.storage import check_region, checksum_stored, ensure_bucket, holds, put_bytes
 from chestxray.aws.training_entry import metric_definitions
 from chestxray.aws.waiting import LogTail, next_name, states
 from chestxray.data.sources import SCHEME, below, objects_below, split_address
@@ -31,6 +31,7 @@ LOGS: Final = "/aws/sagemaker/TrainingJobs"
 VOLUME_GB: Final = 30
 LOCAL_CHECKPOINTS: Final = "/opt/ml/checkpoints"
 SPOT_WAIT: Final = 2  # times the running time that a spot job may wait for instances and run, together
+LONGEST_WAIT_S: Final = 5 * 24 * 3600  # what accounts may ask for unless AWS allows them more
 TOOLKIT: Final = "sagemaker_pytorch_container.training:main"  # which starts torchrun where that is asked for
 DONE: Final = ("Completed", "Failed", "Stopped")
 
@@ -48,6 +49,7 @@ class TrainingOrder:
         processes: an instance; 0 for one a GPU, or one.
         spot: on spare capacity, which may be taken away in between.
         max_hours: after which AWS stops it.
+        image: that it runs in; Amazon's PyTorch image unless given.
     """
 
     channels: Mapping[str, str]
@@ -59,6 +61,7 @@ class TrainingOrder:
     processes: int = 0
     spot: bool = False
     max_hours: float = 24.0
+    image: str = ""
 
     def __post_init__(self) -> None:
         """Raises: UsageError."""
@@ -117,6 +120,8 @@ class PreparedJob:
 
 def prepare(cloud: Cloud, names: Names, order: TrainingOrder) -> PreparedJob:
     """Look at the films, pack the code. Raises: CloudError, SourceInvalid, UsageError."""
+    repository_arn(image_of(names, order), names.region)
+    check_region(cloud, *order.channels.values())
     listing = []
     for name, address in order.channels.items():
         with cloud_errors(f"listing {address}"):
@@ -126,7 +131,7 @@ def prepare(cloud: Cloud, names: Names, order: TrainingOrder) -> PreparedJob:
         listing += [(name, address, item["Key"], item["Size"], item["ETag"]) for item in found]
     source = source_archive(order.recipe, order.network)
     what = [__version__, order.recipe, listing, dict(order.hyperparameters)]
-    where = [order.instance, order.instances, order.processes, order.spot]
+    where = [order.instance, order.instances, order.processes, order.spot, *([order.image] if order.image else [])]
     digest = hashlib.sha256(json.dumps([what, where]).encode())
     key = f"sources/{hashlib.sha256(source).hexdigest()[:16]}/sourcedir.tar.gz"
     return PreparedJob(order, names.stamped(f"train-{digest.hexdigest()[:12]}"), source, key, len(listing))
@@ -145,7 +150,7 @@ def begin(cloud: Cloud, names: Names, job: PreparedJob) -> Begun:
         return Begun(name, "keep")
     ensure_bucket(cloud, names)
     buckets = {split_address(address)[0] for address in job.order.channels.values()}
-    role = ensure_execution_role(cloud, names, *sorted(buckets))
+    role = ensure_execution_role(cloud, names, *sorted(buckets), image=image_of(names, job.order))
     with cloud_errors("sending the source archive"):
         if not checksum_stored(store, names.bucket, job.source_key):
             put_bytes(store, names.bucket, job.source_key, job.source)
@@ -153,6 +158,11 @@ def begin(cloud: Cloud, names: Names, job: PreparedJob) -> Begun:
     with cloud_errors(f"creating the training job {name}"):
         once_the_role_is_known(lambda: client.create_training_job(**request))
     return Begun(name, "create")
+
+
+def image_of(names: Names, order: TrainingOrder) -> str:
+    """The image that a job runs in. Raises: UsageError: none fits the instance or the region."""
+    return order.image or training_image(names.region, order.instance)
 
 
 def status_of(cloud: Cloud, name: str) -> str:
@@ -168,10 +178,11 @@ def training_request(names: Names, job: PreparedJob, name: str, role: str) -> di
     seconds = round(order.max_hours * 3600)
     resources = {"InstanceType": order.instance, "InstanceCount": order.instances, "VolumeSizeInGB": VOLUME_GB}
     stopping = {"MaxRuntimeInSeconds": seconds}
+    wait = max(seconds, min(seconds * SPOT_WAIT, LONGEST_WAIT_S))
     return {
         "TrainingJobName": name,
         "AlgorithmSpecification": {
-            "TrainingImage": training_image(names.region, order.instance),
+            "TrainingImage": image_of(names, order),
             "TrainingInputMode": "File",
             "MetricDefinitions": metric_definitions(),
         },
@@ -181,7 +192,7 @@ def training_request(names: Names, job: PreparedJob, name: str, role: str) -> di
         "InputDataConfig": [_channel(channel, address) for channel, address in order.channels.items()],
         "OutputDataConfig": {"S3OutputPath": f"{own}/jobs"},
         "ResourceConfig": resources,
-        "StoppingCondition": stopping | ({"MaxWaitTimeInSeconds": seconds * SPOT_WAIT} if order.spot else {}),
+        "StoppingCondition": stopping | ({"MaxWaitTimeInSeconds": wait} if order.spot else {}),
         "EnableManagedSpotTraining": order.spot,
         "CheckpointConfig": {"S3Uri": f"{own}/checkpoints/{name}", "LocalPath": LOCAL_CHECKPOINTS},
         "Tags": names.tag_list,

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from chestxray.aws.roles import once_the_role_is_known
 from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
-from chestxray.aws.storage import WORKERS, holds
+from chestxray.aws.storage import WORKERS, check_region, holds
 from chestxray.aws.waiting import LogTail, next_name, states
 from chestxray.data.sources import SCHEME, below, objects_below, split_address
-from chestxray.errors import JobFailed, SourceInvalid
+from chestxray.errors import JobFailed, SourceInvalid, UsageError
 from chestxray.metrics.scores import Row, write_table
 from chestxray.progress import Log
 from chestxray.schema import Film, Prediction
@@ -69,6 +70,9 @@ class Transformed:
 
 def prepare(cloud: Cloud, names: Names, address: str, model: str, instance: str) -> TransformOrder:
     """Look at the films. Raises: SourceInvalid, where there are none or one is too large; CloudError."""
+    if not address.startswith(SCHEME):
+        raise UsageError(f'{address}: not an address in S3. Bring the films there with "chestxray aws upload"')
+    check_region(cloud, address)
     with cloud_errors(f"listing {address}"):
         found = list(objects_below(cloud.client("s3"), address))
     if not found:
@@ -95,7 +99,7 @@ def run(cloud: Cloud, names: Names, order: TransformOrder, log: Log) -> Transfor
         name, status = next_name(lambda name: _described(client, name), order.stem, "TransformJobStatus", has_result)
     if not status:
         with cloud_errors(f"creating the transform job {name}"):
-            client.create_transform_job(**transform_request(names, order, name))
+            once_the_role_is_known(lambda: client.create_transform_job(**transform_request(names, order, name)))
     else:
         log(f"{name}: this very job was there already; nothing was created")
     _follow(cloud, name, log)

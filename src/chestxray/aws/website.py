@@ -106,6 +106,7 @@ CODE: Final = "website/"  # where in our bucket the function's archives lie
 SERVERLESS_BODY: Final = 4_000_000  # bytes that an endpoint takes in one request: serverless, and on instances
 INSTANCE_BODY: Final = 25_000_000
 INLINE_BODY: Final = 25_000_000
+MAX_KEYS: Final = 3500  # characters of all keys: a function's environment holds 4 KB, with all else in it
 FUNCTION_GB: Final = 1769 / 1024  # memory of the function that classifies films itself
 FILM_SECONDS: Final = 1.0  # of such a function, for a film; an estimate
 
@@ -135,6 +136,11 @@ class WebsiteSettings:
     def __post_init__(self) -> None:
         if self.access not in {"key", "iam", "open"}:
             raise UsageError(f"--access {self.access}: choose key, iam or open")
+        if len(self.api_keys) > MAX_KEYS:
+            raise UsageError(
+                f"--api-keys: {self.api_keys.count(',') + 1} keys take {len(self.api_keys):,} characters, and what a "
+                f"function is told holds {MAX_KEYS:,}. Give fewer keys, or shorter names"
+            )
         if bool(self.api_keys) != (self.access == "key"):
             raise UsageError(
                 "--api-keys belongs to --access key"
@@ -181,7 +187,7 @@ def site_model(cloud: Cloud, names: Names, folder: Path | None) -> Iterator[Site
         yield SiteModel(folder, "", INLINE_BODY)
         return
     with tempfile.TemporaryDirectory(prefix="chestxray-") as made:
-        variant, model = _running(cloud, names.endpoint)
+        variant, model = running_model(cloud, names.endpoint)
         limit = SERVERLESS_BODY if "ServerlessConfig" in variant else INSTANCE_BODY
         yield SiteModel(_fetched_bundle(cloud, model, Path(made)), names.endpoint, limit)
 
@@ -260,7 +266,7 @@ def _openapi(folder: Path) -> bytes:
     return json.dumps(document).encode()
 
 
-def _running(cloud: Cloud, endpoint: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def running_model(cloud: Cloud, endpoint: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """The variant and the model of an endpoint. Raises: CloudMissing."""
     from botocore.exceptions import ClientError
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from chestxray.aws.session import DEPLOYMENT_TAG
 from chestxray.cli.aws_models import deploy, train, validate
 from chestxray.cli.aws_options import Order, aws_options
 from chestxray.cli.console import plain, table
 from chestxray.cli.options import BUNDLE_VARIABLE, PATH
+from chestxray.errors import UsageError
 from chestxray.inference.bundle import DEFAULT, folder_of
 from chestxray.schema import NOTICE
 
@@ -92,7 +94,7 @@ def website(
     describes the bundle that the endpoint runs.
     """
     from chestxray.aws import stacks
-    from chestxray.aws.website import WebsiteSettings, publish, site_model, website_plan
+    from chestxray.aws.website import WebsiteSettings, publish, running_model, site_model, website_plan
     from chestxray.serving.security import KeyRing
 
     entries = ""
@@ -100,11 +102,26 @@ def website(
         entries = ",".join(f"{digest} {name}" for name, digest in KeyRing.gather(api_keys).hashes.items())
     settings = WebsiteSettings(access, inline, entries, email, budget, rate)
     there = stacks.describe(order.cloud, order.names.website_stack) is not None
+    if not inline:
+        running_model(order.cloud, order.names.endpoint)  # refused before a plan of what could not be made
     if not order.go_ahead(website_plan(order.names, settings, there)):
         return
     with site_model(order.cloud, order.names, folder_of(bundle) if inline else None) as behind:
         made = publish(order.cloud, order.names, settings, behind, order.console.log)
     order.console.result(made, f"The page: {made.address}\nThe API:  {made.api}\n{NOTICE}")
+
+
+@click.command()
+@click.option("--films", metavar="BUCKET", default="FILMS", help="The bucket of your films. [default: left open]")
+@aws_options
+def policy(order: Order, films: str) -> None:
+    """Print the policy, in JSON, that whoever types these commands needs in this account.
+
+    Give it to whoever administers the account: "chestxray aws policy --films hospital > deployer.json".
+    """
+    from chestxray.aws.roles import deployer_policy
+
+    click.echo(deployer_policy(order.names, films), nl=False)
 
 
 @click.command()
@@ -119,12 +136,13 @@ def status(order: Order, cost: bool) -> None:  # noqa: FBT001 - click passes it 
     from chestxray.aws.teardown import survey
 
     found = survey(order.cloud, order.names)
-    lines = [_table(found.found, cost=cost)] if found.found else [f"{order.names.deployment}: nothing exists"]
+    lines = [*_foreign_lines(found.foreign)]
+    lines += [_table(found.found, cost=cost)] if found.found else [f"{order.names.deployment}: nothing exists"]
     if cost:
         more = f", and what {', '.join(found.unpriced)} costs" if found.unpriced else ""
         lines += [f"together about {dollars(found.hourly)} an hour, used or not{more}", PRICES_NOTICE]
     lines += [f"Beware: {why}" for why in found.unknown]
-    document = {"found": plain(found.found), "unknown": list(found.unknown)}
+    document = {"found": plain(found.found), "foreign": plain(found.foreign), "unknown": list(found.unknown)}
     costs = {"hourly": found.hourly, "unpriced": list(found.unpriced), "prices_as_of": PRICES_AS_OF} if cost else {}
     order.console.result(document | costs, "\n".join(lines))
     if found.unknown:
@@ -132,10 +150,15 @@ def status(order: Order, cost: bool) -> None:  # noqa: FBT001 - click passes it 
 
 
 @click.command()
+@click.option("--endpoint", is_flag=True, help="Only the endpoint, with its configuration, model and schedules.")
+@click.option("--yes", is_flag=True, help="Do not ask for the deployment's name first.")
 @click.option("--keep-data", is_flag=True, help="Leave our own bucket: bundles, scores, checkpoints.")
 @aws_options
-def destroy(order: Order, keep_data: bool) -> None:  # noqa: FBT001 - click passes it by name
+def destroy(order: Order, endpoint: bool, yes: bool, keep_data: bool) -> None:  # noqa: FBT001 - click passes them by name
     """Remove everything of this deployment, and look again until nothing of it is left.
+
+    Lists what it will remove, and asks for the deployment's name. What has a name of ours without our tag is somebody
+    else's: it is listed too, and left alone.
 
     Continues past what cannot be removed and says why at the end; exit status 1 where something is left. Films in
     buckets of yours are never touched; finished jobs stay in AWS's lists and cost nothing.
@@ -143,19 +166,40 @@ def destroy(order: Order, keep_data: bool) -> None:  # noqa: FBT001 - click pass
     from chestxray.aws import teardown
 
     data = not keep_data
-    before = teardown.survey(order.cloud, order.names, data=data)
+    before = teardown.survey(order.cloud, order.names, data=data, endpoint=endpoint)
     for why in before.unknown:  # so that an empty plan is not taken for an empty account
         order.console.log(f"Beware: {why}")
+    for line in _foreign_lines(before.foreign):
+        order.console.log(line)
     if not order.go_ahead(teardown.plan(before.found)):
         sys.exit(1 if before.unknown else 0)
-    result = teardown.destroy(order.cloud, order.names, before, order.console.log, data=data)
+    if before.found and not yes:
+        _ask_for_the_name(order)
+    result = teardown.destroy(order.cloud, order.names, before, order.console.log, data=data, endpoint=endpoint)
     lines = [f"{len(result.removed):,} things are gone" if before.found else "nothing was there to remove"]
     lines += ["still there:", _table(result.left, cost=True)] if result.left else []
     lines += [f"Beware: {problem}" for problem in result.problems]
     lines += ["Looked again: nothing is left."] if result.is_clean else ["Repeat the command once that is mended."]
-    order.console.result(plain(result), "\n".join(lines))
+    order.console.result(plain(result) | {"foreign": plain(before.foreign)}, "\n".join(lines))
     if not result.is_clean:
         sys.exit(1)
+
+
+def _foreign_lines(foreign: Sequence[Found]) -> list[str]:
+    return [
+        f"Not of this deployment, left alone: {item.kind} {item.name} (it lacks the tag {DEPLOYMENT_TAG})"
+        for item in foreign
+    ]
+
+
+def _ask_for_the_name(order: Order) -> None:
+    """Raises: UsageError: it was not typed, or nobody is there to type it."""
+    name = order.names.deployment
+    if not sys.stdin.isatty():
+        raise UsageError(f"destroy asks for the deployment's name, and nobody is here to type it. Give --yes ({name})")
+    typed = click.prompt(f"Type {name} to remove all of this", default="", show_default=False, err=True)
+    if typed.strip() != name:
+        raise UsageError(f"{typed.strip()!r} is not {name}; nothing was removed")
 
 
 def _table(found: Sequence[Found], *, cost: bool) -> str:
@@ -166,7 +210,7 @@ def _table(found: Sequence[Found], *, cost: bool) -> str:
     return table(rows)
 
 
-VERBS: Final[tuple[click.Command, ...]] = (upload, train, deploy, validate, website, status, destroy)
+VERBS: Final[tuple[click.Command, ...]] = (policy, upload, train, deploy, validate, website, status, destroy)
 
 
 class _InOrder(click.Group):

@@ -44,6 +44,9 @@ def _recipe_changes(command: Command) -> Command:
 @click.option("--instance", default="ml.g4dn.xlarge", show_default=True, help="Type of the instances.")
 @click.option("--instances", type=click.IntRange(1, 20), default=1, show_default=True, help="How many.")
 @click.option("--processes", type=click.IntRange(1, 64), help="On each instance. [default: one a GPU, or one]")
+@click.option(
+    "--image", metavar="ADDRESS", default="", help="An image in Amazon ECR. [default: Amazon's PyTorch image]"
+)
 @click.option("--spot", is_flag=True, help="On spare capacity: cheaper, and it resumes after interruptions.")
 @click.option(
     "--max-hours", type=click.FloatRange(0.1, 120), default=24.0, show_default=True, help="After which AWS stops it."
@@ -63,6 +66,7 @@ def train(
     instance: str,
     instances: int,
     processes: int | None,
+    image: str,
     spot: bool,  # noqa: FBT001 - click passes it by name
     max_hours: float,
     checkpoint_every: float,
@@ -91,6 +95,7 @@ def train(
         processes=processes or 0,
         spot=spot,
         max_hours=max_hours,
+        image=image,
     )
     job = training_job.prepare(order.cloud, order.names, wanted)
     if not order.go_ahead(job.plan(order.names)):
@@ -168,6 +173,7 @@ def deploy(
     from chestxray.aws import build
     from chestxray.aws import deploy as endpoints
     from chestxray.aws.deploy import parse_ttl, weights_of
+    from chestxray.aws.images import repository_arn
     from chestxray.aws.plan import Plan
 
     if serverless and instance:
@@ -175,6 +181,8 @@ def deploy(
     cloud, names, log = order.cloud, order.names, order.console.log
     lifetime = parse_ttl(ttl)
     hosting = endpoints.Hosting(instance or "")
+    if image:
+        repository_arn(image, names.region)  # refused before anything is made
     weights = weights_of(cloud, names, source)
     address = image or build.image_address(names, build.image_tag(build.context()))
     served = endpoints.served_as(names, weights, address, hosting)
@@ -217,6 +225,7 @@ def validate(
     """
     from chestxray.aws import build, transform
     from chestxray.aws.deploy import deployed_model, ensure_model, model_name, weights_of
+    from chestxray.aws.images import repository_arn
     from chestxray.aws.plan import Item, Plan, instance_hours
     from chestxray.aws.roles import ensure_execution_role
     from chestxray.aws.storage import ensure_bucket
@@ -226,6 +235,8 @@ def validate(
     from chestxray.evaluation.evaluate import EvaluationSettings, evaluate_table
 
     cloud, names, log = order.cloud, order.names, order.console.log
+    if image:
+        repository_arn(image, names.region)
     weights = weights_of(cloud, names, model) if model else None
     image_address = image or build.image_address(names, build.image_tag(build.context()))
     name = model_name(names, weights, image_address) if weights else deployed_model(cloud, names)
@@ -245,7 +256,7 @@ def validate(
             build.ensure_image(cloud, names, log)
         ensure_model(cloud, names, weights, image_address)
     ensure_bucket(cloud, names)
-    ensure_execution_role(cloud, names, split_address(address)[0])
+    ensure_execution_role(cloud, names, split_address(address)[0], image=image or "")
     transformed = transform.run(cloud, names, wanted, log)
     _use_the_same_profile()
     with order.console.progress("Cleaning") as move:
