@@ -3,10 +3,10 @@
     python benchmarks/seeds.py RUN... [--json]
 
 Runs on one pack and of one recipe but for the seed belong together; groups are told apart by what differs between them.
-Each is looked at as ``export`` would: calibration and threshold are chosen on its validation films, as they are and
-under every shift. Sensitivity and specificity are those of ``balanced``, over the films as they are and over all of
-them shifted. The ends of an interval are those of one run (DeLong), so they say how far these films are to be trusted,
-and the deviation how far one seed is.
+Each is looked at as ``export`` would: calibration and threshold are chosen on its validation films, as they are, under
+every shift and under every exchange. Sensitivity and specificity are those of ``balanced``, over the films as they are
+and over all of them shifted and exchanged. The ends of an interval are those of one run (DeLong), so they say how far
+these films are to be trusted, and the deviation how far one seed is.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Final
 import numpy as np
 
 from chestxray.evaluation.robustness import CLEAN, pooled
+from chestxray.images.exchange import EXCHANGED_FROM, condition
 from chestxray.metrics.calibration import calibrated, choose_operating_points, fit_calibration
 from chestxray.metrics.intervals import delong_interval
 from chestxray.metrics.metrics import Confusion, auroc
@@ -90,7 +91,9 @@ def told(found: Mapping[str, Mapping[int, Mapping[str, float]]]) -> Iterator[str
 def figures_of(run: Trained) -> dict[str, float]:
     """One run's figures by name."""
     labels, clean = run.table.labels, run.table.logits
-    areas = {shift: auroc(labels, logits) for shift, logits in run.stress.items()}
+    exchanges = {condition(*pair) for pair in EXCHANGED_FROM}
+    areas = {shift: auroc(labels, logits) for shift, logits in run.stress.items() if shift not in exchanges}
+    exchanged = {name: auroc(labels, logits) for name, logits in run.stress.items() if name in exchanges}
     worst = min(areas, key=areas.__getitem__)
     around, around_worst = delong_interval(labels, clean), delong_interval(labels, run.stress[worst])
     everything = pooled(labels, {CLEAN: clean, **run.stress})
@@ -107,10 +110,11 @@ def figures_of(run: Trained) -> dict[str, float]:
         "AUROC, worst shift": areas[worst],
         "AUROC, worst shift, 95% from": around_worst.low,
         "AUROC, worst shift, 95% to": around_worst.high,
+        **{f"AUROC, {name.replace('_', ' ')} class": value for name, value in exchanged.items()},
         "sensitivity": here.sensitivity or 0.0,
         "specificity": here.specificity or 0.0,
-        "sensitivity under shifts": moved.sensitivity or 0.0,
-        "specificity under shifts": moved.specificity or 0.0,
+        "sensitivity under shifts and exchanges": moved.sensitivity or 0.0,
+        "specificity under shifts and exchanges": moved.specificity or 0.0,
     }
 
 

@@ -173,7 +173,7 @@ class Race:
         self.pack = Pack.open(folder)
         self.training = Training(self.pack, Recipe.shipped(RECIPES[network]), device="cpu")
         step = self.training.step
-        self._panel = Panel(self.training.panel, labels_of(self.pack.films)[step.splits.validation])
+        self._panel = Panel(self.training.panels.shifted, labels_of(self.pack.films)[step.splits.validation])
         chosen = [self.pack.films[row] for row in step.splits.training]
         self.films: Films = [(Path(film.path), Label(film.label)) for film in chosen]
         self.courses: dict[str, Course] = {}

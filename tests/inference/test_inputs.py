@@ -23,7 +23,7 @@ from drawing import encoded, textured
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return chestxray.load("pneumonia-small", threads=1)
+    return chestxray.load("pneumonia", threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_answers_and_models_show_themselves_in_notebooks(predictor: Predictor, e
 
 def predicted(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str], str]:
     with pytest.raises(SystemExit) as caught:
-        main(["predict", *arguments, "--bundle", "pneumonia-small", "--json"])
+        main(["predict", *arguments, "--bundle", "pneumonia", "--json"])
     out = capsys.readouterr().out
     document = json.loads(out)
     return int(caught.value.code or 0), [Path(row["file"]).name for row in document.get("predictions", [])], out

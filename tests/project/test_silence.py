@@ -19,7 +19,7 @@ import pytest
 from chestxray.serving.static import EXAMPLES
 
 PROGRAM = Path(sys.executable).with_name("chestxray")
-BUNDLE = "pneumonia-small"
+BUNDLE = "pneumonia"
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not here")
 

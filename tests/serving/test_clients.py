@@ -105,7 +105,7 @@ EARLY = {
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return Predictor.load(folder_of("pneumonia-small"), 1)
+    return Predictor.load(folder_of("pneumonia"), 1)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from chestxray.dicom.settings import NodeSettings
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 DX = "1.2.840.10008.5.1.4.1.1.1.1"
-BUNDLE = "pneumonia-small"
+BUNDLE = "pneumonia"
 
 JPEG = "1.2.840.10008.1.2.4.50"
 COMPRESSED = {  # by pydicom's own encoders
