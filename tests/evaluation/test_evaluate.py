@@ -315,3 +315,15 @@ def test_films_of_the_training_side_are_named_when_calibrating_on_them(
     )
     assert status == 0
     assert any("stand on a training split" in warning for warning in document["warnings"])
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "calibrate"])
+def test_films_that_the_bundle_was_trained_on_are_told_and_nothing_is_measured(
+    verb: str, chestxray: Run, bundle: Path, synthetic_rows: Sequence[Film], tmp_path: Path
+) -> None:
+    learnt = [dataclasses.replace(film, split="") for film in synthetic_rows if film.split == "train"]
+    write_manifest(learnt, tmp_path / "learnt.csv")
+    status, document, _ = chestxray(verb, bundle, tmp_path / "learnt.csv", "--out", tmp_path / "out", "--workers", 1)
+    assert (status, document["error"]["type"]) == (1, "Leakage")
+    assert "was trained on" in document["error"]["message"]
+    assert not (tmp_path / "out").exists()
