@@ -24,7 +24,7 @@ pytestmark = pytest.mark.soak
 VERBS: Final = {
     "upload": ("upload", "{films}", "s3://chestxray-123456789012-us-east-1/films"),
     "train": ("train", "s3://films/set", "--instance", "ml.m5.large", "--no-wait"),
-    "deploy": ("deploy", "pneumonia-small", "--image", IMAGE),
+    "deploy": ("deploy", "pneumonia", "--image", IMAGE),
     "destroy": ("destroy", "--yes"),
 }
 FAULTS: Final = ("denied", "timeout")

@@ -102,7 +102,7 @@ def test_destroy_leaves_what_lacks_our_tag_and_shows_it(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("verb", "what"),
     [
-        (("deploy", "pneumonia-small", "--image", IMAGE), "endpoint chestxray"),
+        (("deploy", "pneumonia", "--image", IMAGE), "endpoint chestxray"),
         (("website", "--inline", "--access", "open"), f"bucket {NAMES.bucket}"),
         (("train", "s3://films/set", "--instance", "ml.m5.large", "--no-wait"), f"bucket {NAMES.bucket}"),
     ],
