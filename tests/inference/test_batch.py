@@ -91,7 +91,7 @@ def test_a_film_that_fails_is_a_row_with_a_reason_that_names_no_file(bundle: Pat
     assert [row["reason"] for row in failed] == [
         "cannot be opened (No such file or directory)",
         "cannot be opened (Is a directory)",
-        "(the file is empty)",
+        "not a DICOM, JPEG, PNG, TIFF, WebP, BMP, GIF, JPEG 2000 or PGM file (the file is empty)",
         "the JPEG file ends before its picture does. Copy it again",
     ]
     assert all(row["score"] == row["prediction"] == "" for row in failed)
