@@ -1,0 +1,136 @@
+"""Retrospective studies from a real PACS, and the command line of the node as a process of its own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import live_orthanc
+from chestxray.dicom.pull import Wanted, pull_batch
+from chestxray.dicom.settings import NodeSettings
+from chestxray.errors import PeerError, SourceInvalid, UsageError
+from hospital import grey, modality_film, settings, settings_text
+from live_orthanc import Orthanc, free_port, orthanc, until
+
+PROGRAM = Path(sys.executable).with_name("chestxray")
+here = pytest.mark.skipif(not live_orthanc.HERE, reason=live_orthanc.MISSING)
+
+
+@pytest.fixture
+def pacs(tmp_path: Path, film_paths: tuple[Path, ...]) -> Iterator[tuple[Orthanc, int]]:
+    """Orthanc with four films of January, one of March, and one of another modality."""
+    port = free_port()
+    with orthanc(tmp_path / "orthanc", ("CHESTXRAY", port)) as running:
+        for number in range(1, 5):
+            running.post("/instances", modality_film(grey(film_paths[number - 1]), number))
+        running.post("/instances", modality_film(grey(film_paths[4]), 5, StudyDate="20260315"))
+        running.post("/instances", modality_film(grey(film_paths[5]), 6, Modality="MG"))
+        yield running, port
+
+
+def rows_of(table: Path) -> list[dict[str, str]]:
+    with table.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@here
+@pytest.mark.parametrize("way", ["get", "move", "web"])
+def test_the_films_of_some_days_are_fetched_once_and_judged(
+    pacs: tuple[Orthanc, int], way: str, tmp_path: Path
+) -> None:
+    running, port = pacs
+    address = f'host = "127.0.0.1"\nport = {running.dicom}\nae_title = "ORTHANC"\nretrieve = "{way}"'
+    if way == "web":
+        address = f'url = "{running.url}/dicom-web"'
+    node = settings(tmp_path / "queue", running.dicom, port=port, destination=address)
+    january, films = tmp_path / "january.csv", tmp_path / "films"
+    result = pull_batch(node, "pacs", Wanted("20260101-20260131"), january, films, workers=1)
+    assert (result.films, result.predicted) == (4, 4)
+    assert len(list(films.rglob("*.dcm"))) == 4
+    assert all(row["score"] or row["reason"] for row in rows_of(january))
+    before = january.read_bytes()
+    again = pull_batch(node, "pacs", Wanted("20260101-20260131"), january, films, workers=1)
+    assert (again.films, again.predicted) == (4, 0)
+    assert january.read_bytes() == before
+    march = pull_batch(node, "pacs", Wanted("20260315"), tmp_path / "march.csv", films, workers=1)
+    assert march.films == 1
+    with pytest.raises(SourceInvalid, match="pacs has no film of 20250101"):
+        pull_batch(node, "pacs", Wanted("20250101"), january, films)
+
+
+def test_a_pacs_that_is_not_there_is_named(tmp_path: Path) -> None:
+    node = settings(tmp_path / "queue", free_port())
+    with pytest.raises(PeerError, match="destination pacs: nobody answers there"):
+        pull_batch(node, "pacs", Wanted("20260101"), tmp_path / "x.csv", tmp_path / "films")
+
+
+@pytest.mark.parametrize("date", ["yesterday", "2026-01-01", "20260101-", "-20260101"])
+def test_a_date_that_is_none_is_refused(date: str) -> None:
+    with pytest.raises(UsageError, match="write a day or a range"):
+        Wanted(date)
+
+
+# --------------------------------------------------------------------------- the command line
+
+
+def chestxray(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PROGRAM, "dicom", *map(str, words)], capture_output=True, text=True, check=False)
+
+
+def test_explain_says_what_would_happen_and_why(tmp_path: Path) -> None:
+    (tmp_path / "node.toml").write_text(settings_text(tmp_path / "queue", 4242))
+    (tmp_path / "film.dcm").write_bytes(modality_film(np.zeros((8, 8), np.uint8), Modality="MG"))
+    done = chestxray("serve", "--config", tmp_path / "node.toml", "--explain", tmp_path / "film.dcm", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["answered"], said["rule"]) == (False, None)
+    assert said["reasons"][0] == "rule chest films: not met: modality is MG; the rule wants CR or DX"
+    assert not (tmp_path / "queue").exists()
+
+
+def test_settings_that_are_wrong_end_with_status_2_and_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "node.toml").write_text("[node]\nfoldr = 'q'\n")
+    done = chestxray("serve", "--config", tmp_path / "node.toml")
+    assert done.returncode == 2
+    assert "the nearest is 'folder'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@here
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_node_that_is_stopped_or_killed_resumes(number: int, tmp_path: Path, film_paths: tuple[Path, ...]) -> None:
+    port = free_port()
+    with orthanc(tmp_path / "orthanc", ("CHESTXRAY", port)) as running:
+        # Without commitment: its report may come while no node listens, and is asked for again minutes later.
+        address = f'host = "127.0.0.1"\nport = {running.dicom}\nae_title = "ORTHANC"\ncommitment = false'
+        (tmp_path / "node.toml").write_text(settings_text(tmp_path / "queue", 0, port=port, destination=address))
+        command = [PROGRAM, "dicom", "serve", "--config", tmp_path / "node.toml", "--json"]
+        film = tmp_path / "film.dcm"
+        film.write_bytes(modality_film(grey(film_paths[0])))
+        for _ in range(2):
+            node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            assert node.stdout is not None
+            assert json.loads("".join(iter(node.stdout.readline, "}\n")) + "}")["port"] == port
+            subprocess.run(["storescu", "-aec", "CHESTXRAY", "127.0.0.1", str(port), film], check=True)
+            node.send_signal(number)
+            node.wait(60)
+            node.stdout.close()
+        node = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
+        until(lambda: running.instances("SR"))
+        until(
+            lambda: (
+                not json.loads(chestxray("queue", "ls", "--config", tmp_path / "node.toml", "--json").stdout)["films"]
+            )
+        )
+        node.terminate()
+        node.wait(60)
+        assert len(running.instances("SR")) == 1
+    assert NodeSettings.read(tmp_path / "node.toml").port == port
