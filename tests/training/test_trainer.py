@@ -32,6 +32,7 @@ from chestxray.schema import Split, fingerprint
 from chestxray.training.augment import AUGMENTATIONS, augment
 from chestxray.training.config import AUGMENTATION_LIMITS, Augmentation, Recipe, shipped_recipes
 from chestxray.training.dataset import splits_of
+from chestxray.training.exchange import EXCHANGED, exchange
 from chestxray.training.networks import build
 from chestxray.training.optim import epochs_of, learning_rate_at, optimiser_of
 from chestxray.training.run import Keeping, train_run
@@ -152,7 +153,7 @@ def generator(seed: int = 0) -> Generator:
 
 
 def test_every_setting_belongs_to_one_row_of_the_table() -> None:
-    named = [name for row in AUGMENTATIONS for name in row.settings]
+    named = [name for row in AUGMENTATIONS for name in row.settings] + [row.setting for row in EXCHANGED]
     fields = [field.name for field in dataclasses.fields(Augmentation)]
     assert sorted(named) == sorted(fields) == sorted(AUGMENTATION_LIMITS)
 
@@ -166,7 +167,8 @@ def test_no_augmentation_changes_nothing() -> None:
 def test_each_setting_alone_varies_films_and_keeps_shape_and_range(name: str) -> None:
     films = batch_of()
     before = films.clone()
-    varied = augment(films, Augmentation(**{name: min(AUGMENTATION_LIMITS[name], 0.9)}), generator())
+    settings, random = Augmentation(**{name: min(AUGMENTATION_LIMITS[name], 0.9)}), generator()
+    varied = augment(exchange(films, films.flip(0) / 2.0, settings, random), settings, random)
     assert torch.equal(films, before)
     assert varied.shape == films.shape
     assert varied.dtype == films.dtype
