@@ -12,7 +12,7 @@ from typing import Any, Final
 import boto3
 import pytest
 
-from chestxray.aws import waiting
+from chestxray.aws import roles, waiting
 from chestxray.aws.session import Names
 from live_moto import ACCOUNT
 from sagemaker_account import IMAGE, account, put_image
@@ -48,6 +48,10 @@ def others(service: SageMaker) -> None:
     document = json.dumps({"Version": "2012-10-17", "Statement": [trust]})
     for purpose in ("sagemaker", "expiry"):
         boto3.client("iam").create_role(RoleName=NAMES.role(purpose), AssumeRolePolicyDocument=document, Tags=THEIRS)
+    pulling = {"Version": "2012-10-17", "Statement": roles.pulling(roles.own_repository(NAMES))}
+    boto3.client("iam").put_role_policy(
+        RoleName=NAMES.role("sagemaker"), PolicyName="theirs", PolicyDocument=json.dumps(pulling)
+    )
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket=NAMES.bucket)
     s3.put_object(Bucket=NAMES.bucket, Key="model.tar.gz", Body=b"theirs")
