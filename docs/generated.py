@@ -235,7 +235,7 @@ def _card(path: Any) -> str:
 def dicom_conformance() -> str:
     """What the node offers and asks for, from the tables that it works by."""
     from chestxray.dicom import receive, results, send, settings
-    from chestxray.images.dicom_elements import SYNTAXES
+    from chestxray.images.dicom_pixels import SYNTAXES
 
     offered = [(name, _code(uid), "SCP", "all of the table below") for uid, name in receive.FILM_CLASSES.items()]
     asked = [

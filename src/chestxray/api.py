@@ -166,7 +166,15 @@ def blend(
     return blend_runs(runs, pack_folder, out, device=device, on_progress=on_progress, log=log)
 
 
-def export(runs: Place | Sequence[Place], out: Place, name: str = "pneumonia", *, compact: bool = False) -> BundleInfo:
+def export(
+    runs: Place | Sequence[Place],
+    out: Place,
+    name: str = "pneumonia",
+    *,
+    compact: bool = False,
+    refuse: Sequence[str] = (),
+    pack: Place | None = None,
+) -> BundleInfo:
     """Turn a training run into a bundle, or several runs on one pack into a bundle that answers with their mean.
 
     Args:
@@ -174,13 +182,23 @@ def export(runs: Place | Sequence[Place], out: Place, name: str = "pneumonia", *
         out: the bundle's folder.
         name: what predictions call the model.
         compact: weights in 16 bits, and no second copy of them to train on with.
+        refuse: sources of pictures that the bundle must not answer, each a place or ``WORDS=PLACE``.
+        pack: that the runs were trained on; needed with ``refuse``.
 
     Raises: as ``training.export.export_run``.
     """
     from chestxray.training.export import export_run
 
     first, *others = [Path(run) for run in ([runs] if isinstance(runs, Path | str) else runs)]
-    return export_run(first, Path(out), name, beside=others, compact=compact)
+    return export_run(
+        first,
+        Path(out),
+        name,
+        beside=others,
+        compact=compact,
+        refuse=refuse,
+        pack=Path(pack) if pack else None,
+    )
 
 
 # --------------------------------------------------------------------------- evaluation

@@ -37,6 +37,7 @@ class RunSettings:
         size: (height, width) of the network's input, in pixels; None for the size that the network was made for.
         split_seed: draws the splits that the source does not give.
         synthetic_patients: patients to draw where there is no source.
+        refuse: sources of pictures that the bundle must not answer, each a place or ``WORDS=PLACE``.
         workers: processes that read films.
         command: what the user typed, for the report.
         collecting: what the source does not say of its films.
@@ -47,6 +48,7 @@ class RunSettings:
     size: tuple[int, int] | None = None
     split_seed: int = 0
     synthetic_patients: int = 300
+    refuse: tuple[str, ...] = ()
     workers: int | None = None
     command: str = ""
     collecting: CollectSettings = field(default_factory=CollectSettings)
@@ -183,7 +185,7 @@ def run(
             log=reporter.log,
         )
     with stage("export", "graph, weights, calibration, operating points, model card"):
-        info = export_run(out / "training", out / "bundle")
+        info = export_run(out / "training", out / "bundle", refuse=settings.refuse, pack=out / "pack")
     teller.exported(out / "bundle", info)
     with stage("evaluate", "on the test split"):
         assessment = evaluate_bundle(

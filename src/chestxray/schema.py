@@ -80,6 +80,7 @@ class Verdict(StrEnum):
     TOO_SMALL = "too_small"
     NOT_FRONTAL = "not_frontal"
     INVERTED = "inverted"
+    GREY_LEVELS = "grey_levels"
     DUPLICATE = "duplicate"
     NEAR_DUPLICATE = "near_duplicate"
     CONFLICTING = "conflicting"

@@ -165,7 +165,7 @@ def test_a_broken_header_is_refused_and_nothing_is_kept(node: Node) -> None:
 
 
 def test_every_class_and_syntax_that_the_tables_name_is_accepted(node: Node) -> None:
-    from chestxray.images.dicom_elements import SYNTAXES
+    from chestxray.images.dicom_pixels import SYNTAXES
 
     for sop_class in FILM_CLASSES:
         entity = AE("ROOM1")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from chestxray.dicom.results import KINDS, PICTURE, REPORT, Answer, derived_uid, identity_of, results_of
 from chestxray.dicom.rules import facts_of
-from chestxray.images.dicom_elements import elements, open_data_set
+from chestxray.images.dicom import elements, open_data_set
 from chestxray.inference.bundle import folder_of
 from chestxray.inference.heatmap import overlay_png
 from chestxray.inference.predictor import Predictor

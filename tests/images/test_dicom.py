@@ -20,8 +20,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
 from chestxray.errors import ChestXrayError, MissingExtra, TruncatedFilm, UnreadableFilm, UnsupportedFormat
 from chestxray.images.decode import decode
-from chestxray.images.dicom import NEEDED
-from chestxray.images.dicom_elements import elements, is_dicom, open_data_set
+from chestxray.images.dicom import NEEDED, elements, is_dicom, open_data_set
 from chestxray.images.quality import objection_to
 from chestxray.schema import Verdict
 from dicoms import NATIVE, SHIPPED, coded, compressed, geometry, hand_made, header, native, table, written
@@ -474,7 +473,8 @@ def test_the_header_tells_what_the_gate_needs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("age", "years"), [("005Y", 5.0), ("006M", 0.5), ("052W", 364 / 365.25), ("000D", 0.0), ("5", None), ("-05Y", None)]
+    ("age", "years"),
+    [("005Y", 5.0), ("006M", 0.5), ("052W", 364 / 365.25), ("000D", 0.5 / 365.25), ("5", 5.0), ("-05Y", None)],
 )
 def test_an_age_is_read_in_its_unit(age: str, years: float | None) -> None:
     with warnings.catch_warnings(action="ignore"):
@@ -612,3 +612,150 @@ def test_a_lossless_jpeg_of_signed_samples_keeps_their_sign() -> None:
     stream = lossless_jpeg((SIGNED.astype(np.int32) % 4096).astype(np.uint16), 12)
     data = coded([stream], "1.2.840.10008.1.2.4.70", SIGNED, BitsStored=12, WindowCenter=-40, WindowWidth=400)
     assert np.array_equal(decode(data, "film").pixels, linear(SIGNED, -40, 400))
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        ({"BodyPartExamined": part}, "")
+        for part in (
+            "CHEST",
+            "PORTABLE CHEST",
+            "NON GRID CHEST",
+            "CHEST PA",
+            "TORAX",
+            "THORAX",
+            "LUNGS",
+            "X",
+            "Tórax AP",
+        )
+    ]
+    + [
+        ({"BodyPartExamined": "HAND"}, '"HAND", which is not the chest'),
+        ({"BodyPartExamined": "THORACIC SPINE"}, '"THORACIC SPINE"'),
+        ({"Modality": "CT"}, '"CT", which is no plain radiograph'),
+        ({"Modality": "DX"}, ""),
+    ]
+    + [
+        ({"ViewPosition": view}, "")
+        for view in ("AP", "POSTEROANTERIOR", "AP SUPINE", "AP\\PA", "FRONTAL", "Antero-posterior", "RLD", "UNKNOWN")
+    ]
+    + [
+        ({"ViewPosition": "LL"}, '"LL": lateral'),
+        ({"ViewPosition": "LATERAL"}, '"LATERAL": lateral'),
+        ({"ViewPosition": "LAO"}, '"LAO": oblique'),
+        ({"ViewPosition": "MLO"}, '"MLO": another view'),
+        ({"SeriesDescription": "Chest lateral"}, '"CHEST LATERAL": lateral'),
+        ({"SeriesDescription": "CHEST PA AND LATERAL"}, ""),
+        ({"SeriesDescription": "W033 Thorax lat decubitus"}, ""),
+        ({"PatientOrientation": ["A", "F"]}, "lateral, not frontal"),
+        ({"PatientOrientation": ["L", "F"]}, ""),
+        ({"ViewPosition": "PA", "SeriesDescription": "CHEST LAT"}, ""),
+    ],
+    ids=str,
+)
+def test_body_part_and_view_are_read_by_their_meaning(tags: dict[str, object], said: str) -> None:
+    with warnings.catch_warnings(action="ignore"):
+        objection = objection_to(decode(native(textured(5, 96, 128), **tags), "film"))
+    reason = objection.reason if objection and objection.verdict is Verdict.NOT_FRONTAL else ""
+    assert said in reason
+    assert bool(said) == bool(reason)
+
+
+def test_the_meaning_of_a_views_code_counts() -> None:
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "399173006", "SCT", "left lateral"
+    objection = objection_to(decode(native(textured(5, 96, 128), ViewCodeSequence=[code]), "film"))
+    assert objection is not None
+    assert "LEFT LATERAL" in objection.reason
+
+
+@pytest.mark.parametrize(
+    ("age", "years"),
+    [
+        ("62", 62), ("062", 62), ("62 Y", 62), ("062Y", 62), ("000Y", 0.5), ("006M", 0.5), ("6 months", 0.5),
+        ("62 años", 62), ("3,5 Y", 3.5), ("999Y", None), ("000", None), ("adult", None), ("", None),
+    ],
+)  # fmt: skip
+def test_an_age_is_read_as_people_write_it(age: str, years: float | None) -> None:
+    with warnings.catch_warnings(action="ignore"):
+        film = decode(native(GREY, PatientAge=age), "film")
+    assert film.patient_age_years == (pytest.approx(years) if years is not None else None)
+
+
+@pytest.mark.parametrize(
+    ("dates", "years"),
+    [
+        (("20100601", {"StudyDate": "20150601"}), 5),
+        (("20100601", {"SeriesDate": "20150601"}), 5),
+        (("20100601", {"ContentDate": "20150601"}), 5),
+        (("2010.06.01", {"StudyDate": "2015.06.01"}), 5),
+        (("20100601", {"StudyDate": "19000101", "AcquisitionDate": "20150601"}), 5),
+        (("19000101", {"StudyDate": "19950601"}), None),
+        (("18000101", {"StudyDate": "20150601"}), None),
+        (("20160601", {"StudyDate": "20150601"}), None),
+        (("20100601", {}), None),
+        (("unknown", {"StudyDate": "20150601"}), None),
+    ],
+    ids=str,
+)
+def test_a_date_that_only_stands_for_one_is_no_age(dates: tuple[str, dict[str, str]], years: float | None) -> None:
+    born, others = dates
+    with warnings.catch_warnings(action="ignore"):
+        film = decode(native(GREY, PatientBirthDate=born, **others), "film")
+    assert film.patient_age_years == (pytest.approx(years, abs=0.01) if years is not None else None)
+
+
+def test_a_decimal_comma_is_a_number_and_a_word_is_ignored_with_a_note() -> None:
+    whole = native(WIDE, WindowCenter="2047.5", WindowWidth="4095.0")
+    comma = whole.replace(b"2047.5", b"2047,5").replace(b"4095.0", b"4095,0")
+    assert np.array_equal(decode(comma, "film").pixels, decode(whole, "film").pixels)
+    word = decode(whole.replace(b"2047.5", b"MIDDLE"), "film")
+    assert np.array_equal(word.pixels, decode(native(WIDE), "film").pixels)
+    assert word.notes == ("its WindowCenter is no number and was ignored",)
+    slope = native(WIDE, RescaleSlope="1.0000", RescaleIntercept="0").replace(b"1.0000", b"unit  ")
+    assert decode(slope, "film").notes == ("its RescaleSlope is no number and was ignored",)
+
+
+def test_eight_bits_keep_their_levels_where_an_identity_is_stated() -> None:
+    plain = decode(native(GREY), "film").pixels
+    stated = decode(native(GREY, RescaleSlope="1", RescaleIntercept="0"), "film").pixels
+    assert stated.dtype == plain.dtype
+    assert np.array_equal(stated, plain)
+
+
+def test_a_missing_or_lower_case_photometric_interpretation_is_read() -> None:
+    whole = native(GREY, PhotometricInterpretation="MONOCHROME1")
+    lower = whole.replace(b"MONOCHROME1", b"monochrome1")
+    assert np.array_equal(decode(lower, "film").pixels, decode(whole, "film").pixels)
+    without = hand_made(*[e for e in geometry(48, 64) if e[0] != 0x00280004], PIXELS)
+    assert "photometric" in decode(without, "film").notes[0]
+
+
+def test_bits_that_end_elsewhere_are_refused_and_not_lost() -> None:
+    with pytest.raises(UnsupportedFormat, match="12 bits whose highest is bit 15"):
+        decode(native(WIDE, BitsStored=12, HighBit=15), "film")
+
+
+def test_a_file_whose_meta_is_written_without_representations_is_read() -> None:
+    def implicit(tag: int, value: bytes) -> bytes:
+        return (
+            (tag >> 16).to_bytes(2, "little")
+            + (tag & 0xFFFF).to_bytes(2, "little")
+            + len(value).to_bytes(4, "little")
+            + value
+        )
+
+    whole = native(GREY, "implicit")
+    data = open_data_set(whole, "film")
+    meta = implicit(0x00020010, b"1.2.840.10008.1.2\0")
+    for start in (bytes(128) + b"DICM", b""):
+        assert np.array_equal(decode(start + meta + data.data[data.start :], "film").pixels, GREY)
+
+
+@pytest.mark.parametrize("first", [0x00080005, 0x00080012, 0x00080020, 0x00080060])
+@pytest.mark.parametrize("encoding", ["implicit", "explicit"])
+def test_a_bare_data_set_is_read_whatever_it_begins_with(first: int, encoding: str) -> None:
+    data = open_data_set(native(GREY, encoding, Modality="DX", StudyDate="20150601"), "film")
+    rest = next(one.start for one in elements(data.data, data.start, data.encoding, "film") if one.tag >= first)
+    assert np.array_equal(decode(data.data[rest:], "film").pixels, GREY)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -138,6 +139,12 @@ def test_the_score_depends_neither_on_the_films_resolution_nor_on_that_of_the_in
         ({"PatientAge": "012Y"}, False),
         ({"PatientAge": "067Y"}, False),
         ({"PatientAge": "010D"}, False),
+        ({"PatientAge": "62"}, False),
+        ({"PatientAge": "62 Y"}, False),
+        ({"PatientAge": "000Y"}, True),
+        ({"PatientAge": "999Y"}, True),
+        ({"PatientBirthDate": "19000101", "StudyDate": "19950601"}, True),
+        ({"PatientBirthDate": "19510101", "AcquisitionDate": "20230601"}, False),
         ({"PatientBirthDate": "20200101", "StudyDate": "20230601"}, True),
         ({"PatientBirthDate": "19510101", "StudyDate": "20230601"}, False),
         ({"PatientBirthDate": "19510101", "StudyDate": "20230601", "PatientAge": "003Y"}, True),
@@ -149,11 +156,13 @@ def test_the_score_depends_neither_on_the_films_resolution_nor_on_that_of_the_in
 def test_a_dicom_film_of_another_age_is_refused_and_silence_is_no_objection(
     predictor: Predictor, pixels: Sequence[Array], age: dict[str, str], accepted: bool
 ) -> None:
-    gate = gate_of(predictor, native(pixels[0], Modality="DX", **age))
+    with warnings.catch_warnings(action="ignore"):  # pydicom's, of ages as people write them
+        data = native(pixels[0], Modality="DX", **age)
+    gate = gate_of(predictor, data)
     assert gate.accepted == accepted, gate.reason
     if not accepted:
-        assert gate.reason.endswith("it is for 28 days to under 12 years")
-        assert "67" not in gate.reason
+        assert gate.reason.endswith("the model is for 28 days to under 12 years")
+        assert re.search(r"an age of (62|67|72|12) years|an age of 10 days", gate.reason)
 
 
 def test_ages_are_a_field_of_the_bundle_and_none_means_any(bundle: Path, pixels: Sequence[Array]) -> None:
@@ -188,11 +197,11 @@ def test_a_changed_gate_is_found_and_one_of_another_version_is_named(bundle: Pat
     copy = tmp_path / "bundle"
     shutil.copytree(bundle, copy)
     text = (copy / GATE).read_text()
-    (copy / GATE).write_text(text.replace('"version": 1', '"version": 9'))
+    (copy / GATE).write_text(text.replace('"version": 2', '"version": 9'))
     with pytest.raises(BundleInvalid, match=r"gate\.json: SHA-256 is .* changed or damaged"):
         Predictor.load(copy)
-    with pytest.raises(BundleInvalid, match="gate version 9; this program reads 1"):
-        OODDetector.from_json(text.replace('"version": 1', '"version": 9'))
+    with pytest.raises(BundleInvalid, match="gate version 9; this program reads up to 2"):
+        OODDetector.from_json(text.replace('"version": 2', '"version": 9'))
 
 
 def _with_array(text: str, name: str, **change: object) -> str:
@@ -220,7 +229,7 @@ def test_a_gate_that_is_none_is_one_error(bundle: Path, damage: Callable[[str], 
 
 def test_the_gate_is_small_text_that_reads_back_the_same(bundle: Path) -> None:
     text = (bundle / GATE).read_text()
-    assert len(text) < 200_000
+    assert len(text) < 300_000
     assert OODDetector.from_json(text).to_json() == text
 
 

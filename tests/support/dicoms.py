@@ -45,7 +45,7 @@ def header(pixels: npt.NDArray[np.generic], **elements: object) -> Dataset:
     dataset.PixelRepresentation = int(np.issubdtype(pixels.dtype, np.signedinteger))
     for name, value in elements.items():
         setattr(dataset, name, value)
-    dataset.HighBit = dataset.BitsStored - 1
+    dataset.HighBit = elements.get("HighBit", dataset.BitsStored - 1)
     return dataset
 
 

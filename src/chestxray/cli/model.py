@@ -22,6 +22,7 @@ from chestxray.cli.options import (
     endpoint_option,
     json_option,
     out_option,
+    refuse_option,
     verify_key_option,
     workers_option,
 )
@@ -200,17 +201,28 @@ def blend(console: Console, runs: tuple[Path, ...], pack: Path, out: Path, devic
 @out_option("The bundle to write.", folder=True)
 @click.option("--name", default="pneumonia", show_default=True, help="What predictions call this model.")
 @click.option("--compact", is_flag=True, help="Weights in 16 bits, and no second copy of them to train on with.")
+@refuse_option
+@click.option("--pack", type=FOLDER, default=None, help="The pack that the runs were trained on; needed with --refuse.")
 @json_option
-def export(console: Console, runs: tuple[Path, ...], out: Path, name: str, compact: bool) -> None:  # noqa: FBT001 - click names it
+def export(
+    console: Console,
+    runs: tuple[Path, ...],
+    out: Path,
+    name: str,
+    compact: bool,  # noqa: FBT001 - click names it
+    refuse: tuple[str, ...],
+    pack: Path | None,
+) -> None:
     """Turn a training run into a bundle, or several into one.
 
     Several runs on the same pack, of one network or of different ones, answer with the mean of their log-odds.
 
-    A bundle holds the graph, the weights, the calibration, the operating points and the model card.
+    A bundle holds the graph, the weights, the calibration, the operating points and the model card. With --refuse its
+    gate also learns pictures that it must not answer, and says in how many of them, held out by patient, it does not.
     """
     from chestxray import api
 
-    info = api.export(runs, out, name, compact=compact)
+    info = api.export(runs, out, name, compact=compact, refuse=refuse, pack=pack)
     console.result({"bundle": out, **plain(info)}, bundle_text(out, info))
 
 

@@ -130,6 +130,17 @@ def workers_option(command: Command) -> Command:
     )(command)
 
 
+def refuse_option(command: Command) -> Command:
+    """Add --refuse."""
+    return click.option(
+        "--refuse",
+        metavar="[WORDS=]SOURCE",
+        multiple=True,
+        help="Pictures that the bundle must not answer (a folder, an archive or a table), and what refusals call them, "
+        'as in "an adult\'s film=archive/adults.csv". May be given several times.',
+    )(command)
+
+
 def endpoint_option(command: Command) -> Command:
     """Add --endpoint-url, which is handed on in the environment: worker processes inherit it."""
     return click.option(

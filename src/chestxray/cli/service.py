@@ -21,6 +21,7 @@ from chestxray.cli.options import (
     bundle_option,
     collect_options,
     json_option,
+    refuse_option,
     verify_key_option,
     workers_option,
 )
@@ -150,6 +151,7 @@ def key(console: Console, name: str) -> None:
 @click.option("--host", default=HOST, show_default=True, help="Address to serve on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes a free one.")
 @collect_options
+@refuse_option
 @workers_option
 @json_option
 def run(
@@ -164,6 +166,7 @@ def run(
     serving: bool,  # noqa: FBT001 - click passes it by name
     host: str,
     port: int,
+    refuse: tuple[str, ...],
     workers: int | None,
     settings: CollectSettings,
     **changes: Any,
@@ -184,6 +187,7 @@ def run(
         size=size,
         split_seed=split_seed,
         synthetic_patients=synthetic_patients,
+        refuse=refuse,
         workers=workers,
         command=command_line(),
         collecting=settings,

@@ -25,7 +25,8 @@ from chestxray.dicom.send import Sender
 from chestxray.dicom.settings import MEBIBYTE, NodeSettings
 from chestxray.dicom.workers import ENDED, Judged, Lost, Task, Worker
 from chestxray.errors import FilmError, FilmTooLarge, OutputUnwritable, SettingsInvalid, UnsupportedFormat
-from chestxray.images.dicom_elements import SYNTAXES, open_data_set
+from chestxray.images.dicom import open_data_set
+from chestxray.images.dicom_pixels import SYNTAXES
 from chestxray.inference.bundle import Bundle, folder_of
 from chestxray.inference.signature import open_bundle
 from chestxray.serving.metrics import Metrics

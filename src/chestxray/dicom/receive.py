@@ -24,7 +24,7 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 from chestxray.dicom.queue import OutOfRoom
 from chestxray.dicom.settings import MEBIBYTE, NodeSettings, Tls
 from chestxray.errors import FilmTooLarge, SettingsInvalid, UnreadableFilm, UnsupportedFormat, UsageError
-from chestxray.images.dicom_elements import SYNTAXES
+from chestxray.images.dicom_pixels import SYNTAXES
 from chestxray.version import __version__
 
 VERIFICATION: Final = "1.2.840.10008.1.1"

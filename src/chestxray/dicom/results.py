@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from chestxray.dicom.queue import Result
 from chestxray.dicom.rules import MANUFACTURER, SOFTWARE, FilmFacts
-from chestxray.images.dicom_elements import Encoding, elements, open_data_set
+from chestxray.images.dicom import Encoding, elements, open_data_set
 from chestxray.inference.heatmap import blend
 from chestxray.schema import NOTICE, Prediction
 

@@ -27,7 +27,7 @@ from chestxray.dicom.receive import (
 from chestxray.dicom.results import EXPLICIT_LITTLE, KINDS, derived_uid
 from chestxray.dicom.settings import Destination, NodeSettings
 from chestxray.errors import PeerError
-from chestxray.images.dicom_elements import SYNTAXES
+from chestxray.images.dicom_pixels import SYNTAXES
 
 if TYPE_CHECKING:
     from dicomweb_client import DICOMwebClient

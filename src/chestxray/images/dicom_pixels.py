@@ -1,6 +1,7 @@
-"""Stored values of a DICOM film to the grey levels that it is meant to show.
+"""The pixels of a DICOM film: a table of transfer syntaxes that decode them, and stored values to what a film shows.
 
-The steps and their order are those of the standard's grayscale pipeline (PS3.4 section N.2, figure N.2-1):
+The limits of each compressed frame are checked in its own header before anything is decoded. The steps from stored
+values to grey levels and their order are those of the standard's grayscale pipeline (PS3.4 section N.2, figure N.2-1):
 
     stored values -> modality LUT or rescale   PS3.3 C.11.1
                   -> VOI LUT or window         PS3.3 C.11.2
@@ -13,12 +14,199 @@ looked up in it once: exact, and cheap at any size.
 
 from __future__ import annotations
 
-from typing import Any, Final
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from chestxray.errors import MissingExtra, TruncatedFilm, UnreadableFilm
 from chestxray.images.radiograph import Pixels
+
+IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
+EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
+DEFLATED: Final = "1.2.840.10008.1.2.1.99"
+EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
+
+MAX_TILES: Final = 4096  # of a JPEG 2000 film; each takes kilobytes before a pixel is decoded
+
+TURBO: Final = "libjpeg-turbo"  # reads lossless JPEG, and 12 bits with loss
+MARKER: Final = b"\xff"
+# The segments that state a frame's size: SOF0 to SOF15 of JPEG, less three other segments; SOF55 of JPEG-LS.
+JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
+
+
+class Frame(NamedTuple):
+    """What the header says of the one frame."""
+
+    rows: int
+    columns: int
+    samples: int
+    allocated: int
+    stored: int
+    signed: int
+    photometric: str
+    planes_apart: int
+
+    @property
+    def size(self) -> int:
+        """Bytes, decoded."""
+        return self.rows * self.columns * self.samples * self.allocated // 8
+
+
+class Syntax(NamedTuple):
+    """One row of the table of transfer syntaxes.
+
+    Attributes:
+        plugin: that pydicom decodes with; empty for uncompressed pixels, TURBO where pydicom is not asked.
+        library: what has to be installed; the extra "dicom" brings it.
+        check: looks into the coded frame, before any library does; raises ValueError with the fact.
+    """
+
+    name: str
+    plugin: str = ""
+    library: str = ""
+    check: Callable[[bytes, Frame], None] | None = None
+
+
+def _check_rle(coded: bytes, frame: Frame) -> None:
+    """Two bytes become at most 128 (PS3.5 annex G.3.1)."""
+    if frame.size > 64 * len(coded):
+        raise ValueError(f"claims {frame.size:,} bytes of pixels, and its {len(coded):,} cannot hold so many")
+
+
+def _check_jpeg(coded: bytes, frame: Frame) -> None:
+    """The JPEG's own size must be the header's. Source: ITU-T T.81 annex B.2.2; JPEG-LS has the same segment."""
+    position = 2  # behind the marker that starts the picture
+    while coded[position : position + 1] == MARKER:
+        kind = coded[position + 1]
+        if kind == MARKER[0]:  # any number of them may stand before a marker
+            position += 1
+        elif kind in JPEG_FRAMES:
+            precision, rows, columns, samples = struct.unpack_from(">BHHB", coded, position + 4)
+            _check_same((rows, columns, samples), frame)
+            if precision > frame.allocated:
+                raise ValueError(f"has samples of {precision} bits and room for {frame.allocated}")
+            return
+        else:
+            position += 2 + int.from_bytes(coded[position + 2 : position + 4])
+    raise ValueError("holds no JPEG frame")
+
+
+def _check_jpeg2000(coded: bytes, frame: Frame) -> None:
+    """The same of a JPEG 2000 codestream. Source: ITU-T T.800 annex A.5.1, segment SIZ."""
+    start = coded.find(b"\xff\x4f\xff\x51", 0, 4096)  # a few files wrap the codestream in boxes
+    if start < 0 or len(coded) < start + 42:
+        raise ValueError("holds no JPEG 2000 codestream")
+    right, lower, left, upper, wide, high, tile_left, tile_upper, samples = struct.unpack_from(">8LH", coded, start + 8)
+    _check_same((lower - upper, right - left, samples), frame)
+    if not wide or not high:
+        raise ValueError("has tiles of no size")
+    if -(-(right - tile_left) // wide) * -(-(lower - tile_upper) // high) > MAX_TILES:
+        raise ValueError(f"has more than {MAX_TILES:,} tiles")
+
+
+def _check_same(found: tuple[int, int, int], frame: Frame) -> None:
+    expected = (frame.rows, frame.columns, frame.samples)
+    if found != expected:
+        theirs, ours = (" x ".join(map(str, size)) for size in (found, expected))
+        raise ValueError(f"holds a frame of {theirs} (rows, columns, samples) where its header says {ours}")
+
+
+# Decoders were chosen for upkeep, licence (MIT and BSD) and conduct under damage, and one for each row, so that a
+# film does not change with what else is installed. Of the usual ones for the JPEG rows, pylibjpeg-libjpeg is under
+# the GPL, and GDCM ends the whole process at some damaged frames; libjpeg-turbo (in imagecodecs) does neither.
+SYNTAXES: Final = {
+    IMPLICIT_LITTLE: Syntax("implicit VR little endian"),
+    EXPLICIT_LITTLE: Syntax("explicit VR little endian"),
+    DEFLATED: Syntax("deflated"),
+    EXPLICIT_BIG: Syntax("explicit VR big endian"),
+    "1.2.840.10008.1.2.5": Syntax("RLE", "pydicom", check=_check_rle),
+    "1.2.840.10008.1.2.4.50": Syntax("JPEG baseline", "pillow", "PIL", _check_jpeg),
+    "1.2.840.10008.1.2.4.51": Syntax("JPEG extended", TURBO, "imagecodecs", _check_jpeg),
+    # Retired processes: arithmetic coding and spectral selection, which libjpeg-turbo reads as well.
+    "1.2.840.10008.1.2.4.52": Syntax("JPEG extended, arithmetic", TURBO, "imagecodecs", _check_jpeg),
+    "1.2.840.10008.1.2.4.53": Syntax("JPEG spectral selection", TURBO, "imagecodecs", _check_jpeg),
+    "1.2.840.10008.1.2.4.54": Syntax("JPEG spectral selection, arithmetic", TURBO, "imagecodecs", _check_jpeg),
+    "1.2.840.10008.1.2.4.55": Syntax("JPEG full progression", TURBO, "imagecodecs", _check_jpeg),
+    "1.2.840.10008.1.2.4.56": Syntax("JPEG full progression, arithmetic", TURBO, "imagecodecs", _check_jpeg),
+    "1.2.840.10008.1.2.4.57": Syntax("JPEG lossless", TURBO, "imagecodecs", _check_jpeg),
+    "1.2.840.10008.1.2.4.70": Syntax("JPEG lossless SV1", TURBO, "imagecodecs", _check_jpeg),
+    "1.2.840.10008.1.2.4.80": Syntax("JPEG-LS lossless", "pyjpegls", "pyjpegls", _check_jpeg),
+    "1.2.840.10008.1.2.4.81": Syntax("JPEG-LS near lossless", "pyjpegls", "pyjpegls", _check_jpeg),
+    "1.2.840.10008.1.2.4.90": Syntax("JPEG 2000 lossless", "pylibjpeg", "pylibjpeg-openjpeg", _check_jpeg2000),
+    "1.2.840.10008.1.2.4.91": Syntax("JPEG 2000", "pylibjpeg", "pylibjpeg-openjpeg", _check_jpeg2000),
+    "1.2.840.10008.1.2.4.201": Syntax("HTJ2K lossless", "pylibjpeg", "pylibjpeg-openjpeg", _check_jpeg2000),
+    "1.2.840.10008.1.2.4.202": Syntax("HTJ2K lossless RPCL", "pylibjpeg", "pylibjpeg-openjpeg", _check_jpeg2000),
+    "1.2.840.10008.1.2.4.203": Syntax("HTJ2K", "pylibjpeg", "pylibjpeg-openjpeg", _check_jpeg2000),
+}
+
+
+def stored_values(coded: bytes, fragments: Sequence[bytes], syntax: str, frame: Frame, vr: str, source: str) -> Any:
+    """Decode the pixels as they are stored: shape (rows, columns), or (rows, columns, 3) as red, green, blue.
+
+    Args:
+        coded: the value of Pixel Data.
+        fragments: its items behind the offset table, where the syntax compresses pixels.
+        syntax: of ``SYNTAXES``.
+        frame: what the header says of it.
+        vr: value representation of Pixel Data; empty where implicit.
+        source: what to call the file in errors.
+
+    Raises: TruncatedFilm, UnreadableFilm, MissingExtra; and what decoders raise.
+    """
+    from pydicom.pixels.decoders.base import get_decoder
+
+    row = SYNTAXES[syntax]
+    if row.check is None:
+        expected = frame.size * 2 // 3 if frame.photometric == "YBR_FULL_422" else frame.size
+        if len(coded) < expected:
+            raise TruncatedFilm(f"{source}: the DICOM file ends before its picture does. Copy it again")
+    else:
+        try:
+            row.check(b"".join(fragments), frame)
+        except (ValueError, struct.error) as error:
+            raise UnreadableFilm(f"{source}: the {row.name} DICOM file {error}. Copy it again") from None
+    photometric, decoded_as = frame.photometric, syntax
+    if row.plugin == TURBO:
+        coded, decoded_as = _by_libjpeg_turbo(b"".join(fragments), row, frame), EXPLICIT_LITTLE
+        photometric = "RGB" if frame.samples > 1 else photometric  # libjpeg has turned YBR into it
+    decoder = get_decoder(decoded_as)
+    if decoded_as == syntax and row.plugin not in ("", *decoder.available_plugins):
+        raise MissingExtra(f"Reading DICOM in {row.name} ({row.library})", "dicom")
+    options: dict[str, Any] = {
+        "allow_excess_frames": False,
+        "rows": frame.rows,
+        "columns": frame.columns,
+        "samples_per_pixel": frame.samples,
+        "bits_allocated": frame.allocated,
+        "bits_stored": frame.stored,
+        "pixel_representation": frame.signed,
+        "photometric_interpretation": photometric,
+        "planar_configuration": 0 if row.plugin == TURBO else frame.planes_apart,
+        "number_of_frames": 1,
+        "pixel_keyword": "PixelData",
+        "pixel_vr": vr or "OW",
+    }
+    plugin = "" if row.plugin == TURBO else row.plugin
+    values, _ = decoder.as_array(coded, decoding_plugin=plugin, **options)
+    return values
+
+
+def _by_libjpeg_turbo(coded: bytes, syntax: Syntax, frame: Frame) -> bytes:
+    """A JPEG frame as uncompressed little-endian samples. Raises: MissingExtra; RuntimeError, where it is damaged."""
+    try:
+        from imagecodecs import jpeg8_decode
+    except ImportError:
+        raise MissingExtra(f"Reading DICOM in {syntax.name} ({syntax.library})", "dicom") from None
+    samples = jpeg8_decode(coded)
+    if samples.size != frame.rows * frame.columns * frame.samples:
+        raise ValueError("a JPEG of another size than its header")
+    return bytes(samples.astype(f"<u{frame.allocated // 8}").tobytes())
+
+
+# --------------------------------------------------------------------------- grey levels
 
 Levels = npt.NDArray[np.float64]
 Stored = npt.NDArray[np.integer[Any]]
@@ -29,7 +217,7 @@ WORD: Final = 16  # bits
 _MOST: Final = 0x7FFF  # of a signed word; above it lie the negative ones
 
 
-def grey_levels(stored: Stored, bits: int, header: Any) -> Pixels:
+def grey_levels(stored: Stored, frame: Frame, header: Any, notes: list[str]) -> Pixels:
     """What a display would show, black 0.
 
     Where the file gives no window, 8-bit values span black to white as they stand, and deeper ones are scaled
@@ -37,8 +225,9 @@ def grey_levels(stored: Stored, bits: int, header: Any) -> Pixels:
 
     Args:
         stored: shape (height, width), of at most 16 bits; signed where the file says so.
-        bits: that the file uses of each.
+        frame: what the header says of the pixels.
         header: the data set of the film's header (pydicom), without pixels.
+        notes: gets half a sentence for each value of the header that is ignored.
 
     Returns: the same shape; uint8 for 8-bit films without modality or window, else uint16.
     Raises: ValueError, TypeError or LookupError, where the header contradicts itself.
@@ -49,15 +238,19 @@ def grey_levels(stored: Stored, bits: int, header: Any) -> Pixels:
     index = stored.astype(np.int32) - kind.min if kind.min else stored
     occurs = np.zeros(values.shape, bool)
     occurs[index] = True
-    plain = bits <= BYTE and kind.min == 0 and not _has(header, "ModalityLUTSequence", "RescaleSlope")
-    shown = _window(header, modality := _modality(values, header))
+    slope, intercept = _rescale(header, notes)
+    rescaled = _has(header, "ModalityLUTSequence") or (slope, intercept) != (1.0, 0.0)
+    plain = frame.stored <= BYTE and kind.min == 0 and not rescaled
+    modality = _looked_up(values, header.ModalityLUTSequence[0])[0] if _has(header, "ModalityLUTSequence") else None
+    modality = values * slope + intercept if modality is None else modality
+    shown = _window(header, modality, notes)
     if shown is not None:
         plain = False
     elif plain:
-        shown = values / (2**bits - 1)
+        shown = values / (2**frame.stored - 1)
     else:
         shown = _spread(modality, occurs & ~padding)
-    shown = _presented(np.clip(shown, 0.0, 1.0), header)
+    shown = _presented(np.clip(shown, 0.0, 1.0), header, inverted=frame.photometric == "MONOCHROME1")
     shown[padding] = 0.0
     table = np.rint(shown * 255).astype(np.uint8) if plain else np.rint(shown * WHITE_16_BIT).astype(np.uint16)
     levels: Pixels = table[index]
@@ -83,16 +276,34 @@ def _stored_number(value: int, header: Any) -> int:
     return value - 0x10000 if header.get("PixelRepresentation") == 1 and value > _MOST else value
 
 
-def _modality(values: Levels, header: Any) -> Levels:
-    """Stored values to what the modality measured. Source: PS3.3 C.11.1.1."""
-    if _has(header, "ModalityLUTSequence"):
-        return _looked_up(values, header.ModalityLUTSequence[0])[0]
-    slope = float(header.RescaleSlope) if _has(header, "RescaleSlope") else 1.0
-    intercept = float(header.RescaleIntercept) if _has(header, "RescaleIntercept") else 0.0
-    return values * slope + intercept
+def _rescale(header: Any, notes: list[str]) -> tuple[float, float]:
+    """Stored values to what the modality measured: slope and intercept. Source: PS3.3 C.11.1.1."""
+    slope = number_of(header, "RescaleSlope", notes)
+    intercept = number_of(header, "RescaleIntercept", notes)
+    return 1.0 if slope is None or slope == 0.0 else slope, intercept or 0.0
 
 
-def _window(header: Any, values: Levels) -> Levels | None:
+def number_of(header: Any, name: str, notes: list[str]) -> float | None:
+    """The first number of an element of text, also with a decimal comma; None where it holds none, with a note."""
+    element = header.get_item(name)
+    value = None if element is None else element.value
+    if isinstance(value, bytes):
+        value = value.decode("latin-1").split("\\")
+    parts = value if isinstance(value, list) or hasattr(value, "append") else [value]
+    first = str(parts[0] if parts and parts[0] is not None else "").strip("\0 ")
+    if not first:
+        return None
+    try:
+        found = float(first.replace(",", "."))
+    except ValueError:
+        found = float("nan")
+    if np.isfinite(found):
+        return found
+    notes.append(f"its {name} is no number and was ignored")
+    return None
+
+
+def _window(header: Any, values: Levels, notes: list[str]) -> Levels | None:
     """Black 0 to white 1 as the first view of the file has it; None where it has none.
 
     Source: PS3.3 C.11.2.1.1 (VOI LUT), C.11.2.1.2.1 (linear), C.11.2.1.3.1 (sigmoid), C.11.2.1.3.2 (linear exact).
@@ -100,11 +311,12 @@ def _window(header: Any, values: Levels) -> Levels | None:
     if _has(header, "VOILUTSequence"):
         levels, white = _looked_up(values, header.VOILUTSequence[0])
         return levels / white
-    if not _has(header, "WindowCenter") or not _has(header, "WindowWidth"):
+    centre, width = number_of(header, "WindowCenter", notes), number_of(header, "WindowWidth", notes)
+    if centre is None or width is None:
         return None
-    centre, width = _first(header.WindowCenter), _first(header.WindowWidth)
     function = WINDOWS.get(str(header.get("VOILUTFunction") or "LINEAR").upper())
-    if function is None or not (np.isfinite(centre) and np.isfinite(width)) or width <= 0:
+    if function is None or width <= 0:
+        notes.append("its window is none that the standard defines and was ignored")
         return None  # a window that the standard does not define is no window
     return function(values, centre, width)
 
@@ -135,7 +347,7 @@ def _spread(values: Levels, occurs: npt.NDArray[np.bool_]) -> Levels:
     return spread
 
 
-def _presented(shown: Levels, header: Any) -> Levels:
+def _presented(shown: Levels, header: Any, *, inverted: bool) -> Levels:
     """The presentation LUT or shape, and MONOCHROME1.
 
     A MONOCHROME1 film also states the shape INVERSE (PS3.3 C.8.11.3.1.2): both say the same, once.
@@ -146,7 +358,7 @@ def _presented(shown: Levels, header: Any) -> Levels:
         levels, white = _looked_up(np.rint(shown * (entries - 1)), item)
         shown = levels / white
     inverse = str(header.get("PresentationLUTShape") or "").upper() == "INVERSE"
-    if inverse or header.PhotometricInterpretation == "MONOCHROME1":
+    if inverse or inverted:
         shown = 1.0 - shown
     return shown
 
@@ -173,7 +385,3 @@ def _looked_up(values: Levels, item: Any) -> tuple[Levels, float]:
         first -= 0x10000
     place = np.clip(np.rint(values) - first, 0, entries - 1).astype(np.int64)
     return table[place].astype(np.float64), float(2**bits - 1)
-
-
-def _first(value: Any) -> float:
-    return float(value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value)

@@ -24,7 +24,7 @@ COLOUR_SPREAD: Final = 24
 
 @dataclass(frozen=True, slots=True)
 class Radiograph:
-    """A decoded film, upright and greyscale.
+    r"""A decoded film, upright and greyscale.
 
     Attributes:
         pixels: shape (height, width) after any reduction; uint8, or uint16 spanning 0 to 65535; black is 0.
@@ -36,8 +36,13 @@ class Radiograph:
             JPEG of 1,766 columns read at a quarter has 442 of which the last one is half outside the film.
         modality, photometric, view_position, body_part: as a DICOM file states them ("DX", "MONOCHROME1",
             "PA", "CHEST"), in capitals; empty where the file says nothing.
+        view_meaning: of the view's code ("postero-anterior"); empty where the file says nothing.
+        orientation: of the rows and of the columns, as in "L\F"; empty where the file says nothing.
+        series_description: kept out of ``repr``, as people write anything there.
+        notes: what was ignored or taken for granted in the file, each in half a sentence.
         patient_id: as a DICOM file states it; kept out of ``repr`` so that it reaches no log by accident.
-        patient_age_years: at the time of the film; None where the file says nothing.
+        patient_age_years: at the time of the film, the middle of what the file may mean ("000Y" is half a year);
+            None where it says nothing, or gives a date that only stands for one.
     """
 
     pixels: Pixels
@@ -53,6 +58,10 @@ class Radiograph:
     body_part: str = ""
     patient_id: str = field(default="", repr=False)
     patient_age_years: float | None = None
+    view_meaning: str = ""
+    orientation: str = ""
+    series_description: str = field(default="", repr=False)
+    notes: tuple[str, ...] = ()
 
 
 def check_pixels(source: str, width: int, height: int, samples: int = 1, frames: int = 1) -> None:

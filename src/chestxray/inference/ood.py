@@ -3,9 +3,11 @@
 A picture is taken for a frontal chest film where its thumbnail, with brightness and contrast taken away, lies within
 three limits: a small network's log-odds that it is something else, its distance from the plane of principal axes of
 the training films, and its distance from their centre within that plane. The second and third know no example of
-what is refused; the first does (see ``training.ood_fit``).
+what is refused; the first does (see ``training.ood_fit``). Where there were films enough, a convolutional network of
+four layers looks at 64 x 64 pixels as well: its log-odds have a fourth limit, and it names the kind that it sees. It is
+computed with NumPy, since the processes that read films load nothing heavier.
 
-    plane -> thumbnail -> three distances -> score, 0 to 1, refused above 0.5 -> Gate
+    plane -> picture of 64 x 64 -> up to four distances -> score, 0 to 1, refused above 0.5 -> Gate
 
 Only the network's input is looked at, so neither the film's resolution nor that of the input matters.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Self
 
@@ -34,7 +36,11 @@ from chestxray.schema import Gate, Preprocessing
 Float32Array = npt.NDArray[np.float32]
 
 GATE: Final = "gate.json"
-GATE_VERSION: Final = 1
+GATE_VERSION: Final = 2
+READ_VERSIONS: Final = (1, GATE_VERSION)  # the first has no convolutional network
+
+PICTURE_SIDE: Final = 64  # pixels of what the convolutional network sees
+KERNELS: Final = (5, 3, 3, 3)  # pixels a side of its layers' filters; each layer halves the picture
 
 SIDE: Final = 24  # pixels of the thumbnail: heart, lungs and diaphragm are seen, a pneumonia hardly
 FLAT: Final = 4.0  # grey levels added to the deviation, so that an empty picture is not blown up to pure noise
@@ -46,15 +52,30 @@ LOG_ODDS: Final = 2.0  # beyond the limit that count as much as ...
 SHARE: Final = 0.1  # ... a distance longer than its limit by this share
 
 DAYS_A_YEAR: Final = 365.25
+MONTHS_A_YEAR: Final = 12
+FEWEST: Final = 2  # of a unit in which an age is told
 
 # What is tried on a refused picture: where one of these makes a chest film of it, the reason can say so.
-REMEDIES: Final[tuple[tuple[Callable[[Float32Array], Float32Array], str], ...]] = (
+REMEDIES: Final[tuple[tuple[Callable[[Plane], Plane], str], ...]] = (
     (lambda film: np.rot90(film, 1), "it looks like a chest film turned by 90 degrees to the right. Turn it back"),
     (lambda film: np.rot90(film, -1), "it looks like a chest film turned by 90 degrees to the left. Turn it back"),
     (lambda film: np.rot90(film, 2), "it looks like a chest film that stands upside down. Turn it"),
-    (lambda film: -film, "it looks like the negative of a chest film. Invert it"),
+    (lambda film: 255 - film, "it looks like the negative of a chest film. Invert it"),
 )
 UNLIKE: Final = "it does not look like a frontal chest film"
+WORDS: Final = {
+    "turned films": "a film that was turned",
+    "negatives": "a negative",
+    "cut or small films": "a part of a film, or a film on a page",
+    "two films on one picture": "two films on one picture",
+    "screenshots": "a screenshot",
+    "phone pictures": "a picture of a film taken by a camera",
+    "lateral views": "a lateral view",
+    "oblique views": "an oblique view",
+    "photographs, pages and drawings": "a photograph, a page or a drawing",
+    "slices of the body": "a slice of CT or MRI",
+    "other parts of the body": "another part of the body",
+}  # of the kinds that the fit makes; others are called by their own names
 
 # The parts that are stored, with their shapes: p pixels of a thumbnail, k axes, h hidden units.
 ARRAYS: Final = ("centre", "axes", "deviations", "hidden", "hidden_bias", "output", "output_bias", "limits")
@@ -65,6 +86,87 @@ class Share(NamedTuple):
 
     refused: int
     of: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Looks:
+    """The convolutional network: what a picture of 64 x 64 pixels shows.
+
+    Attributes:
+        kinds: what it tells apart besides films.
+        filters: one array a layer, shape (channels before x side x side, channels behind); see ``KERNELS``.
+        biases: one array a layer.
+        dense, dense_bias: from the last layer's 4 x 4 places to the logits; the first column is that of films.
+        limit: of the log-odds that it is no film.
+    """
+
+    kinds: tuple[str, ...]
+    filters: tuple[Float32Array, ...]
+    biases: tuple[Float32Array, ...]
+    dense: Float32Array
+    dense_bias: Float32Array
+    limit: float = 0.0
+
+    def __post_init__(self) -> None:
+        before, cells = 1, PICTURE_SIDE // 2 ** len(KERNELS)
+        for side, filters, bias in zip(KERNELS, self.filters, self.biases, strict=True):
+            if filters.shape != (before * side * side, len(bias)):
+                raise ValueError(f"a layer of shape {filters.shape} behind {before} channels")
+            before = len(bias)
+        shape = (before * cells * cells, len(self.kinds) + 1)
+        if self.dense.shape != shape or self.dense_bias.shape != shape[1:]:
+            raise ValueError(f"a last layer of shape {self.dense.shape}; {shape} is expected")
+        arrays = (*self.filters, *self.biases, self.dense, self.dense_bias, np.array(self.limit))
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise ValueError("an array holds something else than numbers")
+
+    def logits(self, pictures: Plane) -> Float32Array:
+        """Of film and of each kind: shape (n, kinds + 1).
+
+        Args:
+            pictures: shape (n, PICTURE_SIDE, PICTURE_SIDE), uint8.
+        """
+        features: Float32Array = ((pictures.astype(np.float32) - np.float32(128)) / np.float32(64))[..., None]
+        for side, filters, bias in zip(KERNELS, self.filters, self.biases, strict=True):
+            rim = side // 2
+            padded = np.pad(features, ((0, 0), (rim, rim), (rim, rim), (0, 0)))
+            windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), axis=(1, 2))[:, ::2, ::2]
+            number, rows, columns = windows.shape[:3]
+            seen = windows.reshape(number * rows * columns, -1) @ filters + bias
+            features = np.maximum(seen, 0.0).reshape(number, rows, columns, -1)
+        scores: Float32Array = features.reshape(len(pictures), -1) @ self.dense + self.dense_bias
+        return scores
+
+    def log_odds(self, pictures: Plane) -> npt.NDArray[np.float64]:
+        """That a picture is none of the films: shape (n,)."""
+        scores = self.logits(pictures).astype(np.float64)
+        highest = scores[:, 1:].max(axis=1)
+        others = highest + np.log(np.exp(scores[:, 1:] - highest[:, None]).sum(axis=1))
+        odds: npt.NDArray[np.float64] = others - scores[:, 0]
+        return odds
+
+    def kind(self, picture: Plane) -> str:
+        """The likeliest but for films; shape (PICTURE_SIDE, PICTURE_SIDE)."""
+        return self.kinds[int(self.logits(picture[None])[0, 1:].argmax())]
+
+    def to_json(self) -> dict[str, Any]:
+        """Law: ``Looks.from_json(x.to_json())`` answers as x, but for rounding to 16 bits."""
+        parts = {"filters": self.filters, "biases": self.biases, "dense": [self.dense], "dense_bias": [self.dense_bias]}
+        arrays = {name: [_packed(array) for array in part] for name, part in parts.items()}
+        return {"kinds": list(self.kinds), "limit": self.limit, "arrays": arrays}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Self:
+        """Raises: ValueError, TypeError or KeyError."""
+        parts = {name: tuple(_unpacked(array) for array in part) for name, part in raw["arrays"].items()}
+        return cls(
+            tuple(map(str, raw["kinds"])),
+            parts["filters"],
+            parts["biases"],
+            parts["dense"][0],
+            parts["dense_bias"][0],
+            float(raw["limit"]),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,6 +183,7 @@ class OODDetector:
         limits: shape (3,), of the log-odds, of the distance from the plane and of that within it.
         refused: what became of pictures that nothing was fitted on, by kind; the first is "films".
         curve: the share of each kind that is refused where the score's limit is each of ``curve_limits``.
+        looks: the convolutional network; None where films were too few, and in gates of the first version.
     """
 
     centre: Float32Array
@@ -94,6 +197,7 @@ class OODDetector:
     refused: Mapping[str, Share]
     curve_limits: tuple[float, ...] = ()
     curve: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    looks: Looks | None = None
 
     def __post_init__(self) -> None:
         pixels, axes = self.axes.shape
@@ -111,26 +215,43 @@ class OODDetector:
         Args:
             plane: the network's input, shape (height, width), uint8.
         """
-        return float(self.scores(thumbnail(plane)[None])[0])
+        return float(self.scores([plane])[0])
 
-    def scores(self, thumbnails: Float32Array) -> npt.NDArray[np.float64]:
-        """The largest of the three distances by its limit, as a share: 0.5 lies at the limit.
+    def scores(self, planes: Sequence[Plane]) -> npt.NDArray[np.float64]:
+        """The largest of the distances by its limit, as a share: 0.5 lies at the limit. Shape (n,).
 
         Args:
-            thumbnails: shape (n, p), as ``thumbnail`` makes them.
+            planes: of any size.
         """
-        units = np.array([LOG_ODDS, *(SHARE * self.limits[1:])])
-        beyond = ((self.distances(thumbnails) - self.limits) / units).max(axis=1)
+        return self.scores_of(self.distances(planes))
+
+    def scores_of(self, distances: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The same, from what ``distances`` gives."""
+        limits = self.all_limits
+        units = np.array([LOG_ODDS, *(SHARE * limits[1:3]), LOG_ODDS])[: len(limits)]
+        beyond = ((distances - limits) / units).max(axis=1)
         shares: npt.NDArray[np.float64] = 1.0 / (1.0 + np.exp(-beyond.clip(-30.0, 30.0)))
         return shares
 
-    def distances(self, thumbnails: Float32Array) -> npt.NDArray[np.float64]:
-        """Log-odds, distance from the plane of the axes and distance within it, a pixel or an axis: shape (n, 3)."""
-        coded, beside = self.coded(thumbnails)
+    @property
+    def all_limits(self) -> npt.NDArray[np.float64]:
+        """Of the three distances, and of the fourth where there is one."""
+        return np.array([*self.limits, *([self.looks.limit] if self.looks else [])], dtype=np.float64)
+
+    def distances(self, planes: Sequence[Plane]) -> npt.NDArray[np.float64]:
+        """Shape (n, 3) or (n, 4).
+
+        Log-odds, distance from the plane of the axes and distance within it, a pixel or an axis; the log-odds of the
+        convolutional network.
+        """
+        coded, beside = self.coded(np.stack([thumbnail(plane) for plane in planes]))
         active = np.maximum(coded @ self.hidden + self.hidden_bias, 0.0)
         log_odds = active @ self.output + self.output_bias
         within = np.sqrt(np.mean(coded[:, :-1] ** 2, axis=1))
-        return np.stack([log_odds, beside, within], axis=1).astype(np.float64)
+        found = [log_odds, beside, within]
+        if self.looks:
+            found.append(self.looks.log_odds(np.stack([picture(plane) for plane in planes])))
+        return np.stack(found, axis=1).astype(np.float64)
 
     def coded(self, thumbnails: Float32Array) -> tuple[Float32Array, Float32Array]:
         """What the network sees, shape (n, k + 1), and the distance from the plane of the axes, shape (n,)."""
@@ -138,11 +259,16 @@ class OODDetector:
 
     def reason(self, plane: Plane, score: float) -> str:
         """Why a picture of that score is refused, in words."""
-        upright = thumbnail(plane).reshape(SIDE, SIDE)
-        tried = np.stack([change(upright).ravel() for change, _ in REMEDIES])
-        scores = self.scores(tried)
+        upright = picture(plane)
+        scores = self.scores([np.ascontiguousarray(change(upright)) for change, _ in REMEDIES])
         best = int(scores.argmin())
-        words = REMEDIES[best][1] if scores[best] < SURE_BELOW else UNLIKE
+        if scores[best] < SURE_BELOW:
+            words = REMEDIES[best][1]
+        elif self.looks and self.looks.log_odds(upright[None])[0] > self.looks.limit:
+            kind = self.looks.kind(upright)
+            words = f"{UNLIKE}, but like {WORDS.get(kind, kind)}"
+        else:
+            words = UNLIKE
         return f"{words} (score {score:.2f}; refused above {REFUSED_ABOVE:.2f})"
 
     def to_json(self) -> str:
@@ -150,23 +276,31 @@ class OODDetector:
         arrays = {name: _packed(getattr(self, name)) for name in ARRAYS}
         curve = {name: list(values) for name, values in self.curve.items()}
         measured = {"refused": self.refused, "curve_limits": self.curve_limits, "curve": curve}
-        return json.dumps({"version": GATE_VERSION, **measured, "arrays": arrays}, indent=1)
+        looks = {"looks": self.looks.to_json()} if self.looks else {}
+        return json.dumps({"version": GATE_VERSION, **measured, "arrays": arrays, **looks}, indent=1)
 
     @classmethod
     def from_json(cls, text: str, source: str = GATE) -> Self:
         """Raises: BundleInvalid, when it is no gate of this version."""
         try:
             raw = json.loads(text)
-            if raw["version"] != GATE_VERSION:
-                raise BundleInvalid(f"{source}: gate version {raw['version']}; this program reads {GATE_VERSION}")
+            if raw["version"] not in READ_VERSIONS:
+                raise BundleInvalid(f"{source}: gate version {raw['version']}; this program reads up to {GATE_VERSION}")
             return cls(
                 **{name: _unpacked(raw["arrays"][name]) for name in ARRAYS},
                 refused={name: Share(*counts) for name, counts in raw["refused"].items()},
                 curve_limits=tuple(raw["curve_limits"]),
                 curve={name: tuple(values) for name, values in raw["curve"].items()},
+                looks=Looks.from_json(raw["looks"]) if "looks" in raw else None,
             )
         except (ValueError, TypeError, KeyError) as error:
             raise BundleInvalid(f"{source}: not a gate ({error!r}). Export the run again") from error
+
+
+def picture(plane: Plane) -> Plane:
+    """A picture at ``PICTURE_SIDE`` x ``PICTURE_SIDE`` pixels."""
+    side = (PICTURE_SIDE, PICTURE_SIDE)
+    return np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize(side, Image.Resampling.BILINEAR))
 
 
 def thumbnail(plane: Plane) -> Float32Array:
@@ -218,7 +352,8 @@ class Gatekeeper:
         """
         score = self.likeness.score(plane) if self.likeness else None
         if self.ages and film.patient_age_years is not None and not _within(film.patient_age_years, self.ages):
-            reason = f"its file gives an age that the model is not meant for; it is for {ages_in_words(self.ages)}"
+            age = age_in_words(film.patient_age_years)
+            reason = f"its file gives an age of {age}, and the model is for {ages_in_words(self.ages)}"
             return Gate(accepted=False, reason=reason, score=score)
         if self.likeness and score is not None and score > REFUSED_ABOVE:
             return Gate(accepted=False, reason=self.likeness.reason(plane, score), score=score)
@@ -240,6 +375,13 @@ def likeness_of(bundle: Bundle) -> OODDetector | None:
     if GATE not in bundle.info.files:
         return None
     return OODDetector.from_json(bundle.read(GATE).decode(), str(bundle.folder / GATE))
+
+
+def age_in_words(age: float) -> str:
+    """Such as "67 years", "18 months" or "10 days"."""
+    units = ((age, "years"), (age * MONTHS_A_YEAR, "months"), (age * DAYS_A_YEAR, "days"))
+    number, unit = next((found for found in units if found[0] >= FEWEST), units[-1])
+    return f"{int(number)} {unit}"
 
 
 def ages_in_words(ages: tuple[float, float]) -> str:

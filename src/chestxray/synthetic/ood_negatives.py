@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -23,6 +24,8 @@ Random = np.random.Generator
 SIDE: Final = 64  # pixels: enough for the gate's thumbnail of 24, and quick to turn
 WHITE: Final = 255
 SYNTHETIC_HEIGHT: Final = 200  # pixels
+DRESSED: Final = 0.5  # of the films take each of another's exposure and low frequencies; half as many its edges
+INNER: Final = 0.9  # of a radius: within that lies what a slice of a body shows
 ROUND: Final = 0.6  # of the things in a heap
 ALIKE: Final = 0.3  # of the drawings have two sides alike
 BLURRED: Final = 0.4  # ... and so many are blurred
@@ -70,6 +73,43 @@ def perturbed(film: Pixels, rng: Random) -> Pixels:
     return exposed[:, ::-1] if _by_chance(rng, 0.5) else exposed  # a heart on the right is a chest too
 
 
+def in_clothes_of(film: Pixels, donor: Pixels, rng: Random) -> Pixels:
+    """A film with what its unit gave it taken from another, each by chance: low frequencies, grey levels, edges.
+
+    Without this the fit tells collections apart by their exposure and their borders, and not patients by their bodies:
+    of adult films in the clothes of children's it then refused 38%, and with it 97%.
+    """
+    if _by_chance(rng, DRESSED):
+        film = _with_low_frequencies(film, donor, rng.uniform(1.0, 4.0))
+    if _by_chance(rng, DRESSED):
+        film = _with_grey_levels(film, donor)
+    if _by_chance(rng, DRESSED / 2):
+        width = max(1, round(len(film) * rng.uniform(0.02, 0.12)))
+        framed = donor.copy()
+        framed[width:-width, width:-width] = film[width:-width, width:-width]
+        film = framed
+    return film
+
+
+def _with_low_frequencies(film: Pixels, donor: Pixels, radius: float) -> Pixels:
+    """The donor's amplitudes up to so many cycles over the film; the phases stay."""
+    own, other = np.fft.rfft2(film.astype(np.float64)), np.fft.rfft2(donor.astype(np.float64))
+    low = np.hypot(np.fft.fftfreq(len(film), 1 / len(film))[:, None], np.arange(own.shape[1])) <= radius
+    amplitudes = np.where(low, np.abs(other), np.abs(own))
+    levels = np.fft.irfft2(amplitudes * np.exp(1j * np.angle(own)), film.shape)
+    mixed: Pixels = levels.round().clip(0, WHITE).astype(np.uint8)
+    return mixed
+
+
+def _with_grey_levels(film: Pixels, donor: Pixels) -> Pixels:
+    """The donor's histogram."""
+    order = np.empty(film.size, np.uint8)
+    order[np.argsort(film, axis=None, kind="stable")] = np.sort(donor, axis=None)
+    means = np.bincount(film.ravel(), order, WHITE + 1) / np.maximum(np.bincount(film.ravel(), minlength=WHITE + 1), 1)
+    matched: Pixels = means.round().astype(np.uint8)[film]
+    return matched
+
+
 def _moved(film: Pixels, degrees: float, zoom: npt.ArrayLike = (1.0, 1.0), move: npt.ArrayLike = (0.0, 0.0)) -> Pixels:
     """Turned about its middle, enlarged along each axis, and moved by a share of its side; black comes in."""
     height, width = film.shape
@@ -115,6 +155,88 @@ def _on_a_page(film: Pixels, rng: Random) -> Pixels:
     return page
 
 
+def _two_films(film: Pixels, rng: Random) -> Pixels:
+    """Two films beside or above each other, the second another exposure of the same or its mirror image."""
+    other = film[:, ::-1] if _by_chance(rng, 0.5) else _moved(film, rng.uniform(-8, 8))
+    gap = int(rng.integers(0, 4))
+    pair = np.full((SIDE, 2 * SIDE + gap), rng.choice((0, WHITE)), dtype=np.uint8)
+    pair[:, :SIDE], pair[:, SIDE + gap :] = film, other
+    return shrunk(pair if _by_chance(rng, 0.7) else np.concatenate([film, other], axis=0))
+
+
+def _screenshot(film: Pixels, rng: Random) -> Pixels:
+    """A film within a program's window: bars, buttons and lines of words around it."""
+    side = int(SIDE * rng.uniform(0.5, 0.8))
+    page = np.full((SIDE, SIDE), int(rng.choice((0, 30, 60, 200, 240, WHITE))), dtype=np.uint8)
+    picture = Image.fromarray(page)
+    pen = ImageDraw.Draw(picture)
+    ink = int(rng.integers(100, 256)) if page[0, 0] < WHITE // 2 else int(rng.integers(0, 120))
+    for _ in range(int(rng.integers(4, 14))):
+        x, y = rng.uniform(0, SIDE, 2)
+        pen.rectangle((x, y, x + rng.uniform(3, 20), y + rng.uniform(1, 4)), fill=ink)
+    top, left = (int(rng.integers(0, SIDE - side + 1)) for _ in range(2))
+    page = np.array(picture)
+    page[top : top + side, left : left + side] = shrunk(film, side)
+    return page
+
+
+def _phone_picture(film: Pixels, rng: Random) -> Pixels:
+    """A film on a light box or a screen, taken from the side by a camera: edges, glare and slant."""
+    inset = rng.uniform(0.04, 0.3, 8) * SIDE * (1, 1, 1, -1, -1, -1, -1, 1)
+    corners = inset + np.array([0, 0, 0, SIDE, SIDE, SIDE, SIDE, 0])
+    around = np.full((SIDE, SIDE), int(rng.integers(0, 256)), dtype=np.uint8)
+    wide = np.array(Image.fromarray(around).resize((2 * SIDE, 2 * SIDE)))
+    wide[SIDE // 2 : SIDE // 2 + SIDE, SIDE // 2 : SIDE // 2 + SIDE] = film
+    source = SIDE / 2 - (corners - np.array([0, 0, 0, SIDE, SIDE, SIDE, SIDE, 0]))
+    quad = source + np.array([0, 0, 0, SIDE, SIDE, SIDE, SIDE, 0])
+    seen = Image.fromarray(wide).transform((SIDE, SIDE), Image.Transform.QUAD, tuple(quad), Image.Resampling.BILINEAR)
+    down, across = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+    spot = np.exp(-(((across - rng.uniform(-1, 1)) ** 2 + (down - rng.uniform(-1, 1)) ** 2) / rng.uniform(0.05, 0.6)))
+    lit: Pixels = (
+        (np.asarray(seen) * rng.uniform(0.6, 1.0) + spot * rng.uniform(0, 160)).clip(0, WHITE).astype(np.uint8)
+    )
+    return lit
+
+
+def _lateral(film: Pixels, rng: Random) -> Pixels:
+    """A chest from the side, made of the halves of one from the front: both lungs over each other, the spine behind.
+
+    The heart lies in front and below, the shoulders above; vertebrae stand as steps along the spine.
+    """
+    middle = int(SIDE * rng.uniform(0.42, 0.58))
+    halves = [film[:, :middle][:, ::-1], film[:, middle:]]
+    near, far = (shrunk(half[:, : int(half.shape[1] * rng.uniform(0.75, 1.0))]).astype(float) for half in halves)
+    share = rng.uniform(0.0, 1.0)
+    body = share * near + (1 - share) * far
+    down, across = np.mgrid[0 : 1 : SIDE * 1j, 0 : 1 : SIDE * 1j]
+    at, steps = rng.uniform(0.08, 0.3), rng.uniform(9, 15)
+    slant = at + rng.uniform(-0.12, 0.12) * (down - 0.5) + rng.uniform(-0.2, 0.2) * (down - 0.5) ** 2
+    spine = np.exp(-(((across - slant) / rng.uniform(0.05, 0.1)) ** 2))
+    body += spine * (rng.uniform(10, 60) + rng.uniform(0, 30) * np.sin(2 * np.pi * steps * down))
+    heart = ((across - rng.uniform(0.55, 0.75)) / rng.uniform(0.16, 0.28)) ** 2 + (
+        (down - rng.uniform(0.55, 0.72)) / rng.uniform(0.14, 0.24)
+    ) ** 2
+    body += rng.uniform(20, 80) / (1 + np.exp(8 * (heart - 1)))
+    dome = rng.uniform(0.72, 0.92) + rng.uniform(0.1, 0.5) * (across - rng.uniform(0.4, 0.7)) ** 2
+    body += rng.uniform(30, 110) / (1 + np.exp(-40 * (down - dome)))
+    arms = rng.uniform(0.05, 0.22) + rng.uniform(-0.15, 0.15) * (across - 0.5)
+    body += rng.uniform(20, 100) / (1 + np.exp(30 * (down - arms)))
+    front = rng.uniform(0.86, 1.0) - rng.uniform(0.0, 0.15) * (down - 0.5)
+    body *= 1 - rng.uniform(0.5, 1.0) / (1 + np.exp(-60 * (across - front)))
+    lateral: Pixels = body.clip(0, WHITE).astype(np.uint8)
+    return lateral[:, ::-1] if _by_chance(rng, 0.5) else lateral
+
+
+def _oblique(film: Pixels, rng: Random) -> Pixels:
+    """A chest turned so far that its spine lies near one side: one lung wide, the other narrow."""
+    place = int(SIDE * rng.uniform(0.16, 0.27))
+    half = SIDE // 2
+    narrow = Image.fromarray(np.ascontiguousarray(film[:, :half])).resize((place, SIDE), Image.Resampling.BILINEAR)
+    wide = Image.fromarray(np.ascontiguousarray(film[:, half:])).resize((SIDE - place, SIDE), Image.Resampling.BILINEAR)
+    turned = np.concatenate([np.asarray(narrow), np.asarray(wide)], axis=1)
+    return turned[:, ::-1] if _by_chance(rng, 0.5) else turned
+
+
 Spoiling = Callable[[Pixels, Random], Pixels]
 
 # What may have happened to a chest film, by the name of its kind; each kind's ways by turns.
@@ -131,6 +253,11 @@ SPOILT: Final[dict[str, tuple[Spoiling, ...]]] = {
         lambda film, rng: np.rot90(WHITE - film, int(rng.integers(1, 4))),
     ),
     "cut or small films": (_cut, _strip, _on_a_page),
+    "two films on one picture": (_two_films,),
+    "screenshots": (_screenshot,),
+    "phone pictures": (_phone_picture,),
+    "lateral views": (_lateral,),
+    "oblique views": (_oblique,),
 }
 
 
@@ -218,6 +345,154 @@ def _section(rng: Random) -> Pixels:
     return shrunk(shrunk(picture, SIDE // 3)) if _by_chance(rng, 0.4) else picture
 
 
+def _axial(rng: Random) -> Pixels:
+    """A slice through a chest: an oval body, two dark lungs, ribs, a vertebra, a heart between."""
+    down, across = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+    wide, high, below = rng.uniform(0.65, 0.98), rng.uniform(0.42, 0.8), rng.uniform(-0.15, 0.15)
+    down = down - below
+    radius = np.hypot(across / wide, down / high)
+    tissue = rng.uniform(0.35, 0.7)
+    levels = np.where(radius < 1, tissue, rng.choice((0.0, 0.0, 0.1)))
+    levels[(radius < 1) & (radius > rng.uniform(0.82, 0.95))] = tissue * rng.uniform(0.4, 0.9)
+    dark, asymmetry = rng.uniform(0.0, 0.25), rng.uniform(0.8, 1.2)
+    for side, size in ((-1, 1.0), (1, asymmetry)):
+        a, b = wide * rng.uniform(0.28, 0.4) * size, high * rng.uniform(0.5, 0.75)
+        lung = ((across - side * wide * rng.uniform(0.4, 0.5)) / a) ** 2 + ((down - rng.uniform(-0.1, 0.1)) / b) ** 2
+        levels[lung < 1] = dark
+        vessels = rng.random(levels.shape) < rng.uniform(0, 0.15)
+        levels[(lung < INNER) & vessels] += rng.uniform(0.1, 0.6)
+    heart = ((across - rng.uniform(-0.05, 0.25)) / rng.uniform(0.2, 0.35)) ** 2 + (
+        (down + rng.uniform(-0.05, 0.2)) / rng.uniform(0.2, 0.35)
+    ) ** 2
+    levels[(heart < 1) & (radius < INNER)] = tissue * rng.uniform(0.9, 1.3)
+    vertebra = (across / rng.uniform(0.09, 0.16)) ** 2 + ((down - high * 0.62) / rng.uniform(0.1, 0.18)) ** 2
+    levels[vertebra < 1] = rng.uniform(0.7, 1.0)
+    for turn in np.linspace(0, 2 * np.pi, int(rng.integers(8, 17)), endpoint=False) + rng.uniform(0, 0.5):
+        x, y = 0.86 * wide * np.cos(turn), 0.86 * high * np.sin(turn)
+        levels[np.hypot(across - x, (down - y) * 1.5) < rng.uniform(0.03, 0.08)] = rng.uniform(0.7, 1.0)
+    if _by_chance(rng, 0.4):  # the table
+        levels[np.abs(down - high - 0.06) < rng.uniform(0.01, 0.03)] = rng.uniform(0.3, 0.7)
+    levels = levels + rng.normal(size=levels.shape) * rng.uniform(0, 0.06)
+    picture: Pixels = (levels.clip(0, 1) * WHITE).astype(np.uint8)
+    return picture
+
+
+def _capsule(pen: ImageDraw.ImageDraw, ends: npt.NDArray[np.float64], width: float, grey: int) -> None:
+    pen.line([tuple(end) for end in ends], fill=grey, width=max(1, round(width)))
+    for x, y in ends:
+        pen.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=grey)
+
+
+_FINE: Final = 4  # times SIDE, on which bones are drawn
+_JOINTS: Final = np.array([[0.115], [0.52], [0.83], [1.035], [1.15]])  # of a ray: where its bones meet
+
+
+def _bone(pen: ImageDraw.ImageDraw, ends: npt.NDArray[np.float64], width: float, rng: Random) -> None:
+    """One long bone: bright shell, darker marrow, thick ends."""
+    shell = int(rng.integers(170, 256))
+    _capsule(pen, ends, width, shell)
+    _capsule(pen, ends, width * 0.45, int(shell * rng.uniform(0.6, 0.9)))
+    for x, y in ends:
+        wide = width * rng.uniform(0.6, 0.9)
+        pen.ellipse((x - wide, y - wide, x + wide, y + wide), fill=int(shell * rng.uniform(0.75, 1.0)))
+
+
+def _hand(rng: Random) -> Pixels:
+    """A hand from above: five rays of bones in soft tissue, a palm and a wrist, turned by chance."""
+    side = SIDE * _FINE
+    picture = Image.new("L", (side, side), int(rng.integers(0, 50)))
+    pen = ImageDraw.Draw(picture)
+    tissue = int(rng.integers(60, 140))
+    palm, scale = np.array([side / 2, side * rng.uniform(0.58, 0.68)]), side * rng.uniform(0.85, 1.1)
+    spread = rng.uniform(0.7, 1.2)
+    down = np.array([0, scale])
+    _capsule(pen, palm + down * [[0], [0.6]], scale * 0.24, tissue)
+    _capsule(pen, palm + down * [[-0.08], [0.1]], scale * 0.36, tissue)
+    rays = []
+    for turn, length in zip((-0.95, -0.32, -0.08, 0.16, 0.42), (0.36, 0.5, 0.54, 0.5, 0.4), strict=True):
+        angle = turn * spread + rng.normal() * 0.04
+        direction = np.array([np.sin(angle), -np.cos(angle)])
+        joints = palm + down * 0.1 + direction * scale * length * _JOINTS
+        _capsule(pen, joints[[0, -1]], scale * 0.085, tissue)
+        rays.append(joints)
+    for joints in rays:
+        for start, end in pairwise(joints):
+            gap = (end - start) * 0.09
+            _bone(pen, np.stack([start + gap, end - gap]), scale * rng.uniform(0.025, 0.04), rng)
+    for _ in range(int(rng.integers(4, 9))):
+        x, y = palm + rng.normal(size=2) * (scale * 0.08, scale * 0.03) + down * 0.1
+        size = scale * rng.uniform(0.015, 0.035)
+        pen.ellipse((x - size, y - size, x + size, y + size), fill=int(rng.integers(150, 240)))
+    for offset in (-0.06, 0.05):
+        start = palm + np.array([offset, 0.2]) * scale
+        _bone(pen, start + down * [[0], [0.5]], scale * rng.uniform(0.05, 0.08), rng)
+    return _laid(picture, rng)
+
+
+def _limb(rng: Random) -> Pixels:
+    """A long bone or two, a joint, soft tissue beside them: arm, leg, knee, foot."""
+    side = SIDE * _FINE
+    picture = Image.new("L", (side, side), int(rng.integers(0, 60)))
+    pen = ImageDraw.Draw(picture)
+    bend = rng.uniform(-0.5, 0.5)
+    joint = np.array([0.5, rng.uniform(0.35, 0.65)]) * side
+    above = joint - (0, side)
+    below = joint + side * np.array([np.sin(bend), np.cos(bend)])
+    thick = rng.uniform(0.25, 0.7)
+    for end in (above, below):
+        _capsule(pen, np.stack([joint, end]), side * thick, int(rng.integers(70, 150)))
+    width, two = side * rng.uniform(0.07, 0.18), _by_chance(rng, 0.6)
+    for end, double in ((above, False), (below, two)):
+        along = end - joint
+        aside = np.array([along[1], -along[0]]) * 0.09 * double
+        for sign in (-1, 1) if double else (0,):
+            start = joint + along * rng.uniform(0.05, 0.09) + sign * aside
+            _bone(pen, np.stack([start, end + sign * aside]), width * (0.6 if double else 1.0), rng)
+    return _laid(picture, rng)
+
+
+def _head(rng: Random) -> Pixels:
+    """A skull or a pelvis: bright rings within soft tissue, with openings."""
+    side = SIDE * _FINE
+    picture = Image.new("L", (side, side), int(rng.integers(0, 60)))
+    pen = ImageDraw.Draw(picture)
+
+    def ring(x: float, y: float, across: float, down: float, *, grey: int, line: float) -> None:
+        box = tuple(side * edge for edge in (x - across, y - down, x + across, y + down))
+        pen.ellipse(box, outline=min(WHITE, grey + 80), width=max(1, round(side * line)), fill=grey)
+
+    grey = int(rng.integers(90, 160))
+    if _by_chance(rng, 0.5):
+        ring(0.5, 0.45, rng.uniform(0.3, 0.45), rng.uniform(0.36, 0.45), grey=grey, line=rng.uniform(0.01, 0.04))
+        ring(rng.uniform(0.45, 0.55), 0.78, 0.22, 0.16, grey=grey, line=0.02)
+        for x in (0.38, 0.62):
+            ring(x, 0.55, 0.09, 0.07, grey=grey - 50, line=0.015)
+    else:
+        pen.rectangle((0, 0, side, side), fill=grey - 30)
+        for x in (0.27, 0.73):
+            ring(x, rng.uniform(0.3, 0.4), 0.2, rng.uniform(0.22, 0.3), grey=grey, line=0.02)
+            ring(x * 0.6 + 0.2, 0.72, 0.09, 0.08, grey=grey - 60, line=0.03)
+            ring(0.13 if x < 0.5 else 0.87, 0.62, 0.09, 0.09, grey=grey + 40, line=0.02)  # noqa: PLR2004 - the middle
+        _bone(pen, np.array([[0.5, -0.1], [0.5, 0.5]]) * side, side * rng.uniform(0.08, 0.14), rng)
+        for x, y in rng.uniform(0.2, 0.8, (int(rng.integers(2, 9)), 2)):
+            ring(x, y * 0.5, *rng.uniform(0.02, 0.08, 2), grey=max(0, grey - 60), line=0.005)
+    return _laid(picture, rng)
+
+
+def _laid(picture: Image.Image, rng: Random) -> Pixels:
+    """Bones as a detector shows them: turned, enlarged, soft, with grain."""
+    small = shrunk(np.asarray(picture.resize((SIDE * 2, SIDE * 2), Image.Resampling.BOX)))
+    laid = _moved(
+        small,
+        rng.normal() * 35 + 180 * _by_chance(rng, 0.15),
+        rng.uniform(0.8, 1.5) * np.ones(2),
+        rng.uniform(-0.15, 0.15, 2),
+    )
+    grain = laid + _cloud(rng).astype(float) * rng.uniform(0, 0.3) + rng.normal(size=laid.shape) * rng.uniform(0, 6)
+    levels: Pixels = grain.clip(0, WHITE).astype(np.uint8)
+    return levels[:, ::-1] if _by_chance(rng, 0.5) else levels
+
+
 def _ramp(rng: Random) -> Pixels:
     """Grey levels that rise across, outwards, or in waves."""
     down, across = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
@@ -230,23 +505,18 @@ def _ramp(rng: Random) -> Pixels:
     return picture
 
 
-# By turns; those named twice are the most varied.
-DRAWN: Final[tuple[Callable[[Random], Pixels], ...]] = (
-    _heap,
-    _section,
-    _cloud,
-    _page,
-    _sketch,
-    _heap,
-    _section,
-    _ramp,
-)
-DRAWINGS: Final = "drawn pictures"
+# By the name of their kind; by turns within it, and those named twice are the most varied.
+DRAWN: Final[dict[str, tuple[Callable[[Random], Pixels], ...]]] = {
+    "photographs, pages and drawings": (_heap, _cloud, _page, _sketch, _heap, _ramp),
+    "slices of the body": (_section, _axial),
+    "other parts of the body": (_hand, _limb, _head, _hand),
+}
 
 
-def drawing(number: int, rng: Random) -> Pixels:
-    """Of the kind whose turn it is; some with two sides alike, as faces and things have, and some out of focus."""
-    picture = DRAWN[number % len(DRAWN)](rng)
+def drawing(kind: str, number: int, rng: Random) -> Pixels:
+    """Of that kind, in the way whose turn it is; some with two sides alike, as faces and things have, some blurred."""
+    ways = DRAWN[kind]
+    picture = ways[number % len(ways)](rng)
     if _by_chance(rng, ALIKE):
         half = picture[:, : SIDE // 2]
         picture = np.concatenate([half, half[:, ::-1]], axis=1)

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from chestxray.data.pack import Pack
 from chestxray.data.training_films import TRAINING_FILMS
-from chestxray.errors import BundleInvalid
+from chestxray.errors import BundleInvalid, RunInvalid
 from chestxray.evaluation.model_card import header, measured_where_chosen, section
 from chestxray.evaluation.robustness import CLEAN, measured_again, pooled, reliance, under_shifts
 from chestxray.files import folder_written_whole
@@ -29,6 +30,7 @@ from chestxray.schema import INTENDED_AGES, BundleInfo, Split
 from chestxray.training import trainer
 from chestxray.training.ensemble import Ensemble, Trained
 from chestxray.training.networks import Classifier, parameters_of, spec_of
+from chestxray.training.ood_fit import fitted_to, pictures_to_refuse
 from chestxray.training.run_folder import RunInfo, ValidationTable
 from chestxray.training.weights import read_checked, to_bytes
 from chestxray.version import __version__
@@ -234,7 +236,14 @@ CARD: Final = "MODEL_CARD.md"
 
 
 def export_run(
-    run: Path, out: Path, name: str = "pneumonia", *, beside: Sequence[Path] = (), compact: bool = False
+    run: Path,
+    out: Path,
+    name: str = "pneumonia",
+    *,
+    beside: Sequence[Path] = (),
+    compact: bool = False,
+    refuse: Sequence[str] = (),
+    pack: Path | None = None,
 ) -> BundleInfo:
     """Make a bundle of a run's best epoch, or of several runs' that answer as one.
 
@@ -247,15 +256,19 @@ def export_run(
         name: the model's, as predictions name it.
         beside: further finished runs on the same pack, of any network; the bundle's log-odds are the mean of all.
         compact: store the graph's weights in 16 bits and leave the second copy, for training on, out.
+        refuse: pictures that the bundle must not answer, as ``ood_fit.pictures_to_refuse`` reads them; the gate is then
+            fitted anew, to them and to the films of the pack.
+        pack: that the run was trained on; needed with ``refuse``.
 
     Raises:
+        SourceInvalid: nothing to refuse can be read.
         RunInvalid: a run is missing, unfinished, damaged or changed, or was trained on another pack.
         BundleInvalid: the graph does not answer as the network does.
         OutputExists: something that is no bundle stands at ``out``.
     """
     trained = Trained.read([run, *beside])
     info = trained.infos[0]
-    gate = read_checked(run / GATE, info.files[GATE])
+    gate = _gate_against(refuse, pack, info) if refuse else read_checked(run / GATE, info.files[GATE])
     size = info.preprocessing.size
     with folder_written_whole(out, marker=DESCRIPTION) as folder:
         bundle = _described(name, trained)
@@ -271,6 +284,15 @@ def export_run(
         complete = write_bundle(folder, bundle, files)
         _compare(folder, trained.ensemble, size, HALF_TOLERANCE if compact else TOLERANCE)
     return complete
+
+
+def _gate_against(refuse: Sequence[str], pack: Path | None, info: RunInfo) -> bytes:
+    if pack is None:
+        raise RunInvalid("a gate against pictures is fitted to the training films as well. Name their pack with --pack")
+    opened = Pack.open(pack)
+    if opened.info.fingerprint != info.training_data:
+        raise RunInvalid(f"{pack}: is not the pack that the run was trained on. Name that one")
+    return fitted_to(opened, [pictures_to_refuse(one, opened.info.preprocessing) for one in refuse]).to_json().encode()
 
 
 def _described(name: str, trained: Trained) -> BundleInfo:

@@ -1,8 +1,9 @@
 """The gate of a bundle, fitted on the training films of a pack: what a frontal chest film looks like.
 
 Three quarters of the training films' patients, and drawn chests, are what the gate has to accept, as they are and
-shifted; what it has to refuse is made of the same films (turned, inverted, cut) and drawn. The other quarter sets the
-limits. Nothing of validation or test is looked at.
+shifted; what it has to refuse is made of the same films (turned, inverted, cut, seen from the side), drawn, and given:
+pictures that this bundle must not answer, such as those of patients whom it is not meant for. The other quarter, of
+films and of given pictures, sets the limits and is counted. Nothing of validation or test is looked at.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +20,33 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from chestxray.data.collect import collect
 from chestxray.data.pack import Pack
+from chestxray.data.sources import read_film
+from chestxray.errors import FilmError, SourceInvalid
 from chestxray.files import write_atomically
-from chestxray.inference.ood import GATE, REFUSED_ABOVE, Float32Array, OODDetector, Share, coded, thumbnail
-from chestxray.schema import Split
+from chestxray.images.preprocess import levelled, preprocess
+from chestxray.inference.ood import (
+    GATE,
+    KERNELS,
+    PICTURE_SIDE,
+    REFUSED_ABOVE,
+    Float32Array,
+    Looks,
+    OODDetector,
+    Share,
+    coded,
+    picture,
+    thumbnail,
+)
+from chestxray.schema import Levels, Preprocessing, Split
 from chestxray.synthetic.ood_negatives import (
-    DRAWINGS,
+    DRAWN,
     SPOILT,
     Pixels,
     Random,
     drawing,
+    in_clothes_of,
     perturbed,
     shrunk,
     synthetic_films,
@@ -50,6 +68,7 @@ SYNTHETIC_FILMS: Final = (32, 8)  # drawn chests: to fit on, and to set the limi
 SHIFTED: Final = 1500  # shifted copies that the fit sees at least ...
 SHIFTS: Final = 2  # ... of each film, where there are enough
 SYNTHETIC_SHIFTS: Final = 16  # of each synthetic film, so that they are no oddities among thousands of films
+DRAWN_SHARES: Final = {"photographs, pages and drawings": 1.5, "other parts of the body": 0.3}  # of each, by films
 FEWEST_REFUSED: Final = 1500  # pictures of each sort; films are enough from that number on
 
 # Beyond each limit lie at most these shares of the films that were kept back, as they are and shifted.
@@ -60,54 +79,147 @@ REFUSED_OF_SHIFTED: Final = 0.007
 # film: films that were fitted lie nearer than others will, the more so the fewer they are.
 FURTHER: Final = np.array([2.0, 0.1, 0.1])  # log-odds, and shares of the two distances
 
+# The convolutional network.
+WIDTHS: Final = (12, 24, 48, 64)  # channels behind each layer; a picture costs 2.2 million multiplications
+LOOKS_PASSES: Final = 24
+LOOKS_RATE: Final = 3e-3
+LOOKS_DECAY: Final = 1e-2
+REDRAWN: Final = 2  # passes over the same pictures; then all are shifted, spoilt and drawn anew
+PLAIN: Final = 0.3  # of the films are shown as they are
+MADE: Final = 240  # pictures a pass of each kind that is made
+GIVEN: Final = 2400  # ... and of each that is given
+LOOKS_REFUSED: Final = 0.002  # of the kept films of each class, at most: the sick are refused no more often
+LOOKS_SHIFTED: Final = 0.05  # of the shifted films: they are shifted farther than most units differ
+# Of the other three limits, where this one does their work: log-odds, and shares of the distances.
+WIDER: Final = np.array([2.0, 0.05, 0.05])
+FEWEST_GIVEN: Final = 8  # pictures of a kind; fewer teach nothing
+
 SCORE_LIMITS: Final = tuple(step / 20 for step in range(1, 20))  # of the curve
 
 
+class Refused(NamedTuple):
+    """Pictures that a bundle must not answer, of one kind.
+
+    Attributes:
+        kind: what refusals call them, as in "it does not look like a frontal chest film, but like {kind}".
+        planes: as the network would see them, each (height, width), uint8.
+        patients: whose they are; a picture of nobody stands for itself.
+    """
+
+    kind: str
+    planes: Sequence[Pixels]
+    patients: Sequence[str]
+
+
 class Pictures(NamedTuple):
-    """Films and drawn chests, to fit on and kept back; of the shape that ``impostors`` gives."""
+    """Films, drawn chests and given pictures, to fit on or kept back; of the shape that ``ood_negatives`` has."""
 
     films: Sequence[Pixels]
+    labels: npt.NDArray[np.intp]
     synthetic_films: Sequence[Pixels]
+    given: dict[str, list[Pixels]]
 
 
-def write_gate(pack: Pack, folder: Path) -> None:
+def write_gate(pack: Pack, folder: Path, refuse: Sequence[Refused] = ()) -> None:
     """Fit the gate to the training films of a pack, and write ``gate.json`` into a folder."""
-    rows = _rows(pack)
-    likeness = fit_detector([pack.images[row] for row in rows], [pack.films[row].patient_id for row in rows])
-    write_atomically(folder / GATE, likeness.to_json().encode())
+    write_atomically(folder / GATE, fitted_to(pack, refuse).to_json().encode())
 
 
-def _rows(pack: Pack) -> npt.NDArray[np.intp]:
+def fitted_to(pack: Pack, refuse: Sequence[Refused] = ()) -> OODDetector:
+    """The gate of the training films of a pack."""
     rows = pack.rows(Split.TRAIN)
-    return np.sort(np.random.default_rng(SEED).permutation(rows)[:MOST])
+    rows = np.sort(np.random.default_rng(SEED).permutation(rows)[:MOST])
+    films = [pack.films[row] for row in rows]
+    return fit_detector(
+        [pack.images[row] for row in rows],
+        [film.patient_id for film in films],
+        labels=[film.label for film in films],
+        refuse=refuse,
+        levels=pack.info.preprocessing.levels,
+    )
 
 
-def fit_detector(planes: Sequence[Pixels], patients: Sequence[str]) -> OODDetector:
-    """What the films have in common, and how far they lie apart. The same films give the same gate.
+def pictures_to_refuse(source: str, preprocessing: Preprocessing) -> Refused:
+    """Read pictures that a bundle must not answer.
+
+    Args:
+        source: a folder, an archive, a table or a manifest, or ``WORDS=SOURCE`` with what refusals call them, such as
+            "an adult's film=archive/adults.csv". A table's ``patient_id`` keeps each patient's pictures together.
+        preprocessing: of the pack that the bundle was trained on.
+
+    Raises: SourceInvalid, where nothing in it can be read as a picture.
+    """
+    kind, _, place = source.rpartition("=")
+    planes, patients = [], []
+    for film in collect(place, labels_needed=False):
+        try:
+            planes.append(
+                preprocess(read_film(film), film.path, *preprocessing.size, preprocessing.resize, preprocessing.levels)
+            )
+        except FilmError:
+            continue
+        patients.append(film.patient_id)
+    if not planes:
+        raise SourceInvalid(f"{place}: holds no picture that can be read, so there is nothing to learn to refuse")
+    return Refused(kind or f"the pictures of {Path(place).stem}", planes, patients)
+
+
+def fit_detector(
+    planes: Sequence[Pixels],
+    patients: Sequence[str],
+    *,
+    labels: Sequence[str] = (),
+    refuse: Sequence[Refused] = (),
+    levels: Levels = Levels.STORED,
+) -> OODDetector:
+    """Find what the films have in common, and how far they lie apart. The same films give the same gate.
 
     Args:
         planes: training films as the network sees them, each (height, width), uint8.
         patients: whose they are; a film of nobody stands for itself.
+        labels: of the films; none is refused more often than the others.
+        refuse: pictures that must not be answered.
+        levels: what the bundle's preprocessing makes of grey levels, so that pictures made here get the same.
     """
     rng = np.random.default_rng(SEED)
     films = [shrunk(plane) for plane in planes]
     back = _kept_back(patients)
+    classes = np.unique(np.array(labels or [""] * len(films)), return_inverse=True)[1]
     drawn = synthetic_films(sum(SYNTHETIC_FILMS), SEED)
-    fitted = Pictures([film for film, kept in zip(films, back, strict=True) if not kept], drawn[: SYNTHETIC_FILMS[0]])
-    kept = Pictures([film for film, kept in zip(films, back, strict=True) if kept], drawn[SYNTHETIC_FILMS[0] :])
-    likeness = _fitted(fitted, rng)
+    given = {some.kind: ([shrunk(plane) for plane in some.planes], _kept_back(some.patients, 0)) for some in refuse}
+
+    def part(chests: Sequence[Pixels], *, kept: bool) -> Pictures:
+        chosen = np.array(back) == kept
+        return Pictures(
+            [film for film, mine in zip(films, chosen, strict=True) if mine],
+            classes[chosen],
+            chests,
+            {
+                kind: [one for one, mine in zip(some, held, strict=True) if mine == kept]
+                for kind, (some, held) in given.items()
+            },
+        )
+
+    fitted, kept = (
+        part(drawn[: SYNTHETIC_FILMS[0]], kept=False),
+        part(drawn[SYNTHETIC_FILMS[0] :], kept=True),
+    )
+    maker = _Maker(levels, rng)
+    likeness = _fitted(fitted, maker)
     scarce = not kept.films
-    unseen = Pictures(fitted.films, kept.synthetic_films) if scarce else kept
-    kinds = _kinds(unseen, rng)
-    limited = dataclasses.replace(likeness, limits=_limits(likeness, unseen.synthetic_films, kinds, wide=scarce))
-    return _measured(_stored(limited), kinds)
+    if not scarce or any(len(some) >= FEWEST_GIVEN for some in fitted.given.values()):
+        likeness = dataclasses.replace(likeness, looks=_looks(fitted, maker))
+    unseen = kept._replace(films=fitted.films, labels=fitted.labels) if scarce else kept
+    kinds = {kind: likeness.distances(pictures) for kind, pictures in maker.kinds(unseen).items()}
+    chests = likeness.distances(maker.levelled(unseen.synthetic_films))
+    return _measured(_stored(_limited(likeness, kinds, chests, unseen.labels, wide=scarce)), kinds)
 
 
-def _kept_back(patients: Sequence[str]) -> list[bool]:
+def _kept_back(patients: Sequence[str], few: int = FEW) -> list[bool]:
     """Which films set the limits: by a hash of the patient, so that a patient stays on one side. None, if few."""
     names = [patient or str(row) for row, patient in enumerate(patients)]
     chosen = [hashlib.sha256(name.encode()).digest()[0] % KEPT_BACK == 0 for name in names]
-    return chosen if len(names) >= FEW and not all(chosen) else [False] * len(names)
+    return chosen if len(names) >= few and not all(chosen) else [False] * len(names)
 
 
 def _stored(likeness: OODDetector) -> OODDetector:
@@ -115,25 +227,96 @@ def _stored(likeness: OODDetector) -> OODDetector:
     return OODDetector.from_json(likeness.to_json())
 
 
+# --------------------------------------------------------------------------- pictures
+
+
+class _Maker:
+    """Makes pictures as the bundle's preprocessing would hand them to the gate."""
+
+    def __init__(self, levels: Levels, rng: Random) -> None:
+        self._levels, self._rng = levels, rng
+
+    def levelled(self, pictures: Iterable[Pixels]) -> list[Pixels]:
+        return [levelled(np.ascontiguousarray(picture), self._levels) for picture in pictures]
+
+    def any_of(self, pictures: Sequence[Pixels]) -> Pixels:
+        return pictures[int(self._rng.integers(len(pictures)))]
+
+    def shifted(self, films: Iterable[Pixels]) -> list[Pixels]:
+        return self.levelled(perturbed(film, self._rng) for film in films)
+
+    def spoilt(self, kind: str, films: Iterable[Pixels]) -> list[Pixels]:
+        ways = SPOILT[kind]
+        return self.levelled(ways[row % len(ways)](film, self._rng) for row, film in enumerate(films))
+
+    def drawn(self, kind: str, count: int) -> list[Pixels]:
+        return self.levelled(drawing(kind, number, self._rng) for number in range(count))
+
+    def kinds(self, pictures: Pictures) -> dict[str, list[Pixels]]:
+        """What the fit did not see, by kind: films first, then what has to be refused."""
+        kinds = {"films": self.levelled(pictures.films), "shifted films": self.shifted(pictures.films)}
+        kinds |= {kind: self.spoilt(kind, pictures.films) for kind in SPOILT}
+        kinds |= {kind: self.drawn(kind, len(pictures.films)) for kind in DRAWN}
+        return kinds | {kind: self.levelled(some) for kind, some in pictures.given.items() if some}
+
+    def impostors(self, pictures: Pictures) -> list[Pixels]:
+        """Spoilt films, each way as often as the others, spoilt synthetic films, and drawings."""
+        count = max(FEWEST_REFUSED, len(pictures.films))
+        spoilings = [spoil for ways in SPOILT.values() for spoil in ways]
+        made = []
+        for number in range(count + count // 3):
+            chest = self.any_of(pictures.films if number % 10 else pictures.synthetic_films)
+            made.append(spoilings[number % len(spoilings)](perturbed(chest, self._rng), self._rng))
+        for kind in DRAWN:
+            share = DRAWN_SHARES.get(kind, 1.0)
+            made.extend(drawing(kind, number, self._rng) for number in range(round(share * count)))
+        made.extend(one for some in pictures.given.values() for one in some)
+        return self.levelled(made)
+
+    def lesson(self, pictures: Pictures) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        """What the convolutional network sees in a pass: pictures, and 0 for films or 1 + the kind of each."""
+        foreign = [one for some in pictures.given.values() for one in some]
+
+        def dressed(film: Pixels, wardrobe: Sequence[Pixels]) -> Pixels:
+            return in_clothes_of(film, self.any_of(wardrobe), self._rng) if wardrobe else film
+
+        films = [
+            film if self._rng.random() < PLAIN else perturbed(dressed(film, foreign), self._rng)
+            for film in (*pictures.films, *pictures.synthetic_films)
+        ]
+        lots = [films]
+        for ways in SPOILT.values():
+            chests = [perturbed(self.any_of(pictures.films), self._rng) for _ in range(MADE)]
+            lots.append([ways[row % len(ways)](film, self._rng) for row, film in enumerate(chests)])
+        lots.extend([drawing(kind, number, self._rng) for number in range(MADE)] for kind in DRAWN)
+        lots.extend(
+            [perturbed(dressed(self.any_of(some), pictures.films), self._rng) for _ in range(GIVEN)]
+            for some in pictures.given.values()
+            if len(some) >= FEWEST_GIVEN
+        )
+        seen = [picture(one) for lot in lots for one in self.levelled(lot)]
+        return np.stack(seen), np.repeat(np.arange(len(lots)), [len(lot) for lot in lots])
+
+
 # --------------------------------------------------------------------------- the fit
 
 
-def _fitted(pictures: Pictures, rng: Random) -> OODDetector:
+def _fitted(pictures: Pictures, maker: _Maker) -> OODDetector:
     """Axes and network; no limits yet."""
     shifts = max(SHIFTS, SHIFTED // len(pictures.films))
     accepted = _thumbnails(
         [
-            *pictures.films,
-            *(perturbed(film, rng) for film in pictures.films for _ in range(shifts)),
-            *pictures.synthetic_films,
-            *(perturbed(film, rng) for film in pictures.synthetic_films for _ in range(SYNTHETIC_SHIFTS)),
+            *maker.levelled(pictures.films),
+            *maker.shifted(film for film in pictures.films for _ in range(shifts)),
+            *maker.levelled(pictures.synthetic_films),
+            *maker.shifted(film for film in pictures.synthetic_films for _ in range(SYNTHETIC_SHIFTS)),
         ]
     )
     centre = accepted.mean(axis=0)
     variances, directions = np.linalg.eigh(np.cov((accepted - centre).T))
     axes = directions[:, : -AXES - 1 : -1].astype(np.float32)
     deviations = np.sqrt(variances[: -AXES - 1 : -1].clip(1e-6)).astype(np.float32)
-    refused = _thumbnails(_impostors(pictures, rng))
+    refused = _thumbnails(maker.impostors(pictures))
     seen = coded(np.concatenate([accepted, refused]), centre, axes, deviations)[0]
     wrong = np.repeat([0.0, 1.0], [len(accepted), len(refused)])
     hidden, hidden_bias, output, output_bias = _network(seen, wrong)
@@ -142,21 +325,9 @@ def _fitted(pictures: Pictures, rng: Random) -> OODDetector:
     )
 
 
-def _impostors(pictures: Pictures, rng: Random) -> Iterable[Pixels]:
-    """Spoilt films, each kind as often as the others, spoilt synthetic films, and drawings."""
-    count = max(FEWEST_REFUSED, len(pictures.films))
-    spoilings = [spoil for ways in SPOILT.values() for spoil in ways]
-    for number in range(count + count // 3):
-        chests = pictures.films if number % 10 else pictures.synthetic_films
-        chest = perturbed(chests[int(rng.integers(len(chests)))], rng)
-        yield spoilings[number % len(spoilings)](chest, rng)
-    for number in range(count):
-        yield drawing(number, rng)
-
-
 def _thumbnails(pictures: Iterable[Pixels]) -> Float32Array:
     """Shape (n, p), as the gate sees them."""
-    return np.stack([thumbnail(np.ascontiguousarray(picture)) for picture in pictures])
+    return np.stack([thumbnail(picture) for picture in pictures])
 
 
 def _network(
@@ -188,41 +359,110 @@ def _network(
     return hidden.T, hidden_bias, output[0], output_bias
 
 
+def _looks(pictures: Pictures, maker: _Maker) -> Looks:
+    """The convolutional network; no limit yet."""
+    kinds = (*SPOILT, *DRAWN, *(kind for kind, some in pictures.given.items() if len(some) >= FEWEST_GIVEN))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        layers, dense = _layers(len(kinds) + 1)
+        network = nn.Sequential(layers, nn.Flatten(), nn.Dropout(0.3), dense)
+        optimiser = torch.optim.AdamW(network.parameters(), LOOKS_RATE, weight_decay=LOOKS_DECAY)
+        schedule: torch.optim.lr_scheduler.LRScheduler | None = None
+        for number in range(LOOKS_PASSES):
+            if number % REDRAWN == 0:
+                seen, kind = (torch.from_numpy(part) for part in maker.lesson(pictures))
+            batches = list(torch.split(torch.randperm(len(seen)), BATCH // 2))
+            if schedule is None:
+                schedule = torch.optim.lr_scheduler.OneCycleLR(
+                    optimiser, LOOKS_RATE, total_steps=LOOKS_PASSES * len(batches) + 1, pct_start=0.05
+                )
+            for rows in batches:
+                loss = functional.cross_entropy(network(_scaled(seen[rows])), kind[rows])
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]  # torch's own gap
+                optimiser.step()
+                schedule.step()
+        network.eval()
+        return _without_torch(kinds, layers, dense)
+
+
+def _scaled(pictures: torch.Tensor) -> torch.Tensor:
+    """As ``Looks.logits`` scales them: shape (n, 1, height, width)."""
+    return (pictures[:, None].float() - 128) / 64
+
+
+def _layers(classes: int) -> tuple[nn.Sequential, nn.Linear]:
+    layers: list[nn.Module] = []
+    before = 1
+    for side, width in zip(KERNELS, WIDTHS, strict=True):
+        layers += [nn.Conv2d(before, width, side, 2, side // 2, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        before = width
+    return nn.Sequential(*layers), nn.Linear(before * (PICTURE_SIDE // 2 ** len(KERNELS)) ** 2, classes)
+
+
+def _without_torch(kinds: tuple[str, ...], layers: nn.Sequential, dense: nn.Linear) -> Looks:
+    """The normalisation folded into the filters, and the places of the last layer in NumPy's order."""
+    filters, biases = [], []
+    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+    norms: list[Any] = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
+    for convolution, norm in zip(convolutions, norms, strict=True):
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        weights = (convolution.weight * scale[:, None, None, None]).flatten(1).T
+        filters.append(weights.detach().numpy())
+        biases.append((norm.bias - norm.running_mean * scale).detach().numpy())
+    cells = PICTURE_SIDE // 2 ** len(KERNELS)
+    by_place = dense.weight.detach().reshape(len(kinds) + 1, WIDTHS[-1], cells, cells).permute(2, 3, 1, 0)
+    last = by_place.reshape(-1, len(kinds) + 1).numpy()
+    return Looks(kinds, tuple(filters), tuple(biases), last, dense.bias.detach().numpy())
+
+
 # --------------------------------------------------------------------------- limits and figures
 
 
-def _kinds(pictures: Pictures, rng: Random) -> dict[str, Float32Array]:
-    """Thumbnails of pictures that the fit did not see, by kind: films first, then what has to be refused."""
-    films = pictures.films
-    kinds = {"films": films, "shifted films": [perturbed(film, rng) for film in films]}
-    for kind, ways in SPOILT.items():
-        kinds[kind] = [ways[row % len(ways)](film, rng) for row, film in enumerate(films)]
-    kinds[DRAWINGS] = [drawing(number, rng) for number in range(len(films))]
-    return {kind: _thumbnails(some) for kind, some in kinds.items()}
-
-
-def _limits(
-    likeness: OODDetector, drawn: Sequence[Pixels], kinds: dict[str, Float32Array], *, wide: bool
-) -> Float32Array:
-    """Of the three distances: so few films lie beyond each, and no drawn chest.
+def _limited(
+    likeness: OODDetector,
+    kinds: dict[str, npt.NDArray[np.float64]],
+    chests: npt.NDArray[np.float64],
+    labels: npt.NDArray[np.intp],
+    *,
+    wide: bool,
+) -> OODDetector:
+    """With limits of the distances: so few films lie beyond each, of each class, and no drawn chest.
 
     Args:
+        kinds: distances of the films that set the limits, among others.
+        chests: distances of drawn chests.
+        labels: class of each of the films.
         wide: no film was kept back; these are those that were fitted.
     """
-    quantiles = [
-        np.quantile(likeness.distances(kinds["films"]), 1.0 if wide else 1.0 - REFUSED_OF_FILMS, axis=0),
-        np.quantile(likeness.distances(kinds["shifted films"]), 1.0 - REFUSED_OF_SHIFTED, axis=0),
-        likeness.distances(_thumbnails(drawn)).max(axis=0),
-    ]
-    limits: Float32Array = np.max(quantiles, axis=0)
+    films, shifted = kinds["films"], kinds["shifted films"]
+    allowed = np.array([REFUSED_OF_FILMS] * 3), np.array([REFUSED_OF_SHIFTED] * 3)
+    if likeness.looks:
+        allowed = np.array([0.0] * 3 + [LOOKS_REFUSED]), np.array([REFUSED_OF_SHIFTED] * 3 + [LOOKS_SHIFTED])
+
+    def beyond(distances: npt.NDArray[np.float64], shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.array([np.quantile(column, 1.0 - part) for column, part in zip(distances.T, shares, strict=True)])
+
+    limits = np.max(
+        [
+            *(beyond(films[labels == label], allowed[0] * (not wide)) for label in np.unique(labels)),
+            beyond(shifted, allowed[1]),
+            chests.max(axis=0),
+        ],
+        axis=0,
+    )
     if wide:
-        limits = limits + FEW / len(kinds["films"]) * FURTHER * np.array([1.0, *limits[1:]])
-    return limits.astype(np.float32)
+        further = np.array([*FURTHER, FURTHER[0]])[: len(limits)]
+        limits = limits + FEW / len(films) * further * np.array([1.0, *limits[1:3], 1.0])[: len(limits)]
+    elif likeness.looks:
+        limits[:3] += WIDER * np.array([1.0, *limits[1:3]])
+    looks = dataclasses.replace(likeness.looks, limit=float(limits[3])) if likeness.looks else None
+    return dataclasses.replace(likeness, limits=limits[:3].astype(np.float32), looks=looks)
 
 
-def _measured(likeness: OODDetector, kinds: dict[str, Float32Array]) -> OODDetector:
+def _measured(likeness: OODDetector, kinds: dict[str, npt.NDArray[np.float64]]) -> OODDetector:
     """With the counts and the curve of what it refuses."""
-    scores = {kind: likeness.scores(thumbnails) for kind, thumbnails in kinds.items()}
+    scores = {kind: likeness.scores_of(distances) for kind, distances in kinds.items()}
     return dataclasses.replace(
         likeness,
         refused={kind: Share(int(np.sum(of > REFUSED_ABOVE)), len(of)) for kind, of in scores.items()},
