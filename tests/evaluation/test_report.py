@@ -7,16 +7,26 @@ import dataclasses
 import html.parser
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from chestxray.cli.evaluate import assessment_text
 from chestxray.errors import OutputExists, UsageError
-from chestxray.evaluation.assessment import HALF, CohortStep, Provenance, assess
-from chestxray.evaluation.report import GUIDELINES, decimal, percent, write_report
+from chestxray.evaluation.assessment import HALF, CohortStep, Provenance, RefusedFilm, assess, counting_refusals
+from chestxray.evaluation.report import (
+    GUIDELINES,
+    decimal,
+    difference_text,
+    percent,
+    signed_interval_text,
+    write_report,
+)
 from chestxray.metrics.calibration import choose_operating_points
 from chestxray.metrics.comparison import ORIGINAL, Rival
 from chestxray.metrics.conformal import conformal_rule
+from chestxray.metrics.intervals import Interval
 from chestxray.metrics.metrics import auroc
 from chestxray.metrics.scores import ScoreTable
 from chestxray.schema import NOTICE, OperatingPoint
@@ -181,7 +191,7 @@ def test_one_class_alone_is_stated_never_nan(label, tmp_path):
 )
 def test_awkward_films_still_get_a_report(table, tmp_path):
     write_report(assess(table, resamples=50), tmp_path / "report", PROVENANCE)
-    assert "How it was made" in page_of(tmp_path / "report").text
+    assert "Methods" in page_of(tmp_path / "report").text
 
 
 # --------------------------------------------------------------------------- the report
@@ -364,3 +374,33 @@ def test_what_fails_beside_the_report_leaves_no_report(assessment, tmp_path):
     with pytest.raises(OSError, match="No space left"):
         write_report(assessment, tmp_path / "report", PROVENANCE, beside=full)
     assert list(tmp_path.iterdir()) == []
+
+
+# --------------------------------------------------------------------------- refusals, signs
+
+
+def test_refused_films_are_named_and_count_as_wrong(tmp_path: Path) -> None:
+    table = scored()
+    points = choose_operating_points(table.labels, table.probabilities, "val")
+    before = assess(table, points, resamples=50)
+    refused = [RefusedFilm("ward/a.dcm", "pneumonia", "blank"), RefusedFilm("ward/b.dcm", "normal", "coloured")]
+    found = counting_refusals(before, refused)
+    counts = before.answer.confusion
+    sensitivity, specificity = found.with_refusals
+    assert (sensitivity.numerator, sensitivity.films) == (counts.tp, counts.positives + 1)
+    assert (specificity.numerator, specificity.films) == (counts.tn, counts.negatives + 1)
+    write_report(found, tmp_path / "report", PROVENANCE)
+    page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
+    for words in ("2 labelled films refused", "a.dcm (pneumonia): blank", "b.dcm (normal): coloured"):
+        assert words in page
+    said = assessment_text(found)
+    assert "refused, and not counted above: 2 films (1 normal, 1 pneumonia)" in said
+    assert "ward/a.dcm (pneumonia): blank" in said
+    assert counting_refusals(before, []) is before
+
+
+def test_an_interval_that_holds_zero_shows_it() -> None:
+    assert signed_interval_text(Interval(-0.0003, 0.006, 0.95, "x"), "auroc") == "-0.0003 to +0.006"
+    assert signed_interval_text(Interval(-0.0001, 0.02, 0.95, "x"), "sensitivity") == "-0.01 to +2.0"
+    assert signed_interval_text(Interval(0.0, 0.006, 0.95, "x"), "auroc") == "+0.000 to +0.006"
+    assert difference_text(-0.00004, "brier") == "-0.00004"

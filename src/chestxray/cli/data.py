@@ -97,7 +97,10 @@ def clean(
         write_data_report(cleaned, report, f"Films of {manifest.name}")
     distribution = describe(cleaned)
     write_atomically(out.with_suffix(".json"), json.dumps(plain(distribution), indent=2).encode())
-    console.result({"manifest": out, **plain(distribution)}, distribution_text(distribution, cleaned))
+    text = distribution_text(distribution, cleaned)
+    if report is not None:
+        text += f"\nreport: {report / 'index.html'}"
+    console.result({"manifest": out, **plain(distribution)}, text)
 
 
 def distribution_text(distribution: Distribution, films: tuple[Film, ...], listed: int = 10) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,7 @@ from chestxray.schema import Split
 if TYPE_CHECKING:
     from chestxray.evaluation.assessment import Assessment
     from chestxray.evaluation.calibrate import Recalibrated
+    from chestxray.evaluation.robustness import Stress
     from chestxray.metrics.comparison import Comparison
     from chestxray.metrics.intervals import Measure
 
@@ -177,9 +179,45 @@ def assessment_text(assessment: Assessment) -> str:
         f'"{answer.point.name}": pneumonia from a probability of {answer.point.threshold:.3f}'
     )
     parts = [head, confusion, table(rows)]
+    if assessment.refused:
+        parts.append(refusals_text(assessment))
+    if assessment.stress:
+        parts.append(stress_text(assessment.stress))
     if assessment.comparison:
         parts.append(comparison_text(assessment.comparison))
     return "\n".join([*parts, *(f"Note: {limit}" for limit in assessment.limits)])
+
+
+NAMED: Final = 10  # refused films that are named in the terminal
+
+
+def refusals_text(assessment: Assessment) -> str:
+    """Which films got no answer, and the figures where these count as wrong."""
+    labels = Counter(film.label for film in assessment.refused)
+    counts = ", ".join(f"{count:,} {label}" for label, count in sorted(labels.items()))
+    lines = [f"refused, and not counted above: {len(assessment.refused):,} films ({counts})"]
+    lines += [f"  {film.path} ({film.label}): {film.reason}" for film in assessment.refused[:NAMED]]
+    if len(assessment.refused) > NAMED:
+        lines.append(f"  and {len(assessment.refused) - NAMED:,} more, which the report names")
+    rows: list[tuple[str, ...]] = [("refusals counted as wrong", "value", "95% interval", "of")]
+    rows += [_measure_row(measure) for measure in assessment.with_refusals]
+    return "\n".join([*lines, table(rows)])
+
+
+def stress_text(stress: Stress) -> str:
+    """What shifts do to a model: the mean, and each shift with its figures."""
+    rows: list[tuple[str, ...]] = [("shift", "AUROC", "sensitivity", "specificity")]
+    rows += [
+        (row.shift, *(_value(measure) for measure in (row.auroc, row.sensitivity, row.specificity)))
+        for row in stress.rows
+    ]
+    worst = stress.worst
+    head = f"under shifts: AUROC {stress.mean_auroc:.4f} on average, {_value(worst.auroc)} at worst ({worst.shift})"
+    return "\n".join([head, table(rows)])
+
+
+def _value(measure: Measure) -> str:
+    return "-" if measure.value is None else f"{measure.value:.4f}"
 
 
 def comparison_text(comparison: Comparison) -> str:

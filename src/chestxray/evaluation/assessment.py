@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -32,6 +33,7 @@ from chestxray.metrics.intervals import (
     precision_area,
     proportion,
     rates,
+    share,
     squared_error,
 )
 from chestxray.metrics.metrics import (
@@ -79,6 +81,12 @@ class GateCurve:
     limit: float
     refused: Mapping[str, tuple[float, ...]]
     counts: Mapping[str, int]
+
+    @property
+    def at_limit(self) -> dict[str, float]:
+        """The share of each kind that is refused at the limit that is used, 0 to 1."""
+        place = min(range(len(self.limits)), key=lambda index: abs(self.limits[index] - self.limit))
+        return {kind: shares[place] for kind, shares in self.refused.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +190,20 @@ class Mistake:
 
 
 @dataclass(frozen=True, slots=True)
+class RefusedFilm:
+    """A labelled film that got no answer.
+
+    Attributes:
+        label: "normal" or "pneumonia".
+        reason: what cleaning or the gate said.
+    """
+
+    path: str
+    label: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Histogram:
     """Films by probability: ``edges`` has one entry more than the counts."""
 
@@ -218,6 +240,9 @@ class Assessment:
         missed, false_alarms: the worst errors, the surest first.
         limits: sentences that a reader must know before believing a figure.
         stress, reliance: the same films under shifts, and with what must not matter exchanged; None where nobody asked.
+        refused: labelled films without an answer, which none of the figures above counts.
+        with_refusals: sensitivity and specificity at the operating point of the answer, each refused film counted as
+            wrong; empty where none was refused.
     """
 
     films: int
@@ -248,6 +273,8 @@ class Assessment:
     version: int = ASSESSMENT_VERSION
     stress: Stress | None = None
     reliance: Reliance | None = None
+    refused: tuple[RefusedFilm, ...] = ()
+    with_refusals: tuple[Measure, ...] = ()
 
     @property
     def answer(self) -> MeasuredPoint:
@@ -367,6 +394,21 @@ def assess(
         resamples=resamples,
         seed=seed,
     )
+
+
+def counting_refusals(assessment: Assessment, refused: Sequence[RefusedFilm]) -> Assessment:
+    """Add films that got no answer: a refusal is a miss for whoever needed the answer."""
+    if not refused:
+        return assessment
+    counts = Counter(film.label for film in refused)
+    confusion = assessment.answer.confusion
+    right = {"sensitivity": (confusion.tp, confusion.positives), "specificity": (confusion.tn, confusion.negatives)}
+    further = {"sensitivity": counts[Label.PNEUMONIA.value], "specificity": counts[Label.NORMAL.value]}
+    measures = tuple(
+        share(name, hits, films + further[name], assessment.level, "no film of this label")
+        for name, (hits, films) in right.items()
+    )
+    return dataclasses.replace(assessment, refused=tuple(refused), with_refusals=measures)
 
 
 # --------------------------------------------------------------------------- parts

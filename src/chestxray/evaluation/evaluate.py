@@ -28,7 +28,16 @@ from chestxray.data.split import read_allowance, refuse_leakage
 from chestxray.data.training_films import TRAINING_FILMS, TrainingFilms, refuse_training_films
 from chestxray.errors import BundleInvalid, SourceInvalid, UsageError
 from chestxray.evaluation import model_card
-from chestxray.evaluation.assessment import HALF, Assessment, CohortStep, GateCurve, Provenance, assess
+from chestxray.evaluation.assessment import (
+    HALF,
+    Assessment,
+    CohortStep,
+    GateCurve,
+    Provenance,
+    RefusedFilm,
+    assess,
+    counting_refusals,
+)
 from chestxray.evaluation.report import write_report
 from chestxray.evaluation.robustness import predict_under_stress
 from chestxray.files import sha256_of_file
@@ -42,12 +51,12 @@ from chestxray.metrics.comparison import ORIGINAL, Published, Rival
 from chestxray.metrics.conformal import ConformalRule, conformal_rule
 from chestxray.metrics.scores import KEY_COLUMNS, ScoreFile, ScoreTable, read_score_file
 from chestxray.progress import Reporter
-from chestxray.schema import BundleInfo, Film, OperatingPoint, Split
+from chestxray.schema import BundleInfo, Film, OperatingPoint, Split, Verdict
 
 AGAINST_ORIGINAL: Final = "original"
 CONFORMAL_ERROR: Final = 0.1  # of each class, where nobody asks for another
 METRICS: Final = "metrics.json"
-_PICTURE_SIDE: Final = 288  # pixels, of the films in a report: 24 of them stay below half a megabyte
+_PICTURE_SIDE: Final = 480  # pixels, of the films in a report: 24 of them stay below a megabyte
 _PICTURE_QUALITY: Final = 80
 
 _LEAKAGE_STATEMENT: Final = "No patient and no identical film stands on two splits; checked before judging."
@@ -116,6 +125,7 @@ def evaluate_bundle(
         with reporter.progress("Judging under shifts and exchanges") as move:
             stress, relied = predict_under_stress(predictor, judged, move, settings.workers)
         assessment = dataclasses.replace(assessment, stress=stress, reliance=relied)
+    assessment = counting_refusals(assessment, refusals(examined, scored, split))
     provenance = dataclasses.replace(
         _provenance(source, settings),
         title=f"{info.name} on {source.name}",
@@ -142,6 +152,28 @@ def training_films_of(bundle: Bundle) -> TrainingFilms:
         return TrainingFilms.from_json(bundle.read(TRAINING_FILMS).decode())
     except (ValueError, KeyError, TypeError) as error:
         raise BundleInvalid(f"{bundle.folder / TRAINING_FILMS}: not a list of training films ({error!r})") from error
+
+
+# A copy, or a film of two labels, is no film that the model turned away.
+_OF_THE_SET: Final = frozenset({Verdict.DUPLICATE, Verdict.NEAR_DUPLICATE, Verdict.CONFLICTING})
+
+
+def refusals(examined: Sequence[Film], scored: Sequence[ScoredFilm], split: str | None) -> tuple[RefusedFilm, ...]:
+    """Labelled films of the split that got no answer, from cleaning first, then from the gate."""
+    unclean = [
+        RefusedFilm(film.path, film.label, film.reason or film.verdict)
+        for film in examined
+        if film.label
+        and not film.is_accepted
+        and film.verdict not in _OF_THE_SET
+        and film.split in ("", split or film.split)
+    ]
+    gated = [
+        RefusedFilm(row.film.path, row.film.label, row.prediction.gate.reason)
+        for row in scored
+        if row.prediction.probability is None
+    ]
+    return (*unclean, *gated)
 
 
 def name_of_films(source: Path, split: str | None) -> str:

@@ -27,6 +27,9 @@ LINE: Final = "#d9dfe4"
 ACCENT: Final = "#0b6e75"
 WARM: Final = "#b4541a"
 COOL: Final = "#3b6ea5"
+GREEN: Final = "#4f8a10"
+PLUM: Final = "#8a3b8f"
+GOLD: Final = "#a07800"
 CARD: Final = "#fffffe"
 COLOURS: Final = {
     INK: "var(--ink)",
@@ -35,17 +38,20 @@ COLOURS: Final = {
     ACCENT: "var(--accent)",
     WARM: "var(--warm)",
     COOL: "var(--cool)",
+    GREEN: "var(--green)",
+    PLUM: "var(--plum)",
+    GOLD: "var(--gold)",
     CARD: "var(--card)",
 }
 
 _MARKERS: Final = "os^Dv"  # one an operating point, so that they differ without colour
 _GATE_LINES: Final = (  # films first, then what has to be refused
     (ACCENT, "-"),
-    (ACCENT, (0, (4, 3))),
-    (WARM, "-"),
-    (WARM, (0, (4, 3))),
-    (COOL, "-"),
     (COOL, (0, (4, 3))),
+    (WARM, "-"),
+    (PLUM, (0, (4, 3))),
+    (GREEN, (0, (1, 1.5))),
+    (GOLD, (0, (6, 2, 1, 2))),
 )
 _PNG_DPI: Final = 200
 STYLE: Final[dict[Any, Any]] = {
@@ -229,7 +235,7 @@ def _gate_plot(gate: GateCurve) -> _Plot:
         for (kind, shares), (colour, line) in zip(gate.refused.items(), cycle(_GATE_LINES), strict=False):
             axes.plot(gate.limits, shares, color=colour, linestyle=line, label=f"{kind} ({gate.counts[kind]:,})")
         axes.axvline(gate.limit, color=INK, linewidth=1, linestyle=(0, (1, 2)), label=f"used: {gate.limit:.2f}")
-        axes.legend(loc="center left", bbox_to_anchor=(0.0, 0.55))
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.02), ncols=2, frameon=False)  # beside the lines
 
     caption = "What is refused at other limits, of the pictures that set the gate's own: films, and what is none."
     return _Plot("gate", "The gate", caption, draw, needs_both_classes=False)

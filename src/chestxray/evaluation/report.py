@@ -138,6 +138,7 @@ PROPORTIONS: Final = frozenset(
         "coverage_normal",
     }
 )  # shown in percent; the rest with three decimals
+FINEST: Final = 6  # decimals of a difference, at most
 HEADLINES: Final = ("sensitivity", "specificity", "precision")
 
 _JPEG_START: Final = b"\xff\xd8"
@@ -249,7 +250,7 @@ def difference_text(value: float | None, name: str) -> str:
     """A difference with its sign, in points of percent or with three decimals, or a dash."""
     if value is None:
         return "\N{EM DASH}"
-    return f"{100 * value:+z.1f} points" if name in PROPORTIONS else f"{value:+z.3f}"
+    return f"{_signed(100 * value, 1)} points" if name in PROPORTIONS else _signed(value, 3)
 
 
 def signed_interval_text(interval: Interval | None, name: str) -> str:
@@ -257,7 +258,14 @@ def signed_interval_text(interval: Interval | None, name: str) -> str:
     if interval is None:
         return "\N{EM DASH}"
     scale, digits = (100, 1) if name in PROPORTIONS else (1, 3)
-    return f"{scale * interval.low:+z.{digits}f} to {scale * interval.high:+z.{digits}f}"
+    return f"{_signed(scale * interval.low, digits)} to {_signed(scale * interval.high, digits)}"
+
+
+def _signed(value: float, digits: int) -> str:
+    """With its sign, and digits enough that what lies below zero is not shown as zero or above it."""
+    while value and digits < FINEST and float(f"{value:.{digits}f}") == 0.0:
+        digits += 1
+    return f"{value:+z.{digits}f}"
 
 
 def p_value_text(p: float | None) -> str:
