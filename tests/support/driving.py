@@ -25,7 +25,7 @@ FLAGS = (
 )
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
-HEADLINES = {"normal": "Normal", "pneumonia": "Pneumonia suspected"}
+HEADLINES = {"normal": "No pneumonia suspected", "pneumonia": "Pneumonia suspected"}
 
 Opener = Callable[..., Page]
 

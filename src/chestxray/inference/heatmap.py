@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image, PngImagePlugin
 
 from chestxray.images.decode import decode
-from chestxray.images.preprocess import onto_film, resample
+from chestxray.images.preprocess import Plane, onto_film, resample
 from chestxray.schema import BundleInfo, Preprocessing, Resize
 
 FloatArray = npt.NDArray[np.floating]
@@ -124,13 +124,28 @@ def over_film(data: bytes, source: str, overlay: bytes, long_side: int = FILM_SI
 
 def blend(data: bytes, source: str, overlay: bytes, long_side: int = FILM_SIDE) -> Image.Image:
     """Blend as ``over_film`` does, and give the picture itself, in RGB. Raises: FilmError."""
-    film = decode(data, source, at_least=(long_side, long_side))
-    scale = min(1.0, long_side / max(film.width, film.height))
-    width, height = max(1, round(film.width * scale)), max(1, round(film.height * scale))
-    plane = resample(film.pixels, height, width, Resize.SQUEEZE, film.frame)
+    plane = _drawn(data, source, long_side)
+    height, width = plane.shape
     with Image.open(io.BytesIO(overlay), formats=["PNG"]) as colours:
         layer = colours.resize((width, height), Image.Resampling.BICUBIC)
     return Image.alpha_composite(Image.fromarray(plane).convert("RGBA"), layer).convert("RGB")
+
+
+def film_png(data: bytes, source: str, long_side: int = FILM_SIDE) -> bytes:
+    """Draw a film as it was decoded and windowed: a PNG of 8 grey bits, long side at most so many pixels.
+
+    Raises: FilmError.
+    """
+    out = io.BytesIO()
+    Image.fromarray(_drawn(data, source, long_side)).save(out, "PNG", compress_level=3)
+    return out.getvalue()
+
+
+def _drawn(data: bytes, source: str, long_side: int) -> Plane:
+    film = decode(data, source, at_least=(long_side, long_side))
+    scale = min(1.0, long_side / max(film.width, film.height))
+    width, height = max(1, round(film.width * scale)), max(1, round(film.height * scale))
+    return resample(film.pixels, height, width, Resize.SQUEEZE, film.frame)
 
 
 def of_film(picture: bytes, film: str) -> bytes:

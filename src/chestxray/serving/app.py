@@ -2,6 +2,7 @@
 
     /                       the page
     /v1/predict             one film in, one prediction out
+    /v1/film                one film in, the picture that was decoded out
     /v1/model               what judges, and how well it did
     /ping, /invocations, /execution-parameters, /endpoints/{name}/invocations      as SageMaker asks for them
     /healthz, /readyz, /metrics      for whoever watches the process
@@ -33,7 +34,7 @@ from chestxray.serving.problems import INVALID_REQUEST, NOT_FOUND, WRONG_METHOD,
 from chestxray.serving.sagemaker import add_sagemaker_routes
 from chestxray.serving.security import Door, Edge
 from chestxray.serving.service import MEBIBYTE, MEDIA_TYPES, PredictParameters, Service, ServiceSettings
-from chestxray.serving.static import page_routes
+from chestxray.serving.static import PAGE_NOT_FOUND, page_routes
 from chestxray.version import __version__
 
 __all__ = ["MEBIBYTE", "ServiceSettings", "create_app"]
@@ -165,6 +166,15 @@ def _add_film_routes(app: FastAPI, service: Service) -> None:
         """
         return await service.predict(request, parameters)
 
+    @app.post("/v1/film", summary="Draw one film", tags=["films"], **openapi.picture_out())
+    async def draw(request: Request) -> Response:
+        """Send the bytes of one film as the body, and get what was decoded: a PNG of 8 grey bits.
+
+        For formats that a browser cannot draw: TIFF, and DICOM in most of its compressions. Its long side has at most
+        2,048 pixels.
+        """
+        return await service.draw(request)
+
     @app.get("/v1/model", summary="What judges", tags=["films"], **openapi.json_out(ModelDescription))
     async def describe() -> Response:
         """The bundle's description, its model card, and the limits of this service."""
@@ -202,6 +212,8 @@ async def _http(request: Request, error: Exception) -> Response:
     if error.status_code == NOT_FOUND.status and "text/html" in request.headers.get("accept", ""):
         return HTMLResponse(NOTHING_HERE, NOT_FOUND.status)
     kind = {404: NOT_FOUND, 405: WRONG_METHOD}.get(error.status_code, INVALID_REQUEST)
+    if kind is NOT_FOUND and "text/html" in request.headers.get("accept", ""):  # a person with a browser
+        return Response(PAGE_NOT_FOUND, status_code=404, media_type="text/html")
     detail = f"{error.detail}; /docs lists the addresses and their methods"
     return problem_response(kind, detail, request.state.request_id, error.headers, error.status_code)
 

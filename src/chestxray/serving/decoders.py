@@ -35,12 +35,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BufferedRWPair
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 
 from chestxray.errors import ChestXrayError, FilmError, FilmTooLarge, TruncatedFilm, UnreadableFilm, UnsupportedFormat
 from chestxray.inference.bundle import Bundle
+from chestxray.inference.heatmap import film_png
 from chestxray.inference.ood import Gatekeeper, Prepared, prepare
 from chestxray.schema import BundleInfo, Gate
 from chestxray.serving.logs import fault_of, log
@@ -50,6 +51,12 @@ HELLO: Final = b"+"  # goes with the socket of a decoder that is to be made
 GREETING: Final = struct.Struct("<I")  # a decoder says once that it is there, and under which process number
 
 Reader = Callable[[bytes], Prepared]
+T = TypeVar("T")
+
+PREPARE: Final = b"p"  # before a film: what the network sees of it is wanted
+DRAW: Final = b"d"  # the same: a picture for people is wanted
+DRAWN_SIDE: Final = 2048  # pixels of that picture's long side, at most
+MAX_DRAWN: Final = 2 * DRAWN_SIDE**2  # bytes; more than a PNG of noise takes
 
 
 def main() -> None:
@@ -109,9 +116,12 @@ def _limit(memory: int) -> None:
     os.close(silence)
 
 
-def _reply(data: bytes, read: Reader) -> tuple[bytes, bytes]:
-    """A head in JSON and the plane's bytes."""
+def _reply(asked: bytes, read: Reader) -> tuple[bytes, bytes]:
+    """A head in JSON, and the plane's bytes or a PNG."""
+    wanted, data = asked[:1], asked[1:]
     try:
+        if wanted == DRAW:
+            return _head(drawn=True), film_png(data, "this film", DRAWN_SIDE)
         film = read(data)
     except ChestXrayError as error:
         return _head(error=type(error).__name__, message=str(error)), b""
@@ -251,6 +261,21 @@ class Turns:
                 turn.set_result(None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Question(Generic[T]):
+    """What is asked of a decoder beside a film.
+
+    Attributes:
+        wanted: PREPARE or DRAW.
+        longest: bytes that an answer may have.
+        understand: head and bytes as what they mean; ValueError, KeyError, TypeError where that is nothing.
+    """
+
+    wanted: bytes
+    longest: int
+    understand: Callable[[Mapping[str, Any], bytes], T | FilmError]
+
+
 class DecoderPool:
     """At most ``size`` decoders, each busy with one film. To be used on one event loop.
 
@@ -284,33 +309,40 @@ class DecoderPool:
 
         Raises: FilmError; DecodersGone, where decoders end under a film that is within its limits, or none starts.
         """
+        return await self._asked(_Question(PREPARE, self._plane_bytes, self._understood), data, caller)
+
+    async def draw(self, data: bytes, caller: str = "") -> bytes:
+        """Read the bytes of one film and draw them for people: a grey PNG. Arguments and errors as of ``prepare``."""
+        return await self._asked(_Question(DRAW, MAX_DRAWN, _drawn), data, caller)
+
+    async def _asked(self, question: _Question[T], data: bytes, caller: str) -> T:
         async with self._turns.one(caller):
             decoder = self._awake() or await self._new()
             try:
-                answer = await self._exchange(decoder, data)
+                answer = await self._exchange(decoder, question, data)
             except _Lost as lost:
                 if lost.by_its_own_clock:
                     raise UnreadableFilm(self._why_dead()) from None
-                answer = await self._once_more(data)
+                answer = await self._once_more(question, data)
         if isinstance(answer, FilmError):
             raise answer
         return answer
 
-    async def _once_more(self, data: bytes) -> Prepared | FilmError:
+    async def _once_more(self, question: _Question[T], data: bytes) -> T | FilmError:
         try:
-            return await self._exchange(await self._new(), data)
+            return await self._exchange(await self._new(), question, data)
         except _Lost as lost:
             if lost.by_its_own_clock:
                 raise UnreadableFilm(self._why_dead()) from None
             raise DecodersGone("the processes that read this film ended before they had read it") from None
 
-    async def _exchange(self, decoder: _Decoder, data: bytes) -> Prepared | FilmError:
+    async def _exchange(self, decoder: _Decoder, question: _Question[T], data: bytes) -> T | FilmError:
         """Raises: _Lost."""
         clock = asyncio.get_running_loop().time
         began = clock()
         try:
             async with asyncio.timeout(self._limits.seconds + GRACE_SECONDS):  # its own alarm did not end it: it hangs
-                answer = self._understood(*await decoder.exchange(data, self._plane_bytes))
+                answer = question.understand(*await decoder.exchange(question.wanted, data, question.longest))
         except (EOFError, OSError, ValueError, KeyError, TypeError) as error:  # dead, hung, or talking nonsense
             decoder.kill()
             self.replaced += 1
@@ -368,15 +400,29 @@ class DecoderPool:
     def _understood(self, head: Mapping[str, Any], plane: bytes) -> Prepared | FilmError:
         """Raises: ValueError, KeyError, TypeError, where it makes no sense."""
         if "error" in head:
-            if fault := head.get("fault"):
-                log.error("decoder met a fault", extra={"fault": fault})
-            return _ERRORS[head["error"]](str(head["message"]))
+            return _error_in(head)
         height, width = head["size"]
         pixels = None
         if plane:
             preprocessing = self._bundle.info.preprocessing
             pixels = np.frombuffer(plane, np.uint8).reshape(preprocessing.height, preprocessing.width)
         return Prepared(str(head["sha256"]), Gate(**head["gate"]), (int(height), int(width)), pixels)
+
+
+def _drawn(head: Mapping[str, Any], picture: bytes) -> bytes | FilmError:
+    """Raises: ValueError, KeyError, where it makes no sense."""
+    if "error" in head:
+        return _error_in(head)
+    if not picture.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise ValueError("a picture that is no PNG")
+    return picture
+
+
+def _error_in(head: Mapping[str, Any]) -> FilmError:
+    """Raises: KeyError, where nobody knows it."""
+    if fault := head.get("fault"):
+        log.error("decoder met a fault", extra={"fault": fault})
+    return _ERRORS[head["error"]](str(head["message"]))
 
 
 class _Nursery:
@@ -446,13 +492,13 @@ class _Decoder:
         """Whether it hung up."""
         return self._reader.at_eof() or self._writer.is_closing()
 
-    async def exchange(self, data: bytes, plane_bytes: int) -> tuple[dict[str, Any], bytes]:
-        """A film for a head and a plane. Raises: EOFError, OSError, ValueError, where the decoder fails."""
-        self._writer.write(LENGTH.pack(len(data)))
+    async def exchange(self, wanted: bytes, data: bytes, longest: int) -> tuple[dict[str, Any], bytes]:
+        """A film for a head and at most so many bytes. Raises: EOFError, OSError, ValueError, where it fails."""
+        self._writer.write(LENGTH.pack(len(wanted) + len(data)) + wanted)
         self._writer.write(data)
         await self._writer.drain()
         head: dict[str, Any] = json.loads(await self._message(MAX_HEAD))
-        return head, await self._message(plane_bytes)
+        return head, await self._message(longest)
 
     async def _message(self, longest: int) -> bytes:
         (length,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))

@@ -25,7 +25,7 @@ from chestxray.serving.service import DRAIN_SECONDS, Service, ServiceSettings
 # After SIGTERM films are still taken for so long, while /readyz and each answer tell callers to go elsewhere. With
 # DRAIN_SECONDS behind it that leaves some of the 25 seconds that a platform waits at least before it kills.
 LEAVING_SECONDS: Final = 0.5
-TAKES_FILMS: Final = (b"/v1/predict", b"/invocations", b"/endpoints/")
+TAKES_FILMS: Final = (b"/v1/predict", b"/v1/film", b"/invocations", b"/endpoints/")
 TICK: Final = 0.1  # seconds between two looks at whether to end
 OWN_FILES: Final = 48  # descriptors that a service needs beside its connections: decoders, the log, the loop's own
 FEWEST_PLACES: Final = 8

@@ -44,6 +44,18 @@ def film_in(answer: type, *statuses: int) -> Options:
     }
 
 
+def picture_out(*statuses: int) -> Options:
+    """Options of a route that takes a film and answers a PNG, or a problem."""
+    return {
+        "openapi_extra": {"requestBody": _FILM_BODY},
+        "response_class": Response,
+        "responses": {
+            200: {"description": "The film", "content": {"image/png": {}}},
+            **problems(*_FILM_STATUSES, *statuses),
+        },
+    }
+
+
 def json_out(answer: type, *statuses: int) -> Options:
     """Options of a route that answers JSON of that type."""
     return {"responses": {200: {"model": answer}, **problems(*statuses)}}

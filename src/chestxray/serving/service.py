@@ -345,6 +345,19 @@ class PredictionQueue:
             self._left.set()
             self._left = asyncio.Event()
 
+    async def draw(self, data: bytes, caller: str = "") -> bytes:
+        """Draw one film as PNG. Arguments and errors as of ``predict``."""
+        self.refuse_if_full()
+        self.inside += 1
+        try:
+            return await self._decoders.draw(data, caller)
+        except FilmError as error:
+            raise refusal_of(error) from error
+        except DecodersGone as error:
+            raise Refusal(DECODER_LOST, str(error), {"Retry-After": "1"}) from error
+        finally:
+            self.inside -= 1
+
     async def _predict(self, data: bytes, operating_point: str | None, *, heatmap: bool, caller: str) -> Prediction:
         """``Predictor.predict``, its first half in another process, its second beside other films."""
         predictor = self.predictor
@@ -400,6 +413,12 @@ class PredictParameters(BaseModel):
     heatmap: bool = False
 
 
+def _caller_of(request: Request) -> str:
+    """Whose films take turns with those of others: the key's holder, else the address."""
+    caller = request.state.holder if hasattr(request.state, "holder") else request.client and request.client.host
+    return caller or ""
+
+
 class Service:
     """One loaded bundle behind its queue."""
 
@@ -447,10 +466,17 @@ class Service:
                 prediction = await self._predicted(data, parameters, request)
         return Response(prediction.to_json(), media_type="application/json")
 
+    async def draw(self, request: Request) -> Response:
+        """The film in the body as a picture. Raises: Refusal."""
+        self.queue.refuse_if_full()  # before the body is read
+        async with self.queue.in_time():
+            with self.intake.body() as body:
+                picture = await self.queue.draw(await body.read(request), _caller_of(request))
+        return Response(picture, media_type="image/png")
+
     async def _predicted(self, data: bytes, parameters: PredictParameters, request: Request) -> Prediction:
-        caller = request.state.holder if hasattr(request.state, "holder") else request.client and request.client.host
         return await self.queue.predict(
-            data, parameters.operating_point, heatmap=parameters.heatmap, caller=caller or ""
+            data, parameters.operating_point, heatmap=parameters.heatmap, caller=_caller_of(request)
         )
 
     async def _predict_many(self, request: Request, parameters: PredictParameters, boundary: str) -> Response:

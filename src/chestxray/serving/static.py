@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 PAGE: Final = Path(__file__).with_name("page")
 EXAMPLES: Final = PAGE / "examples"
+PAGE_NOT_FOUND: Final = (PAGE / "404.html").read_bytes()
 
 MEDIA_TYPES: Final = {  # not from the system's table, which differs between machines
     ".html": "text/html; charset=utf-8",

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, Route, expect
 from scipy.stats import binomtest
 
@@ -31,14 +32,16 @@ def test_the_operating_point_is_switched_without_asking_again(
     wait_for_answer(page)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    for point in predictor.info.operating_points:
+    distinct = {point.threshold: point for point in reversed(predictor.info.operating_points)}
+    expect(page.locator("input[name=point]")).to_have_count(len(distinct))
+    for point in distinct.values():
         page.locator(f"input[name=point][value='{point.name}']").check()
         expect_answer_for(page, predictor, film_path.read_bytes(), point.name)
         mark = page.locator("#bar").evaluate("bar => Number(bar.style.getPropertyValue('--threshold'))")
         assert mark == point.threshold
         measures = page.locator("#measures").inner_text()
         assert f"{round(point.sensitivity * point.positives)} of {point.positives} with pneumonia" in measures
-        assert f"{round(point.specificity * point.negatives)} of {point.negatives} normal" in measures
+        assert f"{round(point.specificity * point.negatives)} of {point.negatives} labelled normal" in measures
     assert asked == []
 
 
@@ -66,7 +69,7 @@ def test_a_film_that_cannot_be_judged_says_why(visit: Opener, predictor: Predict
     page = visit()
     choose(page, path)
     assert wait_for_answer(page) == "refused"
-    expect(page.locator("#headline")).to_have_text("Cannot judge this film")
+    expect(page.locator("#headline")).to_have_text("Not answered")
     expect(page.locator("#because")).to_contain_text(reason[1:])
     expect(page.locator("#probability")).to_have_text("\N{EN DASH}")
     expect(page.locator("#heat")).to_be_disabled()
@@ -277,3 +280,46 @@ def give_key(page: Page, key: str, films: Sequence[Path]) -> None:
     expect(page.locator("#failed")).to_be_hidden()
     kept = page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])")
     assert key not in kept
+
+
+# --------------------------------------------------------------------------- out
+
+
+def test_an_answer_is_saved_as_a_picture_with_all_that_belongs_to_it(visit: Opener, film_path: Path) -> None:
+    page = visit()
+    expect(page.locator("#save")).to_be_hidden()
+    choose(page, film_path)
+    wait_for_answer(page)
+    page.get_by_role("switch", name="Heat map").click()
+    expect(page.locator(".overlay").first).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save PNG").click()
+    assert download.value.suggested_filename == f"{film_path.name}.answer.png"
+    with Image.open(download.value.path()) as saved, Image.open(film_path) as film:
+        assert saved.width == 1200
+        assert saved.height > 1200 * film.height / film.width  # the words stand under the film
+
+
+def test_paper_shows_the_answer_and_the_list_without_the_tools(visit: Opener, film_paths: tuple[Path, ...]) -> None:
+    page = visit(script="globalThis.print = () => (globalThis.printed = document.querySelector('.paper').innerText)")
+    choose(page, *film_paths[:3])
+    wait_for_all(page)
+    page.get_by_role("button", name="Print list").click()
+    printed = page.evaluate("printed")
+    assert all(path.name in printed for path in film_paths[:3])
+    expect(page.locator(".paper")).to_have_count(0)
+    page.emulate_media(media="print")
+    expect(page.locator("#tools")).to_be_hidden()
+    expect(page.locator("#headline")).to_be_visible()
+    expect(page.locator(".notice")).to_be_visible()
+
+
+def test_a_person_at_an_unknown_address_gets_a_page_and_a_program_a_problem(
+    visit: Opener, address: str, complaints: list[str]
+) -> None:
+    page = visit("/nowhere")
+    expect(page.get_by_role("heading", name="Nothing here")).to_be_visible()
+    answer = page.request.get(f"{address}/nowhere", headers={"Accept": "application/json"})
+    assert answer.status == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "404" in complaints.pop()

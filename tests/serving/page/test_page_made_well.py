@@ -132,8 +132,9 @@ def test_nothing_jumps_when_answers_come(visit: Opener, film_paths: tuple[Path, 
     page.locator("#clear").click()
     choose(page, *film_paths[:8])
     page.locator("#worklist").scroll_into_view_if_needed()
+    before = shift_of(page)  # the list came with the films that were chosen
     wait_for_all(page)
-    assert shift_of(page) < 0.01
+    assert shift_of(page) - before < 0.01
     page.evaluate("scrollTo(0, 0)")
     page.locator("header").evaluate("header => header.style.paddingBottom = '200px'")  # the measure itself works
     assert shift_of(page) > 0.05
@@ -170,14 +171,14 @@ def fetched(page: Page) -> dict[str, int]:
 
 
 def test_the_page_is_small(visit: Opener, browser: Browser, address: str, tmp_path: Path) -> None:
-    """Under 60 kB of our own code on the wire, the reader of DICOM with it; and its scripts as they are written."""
+    """Under 40 kB of our own code on the wire, the reader of DICOM with it; and its scripts as they are written."""
     page = visit()
     page.evaluate("import('/dicom.js')")
     on_the_wire = fetched(page)
     assert {"/", "/style.css", "/main.js", "/dicom.js"} <= set(on_the_wire)
-    assert sum(on_the_wire.values()) < 60 * KILOBYTE
+    assert sum(on_the_wire.values()) < 40 * KILOBYTE
     at_first = {path for path in on_the_wire if path.endswith(".js")} - {"/dicom.js"}
-    assert sum(len(page.request.get(address + path).body()) for path in at_first) < 60 * KILOBYTE
+    assert sum(len(page.request.get(address + path).body()) for path in at_first) < 72 * KILOBYTE
 
 
 def test_a_file_is_the_same_with_and_without_compression(address: str) -> None:

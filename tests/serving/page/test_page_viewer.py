@@ -293,7 +293,7 @@ def test_the_keys_are_listed_and_can_be_switched_off(stage: Page) -> None:
 
 def test_every_button_of_the_stage_is_reached_and_pressed_by_key(stage: Page) -> None:
     names = stage.locator("#buttons button").evaluate_all("all => all.map((button) => button.dataset.does)")
-    assert len(names) == 8
+    assert len(names) == 11
     stage.mouse.click(*middle(stage))
     for name in names:
         tab_to(stage, f"[data-does={name}]")
@@ -313,3 +313,47 @@ def test_film_and_answer_fit_one_screen(visit: Opener, film_path: Path, size: di
         assert box
         assert box["y"] >= 0
         assert box["y"] + box["height"] <= notice["y"], part
+
+
+def test_one_pixel_of_the_film_is_one_of_the_screen(stage: Page) -> None:
+    stage.keyboard.press("1")
+    film = stage.locator("img.film").first
+    scale = film.evaluate(
+        """(film) => {
+            const fitted = Math.min(film.clientWidth / film.naturalWidth, film.clientHeight / film.naturalHeight);
+            return fitted * new DOMMatrix(getComputedStyle(film.parentElement).transform).a * devicePixelRatio;
+        }"""
+    )
+    assert scale == pytest.approx(1.0, abs=0.01)
+
+
+def test_the_magnifier_follows_the_pointer(stage: Page) -> None:
+    stage.keyboard.press("l")
+    stage.mouse.move(*middle(stage))
+    expect(stage.locator(".lens").first).to_be_visible()
+    stage.mouse.move(2, 2)
+    expect(stage.locator(".lens").first).to_be_hidden()
+    stage.keyboard.press("l")
+    stage.mouse.move(*middle(stage))
+    expect(stage.locator(".lens").first).to_be_hidden()
+
+
+def test_presets_set_the_window_and_a_reset_takes_them_back(stage: Page) -> None:
+    before = stage.locator("#window").input_value()
+    stage.locator("#preset").select_option("lungs")
+    assert stage.locator("#window").input_value() != before
+    stage.keyboard.press("r")
+    assert stage.locator("#window").input_value() == before
+    expect(stage.locator("#preset")).to_have_value("")
+
+
+def test_the_heat_map_can_be_lines(stage: Page) -> None:
+    stage.keyboard.press("h")
+    overlay = stage.locator(".overlay").first
+    expect(overlay).to_be_visible()
+    areas = overlay.get_attribute("src")
+    stage.locator("#lines").check()
+    expect(overlay).to_have_attribute("data-lines", "true")
+    expect(overlay).not_to_have_attribute("src", str(areas))
+    stage.locator("#lines").uncheck()
+    expect(overlay).to_have_attribute("src", str(areas))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,9 +63,9 @@ def test_the_most_suspicious_come_first_and_the_refused_stand_apart(
     wait_for_all(page)
     scores = {path.name: predictor.predict(path.read_bytes(), "film").probability or 0 for path in films}
     assert names_in_list(page) == sorted(scores, key=lambda name: -scores[name])
-    expect(page.locator("#refused th")).to_have_text("Cannot be judged")
+    expect(page.locator("#refused th")).to_have_text("Not answered")
     assert names_in_list(page, "refused") == ["holiday.png"]
-    expect(page.locator("#failed th")).to_have_text("No answer")
+    expect(page.locator("#failed th")).to_have_text("Errors")
     expect(page.locator("#failed")).to_contain_text("This is not a film that can be read here")
     page.get_by_role("button", name=films[3].name).click()
     expect(page.locator("#film-name")).to_have_text(films[3].name)
@@ -90,10 +91,10 @@ def test_the_table_is_sorted_and_filtered(visit: Opener, predictor: Predictor, f
     assert names_in_list(page) == sorted(names_in_list(page), key=str.lower, reverse=True)
     page.get_by_role("button", name="Probability").click()
     assert names_in_list(page) == by_probability
-    for label, chip in (("normal", "Normal"), ("pneumonia", "Suspected")):
+    for label, chip in (("normal", "Not suspected"), ("pneumonia", "Suspected")):
         wanted = {name for name, found in labels.items() if found == label}
         if wanted:
-            page.get_by_role("radio", name=chip).check()
+            page.locator("#chips label", has_text=re.compile(f"^{chip} ")).locator("input").check()
             assert set(names_in_list(page)) == wanted
     page.get_by_role("radio", name="All").check()
     page.get_by_label("Find films by name").fill(films[2].stem.upper())
@@ -172,7 +173,7 @@ def test_the_table_is_exported_and_no_name_becomes_a_formula(
     wait_for_all(page)
     page.get_by_role("button", name="Try 1 film again").click()
     wait_for_all(page)
-    page.get_by_role("radio", name="Not judged").check()  # what is shown does not change what is exported
+    page.get_by_role("radio", name="Not answered").check()  # what is shown does not change what is exported
     with page.expect_download() as download:
         page.get_by_role("button", name="Export CSV").click()
     assert download.value.suggested_filename.startswith("chestxray-")
@@ -216,7 +217,7 @@ def test_hundreds_of_films_stay_small(visit: Opener, film_paths: tuple[Path, ...
     page.on("requestfailed", answered)
     choose(page, *films)
     expect(page.locator("tbody tr:has(td)")).to_have_count(50)
-    expect(page.locator("#progress-text")).to_contain_text("of 205 answered")
+    expect(page.locator("#progress-text")).to_contain_text("of 205 done")
     wait_for_all(page)
     assert most <= 4
     assert page.locator("tbody tr:has(td)").count() == 50

@@ -3,6 +3,7 @@
 import { $, make, sign } from "./dom.js";
 import { HEADLINES, abbreviated, bytes, measured, milliseconds, percent, splitName, verdict } from "./words.js";
 
+const LIMIT = 0.5; // of the out-of-distribution score
 const SLOW = "This takes longer than usual: the service or the connection is slow. No need to do anything.";
 
 const panel = $("#answer");
@@ -62,15 +63,15 @@ function because(outcome, item, point, failure) {
     case "refused":
       return [`${sentence(item.answer.gate.reason)} No probability is given.`, score(item.answer.gate)];
     case "pneumonia":
-      return [`The probability reaches the threshold of the operating point “${point.name}”.`];
+      return [`Reaches the threshold of the operating point “${nameOf(point)}”.`];
     default:
-      return [`The probability stays below the threshold of the operating point “${point.name}”.`];
+      return [`Stays below the threshold of the operating point “${nameOf(point)}”.`];
   }
 }
 
 function score({ score: unlike = null }) {
-  if (unlike === null) return "";
-  const words = `How unlike the films that it is meant for: ${unlike.toFixed(2)}; above 0.50 a film is refused.`;
+  if (unlike === null || unlike <= LIMIT) return ""; // something else, as the age, spoke against the film
+  const words = `Out-of-distribution score ${unlike.toFixed(2)}; above ${LIMIT.toFixed(2)} a film is refused.`;
   return make("span", { class: "detail" }, words);
 }
 
@@ -97,15 +98,28 @@ function showFacts(item) {
   const { answer, ms, file } = item ?? {};
   $("#fact-film").textContent = answer ? `${abbreviated(answer.film_sha256)} · ${bytes(file.size)}` : "–";
   $("#fact-film").title = answer ? `SHA-256 ${answer.film_sha256}` : "";
-  $("#fact-time").textContent = ms ? `${milliseconds(ms)}, there and back` : "–";
+  $("#fact-time").textContent = ms ? milliseconds(ms) : "–";
 }
 
-/** What judges, and the switch between its operating points; change(point) is called at once with the chosen one. */
+/** Points of one threshold are one, under all their names. */
+function distinct(points) {
+  const found = new Map();
+  for (const point of points) {
+    if (found.has(point.threshold)) found.get(point.threshold).names.push(point.name);
+    else found.set(point.threshold, Object.assign(point, { names: [point.name] }));
+    point.names = found.get(point.threshold).names;
+  }
+  return [...found.values()];
+}
+
+const nameOf = (point) => (point.names ?? [point.name]).join(", ");
+
+/** What answers, and the switch between its operating points; change(point) is called at once with the chosen one. */
 export function showModel({ bundle, model_sha256: hash }, chosen, change) {
-  const radios = bundle.operating_points.map((point) => {
-    const checked = point === chosen;
+  const radios = distinct(bundle.operating_points).map((point) => {
+    const checked = point.threshold === chosen.threshold;
     const input = { type: "radio", name: "point", value: point.name, checked, onchange: () => change(point) };
-    const words = make("span", {}, point.name, make("small", {}, percent(point.threshold)));
+    const words = make("span", {}, nameOf(point), make("small", {}, percent(point.threshold)));
     return make("label", { class: "point" }, make("input", input), words);
   });
   $("#points").replaceChildren(...radios);
@@ -130,7 +144,7 @@ export function showPoint(point) {
     );
   $("#measures").replaceChildren(
     row("Sensitivity", measured(point.sensitivity, point.positives), "with pneumonia"),
-    row("Specificity", measured(point.specificity, point.negatives), "normal"),
+    row("Specificity", measured(point.specificity, point.negatives), "labelled normal"),
   );
   $("#measured-on").textContent = `Measured on the ${splitName(point)} that it was chosen on; on other films expect less.`;
 }

@@ -26,6 +26,7 @@ const BY_STATUS = {
   408: ["The film took too long to arrive", "Send it again over a better connection.", true],
   413: ["This film is too large", "Export a smaller copy, for instance as JPEG.", false],
   415: ["This is not a film that can be read here", "Send a JPEG, PNG or DICOM file of one chest film.", false],
+  404: ["The service has no such address", "It may be older than this page. Reload the page.", false],
   422: ["This film cannot be read", "The file is damaged or incomplete. Copy or export it again.", false],
   429: ["Too many films in a short time", "Wait a little, then try again.", true],
   503: ["The service is busy", "Too many films at once. Try again in a moment.", true],
@@ -53,6 +54,12 @@ export async function predict(film, { heatmap = false, limit = Infinity } = {}) 
   });
   const answer = await response.json();
   return { answer, ms: performance.now() - began };
+}
+
+/** The film as the service decoded it: a PNG of 8 grey bits. */
+export async function drawn(film) {
+  const headers = { "Content-Type": "application/octet-stream" };
+  return (await ask("/v1/film", { method: "POST", headers, body: film })).blob();
 }
 
 async function ask(path, options = {}) {

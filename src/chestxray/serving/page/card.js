@@ -5,7 +5,7 @@ import { make } from "./dom.js";
 /** Headings, lists, tables, quotations, code and paragraphs. Everything else stays as it was written. */
 export function markdown(text) {
   const nodes = [];
-  const lines = text.replace(/\r/g, "").replace(/^---\n[^]*?\n---\n/, "").split("\n"); // less the YAML at its head
+  const lines = text.replace(/\r/g, "").replace(/^---\n[^]*?\n---\n/, "").replace(/<!--[^]*?-->/g, "").split("\n"); // less YAML and comments
   while (lines.length) {
     const line = lines[0];
     if (!line.trim()) lines.shift();

@@ -9,10 +9,10 @@ import { takeFilms } from "./intake.js";
 import { asFailure, makeQueue } from "./queue.js";
 import * as viewer from "./viewer.js";
 import { plural } from "./words.js";
-import { neighbour, onWishes, showWorklist, tally, turnTo } from "./worklist.js";
+import { neighbour, onWishes, showWorklist, tableOf, tally, turnTo } from "./worklist.js";
 
 const state = { model: null, point: null, films: [], shown: [undefined], active: 0, heat: false, saved: true };
-const queue = makeQueue(judge, answered);
+const queue = makeQueue(predictOne, answered);
 const current = () => state.shown[state.active];
 
 // ------------------------------------------------------------------ drawing
@@ -34,6 +34,7 @@ function drawNow() {
   showAnswer(current(), point, queue.held, (item) => (item ? again([item]) : start()));
   showWorklist(films, current(), point, lookAt);
   $("#film-name").textContent = current()?.name ?? "";
+  $("#save").hidden = $("#print").hidden = !current()?.answer;
   $("#place").hidden = films.length < 2 || !place;
   $("#place").textContent = `${place} of ${films.length}`;
   $("#back").hidden = $("#on").hidden = films.length < 2;
@@ -90,7 +91,7 @@ function again(films) {
 
 const retryAll = () => again(state.films.filter(({ failure }) => failure?.retry));
 
-async function judge(film) {
+async function predictOne(film) {
   await knowModel();
   const heatmap = state.heat;
   const { answer, ms } = await predict(film.file, { heatmap, limit: state.model.max_body });
@@ -146,7 +147,7 @@ function activate(index) {
   draw();
 }
 
-// ------------------------------------------------------------------ what judges
+// ------------------------------------------------------------------ the model
 
 let known = null; // the one question on its way
 
@@ -200,12 +201,34 @@ function takeKey(event) {
 
 function save() {
   const text = csvOf(state.films.map((film) => ({ ...film, outcome: outcomeOf(film, state.point) })), state.point);
-  const url = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
-  make("a", { href: url, download: `chestxray-${new Date().toISOString().slice(0, 10)}.csv` }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 1000);
+  download(new Blob([text], { type: "text/csv" }), `chestxray-${new Date().toISOString().slice(0, 10)}.csv`);
   state.saved = true;
 }
 
+function download(blob, name) {
+  const url = URL.createObjectURL(blob);
+  make("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
+}
+
+async function savePicture() {
+  const { drawAnswer } = await import("./paper.js");
+  const film = viewer.drawing();
+  const picture = drawAnswer(film, current(), state.point, outcomeOf(current(), state.point));
+  picture.toBlob((blob) => download(blob, `${current().name.replace(/[^\w.-]+/g, "-")}.answer.png`), "image/png");
+  say("The answer is saved as PNG.");
+}
+
+function printList() {
+  const paper = tableOf(state.films, state.point);
+  document.body.append(paper);
+  document.documentElement.dataset.paper = "list";
+  print();
+  delete document.documentElement.dataset.paper;
+  paper.remove();
+}
+
+$("#details").open = matchMedia("(min-width: 75rem) and (min-height: 47rem)").matches; // where there is room
 viewer.setTheStage(activate);
 viewer.onHeat(useHeat);
 onWishes();
@@ -216,6 +239,8 @@ takeCommands({
   in: () => [viewer.zoom(1.25), viewer.sayView()],
   out: () => [viewer.zoom(0.8), viewer.sayView()],
   fit: viewer.fit,
+  actual: viewer.actual,
+  lens: viewer.useLens,
   invert: viewer.invert,
   reset: viewer.reset,
   compare,
@@ -239,6 +264,9 @@ $("#back").addEventListener("click", () => step(-1));
 $("#clear").addEventListener("click", clear);
 $("#retry-all").addEventListener("click", retryAll);
 $("#export").addEventListener("click", save);
+$("#print-list").addEventListener("click", printList);
+$("#print").addEventListener("click", () => print());
+$("#save").addEventListener("click", savePicture);
 $("#key-form").addEventListener("submit", takeKey);
 $("#help").addEventListener("click", ({ target }) => target === $("#help") && target.close());
 addEventListener("online", retryAll);

@@ -1,19 +1,31 @@
 // What the browser can show of a file. dicom.js is fetched when the first file needs it.
 
+import { drawn } from "./api.js";
+
 const THUMB = [104, 80]; // pixels, twice what the list shows
 const UNKNOWN = "The browser cannot draw this file.";
+const drawings = new WeakMap(); // what the service drew, by file: the list and the stage ask for it once
 
 /** Returns {blob, look} or {deep, look}, as in dicom.js, or {reason}: why there is no picture. */
 export async function pictureOf(file) {
   if (/^image\/(jpeg|png|webp|gif|bmp)$/.test(file.type)) return { blob: file };
-  if (/^image\/tiff$|\.tiff?$/i.test(file.type || file.name)) return { reason: "A browser cannot draw TIFF films. The service judges it all the same." };
+  if (/^image\/tiff$|\.tiff?$/i.test(file.type || file.name)) return drawnPicture(file, UNKNOWN);
   try {
     if (!(await looksLikeDicom(file))) return file.type.startsWith("text/") ? { reason: UNKNOWN } : { blob: file };
     const { readDicom } = await import("./dicom.js");
     return readDicom(await file.arrayBuffer());
   } catch (error) {
-    return { reason: error.name === "RangeError" ? "This DICOM file is damaged." : error.message || UNKNOWN };
+    const reason = error.name === "RangeError" ? "This DICOM file is damaged." : error.message || UNKNOWN;
+    return error.name === "RangeError" ? { reason } : drawnPicture(file, reason);
   }
+}
+
+/** What the service decoded, or the reason where it cannot, either. */
+function drawnPicture(file, reason) {
+  if (!drawings.has(file)) {
+    drawings.set(file, drawn(file).then((blob) => ({ blob }), () => drawings.delete(file) && { reason }));
+  }
+  return drawings.get(file);
 }
 
 async function looksLikeDicom(file) {

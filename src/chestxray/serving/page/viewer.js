@@ -8,12 +8,20 @@ import { pictureOf } from "./pictures.js";
 
 const MOST = 16; // times the size that fits
 const PLAIN = { centre: 0.5, width: 1, inverted: false };
+const LENS = 2.5; // times the film around it
+const PRESETS = {
+  lungs: { centre: 0.34, width: 0.62 },
+  mediastinum: { centre: 0.66, width: 0.55 },
+  contrast: { centre: 0.5, width: 0.5 },
+};
+const LEVELS = [100, 136, 165]; // alpha of the overlay at a quarter, a half and three quarters of its scale
 
 const stage = $("#stage");
 const toggle = $("#heat");
 const sliders = { width: $("#window"), centre: $("#level") };
 const panes = [];
 let tool = "move";
+let lens = false;
 let active = 0;
 
 /** Make the two panes. activate(index): called when the other one is touched or focused. */
@@ -31,8 +39,15 @@ export function setTheStage(activate) {
       pan: (x, y) => pan(x, y, pane),
       level: (wider, brighter) => level(wider, brighter, pane),
     });
+    root.addEventListener("pointermove", (event) => magnify(pane, event));
+    root.addEventListener("pointerleave", () => ($(".lens", root).hidden = true));
+    pane.overlay.addEventListener("load", () => drawLines(pane));
     panes.push(pane);
   }
+  $("#preset").addEventListener("change", ({ target }) => {
+    const { item } = panes[active];
+    if (item?.look) change(panes[active], PRESETS[target.value] ?? { centre: item.look.centre, width: item.look.width });
+  });
   for (const [name, slider] of Object.entries(sliders)) {
     slider.addEventListener("input", () => change(panes[active], { [name]: Math.max(0.004, slider.value / 100) }));
   }
@@ -55,7 +70,7 @@ export function showFilms(items, current, outcomes, heatOn) {
   toggle.disabled = !item?.answer?.gate.accepted;
   toggle.setAttribute("aria-checked", String(heatOn));
   $("#heat-tools").dataset.on = String(!panes[current].overlay.hidden);
-  $("#opacity").disabled = panes[current].overlay.hidden;
+  $("#opacity").disabled = $("#lines").disabled = panes[current].overlay.hidden;
   follow(panes[current]);
 }
 
@@ -102,10 +117,34 @@ function caption(pane, outcome) {
 function overlay({ item, root, overlay: picture }, heatOn) {
   const map = heatOn && root.dataset.state !== "unshowable" ? item?.heatmap : null;
   if (map && picture.dataset.of !== item.answer.film_sha256) {
+    delete picture.dataset.lines;
     picture.src = `data:image/png;base64,${map}`;
     picture.dataset.of = item.answer.film_sha256;
   }
   picture.hidden = !map;
+}
+
+// The lines in place of areas: where the alpha of the overlay, which rises with the evidence, passes a level.
+function drawLines({ item, overlay: picture }) {
+  const wanted = $("#lines").checked;
+  if (!item?.heatmap || picture.dataset.lines === String(wanted)) return;
+  picture.dataset.lines = String(wanted);
+  if (!wanted) {
+    picture.src = `data:image/png;base64,${item.heatmap}`;
+    return;
+  }
+  const canvas = make("canvas", { width: picture.naturalWidth, height: picture.naturalHeight });
+  const context = canvas.getContext("2d");
+  context.drawImage(picture, 0, 0);
+  const image = context.getImageData(0, 0, canvas.width, canvas.height);
+  const level = (at) => LEVELS.filter((one) => image.data[4 * at + 3] >= one).length;
+  const levels = Uint8Array.from({ length: canvas.width * canvas.height }, (_, at) => level(at));
+  for (let at = 0; at < levels.length; at += 1) {
+    const isEdge = [1, 2, canvas.width, 2 * canvas.width].some((step) => (levels[at + step] ?? levels[at]) !== levels[at]);
+    image.data[4 * at + 3] = isEdge ? 255 : 0;
+  }
+  context.putImageData(image, 0, 0);
+  picture.src = canvas.toDataURL();
 }
 
 // ------------------------------------------------------------------ the view
@@ -157,6 +196,9 @@ const place = ({ picture: { deep } }, centre) =>
 
 function follow(pane) {
   const view = viewOf(pane);
+  const isPreset = ([, one]) => view?.centre === one.centre && view.width === one.width;
+  $("#preset").value = Object.entries(PRESETS).find(isPreset)?.[0] ?? "";
+  $("#preset").disabled = !view;
   for (const [name, slider] of Object.entries(sliders)) {
     slider.disabled = !view;
     slider.value = 100 * (view ?? PLAIN)[name];
@@ -164,7 +206,7 @@ function follow(pane) {
   }
   for (const button of stage.querySelectorAll("[aria-pressed]")) {
     const name = button.dataset.does;
-    const on = { invert: view?.inverted, compare: stage.dataset.panes === "2", [tool]: true }[name] ?? false;
+    const on = { invert: view?.inverted, compare: stage.dataset.panes === "2", lens, [tool]: true }[name] ?? false;
     button.setAttribute("aria-pressed", String(on));
   }
 }
@@ -196,7 +238,7 @@ export function pan(x, y, pane = panes[active]) {
 
 // The film cannot be pushed off the stage.
 function held({ zoom: scale, x, y }) {
-  const most = (scale - 1) / 2;
+  const most = Math.max(0, scale - 1) / 2;
   return { zoom: scale, x: Math.min(most, Math.max(-most, x)), y: Math.min(most, Math.max(-most, y)) };
 }
 
@@ -218,6 +260,63 @@ export function invert() {
 export function fit() {
   change(panes[active], { zoom: 1, x: 0, y: 0 });
   say("The whole film");
+}
+
+/** One pixel of the film on one of the screen. */
+export function actual() {
+  const pane = panes[active];
+  if (!viewOf(pane)) return;
+  const { width, height } = sizeOf(pane);
+  const { clientWidth, clientHeight } = pane.root;
+  const fitted = Math.min(clientWidth / width, clientHeight / height);
+  change(pane, { zoom: Math.min(MOST, 1 / (fitted * devicePixelRatio)), x: 0, y: 0 });
+  say("One pixel of the film on one of the screen");
+}
+
+const sizeOf = ({ picture, film, canvas }) =>
+  picture.deep ? { width: canvas.width, height: canvas.height } : { width: film.naturalWidth, height: film.naturalHeight };
+
+/** Switch the magnifier, which follows the pointer. */
+export function useLens() {
+  lens = !lens;
+  stage.dataset.lens = String(lens);
+  for (const { root } of panes) $(".lens", root).hidden = true;
+  follow(panes[active]);
+}
+
+function magnify(pane, { clientX, clientY }) {
+  const glass = $(".lens", pane.root);
+  if (!lens || !viewOf(pane)) return;
+  const box = pane.root.getBoundingClientRect();
+  const [x, y] = [clientX - box.left, clientY - box.top];
+  const sheets = $(".sheets", pane.root);
+  const copy = sheets.cloneNode(true);
+  if (pane.picture.deep) $("canvas", copy).getContext("2d").drawImage(pane.canvas, 0, 0);
+  const around = make("div", {}, copy);
+  glass.replaceChildren(around);
+  glass.hidden = false;
+  const half = glass.clientWidth / 2;
+  Object.assign(around.style, {
+    width: `${box.width}px`,
+    height: `${box.height}px`,
+    transform: `translate(${half - LENS * x}px, ${half - LENS * y}px) scale(${LENS})`,
+  });
+  Object.assign(glass.style, { left: `${x - half}px`, top: `${y - half}px` });
+}
+
+/** The active film as it is shown, its map over it, on a canvas of its own size; null where there is no picture. */
+export function drawing() {
+  const pane = panes[active];
+  if (!viewOf(pane)) return null;
+  const { width, height } = sizeOf(pane);
+  const canvas = make("canvas", { width, height });
+  const context = canvas.getContext("2d");
+  context.filter = pane.film.style.filter || "none";
+  context.drawImage(pane.picture.deep ? pane.canvas : pane.film, 0, 0, width, height);
+  context.filter = "none";
+  context.globalAlpha = $("#opacity").value / 100;
+  if (!pane.overlay.hidden) context.drawImage(pane.overlay, 0, 0, width, height);
+  return canvas;
 }
 
 export function reset() {
@@ -252,5 +351,6 @@ export function onHeat(change) {
   const slider = $("#opacity");
   const apply = () => panes.forEach((pane) => pane.overlay.style.setProperty("opacity", slider.value / 100));
   slider.addEventListener("input", apply);
+  $("#lines").addEventListener("change", () => panes.forEach((pane) => pane.overlay.hidden || drawLines(pane)));
   apply();
 }

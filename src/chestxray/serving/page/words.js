@@ -8,9 +8,9 @@ export function verdict(answer, point) {
 
 export const HEADLINES = {
   pneumonia: "Pneumonia suspected",
-  normal: "Normal",
-  refused: "Cannot judge this film",
-  failed: "No answer",
+  normal: "No pneumonia suspected",
+  refused: "Not answered",
+  failed: "Error",
   asking: "Reading the film",
   empty: "No film yet",
 };

@@ -7,13 +7,13 @@ import { thumbOf } from "./pictures.js";
 import { HEADLINES, percent, plural } from "./words.js";
 
 const PAGE = 50;
-const GROUPS = { refused: "Cannot be judged", failed: "No answer" }; // apart, in this order, after all others
+const GROUPS = { refused: "Not answered", failed: "Errors" }; // apart, in this order, after all others
 const CHIPS = [
   ["all", "All"],
   ["pneumonia", "Suspected"],
-  ["normal", "Normal"],
-  ["refused", "Not judged"],
-  ["failed", "No answer"],
+  ["normal", "Not suspected"],
+  ["refused", "Not answered"],
+  ["failed", "Errors"],
   ["asking", "Waiting"],
 ];
 const SORTS = {
@@ -30,6 +30,7 @@ let last = null; // what was shown, for wishes to be applied to
 export function showWorklist(films, current, point, choose) {
   last = { films, current, point, choose };
   $("#worklist").hidden = films.length < 2;
+  $("main").dataset.list = String(films.length > 1);
   if (films.length < 2) return;
   for (const film of films) film.outcome = outcomeOf(film, point);
   if (!isInUse()) arrange();
@@ -110,7 +111,7 @@ function fill(row, film) {
 function wordsOf({ outcome, answer, failure }) {
   if (outcome === "failed") return failure.title;
   if (outcome === "refused") return sentence(answer.gate.reason);
-  return { asking: "Waiting", pneumonia: "Suspected" }[outcome] ?? HEADLINES[outcome];
+  return { asking: "Waiting", pneumonia: "Suspected", normal: "Not suspected" }[outcome] ?? HEADLINES[outcome];
 }
 
 // One after another, and only for rows that stand in the document: decoding hundreds at once would stall the page.
@@ -127,6 +128,30 @@ function thumb(row, film) {
   });
 }
 
+/** The whole list as a table to be printed, in the order in which it is shown. */
+export function tableOf(films, point) {
+  const cells = (film) => [
+    film.name,
+    wordsOf(film),
+    film.answer?.gate.accepted ? percent(film.answer.probability) : "–",
+    film.answer?.film_sha256.slice(0, 12) ?? "",
+  ];
+  const row = (tag, texts) => make("tr", {}, ...texts.map((text) => make(tag, {}, text)));
+  const listed = [...order, ...films.filter((film) => !order.includes(film))];
+  return make(
+    "section",
+    { class: "paper" },
+    make("h2", {}, "Worklist"),
+    make("p", {}, tally(films, point)),
+    make(
+      "table",
+      {},
+      make("thead", {}, row("th", ["Film", "Answer", "Probability", "SHA-256"])),
+      make("tbody", {}, ...listed.map((film) => row("td", cells(film)))),
+    ),
+  );
+}
+
 // ------------------------------------------------------------------ head, filters, pages
 
 export function tally(films, point) {
@@ -139,8 +164,7 @@ function showHead(films) {
   const counts = Object.fromEntries(CHIPS.map(([name]) => [name, films.filter(({ outcome }) => outcome === name).length]));
   counts.all = films.length;
   const done = films.length - counts.asking;
-  const whole = `${plural(films.length, "film")}, all answered`;
-  $("#progress-text").textContent = counts.asking ? `${done} of ${films.length} answered` : whole;
+  $("#progress-text").textContent = counts.asking ? `${done} of ${films.length} done` : plural(films.length, "film");
   Object.assign($("#progress"), { max: films.length, value: done });
   $("#worklist").dataset.done = String(!counts.asking);
   for (const chip of $("#chips").querySelectorAll("label")) {

@@ -1,0 +1,44 @@
+// One film's answer as a picture: the film with its map, and under it what a reader needs to judge it by.
+
+import { HEADLINES, abbreviated, percent, splitName } from "./words.js";
+
+const WIDTH = 1200; // pixels
+const LINE = 34;
+
+/** film: a canvas or null; returns a canvas. */
+export function drawAnswer(film, item, point, outcome) {
+  const { answer, name } = item;
+  const lines = linesOf(answer, point);
+  const height = film ? Math.round((WIDTH / film.width) * film.height) : 0;
+  const canvas = document.createElement("canvas");
+  Object.assign(canvas, { width: WIDTH, height: height + 150 + LINE * lines.length });
+  const context = canvas.getContext("2d");
+  context.fillStyle = "#ffffff";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  if (film) context.drawImage(film, 0, 0, WIDTH, height);
+  context.fillStyle = "#17191b";
+  const font = getComputedStyle(document.body).fontFamily;
+  const write = (text, y, size) => {
+    context.font = `${size > 30 ? 600 : 400} ${size}px ${font}`;
+    context.fillText(text, 40, y, WIDTH - 80);
+  };
+  write(HEADLINES[outcome], height + 64, 40);
+  write(name, height + 108, 24);
+  lines.forEach((line, index) => write(line, height + 152 + LINE * index, 24));
+  return canvas;
+}
+
+function linesOf({ gate, probability, film_sha256: sha256, model, model_sha256: graph, notice }, point) {
+  const said = gate.accepted
+    ? [
+        `Calibrated probability of pneumonia ${percent(probability)}`,
+        `Operating point ${point.name}: suspected from ${percent(point.threshold)} (sensitivity ${percent(point.sensitivity)} of ` +
+          `${point.positives}, specificity ${percent(point.specificity)} of ${point.negatives} ${splitName(point)})`,
+      ]
+    : [gate.reason];
+  return [
+    ...said,
+    `Model ${model}, ${abbreviated(graph)}; film SHA-256 ${abbreviated(sha256)}; ${new Date().toISOString().slice(0, 16).replace("T", " ")} UTC`,
+    notice,
+  ];
+}
