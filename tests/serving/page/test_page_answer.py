@@ -318,7 +318,7 @@ def test_a_person_at_an_unknown_address_gets_a_page_and_a_program_a_problem(
     visit: Opener, address: str, complaints: list[str]
 ) -> None:
     page = visit("/nowhere")
-    expect(page.get_by_role("heading", name="Nothing here")).to_be_visible()
+    expect(page.locator("main")).to_contain_text("No page has this address")
     answer = page.request.get(f"{address}/nowhere", headers={"Accept": "application/json"})
     assert answer.status == 404
     assert answer.headers["content-type"] == "application/problem+json"
