@@ -19,6 +19,7 @@ from chestxray.inference.bundle import Bundle, folder_of, shipped_bundles
 from chestxray.inference.heatmap import (
     CONTOURS,
     FAINTEST,
+    FLOOR,
     UNTOLD_PEAK,
     film_of,
     of_film,
@@ -74,9 +75,9 @@ def test_the_scale_ends_at_the_films_own_maximum_whatever_the_models_units(
 
 def test_a_film_with_less_than_is_typical_is_drawn_fainter(info: Callable[..., BundleInfo]) -> None:
     activation = np.full((10, 10), 0.01, np.float32)
-    assert strength_of(activation, info(bias=0.0, typical_peak=4.0)).max() == pytest.approx(0.25)
+    assert strength_of(activation, info(bias=0.0, typical_peak=4.0)).max() == pytest.approx(0.25 / FLOOR)
     untold = info(bias=0.0, temperature=0.3, typical_peak=None)
-    assert strength_of(activation, untold).max() == pytest.approx(1.0 / (UNTOLD_PEAK * 0.3))
+    assert strength_of(activation, untold).max() == pytest.approx(1.0 / (FLOOR * UNTOLD_PEAK * 0.3))
     nothing = np.zeros((10, 10), np.float32)
     assert strength_of(nothing, info(bias=0.0, typical_peak=0.0)).max() == 0.0
 
@@ -84,7 +85,7 @@ def test_a_film_with_less_than_is_typical_is_drawn_fainter(info: Callable[..., B
 def test_the_map_adds_up_to_the_log_odds_behind_the_probability(info: Callable[..., BundleInfo]) -> None:
     activation = np.random.default_rng(3).normal(size=(10, 10)).astype(np.float32)
     described = info(bias=1.5, typical_peak=1e6)
-    evidence = strength_of(activation, described) * (1e6 + 1.5) / activation.size
+    evidence = strength_of(activation, described) * (FLOOR * (1e6 + 1.5)) / activation.size
     assert evidence.sum() == pytest.approx(activation.sum() + 1.5, abs=1e-3)
 
 

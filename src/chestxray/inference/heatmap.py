@@ -3,7 +3,7 @@
     activation (rows, columns) -> evidence -> strength 0 to 1 -> colours with an alpha channel -> over the film
 
 The scale ends at the film's own maximum, so that "most in this film" is always drawn at full strength; but never below
-what three of four films with pneumonia reach, so that a film without evidence stays empty.
+two thirds of what three of four films with pneumonia reach, so that a film without evidence stays empty.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ Float32Array = npt.NDArray[np.float32]
 FILM: Final = "Source"  # the text chunk of a PNG that says which film it shows
 LONG_SIDE: Final = 512  # pixels of the overlay; the map behind it has some ten cells a side
 FILM_SIDE: Final = 1024  # pixels of a film with its map, at most; its own where it is smaller
-FAINTEST: Final = 0.2  # of the scale: what is weaker stays clear
+FAINTEST: Final = 0.1  # of the scale: what is weaker stays clear
+FLOOR: Final = 0.65  # of the typical peak: where the scale ends at the earliest
 CONTOURS: Final = (0.25, 0.5, 0.75)  # of the scale: where lines are drawn
 
 # Where a bundle does not say what a typical film reaches: the log-odds, in units of its temperature, that a whole film
@@ -48,7 +49,7 @@ _COLOURS: Final = np.array(
         [245, 249, 146],
     ]
 )
-_ALPHA: Final = np.array([[FAINTEST, 0], [0.25, 100], [0.6, 150], [1.0, 190]])  # strength to alpha, rising all the way
+_ALPHA: Final = np.array([[FAINTEST, 0], [0.15, 100], [0.6, 150], [1.0, 190]])  # strength to alpha, rising all the way
 
 
 def strength_of(activation: FloatArray, info: BundleInfo) -> Float32Array:
@@ -67,7 +68,7 @@ def strength_of(activation: FloatArray, info: BundleInfo) -> Float32Array:
     shared = info.bias / activation.size
     typical = UNTOLD_PEAK * info.temperature if info.typical_peak is None else info.typical_peak + info.bias
     evidence = activation.astype(np.float32) + np.float32(shared)
-    scale = max(float(evidence.max()), typical / activation.size, float(np.finfo(np.float32).tiny))
+    scale = max(float(evidence.max()), FLOOR * typical / activation.size, float(np.finfo(np.float32).tiny))
     return evidence / np.float32(scale)
 
 

@@ -22,7 +22,6 @@ from typing import Annotated, Any, Final
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -43,27 +42,6 @@ MODEL_CARD: Final = "MODEL_CARD.md"
 
 # They need no key: they tell that the service runs and how to call it, and give the page that asks for the key.
 _OPEN: Final = frozenset({"/healthz", "/readyz", "/ping", "/openapi.json"})
-
-
-NOTHING_HERE: Final = f"""<!doctype html>
-<html lang="en">
-<head>
-  <meta charset="utf-8">
-  <meta name="viewport" content="width=device-width, initial-scale=1">
-  <title>Nothing here - chestxray</title>
-  <link rel="icon" href="/icon.svg">
-  <link rel="stylesheet" href="/style.css">
-</head>
-<body>
-  <main>
-    <h1>Nothing here</h1>
-    <p>This service has no page at this address. <a href="/">Classify films</a>, or read
-      <a href="/docs">how programs call it</a>.</p>
-    <p>{NOTICE}</p>
-  </main>
-</body>
-</html>
-"""  # for people whose browser asks for an address that is none; programs get a problem document
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +187,6 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
-    if error.status_code == NOT_FOUND.status and "text/html" in request.headers.get("accept", ""):
-        return HTMLResponse(NOTHING_HERE, NOT_FOUND.status)
     kind = {404: NOT_FOUND, 405: WRONG_METHOD}.get(error.status_code, INVALID_REQUEST)
     if kind is NOT_FOUND and "text/html" in request.headers.get("accept", ""):  # a person with a browser
         return Response(PAGE_NOT_FOUND, status_code=404, media_type="text/html")
