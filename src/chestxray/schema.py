@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from chestxray.errors import BundleInvalid, ManifestInvalid, OutOfRange, PackInvalid
-from chestxray.files import refuse_to_replace, write_atomically
+from chestxray.files import as_cell, of_cell, refuse_to_replace, write_atomically
 
 MANIFEST_VERSION: Final = 1
 PACK_VERSION: Final = 1
@@ -205,8 +205,8 @@ def write_manifest(films: Iterable[Film], path: Path | str) -> None:
         row = [getattr(film, name) for name in FILM_COLUMNS]
         row[0] = _as_stored(film.path, base)
         extra = dict(film.extra)
-        values = ["" if value == 0 else value for value in row]
-        writer.writerow([*values, MANIFEST_VERSION, *(extra.get(name, "") for name in further)])
+        values = ["" if value == 0 else as_cell(value) if isinstance(value, str) else value for value in row]
+        writer.writerow([*values, MANIFEST_VERSION, *(as_cell(extra.get(name, "")) for name in further)])
     write_atomically(path, out.getvalue().encode("utf-8", "surrogateescape"))
 
 
@@ -239,14 +239,14 @@ def read_manifest(path: Path | str) -> tuple[Film, ...]:
 def _film_of_row(row: Mapping[str, str | None], base: Path) -> Film:
     values: dict[str, Any] = {}
     for name in FILM_COLUMNS:
-        text = row.get(name) or ""
+        text = of_cell(row.get(name) or "")
         if name not in _AS_WRITTEN:
             text = text.strip()
         values[name] = _NUMBERS[name](text or 0) if name in _NUMBERS else text
     if values["path"] and "://" not in values["path"]:
         values["path"] = str(base / values["path"])
     known = {*FILM_COLUMNS, VERSION_COLUMN, None}
-    extra = tuple((name, value or "") for name, value in row.items() if name not in known and name)
+    extra = tuple((name, of_cell(value or "")) for name, value in row.items() if name not in known and name)
     return Film(**values, extra=extra)
 
 

@@ -271,6 +271,7 @@ def predict(
     must not be judged; the others are answered all the same.
     """
     from chestxray import api
+    from chestxray.data.sources import read_file
 
     if heatmap is None and (contours or layer):
         raise click.UsageError("--contours and --layer say how heat maps are drawn: give --heatmap FOLDER too")
@@ -281,7 +282,7 @@ def predict(
     maps = None if heatmap is None else HeatmapFolder(heatmap, alone=layer)
     for path in paths:
         try:
-            data = sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
+            data = sys.stdin.buffer.read() if path == STDIN else read_file(path)
             answer = predictor.predict(
                 data, str(path), operating_point=operating_point, heatmap=maps is not None, contours=contours
             )

@@ -502,7 +502,24 @@ def read_film(film: Film) -> bytes:
         return read_object(film.path)
     if inside := split_path(film.path):
         return read_member(*inside)
-    return Path(film.path).read_bytes()
+    return read_file(Path(film.path))
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a film's file. Raises: OSError, also where it is no regular file or longer than a film may be.
+
+    A pipe is not waited for, and a device or a sparse file takes no memory.
+    """
+    from chestxray.images.decode import MAX_BYTES
+
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise OSError(errno.EFBIG, f"holds more than {MAX_BYTES:,} bytes", str(path))
+    return data
 
 
 def stamp_of(film: Film) -> str:

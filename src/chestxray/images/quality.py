@@ -15,6 +15,7 @@ from chestxray.schema import Verdict
 
 MAX_COLOURED: Final = 0.05  # share of pixels; a coloured annotation on a greyscale film stays below it
 MIN_SIDE: Final = 64  # pixels; below that ribs and vessels cannot be told apart
+MAX_ASPECT: Final = 3.0  # of the longer side to the shorter one; published chest films stay below 2.5
 MIN_DEVIATION: Final = 0.02  # of the grey level, 0 to 1; an empty exposure stays below it
 
 HASH_SIDE: Final = 16  # the perceptual hash compares 16 x 16 places with two neighbours each
@@ -131,7 +132,9 @@ def _objection_to_pixels(film: Radiograph) -> Objection | None:
 
 
 def _not_frontal_chest(film: Radiograph) -> str:
-    """What the file itself says against a plain frontal film of a chest; empty where nothing."""
+    """What the file itself says against a plain frontal film of a chest, and its shape; empty where nothing."""
+    if max(film.width, film.height) > MAX_ASPECT * min(film.width, film.height):
+        return f"{film.width} x {film.height} pixels; a chest film's sides differ by less than {MAX_ASPECT:g} times"
     if film.modality in OTHER_MODALITIES:
         return f'its file names the modality "{film.modality}", which is no plain radiograph'
     if is_chest(film.body_part) is False:

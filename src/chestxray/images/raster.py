@@ -30,6 +30,10 @@ TIFF_MAGIC: Final = frozenset({b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"})
 
 MAX_SCANS: Final = 100  # of a progressive JPEG; encoders write about 10, a bomb makes the decoder run thousands
 
+MAX_SCANNED: Final = 10 * 64_000_000  # scans x pixels of a JPEG: each scan goes over every pixel again
+MAX_INFLATED: Final = 500  # pixels a byte of a large PNG; a film reaches 20, a flat picture 1,000
+LARGE: Final = 4_000_000  # pixels; below that it does not matter how little a PNG takes
+
 # What Pillow's readers raise on damaged files.
 DAMAGE: Final = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, EOFError,
@@ -56,6 +60,11 @@ def read_jpeg(data: bytes, source: str, at_least: tuple[int, int] | None) -> Rad
         # Within coded data 0xFF is always followed by 0, so these two bytes begin a scan.
         if (scans := data.count(b"\xff\xda")) > MAX_SCANS:
             raise UnreadableFilm(f"{source}: the JPEG has {scans} scans; the limit is {MAX_SCANS}. Export it again")
+        if scans * image.width * image.height > MAX_SCANNED:
+            raise FilmTooLarge(
+                f"{source}: {scans} scans of {image.width} x {image.height} pixels; the limit is {MAX_SCANNED:,} "
+                "pixels in all scans together. Export it as a baseline JPEG"
+            )
         stored, reduced = image.size, None
         orientation = image.getexif().get(_ORIENTATION, 1)
         if at_least is not None:
@@ -87,6 +96,11 @@ def read_png(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Rad
         image = PngImageFile(io.BytesIO(data))
         channels = 3 if image.mode == "P" else len(image.getbands())
         check_pixels(source, *image.size, samples=channels)
+        if (pixels := image.width * image.height) > max(LARGE, MAX_INFLATED * len(data)):
+            raise FilmTooLarge(
+                f"{source}: {pixels:,} pixels in {len(data):,} bytes, so it holds no film but something nearly uniform "
+                f"(limit {MAX_INFLATED} pixels a byte). Export it again"
+            )
         if image.is_animated:
             raise UnsupportedFormat(f"{source}: an animated PNG of {image.n_frames} frames; a radiograph has one")
         image.load()

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chestxray.errors import MissingExtra, SourceInvalid, UsageError
-from chestxray.files import file_written_whole, refuse_to_replace, write_atomically
+from chestxray.files import as_cell, file_written_whole, of_cell, refuse_to_replace, write_atomically
 from chestxray.metrics.metrics import FloatArray
 from chestxray.progress import warn
 from chestxray.schema import PATIENTS_UNKNOWN, Label, Split
@@ -141,11 +141,11 @@ def write_scores(table: ScoreTable, path: Path) -> None:
     names = tuple(Label)
     further = tuple(table.columns)
     rows = zip(
-        table.paths,
+        map(as_cell, table.paths),
         (names[label].value for label in table.labels.tolist()),
         map(repr, table.probabilities.tolist()),
-        table.patients,
-        *table.columns.values(),
+        map(as_cell, table.patients),
+        *(map(as_cell, values) for values in table.columns.values()),
         strict=True,
     )
     out = io.StringIO(newline="")
@@ -262,7 +262,9 @@ def _rows_of(path: Path) -> list[_Row]:
     for number, row in enumerate(rows[1:], start=1):
         if len(row) != len(header):
             raise SourceInvalid(f"row {number}: has {len(row)} fields; the header has {len(header)}")
-    return [_Row(number, dict(zip(header, row, strict=True))) for number, row in enumerate(rows[1:], start=1)]
+    return [
+        _Row(number, dict(zip(header, map(of_cell, row), strict=True))) for number, row in enumerate(rows[1:], start=1)
+    ]
 
 
 def _with_patients(header: list[str]) -> list[str]:
@@ -364,8 +366,12 @@ def _writable(row: Row) -> Row:
 def _write_csv(rows: Iterable[Row], file: BinaryIO) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
     writer = csv.writer(text, lineterminator="\n")
+    quoting = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(COLUMNS)
-    writer.writerows(rows)  # None becomes empty; a number is written so that it reads back equal
+    for row in rows:  # None becomes empty; a number is written so that it reads back equal
+        cells = [as_cell(value) if isinstance(value, str) else value for value in row]
+        # A bare carriage return inside a name would end the row.
+        (quoting if any(isinstance(cell, str) and "\r" in cell for cell in cells) else writer).writerow(cells)
     text.detach()
 
 

@@ -35,6 +35,7 @@ from chestxray.serving.problems import BAD_REQUEST, HEAD_TOO_LONG, INTERNAL, NO_
 from chestxray.serving.security import written_out
 
 SHORT_LINGER: Final = 2.0  # seconds
+GREETED_SECONDS: Final = 1.0  # in which a new connection is expected to ask, though the service ends
 BUFFERED: Final = 64 * 1024  # bytes of a body that wait for the application before reading pauses
 
 
@@ -162,6 +163,7 @@ class Connection(asyncio.Protocol):
         self._answer_timer: asyncio.TimerHandle | None = None
         self._last = self.loop.time()  # when something arrived
         self._asked = False
+        self._told_to_leave = False
         self._client: tuple[str, int] | None = None
         self._server: tuple[str, int] | None = None
 
@@ -350,11 +352,13 @@ class Connection(asyncio.Protocol):
         """What comes next: the next request, the rest of this one's body, or the end."""
         if self._queue and self._queue[0] is exchange:
             self._queue.popleft()
-        if exchange.closes or self._eof:
+        if exchange.closes:
             self._leave()
         elif self._queue:
             self._start(self._queue[0])
             self.resume()
+        elif self._eof:
+            self._leave()
         elif self._fault is not None:
             self._refuse(*self._fault)
         else:
@@ -454,7 +458,11 @@ class Connection(asyncio.Protocol):
     def leave(self) -> None:
         """The service ends: a connection between two requests is closed, the others say so in their last answer."""
         if self._lingered is not None:
-            self._arm_abort(SHORT_LINGER)
+            if not self._told_to_leave:
+                self._told_to_leave = True
+                self._arm_abort(SHORT_LINGER)
+        elif not self._asked and self.loop.time() - self._last < GREETED_SECONDS:
+            return  # it has just come, and its request is on its way
         elif not self._queue and self._arriving is None and not self._begun:
             self._leave()
 

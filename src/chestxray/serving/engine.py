@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import resource
 import signal
 import socket
+import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,20 +76,22 @@ class FilmServer:
                 await loop.create_server(lambda: Connection(front), sock=each, backlog=socket.SOMAXCONN)
                 for each in sockets
             ]
-            with self._signals(loop):
+            with self._signals(loop, front):
                 if self.on_start is not None:
                     self.on_start(address_of(sockets[0]))
                 while not self.should_exit:
                     await asyncio.sleep(TICK)
-                    front.leaving = self._leave_at is not None
                     if self._leave_at is not None and loop.time() >= self._leave_at:
                         self.should_exit = True
-                await self._end(front, servers)
+                await self._end(front, servers, sockets)
 
-    async def _end(self, front: Front, servers: list[asyncio.Server]) -> None:
+    async def _end(self, front: Front, servers: list[asyncio.Server], sockets: list[socket.socket]) -> None:
         """Take no more connections; bound what is under way, then wait for it."""
         front.leaving = True
         self._service.begin_to_stop()
+        for each in sockets:
+            turn_away(each)
+        await asyncio.sleep(TICK)  # whoever has connected before is accepted
         for server in servers:
             server.close()
         loop = asyncio.get_running_loop()
@@ -102,7 +107,7 @@ class FilmServer:
         return self._service.queue.full and method == b"POST" and path.startswith(TAKES_FILMS)
 
     @contextmanager
-    def _signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    def _signals(self, loop: asyncio.AbstractEventLoop, front: Front) -> Iterator[None]:
         """SIGTERM: not ready at once, gone after LEAVING_SECONDS. SIGINT, or a second signal: gone now."""
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -110,6 +115,7 @@ class FilmServer:
 
         def terminate() -> None:
             self._service.ready = False
+            front.leaving = True
             if self._leave_at is None:
                 self._leave_at = loop.time() + LEAVING_SECONDS
             else:
@@ -148,6 +154,18 @@ def within_files(limits: ConnectionLimits) -> ConnectionLimits:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return replace(limits, places=max(FEWEST_PLACES, min(limits.places, soft - OWN_FILES)))
     return limits
+
+
+def turn_away(listener: socket.socket) -> None:
+    """Let nobody connect any more who has not: closing the socket alone would reset those that wait to be accepted.
+
+    A socket filter that passes nothing; who tries meanwhile tries again and finds the door closed. Linux only.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    nothing = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF_RET, 0 bytes
+    with contextlib.suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HP", 1, ctypes.addressof(nothing)))  # SO_ATTACH_FILTER
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -90,6 +90,16 @@ class Patient(logging.Handler):
             self._lines.task_done()
 
 
+def occupy_standard_streams() -> None:
+    """Open nothing where standard input, output or error are closed: no socket must get one of their numbers."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            lowest = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(lowest, True)  # noqa: FBT003 - the system has no other way
+
+
 @contextmanager
 def logged_to_stderr() -> Iterator[None]:
     """Send the service's own log, and nobody else's below a warning, to standard error, until the block ends."""

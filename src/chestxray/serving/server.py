@@ -6,6 +6,7 @@ The heavy libraries are imported while the process that decodes films imports it
 from __future__ import annotations
 
 import errno
+import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -19,12 +20,13 @@ from typing import TYPE_CHECKING, Final, Self
 from chestxray.errors import ChestXrayError, UsageError
 from chestxray.inference.bundle import DEFAULT, Bundle, folder_of
 from chestxray.inference.signature import open_bundle
-from chestxray.serving.logs import logged_to_stderr
+from chestxray.serving.logs import logged_to_stderr, occupy_standard_streams
 from chestxray.serving.security import LOOPBACK_NAMES, VARIABLE, HostRule, KeyRing, is_loopback
 
 if TYPE_CHECKING:
     from chestxray.serving.engine import FilmServer
 
+LEAST_MEMORY: Final = 3 * 2**29  # bytes of address space; a quarter of it is ever used
 DEFAULT_PORT: Final = 8000
 
 
@@ -70,6 +72,7 @@ def serve(
         UsageError: the address cannot be had, or other machines reach it and there is no key.
         BundleInvalid: from loading the bundle; SignatureInvalid, where it is not as the verify_key's holder signed it.
     """
+    occupy_standard_streams()
     with prepared(bundle, options or ServeOptions()) as (server, listener):
         server.on_start = ready
         with logged_to_stderr():
@@ -85,6 +88,7 @@ def prepared(bundle: Path | str, options: ServeOptions) -> Iterator[tuple[FilmSe
             f"--host {options.host} would let other machines in, and there is no key to tell who may call. Make one "
             f'with "chestxray key NAME", and give its entry by --api-keys FILE or in {VARIABLE}'
         )
+    _check_memory()
     opened = open_bundle(folder_of(bundle), options.verify_key)
     with closing(_listener(options.host, options.port)) as listener:
         yield _server(opened, options, keys), listener
@@ -112,6 +116,16 @@ def _server(bundle: Bundle, options: ServeOptions, keys: KeyRing) -> FilmServer:
     except BaseException:
         decoders.close()
         raise
+
+
+def _check_memory() -> None:
+    """Raises: UsageError, where this process may not have the address space that libraries and threads reserve."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY and soft < LEAST_MEMORY:
+        raise UsageError(
+            f"this process may have {soft >> 20:,} MiB of memory, and serving reserves {LEAST_MEMORY >> 20:,}. "
+            'Raise the limit ("ulimit -v"), or bound the memory that is used instead, as containers do'
+        )
 
 
 def _listener(host: str, port: int) -> socket.socket:
