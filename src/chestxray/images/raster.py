@@ -32,7 +32,7 @@ MAX_SCANS: Final = 100  # of a progressive JPEG; encoders write about 10, a bomb
 
 MAX_SCANNED: Final = 10 * 64_000_000  # scans x pixels of a JPEG: each scan goes over every pixel again
 MAX_INFLATED: Final = 500  # pixels a byte of a large PNG; a film reaches 20, a flat picture 1,000
-LARGE: Final = 4_000_000  # pixels; below that it does not matter how little a PNG takes
+LARGE: Final = 32_000_000  # pixels; below that (a third of a second) it does not matter how little a PNG takes
 
 # What Pillow's readers raise on damaged files.
 DAMAGE: Final = (
