@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
+from chestxray.data.sources import read_file
 from chestxray.errors import FilmTypeInvalid, FilmValueInvalid
 
 NAMELESS: Final = "film"  # what a film is called that has no path
@@ -37,7 +38,7 @@ def bytes_of(film: object) -> tuple[bytes, str]:
         ValueError, for pixels out of range.
     """
     if isinstance(film, str | Path):
-        return Path(film).read_bytes(), str(film)
+        return read_file(Path(film)), str(film)
     if isinstance(film, bytes | bytearray | memoryview):
         return bytes(film), NAMELESS
     if isinstance(film, Image.Image):
