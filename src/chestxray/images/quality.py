@@ -107,7 +107,7 @@ def objection_to(film: Radiograph) -> Objection | None:
         )
     if min(film.width, film.height) < MIN_SIDE:
         return Objection(Verdict.TOO_SMALL, f"{film.width} x {film.height} pixels; each side needs at least {MIN_SIDE}")
-    if reason := _not_frontal_chest(film):
+    if reason := _odd_shape(film) or _not_frontal_chest(film):
         return Objection(Verdict.NOT_FRONTAL, reason)
     return _objection_to_pixels(film)
 
@@ -131,10 +131,15 @@ def _objection_to_pixels(film: Radiograph) -> Objection | None:
     return None
 
 
+def _odd_shape(film: Radiograph) -> str:
+    """What the film's shape says against a film of a chest; empty where nothing."""
+    if max(film.width, film.height) <= MAX_ASPECT * min(film.width, film.height):
+        return ""
+    return f"{film.width} x {film.height} pixels; a chest film's sides differ by less than {MAX_ASPECT:g} times"
+
+
 def _not_frontal_chest(film: Radiograph) -> str:
-    """What the file itself says against a plain frontal film of a chest, and its shape; empty where nothing."""
-    if max(film.width, film.height) > MAX_ASPECT * min(film.width, film.height):
-        return f"{film.width} x {film.height} pixels; a chest film's sides differ by less than {MAX_ASPECT:g} times"
+    """What the file itself says against a plain frontal film of a chest; empty where nothing."""
     if film.modality in OTHER_MODALITIES:
         return f'its file names the modality "{film.modality}", which is no plain radiograph'
     if is_chest(film.body_part) is False:
