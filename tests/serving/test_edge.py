@@ -29,7 +29,7 @@ GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CHUNKED = (
     b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
-BUNDLE = "pneumonia-small"
+BUNDLE = "pneumonia"
 
 
 @pytest.fixture(scope="module")
