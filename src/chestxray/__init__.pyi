@@ -7,6 +7,8 @@ from .data.collect import collect as collect
 from .data.clean import clean as clean, describe as describe, quarantine as quarantine
 from .data.report import write_data_report as write_data_report
 from .data.split import split as split
+from .data.audit import audit as audit
+from .data.report import write_audit as write_audit
 from .schema import read_manifest as read_manifest, write_manifest as write_manifest
 
 # training
@@ -31,6 +33,7 @@ from .plots import plot_network as plot_network, plot_answer as plot_answer
 from .schema import Film as Film, PackInfo as PackInfo, BundleInfo as BundleInfo, Prediction as Prediction
 from .data.pack import Pack as Pack
 from .inference.predictor import Predictor as Predictor
+from .data.audit import Audit as Audit
 from .evaluation.assessment import Assessment as Assessment
 from .serving.server import BackgroundService as BackgroundService
 from .synthetic.dataset import SyntheticSettings as SyntheticSettings

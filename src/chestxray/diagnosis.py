@@ -17,7 +17,12 @@ from chestxray.version import __version__
 
 # What each extra brings, by the names to import and to install.
 EXTRAS: Final = {
-    "report": {"matplotlib": "matplotlib", "jinja2": "jinja2"},
+    "report": {
+        "matplotlib": "matplotlib",
+        "jinja2": "jinja2",
+        "sklearn": "scikit-learn",
+        "threadpoolctl": "threadpoolctl",
+    },
     "train": {"torch": "torch", "onnx": "onnx", "onnxscript": "onnxscript", "safetensors": "safetensors"},
     "dicom": {
         "pydicom": "pydicom",

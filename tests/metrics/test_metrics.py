@@ -334,6 +334,47 @@ def test_intervals_by_patient_are_wider_where_patients_bring_many_films_alike():
     assert by_patient.high - by_patient.low > 2 * (by_formula.high - by_formula.low)
 
 
+def test_the_interval_by_patient_without_resampling_is_that_of_resampling():
+    rng = np.random.default_rng(1)
+    patient = np.repeat(np.arange(300), 4)
+    labels = (rng.random(1200) < 0.4).astype(np.int8)  # films of both classes of one patient too
+    scores = labels + 1.2 * rng.normal(size=300)[patient] + rng.normal(size=1200)
+    scores = scores.round(1)
+    area, found = intervals.clustered_area(labels, scores, patient)
+    drawn = bootstrap([intervals.areas(labels, scores)], patient)["auroc"].interval
+    assert area == pytest.approx(oracle.roc_auc_score(labels, scores))
+    assert (found.low, found.high) == pytest.approx((drawn.low, drawn.high), abs=0.004)
+
+
+@given(judged(6))
+def test_where_each_film_is_a_patient_it_is_delongs_but_for_its_divisor(data):
+    labels, scores = data
+    area, found = intervals.clustered_area(labels, scores, np.arange(len(labels)))
+    formula = delong_interval(labels, scores)
+    assert area == pytest.approx(auroc(labels, scores))
+    assert found.low <= area <= found.high
+    if formula.method == found.method == "Newcombe":
+        assert (found.low, found.high) == pytest.approx((formula.low, formula.high))
+
+
+@given(judged(), st.data())
+def test_a_weight_counts_as_so_many_films(data, drawn):
+    labels, scores = data
+    times = np.array(drawn.draw(st.lists(st.integers(1, 4), min_size=len(labels), max_size=len(labels))))
+    patients = np.arange(len(labels))
+    weighted = intervals.clustered_area(labels, scores, patients, times)
+    repeated = intervals.clustered_area(*(np.repeat(part, times) for part in (labels, scores, patients)))
+    assert weighted[0] == pytest.approx(oracle.roc_auc_score(labels, scores, sample_weight=times))
+    assert weighted[0] == pytest.approx(repeated[0])
+    if repeated[1].method != "Newcombe":
+        assert (weighted[1].low, weighted[1].high) == pytest.approx((repeated[1].low, repeated[1].high))
+
+
+def test_the_effective_number_of_films_falls_where_few_carry_the_weight():
+    assert intervals.effective_number(np.full(20, 0.3)) == pytest.approx(20)
+    assert intervals.effective_number(np.array([1.0] + [1e-9] * 99)) == pytest.approx(1)
+
+
 def test_intervals_by_patient_agree_with_wilson_where_each_film_is_a_patient():
     labels = np.ones(400, dtype=np.int8)
     scores = np.repeat([0.9, 0.1], [300, 100])

@@ -83,6 +83,7 @@ def clean(
 
     if report is not None:
         import jinja2  # noqa: F401 - the extra is asked for before every film is opened, not after
+        import sklearn  # noqa: F401
 
     films = read_manifest(manifest)
     check_manifest(out)
@@ -94,7 +95,8 @@ def clean(
         with console.progress("Copying") as move:
             copy_rejected(cleaned, quarantine, move)
     if report is not None:
-        write_data_report(cleaned, report, f"Films of {manifest.name}")
+        with console.progress("Auditing") as move:
+            write_data_report(cleaned, report, f"Films of {manifest.name}", move, workers)
     distribution = describe(cleaned)
     write_atomically(out.with_suffix(".json"), json.dumps(plain(distribution), indent=2).encode())
     text = distribution_text(distribution, cleaned)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
+from chestxray.cli.audit import audit
 from chestxray.cli.aws import aws
 from chestxray.cli.data import clean, collect, pack, split
 from chestxray.cli.dicom import dicom
@@ -21,7 +22,7 @@ from chestxray.schema import NOTICE
 from chestxray.version import __version__
 
 VERBS = (
-    *(collect, clean, split, pack, train, blend, evaluate, export),
+    *(collect, clean, split, audit, pack, train, blend, evaluate, export),
     *(calibrate, sign, verify, predict, batch, serve, dicom, key, run, doctor, aws),
 )
 

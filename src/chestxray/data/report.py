@@ -1,12 +1,14 @@
-"""A cleaned manifest as a page that a person reads before anything is trained.
+"""Films as a page that a person reads before anything is trained: of a cleaned manifest, and of an audit.
 
 index.html    everything on one page; no network, opens from disk, prints
-data.json     the same numbers for machines
+data.json     the same numbers for machines; of an audit, audit.json
+films.csv     of an audit: each film's probability of pneumonia without the lungs, and its groups
 """
 
 from __future__ import annotations
 
 import base64
+import csv
 import dataclasses
 import io
 import json
@@ -20,6 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from chestxray.data.audit import Audit
+from chestxray.data.audit import audit as audit_films
 from chestxray.data.clean import Distribution, describe
 from chestxray.data.dedup import near_pairs
 from chestxray.data.sources import name_of, read_film
@@ -27,12 +31,16 @@ from chestxray.errors import FilmError, MissingExtra
 from chestxray.files import folder_written_whole
 from chestxray.images.decode import decode
 from chestxray.images.preprocess import resample
+from chestxray.progress import ProgressCallback, no_progress
 from chestxray.schema import NOTICE, Film, Label, Resize, Verdict
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 MARKER: Final = "data.json"
+AUDIT_MARKER: Final = "audit.json"
+FILMS: Final = "films.csv"
+GROUP_SHEETS: Final = 8  # groups of an audit that have a contact sheet
 BINS: Final = 24  # of each histogram
 SHEET: Final = 24  # films on the contact sheet of a verdict
 PAIRS: Final = 12  # duplicates shown side by side
@@ -91,17 +99,27 @@ def summarise(films: Sequence[Film]) -> DataReport:
     return DataReport(describe(films), shortcuts, dict(sorted(Counter(patients.values()).items())))
 
 
-def write_data_report(films: Sequence[Film], folder: Path | str, title: str) -> DataReport:
-    """Write the folder, whole or not at all.
+def write_data_report(
+    films: Sequence[Film],
+    folder: Path | str,
+    title: str,
+    on_progress: ProgressCallback = no_progress,
+    workers: int | None = None,
+) -> DataReport:
+    """Write the folder, whole or not at all; labelled films are audited for shortcuts as well.
 
     Args:
         films: rows of a cleaned manifest; those on the contact sheets are opened.
         folder: replaced where it is an earlier report of data; anything else there is left alone.
         title: of the page.
+        on_progress: called with (films audited, films in all).
+        workers: processes that read films; by default one a core.
 
     Raises: OutputExists, MissingExtra.
     """
     report = summarise(films)
+    labelled = any(film.is_accepted and film.label for film in films)
+    audit = audit_films(films, on_progress, workers) if labelled else None
     page = _environment().get_template("data_report.html.j2")
     with folder_written_whole(Path(folder), MARKER) as beside:
         text = page.render(
@@ -111,11 +129,59 @@ def write_data_report(films: Sequence[Film], folder: Path | str, title: str) -> 
             labels=[label.value for label in Label],
             sheets=_sheets(films),
             pairs=_pairs(films),
+            audit=audit,
+            group_sheets=_group_sheets(audit) if audit else [],
             notice=NOTICE,
         )
         (beside / "index.html").write_text(text, encoding="utf-8")
-        (beside / MARKER).write_text(json.dumps(dataclasses.asdict(report), indent=1) + "\n", encoding="utf-8")
+        document = {**dataclasses.asdict(report), "audit": audit.to_json() if audit else None}
+        (beside / MARKER).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return report
+
+
+def write_audit(found: Audit, folder: Path | str, title: str) -> None:
+    """Write an audit as a folder, whole or not at all: the page, ``audit.json`` and ``films.csv``.
+
+    Args:
+        found: what ``audit`` found; films on the contact sheets are opened.
+        folder: replaced where it is an earlier audit; anything else there is left alone.
+        title: of the page.
+
+    Raises: OutputExists, MissingExtra.
+    """
+    page = _environment().get_template("audit_report.html.j2")
+    with folder_written_whole(Path(folder), AUDIT_MARKER) as beside:
+        text = page.render(standalone=True, title=title, audit=found, sheets=_group_sheets(found), notice=NOTICE)
+        (beside / "index.html").write_text(text, encoding="utf-8")
+        (beside / AUDIT_MARKER).write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
+        (beside / FILMS).write_text(_rows_of(found), encoding="utf-8")
+
+
+def _rows_of(found: Audit) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["path", "label", "without_lungs", *(f"group by {kind}" for kind in found.group_of)])
+    for row, path in enumerate(found.paths):
+        label = Label.PNEUMONIA if found.labels[row] else Label.NORMAL
+        groups = (int(numbers[row]) or "" for numbers in found.group_of.values())
+        writer.writerow([path, label.value, f"{found.probabilities[row]:.5f}", *groups])
+    return out.getvalue()
+
+
+def _group_sheets(found: Audit) -> list[dict[str, Any]]:
+    """A contact sheet a group: those at risk first, then the others as they are ranked."""
+    label_of = dict(zip(found.paths, found.labels.tolist(), strict=True))
+    shown = [*found.risks, *(group for group in found.groups if not group.risk)][:GROUP_SHEETS]
+    return [
+        {
+            "group": group,
+            "films": [
+                _shown(Film(path, label=(Label.PNEUMONIA if label_of[path] else Label.NORMAL).value))
+                for path in group.examples
+            ],
+        }
+        for group in shown
+    ]
 
 
 # --------------------------------------------------------------------------- numbers

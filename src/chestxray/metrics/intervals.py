@@ -136,6 +136,60 @@ def delong_components(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Flo
     return of_positives, of_negatives
 
 
+def clustered_area(
+    labels: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    patients: npt.NDArray[np.int64],
+    weights: npt.ArrayLike | None = None,
+    level: float = LEVEL,
+) -> tuple[float, Interval]:
+    """Estimate the area under the ROC curve of weighted films and its interval by patients, without resampling.
+
+    Takes n log n steps, so it also serves 10^5 films, where resampling would not. The interval is carried to the
+    logit of the area and back. Where every pair of films is right, or every one wrong, Newcombe's takes its place.
+
+    Args:
+        labels: shape (n,), 0 or 1; both must occur.
+        scores: shape (n,), higher means more suspicious; ties count half.
+        patients: shape (n,), the patient of each film, counted from 0; one patient may have films of both classes.
+        weights: shape (n,), above 0; all alike where None.
+
+    Raises: DegenerateLabels: only one class occurs.
+    Source: Obuchowski, Biometrics 53 (1997), 567-578, written as sums of influences, which takes weights.
+    """
+    positive, values = both_classes(labels, scores)
+    weight = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
+    below = np.empty(len(values))
+    for of_class in (positive, ~positive):
+        below[of_class] = _share_below(values[of_class], values[~of_class], weight[~of_class])
+    right = np.where(positive, below, 1 - below)
+    found = float(np.average(right[positive], weights=weight[positive]))
+    influence = weight * (right - found) / np.where(positive, weight[positive].sum(), weight[~positive].sum())
+    of_patients = np.bincount(patients, influence)
+    count = len(np.unique(patients))
+    deviation = math.sqrt(float(np.sum(of_patients**2)) * count / max(1, count - 1))
+    if not 0.0 < found < 1.0 or deviation <= 0.0:
+        m, n = (max(1, round(effective_number(weight[of_class]))) for of_class in (positive, ~positive))
+        return found, _newcombe_interval(found, m, n, level)
+    half = _normal_quantile(level) * deviation / (found * (1 - found))
+    middle = math.log(found / (1 - found))
+    return found, Interval(_sigmoid(middle - half), _sigmoid(middle + half), level, "DeLong by patient, logit scale")
+
+
+def effective_number(weights: FloatArray) -> float:
+    """Count the films of equal weight that would give as sure a mean. Source: Kish, Survey Sampling (1965), 11.7."""
+    return float(weights.sum() ** 2 / np.sum(weights**2))
+
+
+def _share_below(values: FloatArray, others: FloatArray, weights: FloatArray) -> FloatArray:
+    """For each value, the weighted share of the others that lie below it, ties half."""
+    order = np.argsort(others)
+    total = np.concatenate([[0.0], np.cumsum(weights[order])])
+    left, right = (np.searchsorted(others[order], values, side) for side in ("left", "right"))
+    share: FloatArray = (total[left] + total[right]) / (2 * total[-1])
+    return share
+
+
 def _newcombe_interval(area: float, m: int, n: int, level: float) -> Interval:
     """Newcombe's method 5: the areas from which the one found lies at most z standard errors away.
 
