@@ -139,6 +139,8 @@ def is_dicom(data: bytes) -> bool:
 
 def _encoding_at(data: bytes, start: int) -> Encoding | None:
     """How the element there is written, by its value representation or, without one, its length."""
+    if len(data) < start + _HEADER:
+        return None
     little = data[start : start + 1] != b"\0"
     if data[start + 4 : start + 6] in _SHORT_VR | _LONG_VR:
         return Encoding(implicit=False, little=little)

@@ -120,14 +120,14 @@ def _objection_to_pixels(film: Radiograph) -> Objection | None:
         )
     if min(film.width, film.height) < MIN_JUDGED_SIDE:
         return None
-    if reason := objection_to_levels(film.pixels):
-        return Objection(Verdict.GREY_LEVELS, reason)
     if (middle := brightness_of_middle(film.pixels)) < MIN_MIDDLE:
         return Objection(
             Verdict.INVERTED,
             f"its grey levels are those of a negative: its middle is darker than its sides and lungs by {-middle:.0%} "
             f"(limit {-MIN_MIDDLE:.0%}). Invert it, if it is one",
         )
+    if reason := objection_to_levels(film.pixels):
+        return Objection(Verdict.GREY_LEVELS, reason)
     return None
 
 
