@@ -26,7 +26,7 @@ from chestxray.evaluation.figures import ACCENT, CARD, COOL, INK, LINE, MUTED, S
 from chestxray.images.decode import decode
 from chestxray.images.preprocess import resample
 from chestxray.inference.heatmap import over_film
-from chestxray.schema import Film, Label, Prediction, Resize, Split, Verdict
+from chestxray.schema import Film, Label, Levels, Prediction, Resize, Split, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -154,12 +154,13 @@ def _draw_set_aside(axes: Axes, films: Sequence[Film]) -> None:
 # --------------------------------------------------------------------------- scaling
 
 
-def plot_scaling(film: Film, size: tuple[int, int] = (112, 160)) -> Figure:
+def plot_scaling(film: Film, size: tuple[int, int] = (112, 160), levels: Levels = Levels.EQUALISED) -> Figure:
     """A film, and what the network would see of it under each policy of scaling.
 
     Args:
         film: a row of a manifest.
         size: (height, width) of the network's input, in pixels.
+        levels: what becomes of the film's grey levels.
 
     Raises: OSError, FilmError, where it cannot be read.
     """
@@ -167,7 +168,7 @@ def plot_scaling(film: Film, size: tuple[int, int] = (112, 160)) -> Figure:
     radiograph = decode(data, name)
     panels = [(_shown(data, name), f"the film\n{radiograph.width} x {radiograph.height} pixels")]
     for policy in Resize:
-        plane = resample(radiograph.pixels, *size, policy, radiograph.frame)
+        plane = resample(radiograph.pixels, *size, policy, radiograph.frame, levels)
         panels.append((plane, f"{policy.value}\n{size[1]} x {size[0]} pixels"))
     widths = [plane.shape[1] / plane.shape[0] for plane, _ in panels]
     with _figure(2.3 * sum(widths), 2.9) as figure:

@@ -24,6 +24,7 @@ VERBS = (
     "collect",
     "clean",
     "split",
+    "audit",
     "pack",
     "train",
     "blend",
@@ -35,6 +36,7 @@ VERBS = (
     "predict",
     "batch",
     "serve",
+    "dicom",
     "key",
     "run",
     "doctor",
@@ -73,7 +75,9 @@ def test_help_lists_the_verbs_in_the_order_of_the_pipeline(chestxray: Run) -> No
     assert "Not a medical device" in text
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    "verb", [verb for verb in VERBS if verb != "dicom"]
+)  # a group, whose verbs have their own tests
 def test_every_verb_and_every_option_has_help_and_json(chestxray: Run, verb: str) -> None:
     from chestxray.cli.main import chestxray_group
 
@@ -184,14 +188,22 @@ def test_predict_answers_the_good_films_and_exits_1_for_the_bad(
     text, blank = tmp_path / "text.jpeg", tmp_path / "blank.png"
     text.write_bytes(b"not a film")
     blank.write_bytes(encoded(np.full((100, 100), 3, np.uint8)))
-    outcome = chestxray("predict", film_paths[0], text, blank, tmp_path / "gone.png", "--bundle", bundle)
+    outcome = chestxray("predict", film_paths[0], text, blank, "--bundle", bundle)
     assert outcome.status == 1
-    good, unreadable, refused, gone, notice = outcome.out.strip().splitlines()
+    good, unreadable, refused, notice = outcome.out.strip().splitlines()
     assert "probability" in good
     assert "not a DICOM, JPEG, PNG, TIFF, " in unreadable
     assert "cannot judge: almost uniform" in refused
-    assert "No such file" in gone
     assert notice == NOTICE
+
+
+def test_a_film_that_is_not_there_stops_predict_before_anything_runs(
+    chestxray: Run, bundle: Path, film_paths: Sequence[Path], tmp_path: Path
+) -> None:
+    outcome = chestxray("predict", film_paths[0], tmp_path / "gone.png", "--bundle", bundle)
+    assert outcome.status != 0
+    assert outcome.out == ""
+    assert "gone.png" in outcome.err
 
 
 def test_batch_writes_a_row_a_film(chestxray: Run, bundle: Path, synthetic_films: Path, tmp_path: Path) -> None:
@@ -291,8 +303,8 @@ def test_an_output_that_cannot_be_written_is_one_line(chestxray: Run, tmp_path: 
     write_film(tmp_path / "films" / "NORMAL" / "a.png", 1)
     outcome = chestxray("collect", tmp_path / "films", "--out", tmp_path / "films" / "NORMAL" / "a.png" / "m.csv")
     assert outcome.status == 1
-    assert len(outcome.err.strip().splitlines()) == 1
-    assert "a.png" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert "a.png" in outcome.err.strip().splitlines()[-1]
 
 
 def test_a_folder_that_is_not_ours_is_never_overwritten(

@@ -261,7 +261,7 @@ def test_an_archive_that_changed_is_opened_anew(tmp_path: Path) -> None:
 
 
 def test_archives_are_looked_into_as_folders_are(tmp_path: Path) -> None:
-    bare = b"\x08\x00\x05\x00CS\x0a\x00ISO_IR 100" + bytes(64)  # a data set without a preamble
+    bare = b"\x08\x00\x05\x00CS\x0a\x00ISO_IR 100\x08\x00\x60\x00CS\x02\x00DX" + bytes(64)  # without a preamble
     members = {
         "NORMAL/IM000001": bytes(128) + b"DICM",
         "NORMAL/1.2.840.113619.2": bytes(128) + b"DICM",

@@ -66,7 +66,7 @@ def test_bytes_that_are_no_film_raise_and_a_film_that_must_not_be_judged_is_refu
     predictor: Predictor, film: bytes
 ) -> None:
     with pytest.raises(UnsupportedFormat):
-        predictor.predict(b"GIF89a", "film.gif")
+        predictor.predict(b"not a film", "film.gif")
     with pytest.raises(TruncatedFilm):
         predictor.predict(film[: len(film) // 2], "film.jpeg")
     blank = predictor.predict(encoded(np.full((200, 200), 9, np.uint8)), "blank.png")
@@ -146,7 +146,14 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
 def test_a_bundle_that_was_written_verifies(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     opened.verify()
-    assert set(opened.info.files) == {"model.onnx", "weights.safetensors", "MODEL_CARD.md", "metrics.json", "gate.json"}
+    assert set(opened.info.files) == {
+        "model.onnx",
+        "weights.safetensors",
+        "MODEL_CARD.md",
+        "metrics.json",
+        "gate.json",
+        "training_films.json",
+    }
 
 
 def test_one_changed_byte_of_the_graph_is_refused_by_its_hash(copy: Path) -> None:

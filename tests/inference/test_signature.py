@@ -145,6 +145,7 @@ def test_no_signature_and_that_of_another_bundle_are_refused(signed: Path, pair:
     with pytest.raises(SignatureInvalid, match=r"not signed.*chestxray sign"):
         open_signed(other, pair.public)
     shutil.copy(signed / SIGNATURE, other)
+    changed(other / "MODEL_CARD.md")
     with pytest.raises(SignatureInvalid, match="Hash mismatch for"):
         open_signed(other, pair.public)
 

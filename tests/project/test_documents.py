@@ -22,6 +22,7 @@ from PIL import Image
 import live_moto
 from chestxray.cli.main import chestxray_group
 from chestxray.inference.bundle import folder_of
+from chestxray.synthetic.dataset import SyntheticSettings, write_synthetic_films
 from dicoms import native
 from pages import ROOT, RUNNABLE, Block, Page, Reader, commands_of, lines_of, pages
 
@@ -40,7 +41,7 @@ NOT_RUN: Final = frozenset(
         "sets up an environment of its own",
     }
 )
-SHOWN: Final = frozenset({"csv", "json", "text", "toml"})  # blocks that are no commands
+SHOWN: Final = frozenset({"csv", "json", "nginx", "text", "toml"})  # blocks that are no commands
 DIRECTIVES: Final = re.compile(r"\{[a-z-]+\}")
 
 ENVIRONMENT: Final = {
@@ -185,11 +186,13 @@ def pack(folder: Path, request: pytest.FixtureRequest) -> None:
 
 
 def local_films(folder: Path, request: pytest.FixtureRequest) -> None:
-    """Films of another hospital: one folder a class, names that say no patient."""
-    synthetic_films: Path = request.getfixturevalue("synthetic_films")
+    """Films of another hospital, which no bundle learnt from: one folder a class, names that say no patient."""
+    shared: Callable[[str, Callable[[Path], object]], Path] = request.getfixturevalue("shared")
+    settings = SyntheticSettings(patients=80, seed=71, min_width=460, max_width=700)
+    elsewhere = shared("elsewhere", lambda path: write_synthetic_films(path, settings, workers=1))
     for label in ("NORMAL", "PNEUMONIA"):
         (folder / "local" / label).mkdir(parents=True)
-        for number, path in enumerate(sorted((synthetic_films / "train" / label).glob("*.jpeg"))[:40]):
+        for number, path in enumerate(sorted(elsewhere.glob(f"*/{label}/*.jpeg"))[:40]):
             shutil.copy(path, folder / "local" / label / f"{number:04}.jpeg")
 
 
@@ -217,7 +220,8 @@ def dicoms(folder: Path, request: pytest.FixtureRequest) -> None:
         for number, path in enumerate(sorted((synthetic_films / "test" / label).glob("*.jpeg"))[:8]):
             with Image.open(path) as picture:
                 pixels = np.asarray(picture.convert("L"))
-            elements = {"PatientID": f"{label[0]}{number:03}", "PatientAge": "004Y", "ViewPosition": "AP"}
+            uids = {"StudyInstanceUID": f"1.2.4.{number}", "SeriesInstanceUID": f"1.2.5.{number}"}
+            elements = {"PatientID": f"{label[0]}{number:03}", "PatientAge": "004Y", "ViewPosition": "AP", **uids}
             file = native(pixels, Modality="DX", BodyPartExamined="CHEST", **elements)
             (folder / "export" / label / f"1.2.3.{number}").write_bytes(file)
     shutil.copy(folder / "export" / "PNEUMONIA" / "1.2.3.0", folder / "film.dcm")

@@ -37,6 +37,7 @@ WORDS: Final = {
     "float | None": "number or null",
     "bool": "boolean",
     "Resize": "text",
+    "Levels": "text",
     "tuple[str, ...]": "list of text",
     "tuple[int, ...]": "list of whole number",
     "tuple[float, float] | None": "two numbers or null",
@@ -116,7 +117,7 @@ def test_the_page_lists_every_file_of_a_run_and_of_a_bundle(bundle: Path) -> Non
     assert {path.name for path in bundle.iterdir()} == listed
     told = fields_told("gate.json")
     written = json.loads((bundle / "gate.json").read_text())
-    assert set(told) == set(written)
+    assert set(told) - {"looks"} <= set(written) <= set(told)  # a gate of few films has no network
     assert all(f"`{name}`" in SECTIONS["gate.json"] for name in ood.ARRAYS)
 
 

@@ -159,7 +159,7 @@ def test_a_head_request_is_answered_like_get_without_its_body(service: str, path
 def test_people_at_an_unknown_address_get_a_page_and_programs_a_problem(service: str) -> None:
     page = httpx.get(f"{service}/nowhere", headers={"Accept": "text/html,application/xhtml+xml;q=0.9"})
     assert (page.status_code, page.headers["Content-Type"]) == (404, "text/html; charset=utf-8")
-    assert "<title>Nothing here" in page.text
+    assert "nothing here</title>" in page.text
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
     assert httpx.get(f"{service}/nowhere").headers["Content-Type"] == "application/problem+json"
 

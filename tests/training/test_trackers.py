@@ -25,7 +25,7 @@ RECIPE = Recipe(epochs=4, batch_size=8, precision="float32")
 
 
 def record(epoch: int) -> EpochRecord:
-    return EpochRecord(epoch, 4, 0.5 / epoch, 0.25 / epoch, 0.9, 0.8, 0.75, 0.5, 0.125, 100.0, 3.0, is_best=True)
+    return EpochRecord(epoch, 4, 0.5 / epoch, 0.25 / epoch, 0.9, 0.8, 0.7, 0.75, 0.5, 0.125, 100.0, 3.0, is_best=True)
 
 
 def tell(name: str, folder: Path, epochs: range) -> None:

@@ -44,7 +44,16 @@ TIMEOUT: Final = 25  # seconds for the endpoint's answer; API Gateway itself giv
 UPLOADS: Final = "uploads/"
 KEY: Final = re.compile(rf"{UPLOADS}[0-9a-f]{{32}}")
 FORM_SECONDS: Final = 300  # for which a form to upload with is good
-MEDIA_TYPES: Final = ("image/jpeg", "image/png", "application/x-image", "application/octet-stream")
+MEDIA_TYPES: Final = (
+    "image/jpeg",
+    "image/jpg",
+    "image/png",
+    "image/tiff",
+    "application/dicom",
+    "application/x-image",
+    "application/octet-stream",
+    "binary/octet-stream",
+)
 NOTICE: Final = "Research use only. Not a medical device; not for clinical use."
 HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 

@@ -198,6 +198,8 @@ def _proportion(measure: Mapping[str, Any]) -> str:
 
 def _with_interval(measure: Mapping[str, Any]) -> str:
     interval = measure["interval"]
+    if measure["value"] is None or interval is None:
+        return "not defined" if measure["value"] is None else f"{measure['value']:.3f}"
     return f"{measure['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
 
 
