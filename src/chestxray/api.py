@@ -238,6 +238,9 @@ def evaluate(
     from chestxray.data.collect import films_of
     from chestxray.data.patients import about_patients
     from chestxray.evaluation.evaluate import EvaluationSettings, evaluate_bundle
+    from chestxray.evaluation.report import require_report_extra
+
+    require_report_extra()
 
     if threshold is not None and (against is None or not Path(against).is_file()):
         raise UsageError("--threshold is for a table of scores; a bundle brings its operating points")

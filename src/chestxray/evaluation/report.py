@@ -15,6 +15,7 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -146,6 +147,12 @@ _CSV_COLUMNS: Final = (
     "operating_point", "name", "value", "low", "high", "level", "method",
     "films", "numerator", "patient_low", "patient_high", "note",
 )  # fmt: skip
+
+
+def require_report_extra() -> None:
+    """Check that a report can be written, before any work. Raises: MissingExtra."""
+    if not all(find_spec(name) for name in ("jinja2", "matplotlib")):
+        raise MissingExtra("Writing a report", "report")
 
 
 def write_report(
