@@ -26,7 +26,8 @@ from chestxray.inference.ood import Prepared
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Prediction
 from chestxray.serving.decoders import DecoderLimits, DecoderPool, Turns
-from chestxray.serving.service import ServiceSettings
+from chestxray.serving.metrics import Metrics
+from chestxray.serving.service import PredictionQueue, ServiceSettings
 from drawing import encoded, textured
 from http_load import children
 from live_service import awaited, running
@@ -321,3 +322,17 @@ def test_the_malformed_corpus_over_http_harms_no_film_beside_it(bundle: Path, fi
                 good = Prediction.from_json(client.post("/v1/predict", content=film).text)
                 assert good.film_sha256 == expected.film_sha256, name
                 assert good.probability == pytest.approx(expected.probability, abs=1e-5), name
+
+
+def test_a_film_that_waits_for_room_is_woken_when_a_drawing_ends(bundle: Path) -> None:
+    async def wait_behind_a_drawing() -> bytes:
+        async with pool_of(bundle) as pool:
+            queue = PredictionQueue(Predictor.load(bundle), pool, capacity=1, metrics=Metrics())
+            drawing = asyncio.create_task(queue.draw(SLOW_FILM))
+            while not queue.full:
+                await asyncio.sleep(0)
+            async with asyncio.timeout(60):
+                await queue.room()
+            return await drawing
+
+    assert asyncio.run(wait_behind_a_drawing()).startswith(b"\x89PNG")

@@ -332,10 +332,21 @@ class PredictionQueue:
 
         Raises: Refusal.
         """
+        with self._film_inside():
+            return await self._predict(data, operating_point, heatmap=heatmap, caller=caller)
+
+    async def draw(self, data: bytes, caller: str = "") -> bytes:
+        """Draw one film as PNG. Arguments and errors as of ``predict``."""
+        with self._film_inside():
+            return await self._decoders.draw(data, caller)
+
+    @contextmanager
+    def _film_inside(self) -> Iterator[None]:
+        """Count a film until it has its answer, and wake who waits for its place. Raises: Refusal."""
         self.refuse_if_full()
         self.inside += 1
         try:
-            return await self._predict(data, operating_point, heatmap=heatmap, caller=caller)
+            yield
         except FilmError as error:
             raise refusal_of(error) from error
         except DecodersGone as error:
@@ -344,19 +355,6 @@ class PredictionQueue:
             self.inside -= 1
             self._left.set()
             self._left = asyncio.Event()
-
-    async def draw(self, data: bytes, caller: str = "") -> bytes:
-        """Draw one film as PNG. Arguments and errors as of ``predict``."""
-        self.refuse_if_full()
-        self.inside += 1
-        try:
-            return await self._decoders.draw(data, caller)
-        except FilmError as error:
-            raise refusal_of(error) from error
-        except DecodersGone as error:
-            raise Refusal(DECODER_LOST, str(error), {"Retry-After": "1"}) from error
-        finally:
-            self.inside -= 1
 
     async def _predict(self, data: bytes, operating_point: str | None, *, heatmap: bool, caller: str) -> Prediction:
         """``Predictor.predict``, its first half in another process, its second beside other films."""
