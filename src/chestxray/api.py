@@ -241,7 +241,6 @@ def evaluate(
     from chestxray.evaluation.report import require_report_extra
 
     require_report_extra()
-
     if threshold is not None and (against is None or not Path(against).is_file()):
         raise UsageError("--threshold is for a table of scores; a bundle brings its operating points")
     other = None if against is None else str(against)
@@ -274,7 +273,9 @@ def evaluate_scores(
     Raises: as ``evaluation.evaluate.evaluate_table``.
     """
     from chestxray.evaluation.evaluate import EvaluationSettings, evaluate_table
+    from chestxray.evaluation.report import require_report_extra
 
+    require_report_extra()
     other = None if against is None else str(against)
     return evaluate_table(Path(scores), Path(out), EvaluationSettings(split, other, threshold, command=command))
 

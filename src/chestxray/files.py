@@ -92,8 +92,11 @@ def refuse_to_replace(path: Path, is_ours: Callable[[bytes], bool], what: str) -
         is_ours: whether a file that begins so is one; called with at most 64 KiB.
         what: the kind, for the error.
 
-    Raises: OutputExists.
+    Raises: OutputExists; OutputUnwritable, where a file stands in the way of its folder.
     """
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if not nearest.is_dir():
+        raise OutputUnwritable(f"{path}: cannot be written ({nearest} is a file). Give another --out")
     if not path.exists() or not (path.is_file() or path.is_dir()):
         return
     if path.is_file():

@@ -303,8 +303,8 @@ def test_an_output_that_cannot_be_written_is_one_line(chestxray: Run, tmp_path: 
     write_film(tmp_path / "films" / "NORMAL" / "a.png", 1)
     outcome = chestxray("collect", tmp_path / "films", "--out", tmp_path / "films" / "NORMAL" / "a.png" / "m.csv")
     assert outcome.status == 1
-    assert "Traceback" not in outcome.err
-    assert "a.png" in outcome.err.strip().splitlines()[-1]
+    assert len(outcome.err.strip().splitlines()) == 1
+    assert "a.png" in outcome.err
 
 
 def test_a_folder_that_is_not_ours_is_never_overwritten(
