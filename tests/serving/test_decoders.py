@@ -325,7 +325,7 @@ def test_the_malformed_corpus_over_http_harms_no_film_beside_it(bundle: Path, fi
 
 
 def test_a_film_that_waits_for_room_is_woken_when_a_drawing_ends(bundle: Path) -> None:
-    async def wait_behind_a_drawing() -> bytes:
+    async def work() -> None:
         async with pool_of(bundle) as pool:
             queue = PredictionQueue(Predictor.load(bundle), pool, capacity=1, metrics=Metrics())
             drawing = asyncio.create_task(queue.draw(SLOW_FILM))
@@ -333,6 +333,6 @@ def test_a_film_that_waits_for_room_is_woken_when_a_drawing_ends(bundle: Path) -
                 await asyncio.sleep(0)
             async with asyncio.timeout(60):
                 await queue.room()
-            return await drawing
+            assert (await drawing).startswith(b"\x89PNG")
 
-    assert asyncio.run(wait_behind_a_drawing()).startswith(b"\x89PNG")
+    run(work())
