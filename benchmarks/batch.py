@@ -30,7 +30,7 @@ from side_by_side import report, take_turns
 FLOOR = "decode + network, a warm process a core"
 
 
-def judge_share(paths: list[str], bundle: Path) -> int:
+def predict_share(paths: list[str], bundle: Path) -> int:
     """What a process of the floor does with its paths."""
     description = Bundle.open(bundle).info.to_json()
     groups = (paths[start : start + GROUP] for start in range(0, len(paths), GROUP))
@@ -40,7 +40,7 @@ def judge_share(paths: list[str], bundle: Path) -> int:
 def floor(pool: Pool, paths: list[str], bundle: Path) -> None:
     """Every film, shared out evenly and beforehand."""
     shares = [paths[start :: cores()] for start in range(cores())]
-    pool.map(partial(judge_share, bundle=bundle), shares, chunksize=1)
+    pool.map(partial(predict_share, bundle=bundle), shares, chunksize=1)
 
 
 def anew(out: Path, run: list[str | Path]) -> None:

@@ -33,7 +33,7 @@ class Case:
         return cls(data, hashlib.sha256(data).hexdigest(), probability)
 
 
-Judge = Callable[[Case, bytes], bool]
+Check = Callable[[Case, bytes], bool]
 Wrap = Callable[[bytes], tuple[str, bytes]]  # a film to a content type and a body
 
 
@@ -97,11 +97,11 @@ class Tally:
 class Callers:
     """Connections to one service, opened when they are needed and kept."""
 
-    def __init__(self, address: str, path: str = "/v1/predict", predict: Judge = right, wrap: Wrap = as_it_is) -> None:
+    def __init__(self, address: str, path: str = "/v1/predict", check: Check = right, wrap: Wrap = as_it_is) -> None:
         host, port = address.removeprefix("http://").split(":")
         self._where = host, int(port)
         self._head = f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: "
-        self._judge = predict
+        self._right = check
         self._wrap = wrap
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         self.tally = Tally()
@@ -128,7 +128,7 @@ class Callers:
     def _count(self, case: Case, status: int, headers: bytes, body: bytes, seconds: float) -> None:
         tally = self.tally
         if status == 200:
-            if self._judge(case, body):
+            if self._right(case, body):
                 tally.seconds.append(seconds)
             else:
                 tally.wrong += 1

@@ -31,7 +31,7 @@ SETTLED = 0.9  # of the peak, which goodput keeps at ten times the capacity
 
 
 def main() -> None:
-    """Measure, print, judge."""
+    """Measure, print, compare with the bars."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=folder_of)
     parser.add_argument("films", type=Path, nargs="+")

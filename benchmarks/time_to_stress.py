@@ -48,9 +48,9 @@ from other_trainers import HAS_LIGHTNING, Films, lightning_trainer, loader_of, p
 from side_by_side import machine
 
 BAR: Final = 3.0
-IN_A_ROW: Final = 2  # judgements that reach the target
-JUDGED_AN_EPOCH: Final = 4
-BATCH: Final = 32  # films judged at once
+IN_A_ROW: Final = 2  # evaluations that reach the target
+EVALUATIONS_AN_EPOCH: Final = 4
+BATCH: Final = 32  # films evaluated at once
 FOREVER: Final = 1_000_000  # epochs
 
 RECIPES: Final = {"alexnet5": "default", "residual": "small", "efficientnet_lite0": "transfer"}
@@ -88,17 +88,17 @@ class OverError(Exception):
 
 
 class Course:
-    """A training's way to the target, its clock stopped while it is judged.
+    """A training's way to the target, its clock stopped while it is evaluated.
 
     Attributes:
         seconds: of training so far.
-        judged: (seconds, AUROC) pairs.
-        reached: seconds at the first of the judgements that reached the target, or None.
+        evaluated: (seconds, AUROC) pairs.
+        reached: seconds at the first of the evaluations that reached the target, or None.
     """
 
     def __init__(self, predict: Callable[[nn.Module], float], every: int, target: float, limit: float) -> None:
-        """Judge after so many films each; give up after ``limit`` seconds."""
-        self._judge, self._every, self._target, self._limit = predict, every, target, limit
+        """Evaluate after so many films each; give up after ``limit`` seconds."""
+        self._predict, self._every, self._target, self._limit = predict, every, target, limit
         self._films = 0
         self.seconds = 0.0
         self.results: list[tuple[float, float]] = []
@@ -111,7 +111,7 @@ class Course:
         if before // self._every == self._films // self._every:
             return
         self.seconds += time.perf_counter() - self._since
-        self.results.append((self.seconds, self._judge(module)))
+        self.results.append((self.seconds, self._predict(module)))
         last = self.results[-IN_A_ROW:]
         if len(last) == IN_A_ROW and min(area for _, area in last) >= self._target:
             self.reached = last[0][0]
@@ -181,7 +181,7 @@ class Race:
 
     def course(self, scores_of: Scores = lambda module, levels: module(levels)) -> Course:
         """A course that begins now."""
-        every = len(self.films) // JUDGED_AN_EPOCH
+        every = len(self.films) // EVALUATIONS_AN_EPOCH
         return Course(lambda module: self._panel.auroc(module, scores_of), every, self._target, self.limit)
 
     def run(self, most: float) -> None:
@@ -201,7 +201,7 @@ class Race:
                     train()
 
     def _train(self, course: Course) -> None:
-        """By the shipped recipe; what it takes to judge its own epochs is none of the others' work."""
+        """By the shipped recipe; what it takes to evaluate its own epochs is none of the others' work."""
         done = 0
 
         def on_progress(films: int, _all: int) -> None:

@@ -117,7 +117,7 @@ def measured(network: str, films: Films, everything: Films, rounds: int) -> Resu
 
 
 class _EpochEndedError(Exception):
-    """Ends our epoch before its films are judged, which the other ways do not do."""
+    """Ends our epoch before its films are evaluated, which the other ways do not do."""
 
 
 def _steps_of(training: Training) -> Callable[[], None]:

@@ -170,4 +170,4 @@ def test_a_refused_film_is_shown_with_the_reason_and_without_a_number(
     answer = chestxray.predict(coloured, bundle, heatmap=True)
     figure = chestxray.plot_answer(coloured, answer)
     assert len(pictures_in(figure)) == 1
-    assert figure.get_suptitle() == f"not judged: {answer.gate.reason}"
+    assert figure.get_suptitle() == f"not classified: {answer.gate.reason}"

@@ -204,10 +204,10 @@ def test_several_runs_given_as_text_answer_as_one_bundle(training: Path, bundle:
     assert two.parameters == 2 * chestxray.load(bundle).info.parameters
 
 
-def test_a_batch_of_which_nothing_can_be_judged_is_an_error_and_a_table(bundle: Path, tmp_path: Path) -> None:
+def test_a_batch_of_which_nothing_can_be_classified_is_an_error_and_a_table(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "films").mkdir()
     (tmp_path / "films" / "letter.jpeg").write_text("Dear colleague")
-    with pytest.raises(chestxray.ChestXrayError, match="none of its films could be judged"):
+    with pytest.raises(chestxray.ChestXrayError, match="none of its films could be classified"):
         chestxray.batch(tmp_path / "films", tmp_path / "scores.csv", bundle)
     assert "letter.jpeg" in (tmp_path / "scores.csv").read_text()
 

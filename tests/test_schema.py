@@ -196,7 +196,7 @@ def test_a_manifest_that_is_a_picture_is_refused(tmp_path: Path) -> None:
         read_manifest(path)
 
 
-def test_a_film_is_judged_if_and_only_if_the_gate_accepts_it() -> None:
+def test_a_film_is_classified_if_and_only_if_the_gate_accepts_it() -> None:
     with pytest.raises(ValueError, match="if and only if"):
         Prediction("0" * 64, Gate(accepted=False, reason="blank"), 0.5, "normal", "balanced", 0.5, "m", "0" * 64)
 

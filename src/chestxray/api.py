@@ -224,11 +224,11 @@ def evaluate(
         bundle: a folder, or the name of a bundle that comes with this package.
         source: a manifest, or a folder of labelled films.
         out: the folder for the report.
-        split: the split to judge on; by default "test" where the source has one, else every film.
+        split: the split to evaluate on; by default "test" where the source has one, else every film.
         against: compare on the same films with a bundle or a table of scores, or with "original", the published counts.
         threshold: from which a table of scores in ``against`` calls pneumonia; one half where None.
         conformal: the error rate of the conformal sets; by default 0.1 where the bundle holds validation scores.
-        stress: judge the films under sixteen shifts as well.
+        stress: evaluate the films under sixteen shifts as well.
         workers: processes that read films; by default one a core.
         command: what the user did, for the report.
         narrator: told about progress.
@@ -265,7 +265,7 @@ def evaluate_scores(
     Args:
         scores: the table, as ``batch`` writes it or as anybody else does.
         out: the folder for the report.
-        split: the split to judge on; by default "test" where the table has one, else every row.
+        split: the split to evaluate on; by default "test" where the table has one, else every row.
         against: another table of scores of the same films, or "original", the published counts.
         threshold: from which the table calls pneumonia; one half where None.
         command: what the user did, for the report.
@@ -343,7 +343,7 @@ def verify(bundle: Place, public_key: Place) -> BundleInfo:
 
 
 def load(bundle: Place = DEFAULT, threads: int | None = None, *, verify_key: Place | None = None) -> Predictor:
-    """A model, ready to judge: ``load()("film.jpeg").probability``.
+    """A model, ready to use: ``load()("film.jpeg").probability``.
 
     Args:
         bundle: the folder that "chestxray export" or "chestxray run" wrote, or the name of a bundle that comes with
@@ -373,7 +373,7 @@ def predict(
     heatmap: bool = False,
     verify_key: Place | None = None,
 ) -> Prediction:
-    """Judge one film. For several, ``load`` the bundle once and call it.
+    """Classify one film. For several, ``load`` the bundle once and call it.
 
     Args:
         film: a path, bytes, an open file, a NumPy array or torch tensor (uint8, uint16, or float in 0 to 1; H x W,
@@ -400,20 +400,20 @@ def batch(
     workers: int | None = None,
     verify_key: Place | None = None,
 ) -> BatchResult:
-    """Judge every film of a source and write one row a film; killed, the same call goes on where it stood.
+    """Classify every film of a source and write one row a film; killed, the same call goes on where it stood.
 
     Args:
         source: a manifest, or whatever ``collect`` takes; labels are not needed.
         out: the table: .csv, .jsonl or .parquet (extra parquet).
         bundle: a folder, or the name of a bundle that comes with this package.
         operating_point: name of one of the bundle's; the bundle's default where None.
-        engine: who judges: "local", processes of this machine, or "ray" (extra ray).
+        engine: who classifies: "local", processes of this machine, or "ray" (extra ray).
         on_progress: called with (films done, films in all).
         workers: processes; by default one a core.
         verify_key: as for ``load``.
 
     Raises:
-        SourceInvalid: there is no film, or none of them could be judged; then the table says why, film by film.
+        SourceInvalid: there is no film, or none of them could be classified; then the table says why, film by film.
         UsageError: no such engine; and what ``inference.batch.run_batch`` raises.
     """
     from chestxray.data.collect import films_of
@@ -433,7 +433,7 @@ def batch(
         workers=workers,
     )
     if set(result.calls) == {REFUSED}:
-        raise SourceInvalid(f"{source}: none of its films could be judged; {out} says why, film by film")
+        raise SourceInvalid(f"{source}: none of its films could be classified; {out} says why, film by film")
     return result
 
 

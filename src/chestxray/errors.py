@@ -187,7 +187,7 @@ class TrainingInterrupted(ChestXrayError):
 
 
 class FilmError(ChestXrayError):
-    """One film cannot be judged. ``http_status`` is what the service answers."""
+    """One film cannot be classified. ``http_status`` is what the service answers."""
 
     http_status = 422
 

@@ -163,7 +163,7 @@ def run(
     with stage("collect", f"the films of {source}"):
         films = collect(source, settings=settings.collecting, log=reporter.log)
         write_manifest(films, out / "manifest.csv")
-    with stage("clean", f"{len(films):,} films are opened and judged; nothing is deleted") as move:
+    with stage("clean", f"{len(films):,} films are opened and checked; nothing is deleted") as move:
         films = clean(films, move, settings.workers, log=reporter.log)
         write_manifest(films, out / "clean.csv")
     teller.cleaned(describe(films), films)

@@ -375,7 +375,7 @@ class OperatingPoint:
 
 @dataclass(frozen=True, slots=True)
 class BundleInfo:
-    """``bundle.json``: all that is needed to judge a film, and to know what judged it.
+    """``bundle.json``: all that is needed to classify a film, and to know what classified it.
 
     Attributes:
         network: row of the table of networks.
@@ -474,7 +474,7 @@ class BundleInfo:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Whether the model may judge the film at all, and if not, why in one sentence.
+    """Whether the model may classify the film at all, and if not, why in one sentence.
 
     Attributes:
         score: how unlike the films that the model is meant for it looks, 0 to 1, refused above one half; None where
@@ -495,7 +495,7 @@ class Prediction:
     """The answer to one film.
 
     Attributes:
-        film_sha256: of the bytes that were judged.
+        film_sha256: of the bytes that were classified.
         gate: accepted, or refused and why; a refused film has neither label nor probability.
         probability: of pneumonia, calibrated, 0 to 1.
         label: "pneumonia" where probability >= threshold, else "normal".
@@ -517,9 +517,9 @@ class Prediction:
     version: int = PREDICTION_VERSION
 
     def __post_init__(self) -> None:
-        judged = self.probability is not None and self.label is not None
-        if judged != self.gate.accepted:
-            raise OutOfRange("a film is judged if and only if the gate accepts it")
+        classified = self.probability is not None and self.label is not None
+        if classified != self.gate.accepted:
+            raise OutOfRange("a film is classified if and only if the gate accepts it")
         if self.probability is not None and not 0.0 <= self.probability <= 1.0:
             raise OutOfRange(f"probability {self.probability}: must lie in 0 to 1")
 

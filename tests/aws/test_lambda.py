@@ -162,7 +162,7 @@ def test_an_event_of_another_kind_and_a_damaged_body_are_refused(function: Call)
     assert "binaryMediaTypes" in problem(function(text), 415, "unsupported-content")
 
 
-def test_a_film_above_the_limit_is_sent_to_the_form_and_judged_from_there(function: Call, s3: Any) -> None:
+def test_a_film_above_the_limit_is_sent_to_the_form_and_classified_from_there(function: Call, s3: Any) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (2000, 2100), dtype=np.uint8)
     large = encoded(noise)  # noise cannot be packed: 4.2 MB
     assert lambda_handler.MAX_BODY < len(large) < 4.5e6, "what fits an event of Lambda, and not the limit"

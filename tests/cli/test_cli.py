@@ -193,7 +193,7 @@ def test_predict_answers_the_good_films_and_exits_1_for_the_bad(
     good, unreadable, refused, notice = outcome.out.strip().splitlines()
     assert "probability" in good
     assert "not a DICOM, JPEG, PNG, TIFF, " in unreadable
-    assert "cannot judge: almost uniform" in refused
+    assert "cannot classify: almost uniform" in refused
     assert notice == NOTICE
 
 
@@ -213,12 +213,12 @@ def test_batch_writes_a_row_a_film(chestxray: Run, bundle: Path, synthetic_films
     assert outcome.document["films"] == len(out.read_text().splitlines()) - 1 > 10
 
 
-def test_a_batch_in_which_nothing_can_be_judged_exits_1(chestxray: Run, bundle: Path, tmp_path: Path) -> None:
+def test_a_batch_in_which_nothing_can_be_classified_exits_1(chestxray: Run, bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "films").mkdir()
     (tmp_path / "films" / "a.png").write_bytes(b"")
     outcome = chestxray("batch", tmp_path / "films", "--out", tmp_path / "scores.csv", "--bundle", bundle)
     assert outcome.status == 1
-    assert "none of its films could be judged" in outcome.err
+    assert "none of its films could be classified" in outcome.err
     assert "the file is empty" in (tmp_path / "scores.csv").read_text()
 
 

@@ -131,7 +131,9 @@ def test_a_film_that_is_sent_often_is_answered_once(node: Node, archive: Archive
     assert [len(kept) for kept in archive.objects.values()] == [1]
 
 
-def test_what_cannot_be_read_or_must_not_be_judged_is_answered_with_the_reason(node: Node, archive: Archive) -> None:
+def test_what_cannot_be_read_or_must_not_be_classified_is_answered_with_the_reason(
+    node: Node, archive: Archive
+) -> None:
     cut = read(modality_film(np.zeros((256, 256), np.uint8), 2))
     cut.PixelData = cut.PixelData[:1000]
     assert send(node, modality_film(BLACK), modality_film(BLACK, 3, Rows=65)) == [0x0000, 0x0000]

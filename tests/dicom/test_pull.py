@@ -43,7 +43,7 @@ def rows_of(table: Path) -> list[dict[str, str]]:
 
 @here
 @pytest.mark.parametrize("way", ["get", "move", "web"])
-def test_the_films_of_some_days_are_fetched_once_and_judged(
+def test_the_films_of_some_days_are_fetched_once_and_classified(
     pacs: tuple[Orthanc, int], way: str, tmp_path: Path
 ) -> None:
     running, port = pacs

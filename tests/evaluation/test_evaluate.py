@@ -61,7 +61,7 @@ def report_of(folder: Path) -> Any:
 # --------------------------------------------------------------------------- a table of scores
 
 
-def test_any_models_table_is_judged_without_bundle_and_films(chestxray: Run, table: Path, tmp_path: Path) -> None:
+def test_any_models_table_is_evaluated_without_bundle_and_films(chestxray: Run, table: Path, tmp_path: Path) -> None:
     status, document, _ = chestxray("evaluate", "--scores", table, "--out", tmp_path / "report", "--threshold", 0.4)
     assert status == 0
     found = document["assessment"]
@@ -134,8 +134,8 @@ def test_wrong_combinations_are_refused_with_what_to_give_instead(
         ("give BUNDLE and SOURCE, or --scores", ("evaluate", *out)),
         ("give BUNDLE and SOURCE, or --scores", ("evaluate", bundle, *out)),
         ("Give either", ("evaluate", bundle, local_films, "--scores", table, *out)),
-        ("a bundle judges films", ("evaluate", "--scores", table, "--against", bundle, *out)),
-        ("a bundle judges films", ("evaluate", "--scores", table, "--against", "pneumonia", *out)),
+        ("a bundle evaluates films", ("evaluate", "--scores", table, "--against", bundle, *out)),
+        ("a bundle evaluates films", ("evaluate", "--scores", table, "--against", "pneumonia", *out)),
         ("does not exist", ("evaluate", "--scores", table, "--against", tmp_path / "gone", *out)),
         ("--conformal needs", ("evaluate", "--scores", table, "--conformal", 0.1, *out)),
         ("--threshold is for", ("evaluate", bundle, local_films, "--threshold", 0.3, *out)),
@@ -148,7 +148,7 @@ def test_wrong_combinations_are_refused_with_what_to_give_instead(
     assert not (tmp_path / "report").exists()
 
 
-# --------------------------------------------------------------------------- calibrate, and judge the two
+# --------------------------------------------------------------------------- calibrate, and evaluate the two
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +232,7 @@ def test_films_of_one_class_calibrate_nothing(
     assert not (tmp_path / "b").exists()
 
 
-def test_judging_on_the_films_of_the_calibration_carries_a_warning(
+def test_evaluating_on_the_films_of_the_calibration_carries_a_warning(
     chestxray: Run, local: Path, bundle: Path, local_films: Path, tmp_path: Path
 ) -> None:
     report = tmp_path / "report"
@@ -274,7 +274,7 @@ def test_the_worst_errors_are_small_jpegs_and_the_page_stays_small(
     assert len(page) < 2_000_000
 
 
-def test_a_bundle_without_stored_logits_is_judged_without_sets_unless_they_are_asked_for(
+def test_a_bundle_without_stored_logits_is_evaluated_without_sets_unless_they_are_asked_for(
     chestxray: Run, bundle: Path, local_films: Path, tmp_path: Path
 ) -> None:
     opened = Bundle.open(bundle)
@@ -290,7 +290,7 @@ def test_a_bundle_without_stored_logits_is_judged_without_sets_unless_they_are_a
     assert (status, document["assessment"]["conformal"]) == (0, None)
 
 
-def test_leakage_stops_judging_unless_the_split_allowed_it_and_the_report_then_says_so(
+def test_leakage_stops_evaluating_unless_the_split_allowed_it_and_the_report_then_says_so(
     chestxray: Run, bundle: Path, synthetic_rows: Sequence[Film], tmp_path: Path
 ) -> None:
     results = [film for film in synthetic_rows if film.split == "test"]

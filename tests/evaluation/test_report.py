@@ -142,7 +142,7 @@ def test_the_worst_errors_come_first(assessment):
     assert all(m.label == "normal" and m.probability >= threshold for m in assessment.false_alarms)
 
 
-def test_scores_without_operating_points_are_judged_at_one_half():
+def test_scores_without_operating_points_are_evaluated_at_one_half():
     found = assess(scored(), resamples=50)
     assert found.answer.point is HALF
     assert found.answer.point.chosen_on == ""
@@ -319,7 +319,7 @@ def test_markup_in_names_is_shown_and_not_obeyed(tmp_path):
     assert page.text.count(nasty) > 10
 
 
-def test_figures_chosen_on_the_split_that_they_judge_carry_a_warning(report, assessment, tmp_path):
+def test_figures_chosen_on_the_split_that_they_evaluate_carry_a_warning(report, assessment, tmp_path):
     assert "flatter" not in page_of(report).text
     write_report(assessment, tmp_path / "report", dataclasses.replace(PROVENANCE, split="val"))
     text = page_of(tmp_path / "report").text

@@ -102,7 +102,7 @@ def test_a_run_keeps_what_its_best_weights_make_of_every_shift(training: Path) -
     assert all(values.shape == table.labels.shape and np.isfinite(values).all() for values in stress.values())
 
 
-def test_a_bundle_judged_under_shifts_answers_as_its_run_did(training: Path, bundle: Path, pack: Path) -> None:
+def test_a_bundle_evaluated_under_shifts_answers_as_its_run_did(training: Path, bundle: Path, pack: Path) -> None:
     opened = Pack.open(pack)
     films = [opened.films[row] for row in opened.rows(Split.VAL)]
     found, relied = predict_under_stress(Predictor.load(bundle), films, workers=1)

@@ -143,7 +143,7 @@ TRAPS: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "JPEG of a hundred scans more": (jpeg_of_many_scans, "UnreadableFilm", "scans"),
 }  # fmt: skip
 
-JUDGE = """
+CLASSIFY = """
 import sys
 from pathlib import Path
 from chestxray.errors import ChestXrayError
@@ -165,7 +165,7 @@ def test_a_trap_is_refused_within_512_megabytes(name: str, tmp_path: Path) -> No
     trap = tmp_path / "trap"
     trap.write_bytes(make())
     done = subprocess.run(
-        [sys.executable, "-c", JUDGE, trap], capture_output=True, text=True, check=True, timeout=HANGS
+        [sys.executable, "-c", CLASSIFY, trap], capture_output=True, text=True, check=True, timeout=HANGS
     )
     outcome, peak = done.stdout.splitlines()
     assert outcome.startswith(f"{error} trap: ")

@@ -24,7 +24,7 @@ import pytest
 from chestxray.cli import main
 from chestxray.data.collect import collect
 from chestxray.errors import DataError, OutputExists
-from chestxray.inference.batch import ENDED, journal_of, judge_of, predict_apart, run_batch, score_films
+from chestxray.inference.batch import ENDED, journal_of, predict_apart, predict_of, run_batch, score_films
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.journal import FilmResult, Journal
 from chestxray.inference.predictor import Predictor
@@ -126,7 +126,7 @@ def test_one_film_has_one_probability_alone_in_a_batch_and_on_two_threads(
     assert np.ptp(in_batch) > 100 * PROBABILITY_TOLERANCE
 
 
-def test_an_unknown_ending_is_refused_before_anything_is_judged(
+def test_an_unknown_ending_is_refused_before_anything_is_classified(
     bundle: Path, few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert batch(few, tmp_path / "scores.xlsx", bundle) == 2
@@ -154,20 +154,20 @@ def test_a_missing_extra_is_one_line(
     assert f'pip install "chestxray[{extra}]"' in line
 
 
-def fatal_judge(group: Sequence[Film]) -> list[FilmResult]:
+def fatal_classify(group: Sequence[Film]) -> list[FilmResult]:
     if any("fatal" in film.path for film in group):
         os.kill(os.getpid(), signal.SIGKILL)
     return [FilmResult("a" * 64, 0.5, "") for _ in group]
 
 
-def test_a_film_that_ends_its_process_is_a_row_and_its_neighbours_are_judged() -> None:
-    found = predict_apart(fatal_judge, [Film("one.png"), Film("fatal.png"), Film("other.png")])
+def test_a_film_that_ends_its_process_is_a_row_and_its_neighbours_are_classified() -> None:
+    found = predict_apart(fatal_classify, [Film("one.png"), Film("fatal.png"), Film("other.png")])
     assert [film.reason for film in found] == ["", ENDED, ""]
 
 
 def test_processes_that_all_end_are_not_blamed_on_the_films() -> None:
     with pytest.raises(DataError, match="memory enough for the bundle"):
-        predict_apart(fatal_judge, [Film("fatal.png"), Film("fatal too.png")])
+        predict_apart(fatal_classify, [Film("fatal.png"), Film("fatal too.png")])
 
 
 # --------------------------------------------------------------------------- a second run
@@ -222,28 +222,28 @@ def test_another_operating_point_is_applied_without_opening_a_film(
     assert calls[0] != calls[-1]
 
 
-def test_what_changes_an_answer_makes_another_judge_and_calibration_does_not(opened: Bundle) -> None:
+def test_what_changes_an_answer_makes_another_classify_and_calibration_does_not(opened: Bundle) -> None:
     def predict(**changes: Any) -> str:
-        return judge_of(Bundle(opened.folder, dataclasses.replace(opened.info, **changes)))
+        return predict_of(Bundle(opened.folder, dataclasses.replace(opened.info, **changes)))
 
-    assert predict(temperature=2.5, bias=-1.0, created="later") == judge_of(opened)
-    assert predict(preprocessing=Preprocessing(112, 160, Resize.LETTERBOX, 0.5, 0.2)) != judge_of(opened)
-    assert predict(files={**opened.info.files, "model.onnx": "0" * 64}) != judge_of(opened)
-    assert predict(files={**opened.info.files, "something.json": "0" * 64}) != judge_of(opened)
-    assert predict(files={**opened.info.files, "MODEL_CARD.md": "0" * 64}) == judge_of(opened)
+    assert predict(temperature=2.5, bias=-1.0, created="later") == predict_of(opened)
+    assert predict(preprocessing=Preprocessing(112, 160, Resize.LETTERBOX, 0.5, 0.2)) != predict_of(opened)
+    assert predict(files={**opened.info.files, "model.onnx": "0" * 64}) != predict_of(opened)
+    assert predict(files={**opened.info.files, "something.json": "0" * 64}) != predict_of(opened)
+    assert predict(files={**opened.info.files, "MODEL_CARD.md": "0" * 64}) == predict_of(opened)
 
 
 def test_an_object_without_a_stamp_is_known_until_its_run_ends(tmp_path: Path) -> None:
     films = [Film(f"s3://bucket/{number}.png") for number in range(3)]
-    with Journal.open(tmp_path / "journal", "judge") as journal:
+    with Journal.open(tmp_path / "journal", "classify") as journal:
         journal.list(films)
         (group,) = journal.groups(32)
         journal.record(group[:2], [FilmResult("a" * 64, 0.5, ""), FilmResult("b" * 64, None, "blank")])
-    with Journal.open(tmp_path / "journal", "judge") as resumed:
+    with Journal.open(tmp_path / "journal", "classify") as resumed:
         resumed.list(films)
         assert resumed.pending() == 1
         resumed.finish()
-    with Journal.open(tmp_path / "journal", "judge") as again:
+    with Journal.open(tmp_path / "journal", "classify") as again:
         again.list(films)
         assert again.pending() == 3
 
@@ -261,14 +261,14 @@ def test_the_journal_names_nobody_whom_the_table_no_longer_names(bundle: Path, f
 
 def test_two_runs_do_not_write_the_same_output(opened: Bundle, few: Path, tmp_path: Path) -> None:
     out = tmp_path / "scores.csv"
-    with Journal.open(journal_of(out), "judge"), pytest.raises(OutputExists, match="Another run is writing"):
+    with Journal.open(journal_of(out), "classify"), pytest.raises(OutputExists, match="Another run is writing"):
         run_batch(opened, collect(few, labels_needed=False), out, workers=1)
 
 
 def test_a_file_that_is_no_journal_is_named_with_the_remedy(opened: Bundle, few: Path, tmp_path: Path) -> None:
     out = tmp_path / "scores.csv"
     journal_of(out).write_bytes(b"notes of mine " * 100)
-    with pytest.raises(DataError, match="Delete it to judge every film anew"):
+    with pytest.raises(DataError, match="Delete it to classify every film anew"):
         run_batch(opened, collect(few, labels_needed=False), out, workers=1)
 
 

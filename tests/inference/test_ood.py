@@ -179,7 +179,7 @@ def test_ages_are_a_field_of_the_bundle_and_none_means_any(bundle: Path, pixels:
 # --------------------------------------------------------------------------- the bundle's part
 
 
-def test_a_bundle_from_before_there_were_gates_still_judges(
+def test_a_bundle_from_before_there_were_gates_still_classifies(
     bundle: Path, tmp_path: Path, strangers: dict[str, Array]
 ) -> None:
     old = tmp_path / "old"
@@ -300,7 +300,7 @@ def _side_of(patient: str) -> int:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_real_films_pass_and_pictures_of_anything_else_do_not(real_films: Path, strangers: dict[str, Array]) -> None:
-    """Every second published film; the patients that are judged are others than those that were fitted."""
+    """Every second published film; the patients that are classified are others than those that were fitted."""
     size = (160, 160, Resize.SQUEEZE)
     paths = sorted((real_films / "chest_xray" / "train").glob("*/*.jp*g"))[::2]
     named = [(path, parse_name(path.stem)) for path in paths]

@@ -62,7 +62,7 @@ def test_an_unknown_operating_point_is_refused_with_those_that_exist(predictor: 
         predictor.predict(film, "film.jpeg", operating_point="strict")
 
 
-def test_bytes_that_are_no_film_raise_and_a_film_that_must_not_be_judged_is_refused(
+def test_bytes_that_are_no_film_raise_and_a_film_that_must_not_be_classified_is_refused(
     predictor: Predictor, film: bytes
 ) -> None:
     with pytest.raises(UnsupportedFormat):

@@ -274,14 +274,14 @@ def test_machines_read_one_document_also_where_the_library_prints_a_warning(
 
 @pytest.fixture(params=["option", "environment"])
 def demanding(request: pytest.FixtureRequest, pair: KeyPair, monkeypatch: pytest.MonkeyPatch) -> Sequence[object]:
-    """Arguments that let a verb judge with signed bundles only."""
+    """Arguments that let a verb classify with signed bundles only."""
     if request.param == "option":
         return ("--verify-key", pair.public)
     monkeypatch.setenv(VERIFY_KEY_VARIABLE, str(pair.public))
     return ()
 
 
-def test_predict_and_batch_judge_only_with_the_signed_bundle(
+def test_predict_and_batch_classify_only_with_the_signed_bundle(
     chestxray: Run, signed: Path, tmp_path: Path, demanding: Sequence[object]
 ) -> None:
     verbs = (("predict", FILM), ("batch", EXAMPLES, "--workers", 1, "--out", tmp_path / "scores.csv"))

@@ -29,7 +29,7 @@ from scored import scored
 
 
 @st.composite
-def judged(draw):
+def evaluated(draw):
     films = draw(st.integers(2, 60))
     labels = draw(st.lists(st.integers(0, 1), min_size=films, max_size=films))
     assume(0 < sum(labels) < films)
@@ -101,7 +101,7 @@ def test_nothing_is_chosen_on_one_class(chosen):
 # --------------------------------------------------------------------------- how well calibrated
 
 
-@given(judged())
+@given(evaluated())
 def test_the_brier_score_is_scikit_learns_and_the_sum_of_its_parts(data):
     labels, probabilities = data
     score = brier_score(labels, probabilities)
@@ -117,7 +117,7 @@ def test_one_probability_a_bin_leaves_nothing_within_bins():
     assert brier_parts(table.labels, centres).within_bins == pytest.approx(0.0, abs=1e-12)
 
 
-@given(judged(), st.integers(1, 20))
+@given(evaluated(), st.integers(1, 20))
 def test_bins_hold_every_film_once(data, bins):
     labels, probabilities = data
     table = reliability(labels, probabilities, bins)
@@ -135,7 +135,7 @@ def test_the_calibration_error_is_what_a_hand_computes():
     assert expected_calibration_error(labels, probabilities, bins=2) == pytest.approx((2 * 0.3 + 2 * 0.1) / 4)
 
 
-@given(judged())
+@given(evaluated())
 def test_calibration_errors_lie_in_0_to_1(data):
     assert 0.0 <= expected_calibration_error(*data) <= 1.0
     assert 0.0 <= brier_score(*data) <= 1.0
@@ -158,7 +158,7 @@ def test_a_score_that_is_no_number_is_refused():
 # --------------------------------------------------------------------------- operating points
 
 
-@given(judged())
+@given(evaluated())
 def test_operating_points_keep_their_promises(data):
     labels, probabilities = data
     points = {point.name: point for point in choose_operating_points(labels, probabilities, chosen_on="here")}

@@ -51,7 +51,7 @@ def named(comparison):
 
 
 @st.composite
-def judged_twice(draw):
+def evaluated_twice(draw):
     films = draw(st.integers(6, 30))
     labels = draw(st.lists(st.integers(0, 1), min_size=films, max_size=films))
     assume(1 < sum(labels) < films - 1)
@@ -63,7 +63,7 @@ def kernel(positives, negatives):
     return np.where(positives[:, None] > negatives, 1.0, np.where(positives[:, None] == negatives, 0.5, 0.0))
 
 
-@given(judged_twice())
+@given(evaluated_twice())
 def test_the_paired_test_is_delongs_covariance_by_definition(data):
     labels, a, b = data
     pairs = [kernel(scores[labels == 1], scores[labels == 0]) for scores in (a, b)]
@@ -77,7 +77,7 @@ def test_the_paired_test_is_delongs_covariance_by_definition(data):
         assert found.p == pytest.approx(2 * stats.norm.sf(abs(found.difference) / np.sqrt(variance)), abs=1e-9)
 
 
-@given(judged_twice())
+@given(evaluated_twice())
 def test_swapping_the_models_turns_the_sign_and_keeps_p(data):
     labels, a, b = data
     here, there = delong_test(labels, a, b), delong_test(labels, b, a)

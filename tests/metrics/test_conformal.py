@@ -20,7 +20,7 @@ from scored import scored
 
 
 @st.composite
-def judged(draw, least=2):
+def evaluated(draw, least=2):
     films = draw(st.integers(least, 40))
     labels = draw(st.lists(st.integers(0, 1), min_size=films, max_size=films))
     assume(0 < sum(labels) < films)
@@ -30,7 +30,7 @@ def judged(draw, least=2):
 # --------------------------------------------------------------------------- risk and coverage
 
 
-@given(judged(), st.integers(1, 19))
+@given(evaluated(), st.integers(1, 19))
 def test_risk_is_the_error_rate_of_the_surest_films(data, step):
     labels, probabilities = data
     threshold = step / 20
@@ -47,7 +47,7 @@ def test_risk_is_the_error_rate_of_the_surest_films(data, step):
     assert found.risk[-1] == pytest.approx(wrong.mean())
 
 
-@given(judged())
+@given(evaluated())
 def test_what_is_kept_is_at_least_what_was_asked_for(data):
     found = risk_coverage(*data, 0.5)
     for wanted, kept in zip(COVERAGES, found.kept, strict=True):
@@ -72,7 +72,7 @@ def test_a_model_that_knows_what_it_knows_errs_less_on_what_it_keeps():
 # --------------------------------------------------------------------------- conformal sets
 
 
-@given(judged(least=4), judged(), st.integers(1, 49))
+@given(evaluated(least=4), evaluated(), st.integers(1, 49))
 def test_sets_hold_the_labels_whose_conformal_p_value_exceeds_the_error(fitted, data, hundredths):
     """By definition: p of a label is the share of its films, the new one counted, that are no more typical of it."""
     error = hundredths / 100

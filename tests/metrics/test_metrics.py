@@ -38,7 +38,7 @@ counts = st.integers(0, 500)
 
 
 @st.composite
-def judged(draw, least=2):
+def evaluated(draw, least=2):
     """Labels of both classes, and scores on a coarse grid, so that ties are common."""
     films = draw(st.integers(least, 40))
     labels = draw(st.lists(st.integers(0, 1), min_size=films, max_size=films))
@@ -56,7 +56,7 @@ def test_the_published_counts_give_the_published_precision_and_recall():
     assert published.recall == published.sensitivity == 0.9948717948717949
 
 
-@given(judged(), st.integers(0, 12))
+@given(evaluated(), st.integers(0, 12))
 def test_rates_agree_with_scikit_learn(data, step):
     labels, scores = data
     called = scores >= step / 12
@@ -99,14 +99,14 @@ def test_a_negative_count_is_refused():
 # --------------------------------------------------------------------------- curves and areas
 
 
-@given(judged())
+@given(evaluated())
 def test_areas_agree_with_scikit_learn(data):
     labels, scores = data
     assert auroc(labels, scores) == pytest.approx(oracle.roc_auc_score(labels, scores))
     assert average_precision(labels, scores) == pytest.approx(oracle.average_precision_score(labels, scores))
 
 
-@given(judged())
+@given(evaluated())
 def test_curves_agree_with_scikit_learn(data):
     labels, scores = data
     fpr, tpr, thresholds = oracle.roc_curve(labels, scores, drop_intermediate=False)
@@ -121,7 +121,7 @@ def test_curves_agree_with_scikit_learn(data):
     np.testing.assert_array_equal(curve.thresholds[::-1], at)
 
 
-@given(judged(), st.randoms(use_true_random=False))
+@given(evaluated(), st.randoms(use_true_random=False))
 def test_the_order_of_the_films_does_not_matter(data, random):
     labels, scores = data
     order = list(range(len(labels)))
@@ -131,13 +131,13 @@ def test_the_order_of_the_films_does_not_matter(data, random):
     assert delong_interval(labels[order], scores[order]).low == pytest.approx(delong_interval(labels, scores).low)
 
 
-@given(judged())
+@given(evaluated())
 def test_the_area_depends_on_the_order_of_the_scores_alone(data):
     labels, scores = data
     assert auroc(labels, np.exp(3 * scores) - 7) == auroc(labels, scores)
 
 
-@given(judged())
+@given(evaluated())
 def test_flipping_labels_or_scores_mirrors_the_area(data):
     labels, scores = data
     assert auroc(1 - labels, scores) == pytest.approx(1 - auroc(labels, scores))
@@ -146,7 +146,7 @@ def test_flipping_labels_or_scores_mirrors_the_area(data):
     assert (here.low, here.high) == pytest.approx((1 - there.high, 1 - there.low), abs=1e-9)
 
 
-@given(judged(), st.integers(1, 99))
+@given(evaluated(), st.integers(1, 99))
 def test_net_benefit_is_what_its_definition_says(data, hundredths):
     labels, scores = data
     threshold = hundredths / 100
@@ -202,14 +202,14 @@ def by_definition(labels, scores):
     return pairs.mean(axis=1), pairs.mean(axis=0)
 
 
-@given(judged())
+@given(evaluated())
 def test_the_fast_delong_is_delong_by_definition(data):
     labels, scores = data
     for found, expected in zip(delong_components(labels, scores), by_definition(labels, scores), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
-@given(judged(least=6))
+@given(evaluated(least=6))
 def test_the_delong_interval_is_that_of_the_variance_by_definition(data):
     labels, scores = data
     of_positives, of_negatives = by_definition(labels, scores)
@@ -225,7 +225,7 @@ def test_the_delong_interval_is_that_of_the_variance_by_definition(data):
     assert found.method.startswith("DeLong")
 
 
-@given(judged())
+@given(evaluated())
 def test_the_interval_of_the_area_holds_it_within_0_and_1(data):
     labels, scores = data
     found = delong_interval(labels, scores)
@@ -346,7 +346,7 @@ def test_the_interval_by_patient_without_resampling_is_that_of_resampling():
     assert (found.low, found.high) == pytest.approx((drawn.low, drawn.high), abs=0.004)
 
 
-@given(judged(6))
+@given(evaluated(6))
 def test_where_each_film_is_a_patient_it_is_delongs_but_for_its_divisor(data):
     labels, scores = data
     area, found = intervals.clustered_area(labels, scores, np.arange(len(labels)))
@@ -357,7 +357,7 @@ def test_where_each_film_is_a_patient_it_is_delongs_but_for_its_divisor(data):
         assert (found.low, found.high) == pytest.approx((formula.low, formula.high))
 
 
-@given(judged(), st.data())
+@given(evaluated(), st.data())
 def test_a_weight_counts_as_so_many_films(data, drawn):
     labels, scores = data
     times = np.array(drawn.draw(st.lists(st.integers(1, 4), min_size=len(labels), max_size=len(labels))))
@@ -551,7 +551,7 @@ def test_a_fault_below_a_gap_is_named_by_its_own_row(tmp_path):
 
 
 @given(tables())
-def test_a_table_without_gaps_is_judged_whole(tmp_path_factory, table):
+def test_a_table_without_gaps_is_evaluated_whole(tmp_path_factory, table):
     path: Path = tmp_path_factory.mktemp("scores") / "scores.csv"
     write_scores(table, path)
     assert read_score_file(path).table == table

@@ -94,7 +94,7 @@ def test_the_service_answers(python: Path, tmp_path: Path) -> None:
         assert 0.0 <= httpx.post(f"{address}/v1/predict", **sent).json()["probability"] <= 1.0
 
 
-def test_films_are_listed_judged_packed_and_scored_without_any_extra(
+def test_films_are_listed_classified_packed_and_scored_without_any_extra(
     chestxray: Run, synthetic_films: Path, tmp_path: Path
 ) -> None:
     for arguments in (

@@ -152,7 +152,7 @@ def test_a_thousand_slow_connections_lock_nobody_out(predictor: Predictor, film:
                 assert Prediction.from_json(answer.text).film_sha256 == expected.film_sha256
 
 
-def test_a_caller_whose_film_is_being_judged_is_not_the_one_who_makes_room(predictor: Predictor) -> None:
+def test_a_caller_whose_film_is_being_classified_is_not_the_one_who_makes_room(predictor: Predictor) -> None:
     film = encoded(textured(1, 3000, 4000))
     with running(predictor, connections=ConnectionLimits(places=3)) as address, ExitStack() as held:
         asking = held.enter_context(connected(address))

@@ -60,7 +60,7 @@ def test_a_key_opens_the_service(client: httpx.Client, film: bytes, headers: dic
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/predict", "/invocations", "/endpoints/pneumonia/invocations"])
-def test_without_a_key_nothing_is_judged(
+def test_without_a_key_nothing_is_classified(
     client: httpx.Client, film: bytes, path: str, headers: dict[str, str | bytes]
 ) -> None:
     answer = client.post(path, content=film, headers=JPEG | headers)

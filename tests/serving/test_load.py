@@ -134,7 +134,7 @@ def test_films_are_scored_together_only_where_they_wait_together(predictor: Pred
 
 
 def one_end_under_load(bundle: Path, cases: Sequence[Case], log: Path, seconds: float) -> None:
-    """Ask without pause, end the service with SIGTERM, and compare what it judged with what was received."""
+    """Ask without pause, end the service with SIGTERM, and compare what it classified with what was received."""
     with process(bundle, log) as (address, server):
         callers = Callers(address)
         timer = threading.Timer(seconds, server.send_signal, [signal.SIGTERM])
@@ -158,9 +158,9 @@ def one_end_under_load(bundle: Path, cases: Sequence[Case], log: Path, seconds: 
     assert server.returncode == 0
     requests = [json.loads(line) for line in log.read_text().splitlines()]
     assert {line["event"] for line in requests} == {"request"}
-    judged = Counter(line["status"] for line in requests)
+    classified = Counter(line["status"] for line in requests)
     # Whatever the service took on, the callers have: each 200 and 503 that it logged was received, whole and right.
-    assert judged == Counter({200: tally.answered, 503: tally.refused}) - Counter()
+    assert classified == Counter({200: tally.answered, 503: tally.refused}) - Counter()
     assert (tally.wrong, tally.other) == (0, {})
     assert set(tally.lost) <= {
         "ConnectionRefusedError",

@@ -148,7 +148,7 @@ def test_a_heat_map_comes_only_where_it_is_asked_for(client: httpx.Client, predi
     assert drawn
 
 
-def test_a_film_that_must_not_be_judged_is_an_answer_with_a_closed_gate(client: httpx.Client) -> None:
+def test_a_film_that_must_not_be_classified_is_an_answer_with_a_closed_gate(client: httpx.Client) -> None:
     colour = gradient()[..., None].repeat(3, axis=2)
     colour[..., 0] = 255 - colour[..., 0]
     answer = client.post("/v1/predict", content=encoded(colour), headers={"Content-Type": "image/png"}).json()
@@ -221,7 +221,7 @@ def test_a_body_of_no_announced_length_is_refused_at_the_first_byte_too_many(cli
     problem_of(client.post("/v1/predict", content=endless(), headers=JPEG), 413, "film-too-large")
 
 
-def test_a_body_of_exactly_the_limit_is_judged(predictor: Predictor, film: bytes) -> None:
+def test_a_body_of_exactly_the_limit_is_classified(predictor: Predictor, film: bytes) -> None:
     with running(predictor, ServiceSettings(max_body=len(film))) as address:
         assert httpx.post(f"{address}/v1/predict", content=film, headers=JPEG).status_code == 200
         response = httpx.post(f"{address}/v1/predict", content=film + b"\0", headers=JPEG)

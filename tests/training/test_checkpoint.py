@@ -342,7 +342,7 @@ def test_a_stopped_run_goes_on_from_the_very_step(pack: Path, undisturbed: Path,
     assert_same(tmp_path / "run", undisturbed)
 
 
-def test_a_request_during_the_last_judging_lets_the_run_finish(pack: Path, tmp_path: Path) -> None:
+def test_a_request_during_the_last_evaluating_lets_the_run_finish(pack: Path, tmp_path: Path) -> None:
     def ask(record: EpochRecord) -> None:
         if record.epoch == record.epochs:
             signal.raise_signal(signal.SIGTERM)

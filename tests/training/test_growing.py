@@ -36,11 +36,11 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 
 class Seen:
-    """Sizes of the films that a network was shown, those of training and those of judging."""
+    """Sizes of the films that a network was shown, those of training and those of evaluating."""
 
     def __init__(self, network: nn.Module) -> None:
         self.training: list[tuple[int, ...]] = []
-        self.judging: set[tuple[int, ...]] = set()
+        self.evaluating: set[tuple[int, ...]] = set()
         network.register_forward_pre_hook(self._look)
 
     def _look(self, network: nn.Module, films: tuple[Tensor]) -> None:
@@ -48,7 +48,7 @@ class Seen:
         if network.training:
             self.training.append(size)
         else:
-            self.judging.add(size)
+            self.evaluating.add(size)
 
 
 # --------------------------------------------------------------------------- how large
@@ -81,14 +81,14 @@ def test_a_smaller_film_is_the_mean_of_what_it_covers() -> None:
 # --------------------------------------------------------------------------- who sees them so
 
 
-def test_the_network_is_trained_on_growing_films_and_judged_on_whole_ones(pack: Pack) -> None:
+def test_the_network_is_trained_on_growing_films_and_evaluated_on_whole_ones(pack: Pack) -> None:
     training = Training(pack, GROWING)
-    trained, judge = Seen(training.step.classifier), Seen(training.step.average.module)
+    trained, averaged = Seen(training.step.classifier), Seen(training.step.average.module)
     list(training.epochs())
     assert trained.training == [size_at(GROWING, step, 18, WHOLE) for step in range(18)]
     assert trained.training[0] == (32, 32)
     assert trained.training[-1] == WHOLE
-    assert trained.judging | judge.judging == {WHOLE}
+    assert trained.evaluating | averaged.evaluating == {WHOLE}
 
 
 def test_a_teacher_sees_whole_films(pack: Pack, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_teacher_sees_whole_films(pack: Pack, tmp_path: Path) -> None:
     teacher, own = Seen(network), Seen(training.step.classifier)
     next(training.epochs())
     assert own.training[0] == (32, 32)
-    assert teacher.judging == {WHOLE}
+    assert teacher.evaluating == {WHOLE}
 
 
 def test_a_network_of_one_size_is_told_so(pack: Pack) -> None:

@@ -116,7 +116,7 @@ def test_what_a_training_costs_is_said_in_its_own_numbers(tmp_path: Path) -> Non
     )
     next(training.epochs())
     assert Estimate.of(training).steps_left == 18
-    # 24 steps of 8 films, and 4 times 20 films that are only judged, at a third of the price.
+    # 24 steps of 8 films, and 4 times 20 films that are only evaluated, at a third of the price.
     assert estimate.seconds(0.8) == pytest.approx(24 * 0.8 + 4 * 20 * 0.1 / 3)
 
 

@@ -198,7 +198,7 @@ def batch(
     from chestxray.dicom.settings import NodeSettings
 
     folder = films or out.with_name(f"{out.name}.films")
-    with console.progress("Fetching") as fetched, console.progress("Classifying") as judged:
+    with console.progress("Fetching") as fetched, console.progress("Classifying") as classified:
         result = pull_batch(
             NodeSettings.read(config),
             source,
@@ -206,7 +206,7 @@ def batch(
             out,
             folder,
             on_fetched=fetched,
-            on_judged=judged,
+            on_classified=classified,
             workers=workers,
         )
     summary = ", ".join(f"{count:,} {call}" for call, count in result.calls.items())

@@ -35,7 +35,7 @@ _SPLITS: Final = click.Choice([split.value for split in Split])
     "--scores",
     type=FILE,
     default=None,
-    help="Judge this table (path, label, score, patient_id) in place of BUNDLE and SOURCE; any model can write it.",
+    help="Evaluate this table (path, label, score, patient_id) in place of BUNDLE and SOURCE; any model can write it.",
 )
 @click.option(
     "--against",
@@ -61,9 +61,9 @@ _SPLITS: Final = click.Choice([split.value for split in Split])
     "split",
     type=_SPLITS,
     default=None,
-    help="The split of a manifest, or of a table, to judge on. [default: test where there is one, else all films]",
+    help="The split of a manifest, or of a table, to evaluate on. [default: test where there is one, else all films]",
 )
-@click.option("--stress", is_flag=True, help="Judge the films under 16 shifts as well; takes 17 times as long.")
+@click.option("--stress", is_flag=True, help="Evaluate the films under 16 shifts as well; takes 17 times as long.")
 @workers_option
 @json_option
 def evaluate(
@@ -102,7 +102,7 @@ def evaluate(
             scores, out, split=split, against=against, threshold=threshold, command=command_line()
         )
     elif bundle is None or source is None:
-        raise UsageError("nothing to judge: give BUNDLE and SOURCE, or --scores with a table")
+        raise UsageError("nothing to evaluate: give BUNDLE and SOURCE, or --scores with a table")
     else:
         assessment = api.evaluate(
             bundle,

@@ -1,4 +1,4 @@
-"""The verbs from a pack to answers: train, export, predict, batch. Those that measure stand in ``judge``."""
+"""The verbs from a pack to answers: train, export, predict, batch. Those that measure stand in ``evaluate``."""
 
 from __future__ import annotations
 
@@ -263,12 +263,12 @@ def predict(
     contours: bool,  # noqa: FBT001 - click passes it by name
     layer: bool,  # noqa: FBT001 - the same
 ) -> None:
-    """Judge films: normal or pneumonia.
+    """Classify films: normal or pneumonia.
 
     FILMS may be files, folders, patterns in quotes ("ward*/*.dcm"), and - for one film from standard input.
 
     Prints the calibrated probability and the operating point. Exit status 1 where a film could not be read or
-    must not be judged; the others are answered all the same.
+    must not be classified; the others are answered all the same.
     """
     from chestxray import api
     from chestxray.data.sources import read_file
@@ -375,7 +375,7 @@ def _answer_line(answer: dict[str, Any]) -> str:
     if "error" in answer:
         return str(answer["error"]["message"])
     if not answer["gate"]["accepted"]:
-        return f"{answer['file']}: cannot judge: {answer['gate']['reason']}"
+        return f"{answer['file']}: cannot classify: {answer['gate']['reason']}"
     drawn = f"\n  heat map: {answer['heatmap']}" if answer["heatmap"] else ""
     return (
         f"{answer['file']}: {answer['label']} (probability {answer['probability']:.3f}; "
@@ -394,7 +394,7 @@ def _answer_line(answer: dict[str, Any]) -> str:
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help="Who judges: processes of this machine, or Ray Data (extra ray), which $RAY_ADDRESS may lead to a cluster.",
+    help="Who classifies: processes of this machine, or Ray Data (extra ray), on the cluster of $RAY_ADDRESS if any.",
 )
 @workers_option
 @endpoint_option
@@ -409,17 +409,17 @@ def batch(
     engine: str,
     workers: int | None,
 ) -> None:
-    """Judge every film of a source, one row a film.
+    """Classify every film of a source, one row a film.
 
     SOURCE is a manifest, or whatever "collect" takes: a folder, an archive, a table, s3://bucket/prefix. A film
-    that cannot be read or must not be judged is a row with a reason, never the end of the run.
+    that cannot be read or must not be classified is a row with a reason, never the end of the run.
 
-    What was judged is kept in a hidden file beside --out (its name ends in .journal): a run that was killed goes on
+    What was classified is kept in a hidden file beside --out (its name ends in .journal): a run that was killed goes on
     where it stood, and a second run opens only the films that are new or changed.
     """
     from chestxray import api
 
-    with console.progress("Judging") as move:
+    with console.progress("Classifying") as move:
         result = api.batch(
             source,
             out,
@@ -461,7 +461,7 @@ def sign(console: Console, bundle: str, private_key: Path) -> None:
 def verify(console: Console, bundle: str, public_key: Path) -> None:
     """Check that the holder of a key signed a bundle, and that no file was changed, added or lost since.
 
-    "serve", "predict" and "batch" do the same before they judge, with --verify-key or CHESTXRAY_VERIFY_KEY. Exit
+    "serve", "predict" and "batch" do the same before they classify, with --verify-key or CHESTXRAY_VERIFY_KEY. Exit
     status 1 where the bundle is not as it was signed. Needs the extra "sign", and no network.
     """
     from chestxray.api import verify as verify_bundle

@@ -49,7 +49,7 @@ def bundle_option(command: Command) -> Command:
         envvar=BUNDLE_VARIABLE,
         show_default=f"${BUNDLE_VARIABLE}, else {DEFAULT}",
         callback=_found_bundle,
-        help="The bundle to judge with: a folder, or the name of one that comes with this package.",
+        help="The bundle to use: a folder, or the name of one that comes with this package.",
     )(command)
 
 
@@ -62,7 +62,7 @@ def verify_key_option(command: Command) -> Command:
     return click.option(
         "--verify-key",
         type=FILE,
-        help='Judge only with a bundle that this key signed ("chestxray sign"). Default: that in CHESTXRAY_VERIFY_KEY.',
+        help='Classify only with a bundle that this key signed ("chestxray sign"). Default: CHESTXRAY_VERIFY_KEY.',
     )(command)
 
 

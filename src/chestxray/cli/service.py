@@ -93,7 +93,7 @@ def serve(
 ) -> None:
     """Serve the web page and the API on this machine.
 
-    Runs until interrupted. With --json, one line of JSON tells the address as soon as films can be judged.
+    Runs until interrupted. With --json, one line of JSON tells the address as soon as films can be classified.
     Another --host than this machine's own needs a key ("chestxray key").
     """
     from chestxray.serving.server import ServeOptions

@@ -1,4 +1,4 @@
-"""Every film is opened and judged. Rows get a verdict and a reason; nothing is ever deleted."""
+"""Every film is opened and checked. Rows get a verdict and a reason; nothing is ever deleted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from chestxray.images.quality import objection_to, perceptual_hash
 from chestxray.progress import Log, ProgressCallback, no_progress, warn
 from chestxray.schema import Film, Label, Split, Verdict, write_manifest
 
-ANALYSIS_SIZE = (256, 256)  # pixels; a large JPEG is decoded no finer than twice this to be judged
+ANALYSIS_SIZE = (256, 256)  # pixels; a large JPEG is decoded no finer than twice this to be checked
 
 
 def clean(

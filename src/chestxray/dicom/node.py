@@ -23,7 +23,7 @@ from chestxray.dicom.receive import FILM_CLASSES, Receiver, log
 from chestxray.dicom.rules import FilmFacts, decide, facts_of
 from chestxray.dicom.send import Sender
 from chestxray.dicom.settings import MEBIBYTE, NodeSettings
-from chestxray.dicom.workers import ENDED, Judged, Lost, Task, Worker
+from chestxray.dicom.workers import ENDED, Classified, Lost, Task, Worker
 from chestxray.errors import FilmError, FilmTooLarge, OutputUnwritable, SettingsInvalid, UnsupportedFormat
 from chestxray.images.dicom import open_data_set
 from chestxray.images.dicom_pixels import SYNTAXES
@@ -148,10 +148,10 @@ class Node:
     def _count(self, outcome: str) -> None:
         self._films.labels(outcome).inc()
 
-    # ------------------------------------------------------------------ films judged
+    # ------------------------------------------------------------------ films classified
 
     def _work(self) -> None:
-        """Judge films until the node stops. One thread a process; it waits while the process works."""
+        """Classify films until the node stops. One thread a process; it waits while the process works."""
         worker = Worker(self.settings.limits.film_seconds)
         try:
             while not self._stopped.is_set():
@@ -160,7 +160,7 @@ class Node:
                     self._wake.wait(LOOKED_EVERY_S)
                     self._wake.clear()
                     continue
-                self._judge(worker, film)
+                self._predict(worker, film)
         finally:
             worker.stop()
 
@@ -169,11 +169,11 @@ class Node:
             return self.queue.next_film()
         return None
 
-    def _judge(self, worker: Worker, film: QueuedFilm) -> None:
-        """Judge one film and keep its results; whatever happens, the film is answered, waits, or is a dead letter."""
+    def _predict(self, worker: Worker, film: QueuedFilm) -> None:
+        """Classify one film and keep its results; whatever happens, it is answered, waits, or is a dead letter."""
         facts = {"film": film.key, "rule": film.order.rule}
         try:
-            found = self._judged(worker, film)
+            found = self._classify(worker, film)
             self.queue.answer(film, found.results)
         except Lost:
             self._count("lost")
@@ -183,7 +183,7 @@ class Node:
             log.error("no room for results", extra=facts)
         except FileNotFoundError:  # dropped meanwhile
             self.queue.put_back(film, SWEPT_EVERY_S)
-        except Exception as error:  # noqa: BLE001 - a film must never end the thread that judges the others
+        except Exception as error:  # noqa: BLE001 - a film must never end the thread that classifies the others
             self._count("dead")
             log.error("a film cannot be answered", extra=facts | {"fault": type(error).__name__})
             with contextlib.suppress(Exception):
@@ -196,8 +196,8 @@ class Node:
                 if name in self.senders:
                     self.senders[name].wake()
 
-    def _judged(self, worker: Worker, film: QueuedFilm) -> Judged:
-        return worker.judge(
+    def _classify(self, worker: Worker, film: QueuedFilm) -> Classified:
+        return worker.predict(
             Task(
                 path=film.path,
                 received=film.received,

@@ -1,4 +1,4 @@
-"""Retrospective studies: films are asked for at the PACS, fetched, and judged into the same table as any batch.
+"""Retrospective studies: films are asked for at the PACS, fetched, and classified into the same table as any batch.
 
 C-FIND and C-GET or C-MOVE, or QIDO-RS and WADO-RS. What was fetched is not fetched again, so a run that was killed
 resumes where it stood.
@@ -78,10 +78,10 @@ def pull_batch(
     films: Path,
     *,
     on_fetched: ProgressCallback = no_progress,
-    on_judged: ProgressCallback = no_progress,
+    on_classified: ProgressCallback = no_progress,
     workers: int | None = None,
 ) -> BatchResult:
-    """Fetch the films of some days and judge them; killed, the same call resumes.
+    """Fetch the films of some days and classify them; killed, the same call resumes.
 
     Args:
         settings: of the node: bundle, operating point, AE title, certificates.
@@ -89,7 +89,7 @@ def pull_batch(
         wanted: which films.
         out: the table: .csv, .jsonl or .parquet.
         films: the folder for what is fetched; it is left there.
-        on_fetched, on_judged: called with (done, total).
+        on_fetched, on_classified: called with (done, total).
         workers: processes; by default one a core.
 
     Raises: PeerError, where the PACS fails; SourceInvalid, where it has no such film; SettingsInvalid, UsageError.
@@ -117,7 +117,7 @@ def pull_batch(
         [film for film in films_of(films, labels_needed=False) if _belongs(Path(film.path), films, listed)],
         out,
         operating_point=settings.operating_point or None,
-        on_progress=on_judged,
+        on_progress=on_classified,
         workers=workers,
     )
 

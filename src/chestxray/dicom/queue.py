@@ -30,7 +30,7 @@ from typing import Any, Final
 from chestxray.dicom.settings import MEBIBYTE, Limits
 from chestxray.errors import OutputUnwritable, SourceInvalid
 
-WAITING: Final = "waiting"  # a film: to be judged. A delivery: to be sent
+WAITING: Final = "waiting"  # a film: to be classified. A delivery: to be sent
 ANSWERED: Final = "answered"  # a film: its results wait to be sent
 SENT: Final = "sent"  # a delivery: accepted; storage commitment is asked for next
 ASKED: Final = "asked"  # a delivery: storage commitment was asked for
@@ -85,7 +85,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class QueuedFilm:
-    """A film that waits to be judged."""
+    """A film that waits to be classified."""
 
     id: int
     key: str
@@ -239,7 +239,7 @@ class Queue:
         if free - size < self.limits.free * MEBIBYTE:
             raise OutOfRoom(f"{self.folder}: less than limits.free, {self.limits.free:,} MiB, is left on the disk")
 
-    # ------------------------------------------------------------------ films are judged
+    # ------------------------------------------------------------------ films are classified
 
     def next_film(self) -> QueuedFilm | None:
         """Take the film that waits longest; nobody else in this process gets it until it is answered or put back."""

@@ -38,7 +38,7 @@ class Limits:
         films: that one association may send.
         queue: all films and results that wait on disk.
         free: left on the disk; below it no film is taken.
-        film_seconds: that judging one film may take.
+        film_seconds: that classifying one film may take.
         first_pause, longest_pause: seconds between two tries to send; each pause is twice the one before.
         tries: of sending one result that its destination refuses, before it becomes a dead letter.
         give_up_hours: until a result that could not be sent becomes a dead letter.
@@ -150,7 +150,7 @@ class NodeSettings:
         folder: for the queue, which holds films until their results were accepted.
         bundle: a folder, or the name of one that comes with the package.
         operating_point: by name; the bundle's default where empty.
-        workers: processes that judge; 0 for one a core.
+        workers: processes that classify; 0 for one a core.
         verify_key: public key whose holder must have signed the bundle.
         keys_file: API keys for the HTTP door, as for "chestxray serve".
         research_folder: where de-identified copies of the answered films are kept; nothing is kept where None.

@@ -1,4 +1,4 @@
-"""Films are judged in processes of their own: a decoder that dies or hangs takes no film of anybody else with it."""
+"""Films are classified in processes of their own: a decoder that dies or hangs takes no other film with it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STARTING_S: Final = 120.0  # seconds that a process may take to load the bundle 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A film to be judged.
+    """A film to be classified.
 
     Attributes:
         bundle: its folder, its description and the hash of that.
@@ -47,7 +47,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Classified:
     """What a process gives back: the results, and the outcome by the word that the metrics count."""
 
     results: tuple[Result, ...]
@@ -59,7 +59,7 @@ class Lost(Exception):
 
 
 class Worker:
-    """One process, which judges one film at a time."""
+    """One process, which classifies one film at a time."""
 
     def __init__(self, seconds: float) -> None:
         """Nothing is started before the first film.
@@ -71,8 +71,8 @@ class Worker:
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
 
-    def judge(self, task: Task) -> Judged:
-        """Judge a film. Raises: Lost, and the next film gets a new process; what ``judged`` raises."""
+    def predict(self, task: Task) -> Classified:
+        """Classify a film. Raises: Lost, and the next film gets a new process; what ``classified`` raises."""
         seconds = self.seconds
         if self._pipe is None:
             self._start()
@@ -87,7 +87,7 @@ class Worker:
             self.stop()
         if isinstance(answer, BaseException):
             raise answer
-        assert isinstance(answer, Judged)  # noqa: S101 - the other end is ours
+        assert isinstance(answer, Classified)  # noqa: S101 - the other end is ours
         return answer
 
     def _start(self) -> None:
@@ -117,15 +117,15 @@ def _serve(pipe: Connection) -> None:
         except (EOFError, OSError):
             return
         try:
-            answer: Judged | Exception = judged(task)
+            answer: Classified | Exception = classified(task)
         except Exception as error:  # noqa: BLE001 - handed on as it is, but for a cause that cannot travel
             error.__cause__ = None
             answer = error if isinstance(error, FilmError | OSError) else RuntimeError(type(error).__name__)
         pipe.send(answer)
 
 
-def judged(task: Task) -> Judged:
-    """Judge a film in this process and make its results. Raises: OSError; FilmError, where the header is damaged."""
+def classified(task: Task) -> Classified:
+    """Classify a film in this process and make its results. Raises: OSError; FilmError, where the header is damaged."""
     data = task.path.read_bytes()
     folder, description, digest = task.bundle
     predictor = _predictor(folder, description)
@@ -149,7 +149,7 @@ def judged(task: Task) -> Judged:
         results = results_of(data, answer, secondary_capture=task.secondary_capture)
     if task.research is not None and prediction is not None:
         _keep(data, answer.facts.sop_instance, *task.research)
-    return Judged(results, "refused" if prediction is None or prediction.label is None else prediction.label)
+    return Classified(results, "refused" if prediction is None or prediction.label is None else prediction.label)
 
 
 def _keep(data: bytes, sop_instance: str, folder: Path, salt: str) -> None:

@@ -95,9 +95,9 @@ class Provenance:
 
     Attributes:
         title: of the report.
-        bundle, model_sha256: what was judged; the hash is empty for scores from elsewhere.
-        source, split: the films it was judged on.
-        judged_on: what operating points chosen on these films, or on some of them, name them, besides ``split``.
+        bundle, model_sha256: what was evaluated; the hash is empty for scores from elsewhere.
+        source, split: the films it was evaluated on.
+        evaluated_on: what operating points chosen on these films, or on some of them, name them, besides ``split``.
         source_sha256: of the manifest or the table of scores; empty for a folder.
         cohort: from collected to scored, in order; may be empty.
         leakage: what was done to keep patients and films on one split, in a sentence or two.
@@ -337,7 +337,7 @@ def assess(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Assessment:
-    """Judge a model by its scores.
+    """Evaluate a model by its scores.
 
     Proportions have Wilson's interval, the area under the ROC curve DeLong's, the rest that of resampled
     patients; all have the last one beside the first.

@@ -129,7 +129,7 @@ def _logits(
     opened: Bundle, films: Sequence[Film], source: Path, reporter: Reporter, workers: int | None
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float64], tuple[str, ...]]:
     """Labels, logits and patients of the films that the gate accepts. Raises: SourceInvalid, where there is none."""
-    with reporter.progress("Judging") as move:
+    with reporter.progress("Evaluating") as move:
         scored = tuple(score_films(Predictor(opened), films, on_progress=move, workers=workers))
     table = score_table(scored, source)
     logits = np.array([row.logit for row in scored if row.logit is not None], dtype=np.float64)
@@ -141,8 +141,8 @@ def _refuse_or_warn(labels: npt.NDArray[np.int8], chosen_on: str) -> tuple[str, 
     if not all(counts.values()):
         only = max(counts, key=lambda name: counts[name])
         raise DegenerateLabels(
-            f"{chosen_on}: all {len(labels):,} films that can be judged are labelled {only}. A threshold needs films "
-            "of both classes; add some of the other"
+            f"{chosen_on}: all {len(labels):,} films that can be evaluated are labelled {only}. A threshold needs "
+            "films of both classes; add some of the other"
         )
     return tuple(
         f"Only {count:,} films of {chosen_on} are labelled {name}; below {FEW_TO_CALIBRATE} a class, thresholds follow "

@@ -59,13 +59,13 @@ METRICS: Final = "metrics.json"
 _PICTURE_SIDE: Final = 480  # pixels, of the films in a report: 24 of them stay below a megabyte
 _PICTURE_QUALITY: Final = 80
 
-_LEAKAGE_STATEMENT: Final = "No patient and no identical film stands on two splits; checked before judging."
+_LEAKAGE_STATEMENT: Final = "No patient and no identical film stands on two splits; checked before evaluating."
 _LEAKAGE_UNKNOWN: Final = "The source names no splits, so whether the model was trained on these films was not checked."
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSettings:
-    """What to judge on, and what to say besides the figures.
+    """What to evaluate on, and what to say besides the figures.
 
     Attributes:
         split: "train", "val" or "test"; by default "test" where the source has one, else every film.
@@ -74,7 +74,7 @@ class EvaluationSettings:
         conformal: the error rate of the conformal sets; None takes CONFORMAL_ERROR where they can be fitted.
         command: what the user typed, for the report.
         workers: processes that read films.
-        stress: judge the films under every shift and every exchange as well.
+        stress: evaluate the films under every shift and every exchange as well.
     """
 
     split: str | None = None
@@ -92,7 +92,7 @@ class EvaluationSettings:
 def evaluate_bundle(
     bundle: Path, films: Sequence[Film], source: Path, out: Path, reporter: Reporter, settings: EvaluationSettings
 ) -> Assessment:
-    """Judge a bundle on labelled films and write the report.
+    """Evaluate a bundle on labelled films and write the report.
 
     Args:
         bundle: the folder of a bundle.
@@ -101,8 +101,8 @@ def evaluate_bundle(
         out: the report's folder, written whole.
 
     Raises:
-        Leakage: the films' splits share a patient or a film, or the bundle was trained on some of those to judge.
-        SourceInvalid: no labelled film is left to judge on, or none that the other model judged as well.
+        Leakage: the films' splits share a patient or a film, or the bundle was trained on some of those to evaluate.
+        SourceInvalid: no labelled film is left to evaluate on, or none that the other model evaluated as well.
         UsageError: the settings contradict each other.
     """
     predictor = Predictor.load(bundle)
@@ -114,16 +114,16 @@ def evaluate_bundle(
     chosen = [film for film in usable if split is None or film.split == split]
     if not allowed:
         refuse_training_films(training_films_of(Bundle.open(bundle)), chosen, predictor.info.name)
-    with reporter.progress("Judging") as move:
+    with reporter.progress("Evaluating") as move:
         scored = tuple(score_films(predictor, chosen, on_progress=move, workers=settings.workers))
     table = score_table(scored, source)
     rival = _rival(against, chosen, source, split, reporter, settings)
     info = predictor.info
     assessment = assess(table, info.operating_points, info.default_operating_point, rival=rival, conformal=rule)
     if settings.stress:
-        judged = [row.film for row in scored if row.prediction.gate.accepted]
-        with reporter.progress("Judging under shifts and exchanges") as move:
-            stress, relied = predict_under_stress(predictor, judged, move, settings.workers)
+        evaluated = [row.film for row in scored if row.prediction.gate.accepted]
+        with reporter.progress("Evaluating under shifts and exchanges") as move:
+            stress, relied = predict_under_stress(predictor, evaluated, move, settings.workers)
         assessment = dataclasses.replace(assessment, stress=stress, reliance=relied)
     assessment = counting_refusals(assessment, refusals(examined, scored, split))
     provenance = dataclasses.replace(
@@ -200,16 +200,16 @@ def explained(predictor: Predictor, film: Film) -> bytes:
 
 
 def score_table(scored: Sequence[ScoredFilm], source: Path) -> ScoreTable:
-    """The judged films as a table of labels and probabilities. Raises: SourceInvalid, where there is none."""
-    judged = [row for row in scored if row.prediction.probability is not None]
-    if not judged:
+    """The evaluated films as a table of labels and probabilities. Raises: SourceInvalid, where there is none."""
+    evaluated = [row for row in scored if row.prediction.probability is not None]
+    if not evaluated:
         why = f" ({scored[0].film.path}: {scored[0].prediction.gate.reason})" if scored else ""
-        raise SourceInvalid(f"{source}: no accepted, labelled film is left to judge on{why}")
-    films = [row.film for row in judged]
+        raise SourceInvalid(f"{source}: no accepted, labelled film is left to evaluate on{why}")
+    films = [row.film for row in evaluated]
     return ScoreTable(
         paths=tuple(film.path for film in films),
         labels=labels_of(films),
-        probabilities=np.array([row.prediction.probability for row in judged], dtype=np.float64),
+        probabilities=np.array([row.prediction.probability for row in evaluated], dtype=np.float64),
         patients=tuple(film.patient_id for film in films),
         columns=_subgroups(films),
     )
@@ -232,7 +232,7 @@ def cohort(examined: Sequence[Film], usable: Sequence[Film], scored: Sequence[Sc
     ] + [
         ("without a label", unlabelled, "nothing to compare with"),
         ("on other splits", len(usable) - len(scored), "kept for training and validation"),
-        ("refused", gated, "by the gate, when judged"),
+        ("refused", gated, "by the gate, when evaluated"),
     ]
     return _flow("films in the source", len(examined), removed, len(scored) - gated)
 
@@ -264,7 +264,7 @@ def _flow(first: str, count: int, removed: Sequence[tuple[str, int, str]], score
 def examine(
     films: Sequence[Film], allowed: str, settings: EvaluationSettings, reporter: Reporter
 ) -> tuple[Sequence[Film], str | None]:
-    """The films with their verdicts, and the split to judge on."""
+    """The films with their verdicts, and the split to evaluate on."""
     refuse_leakage(films, allowed=allowed)
     split = settings.split
     if split is None and any(film.split == Split.TEST for film in films):
@@ -294,23 +294,23 @@ def _provenance(source: Path, settings: EvaluationSettings) -> Provenance:
 
 
 def evaluate_table(scores: Path, out: Path, settings: EvaluationSettings) -> Assessment:
-    """Judge any model by its table of scores and write the report.
+    """Evaluate any model by its table of scores and write the report.
 
     Args:
         scores: ``path,label,score`` and, where there, ``patient_id``, ``split``, ``reason`` and further columns.
-            Rows without a label or a score are counted in the report, not judged.
+            Rows without a label or a score are counted in the report, not evaluated.
         out: the report's folder, written whole.
 
     Raises:
         Leakage: the file names splits, and they share a patient or a film.
-        SourceInvalid: the file cannot be read, or nothing in it can be judged.
+        SourceInvalid: the file cannot be read, or nothing in it can be evaluated.
         UsageError: the settings contradict each other.
     """
     against = _other(settings)
     if isinstance(against, Bundle):
         raise UsageError(
-            f"{settings.against}: a bundle judges films, and --scores gives none. Give BUNDLE and SOURCE, or score the "
-            'films with "chestxray batch" and compare the two tables'
+            f"{settings.against}: a bundle evaluates films, and --scores gives none. Give BUNDLE and SOURCE, or score "
+            'the films with "chestxray batch" and compare the two tables'
         )
     file = read_score_file(scores, settings.split)
     refuse_leakage(
@@ -321,7 +321,7 @@ def evaluate_table(scores: Path, out: Path, settings: EvaluationSettings) -> Ass
     provenance = dataclasses.replace(
         _provenance(scores, settings),
         title=f"Scores of {scores.name}",
-        bundle="not known: judged by its scores alone",
+        bundle="not known: evaluated by its scores alone",
         split=file.split or "all films",
         cohort=_cohort_of_scores(file),
         leakage=_LEAKAGE_STATEMENT if len({row[1] for row in file.splits}) > 1 else _LEAKAGE_UNKNOWN,
@@ -373,7 +373,7 @@ def _rival(
         return other
     if isinstance(other, Bundle) and reporter is not None:
         predictor = Predictor(other)
-        with reporter.progress("Judging with the other") as move:
+        with reporter.progress("Evaluating with the other") as move:
             scored = tuple(score_films(predictor, films, on_progress=move, workers=settings.workers))
         point = predictor.info.operating_point()
         return Rival(

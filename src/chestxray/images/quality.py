@@ -87,11 +87,11 @@ FEWEST_BRIGHT: Final = 1 / 3  # of the range from black to white that every publ
 # +0.05; turned into negatives, all but two of them lie below -0.1.
 MIN_MIDDLE: Final = -0.1
 MAX_SHOWN: Final = 64  # letters of a file's value in a message
-MIN_JUDGED_SIDE: Final = 128  # pixels; smaller films are not judged so: the published ones are larger
+MIN_FILM_SIDE: Final = 128  # pixels; smaller films are not classified so: the published ones are larger
 
 
 class Objection(NamedTuple):
-    """Why a film must not be judged."""
+    """Why a film must not be classified."""
 
     verdict: Verdict
     reason: str
@@ -118,7 +118,7 @@ def _objection_to_pixels(film: Radiograph) -> Objection | None:
         return Objection(
             Verdict.BLANK, f"almost uniform: its grey levels deviate by {deviation:.1%} (at least {MIN_DEVIATION:.0%})"
         )
-    if min(film.width, film.height) < MIN_JUDGED_SIDE:
+    if min(film.width, film.height) < MIN_FILM_SIDE:
         return None
     if (middle := brightness_of_middle(film.pixels)) < MIN_MIDDLE:
         return Objection(

@@ -43,7 +43,7 @@ ENDED: Final = "the process that read it came to an end: too little memory, or a
 Group = Sequence[Film]
 
 
-def judge_of(bundle: Bundle) -> str:
+def predict_of(bundle: Bundle) -> str:
     """SHA-256 over everything that an answer depends on but for the film: graph, gate, preprocessing, libraries."""
     description = json.loads(bundle.info.to_json())
     used = {name: value for name, value in description.items() if name not in _APPLIED_LATER}
@@ -55,7 +55,7 @@ def judge_of(bundle: Bundle) -> str:
 def predict_groups(
     bundle: Bundle, groups: Iterable[Group], films: int, workers: int | None = None
 ) -> Iterator[list[FilmResult]]:
-    """Judge films, group by group, in order.
+    """Classify films, group by group, in order.
 
     Args:
         bundle: loaded once in each process.
@@ -106,7 +106,7 @@ def _prepared(film: Film, predictor: Predictor) -> Prepared:
         return predictor.prepare(data, _ANONYMOUS)
     except FilmError as error:
         return _unread(hashlib.sha256(data).hexdigest(), str(error).removeprefix(f"{_ANONYMOUS}: "))
-    except MissingExtra as error:  # no answer to keep: the film can be judged once the extra is there
+    except MissingExtra as error:  # no answer to keep: the film can be classified once the extra is there
         return _unread("", str(error))
 
 
@@ -115,7 +115,7 @@ def _unread(sha256: str, reason: str) -> Prepared:
 
 
 def predict_apart(predict: Callable[[Group], list[FilmResult]], group: Group) -> list[FilmResult]:
-    """Judge a group that ended its process, film by film: all but the one that is to blame are judged after all.
+    """Classify a group that ended its process, film by film: all but the one that is to blame are classified after all.
 
     Raises: DataError, where every film of several ends its process, so that the films are not to blame.
     """
@@ -124,7 +124,9 @@ def predict_apart(predict: Callable[[Group], list[FilmResult]], group: Group) ->
     alone = ((film,) for film in group)
     found = list(chain.from_iterable(pooled(predict, alone, 1, lost=partial(predict_apart, predict))))
     if all(film.reason == ENDED for film in found):
-        raise DataError("the processes that judge films end before they answer: is there memory enough for the bundle?")
+        raise DataError(
+            "the processes that classify films end before they answer: is there memory enough for the bundle?"
+        )
     return found
 
 
@@ -155,7 +157,7 @@ def score_films(
     on_progress: ProgressCallback = no_progress,
     workers: int | None = None,
 ) -> Iterator[ScoredFilm]:
-    """Judge films in order, and keep nothing.
+    """Classify films in order, and keep nothing.
 
     Raises: BundleInvalid, where the bundle has no such operating point.
     """
@@ -199,9 +201,9 @@ class BatchResult:
 
     Attributes:
         scores: the table that was written.
-        journal: the file that knows what was judged.
+        journal: the file that knows what was classified.
         films: rows of the table.
-        judged: films that this run opened; the others were known.
+        classified: films that this run opened; the others were known.
         calls: films by what they are called at the operating point, or "refused".
     """
 
@@ -227,18 +229,18 @@ def run_batch(
     on_progress: ProgressCallback = no_progress,
     workers: int | None = None,
 ) -> BatchResult:
-    """Judge films and write one row a film, in order; ``write_scores`` would write the same.
+    """Classify films and write one row a film, in order; ``write_scores`` would write the same.
 
     A film that the journal knows is not opened. A run that was killed, by whatever signal, goes on where it stood,
     and what it writes in the end is byte for byte what it would have written at once. Where nothing changed since
     the last run, nothing is written. Memory does not grow with the number of films, once they are listed.
 
     Args:
-        bundle: what judges.
+        bundle: the model.
         films: any number.
         out: its ending names the format (``tables``).
         operating_point: by name; the bundle's default where None.
-        engine: who judges the groups.
+        engine: who classifies the groups.
         on_progress: called with (done, total).
         workers: processes; by default one a core.
 
@@ -248,18 +250,18 @@ def run_batch(
     """
     check_table(out)
     point = bundle.info.operating_point(operating_point)
-    with Journal.open(journal_of(out), judge_of(bundle)) as journal:
+    with Journal.open(journal_of(out), predict_of(bundle)) as journal:
         for killed in out.parent.glob(f".{out.name}.*.part"):  # nobody else writes here while the journal is ours
             killed.unlink(missing_ok=True)
         total = journal.list(films)
         del films  # a million of them would be in memory to the end
         fresh = journal.pending()
-        _judge(journal, bundle, engine, total, on_progress, workers)
+        _predict(journal, bundle, engine, total, on_progress, workers)
         calls = _written(journal, out, bundle.info, point)
         return BatchResult(out, journal.path, total, fresh, calls)
 
 
-def _judge(
+def _predict(
     journal: Journal, bundle: Bundle, engine: Engine, total: int, on_progress: ProgressCallback, workers: int | None
 ) -> None:
     fresh = journal.pending()

@@ -2,10 +2,10 @@
 
     film      the rows of the source as this run listed them, in order
     bytes     what lay at a path when its file had this stamp
-    answer    what a judge found in these bytes; the calibration is applied when the output is written
+    answer    what a model found in these bytes; the calibration is applied when the output is written
 
 A film is not opened again where its file has the size and the time of change that it had then, and the same
-judge has answered. The file may be deleted at any time: it holds nothing that judging the films does not give,
+predictor has answered. The file may be deleted at any time: it holds nothing that classifying the films does not give,
 and it names nobody whom the output does not name.
 """
 
@@ -35,18 +35,19 @@ CREATE TABLE IF NOT EXISTS film (
     failure TEXT);
 CREATE TABLE IF NOT EXISTS bytes (path BLOB PRIMARY KEY, stamp TEXT, sha256 TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS answer (
-    sha256 TEXT, judge TEXT, logit REAL, reason TEXT, gate_score REAL, PRIMARY KEY (sha256, judge)) WITHOUT ROWID;
+    sha256 TEXT, predictor TEXT, logit REAL, reason TEXT, gate_score REAL, PRIMARY KEY (sha256, predictor)
+) WITHOUT ROWID;
 """
 _ANSWERED: Final = """
 FROM film
 LEFT JOIN bytes ON bytes.path = film.path AND bytes.stamp = film.stamp
-LEFT JOIN answer ON answer.sha256 = bytes.sha256 AND answer.judge = ?
+LEFT JOIN answer ON answer.sha256 = bytes.sha256 AND answer.predictor = ?
 """
 
 
 @dataclass(frozen=True, slots=True)
 class FilmResult:
-    """What a judge found.
+    """What a model found.
 
     Attributes:
         sha256: of the film's bytes; empty where it could not be opened.
@@ -77,18 +78,18 @@ class Listed:
 class Journal:
     """An opened journal. One run at a time has it."""
 
-    def __init__(self, path: Path, database: sqlite3.Connection, predict: str) -> None:
+    def __init__(self, path: Path, database: sqlite3.Connection, predictor: str) -> None:
         self.path = path
         self._database = database
-        self._judge = predict
+        self._predictor = predictor
 
     @classmethod
-    def open(cls, path: Path, predict: str) -> Self:
+    def open(cls, path: Path, predictor: str) -> Self:
         """Open what is there and go on from it, or begin.
 
         Args:
             path: of the file; SQLite keeps a second one beside it while it is open.
-            judge: names everything that an answer depends on but for the film.
+            predictor: names everything that an answer depends on but for the film.
 
         Raises: OutputExists, where another run has it open; DataError, where the file is no journal.
         """
@@ -98,7 +99,7 @@ class Journal:
             for setting in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"):
                 database.execute(f"PRAGMA {setting}")
             if database.execute("PRAGMA user_version").fetchone()[0] not in {0, JOURNAL_VERSION}:
-                raise DataError(f"{path}: written by another version. Delete it to judge every film anew")
+                raise DataError(f"{path}: written by another version. Delete it to classify every film anew")
             database.execute(f"PRAGMA user_version={JOURNAL_VERSION}")
             database.executescript(_TABLES)
         except sqlite3.OperationalError as error:
@@ -110,8 +111,8 @@ class Journal:
                 f"{path}: {error}. Another run is writing the same output; wait for it, or give another --out"
             ) from error
         except sqlite3.DatabaseError as error:
-            raise DataError(f"{path}: not a journal ({error}). Delete it to judge every film anew") from error
-        return cls(path, database, predict)
+            raise DataError(f"{path}: not a journal ({error}). Delete it to classify every film anew") from error
+        return cls(path, database, predictor)
 
     def __enter__(self) -> Self:
         return self
@@ -138,7 +139,7 @@ class Journal:
             "CREATE TEMP TABLE pending (position INTEGER PRIMARY KEY)",
         )
         self._database.execute(
-            f"INSERT INTO pending SELECT position {_ANSWERED} WHERE answer.sha256 IS NULL", (self._judge,)
+            f"INSERT INTO pending SELECT position {_ANSWERED} WHERE answer.sha256 IS NULL", (self._predictor,)
         )
         self._database.commit()
         return self._count("film")
@@ -168,7 +169,7 @@ class Journal:
         )
         self._database.executemany(
             "INSERT OR IGNORE INTO answer VALUES (?, ?, ?, ?, ?)",
-            [(found.sha256, self._judge, found.logit, found.reason, found.gate_score) for _, found in read],
+            [(found.sha256, self._predictor, found.logit, found.reason, found.gate_score) for _, found in read],
         )
         self._database.executemany(
             "UPDATE film SET failure = ? WHERE position = ?",
@@ -182,7 +183,7 @@ class Journal:
             ifnull(answer.sha256, ''), logit, CASE WHEN answer.sha256 IS NULL THEN failure ELSE reason END,
             gate_score
             {_ANSWERED} WHERE position >= ? AND position < ? ORDER BY position"""
-        for row in self._pages(wanted, READ_AT_ONCE, self._judge):
+        for row in self._pages(wanted, READ_AT_ONCE, self._predictor):
             yield _listed(*row[:7]).film, FilmResult(*row[7:])
 
     def note(self, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The gate of a bundle: which films the model must not judge, from their looks and from what their files say.
+"""The gate of a bundle: which films the model must not classify, from their looks and from what their files say.
 
 A picture is taken for a frontal chest film where its thumbnail, with brightness and contrast taken away, lies within
 three limits: a small network's log-odds that it is something else, its distance from the plane of principal axes of
@@ -344,7 +344,7 @@ class Gatekeeper:
         return cls(bundle.info.intended_ages, likeness_of(bundle))
 
     def predict(self, film: Radiograph, plane: Plane) -> Gate:
-        """Whether the model may judge a film.
+        """Whether the model may classify a film.
 
         Args:
             film: as decoded.
@@ -431,7 +431,7 @@ def prepare(data: bytes, source: str, preprocessing: Preprocessing, gatekeeper: 
         data: the whole file.
         source: what to call it in errors.
         preprocessing: of the bundle.
-        gatekeeper: of the bundle; refuses beyond what no bundle may judge.
+        gatekeeper: of the bundle; refuses beyond what no bundle may classify.
 
     Raises: FilmError, where they cannot be read as a film.
     """

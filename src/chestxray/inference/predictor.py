@@ -97,7 +97,7 @@ class Predictor:
     def __call__(
         self, film: Any, *, operating_point: str | None = None, heatmap: bool = False
     ) -> Prediction | list[Prediction]:
-        """Judge a film, or a list of films in passes of 32.
+        """Classify a film, or a list of films in passes of 32.
 
         Args:
             film: a path, bytes, an open file, an array or tensor (uint8, uint16, or float in 0 to 1; H x W, H x W x 3
@@ -136,7 +136,7 @@ class Predictor:
         Args:
             films: a list, as ``__call__`` takes it.
 
-        Returns: shape (n, 2), in the order of ``classes_``; NaN for films that must not be judged.
+        Returns: shape (n, 2), in the order of ``classes_``; NaN for films that must not be classified.
         Raises: as ``__call__``.
         """
         found = [answer.probability for answer in self._several(films, None, heatmap=False)]
@@ -160,7 +160,7 @@ class Predictor:
         heatmap: bool = False,
         contours: bool = False,
     ) -> Prediction:
-        """Judge the bytes of one film.
+        """Classify the bytes of one film.
 
         Args:
             data: the whole file.
@@ -171,7 +171,7 @@ class Predictor:
 
         Raises:
             FilmError: where the bytes cannot be read as a film. (A film that can be read and must not be
-                judged is a prediction whose gate is closed.)
+                classified is a prediction whose gate is closed.)
             BundleInvalid: no operating point of that name.
         """
         point = self.info.operating_point(operating_point)
@@ -223,7 +223,7 @@ class Predictor:
         """Put a probability, or its absence, into the words of the contract.
 
         Args:
-            film_sha256: of the bytes that were judged.
+            film_sha256: of the bytes that were classified.
             point: decides the label: pneumonia where ``probability >= threshold``.
             gate: accepted if and only if there is a probability.
             probability: calibrated, 0 to 1.

@@ -90,7 +90,7 @@ def open_signed(folder: Path, public_key: Path) -> Bundle:
 
 
 def open_bundle(folder: Path, verify_key: Path | None = None) -> Bundle:
-    """Open a bundle to judge with; signed, where a key is given here or by the environment's CHESTXRAY_VERIFY_KEY.
+    """Open a bundle to use; signed, where a key is given here or by the environment's CHESTXRAY_VERIFY_KEY.
 
     Raises: BundleInvalid; where there is a key, SignatureInvalid and UsageError.
     """

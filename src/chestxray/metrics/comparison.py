@@ -56,7 +56,7 @@ class Difference:
     """One figure of both models, and how far apart they are.
 
     Attributes:
-        ours, theirs: of the model that is judged, and of the one beside it; None where undefined.
+        ours, theirs: of the model that is evaluated, and of the one beside it; None where undefined.
         value: ours minus theirs.
         interval: of the difference, by formula where there is one, else by resampling patients.
         by_patient: the interval by resampling patients; None where nothing is paired.
@@ -102,7 +102,7 @@ class Comparison:
 
     Attributes:
         other: what the other is called.
-        paired: whether both judged the same films.
+        paired: whether both evaluated the same films.
         films, patients: on which both are compared.
         threshold, other_threshold: from which each calls pneumonia; None for published counts.
         other_point: the operating point of the other, by name.
@@ -147,7 +147,7 @@ def compare(
     """Compare two models on the films that both have scored.
 
     Args:
-        table: the scores of the model that is judged.
+        table: the scores of the model that is evaluated.
         threshold: from which it calls pneumonia.
         rival: the other model.
 

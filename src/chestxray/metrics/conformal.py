@@ -138,7 +138,7 @@ def conformal_rule(
 
 @dataclass(frozen=True, slots=True)
 class ConformalSets:
-    """How the sets of a rule came out on the films judged.
+    """How the sets of a rule came out on the films evaluated.
 
     Attributes:
         covered: share of films whose label is in their set: with pneumonia, normal, all.

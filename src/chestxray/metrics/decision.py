@@ -1,4 +1,4 @@
-"""Predictive values at other shares of pneumonia than that of the films judged.
+"""Predictive values at other shares of pneumonia than that of the films evaluated.
 
 Sensitivity and specificity are taken to travel; what a call is worth then follows from Bayes' rule. Where the
 disease is rarer, its milder forms are commoner and sensitivity falls too: these are estimates, not measurements.

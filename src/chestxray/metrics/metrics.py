@@ -205,7 +205,7 @@ def checked(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Targets, Floa
     if targets.ndim != 1 or targets.shape != values.shape:
         raise DataError(f"labels of shape {targets.shape} and scores of shape {values.shape}: both must be (n,)")
     if not len(targets):
-        raise DataError("there are no scores to judge")
+        raise DataError("there are no scores to evaluate")
     if wrong := np.flatnonzero((targets != 0) & (targets != 1)).tolist():
         raise DataError(f"entry {wrong[0]}: the label is {targets[wrong[0]]}; it may be 0 or 1")
     if wrong := np.flatnonzero(~np.isfinite(values)).tolist():

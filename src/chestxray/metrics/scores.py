@@ -1,6 +1,6 @@
 """The table that everything here starts from: one film a row, its label, its probability, its patient.
 
-Any model can be judged from such a file, whoever made it: ``path,label,score,patient_id`` and any further
+Any model can be evaluated from such a file, whoever made it: ``path,label,score,patient_id`` and any further
 columns, which become subgroups.
 """
 
@@ -171,10 +171,10 @@ def read_scores(path: Path) -> ScoreTable:
 
 @dataclass(frozen=True, slots=True)
 class ScoreFile:
-    """A file of scores as it is judged, with a count for each row that is not.
+    """A file of scores as it is evaluated, with a count for each row that is not.
 
     Attributes:
-        table: the films with a label and a score, of the split that is judged.
+        table: the films with a label and a score, of the split that is evaluated.
         split: "train", "val" or "test"; "" where every row counts.
         rows: of the whole file.
         without_label, on_other_splits, without_score: rows left out, each counted once, in this order.
@@ -196,7 +196,7 @@ def read_score_file(path: Path, split: str | None = None, *, split_is_optional: 
     """Read a file of scores in which films may lack one, as ``batch`` writes it.
 
     Args:
-        path: the file; a row whose label or score is empty is counted, not judged.
+        path: the file; a row whose label or score is empty is counted, not evaluated.
         split: of a file with a column "split"; by default "test" where it occurs, else every row.
         split_is_optional: whether a file that names no splits is taken whole, whatever ``split`` is.
 

@@ -3,7 +3,7 @@
     /                       the page
     /v1/predict             one film in, one prediction out
     /v1/film                one film in, the picture that was decoded out
-    /v1/model               what judges, and how well it did
+    /v1/model               the model, and how well it did
     /ping, /invocations, /execution-parameters, /endpoints/{name}/invocations      as SageMaker asks for them
     /healthz, /readyz, /metrics      for whoever watches the process
     /docs, /openapi.json    how to call it
@@ -70,7 +70,7 @@ def create_app(
     """The whole service over one loaded bundle.
 
     Args:
-        predictor: judges.
+        predictor: classifies.
         settings: limits, names, keys.
         decoders: processes for that bundle which were started before; by default they start with the first film.
 
@@ -133,13 +133,13 @@ def _surround(app: FastAPI, service: Service, open_paths: frozenset[str]) -> Non
 def _add_film_routes(app: FastAPI, service: Service) -> None:
     model = describe_model(service.predictor.folder, service.predictor.info, service.settings.max_body)
 
-    @app.post("/v1/predict", summary="Judge one film", tags=["films"], **openapi.film_in(Prediction))
+    @app.post("/v1/predict", summary="Classify one film", tags=["films"], **openapi.film_in(Prediction))
     async def predict(request: Request, parameters: Annotated[PredictParameters, Query()]) -> Response:
         """Send the bytes of one JPEG, PNG, TIFF or DICOM film as the body, or up to a thousand as parts of a form.
 
         Several films are answered with one line of JSON each, in their order, each with a status of its own.
 
-        The answer is a prediction, also where the film can be read and must not be judged: then its gate is
+        The answer is a prediction, also where the film can be read and must not be classified: then its gate is
         closed and says why. A body that is no readable film is answered with a problem document.
         """
         return await service.predict(request, parameters)
@@ -153,7 +153,7 @@ def _add_film_routes(app: FastAPI, service: Service) -> None:
         """
         return await service.draw(request)
 
-    @app.get("/v1/model", summary="What judges", tags=["films"], **openapi.json_out(ModelDescription))
+    @app.get("/v1/model", summary="The model", tags=["films"], **openapi.json_out(ModelDescription))
     async def describe() -> Response:
         """The bundle's description, its model card, and the limits of this service."""
         return Response(model, media_type="application/json")
@@ -164,7 +164,7 @@ def _add_health_routes(app: FastAPI, service: Service) -> None:
     async def alive() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/readyz", summary="Can it judge films?", tags=["health"], **openapi.json_any(503))
+    @app.get("/readyz", summary="Can it answer?", tags=["health"], **openapi.json_any(503))
     async def ready() -> dict[str, str]:
         service.check_ready()
         return {"status": "ready"}

@@ -49,7 +49,7 @@ class FilmServer:
     """Serves an application on sockets, until it is told to stop.
 
     Attributes:
-        on_start: called once with the address, as soon as films can be judged.
+        on_start: called once with the address, as soon as films can be classified.
         should_exit: set it, from any thread, to let the service finish the films at hand and return.
     """
 

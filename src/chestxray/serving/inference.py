@@ -23,7 +23,7 @@ JSON: Final = "application/json"
 
 
 def model_fn(model_dir: str, _context: Any = None) -> Predictor:
-    """The bundle of a folder, ready to judge. Raises: BundleInvalid."""
+    """The bundle of a folder, ready to use. Raises: BundleInvalid."""
     return Predictor.load(Path(model_dir))
 
 

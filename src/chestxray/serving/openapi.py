@@ -13,7 +13,7 @@ from chestxray.schema import NOTICE
 from chestxray.serving.problems import KINDS, PROBLEM_JSON, Problem
 from chestxray.serving.service import MEDIA_TYPES, MULTIPART, NDJSON
 
-DESCRIPTION: Final = f"Judges frontal chest films for signs of pneumonia. Films are not stored. {NOTICE}"
+DESCRIPTION: Final = f"Classifies frontal chest films for signs of pneumonia. Films are not stored. {NOTICE}"
 
 _FILM_BODY: Final = {
     "required": True,

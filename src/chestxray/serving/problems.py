@@ -140,7 +140,7 @@ class Refusal(Exception):
 
 
 def refusal_of(error: FilmError | MissingExtra) -> Refusal:
-    """What a film that cannot be judged is answered with."""
+    """What a film that cannot be classified is answered with."""
     kind = next(kind for cls, kind in _OF_ERROR if isinstance(error, cls))
     return Refusal(kind, str(error))
 

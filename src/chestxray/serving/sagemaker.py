@@ -37,16 +37,16 @@ def add_sagemaker_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/ping", summary="Is it there?", tags=["sagemaker"], **openapi.empty_out(503))
     async def ping() -> Response:
-        """200 with an empty body once films can be judged."""
+        """200 with an empty body once films can be classified."""
         service.check_ready()
         return Response()
 
-    @app.post("/invocations", summary="Judge one film", tags=["sagemaker"], **film_in)
+    @app.post("/invocations", summary="Classify one film", tags=["sagemaker"], **film_in)
     async def invoke(request: Request) -> Response:
         """As ``/v1/predict``; what that takes as its query, this takes as X-Amzn-SageMaker-Custom-Attributes."""
         return await _invoke(service, request)
 
-    @app.post("/endpoints/{name}/invocations", summary="Judge one film", tags=["sagemaker"], **film_in)
+    @app.post("/endpoints/{name}/invocations", summary="Classify one film", tags=["sagemaker"], **film_in)
     async def invoke_endpoint(
         request: Request,
         name: Annotated[str, Path(pattern=ENDPOINT_NAME)],  # noqa: ARG001 - this server has one model

@@ -66,7 +66,7 @@ def serve(
     Args:
         bundle: a folder, or the name of a bundle that comes with this package.
         options: where and to whom.
-        ready: called once with the address, as soon as films can be judged.
+        ready: called once with the address, as soon as films can be classified.
 
     Raises:
         UsageError: the address cannot be had, or other machines reach it and there is no key.
@@ -216,7 +216,7 @@ def _not_started(cause: BaseException | None) -> ChestXrayError:
 
 
 def serve_in_background(bundle: Path | str = DEFAULT, options: ServeOptions | None = None) -> BackgroundService:
-    """Serve the page and the API from a thread of this process, and return as soon as films can be judged.
+    """Serve the page and the API from a thread of this process, and return as soon as films can be classified.
 
         with chestxray.serve_in_background() as service:
             print(service.address)

@@ -1,4 +1,4 @@
-"""What one service takes on, and how it judges: its limits, the intake of bodies, the queue, the batches.
+"""What one service takes on, and how it classifies: its limits, the intake of bodies, the queue, the batches.
 
 A film is admitted or refused at once, decoded in the pool, scored with whom it meets. The event loop only passes
 things on. The queue never grows without end, and nobody waits in it for ever.
@@ -432,7 +432,7 @@ class Service:
         self.ready = False
         self.metrics.watch("films_inside", "Films admitted and not yet answered.", lambda: self.queue.inside)
         self.metrics.watch("decoders_replaced", "Decoding processes that died.", lambda: decoders.replaced)
-        self.metrics.watch("ready", "1 while films are judged, else 0.", lambda: self.ready)
+        self.metrics.watch("ready", "1 while films are classified, else 0.", lambda: self.ready)
 
     @asynccontextmanager
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:

@@ -108,8 +108,8 @@ class Recipe:
             which takes less time. 1, whole films throughout, is all that a network of one size allows.
         distillation: share of each label that is a teacher's answer to the film as it was varied; 0 has no teacher.
         dropout: probability, 0 to 1, exclusive.
-        average_weights: judge and keep a moving average of the weights over about this share of all steps;
-            0 judges and keeps the weights as they are.
+        average_weights: evaluate and keep a moving average of the weights over about this share of all steps;
+            0 evaluates and keeps the weights as they are.
         class_balance: weigh the loss so that both classes count the same.
         draw: "evenly", each training film once an epoch; or "against_shortcuts": as many of each class, and a film the
             more often, the less what it shows beside the lungs tells its class (propensity weights).

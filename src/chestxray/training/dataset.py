@@ -1,4 +1,4 @@
-"""Which films of a pack are trained on and which are judged."""
+"""Which films of a pack are trained on and which are evaluated."""
 
 from __future__ import annotations
 

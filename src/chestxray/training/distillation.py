@@ -22,7 +22,7 @@ class Teacher:
     """Networks that answer as one.
 
     Attributes:
-        networks: ready to judge, on films of the student's size.
+        networks: ready to use, on films of the student's size.
         hashes: SHA-256 of the weights of each.
     """
 

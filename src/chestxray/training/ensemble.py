@@ -67,7 +67,7 @@ class Trained:
 
     Attributes:
         infos: their descriptions; the first one's recipe names the whole.
-        ensemble: their networks, ready to judge.
+        ensemble: their networks, ready to use.
         weights: of all of them; of several, each name begins with the number of the run.
         table: the mean of their log-odds of the validation films.
         stress: the same under every shift.
@@ -108,7 +108,7 @@ class Trained:
 
 
 def restored(info: RunInfo, weights: dict[str, Tensor]) -> Classifier:
-    """The trained classifier, ready to judge. Raises: RunInvalid, where the weights do not fit the network."""
+    """The trained classifier, ready to use. Raises: RunInvalid, where the weights do not fit the network."""
     common_scale = info.recipe["grey_scale"] == "common"
     classifier = build(info.recipe["network"], info.preprocessing, started=False, common_scale=common_scale)
     try:
@@ -124,7 +124,7 @@ def teacher_of(runs: Sequence[Path], recipe: Recipe, pack: Pack) -> Teacher | No
     Raises:
         UsageError: runs without ``distillation`` in the recipe, or the other way round.
         RunInvalid: a run is missing, unfinished or damaged; or it was trained on another pack, and may so have learnt
-            from the films that its student is judged by.
+            from the films that its student is evaluated by.
     """
     if runs and not recipe.distillation:
         raise UsageError(
@@ -141,7 +141,7 @@ def teacher_of(runs: Sequence[Path], recipe: Recipe, pack: Pack) -> Teacher | No
         if not info.was_trained_on(pack):
             raise RunInvalid(
                 f"{run}: was trained on another pack than {pack.folder}, so it may know the films that its student "
-                "is judged by. Train the teacher on this pack"
+                "is evaluated by. Train the teacher on this pack"
             )
     hashes = tuple(info.files[BEST] for info in infos)
     weights = [read_weights(run / BEST, one) for run, one in zip(runs, hashes, strict=True)]

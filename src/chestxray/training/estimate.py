@@ -84,7 +84,7 @@ class Estimate:
         return (
             f"{self.network}, {self.parameters:,} parameters: {self.training_films:,} films in "
             f"{self.steps_an_epoch:,} steps of up to {self.batch_size}, {self.epochs:,} epochs, "
-            f"{self.steps_left:,} steps to go; {self.validation_films:,} films to judge after each epoch; "
+            f"{self.steps_left:,} steps to go; {self.validation_films:,} films to evaluate after each epoch; "
             f"{self.precision} on {self.device}, {on}"
         )
 

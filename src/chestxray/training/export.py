@@ -149,7 +149,7 @@ Besides files that are no plain film (coloured, blank, too small, of another mod
 ## Limits
 
 - It answers "pneumonia or normal" and knows no third thing: every other finding is outside of what it learnt.
-- It was trained on one data set. Films of other hospitals, devices, ages or views may be judged wrongly, and
+- It was trained on one data set. Films of other hospitals, devices, ages or views may be classified wrongly, and
   confidently so. Evaluate it on films of your own before believing any figure.
 - The map shows what moved this network's answer. It does not outline a lesion.
 - Training films' labels are taken as they are; they are not free of error.

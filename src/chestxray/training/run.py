@@ -376,15 +376,17 @@ def look_back(out: RunFolder, training: Training, best: Best, log: Log, on_progr
     step = training.step
     count = f"{len(step.splits.validation):,} films"
     log(f"Stress validation: {count} under {len(SHIFTS)} shifts and {len(EXCHANGES)} exchanges")
-    judge = step.average.module
-    judge.load_state_dict(best.weights)
+    averaged = step.average.module
+    averaged.load_state_dict(best.weights)
     logits = under_every_shift(step, on_progress)
     if step.world.is_main:
         films = [step.pack.films[row] for row in step.splits.validation]
         with writing(out.folder):
-            plot_filters(judge.state_dict(), out.folder)  # in the order of the layers, which a checkpoint does not keep
+            plot_filters(
+                averaged.state_dict(), out.folder
+            )  # in the order of the layers, which a checkpoint does not keep
             write_atomically(out.folder / STRESS, to_csv(logits, films))
-    return typical_peak(judge, step)
+    return typical_peak(averaged, step)
 
 
 def typical_peak(classifier: Classifier, step: TrainState) -> float | None:

@@ -1,6 +1,6 @@
 """What the network makes of the validation films between two epochs.
 
-They are judged as they are, and once more as two panels: each film under one of the shifts of the stress validation,
+They are evaluated as they are, and once more as two panels: each film under one of the shifts of the stress validation,
 and each with one thing exchanged for that of a training film of the other class. Films of the hospital that a network
 learnt from soon leave nothing to choose between two epochs; the panels do, and cost no more than they do. The whole
 stress validation follows once, at the end.
@@ -91,7 +91,7 @@ class Panels(NamedTuple):
 
 
 def validate(step: TrainState, panels: Panels) -> ValidationResult:
-    """Judge the validation films as they are, and both panels."""
+    """Evaluate the validation films as they are, and both panels."""
     rows = step.splits.validation
     targets = step.labels[rows]
     scores = scores_of(step, len(rows), lambda batch: step.pack.images[rows[batch]])
@@ -159,13 +159,13 @@ def scores_of(step: TrainState, films: int, read: Callable[[Rows], Planes]) -> T
         films: how many.
         read: gives the planes of a batch, shape (b, height, width), for its places in 0 to ``films - 1``.
     """
-    judge = step.average.module.eval()
+    averaged = step.average.module.eval()
     with torch.inference_mode():
         batches = np.array_split(np.arange(films), steps_of(films, VALIDATION_BATCH))
         found = torch.zeros((films, CLASSES), device=step.device)
         # Whole batches to each process, so that a film meets the same company however many there are.
         for batch in batches[step.world.rank :: step.world.size]:
-            found[batch] = step.scores(judge, step.on_device(read(batch)), reduced=False)
+            found[batch] = step.scores(averaged, step.on_device(read(batch)), reduced=False)
         return step.world.sum(found).cpu()
 
 

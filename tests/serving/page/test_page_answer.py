@@ -60,7 +60,7 @@ def test_what_is_not_certain_is_not_shown_as_certain(visit: Opener) -> None:
         assert page.evaluate(f"async () => (await import('/words.js')).percent({share})") == text
 
 
-def test_a_film_that_cannot_be_judged_says_why(visit: Opener, predictor: Predictor, tmp_path: Path) -> None:
+def test_a_film_that_cannot_be_classified_says_why(visit: Opener, predictor: Predictor, tmp_path: Path) -> None:
     colour = gradient()[..., None].repeat(3, axis=2)
     colour[..., 0] = 255 - colour[..., 0]
     path = tmp_path / "holiday.png"

@@ -142,7 +142,9 @@ def test_an_example_is_one_click_away(visit: Opener) -> None:
     expect(page.locator("#film-name")).to_have_text("lobe.jpg")
 
 
-def test_a_film_is_chosen_and_judged_from_the_keyboard(visit: Opener, predictor: Predictor, film_path: Path) -> None:
+def test_a_film_is_chosen_and_classified_from_the_keyboard(
+    visit: Opener, predictor: Predictor, film_path: Path
+) -> None:
     page = visit()
     page.on("filechooser", lambda _: None)  # the browser begins to tell of choosers some time after it is asked to
     tab_to(page, "#stage-choose")

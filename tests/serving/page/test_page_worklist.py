@@ -35,7 +35,7 @@ COUNT_URLS = """
 
 @pytest.fixture
 def colourful(tmp_path: Path) -> Path:
-    """A picture that no model should judge."""
+    """A picture that no model should classify."""
     colour = gradient()[..., None].repeat(3, axis=2)
     colour[..., 0] = 255 - colour[..., 0]
     path = tmp_path / "holiday.png"
@@ -238,7 +238,7 @@ def test_hundreds_of_films_stay_small(visit: Opener, film_paths: tuple[Path, ...
     assert page.evaluate("alive.size") == 0
 
 
-def test_a_service_with_little_room_judges_them_all_in_the_end(
+def test_a_service_with_little_room_classifies_them_all_in_the_end(
     visit: Opener, predictor: Predictor, film_paths: tuple[Path, ...], tmp_path: Path, complaints: list[str]
 ) -> None:
     films = copies(film_paths[:4], 16, tmp_path / "many")

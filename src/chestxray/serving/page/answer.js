@@ -33,8 +33,8 @@ export function outcomeOf(item, point) {
 /** What stands under a film beside another: {kind, words}. */
 export function captionOf(item, point) {
   const kind = outcomeOf(item, point);
-  const judged = item?.answer?.probability ?? null;
-  return { kind, words: HEADLINES[kind] + (judged === null ? "" : `, ${percent(judged)}`) };
+  const classified = item?.answer?.probability ?? null;
+  return { kind, words: HEADLINES[kind] + (classified === null ? "" : `, ${percent(classified)}`) };
 }
 
 /** One sentence for those who listen instead of look. */

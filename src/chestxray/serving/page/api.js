@@ -37,12 +37,12 @@ export function useKey(text) {
   key = text;
 }
 
-/** What judges: the bundle, its card, the limits. */
+/** The model: the bundle, its card, the limits. */
 export async function describe() {
   return (await ask("/v1/model")).json();
 }
 
-/** Judge one film. Returns {answer, ms}; ms is the whole way there and back. */
+/** Classify one film. Returns {answer, ms}; ms is the whole way there and back. */
 export async function predict(film, { heatmap = false, limit = Infinity } = {}) {
   if (film.size > limit) throw tooLarge(film.size, limit);
   const type = ["image/jpeg", "image/png"].includes(film.type) ? film.type : "application/octet-stream";

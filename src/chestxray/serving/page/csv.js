@@ -5,11 +5,11 @@ const COLUMNS = "path,score,prediction,operating_point,threshold,sha256,reason,m
 /** films: {name, outcome, answer, failure} as the list holds them; point: the chosen operating point. */
 export function csvOf(films, point) {
   const rows = films.map(({ name, outcome, answer, failure }) => {
-    const judged = answer?.gate.accepted;
+    const classified = answer?.gate.accepted;
     return [
       name,
-      judged ? answer.probability : "",
-      judged ? outcome : "",
+      classified ? answer.probability : "",
+      classified ? outcome : "",
       point?.name,
       point?.threshold,
       answer?.film_sha256,

@@ -17,7 +17,7 @@ const COMPRESSED = [
 ];
 const LONG = new Set(["OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"]); // 32-bit length
 const PIXELS = 0x7fe00010;
-const ALL_THE_SAME = "The service judges it all the same.";
+const ALL_THE_SAME = "The service classifies it all the same.";
 const OPEN = 0xffffffff; // a length that is not known beforehand
 
 /**

@@ -1,4 +1,4 @@
-// One film's answer as a picture: the film with its map, and under it what a reader needs to judge it by.
+// One film's answer as a picture: the film with its map, and under it what a reader needs beside it.
 
 import { HEADLINES, abbreviated, percent, splitName } from "./words.js";
 

@@ -7,8 +7,8 @@ const AT_ONCE = 4;
 const TRIES = 8; // of one film at a service that stays busy
 const LONG = 5_000; // milliseconds after which the page says that it takes long
 
-/** judge(item): gives what is added to the item, or throws; changed(item): called after each change of one. */
-export function makeQueue(judge, changed) {
+/** classify(item): gives what is added to the item, or throws; changed(item): called after each change of one. */
+export function makeQueue(classify, changed) {
   const waiting = [];
   let asking = 0;
   let pause = 0; // timer; 0: none
@@ -42,7 +42,7 @@ export function makeQueue(judge, changed) {
       changed(item);
     }, LONG);
     try {
-      Object.assign(item, await judge(item));
+      Object.assign(item, await classify(item));
     } catch (error) {
       fail(item, asFailure(error));
     }

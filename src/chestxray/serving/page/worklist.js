@@ -1,4 +1,4 @@
-// Several films: one row each, the most suspicious first, those without a judgement apart. At most PAGE rows stand in the
+// Several films: one row each, the most suspicious first, those without an answer apart. At most PAGE rows stand in the
 // document; they are used again for other films, so that nothing moves while answers come in.
 
 import { $, make, sign } from "./dom.js";
