@@ -25,7 +25,7 @@ from chestxray.data.sources import stamp_of
 from chestxray.errors import DataError, OutputExists, OutputUnwritable
 from chestxray.schema import Film
 
-JOURNAL_VERSION: Final = 1
+JOURNAL_VERSION: Final = 2
 READ_AT_ONCE: Final = 1024  # rows; bounds the memory that reading takes
 
 _TABLES: Final = """
