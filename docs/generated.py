@@ -15,7 +15,9 @@ import click
 import chestxray
 from chestxray import errors
 from chestxray.cli.main import chestxray_group
-from chestxray.inference.bundle import BUNDLES, Bundle, shipped_bundles
+from chestxray.evaluation.model_card import gate_figures, gate_table
+from chestxray.inference.bundle import BUNDLES, DEFAULT, Bundle, shipped_bundles
+from chestxray.inference.ood import likeness_of
 from chestxray.inference.predictor import Predictor
 from chestxray.serving.app import MODEL_CARD, create_app
 
@@ -210,6 +212,12 @@ def _figures(name: str) -> tuple[str, ...]:
     )
 
 
+def model_refusals() -> str:
+    """How much of each kind of picture the gate of the bundle refuses that comes with the package."""
+    detector = likeness_of(Bundle.open(BUNDLES / DEFAULT))
+    return gate_table(gate_figures(detector)) if detector else "It refuses nothing for its looks."
+
+
 _RATES: Final = ("sensitivity", "specificity")
 
 
@@ -295,4 +303,5 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "error_tree": error_tree,
     "model_cards": model_cards,
     "model_figures": model_figures,
+    "model_refusals": model_refusals,
 }

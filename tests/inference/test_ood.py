@@ -237,7 +237,20 @@ def test_the_card_tells_what_is_refused(bundle: Path) -> None:
     card = " ".join((bundle / "MODEL_CARD.md").read_text().split())
     assert "## What it refuses" in card
     assert "28 days to under 12 years" in card
-    assert re.search(r"\d+ of \d+ turned films, \d+ of \d+ negatives", card)
+    assert re.search(r"\| turned films \| drawn, or made of training films \| \d+ of \d+ \| [\d.]+% \(", card)
+    assert "A refused film gets no probability." in card
+
+
+def test_the_metrics_hold_what_the_gate_was_measured_to_refuse(bundle: Path) -> None:
+    gate = json.loads((bundle / "metrics.json").read_text())["gate"]
+    detector = OODDetector.from_json((bundle / GATE).read_text())
+    rows = {row["kind"]: row for row in gate["kinds"]}
+    assert [(rows[kind]["refused"], rows[kind]["of"]) for kind in detector.refused] == list(detector.refused.values())
+    assert {rows[f"validation films, {label}"]["origin"] for label in ("normal", "pneumonia")} == {"validation"}
+    for row in gate["kinds"]:
+        assert row["interval"]["low"] <= row["value"] == row["refused"] / row["of"] <= row["interval"]["high"]
+    assert set(gate["curve"]) == set(detector.refused)
+    assert {len(shares) for shares in gate["curve"].values()} == {len(gate["curve_limits"])}
 
 
 # --------------------------------------------------------------------------- the fit

@@ -110,7 +110,9 @@ def calibrate_bundle(
         cautions=[_chosen_here(chosen_on), *warnings],
         left_out=left_out(points),
     )
-    metrics["before"] = {k: v for k, v in metrics_of(bundle, before).items() if k not in {model_card.LOGITS, "before"}}
+    known = metrics_of(bundle, before)
+    metrics |= {name: known[name] for name in ("gate",) if name in known}  # what it refuses stays as it is
+    metrics["before"] = {name: v for name, v in known.items() if name not in {model_card.LOGITS, "before", "gate"}}
     default = before.default_operating_point
     info = dataclasses.replace(
         before,

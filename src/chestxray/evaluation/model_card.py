@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from chestxray.inference.ood import WORDS, OODDetector, Share
 from chestxray.metrics.calibration import Calibration, brier_score, calibrated, expected_calibration_error
 from chestxray.metrics.intervals import Interval, delong_interval, wilson_interval
 from chestxray.metrics.metrics import Confusion, auroc
@@ -276,3 +277,53 @@ def _figure(numerator: int, films: int) -> dict[str, Any]:
 
 def _plain(interval: Interval) -> dict[str, Any]:
     return dataclasses.asdict(interval)
+
+
+# --------------------------------------------------------------------------- the gate
+
+FILMS: Final = frozenset({"films", "shifted films"})
+
+
+def gate_figures(detector: OODDetector) -> dict[str, Any]:
+    """What ``metrics.json`` says of a bundle's gate: how much of each kind is refused, with 95% intervals, and a curve.
+
+    The origin of a kind is "training" (films that were kept back, as they are and shifted), "made" (drawn, or made of
+    films), "given" (pictures that the export was told to refuse) or "validation" (films that set no limit).
+    """
+    kinds = [_refused(kind, _origin(kind), share) for kind, share in detector.refused.items()]
+    kinds += [_refused(f"validation films, {label}", "validation", n) for label, n in detector.validation.items()]
+    curve = {kind: list(shares) for kind, shares in detector.curve.items()}
+    return {"kinds": kinds, "curve_limits": list(detector.curve_limits), "curve": curve}
+
+
+def _origin(kind: str) -> str:
+    return "training" if kind in FILMS else "made" if kind in WORDS else "given"
+
+
+def _refused(kind: str, origin: str, share: Share) -> dict[str, Any]:
+    figure = _figure(share.refused, share.of)
+    return {"kind": kind, "origin": origin, "refused": figure.pop("numerator"), "of": figure.pop("films"), **figure}
+
+
+_ORIGINS: Final = {
+    "training": "training films kept back",
+    "made": "drawn, or made of training films",
+    "given": "given, held out by patient",
+    "validation": "set no limit",
+}
+
+
+def gate_table(figures: Mapping[str, Any]) -> str:
+    """The counts of ``gate_figures`` as a Markdown table."""
+    rows = "\n".join(
+        f"| {row['kind']} | {_ORIGINS[row['origin']]} | {row['refused']:,} of {row['of']:,} | {_share_of(row)} |"
+        for row in figures["kinds"]
+    )
+    return f"| kind | origin | refused | share (95%) |\n|---|---|---|---|\n{rows}"
+
+
+def _share_of(row: Mapping[str, Any]) -> str:
+    if row["value"] is None:
+        return "no such picture"
+    interval = row["interval"]
+    return f"{row['value']:.1%} ({interval['low']:.1%} to {interval['high']:.1%})"

@@ -183,6 +183,7 @@ class OODDetector:
         limits: shape (3,), of the log-odds, of the distance from the plane and of that within it.
         refused: what became of pictures that nothing was fitted on, by kind; the first is "films".
         curve: the share of each kind that is refused where the score's limit is each of ``curve_limits``.
+        validation: what became of validation films, by label: these set no limit. Empty where the fit saw none.
         looks: the convolutional network; None where films were too few, and in gates of the first version.
     """
 
@@ -198,6 +199,7 @@ class OODDetector:
     curve_limits: tuple[float, ...] = ()
     curve: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     looks: Looks | None = None
+    validation: Mapping[str, Share] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         pixels, axes = self.axes.shape
@@ -276,6 +278,8 @@ class OODDetector:
         arrays = {name: _packed(getattr(self, name)) for name in ARRAYS}
         curve = {name: list(values) for name, values in self.curve.items()}
         measured = {"refused": self.refused, "curve_limits": self.curve_limits, "curve": curve}
+        if self.validation:
+            measured["validation"] = self.validation
         looks = {"looks": self.looks.to_json()} if self.looks else {}
         return json.dumps({"version": GATE_VERSION, **measured, "arrays": arrays, **looks}, indent=1)
 
@@ -292,6 +296,7 @@ class OODDetector:
                 curve_limits=tuple(raw["curve_limits"]),
                 curve={name: tuple(values) for name, values in raw["curve"].items()},
                 looks=Looks.from_json(raw["looks"]) if "looks" in raw else None,
+                validation={name: Share(*counts) for name, counts in raw.get("validation", {}).items()},
             )
         except (ValueError, TypeError, KeyError) as error:
             raise BundleInvalid(f"{source}: not a gate ({error!r}). Export the run again") from error
@@ -363,11 +368,17 @@ class Gatekeeper:
         """What it refuses, with the counts that were measured, in one line."""
         parts = []
         if self.likeness:
-            counts = ", ".join(f"{n.refused:,} of {n.of:,} {kind}" for kind, n in self.likeness.refused.items())
-            parts.append(f"pictures unlike the training films (of pictures that set the limits, {counts})")
+            counts = f"of pictures that set the limits, {_counted(self.likeness.refused)}"
+            if self.likeness.validation:
+                counts += f"; of validation films, which set none, {_counted(self.likeness.validation)}"
+            parts.append(f"pictures unlike the training films ({counts})")
         if self.ages:
             parts.append(f"DICOM films of patients outside of {ages_in_words(self.ages)}")
         return f"refuses {', and '.join(parts)}" if parts else "refuses no film for its looks or its patient's age"
+
+
+def _counted(refused: Mapping[str, Share]) -> str:
+    return ", ".join(f"{share.refused:,} of {share.of:,} {kind}" for kind, share in refused.items())
 
 
 def likeness_of(bundle: Bundle) -> OODDetector | None:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from chestxray.data.pack import Pack
 from chestxray.data.training_films import TRAINING_FILMS
 from chestxray.errors import BundleInvalid, RunInvalid
-from chestxray.evaluation.model_card import header, measured_where_chosen, section
+from chestxray.evaluation.model_card import gate_figures, gate_table, header, measured_where_chosen, section
 from chestxray.evaluation.robustness import CLEAN, measured_again, pooled, reliance, under_shifts
 from chestxray.files import folder_written_whole
 from chestxray.inference.bundle import DESCRIPTION, GRAPH, write_bundle
-from chestxray.inference.ood import GATE, Gatekeeper, OODDetector
+from chestxray.inference.ood import GATE, OODDetector, ages_in_words
 from chestxray.inference.predictor import Predictor
 from chestxray.metrics.calibration import Calibration, calibrated, choose_operating_points, fit_calibration, left_out
 from chestxray.schema import INTENDED_AGES, BundleInfo, Split
@@ -144,7 +144,7 @@ Output: the calibrated probability of pneumonia, and a map of where the evidence
 ## What it refuses
 
 Besides files that are no plain film (coloured, blank, too small, of another modality, body part or view), it
-{refusals}. A refused film gets no probability.
+{refuses}. A refused film gets no probability.{counts}
 
 ## Limits
 
@@ -169,18 +169,14 @@ can be given.
 """
 
 
-def model_card(
-    bundle: BundleInfo, runs: Sequence[RunInfo], metrics: Mapping[str, Any], gate: bytes | None = None
-) -> str:
+def model_card(bundle: BundleInfo, runs: Sequence[RunInfo], metrics: Mapping[str, Any]) -> str:
     """The card as Markdown with YAML front matter.
 
     Args:
         bundle: the description; its hashes are not needed.
         runs: finished runs on one pack, whose networks answer as one.
-        metrics: as ``summary.measured_where_chosen`` makes them.
-        gate: ``gate.json``, where the bundle has one.
+        metrics: as ``summary.measured_where_chosen`` makes them, and "gate" as ``model_card.gate_figures`` does.
     """
-    gatekeeper = Gatekeeper(bundle.intended_ages, OODDetector.from_json(gate.decode()) if gate else None)
     return _TEMPLATE.format(
         header=header(bundle.name, metrics, bundle.default_operating_point),
         name=bundle.name,
@@ -192,7 +188,8 @@ def model_card(
         width=bundle.preprocessing.width,
         resize=bundle.preprocessing.resize.value,
         intended_use=bundle.intended_use,
-        refusals=gatekeeper.in_words(),
+        refuses=_refuses(bundle, metrics.get("gate")),
+        counts=_counts(metrics.get("gate")),
         training_films=runs[0].training_films,
         validation_films=runs[0].validation_films,
         training_data=bundle.training_data,
@@ -201,6 +198,20 @@ def model_card(
         version=bundle.package_version,
         device=runs[0].device,
     )
+
+
+def _refuses(bundle: BundleInfo, gate: Mapping[str, Any] | None) -> str:
+    parts = ["pictures unlike the training films"] if gate else []
+    if bundle.intended_ages:
+        parts.append(f"DICOM films of patients outside of {ages_in_words(bundle.intended_ages)}")
+    return f"refuses {', and '.join(parts)}" if parts else "refuses no film for its looks or its patient's age"
+
+
+def _counts(gate: Mapping[str, Any] | None) -> str:
+    if not gate:
+        return ""
+    known = "How much of each kind it refuses, of pictures that nothing was fitted on (all but the validation films set"
+    return f"\n\n{known}\nits limits, so unseen ones will fare somewhat worse):\n\n{gate_table(gate)}"
 
 
 def _made(run: RunInfo) -> str:
@@ -273,11 +284,12 @@ def export_run(
     with folder_written_whole(out, marker=DESCRIPTION) as folder:
         bundle = _described(name, trained)
         metrics = validation_metrics(trained.table, trained.stress, bundle, _caution(info))
+        metrics["gate"] = gate_figures(OODDetector.from_json(gate.decode()))
         graph = to_onnx(trained.ensemble, size)
         files = {
             **({GRAPH: in_half_precision(graph)} if compact else {GRAPH: graph, WEIGHTS: to_bytes(trained.weights)}),
             METRICS: (json.dumps(metrics, indent=2) + "\n").encode(),
-            CARD: model_card(bundle, trained.infos, metrics, gate).encode(),
+            CARD: model_card(bundle, trained.infos, metrics).encode(),
             GATE: gate,
             TRAINING_FILMS: read_checked(run / TRAINING_FILMS, info.files[TRAINING_FILMS]),
         }

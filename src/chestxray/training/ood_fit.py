@@ -126,17 +126,30 @@ def write_gate(pack: Pack, folder: Path, refuse: Sequence[Refused] = ()) -> None
 
 
 def fitted_to(pack: Pack, refuse: Sequence[Refused] = ()) -> OODDetector:
-    """The gate of the training films of a pack."""
+    """The gate of the training films of a pack; how many of its validation films it refuses is counted beside it."""
     rows = pack.rows(Split.TRAIN)
     rows = np.sort(np.random.default_rng(SEED).permutation(rows)[:MOST])
     films = [pack.films[row] for row in rows]
-    return fit_detector(
+    detector = fit_detector(
         [pack.images[row] for row in rows],
         [film.patient_id for film in films],
         labels=[film.label for film in films],
         refuse=refuse,
         levels=pack.info.preprocessing.levels,
     )
+    return dataclasses.replace(detector, validation=_of_validation(detector, pack))
+
+
+def _of_validation(detector: OODDetector, pack: Pack) -> dict[str, Share]:
+    """How many of the validation films are refused, by label; they set no limit."""
+    rows = pack.rows(Split.VAL)
+    labels = np.array([pack.films[row].label for row in rows])
+    return {str(label): _share(detector, pack, rows[labels == label]) for label in np.unique(labels) if label}
+
+
+def _share(detector: OODDetector, pack: Pack, rows: npt.NDArray[np.intp]) -> Share:
+    scores = detector.scores([pack.images[row] for row in rows])
+    return Share(int(np.sum(scores > REFUSED_ABOVE)), len(rows))
 
 
 def pictures_to_refuse(source: str, preprocessing: Preprocessing) -> Refused:
