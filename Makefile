@@ -109,12 +109,16 @@ check-supply-chain: dist ## imports, pins, licences; bill of materials in dist/;
 	@$(BIN)/pytest -q tests/project/test_supply_chain.py tests/project/test_audit.py
 	@$(BIN)/python tools/supply_chain.py dist/*.whl --out dist/chestxray.cdx.json $(if $(filter 0,$(AUDIT)),--no-audit)
 
-# The tests of the page drive a real browser. Where it can be installed without asking, it is.
+# The tests of the page drive real browsers. Where they can be installed without asking, they are.
 browser:
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
 	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } || \
 	  echo "make: no Chromium here, so the tests of the page will be reported as not run"
+	@command -v firefox-esr >/dev/null || command -v firefox >/dev/null || \
+	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq firefox-esr >/dev/null; } || \
+	  echo "make: no Firefox here, so the tests of the page in it will be reported as not run"
 
 # The tests of the DICOM node talk with a real PACS, and with another toolkit than ours.
 pacs:

@@ -25,7 +25,7 @@ FLAGS = (
 )
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
-HEADLINES = {"normal": "No pneumonia suspected", "pneumonia": "Pneumonia suspected"}
+HEADLINES = {"normal": "No pneumonia suspected", "pneumonia": "Pneumonia suspected", "refused": "Not answered"}
 
 Opener = Callable[..., Page]
 
@@ -105,5 +105,23 @@ def drop(page: Page, *paths: Path) -> None:
 
 
 def names_in_list(page: Page, body: str = "rows") -> list[str]:
-    """The films of one part of the worklist, from the top."""
-    return page.locator(f"#{body} .pick > :last-child").all_inner_texts()
+    """The films of one part of the worklist, from the top, whether in sight or not."""
+    found: list[str] = page.evaluate(
+        """async (body) => {
+            const box = document.querySelector("#worklist .scroll");
+            const before = box.scrollTop;
+            const names = [];
+            for (let top = 0; ; top += box.clientHeight / 2) {
+                box.scrollTop = top;
+                for (let frame = 0; frame < 3; frame += 1) await new Promise(requestAnimationFrame);
+                for (const row of document.querySelectorAll(`#${body} tr:has(td)`))
+                    names[row.ariaRowIndex] = row.querySelector(".pick > :last-child").innerText;
+                if (top + box.clientHeight >= box.scrollHeight) break;
+            }
+            box.scrollTop = before;
+            for (let frame = 0; frame < 3; frame += 1) await new Promise(requestAnimationFrame);
+            return names.filter((name) => name !== undefined);
+        }""",
+        body,
+    )
+    return found

@@ -245,15 +245,13 @@ def template() -> str:
 
 def page_files(folder: Path) -> Iterator[tuple[str, bytes, str]]:
     """The page's files as (key, content, media type), with the description of this API for its documentation."""
-    from chestxray.serving.static import MEDIA_TYPES, PAGE, SHORT_NAMES
+    from chestxray.serving import static
 
-    for path in sorted(PAGE.rglob("*")):
-        if path.suffix in MEDIA_TYPES:
-            key = path.relative_to(PAGE).as_posix()
-            short = SHORT_NAMES.get(f"/{key}", "").lstrip("/")
-            for name in filter(None, (key, short)):  # "/" itself is the distribution's own affair
-                yield name, path.read_bytes(), MEDIA_TYPES[path.suffix]
-    yield "openapi.json", _openapi(folder), MEDIA_TYPES[".json"]
+    for key, content, media_type in static.page_files():
+        short = static.SHORT_NAMES.get(f"/{key}", "").lstrip("/")
+        for name in filter(None, (key, short)):  # "/" itself is the distribution's own affair
+            yield name, content, media_type
+    yield "openapi.json", _openapi(folder), static.MEDIA_TYPES[".json"]
 
 
 def _openapi(folder: Path) -> bytes:

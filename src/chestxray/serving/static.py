@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from string import Template
 from typing import Final
 
 from starlette.requests import Request
@@ -14,7 +15,9 @@ from starlette.routing import Route
 
 PAGE: Final = Path(__file__).with_name("page")
 EXAMPLES: Final = PAGE / "examples"
-PAGE_NOT_FOUND: Final = (PAGE / "404.html").read_bytes()
+FRAME: Final = PAGE / "frame.html"  # what the pages to read have in common
+FRAMED: Final = frozenset({"404.html", "docs.html", "model.html"})  # each is the rest of its head, then <main>
+NOT_FOUND: Final = "404.html"
 
 MEDIA_TYPES: Final = {  # not from the system's table, which differs between machines
     ".html": "text/html; charset=utf-8",
@@ -28,16 +31,29 @@ SHORT_NAMES: Final = {"/index.html": "/", "/docs.html": "/docs"}  # problem docu
 _PACKED: Final = frozenset({".jpg"})  # compressed already
 
 
-def page_routes() -> Iterator[Route]:
-    """The routes of the page's folder: one a file, and one more where a file has a short name."""
+def page_files() -> Iterator[tuple[str, bytes, str]]:
+    """Give the page's files, as any server may hold them: path below the folder, content, media type."""
     for path in sorted(PAGE.rglob("*")):
-        if path.suffix not in MEDIA_TYPES:
-            continue
-        content = path.read_bytes()
-        packed = content if path.suffix in _PACKED else gzip.compress(content, mtime=0)
-        address = f"/{path.relative_to(PAGE).as_posix()}"
-        for name in {address, SHORT_NAMES.get(address, address)}:
-            yield _route(name, content, packed, MEDIA_TYPES[path.suffix])
+        if path.suffix in MEDIA_TYPES and path != FRAME:
+            content = _framed(path) if path.name in FRAMED else path.read_bytes()
+            yield path.relative_to(PAGE).as_posix(), content, MEDIA_TYPES[path.suffix]
+
+
+def _framed(path: Path) -> bytes:
+    head, _, main = path.read_text(encoding="utf-8").partition("\n\n")
+    root = "/" if path.name == NOT_FOUND else ""  # that one stands at any address
+    return Template(FRAME.read_text(encoding="utf-8")).substitute(root=root, head=f"{head}\n", main=main).encode()
+
+
+PAGE_NOT_FOUND: Final = _framed(PAGE / NOT_FOUND)  # for a person with a browser
+
+
+def page_routes() -> Iterator[Route]:
+    """Give the routes of the page's files: one a file, and one more where a file has a short name."""
+    for path, content, media_type in page_files():
+        packed = content if PurePosixPath(path).suffix in _PACKED else gzip.compress(content, mtime=0)
+        for name in {f"/{path}", SHORT_NAMES.get(f"/{path}", f"/{path}")}:
+            yield _route(name, content, packed, media_type)
 
 
 def _route(address: str, content: bytes, packed: bytes, media_type: str) -> Route:

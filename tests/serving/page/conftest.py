@@ -10,15 +10,17 @@ from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expec
 
 from chestxray.inference.predictor import Predictor
 from driving import CHROMIUM, DESKTOP, FLAGS, Opener
+from firefox import FIREFOX
 from live_service import running
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests in this folder drive the browser."""
+    """All tests in this folder drive a browser."""
     for item in items:
         if item.path.parent == Path(__file__).parent:
+            name, found = ("firefox", FIREFOX) if item.path.stem.endswith("firefox") else ("chromium", CHROMIUM)
             item.add_marker(pytest.mark.browser)
-            item.add_marker(pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"))
+            item.add_marker(pytest.mark.skipif(found is None, reason=f"no {name} on this machine"))
 
 
 @pytest.fixture(scope="session")

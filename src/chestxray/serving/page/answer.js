@@ -3,7 +3,6 @@
 import { $, make, sign } from "./dom.js";
 import { HEADLINES, abbreviated, bytes, measured, milliseconds, percent, splitName, verdict } from "./words.js";
 
-const LIMIT = 0.5; // of the out-of-distribution score
 const SLOW = "This takes longer than usual: the service or the connection is slow. No need to do anything.";
 
 const panel = $("#answer");
@@ -61,18 +60,12 @@ function because(outcome, item, point, failure) {
         failure.request ? make("span", { class: "detail" }, `Request ${failure.request}`) : "",
       ];
     case "refused":
-      return [`${sentence(item.answer.gate.reason)} No probability is given.`, score(item.answer.gate)];
+      return [`${sentence(item.answer.gate.reason)} No probability is given.`];
     case "pneumonia":
       return [`Reaches the threshold of the operating point “${nameOf(point)}”.`];
     default:
       return [`Stays below the threshold of the operating point “${nameOf(point)}”.`];
   }
-}
-
-function score({ score: unlike = null }) {
-  if (unlike === null || unlike <= LIMIT) return ""; // something else, as the age, spoke against the film
-  const words = `Out-of-distribution score ${unlike.toFixed(2)}; above ${LIMIT.toFixed(2)} a film is refused.`;
-  return make("span", { class: "detail" }, words);
 }
 
 export function sentence(text) {

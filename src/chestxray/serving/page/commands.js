@@ -9,7 +9,7 @@ const COMMANDS = [
   ["out", "Zoom out", "-", "M6 12h12"],
   ["in", "Zoom in", "+", "M12 6v12M6 12h12"],
   ["fit", "The whole film", "0", "M4 9V4h5M15 4h5v5M20 15v5h-5M9 20H4v-5"],
-  ["actual", "One pixel of the film on one of the screen", "1", "M6 7.5 8.5 6v12M15 7.5 17.5 6v12M12 10v.1M12 15v.1"],
+  ["actual", "Actual pixels, one to one", "1", "M6 7.5 8.5 6v12M15 7.5 17.5 6v12M12 10v.1M12 15v.1"],
   ["lens", "Magnifier", "l", "M10.5 4a6.5 6.5 0 1 0 0 13 6.5 6.5 0 0 0 0-13M15.5 15.5 20 20", true],
   ["invert", "Invert", "i", "M5 5h14v14H5zM5 19 19 5M10.5 19 19 10.5M15 19l4-4", true],
   ["reset", "Reset the view", "r", "M5 12a7 7 0 1 0 2.2-5.1M6.5 3v4.5H11"],

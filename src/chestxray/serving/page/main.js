@@ -3,13 +3,12 @@
 import { captionOf, outcomeOf, showAnswer, showModel, showPoint, spoken } from "./answer.js";
 import { describe, predict, useKey } from "./api.js";
 import { takeCommands } from "./commands.js";
-import { csvOf } from "./csv.js";
 import { $, make, say } from "./dom.js";
 import { takeFilms } from "./intake.js";
 import { asFailure, makeQueue } from "./queue.js";
 import * as viewer from "./viewer.js";
 import { plural } from "./words.js";
-import { neighbour, onWishes, showWorklist, tableOf, tally, turnTo } from "./worklist.js";
+import { listed, neighbour, onWishes, placeOf, reveal, showWorklist, tally } from "./worklist.js";
 
 const state = { model: null, point: null, films: [], shown: [undefined], active: 0, heat: false, saved: true };
 const queue = makeQueue(predictOne, answered);
@@ -29,10 +28,10 @@ function draw() {
 
 function drawNow() {
   const { films, shown, active, point, heat } = state;
-  const place = films.indexOf(current()) + 1;
   viewer.showFilms(shown, active, shown.map((item) => captionOf(item, point)), heat);
   showAnswer(current(), point, queue.held, (item) => (item ? again([item]) : start()));
   showWorklist(films, current(), point, lookAt);
+  const place = placeOf(current(), films);
   $("#film-name").textContent = current()?.name ?? "";
   $("#save").hidden = $("#print").hidden = !current()?.answer;
   $("#place").hidden = films.length < 2 || !place;
@@ -70,8 +69,8 @@ function lookAt(film) {
 function step(steps) {
   if (!current() || state.films.length < 2) return;
   const film = neighbour(current(), steps, state.films);
-  turnTo(film);
   choose(film);
+  reveal(film);
   say(spoken(film, state.point));
 }
 
@@ -199,7 +198,8 @@ function takeKey(event) {
 
 // ------------------------------------------------------------------ out
 
-function save() {
+async function save() {
+  const { csvOf } = await import("./csv.js");
   const text = csvOf(state.films.map((film) => ({ ...film, outcome: outcomeOf(film, state.point) })), state.point);
   download(new Blob([text], { type: "text/csv" }), `chestxray-${new Date().toISOString().slice(0, 10)}.csv`);
   state.saved = true;
@@ -219,8 +219,9 @@ async function savePicture() {
   say("The answer is saved as PNG.");
 }
 
-function printList() {
-  const paper = tableOf(state.films, state.point);
+async function printList() {
+  const { tableOf } = await import("./paper.js");
+  const paper = tableOf(listed(state.films), tally(state.films, state.point));
   document.body.append(paper);
   document.documentElement.dataset.paper = "list";
   print();

@@ -1,5 +1,7 @@
-// One film's answer as a picture: the film with its map, and under it what a reader needs beside it.
+// What is saved or printed: one film's answer as a picture (the film with its map, and under it what a reader needs beside
+// it), and the worklist as a table.
 
+import { make } from "./dom.js";
 import { HEADLINES, abbreviated, percent, splitName } from "./words.js";
 
 const WIDTH = 1200; // pixels
@@ -41,4 +43,27 @@ function linesOf({ gate, probability, film_sha256: sha256, model, model_sha256: 
     `Model ${model}, ${abbreviated(graph)}; film SHA-256 ${abbreviated(sha256)}; ${new Date().toISOString().slice(0, 16).replace("T", " ")} UTC`,
     notice,
   ];
+}
+
+/** rows: as listed() of worklist.js gives them; returns a section to be printed. */
+export function tableOf(rows, title) {
+  const cells = ({ film, words }) => [
+    film.name,
+    words,
+    film.answer?.gate.accepted ? percent(film.answer.probability) : "–",
+    film.answer?.film_sha256.slice(0, 12) ?? "",
+  ];
+  const row = (tag, texts) => make("tr", {}, ...texts.map((text) => make(tag, {}, text)));
+  return make(
+    "section",
+    { class: "paper" },
+    make("h2", {}, "Worklist"),
+    make("p", {}, title),
+    make(
+      "table",
+      {},
+      make("thead", {}, row("th", ["Film", "Answer", "Probability", "SHA-256"])),
+      make("tbody", {}, ...rows.map((one) => row("td", cells(one)))),
+    ),
+  );
 }

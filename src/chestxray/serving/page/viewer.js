@@ -270,7 +270,7 @@ export function actual() {
   const { clientWidth, clientHeight } = pane.root;
   const fitted = Math.min(clientWidth / width, clientHeight / height);
   change(pane, { zoom: Math.min(MOST, 1 / (fitted * devicePixelRatio)), x: 0, y: 0 });
-  say("One pixel of the film on one of the screen");
+  say("Actual pixels, one to one");
 }
 
 const sizeOf = ({ picture, film, canvas }) =>

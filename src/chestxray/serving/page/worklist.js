@@ -1,12 +1,13 @@
-// Several films: one row each, the most suspicious first, those without an answer apart. At most PAGE rows stand in the
-// document; they are used again for other films, so that nothing moves while answers come in.
+// Several films: one row each, the most suspicious first, those without an answer apart. Only the rows in sight stand in
+// the document, at heights that style.css knows too, so thousands of films cost no more than twenty.
 
 import { $, make, sign } from "./dom.js";
 import { outcomeOf, sentence } from "./answer.js";
 import { thumbOf } from "./pictures.js";
 import { HEADLINES, percent, plural } from "./words.js";
 
-const PAGE = 50;
+const HEIGHTS = { row: 3.5, told: 4.75, head: 2.75 }; // rem: of a row, of one with its reason, of a heading
+const SPARE = 4; // rows above and below those in sight
 const GROUPS = { refused: "Not answered", failed: "Errors" }; // apart, in this order, after all others
 const CHIPS = [
   ["all", "All"],
@@ -16,13 +17,14 @@ const CHIPS = [
   ["failed", "Errors"],
   ["asking", "Waiting"],
 ];
+const byName = new Intl.Collator("en", { numeric: true });
 const SORTS = {
-  name: (a, b) => a.name.localeCompare(b.name, "en", { numeric: true }),
+  name: (a, b) => byName.compare(a.name, b.name),
   outcome: (a, b) => a.outcome.localeCompare(b.outcome) || SORTS.name(a, b),
   probability: (a, b) => (a.answer?.probability ?? -1) - (b.answer?.probability ?? -1),
 };
 
-const wish = { sort: "probability", down: true, show: "all", find: "", page: 0 };
+const wish = { sort: "probability", down: true, show: "all", find: "" };
 let order = [];
 let last = null; // what was shown, for wishes to be applied to
 
@@ -34,16 +36,12 @@ export function showWorklist(films, current, point, choose) {
   if (films.length < 2) return;
   for (const film of films) film.outcome = outcomeOf(film, point);
   if (!isInUse()) arrange();
-  else order.push(...films.filter((film) => fits(film) && !order.includes(film)));
-  const pages = Math.max(1, Math.ceil(order.length / PAGE));
-  wish.page = Math.min(wish.page, pages - 1);
-  const shown = order.slice(wish.page * PAGE, (wish.page + 1) * PAGE);
-  fillBody($("#rows"), shown.filter(({ outcome }) => !(outcome in GROUPS)));
-  for (const [name, words] of Object.entries(GROUPS)) {
-    fillBody($(`#${name}`), shown.filter(({ outcome }) => outcome === name), words);
+  else {
+    const listed = new Set(order);
+    order.push(...films.filter((film) => fits(film) && !listed.has(film)));
   }
   showHead(films);
-  showPages(pages, shown.length);
+  showRows();
 }
 
 // Rows that somebody reads or steps through keep their films until they are left.
@@ -58,20 +56,90 @@ function arrange() {
 const fits = ({ name, outcome }) =>
   (wish.show === "all" || outcome === wish.show) && name.toLowerCase().includes(wish.find.toLowerCase());
 
+/** Its place in the list, from 1; 0: it is not there. */
+export const placeOf = (film, films) => (order.includes(film) ? order : films).indexOf(film) + 1;
+
 /** The film so many steps from another in the order of the list. */
 export function neighbour(film, steps, films) {
   const all = order.includes(film) ? order : films;
   return all[(all.indexOf(film) + steps + all.length) % all.length];
 }
 
-// ------------------------------------------------------------------ rows
+// ------------------------------------------------------------------ rows in sight
 
-function fillBody(body, films, words = null) {
+const box = $("#worklist .scroll");
+const root = document.documentElement;
+const rem = () => parseFloat(getComputedStyle(root).fontSize);
+
+/** The parts of the list from the top: {body, words, films, head, height, top} with lengths in rem. */
+function layout() {
+  let top = 0;
+  return ["rows", ...Object.keys(GROUPS)].map((name) => {
+    const words = GROUPS[name] ?? null;
+    const films = order.filter(({ outcome }) => (outcome in GROUPS ? outcome : "rows") === name);
+    const part = { body: $(`#${name}`), words, films, head: words ? HEIGHTS.head : 0, height: words ? HEIGHTS.told : HEIGHTS.row, top };
+    if (films.length) top += part.head + part.height * films.length;
+    return part;
+  });
+}
+
+function showRows() {
+  const from = box.scrollTop / rem();
+  const to = from + box.clientHeight / rem();
+  let start = 2; // row 1 is the head of the table
+  $("#worklist table").setAttribute("aria-rowcount", order.length + 1);
+  for (const { body, words, films, head, height, top } of layout()) {
+    const within = (at) => Math.min(films.length, Math.max(0, at));
+    const first = within(Math.floor((from - top - head) / height) - SPARE);
+    const last = within(Math.ceil((to - top - head) / height) + SPARE);
+    fillBody(body, films.slice(first, last), words, start + first);
+    start += films.length;
+    body.hidden = !films.length;
+    body.style.setProperty("--above", `${height * first}rem`);
+    body.style.paddingBottom = `${height * (films.length - Math.max(first, last))}rem`;
+  }
+}
+
+// A row stays at its place in the list, so that the focus stays where it is while the list is scrolled, and takes another
+// film where the order changes, so that nothing moves while answers come in.
+function fillBody(body, films, words, start) {
   if (words && !body.rows.length) body.append(make("tr", {}, make("th", { colspan: "3", scope: "rowgroup" }, words)));
-  body.hidden = !films.length;
   const rows = [...body.rows].slice(words ? 1 : 0);
-  for (const row of rows.slice(films.length)) row.remove();
-  films.forEach((film, index) => fill(rows[index] ?? body.appendChild(newRow()), film));
+  const isWanted = ({ ariaRowIndex: place }) => place >= start && place < start + films.length;
+  const spare = rows.filter((row) => !isWanted(row));
+  const kept = new Map(rows.filter(isWanted).map((row) => [Number(row.ariaRowIndex), row]));
+  for (const row of spare) row.remove();
+  let next = body.rows[words ? 1 : 0];
+  films.forEach((film, index) => {
+    const row = kept.get(start + index) ?? spare.pop() ?? newRow();
+    if (row === next) next = row.nextElementSibling;
+    else body.insertBefore(row, next ?? null);
+    row.ariaRowIndex = start + index;
+    fill(row, film);
+  });
+}
+
+/** Scroll the list so that a film's row is in sight. */
+export function reveal(film) {
+  const part = layout().find(({ films }) => films.includes(film));
+  if (!part) return;
+  const top = rem() * (part.top + part.head + part.height * part.films.indexOf(film));
+  const room = box.clientHeight - $("#worklist thead").offsetHeight - rem() * part.height;
+  box.scrollTop = Math.min(top, Math.max(top - room, box.scrollTop));
+  showRows();
+}
+
+/** Move the focus through the list, which is longer than what stands in the document. */
+function walk(event) {
+  const at = order.indexOf(event.target.closest("tr")?.film);
+  const page = Math.max(1, Math.floor(box.clientHeight / (rem() * HEIGHTS.row)) - 1);
+  const last = order.length - 1;
+  const to = { ArrowDown: at + 1, ArrowUp: at - 1, PageDown: at + page, PageUp: at - page, Home: 0, End: last }[event.key];
+  if (to === undefined || at < 0 || !event.target.matches(".pick")) return;
+  event.preventDefault();
+  const film = order[Math.min(last, Math.max(0, to))];
+  reveal(film);
+  [...box.querySelectorAll("tr")].find((row) => row.film === film)?.querySelector(".pick").focus({ preventScroll: true });
 }
 
 function newRow() {
@@ -128,31 +196,13 @@ function thumb(row, film) {
   });
 }
 
-/** The whole list as a table to be printed, in the order in which it is shown. */
-export function tableOf(films, point) {
-  const cells = (film) => [
-    film.name,
-    wordsOf(film),
-    film.answer?.gate.accepted ? percent(film.answer.probability) : "–",
-    film.answer?.film_sha256.slice(0, 12) ?? "",
-  ];
-  const row = (tag, texts) => make("tr", {}, ...texts.map((text) => make(tag, {}, text)));
-  const listed = [...order, ...films.filter((film) => !order.includes(film))];
-  return make(
-    "section",
-    { class: "paper" },
-    make("h2", {}, "Worklist"),
-    make("p", {}, tally(films, point)),
-    make(
-      "table",
-      {},
-      make("thead", {}, row("th", ["Film", "Answer", "Probability", "SHA-256"])),
-      make("tbody", {}, ...listed.map((film) => row("td", cells(film)))),
-    ),
-  );
+/** All films in the order in which they are listed, those that are filtered out at the end, each with what is said of it. */
+export function listed(films) {
+  const ordered = new Set(order);
+  return [...order, ...films.filter((film) => !ordered.has(film))].map((film) => ({ film, words: wordsOf(film) }));
 }
 
-// ------------------------------------------------------------------ head, filters, pages
+// ------------------------------------------------------------------ head and filters
 
 export function tally(films, point) {
   const count = (wanted) => films.filter((film) => outcomeOf(film, point) === wanted).length;
@@ -181,24 +231,11 @@ function showHead(films) {
   }
 }
 
-function showPages(pages, shown) {
-  const first = wish.page * PAGE;
-  $("#pages").hidden = pages < 2;
-  $("#page-now").textContent = `${first + 1} to ${first + shown} of ${order.length}`;
-  $("#page-back").disabled = wish.page === 0;
-  $("#page-on").disabled = wish.page === pages - 1;
-}
-
-/** Bring the page of the list to front on which a film stands. */
-export function turnTo(film) {
-  const place = order.indexOf(film);
-  if (place >= 0) wish.page = Math.floor(place / PAGE);
-}
-
 export function onWishes() {
   const apply = (changes) => {
-    Object.assign(wish, { page: 0 }, changes);
+    Object.assign(wish, changes);
     arrange();
+    box.scrollTop = 0;
     showWorklist(last.films, last.current, last.point, last.choose);
   };
   $("#chips").append(
@@ -209,8 +246,6 @@ export function onWishes() {
     }),
   );
   $("#find").addEventListener("input", ({ target }) => apply({ find: target.value }));
-  $("#page-back").addEventListener("click", () => apply({ page: wish.page - 1 }));
-  $("#page-on").addEventListener("click", () => apply({ page: wish.page + 1 }));
   for (const button of $("#worklist").querySelectorAll("[data-sort]")) {
     const { sort } = button.dataset;
     button.addEventListener("click", () => apply({ sort, down: wish.sort === sort ? !wish.down : sort === "probability" }));
@@ -218,11 +253,9 @@ export function onWishes() {
   const settle = () => setTimeout(() => last && showWorklist(last.films, last.current, last.point, last.choose));
   $("#worklist").addEventListener("focusout", settle);
   $("#worklist table").addEventListener("mouseleave", settle);
-  $("#worklist").addEventListener("keydown", (event) => {
-    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    if (!step || !event.target.matches(".pick")) return;
-    event.preventDefault();
-    const picks = [...$("#worklist").querySelectorAll(".pick")];
-    picks[picks.indexOf(event.target) + step]?.focus();
-  });
+  $("#worklist").addEventListener("keydown", walk);
+  let frame = 0;
+  const look = () => (frame ||= requestAnimationFrame(() => [(frame = 0), last && showRows()]));
+  box.addEventListener("scroll", look, { passive: true });
+  new ResizeObserver(look).observe(box);
 }
