@@ -39,7 +39,7 @@ def test_a_manifest_keeps_names_that_look_like_formulas(tmp_path: Path) -> None:
 
 
 def test_a_carriage_return_in_a_name_makes_no_row_of_its_own(tmp_path: Path) -> None:
-    rows = [(f"{name}.jpeg", "normal", 0.25, "=p", "normal", "", "", "0" * 64, "") for name in ("a\rb", "=c", "d")]
+    rows = [(f"{name}.jpeg", "normal", 0.25, "=p", "normal", "", "", "0" * 64, "", "") for name in ("a\rb", "=c", "d")]
     assert len(rows[0]) == len(COLUMNS)
     write_table(rows, tmp_path / "scores.csv")
     table = read_score_file(tmp_path / "scores.csv").table

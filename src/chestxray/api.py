@@ -342,7 +342,13 @@ def verify(bundle: Place, public_key: Place) -> BundleInfo:
 # --------------------------------------------------------------------------- prediction
 
 
-def load(bundle: Place = DEFAULT, threads: int | None = None, *, verify_key: Place | None = None) -> Predictor:
+def load(
+    bundle: Place = DEFAULT,
+    threads: int | None = None,
+    *,
+    verify_key: Place | None = None,
+    require_age: bool = False,
+) -> Predictor:
     """A model, ready to use: ``load()("film.jpeg").probability``.
 
     Args:
@@ -351,12 +357,13 @@ def load(bundle: Place = DEFAULT, threads: int | None = None, *, verify_key: Pla
         threads: of one forward pass; by default one a core, at most four.
         verify_key: the public key whose holder must have signed the bundle; by default the one that the environment
             variable CHESTXRAY_VERIFY_KEY names, and without that any bundle is loaded.
+        require_age: refuse films whose file states no age; else they are answered with the note "age not stated".
 
     Raises: BundleInvalid, SignatureInvalid.
     """
     from chestxray.inference.predictor import Predictor
 
-    return Predictor(_opened(bundle, verify_key), threads)
+    return Predictor(_opened(bundle, verify_key), threads, require_age=require_age)
 
 
 def _opened(bundle: Place, verify_key: Place | None) -> Bundle:
@@ -372,6 +379,7 @@ def predict(
     operating_point: str | None = None,
     heatmap: bool = False,
     verify_key: Place | None = None,
+    require_age: bool = False,
 ) -> Prediction:
     """Classify one film. For several, ``load`` the bundle once and call it.
 
@@ -381,11 +389,12 @@ def predict(
         bundle: a folder, or the name of a bundle that comes with this package.
         operating_point: name of one of the bundle's; the bundle's default where None.
         heatmap: whether to draw where the evidence lies.
-        verify_key: as for ``load``.
+        verify_key, require_age: as for ``load``.
 
     Raises: OSError; FilmError, where the film cannot be read; BundleInvalid, SignatureInvalid.
     """
-    answer: Prediction = load(bundle, verify_key=verify_key)(film, operating_point=operating_point, heatmap=heatmap)
+    predictor = load(bundle, verify_key=verify_key, require_age=require_age)
+    answer: Prediction = predictor(film, operating_point=operating_point, heatmap=heatmap)
     return answer
 
 
@@ -399,6 +408,7 @@ def batch(
     on_progress: ProgressCallback = no_progress,
     workers: int | None = None,
     verify_key: Place | None = None,
+    require_age: bool = False,
 ) -> BatchResult:
     """Classify every film of a source and write one row a film; killed, the same call goes on where it stood.
 
@@ -410,7 +420,7 @@ def batch(
         engine: who classifies: "local", processes of this machine, or "ray" (extra ray).
         on_progress: called with (films done, films in all).
         workers: processes; by default one a core.
-        verify_key: as for ``load``.
+        verify_key, require_age: as for ``load``.
 
     Raises:
         SourceInvalid: there is no film, or none of them could be classified; then the table says why, film by film.
@@ -431,6 +441,7 @@ def batch(
         engine=engines[engine],
         on_progress=on_progress,
         workers=workers,
+        require_age=require_age,
     )
     if set(result.calls) == {REFUSED}:
         raise SourceInvalid(f"{source}: none of its films could be classified; {out} says why, film by film")

@@ -501,6 +501,8 @@ class Prediction:
         label: "pneumonia" where probability >= threshold, else "normal".
         operating_point, threshold: the named point that was applied.
         heatmap: PNG as base64 text, where it was asked for: how each place argued for pneumonia.
+        notes: what a reader of the answer has to know of the film, each in half a sentence: that its age is not stated,
+            which values of its header were ignored.
         model, model_sha256: the bundle's name and the hash of its graph.
     """
 
@@ -515,8 +517,10 @@ class Prediction:
     heatmap: str | None = None
     notice: str = NOTICE
     version: int = PREDICTION_VERSION
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(self.notes))
         classified = self.probability is not None and self.label is not None
         if classified != self.gate.accepted:
             raise OutOfRange("a film is classified if and only if the gate accepts it")
@@ -538,9 +542,10 @@ class Prediction:
         if self.probability is None:
             return f"Prediction(refused: {self.gate.reason})"
         drawn = ", with heat map" if self.heatmap else ""
+        noted = "".join(f"; {note}" for note in self.notes)
         return (
             f"Prediction({self.label}, probability {self.probability:.3f}; {self.operating_point}: pneumonia from "
-            f"{self.threshold:.3f}{drawn})"
+            f"{self.threshold:.3f}{drawn}{noted})"
         )
 
     def _repr_html_(self) -> str:

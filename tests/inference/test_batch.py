@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from chestxray.cli import main
 from chestxray.data.collect import collect
@@ -30,6 +31,7 @@ from chestxray.inference.journal import FilmResult, Journal
 from chestxray.inference.predictor import Predictor
 from chestxray.metrics.scores import COLUMNS
 from chestxray.schema import Film, Preprocessing, Resize
+from dicoms import native
 from drawing import write_film
 
 PROBABILITY_TOLERANCE = 1e-5  # of a film alone, in a batch, and on another number of threads
@@ -98,6 +100,20 @@ def test_a_film_that_fails_is_a_row_with_a_reason_that_names_no_file(bundle: Pat
     assert [bool(row["sha256"]) for row in failed] == [False, False, True, True]
     assert float(results["score"]) > 0
     assert results["reason"] == ""
+
+
+def test_notes_stand_beside_the_answers_and_an_age_can_be_required(bundle: Path, few: Path, tmp_path: Path) -> None:
+    stated = few / "stated.dcm"
+    pixels = np.asarray(Image.open(next(few.glob("*-0001.jpeg"))).convert("L"))
+    stated.write_bytes(native(pixels, Modality="DX", PatientAge="003Y"))
+    outs = tmp_path / "all.csv", tmp_path / "strict.csv"
+    assert [batch(few, outs[0], bundle), batch(few, outs[1], bundle, "--require-age")] == [0, 0]
+    answered, strict = ({Path(row["path"]).name: row for row in read_csv(out)} for out in outs)
+    assert answered["stated.dcm"]["notes"] == strict["stated.dcm"]["notes"] == ""
+    assert answered["stated.dcm"]["score"] == strict["stated.dcm"]["score"] != ""
+    jpegs = [name for name, row in answered.items() if row["score"] and name != "stated.dcm"]
+    assert {answered[name]["notes"] for name in jpegs} == {"age not stated; the model is for 28 days to under 12 years"}
+    assert all(strict[name]["reason"].startswith("its file states no age") for name in jpegs)
 
 
 def test_an_archive_gives_what_its_folder_gives(bundle: Path, few: Path, tmp_path: Path) -> None:

@@ -165,6 +165,39 @@ def test_a_dicom_film_of_another_age_is_refused_and_silence_is_no_objection(
         assert re.search(r"an age of (62|67|72|12) years|an age of 10 days", gate.reason)
 
 
+def test_an_unknown_age_is_a_note_beside_the_answer_and_a_refusal_where_it_is_required(
+    bundle: Path, predictor: Predictor, pixels: Sequence[Array]
+) -> None:
+    strict = Predictor.load(bundle, threads=1, require_age=True)
+    stated = native(pixels[0], Modality="DX", PatientAge="003Y")
+    for silent in (encoded(pixels[0]), native(pixels[0], Modality="DX")):
+        assert predictor.predict(silent, "film").notes == (
+            "age not stated; the model is for 28 days to under 12 years",
+        )
+        gate = strict.predict(silent, "film").gate
+        assert not gate.accepted
+        assert gate.reason.startswith("its file states no age")
+        assert not strict([silent])[0].gate.accepted
+        assert not strict.on_one_thread().predict(silent, "film").gate.accepted
+    assert strict.predict(stated, "film").gate.accepted
+    assert predictor.predict(stated, "film").notes == ()
+
+
+def test_what_was_ignored_in_a_header_is_a_note_beside_the_answer(
+    predictor: Predictor, pixels: Sequence[Array]
+) -> None:
+    with warnings.catch_warnings(action="ignore"):  # pydicom's, of a word where a number belongs
+        data = native(pixels[0], Modality="DX", PatientAge="003Y", RescaleSlope="1", RescaleIntercept="1")
+    answer = predictor.predict(data.replace(_slope("1 "), _slope("ab")), "film")
+    assert answer.notes == ("its RescaleSlope is no number and was ignored",)
+    assert type(answer).from_json(answer.to_json()) == answer
+
+
+def _slope(value: str) -> bytes:
+    """The element RescaleSlope of two letters, explicit little endian."""
+    return b"\x28\x00\x53\x10DS\x02\x00" + value.encode()
+
+
 def test_ages_are_a_field_of_the_bundle_and_none_means_any(bundle: Path, pixels: Sequence[Array]) -> None:
     info = Bundle.open(bundle).info
     assert info.intended_ages == INTENDED_AGES

@@ -157,6 +157,18 @@ def test_a_film_that_must_not_be_classified_is_an_answer_with_a_closed_gate(clie
     assert (answer["probability"], answer["label"]) == (None, None)
 
 
+def test_an_age_that_is_required_and_not_stated_is_a_refusal_else_a_note(
+    client: httpx.Client, bundle: Path, film: bytes
+) -> None:
+    assert client.post("/v1/predict", content=film, headers=JPEG).json()["notes"] == [
+        "age not stated; the model is for 28 days to under 12 years"
+    ]
+    with running(Predictor.load(bundle, require_age=True)) as address:
+        answer = httpx.post(f"{address}/v1/predict", content=film, headers=JPEG, timeout=30).json()
+    assert not answer["gate"]["accepted"]
+    assert answer["gate"]["reason"].startswith("its file states no age")
+
+
 def test_many_films_at_once_each_get_their_own_answer(
     client: httpx.Client, predictor: Predictor, film_paths: tuple[Path, ...]
 ) -> None:

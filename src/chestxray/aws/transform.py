@@ -158,7 +158,7 @@ def _row(film: Film, found: Prediction | str) -> Row:
         return (*known, None, film.patient_id, "", film.cause, film.split, film.sha256, why)
     if isinstance(found, str):
         return (*known, None, film.patient_id, "", film.cause, film.split, film.sha256, found)
-    after = (film.cause, film.split, found.film_sha256, found.gate.reason)
+    after = (film.cause, film.split, found.film_sha256, found.gate.reason, "; ".join(found.notes))
     return (*known, found.probability, film.patient_id, found.label or "", *after)
 
 

@@ -23,6 +23,7 @@ from chestxray.cli.options import (
     json_option,
     out_option,
     refuse_option,
+    require_age_option,
     verify_key_option,
     workers_option,
 )
@@ -246,6 +247,7 @@ def bundle_text(folder: Path, info: BundleInfo) -> str:
 @click.argument("films", nargs=-1, required=True)
 @bundle_option
 @verify_key_option
+@require_age_option
 @click.option("--operating-point", default=None, help="One of the bundle's, by name. [default: the bundle's]")
 @click.option(
     "--heatmap", type=FOLDER, default=None, help="Write each film there as PNG, with its heat map: where evidence lies."
@@ -258,6 +260,7 @@ def predict(
     films: tuple[str, ...],
     bundle: Path,
     verify_key: Path | None,
+    require_age: bool,  # noqa: FBT001 - click passes it by name
     operating_point: str | None,
     heatmap: Path | None,
     contours: bool,  # noqa: FBT001 - click passes it by name
@@ -276,7 +279,7 @@ def predict(
     if heatmap is None and (contours or layer):
         raise click.UsageError("--contours and --layer say how heat maps are drawn: give --heatmap FOLDER too")
     paths = _paths_of(films)
-    predictor = api.load(bundle, verify_key=verify_key)
+    predictor = api.load(bundle, verify_key=verify_key, require_age=require_age)
     answers = []
     failed = False
     maps = None if heatmap is None else HeatmapFolder(heatmap, alone=layer)
@@ -374,12 +377,13 @@ def _identity(film: Path) -> str:
 def _answer_line(answer: dict[str, Any]) -> str:
     if "error" in answer:
         return str(answer["error"]["message"])
+    noted = "".join(f"\n  note: {note}" for note in answer["notes"])
     if not answer["gate"]["accepted"]:
-        return f"{answer['file']}: cannot classify: {answer['gate']['reason']}"
+        return f"{answer['file']}: cannot classify: {answer['gate']['reason']}{noted}"
     drawn = f"\n  heat map: {answer['heatmap']}" if answer["heatmap"] else ""
     return (
         f"{answer['file']}: {answer['label']} (probability {answer['probability']:.3f}; "
-        f"{answer['operating_point']}: pneumonia from {answer['threshold']:.3f}){drawn}"
+        f"{answer['operating_point']}: pneumonia from {answer['threshold']:.3f}){noted}{drawn}"
     )
 
 
@@ -388,6 +392,7 @@ def _answer_line(answer: dict[str, Any]) -> str:
 @out_option("The table to write, one row a film: .csv, .jsonl or .parquet (extra parquet).", folder=False)
 @bundle_option
 @verify_key_option
+@require_age_option
 @click.option("--operating-point", default=None, help="One of the bundle's, by name. [default: the bundle's]")
 @click.option(
     "--engine",
@@ -405,6 +410,7 @@ def batch(
     out: Path,
     bundle: Path,
     verify_key: Path | None,
+    require_age: bool,  # noqa: FBT001 - click passes it by name
     operating_point: str | None,
     engine: str,
     workers: int | None,
@@ -429,6 +435,7 @@ def batch(
             on_progress=move,
             workers=workers,
             verify_key=verify_key,
+            require_age=require_age,
         )
     summary = ", ".join(f"{count:,} {call}" for call, count in result.calls.items())
     known = result.films - result.predicted

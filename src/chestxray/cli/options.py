@@ -16,6 +16,7 @@ from chestxray.data.sources import ENDPOINT_VARIABLE
 from chestxray.inference.bundle import DEFAULT, folder_of
 
 BUNDLE_VARIABLE: Final = "CHESTXRAY_BUNDLE"
+REQUIRE_AGE_VARIABLE: Final = "CHESTXRAY_REQUIRE_AGE"
 
 FILE: Final = click.Path(path_type=Path, dir_okay=False)
 FOLDER: Final = click.Path(path_type=Path, file_okay=False)
@@ -63,6 +64,17 @@ def verify_key_option(command: Command) -> Command:
         "--verify-key",
         type=FILE,
         help='Classify only with a bundle that this key signed ("chestxray sign"). Default: CHESTXRAY_VERIFY_KEY.',
+    )(command)
+
+
+def require_age_option(command: Command) -> Command:
+    """Add --require-age."""
+    return click.option(
+        "--require-age",
+        is_flag=True,
+        envvar=REQUIRE_AGE_VARIABLE,
+        help='Refuse films whose file states no age, as JPEG and PNG never do. By default the answer has the note "age '
+        f'not stated". [env var: {REQUIRE_AGE_VARIABLE}]',
     )(command)
 
 

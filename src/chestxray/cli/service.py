@@ -22,6 +22,7 @@ from chestxray.cli.options import (
     collect_options,
     json_option,
     refuse_option,
+    require_age_option,
     verify_key_option,
     workers_option,
 )
@@ -61,6 +62,7 @@ def _work_of_a_container(ctx: click.Context, _param: click.Parameter, work: str)
 @click.command()
 @bundle_option
 @verify_key_option
+@require_age_option
 @click.option("--host", default=HOST, show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes a free one.")
 @click.option(
@@ -84,6 +86,7 @@ def serve(
     console: Console,
     bundle: Path,
     verify_key: Path | None,
+    require_age: bool,  # noqa: FBT001 - click passes it by name
     host: str,
     port: int,
     api_keys: Path | None,
@@ -104,7 +107,12 @@ def serve(
 
         options = container_options(os.environ)
     options = dataclasses.replace(
-        options, keys_file=api_keys, names=names, cors_origins=cors_origins, verify_key=verify_key
+        options,
+        keys_file=api_keys,
+        names=names,
+        cors_origins=cors_origins,
+        verify_key=verify_key,
+        require_age=require_age,
     )
     serve_until_stopped(console, bundle, options)
 

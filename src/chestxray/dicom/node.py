@@ -203,6 +203,7 @@ class Node:
                 received=film.received,
                 bundle=(self.bundle.folder, self._description, self.queue.model),
                 operating_point=self.settings.operating_point or None,
+                require_age=self.settings.require_age,
                 secondary_capture=film.order.secondary_capture,
                 research=(folder, self.queue.hashed("research")) if (folder := self.settings.research_folder) else None,
                 refused=ENDED if film.tries >= TRIED_AT_MOST else "",

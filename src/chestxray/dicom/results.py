@@ -314,6 +314,8 @@ def _comments(answer: Answer) -> list[str]:
     said = [f"Not classified: {reason}"] if reason else []
     if prediction is not None and prediction.probability is not None:
         said.append(_sentence(prediction))
+    if prediction is not None:
+        said += [f"Note: {note}" for note in prediction.notes]
     return [_ascii(text) for text in (*said, NOTICE)]
 
 

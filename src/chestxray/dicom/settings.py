@@ -150,6 +150,7 @@ class NodeSettings:
         folder: for the queue, which holds films until their results were accepted.
         bundle: a folder, or the name of one that comes with the package.
         operating_point: by name; the bundle's default where empty.
+        require_age: whether a film that does not tell its age is refused; else the report says "age not stated".
         workers: processes that classify; 0 for one a core.
         verify_key: public key whose holder must have signed the bundle.
         keys_file: API keys for the HTTP door, as for "chestxray serve".
@@ -163,6 +164,7 @@ class NodeSettings:
     http_port: int = 8104
     bundle: str = DEFAULT
     operating_point: str = ""
+    require_age: bool = False
     workers: int = 0
     verify_key: Path | None = None
     keys_file: Path | None = None

@@ -34,6 +34,7 @@ class Task:
     Attributes:
         bundle: its folder, its description and the hash of that.
         refused: a reason not to read the pixels at all; empty where they are to be read.
+        require_age: refuse a film that does not tell its age.
         research: a folder for a de-identified copy, and the site's salt; None where nothing is kept.
     """
 
@@ -43,6 +44,7 @@ class Task:
     operating_point: str | None
     secondary_capture: bool
     refused: str = ""
+    require_age: bool = False
     research: tuple[Path, str] | None = None
 
 
@@ -128,7 +130,7 @@ def classified(task: Task) -> Classified:
     """Classify a film in this process and make its results. Raises: OSError; FilmError, where the header is damaged."""
     data = task.path.read_bytes()
     folder, description, digest = task.bundle
-    predictor = _predictor(folder, description)
+    predictor = _predictor(folder, description, task.require_age)
     prediction, reason = None, task.refused
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of values in a header that break a rule: not ours to mend, and not to quote
@@ -159,5 +161,5 @@ def _keep(data: bytes, sop_instance: str, folder: Path, salt: str) -> None:
 
 
 @lru_cache(1)
-def _predictor(folder: Path, description: str) -> Predictor:
-    return Predictor(Bundle(folder, BundleInfo.from_json(description)), threads=1)
+def _predictor(folder: Path, description: str, require_age: bool) -> Predictor:  # noqa: FBT001 - a key of the cache
+    return Predictor(Bundle(folder, BundleInfo.from_json(description)), threads=1, require_age=require_age)

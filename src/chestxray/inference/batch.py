@@ -43,17 +43,17 @@ ENDED: Final = "the process that read it came to an end: too little memory, or a
 Group = Sequence[Film]
 
 
-def predict_of(bundle: Bundle) -> str:
+def predict_of(bundle: Bundle, *, require_age: bool = False) -> str:
     """SHA-256 over everything that an answer depends on but for the film: graph, gate, preprocessing, libraries."""
     description = json.loads(bundle.info.to_json())
     used = {name: value for name, value in description.items() if name not in _APPLIED_LATER}
     used["files"] = {name: digest for name, digest in used["files"].items() if name not in READ_BY_PEOPLE}
-    used |= {"decoder": decoder(), "onnxruntime": onnxruntime.__version__}
+    used |= {"decoder": decoder(), "onnxruntime": onnxruntime.__version__, "require_age": require_age}
     return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
 
 
 def predict_groups(
-    bundle: Bundle, groups: Iterable[Group], films: int, workers: int | None = None
+    bundle: Bundle, groups: Iterable[Group], films: int, workers: int | None = None, *, require_age: bool = False
 ) -> Iterator[list[FilmResult]]:
     """Classify films, group by group, in order.
 
@@ -62,37 +62,45 @@ def predict_groups(
         groups: films that share a forward pass; taken as the work goes.
         films: how many there are in all: for a handful, no process is started.
         workers: processes; by default one a core.
+        require_age: refuse films whose file states no age.
 
     Raises: BundleInvalid; DataError, where no process lives long enough to answer.
     """
-    predict = partial(predict_group, folder=bundle.folder, description=bundle.info.to_json())
+    predict = partial(predict_group, folder=bundle.folder, description=bundle.info.to_json(), require_age=require_age)
     workers = workers or cores()
     if workers == 1 or films < WORTH_A_POOL:
         return map(predict, groups)
     return pooled(predict, groups, workers, lost=partial(predict_apart, predict))
 
 
-def predict_group(group: Group, folder: Path, description: str) -> list[FilmResult]:
+def predict_group(group: Group, folder: Path, description: str, *, require_age: bool = False) -> list[FilmResult]:
     """Read and score some films in this process, on one thread.
 
     Args:
         group: one forward pass.
         folder: of the bundle.
         description: its ``bundle.json``, so that a folder that changed on the way is refused.
+        require_age: refuse films whose file states no age.
     """
-    predictor = _predictor(folder, description)
+    predictor = _predictor(folder, description, require_age)
     prepared = [_prepared(film, predictor) for film in group]
     planes = [ready.plane for ready in prepared if ready.plane is not None]
     logits = iter(predictor.logits(np.stack(planes))[0].tolist() if planes else ())
     return [
-        FilmResult(ready.sha256, next(logits) if ready.plane is not None else None, ready.gate.reason, ready.gate.score)
+        FilmResult(
+            ready.sha256,
+            next(logits) if ready.plane is not None else None,
+            ready.gate.reason,
+            ready.gate.score,
+            ready.notes,
+        )
         for ready in prepared
     ]
 
 
 @lru_cache(BUNDLES_LOADED)
-def _predictor(folder: Path, description: str) -> Predictor:
-    return Predictor(Bundle(folder, BundleInfo.from_json(description)), threads=1)
+def _predictor(folder: Path, description: str, require_age: bool) -> Predictor:  # noqa: FBT001 - a key of the cache
+    return Predictor(Bundle(folder, BundleInfo.from_json(description)), threads=1, require_age=require_age)
 
 
 def _prepared(film: Film, predictor: Predictor) -> Prepared:
@@ -133,7 +141,7 @@ def predict_apart(predict: Callable[[Group], list[FilmResult]], group: Group) ->
 CALIBRATED_AT_ONCE: Final = 1024  # films
 REFUSED: Final = "refused"  # counted beside the labels
 
-Engine = Callable[[Bundle, Iterable[Group], int, int | None], Iterator[list[FilmResult]]]
+Engine = Callable[..., Iterator[list[FilmResult]]]  # of the arguments of ``predict_groups``
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +177,7 @@ def score_films(
     for group, results in zip(groups, predict_groups(bundle, groups, len(films), workers), strict=True):
         for film, found, probability in zip(group, results, _probabilities(results, predictor.info), strict=True):
             gate = Gate(accepted=found.logit is not None, reason=found.reason, score=found.gate_score)
-            answer = predictor.answer(found.sha256, point, gate, probability)
+            answer = predictor.answer(found.sha256, point, gate, probability, notes=found.notes)
             yield ScoredFilm(film, answer, found.logit)
         done += len(group)
         on_progress(done, len(films))
@@ -185,6 +193,7 @@ def write_scores(scored: Iterable[ScoredFilm], path: Path) -> None:
                 row.prediction.probability,
                 row.prediction.label,
                 row.prediction.gate.reason,
+                row.prediction.notes,
             )
             for row in scored
         ),
@@ -228,6 +237,7 @@ def run_batch(
     engine: Engine = predict_groups,
     on_progress: ProgressCallback = no_progress,
     workers: int | None = None,
+    require_age: bool = False,
 ) -> BatchResult:
     """Classify films and write one row a film, in order; ``write_scores`` would write the same.
 
@@ -243,6 +253,7 @@ def run_batch(
         engine: who classifies the groups.
         on_progress: called with (done, total).
         workers: processes; by default one a core.
+        require_age: refuse films whose file states no age; the engine then takes ``require_age``.
 
     Raises:
         BundleInvalid: the bundle is damaged or has no such operating point.
@@ -250,7 +261,9 @@ def run_batch(
     """
     check_table(out)
     point = bundle.info.operating_point(operating_point)
-    with Journal.open(journal_of(out), predict_of(bundle)) as journal:
+    if require_age:
+        engine = partial(engine, require_age=True)
+    with Journal.open(journal_of(out), predict_of(bundle, require_age=require_age)) as journal:
         for killed in out.parent.glob(f".{out.name}.*.part"):  # nobody else writes here while the journal is ours
             killed.unlink(missing_ok=True)
         total = journal.list(films)
@@ -311,7 +324,7 @@ def _rows(journal: Journal, info: BundleInfo, point: OperatingPoint, calls: Coun
         for (film, results), probability in zip(some, probabilities, strict=True):
             label = None if probability is None else label_at(point, probability)
             calls[label or REFUSED] += 1
-            yield _row(film, results.sha256, probability, label, results.reason)
+            yield _row(film, results.sha256, probability, label, results.reason, results.notes)
 
 
 def _probabilities(results: Sequence[FilmResult], info: BundleInfo) -> list[float | None]:
@@ -321,7 +334,9 @@ def _probabilities(results: Sequence[FilmResult], info: BundleInfo) -> list[floa
     return [None if found.logit is None else value for found, value in zip(results, values, strict=True)]
 
 
-def _row(film: Film, sha256: str, probability: float | None, label: str | None, reason: str) -> Row:
+def _row(
+    film: Film, sha256: str, probability: float | None, label: str | None, reason: str, notes: Sequence[str]
+) -> Row:
     """As ``scores.COLUMNS``."""
     return (
         film.path,
@@ -333,4 +348,5 @@ def _row(film: Film, sha256: str, probability: float | None, label: str | None, 
         film.split,
         sha256,
         reason,
+        "; ".join(notes),
     )

@@ -25,7 +25,7 @@ from chestxray.data.sources import stamp_of
 from chestxray.errors import DataError, OutputExists, OutputUnwritable
 from chestxray.schema import Film
 
-JOURNAL_VERSION: Final = 2
+JOURNAL_VERSION: Final = 3
 READ_AT_ONCE: Final = 1024  # rows; bounds the memory that reading takes
 
 _TABLES: Final = """
@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS film (
     failure TEXT);
 CREATE TABLE IF NOT EXISTS bytes (path BLOB PRIMARY KEY, stamp TEXT, sha256 TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS answer (
-    sha256 TEXT, predictor TEXT, logit REAL, reason TEXT, gate_score REAL, PRIMARY KEY (sha256, predictor)
+    sha256 TEXT, predictor TEXT, logit REAL, reason TEXT, gate_score REAL, notes TEXT, PRIMARY KEY (sha256, predictor)
 ) WITHOUT ROWID;
 """
 _ANSWERED: Final = """
@@ -54,14 +54,17 @@ class FilmResult:
         logit: of pneumonia, before calibration; None where the film was refused or could not be read.
         reason: why there is no logit; empty where there is one. It names no file.
         gate_score: as ``schema.Gate`` has it.
+        notes: as ``schema.Prediction`` has them.
     """
 
     sha256: str
     logit: float | None
     reason: str
     gate_score: float | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(self.notes))
         if (self.logit is None) != bool(self.reason):
             raise ValueError("a film has a logit or a reason why not")
 
@@ -168,8 +171,11 @@ class Journal:
             [(os.fsencode(listed.film.path), listed.stamp, found.sha256) for listed, found in read],
         )
         self._database.executemany(
-            "INSERT OR IGNORE INTO answer VALUES (?, ?, ?, ?, ?)",
-            [(found.sha256, self._predictor, found.logit, found.reason, found.gate_score) for _, found in read],
+            "INSERT OR IGNORE INTO answer VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                (found.sha256, self._predictor, found.logit, found.reason, found.gate_score, json.dumps(found.notes))
+                for _, found in read
+            ],
         )
         self._database.executemany(
             "UPDATE film SET failure = ? WHERE position = ?",
@@ -181,10 +187,11 @@ class Journal:
         """Every film of the source with what was found, in order."""
         wanted = f"""SELECT position, film.path, label, patient_id, cause, split, '',
             ifnull(answer.sha256, ''), logit, CASE WHEN answer.sha256 IS NULL THEN failure ELSE reason END,
-            gate_score
+            gate_score, ifnull(notes, '[]')
             {_ANSWERED} WHERE position >= ? AND position < ? ORDER BY position"""
         for row in self._pages(wanted, READ_AT_ONCE, self._predictor):
-            yield _listed(*row[:7]).film, FilmResult(*row[7:])
+            sha256, logit, reason, score, notes = row[7:]
+            yield _listed(*row[:7]).film, FilmResult(sha256, logit, reason, score, tuple(json.loads(notes)))
 
     def note(self, name: str) -> Any:
         """What was noted under that name; None where nothing was."""

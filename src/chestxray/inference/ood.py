@@ -338,15 +338,17 @@ class Gatekeeper:
     Attributes:
         ages: of the patients that the model is meant for, in years: from the first, to below the second; None for any.
         likeness: None where the bundle has none.
+        require_age: whether a film whose file states no age is refused; else it is answered, with a note.
     """
 
     ages: tuple[float, float] | None = None
     likeness: OODDetector | None = None
+    require_age: bool = False
 
     @classmethod
-    def of(cls, bundle: Bundle) -> Self:
+    def of(cls, bundle: Bundle, *, require_age: bool = False) -> Self:
         """The gate of a bundle; one that refuses nothing where the bundle has none. Raises: BundleInvalid."""
-        return cls(bundle.info.intended_ages, likeness_of(bundle))
+        return cls(bundle.info.intended_ages, likeness_of(bundle), require_age)
 
     def predict(self, film: Radiograph, plane: Plane) -> Gate:
         """Whether the model may classify a film.
@@ -362,7 +364,16 @@ class Gatekeeper:
             return Gate(accepted=False, reason=reason, score=score)
         if self.likeness and score is not None and score > REFUSED_ABOVE:
             return Gate(accepted=False, reason=self.likeness.reason(plane, score), score=score)
+        if self.require_age and film.patient_age_years is None:
+            reason = "its file states no age, and this service answers only where one is stated (--require-age)"
+            return Gate(accepted=False, reason=reason, score=score)
         return Gate(accepted=True, score=score)
+
+    def notes_on(self, film: Radiograph) -> tuple[str, ...]:
+        """What stands beside the answer to a film: what was ignored in its file, and whether its age is unknown."""
+        if self.ages is None or film.patient_age_years is not None:
+            return film.notes
+        return (*film.notes, f"age not stated; the model is for {ages_in_words(self.ages)}")
 
     def in_words(self) -> str:
         """What it refuses, with the counts that were measured, in one line."""
@@ -427,12 +438,14 @@ class Prepared:
         gate: accepted, or refused and why.
         size: (height, width) of the film, upright, in pixels.
         plane: the network's input, shape (height, width), uint8; None where the gate is closed.
+        notes: what stands beside the answer, each in half a sentence.
     """
 
     sha256: str
     gate: Gate
     size: tuple[int, int]
     plane: Plane | None
+    notes: tuple[str, ...] = ()
 
 
 def prepare(data: bytes, source: str, preprocessing: Preprocessing, gatekeeper: Gatekeeper = ANYTHING) -> Prepared:
@@ -451,7 +464,7 @@ def prepare(data: bytes, source: str, preprocessing: Preprocessing, gatekeeper: 
     digest = hashlib.sha256(data).hexdigest()
     size = (film.height, film.width)
     if objection := objection_to(film):
-        return Prepared(digest, Gate(accepted=False, reason=objection.reason), size, None)
+        return Prepared(digest, Gate(accepted=False, reason=objection.reason), size, None, film.notes)
     plane = resample(film.pixels, height, width, preprocessing.resize, film.frame, preprocessing.levels)
     gate = gatekeeper.predict(film, plane)
-    return Prepared(digest, gate, size, plane if gate.accepted else None)
+    return Prepared(digest, gate, size, plane if gate.accepted else None, gatekeeper.notes_on(film))

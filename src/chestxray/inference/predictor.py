@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, overload
 
@@ -48,7 +48,7 @@ class Predictor:
         folder: where the bundle lies.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, *, require_age: bool = False) -> None:
         """Load the graph.
 
         The graph is run once, on a black film: the first film that somebody waits for finds everything warm, and a
@@ -57,12 +57,14 @@ class Predictor:
         Args:
             bundle: checked by its hash while loading.
             threads: of one forward pass; by default one a core, at most MAX_THREADS.
+            require_age: refuse films whose file states no age, as JPEG and PNG never do; else they are answered with
+                the note "age not stated".
 
         Raises: BundleInvalid.
         """
         self.folder = bundle.folder
         self.info: BundleInfo = bundle.info
-        self._gatekeeper = Gatekeeper.of(bundle)
+        self._gatekeeper = Gatekeeper.of(bundle, require_age=require_age)
         self._threads = threads or min(cores(), MAX_THREADS)
         black = np.zeros((1, self.info.preprocessing.height, self.info.preprocessing.width), np.uint8)
         try:
@@ -74,9 +76,14 @@ class Predictor:
             raise BundleInvalid(f"{bundle.folder}: onnxruntime refuses the graph ({error})") from error
 
     @classmethod
-    def load(cls, bundle: Path | str, threads: int | None = None) -> Predictor:
+    def load(cls, bundle: Path | str, threads: int | None = None, *, require_age: bool = False) -> Predictor:
         """Open and load the bundle in that folder. Raises: BundleInvalid."""
-        return cls(Bundle.open(bundle), threads)
+        return cls(Bundle.open(bundle), threads, require_age=require_age)
+
+    @property
+    def require_age(self) -> bool:
+        """Whether films whose file states no age are refused."""
+        return self._gatekeeper.require_age
 
     def on_one_thread(self) -> Predictor:
         """The same bundle for films that share the processor with others: its forward passes take one core each.
@@ -84,7 +91,9 @@ class Predictor:
         Threads of one pass wait for each other by spinning, which is the fastest where nothing else runs, and takes
         the processor from whatever does.
         """
-        return self if self._threads == 1 else Predictor(Bundle(self.folder, self.info), threads=1)
+        if self._threads == 1:
+            return self
+        return Predictor(Bundle(self.folder, self.info), threads=1, require_age=self.require_age)
 
     @overload
     def __call__(
@@ -119,11 +128,12 @@ class Predictor:
             answers = zip(*self.logits(np.stack(planes)), strict=True) if planes else iter(())
             for film in prepared:
                 if film.plane is None:
-                    yield self.answer(film.sha256, point, film.gate)
+                    yield self.answer(film.sha256, point, film.gate, notes=film.notes)
                     continue
                 logit, activation = next(answers)
                 picture = self.overlay(activation, film.size) if heatmap else None
-                yield self.answer(film.sha256, point, film.gate, float(self.probabilities(logit)), picture)
+                probability = float(self.probabilities(logit))
+                yield self.answer(film.sha256, point, film.gate, probability, picture, film.notes)
 
     @property
     def classes_(self) -> tuple[str, ...]:
@@ -177,10 +187,11 @@ class Predictor:
         point = self.info.operating_point(operating_point)
         film = self.prepare(data, source)
         if film.plane is None:
-            return self.answer(film.sha256, point, film.gate)
+            return self.answer(film.sha256, point, film.gate, notes=film.notes)
         logits, activations = self.logits(film.plane[None])
         picture = self.overlay(activations[0], film.size, contours=contours) if heatmap else None
-        return self.answer(film.sha256, point, film.gate, float(self.probabilities(logits)[0]), picture)
+        probability = float(self.probabilities(logits)[0])
+        return self.answer(film.sha256, point, film.gate, probability, picture, film.notes)
 
     def prepare(self, data: bytes, source: str) -> Prepared:
         """The first half of ``predict``: bytes to the network's input, or to a reason why not. Raises: FilmError."""
@@ -219,6 +230,7 @@ class Predictor:
         gate: Gate,
         probability: float | None = None,
         heatmap: bytes | None = None,
+        notes: Sequence[str] = (),
     ) -> Prediction:
         """Put a probability, or its absence, into the words of the contract.
 
@@ -228,6 +240,7 @@ class Predictor:
             gate: accepted if and only if there is a probability.
             probability: calibrated, 0 to 1.
             heatmap: a PNG.
+            notes: what stands beside the answer, each in half a sentence.
         """
         label = None if probability is None else label_at(point, probability)
         return Prediction(
@@ -240,6 +253,7 @@ class Predictor:
             model=self.info.name,
             model_sha256=self.info.model_sha256,
             heatmap=base64.b64encode(heatmap).decode() if heatmap else None,
+            notes=tuple(notes),
         )
 
 

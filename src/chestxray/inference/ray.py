@@ -32,16 +32,18 @@ GROUPS_AT_ONCE: Final = 4096  # in one data set of Ray's: what is listed in memo
 class RayPredictor:
     """One worker: the bundle, unpacked once, and films by the group."""
 
-    def __init__(self, files: Any, description: str) -> None:
+    def __init__(self, files: Any, description: str, *, require_age: bool) -> None:
         """Unpack the bundle.
 
         Args:
             files: a reference of Ray's to the bundle's files: bytes by name.
             description: the bundle's ``bundle.json``.
+            require_age: refuse films whose file states no age.
         """
         import ray
 
         self._description = description
+        self._require_age = require_age
         self._folder = tempfile.TemporaryDirectory()
         for name, data in ray.get(files).items():
             (Path(self._folder.name) / name).write_bytes(data)
@@ -49,12 +51,13 @@ class RayPredictor:
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
         """Paths of a group to what was found, both as JSON: numbers and names come through unchanged."""
         group = [Film(path) for path in json.loads(row["paths"])]
-        results = predict_group(group, Path(self._folder.name), self._description)
+        folder = Path(self._folder.name)
+        results = predict_group(group, folder, self._description, require_age=self._require_age)
         return {"results": json.dumps([dataclasses.astuple(found) for found in results])}
 
 
 def predict_groups_on_ray(
-    bundle: Bundle, groups: Iterable[Group], films: int, workers: int | None = None
+    bundle: Bundle, groups: Iterable[Group], films: int, workers: int | None = None, *, require_age: bool = False
 ) -> Iterator[list[FilmResult]]:
     """As ``predict.predict_groups``, and with the same answers.
 
@@ -63,6 +66,7 @@ def predict_groups_on_ray(
         groups: films that share a forward pass; taken by the thousand.
         films: how many there are in all; where there are none, Ray is not started.
         workers: of one core each; by default as many as Ray has cores.
+        require_age: refuse films whose file states no age.
 
     Raises: MissingExtra, BundleInvalid.
     """
@@ -78,7 +82,11 @@ def predict_groups_on_ray(
             rows = [{"paths": json.dumps([film.path for film in group])} for group in some]
             answered = ray.data.from_items(rows, override_num_blocks=_blocks(len(rows), size)).map(
                 RayPredictor,
-                fn_constructor_kwargs={"files": files, "description": bundle.info.to_json()},
+                fn_constructor_kwargs={
+                    "files": files,
+                    "description": bundle.info.to_json(),
+                    "require_age": require_age,
+                },
                 compute=ray.data.ActorPoolStrategy(size=min(size, len(rows))),
             )
             for row in answered.iter_rows():

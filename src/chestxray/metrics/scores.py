@@ -28,7 +28,7 @@ from chestxray.progress import warn
 from chestxray.schema import PATIENTS_UNKNOWN, Label, Split
 
 KEY_COLUMNS: Final = ("path", "label", "score", "patient_id")
-NO_SUBGROUPS: Final = frozenset({"prediction", "sha256", "reason", "split"})
+NO_SUBGROUPS: Final = frozenset({"prediction", "sha256", "reason", "split", "notes"})
 """Columns that ``batch`` writes and that divide films into no meaningful parts."""
 _REQUIRED: Final = ("path", "label", "score")
 _PATIENTS: Final = frozenset({"patientid", "patient", "subjectid", "subject"})
@@ -326,11 +326,11 @@ def _has_return(table: ScoreTable) -> bool:
     return any("\r" in text for values in (table.paths, table.patients, *table.columns.values()) for text in values)
 
 
-COLUMNS: Final = ("path", "label", "score", "patient_id", "prediction", "cause", "split", "sha256", "reason")
+COLUMNS: Final = ("path", "label", "score", "patient_id", "prediction", "cause", "split", "sha256", "reason", "notes")
 SCORE: Final = COLUMNS.index("score")
 ROWS_A_GROUP: Final = 65_536  # of a Parquet file: what is held in memory, and what a reader skips at once
 
-_BEGINS: Final = (",".join(COLUMNS).encode(), b'{"path": ', b"PAR1")  # of each of FORMATS
+_BEGINS: Final = (",".join(COLUMNS[:-1]).encode(), b'{"path": ', b"PAR1")  # of each of FORMATS
 
 Row = tuple[Any, ...]  # as COLUMNS: text, but for the score, which is a number or None
 

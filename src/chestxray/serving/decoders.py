@@ -69,7 +69,7 @@ def main() -> None:
         order = json.loads(_message(stream.read) or b"null")
     if order is None:
         return
-    read = _reader(BundleInfo.from_json(order["info"]), Path(order["folder"]))
+    read = _reader(BundleInfo.from_json(order["info"]), Path(order["folder"]), require_age=order["require_age"])
     while True:
         _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not descriptors:
@@ -82,9 +82,9 @@ def main() -> None:
         films.close()
 
 
-def _reader(info: BundleInfo, folder: Path) -> Reader:
+def _reader(info: BundleInfo, folder: Path, *, require_age: bool) -> Reader:
     """The first half of the corridor for that bundle."""
-    gatekeeper = Gatekeeper.of(Bundle(folder, info))
+    gatekeeper = Gatekeeper.of(Bundle(folder, info), require_age=require_age)
     return lambda data: prepare(data, "this film", info.preprocessing, gatekeeper)
 
 
@@ -131,7 +131,7 @@ def _reply(asked: bytes, read: Reader) -> tuple[bytes, bytes]:
         message = "this film: its content is damaged in a way that no reader foresaw. Copy or export it again"
         return _head(error="UnreadableFilm", message=message, fault=fault_of(error)), b""
     plane = film.plane
-    head = _head(sha256=film.sha256, gate=dataclasses.asdict(film.gate), size=film.size)
+    head = _head(sha256=film.sha256, gate=dataclasses.asdict(film.gate), size=film.size, notes=film.notes)
     return head, b"" if plane is None else plane.tobytes()
 
 
@@ -160,6 +160,8 @@ def _send(stream: BufferedRWPair, data: bytes) -> None:
     stream.flush()
 
 
+MOST_NOTES: Final = 16  # beside an answer; a film has three or four at most
+LONGEST_NOTE: Final = 300  # letters
 MAX_HEAD: Final = 2**16  # bytes of the JSON before a plane
 GRACE_SECONDS: Final = 1.0  # beyond a film's time, in which its decoder's own alarm has to end it
 _HELLO_SECONDS: Final = 30  # a process that cannot even say that it is there in this time never will
@@ -180,15 +182,17 @@ class DecodersGone(ChestXrayError):
 
 @dataclass(frozen=True, slots=True)
 class DecoderLimits:
-    """What one film may cost.
+    """What one film may cost, and whether it has to state an age.
 
     Attributes:
         seconds: of decoding, on the wall.
         memory: bytes beyond what a decoder starts with; four times what the largest film that is read needs.
+        require_age: refuse films whose file states no age.
     """
 
     seconds: float = 10.0
     memory: int = 2**30
+    require_age: bool = False
 
 
 class _Lost(Exception):
@@ -406,7 +410,8 @@ class DecoderPool:
         if plane:
             preprocessing = self._bundle.info.preprocessing
             pixels = np.frombuffer(plane, np.uint8).reshape(preprocessing.height, preprocessing.width)
-        return Prepared(str(head["sha256"]), Gate(**head["gate"]), (int(height), int(width)), pixels)
+        notes = tuple(str(note)[:LONGEST_NOTE] for note in head["notes"][:MOST_NOTES])
+        return Prepared(str(head["sha256"]), Gate(**head["gate"]), (int(height), int(width)), pixels, notes)
 
 
 def _drawn(head: Mapping[str, Any], picture: bytes) -> bytes | FilmError:
@@ -443,6 +448,7 @@ class _Nursery:
             "folder": str(bundle.folder),
             "seconds": limits.seconds,
             "memory": limits.memory,
+            "require_age": limits.require_age,
         }
         text = json.dumps(order).encode()
         self._control.sendall(LENGTH.pack(len(text)) + text)

@@ -45,6 +45,7 @@ class ServeOptions:
         transform: answer as a SageMaker batch transform wants it.
         verify_key: public key whose holder must have signed the bundle; None takes the one that the environment
             variable CHESTXRAY_VERIFY_KEY names, and without that any bundle is served.
+        require_age: refuse films whose file states no age; else they are answered with the note "age not stated".
     """
 
     host: str = "127.0.0.1"
@@ -56,6 +57,7 @@ class ServeOptions:
     platform: bool = False
     transform: bool = False
     verify_key: Path | None = None
+    require_age: bool = False
 
 
 def serve(
@@ -96,7 +98,7 @@ def prepared(bundle: Path | str, options: ServeOptions) -> Iterator[tuple[FilmSe
 
 def _server(bundle: Bundle, options: ServeOptions, keys: KeyRing) -> FilmServer:
     """Processes that decode, then everything else. Raises: BundleInvalid."""
-    from chestxray.serving.decoders import DecoderPool
+    from chestxray.serving.decoders import DecoderLimits, DecoderPool
     from chestxray.serving.service import ServiceSettings
 
     names = LOOPBACK_NAMES | {name.lower().rstrip(".") for name in (options.host, *options.names)}
@@ -105,6 +107,7 @@ def _server(bundle: Bundle, options: ServeOptions, keys: KeyRing) -> FilmServer:
         keys=keys,
         cors_origins=options.cors_origins,
         transform=options.transform,
+        decoding=DecoderLimits(require_age=options.require_age),
     )
     decoders = DecoderPool(bundle, settings.workers, settings.decoding)
     decoders.launch()
@@ -112,7 +115,8 @@ def _server(bundle: Bundle, options: ServeOptions, keys: KeyRing) -> FilmServer:
         from chestxray.inference.predictor import Predictor
         from chestxray.serving.engine import make_server
 
-        return make_server(Predictor(bundle, options.threads), settings, decoders)
+        predictor = Predictor(bundle, options.threads, require_age=options.require_age)
+        return make_server(predictor, settings, decoders)
     except BaseException:
         decoders.close()
         raise

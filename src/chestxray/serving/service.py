@@ -12,7 +12,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -362,12 +362,13 @@ class PredictionQueue:
         point = predictor.info.operating_point(operating_point)
         film = await self._decoders.prepare(data, caller)
         if film.plane is None:
-            return predictor.answer(film.sha256, point, film.gate)
+            return predictor.answer(film.sha256, point, film.gate, notes=film.notes)
         logits, activation = await self._scorer.score(film.plane, alone=self.inside == 1)
         picture = None
         if heatmap:
             picture = await asyncio.to_thread(predictor.overlay, activation, film.size)
-        return predictor.answer(film.sha256, point, film.gate, float(predictor.probabilities(logits)[0]), picture)
+        probability = float(predictor.probabilities(logits)[0])
+        return predictor.answer(film.sha256, point, film.gate, probability, picture, film.notes)
 
     @asynccontextmanager
     async def in_time(self, seconds: float = SECONDS_A_FILM) -> AsyncIterator[None]:
@@ -426,7 +427,8 @@ class Service:
         self.metrics = Metrics()
         if decoders is None:
             bundle = Bundle(predictor.folder, predictor.info)
-            decoders = DecoderPool(bundle, settings.workers, settings.decoding)
+            limits = replace(settings.decoding, require_age=predictor.require_age)
+            decoders = DecoderPool(bundle, settings.workers, limits)
         self.queue = PredictionQueue(predictor, decoders, settings.workers + settings.waiting, self.metrics)
         self.intake = Intake(settings.max_body, settings.body_seconds, settings.max_bodies)
         self.ready = False

@@ -60,12 +60,17 @@ function because(outcome, item, point, failure) {
         failure.request ? make("span", { class: "detail" }, `Request ${failure.request}`) : "",
       ];
     case "refused":
-      return [`${sentence(item.answer.gate.reason)} No probability is given.`];
+      return [`${sentence(item.answer.gate.reason)} No probability is given.`, ...notes(item)];
     case "pneumonia":
-      return [`Reaches the threshold of the operating point “${nameOf(point)}”.`];
+      return [`Reaches the threshold of the operating point “${nameOf(point)}”.`, ...notes(item)];
     default:
-      return [`Stays below the threshold of the operating point “${nameOf(point)}”.`];
+      return [`Stays below the threshold of the operating point “${nameOf(point)}”.`, ...notes(item)];
   }
+}
+
+/** What a reader of the answer has to know of the film: that its age is not stated, what was ignored in its header. */
+function notes({ answer }) {
+  return (answer.notes ?? []).map((note) => make("span", { class: "detail note" }, `Note: ${note}.`));
 }
 
 export function sentence(text) {

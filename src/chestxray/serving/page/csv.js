@@ -1,6 +1,6 @@
 // The worklist as a table for spreadsheets and for "chestxray evaluate --scores". Pure.
 
-const COLUMNS = "path,score,prediction,operating_point,threshold,sha256,reason,model,model_sha256,notice".split(",");
+const COLUMNS = "path,score,prediction,operating_point,threshold,sha256,reason,notes,model,model_sha256,notice".split(",");
 
 /** films: {name, outcome, answer, failure} as the list holds them; point: the chosen operating point. */
 export function csvOf(films, point) {
@@ -14,6 +14,7 @@ export function csvOf(films, point) {
       point?.threshold,
       answer?.film_sha256,
       failure ? `${failure.title}. ${failure.detail}` : answer ? answer.gate.reason : "not answered",
+      (answer?.notes ?? []).join("; "),
       answer?.model,
       answer?.model_sha256,
       answer?.notice,

@@ -30,7 +30,7 @@ export function drawAnswer(film, item, point, outcome) {
   return canvas;
 }
 
-function linesOf({ gate, probability, film_sha256: sha256, model, model_sha256: graph, notice }, point) {
+function linesOf({ gate, probability, notes = [], film_sha256: sha256, model, model_sha256: graph, notice }, point) {
   const said = gate.accepted
     ? [
         `Calibrated probability of pneumonia ${percent(probability)}`,
@@ -40,6 +40,7 @@ function linesOf({ gate, probability, film_sha256: sha256, model, model_sha256: 
     : [gate.reason];
   return [
     ...said,
+    ...notes.map((note) => `Note: ${note}`),
     `Model ${model}, ${abbreviated(graph)}; film SHA-256 ${abbreviated(sha256)}; ${new Date().toISOString().slice(0, 16).replace("T", " ")} UTC`,
     notice,
   ];
