@@ -6,7 +6,6 @@ import io
 import os
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +15,15 @@ from PIL import Image
 import live_orthanc
 from chestxray.dicom.node import Node
 from chestxray.dicom.queue import DONE
+from chestxray.inference.bundle import folder_of
+from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE
-from hospital import EVERY_SYNTAX, grey, modality_film, read, settings
+from hospital import BUNDLE, EVERY_SYNTAX, LOSSY, grey, modality_film, read, send, settings, source_of
 from live_orthanc import Orthanc, free_port, orthanc, until
 
 pytestmark = pytest.mark.skipif(not live_orthanc.HERE, reason=live_orthanc.MISSING)
 
-
-@pytest.fixture
-def pacs(tmp_path: Path) -> Iterator[tuple[Orthanc, int]]:
-    """Orthanc that sends each film to a node on that port."""
-    port = free_port()
-    with orthanc(tmp_path / "orthanc", ("CHESTXRAY", port), route=True) as running:
-        yield running, port
+FILMS = 120
 
 
 def reported(pacs: Orthanc, study: str, modality: str) -> list[bytes]:
@@ -37,70 +32,127 @@ def reported(pacs: Orthanc, study: str, modality: str) -> list[bytes]:
     return [pacs.get(f"/instances/{one}/file") for series in found for one in series["Instances"]]
 
 
+def complaints(tool: str, data: bytes, path: Path) -> list[str]:
+    """What another toolkit has against an object."""
+    path.write_bytes(data)
+    done = subprocess.run([tool, path], capture_output=True, text=True, check=False)
+    return [line for line in (done.stdout + done.stderr).split("\n") if line.startswith(("Error", "E:", "F:"))]
+
+
+def check_report(pacs: Orthanc, number: int) -> bytes:
+    """The one report of the study of that film, which names its patient and its film."""
+    (report,) = reported(pacs, f"1.2.826.1.{number}", "SR")
+    dataset = read(report)
+    assert (dataset.PatientID, str(dataset.PatientName)) == (f"P{number}", f"Doe^Jane{number}")
+    assert dataset.AccessionNumber == f"A{number}"
+    assert source_of(dataset) == f"1.2.826.1.{number}.1.1"
+    return report
+
+
+def certainty(report: bytes) -> float:
+    """The probability that a report states, in percent."""
+    for item in read(report).iterall():
+        if item.keyword == "NumericValue":
+            return float(item.value)
+    raise AssertionError("no number")
+
+
 def test_films_in_every_syntax_come_back_as_results_in_their_own_studies(
-    pacs: tuple[Orthanc, int], film_paths: tuple[Path, ...], tmp_path: Path
+    pacs: Orthanc, node: Node, film_paths: tuple[Path, ...]
 ) -> None:
-    running, port = pacs
-    pixels = grey(film_paths[0])
-    with Node(settings(tmp_path / "queue", running.dicom, port=port)) as node:
-        for number, syntax in enumerate(EVERY_SYNTAX, start=1):
-            running.post("/instances", modality_film(pixels, number, syntax))
-        until(lambda: node.queue.counts()[DONE] == len(EVERY_SYNTAX), node.queue.entries)
-        assert not any((tmp_path / "queue" / "films").iterdir())
-        assert not any((tmp_path / "queue" / "results").iterdir())
+    pacs.route(on=True)
+    for number, syntax in enumerate(EVERY_SYNTAX, start=1):
+        pacs.post("/instances", modality_film(grey(film_paths[0]), number, syntax))
+    until(lambda: node.queue.counts()[DONE] == len(EVERY_SYNTAX), node.queue.entries)
+    assert not any(node.queue.films.iterdir())
+    assert not any(node.queue.results.iterdir())
     for number in range(1, len(EVERY_SYNTAX) + 1):
-        (report,) = reported(running, f"1.2.826.1.{number}", "SR")
-        dataset = read(report)
-        assert (dataset.PatientID, str(dataset.PatientName)) == (f"P{number}", f"Doe^Jane{number}")
-        assert dataset.AccessionNumber == f"A{number}"
-        referenced = dataset.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0]
-        assert referenced.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == f"1.2.826.1.{number}.1.1"
+        check_report(pacs, number)
 
 
-def test_results_are_valid_and_shown_by_the_pacs(
-    pacs: tuple[Orthanc, int], film_paths: tuple[Path, ...], tmp_path: Path
+def test_results_are_valid_and_shown_by_the_pacs_and_storage_commitment_is_asked_for(
+    pacs: Orthanc, node: Node, film_paths: tuple[Path, ...], tmp_path: Path
 ) -> None:
-    running, port = pacs
-    with Node(settings(tmp_path / "queue", running.dicom, port=port)) as node:
-        running.post("/instances", modality_film(grey(film_paths[0])))
-        until(lambda: node.queue.counts()[DONE] == 1, node.queue.entries)
-    (series,) = running.find("Series", Modality="OT")
-    preview = running.get(f"/instances/{series['Instances'][0]}/preview")
+    pacs.route(on=True)
+    reports = node.receiver.reports
+    pacs.post("/instances", modality_film(grey(film_paths[0])))
+    until(lambda: node.queue.counts()[DONE] == 1, node.queue.entries)
+    assert node.receiver.reports > reports
+    (series,) = pacs.find("Series", Modality="OT")
+    preview = pacs.get(f"/instances/{series['Instances'][0]}/preview")
     with Image.open(io.BytesIO(preview)) as shown:
         assert min(shown.size) > 200
         assert np.asarray(shown.convert("L")).std() > 10
     report = tmp_path / "report.dcm"
-    report.write_bytes(reported(running, "1.2.826.1.1", "SR")[0])
+    report.write_bytes(check_report(pacs, 1))
     shown_text = subprocess.run(["dsrdump", "+Pl", report], capture_output=True, text=True, check=True).stdout
     assert re.search(r'"Certainty of Finding"\)="[\d.]+" \(%,UCUM', shown_text)
     assert NOTICE in shown_text
 
 
-def test_storage_commitment_is_asked_for_and_films_are_done_when_its_report_came(
-    pacs: tuple[Orthanc, int], film_paths: tuple[Path, ...], tmp_path: Path
+def test_results_go_by_stow_rs_where_the_destination_is_a_web_address(
+    pacs: Orthanc, node: Node, film_paths: tuple[Path, ...]
 ) -> None:
-    running, port = pacs
-    with Node(settings(tmp_path / "queue", running.dicom, port=port)) as node:
-        for number in (1, 2):
-            running.post("/instances", modality_film(grey(film_paths[0]), number))
-        until(lambda: node.queue.counts()[DONE] == 2, node.queue.entries)
-        assert node.receiver.reports
+    film = modality_film(grey(film_paths[0]))
+    assert send(node, film, modality_film(np.zeros((64, 64), np.uint8), 2), title="WEB") == [0, 0]
+    until(lambda: node.queue.counts()[DONE] == 2, node.queue.entries)
+    assert not any(node.queue.results.iterdir())
+    assert certainty(check_report(pacs, 1)) > 0
+    (picture,) = reported(pacs, "1.2.826.1.1", "OT")
+    assert read(picture).PatientID == "P1"
+    assert b"Not classified: " in check_report(pacs, 2)
+    assert reported(pacs, "1.2.826.1.2", "OT") == []
 
 
-def test_dcmtk_sends_to_the_node_as_any_modality_would(tmp_path: Path, film_paths: tuple[Path, ...]) -> None:
-    with orthanc(tmp_path / "orthanc") as running, Node(settings(tmp_path / "queue", running.dicom)) as node:
-        where = ["-aet", "DCMTK", "-aec", "CHESTXRAY", "127.0.0.1", str(node.port)]
-        environment = os.environ | {"TZ": "UTC"}
-        subprocess.run(["echoscu", *where], check=True, env=environment)
-        files = []
-        for number in (1, 2, 3):
-            files.append(tmp_path / f"{number}.dcm")
-            files[-1].write_bytes(modality_film(grey(film_paths[0]), number))
-        subprocess.run(["storescu", *where, *files], check=True, env=environment)
-        until(lambda: len(running.instances("SR")) == 3, node.queue.entries)
-        found = subprocess.run(
-            ["findscu", "-S", "-aec", "ORTHANC", "-k", "QueryRetrieveLevel=SERIES", "-k", "Modality=SR",
-             "-k", "StudyInstanceUID=1.2.826.1.2", "-k", "SeriesInstanceUID", "127.0.0.1", str(running.dicom)],
-            capture_output=True, text=True, check=True, env=environment,
-        )  # fmt: skip
-        assert "2.25." in found.stdout + found.stderr
+def test_dcmtk_sends_to_the_node_as_any_modality_would(
+    pacs: Orthanc, node: Node, tmp_path: Path, film_paths: tuple[Path, ...]
+) -> None:
+    where = ["-aet", "DCMTK", "-aec", "CHESTXRAY", "127.0.0.1", str(node.port)]
+    environment = os.environ | {"TZ": "UTC"}
+    subprocess.run(["echoscu", *where], check=True, env=environment)
+    files = []
+    for number in (1, 2, 3):
+        files.append(tmp_path / f"{number}.dcm")
+        files[-1].write_bytes(modality_film(grey(film_paths[0]), number))
+    subprocess.run(["storescu", *where, *files], check=True, env=environment)
+    until(lambda: len(pacs.instances("SR")) == 3, node.queue.entries)
+    found = subprocess.run(
+        ["findscu", "-S", "-aec", "ORTHANC", "-k", "QueryRetrieveLevel=SERIES", "-k", "Modality=SR",
+         "-k", "StudyInstanceUID=1.2.826.1.2", "-k", "SeriesInstanceUID", "127.0.0.1", str(pacs.dicom)],
+        capture_output=True, text=True, check=True, env=environment,
+    )  # fmt: skip
+    assert "2.25." in found.stdout + found.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.real_films
+def test_120_real_films_in_every_syntax_go_round_by_the_lua_rule_of_the_configuration(
+    real_films: Path, tmp_path: Path
+) -> None:
+    paths = sorted((real_films / "originals").rglob("*.jpeg"))[:FILMS]
+    assert len(paths) == FILMS
+    predictor, port = Predictor.load(folder_of(BUNDLE), threads=1), free_port()
+    with (
+        orthanc(tmp_path / "orthanc", ("CHESTXRAY", port), route=True) as pacs,
+        Node(settings(tmp_path / "queue", pacs.dicom, port=port)) as node,
+    ):
+        syntaxes = [EVERY_SYNTAX[place % len(EVERY_SYNTAX)] for place in range(FILMS)]
+        for number, (path, syntax) in enumerate(zip(paths, syntaxes, strict=True), start=1):
+            pacs.post("/instances", modality_film(grey(path), number, syntax))
+        until(lambda: node.queue.counts()[DONE] == FILMS, node.queue.entries, seconds=550)
+        assert len(pacs.instances("SR")) == FILMS
+        classified = 0
+        for number, (path, syntax) in enumerate(zip(paths, syntaxes, strict=True), start=1):
+            report = check_report(pacs, number)
+            pictures = reported(pacs, f"1.2.826.1.{number}", "OT")
+            prediction = predictor.predict(path.read_bytes(), path.name)
+            assert complaints("dsrdump", report, tmp_path / "sr.dcm") == []
+            for data in (report, *pictures):
+                assert complaints("dciodvfy", data, tmp_path / "result.dcm") == []
+            if syntax not in LOSSY:
+                assert bool(pictures) is prediction.gate.accepted
+            if pictures and prediction.probability is not None:
+                classified += 1
+                far = 5.0 if syntax in LOSSY else 1e-3
+                assert certainty(report) == pytest.approx(100 * prediction.probability, abs=far)
+        assert classified > FILMS // 2

@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,22 +17,22 @@ from chestxray.dicom.pull import Wanted, pull_batch
 from chestxray.dicom.settings import NodeSettings
 from chestxray.errors import PeerError, SourceInvalid, UsageError
 from hospital import grey, modality_film, settings, settings_text
-from live_orthanc import Orthanc, free_port, orthanc, until
+from live_orthanc import Orthanc, free_port, modality, orthanc, until
 
 PROGRAM = Path(sys.executable).with_name("chestxray")
 here = pytest.mark.skipif(not live_orthanc.HERE, reason=live_orthanc.MISSING)
 
 
 @pytest.fixture
-def pacs(tmp_path: Path, film_paths: tuple[Path, ...]) -> Iterator[tuple[Orthanc, int]]:
-    """Orthanc with four films of January, one of March, and one of another modality."""
+def january(pacs: Orthanc, film_paths: tuple[Path, ...]) -> tuple[Orthanc, int]:
+    """Orthanc with four films of January, one of March, and one of another modality; and a port that it may send to."""
     port = free_port()
-    with orthanc(tmp_path / "orthanc", ("CHESTXRAY", port)) as running:
-        for number in range(1, 5):
-            running.post("/instances", modality_film(grey(film_paths[number - 1]), number))
-        running.post("/instances", modality_film(grey(film_paths[4]), 5, StudyDate="20260315"))
-        running.post("/instances", modality_film(grey(film_paths[5]), 6, Modality="MG"))
-        yield running, port
+    pacs.put("/modalities/puller", modality("PULLER", port))
+    for number in range(1, 5):
+        pacs.post("/instances", modality_film(grey(film_paths[number - 1]), number))
+    pacs.post("/instances", modality_film(grey(film_paths[4]), 5, StudyDate="20260315"))
+    pacs.post("/instances", modality_film(grey(film_paths[5]), 6, Modality="MG"))
+    return pacs, port
 
 
 def rows_of(table: Path) -> list[dict[str, str]]:
@@ -44,26 +43,27 @@ def rows_of(table: Path) -> list[dict[str, str]]:
 @here
 @pytest.mark.parametrize("way", ["get", "move", "web"])
 def test_the_films_of_some_days_are_fetched_once_and_classified(
-    pacs: tuple[Orthanc, int], way: str, tmp_path: Path
+    january: tuple[Orthanc, int], way: str, tmp_path: Path
 ) -> None:
-    running, port = pacs
+    running, port = january
     address = f'host = "127.0.0.1"\nport = {running.dicom}\nae_title = "ORTHANC"\nretrieve = "{way}"'
     if way == "web":
         address = f'url = "{running.url}/dicom-web"'
-    node = settings(tmp_path / "queue", running.dicom, port=port, destination=address)
-    january, films = tmp_path / "january.csv", tmp_path / "films"
-    result = pull_batch(node, "pacs", Wanted("20260101-20260131"), january, films, workers=1)
+    title = 'ae_title = "PULLER"'
+    node = settings(tmp_path / "queue", running.dicom, port=port, destination=address, node=title)
+    table, films = tmp_path / "january.csv", tmp_path / "films"
+    result = pull_batch(node, "pacs", Wanted("20260101-20260131"), table, films, workers=1)
     assert (result.films, result.predicted) == (4, 4)
     assert len(list(films.rglob("*.dcm"))) == 4
-    assert all(row["score"] or row["reason"] for row in rows_of(january))
-    before = january.read_bytes()
-    again = pull_batch(node, "pacs", Wanted("20260101-20260131"), january, films, workers=1)
+    assert all(row["score"] or row["reason"] for row in rows_of(table))
+    before = table.read_bytes()
+    again = pull_batch(node, "pacs", Wanted("20260101-20260131"), table, films, workers=1)
     assert (again.films, again.predicted) == (4, 0)
-    assert january.read_bytes() == before
+    assert table.read_bytes() == before
     march = pull_batch(node, "pacs", Wanted("20260315"), tmp_path / "march.csv", films, workers=1)
     assert march.films == 1
     with pytest.raises(SourceInvalid, match="pacs has no film of 20250101"):
-        pull_batch(node, "pacs", Wanted("20250101"), january, films)
+        pull_batch(node, "pacs", Wanted("20250101"), table, films)
 
 
 def test_a_pacs_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -105,6 +105,7 @@ def test_settings_that_are_wrong_end_with_status_2_and_no_traceback(tmp_path: Pa
 
 
 @here
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_node_that_is_stopped_or_killed_resumes(number: int, tmp_path: Path, film_paths: tuple[Path, ...]) -> None:
     port = free_port()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import shutil
 import subprocess
 from dataclasses import replace
@@ -22,7 +21,7 @@ from chestxray.inference.bundle import folder_of
 from chestxray.inference.heatmap import overlay_png
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE
-from hospital import BUNDLE, grey, modality_film, read
+from hospital import BUNDLE, grey, modality_film, read, with_raw_name
 
 RECEIVED = datetime(2026, 1, 15, 10, 20, 30)  # noqa: DTZ001 - DICOM's dates are local
 BLACK = np.zeros((64, 64), np.uint8)
@@ -165,24 +164,6 @@ def test_a_name_comes_back_byte_for_byte_in_whatever_character_set(
     (report,) = results_of(data, replace(answer, facts=facts_of(data), prediction=None, reason="x"))
     assert raw_value(report.data, 0x00100010).rstrip(b" ") == name
     assert raw_value(report.data, 0x00080005).rstrip(b" ") == declared.encode()
-
-
-def with_raw_name(data: bytes, declared: bytes, name: bytes) -> bytes:
-    dataset = read(data)
-    for tag, vr, value in ((0x00080005, "CS", declared), (0x00100010, "PN", name)):
-        padded = value + b" " * (len(value) % 2)
-        little = dataset.file_meta.TransferSyntaxUID.is_little_endian
-        implicit = dataset.file_meta.TransferSyntaxUID.is_implicit_VR
-        dataset._dict[pydicom.tag.Tag(tag)] = pydicom.dataelem.RawDataElement(  # noqa: SLF001 - no writer makes these
-            pydicom.tag.Tag(tag), vr, len(padded), padded, 0, implicit, little, True
-        )
-    out = io.BytesIO()
-    pydicom.filewriter.write_file_meta_info(out, dataset.file_meta)
-    body = pydicom.filebase.DicomBytesIO()
-    body.is_little_endian, body.is_implicit_VR = little, implicit
-    for tag in sorted(dataset._dict):  # noqa: SLF001
-        pydicom.filewriter.write_data_element(body, dataset._dict[tag])  # noqa: SLF001
-    return b"\0" * 128 + b"DICM" + out.getvalue() + body.getvalue()
 
 
 def raw_value(data: bytes, tag: int) -> bytes:

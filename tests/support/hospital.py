@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,13 +17,20 @@ import pydicom
 from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID
+from pynetdicom import AE, evt
+from pynetdicom.transport import ThreadedAssociationServer
 
 import dicoms
+from chestxray.dicom.node import Node
+from chestxray.dicom.receive import silence_libraries
 from chestxray.dicom.settings import NodeSettings
+from live_orthanc import free_port
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 DX = "1.2.840.10008.5.1.4.1.1.1.1"
 BUNDLE = "pneumonia"
+EXPLICIT = "1.2.840.10008.1.2.1"
+VERIFICATION = "1.2.840.10008.1.1"
 
 JPEG = "1.2.840.10008.1.2.4.50"
 COMPRESSED = {  # by pydicom's own encoders
@@ -32,6 +43,7 @@ COMPRESSED = {  # by pydicom's own encoders
 LIBJPEG = {"1.2.840.10008.1.2.4.51": False, "1.2.840.10008.1.2.4.57": True, "1.2.840.10008.1.2.4.70": True}  # lossless
 NATIVE = {str(uid): name for name, uid in dicoms.NATIVE.items()}
 EVERY_SYNTAX = (*NATIVE, JPEG, *LIBJPEG, *COMPRESSED)
+LOSSY = frozenset({JPEG, "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91"})
 
 
 @lru_cache(64)
@@ -117,3 +129,101 @@ send_to = ["pacs"]
 
 def settings(folder: Path, pacs: int, more: str = "", **options: Any) -> NodeSettings:
     return NodeSettings.from_toml(settings_text(folder, pacs, more, **options), "node.toml")
+
+
+def with_raw_name(data: bytes, declared: bytes, name: bytes) -> bytes:
+    """The film with these bytes as its character set and its patient's name, whatever they are."""
+    dataset = read(data)
+    little, implicit = dataset.file_meta.TransferSyntaxUID.is_little_endian, dataset.is_implicit_VR
+    for tag, vr, value in ((0x00080005, "CS", declared), (0x00100010, "PN", name)):
+        padded = value + b" " * (len(value) % 2)
+        dataset._dict[pydicom.tag.Tag(tag)] = pydicom.dataelem.RawDataElement(  # noqa: SLF001 - no writer makes these
+            pydicom.tag.Tag(tag), vr, len(padded), padded, 0, implicit, little, True
+        )
+    out = io.BytesIO()
+    pydicom.filewriter.write_file_meta_info(out, dataset.file_meta)
+    body = pydicom.filebase.DicomBytesIO()
+    body.is_little_endian, body.is_implicit_VR = little, implicit
+    for tag in sorted(dataset._dict):  # noqa: SLF001
+        pydicom.filewriter.write_data_element(body, dataset._dict[tag])  # noqa: SLF001
+    return b"\0" * 128 + b"DICM" + out.getvalue() + body.getvalue()
+
+
+class Archive:
+    """A destination as bad as a test wants it.
+
+    Attributes:
+        status: what C-STORE is answered with.
+        objects: what was accepted, by SOP Instance UID; not filled where only ``came`` is wanted.
+        came: how often each UID was accepted, and of which modality it is.
+    """
+
+    def __init__(self, *, keep: bool = True) -> None:
+        silence_libraries()
+        self.status = 0x0000
+        self.objects: dict[str, list[pydicom.Dataset]] = {}
+        self.came: Counter[str] = Counter()
+        self.modality: dict[str, str] = {}
+        self.sources: dict[str, str] = {}
+        self.port = free_port()
+        self._keep = keep
+        self._server: ThreadedAssociationServer | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        entity = AE("ORTHANC")
+        for sop_class in ("1.2.840.10008.5.1.4.1.1.88.22", "1.2.840.10008.5.1.4.1.1.7"):
+            entity.add_supported_context(sop_class)
+        self._server = entity.start_server(
+            ("127.0.0.1", self.port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)]
+        )
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server = None
+
+    def clear(self) -> None:
+        self.status = 0x0000
+        self.objects.clear()
+
+    def _store(self, event: Any) -> int:
+        if self.status == 0:
+            dataset = event.dataset
+            uid = str(dataset.SOPInstanceUID)
+            with self._lock:
+                self.came[uid] += 1
+                self.modality[uid] = str(dataset.Modality)
+                if dataset.Modality == "SR":
+                    self.sources[uid] = source_of(dataset)
+                if self._keep:
+                    self.objects.setdefault(uid, []).append(dataset)
+        return self.status
+
+
+def source_of(report: pydicom.Dataset) -> str:
+    """SOP Instance UID of the film that a report is about."""
+    series = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0]
+    return str(series.ReferencedSOPSequence[0].ReferencedSOPInstanceUID)
+
+
+@contextmanager
+def association(
+    node: Node, *classes: str, title: str = "ROOM1", syntax: str = EXPLICIT, seconds: float = 30.0, **options: Any
+) -> Iterator[Any]:
+    entity = AE(title)
+    entity.dimse_timeout = seconds
+    for sop_class in classes or (VERIFICATION, DX):
+        entity.add_requested_context(sop_class, syntax)
+    opened = entity.associate("127.0.0.1", node.port, ae_title=options.pop("called", "CHESTXRAY"), **options)
+    try:
+        yield opened
+    finally:
+        if opened.is_established:
+            opened.release()
+
+
+def send(node: Node, *films: bytes, **options: Any) -> list[int]:
+    with association(node, **options) as opened:
+        assert opened.is_established
+        return [opened.send_c_store(read(film)).Status for film in films]

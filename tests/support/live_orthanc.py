@@ -59,6 +59,20 @@ class Orthanc:
         request = urllib.request.Request(f"{self.url}{path}", data=json.dumps(body).encode(), method="PUT")  # noqa: S310
         urllib.request.urlopen(request, timeout=30).close()  # noqa: S310
 
+    def delete(self, path: str) -> None:
+        request = urllib.request.Request(f"{self.url}{path}", method="DELETE")  # noqa: S310
+        urllib.request.urlopen(request, timeout=30).close()  # noqa: S310
+
+    def clear(self) -> None:
+        """Forget every patient, and send nothing on."""
+        self.route(on=False)
+        for patient in self.get("/patients"):
+            self.delete(f"/patients/{patient}")
+
+    def route(self, *, on: bool) -> None:
+        """Send films to the modality "node" as they arrive, or do not."""
+        self.post("/tools/execute-script", ROUTE if on else "function OnStoredInstance() end")
+
     def find(self, level: str = "Instance", **query: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.post("/tools/find", {"Level": level, "Query": query, "Expand": True})
         return found
@@ -79,10 +93,20 @@ def free_port() -> int:
 
 
 @contextmanager
-def orthanc(folder: Path, node: tuple[str, int] | None = None, *, route: bool = False) -> Iterator[Orthanc]:
-    """Run until the block ends; ``node`` is an AE title and a port that Orthanc may send to and answer."""
+def orthanc(
+    folder: Path,
+    node: tuple[str, int] | None = None,
+    *,
+    route: bool = False,
+    ports: tuple[int, int] | None = None,
+) -> Iterator[Orthanc]:
+    """Run until the block ends; ``node`` is an AE title and a port that Orthanc may send to and answer.
+
+    Args:
+        ports: for HTTP and DICOM; free ones where None.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    http, dicom = free_port(), free_port()
+    http, dicom = ports or (free_port(), free_port())
     (folder / "route.lua").write_text(ROUTE if route else "")
     modalities = {} if node is None else {"node": modality(*node)}
     settings = {
@@ -124,9 +148,11 @@ def _answers(running: Orthanc) -> bool:
         return False
 
 
-def until(true: Callable[[], object], said: Callable[[], object] = str, seconds: float = 120.0) -> None:
+def until(
+    true: Callable[[], object], said: Callable[[], object] = str, seconds: float = 120.0, pause: float = 0.05
+) -> None:
     """Wait for something that will happen; how long it may take says only when to give up."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, said()
-        time.sleep(0.1)
+        time.sleep(pause)

@@ -217,19 +217,30 @@ class Queue:
             if self._one("SELECT 1 FROM film WHERE key = ?", key):
                 return False
         self.check_room(len(data))
+        path = self.films / f"{key}.dcm"
         try:
-            write_durably(self.films / f"{key}.dcm", data)
-            now = self._clock()
-            with self._changing() as database:
-                cursor = database.execute(
-                    "INSERT OR IGNORE INTO film VALUES (NULL, ?, ?, ?, '', ?, ?, 0, 0, ?, ?, ?)",
-                    (key, self.model, WAITING, now, now, len(data), peer, json.dumps(_plain(order))),
-                )
+            with written_beside(path, data) as beside, self._lock:
+                return self._keep(beside, path, key, len(data), peer, order)
         except (OSError, sqlite3.Error) as error:
             raise OutOfRoom(f"{self.folder}: the film could not be kept ({error})") from error
-        with self._lock:
-            self._bytes += len(data)
-        return bool(cursor.rowcount)
+
+    def _keep(self, beside: Path, path: Path, key: str, size: int, peer: str, order: Order) -> bool:
+        """Put a written film into its place, and its row; both, or neither. False where the row was there."""
+        if self._one("SELECT 1 FROM film WHERE key = ?", key):
+            return False
+        try:
+            put_durably(beside, path)
+            now = self._clock()
+            with self._changing() as database:
+                database.execute(
+                    "INSERT INTO film VALUES (NULL, ?, ?, ?, '', ?, ?, 0, 0, ?, ?, ?)",
+                    (key, self.model, WAITING, now, now, size, peer, json.dumps(_plain(order))),
+                )
+        except (OSError, sqlite3.Error):
+            path.unlink(missing_ok=True)  # on a full disk, what is not acknowledged must not take room
+            raise
+        self._bytes += size
+        return True
 
     def check_room(self, size: int) -> None:
         """Check that so many bytes may be kept. Raises: OutOfRoom, with the limit that forbids it."""
@@ -540,17 +551,29 @@ def _plain(order: Order) -> dict[str, Any]:
 
 def write_durably(path: Path, data: bytes) -> None:
     """Write a file whole or not at all, and its name into the folder, so that both survive a power cut."""
+    with written_beside(path, data) as beside:
+        put_durably(beside, path)
+
+
+@contextmanager
+def written_beside(path: Path, data: bytes) -> Iterator[Path]:
+    """Write a file under a name of its own, which is gone afterwards unless it was put into its place."""
     beside = path.with_name(f"{path.stem}.{threading.get_ident()}.part")
     try:
         with beside.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        yield beside
     finally:
         beside.unlink(missing_ok=True)
+
+
+def put_durably(beside: Path, path: Path) -> None:
+    """Give a written file its name, and write the name into the folder."""
+    beside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -135,7 +135,7 @@ class Receiver:
         self._stopped.set()
         if self._server is not None:
             for watched in list(self._open.values()):
-                watched.cut()
+                watched.cut("the node stops")
             with contextlib.suppress(ValueError):
                 self._server.shutdown()
             self._watch.join()
@@ -159,8 +159,7 @@ class Receiver:
         if watched is not None:
             watched.bytes += getattr(event.pdu, "pdu_length", 0)
             if watched.bytes > (self.settings.limits.film + 1) * MEBIBYTE:
-                log.warning("association cut: a film is larger than limits.film")
-                watched.cut()
+                watched.cut("a film is larger than limits.film")
 
     def _complete(self, event: Any) -> None:
         if watched := self._open.get(id(event.assoc)):
@@ -200,8 +199,7 @@ class Receiver:
             now = time.monotonic()
             for watched in list(self._open.values()):
                 if now - watched.began > self.settings.limits.association_seconds:
-                    log.warning("association cut: longer than limits.association_seconds")
-                    watched.cut()
+                    watched.cut("longer than limits.association_seconds")
 
 
 class _Watched:
@@ -212,9 +210,13 @@ class _Watched:
         self.began = began
         self.bytes = 0
         self.films = 0
+        self._is_cut = False
 
-    def cut(self) -> None:
+    def cut(self, why: str) -> None:
         """Close the connection under the association; whoever reads from it notices."""
+        if not self._is_cut:
+            log.warning("association cut: %s", why)
+        self._is_cut = True
         with contextlib.suppress(OSError, AttributeError):
             self.association.dul.socket.socket.shutdown(socket.SHUT_RDWR)
 
