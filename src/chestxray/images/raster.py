@@ -1,6 +1,7 @@
 """JPEG, PNG, TIFF, WebP, BMP, GIF, JPEG 2000 and PGM.
 
-Pillow decodes; its readers are called by class, never by guessing.
+Pillow decodes, its readers called by class, never by guessing; but the pixels of a JPEG come from libjpeg-turbo through
+simplejpeg, which tells of damage that Pillow passes over. The levels are the same.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageChops, ImageFile, ImageOps
+import simplejpeg
+from PIL import Image, ImageFile, ImageOps
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
@@ -31,6 +33,7 @@ TIFF_MAGIC: Final = frozenset({b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"})
 MAX_SCANS: Final = 100  # of a progressive JPEG; encoders write about 10, a bomb makes the decoder run thousands
 
 MAX_SCANNED: Final = 10 * 64_000_000  # scans x pixels of a JPEG: each scan goes over every pixel again
+REDUCTIONS: Final = (8, 4, 2, 1)  # of a JPEG on each side, which cost less than the whole
 MAX_INFLATED: Final = 500  # pixels a byte of a large PNG; a film reaches 20, a flat picture 1,000
 LARGE: Final = 32_000_000  # pixels; below that (a third of a second) it does not matter how little a PNG takes
 
@@ -40,11 +43,27 @@ DAMAGE: Final = (
     MemoryError, struct.error, zlib.error,
 )  # fmt: skip
 
+_ENDS_EARLY: Final = ("truncated", "unexpected end", "broken data stream", "premature end of jpeg file")
 _WORD: Final = 16  # bits
 _ORIENTATION: Final = 0x0112
 _ON_ITS_SIDE: Final = frozenset({5, 6, 7, 8})
 _STARTS_RIGHT: Final = frozenset({2, 3, 6, 7})  # the stored picture's first pixel is shown on the right side
 _STARTS_BELOW: Final = frozenset({3, 4, 7, 8})
+_UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_COLOUR_SPACES: Final = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+_INKS: Final = 4
+# The usual codes of luminance (ITU-T T.81, table K.5): their lengths, and the first of their symbols.
+_USUAL_CODES: Final = bytes.fromhex("0002010303020403050504040000017d0102030004110512")
+_HEAD_OF_SCAN: Final = 14  # bytes, at most, before the coded data of a scan of four components
+_RUN: Final = 64  # bytes of one value; the shorter half of it is sure to be found
 _TIFF_BITS: Final = 258
 _TIFF_PHOTOMETRIC: Final = 262
 _TIFF_WHITE_IS_ZERO: Final = 0
@@ -52,9 +71,13 @@ _TIFF_MODES: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMY
 
 
 def read_jpeg(data: bytes, source: str, at_least: tuple[int, int] | None) -> Radiograph:
-    """A JPEG: baseline or progressive, grey, colour or CMYK, whatever its EXIF orientation."""
+    """A JPEG: baseline or progressive, grey, colour or CMYK, whatever its EXIF orientation.
+
+    libjpeg goes on where coded data are damaged, fills in grey and only warns. Every warning counts here: the film is
+    refused, since nothing tells how much of the picture is made up.
+    """
     try:
-        image = JpegImageFile(io.BytesIO(data))
+        image = JpegImageFile(io.BytesIO(data))  # reads the header alone
         channels = len(image.getbands())
         check_pixels(source, *image.size, samples=channels)
         # Within coded data 0xFF is always followed by 0, so these two bytes begin a scan.
@@ -65,26 +88,83 @@ def read_jpeg(data: bytes, source: str, at_least: tuple[int, int] | None) -> Rad
                 f"{source}: {scans} scans of {image.width} x {image.height} pixels; the limit is {MAX_SCANNED:,} "
                 "pixels in all scans together. Export it as a baseline JPEG"
             )
-        stored, reduced = image.size, None
         orientation = image.getexif().get(_ORIENTATION, 1)
+        factor = 1
         if at_least is not None:
             height, width = reversed(at_least) if orientation in _ON_ITS_SIDE else at_least
-            reduced = image.draft(None, (2 * width, 2 * height))  # None keeps the stored mode
-        image.load()
-        if image.mode == "CMYK" and "adobe" not in image.info:
-            # Pillow takes every CMYK JPEG for one of Adobe's, which are stored inverted.
-            upright = ImageOps.exif_transpose(ImageChops.invert(image))
-        else:
-            upright = ImageOps.exif_transpose(image)
-        grey, coloured = _to_grey(upright)
+            room = min(image.width // (2 * width), image.height // (2 * height))
+            factor = next(each for each in REDUCTIONS if each <= max(room, 1))
+        pixels = intact_jpeg(data, _COLOUR_SPACES[image.mode], image.size, factor)
+        grey, coloured = _grey_of_jpeg(pixels, orientation, inverted="adobe" in image.info)
     except DAMAGE as error:
         raise _translated(error, "JPEG", source) from error
+    stored = image.size
     frame = None
-    if image.size != stored and reduced is not None:
-        _, (_, _, inner_width, inner_height) = reduced
-        frame = _upright_frame(inner_width, inner_height, image.size, orientation)
+    if factor > 1:
+        frame = _upright_frame(stored[0] / factor, stored[1] / factor, (pixels.shape[1], pixels.shape[0]), orientation)
     width, height = reversed(stored) if orientation in _ON_ITS_SIDE else stored
     return Radiograph(grey, width, height, channels, 8, coloured, frame)
+
+
+def intact_jpeg(data: bytes, colours: str, size: tuple[int, int], factor: int = 1) -> npt.NDArray[np.uint8]:
+    """The pixels of a JPEG that is whole: shape (rows, columns, samples), rounded up where it is reduced.
+
+    Args:
+        data: the whole file.
+        colours: "GRAY", "RGB" or "CMYK".
+        size: width and height, as its header gives them.
+        factor: 1, 2, 4 or 8: so many times smaller on each side.
+
+    Raises: ValueError, with the words of libjpeg's first warning or error; what was overwritten by one value, which
+        libjpeg may take for pixels, counts as one.
+    """
+    width, height = (-(-side // factor) for side in size)
+    pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(
+        data, colours, min_height=height, min_width=width, min_factor=factor, strict=True
+    )
+    if _overwritten(data):
+        raise ValueError("its coded data were overwritten by one value")
+    return pixels
+
+
+def _overwritten(data: bytes) -> bool:
+    """Whether one value stands where no encoder that takes the standard's Huffman codes would write it so often.
+
+    Under these codes an empty block of the picture takes six bits, so that not even black repeats within a byte.
+    """
+    scan = data.rfind(b"\xff\xda")
+    head = data[data.rfind(b"\xff\xd9", 0, scan) + 2 : scan]  # behind the small picture that EXIF may hold
+    if _USUAL_CODES not in head:
+        return False
+    start, end = scan + _HEAD_OF_SCAN, data.find(b"\xff\xd9", scan)
+    every = np.frombuffer(data, np.uint8)[start : end : _RUN // 2]
+    for at in np.flatnonzero(every[1:] == every[:-1]):
+        first = start + int(at) * (_RUN // 2)
+        run = data[first : first + _RUN // 2]
+        if run.count(run[:1]) == len(run):
+            return True
+    return False
+
+
+def _grey_of_jpeg(pixels: npt.NDArray[np.uint8], orientation: int, *, inverted: bool) -> tuple[Pixels, float]:
+    """Grey levels, upright, and the share of coloured pixels.
+
+    Args:
+        pixels: shape (rows, columns, 1, 3 or 4).
+        orientation: as EXIF has it.
+        inverted: whether inks are stored so, as Adobe's programs do.
+    """
+    if pixels.shape[2] == 1:
+        grey, coloured = pixels[..., 0], 0.0
+    elif pixels.shape[2] == _INKS:
+        image = Image.fromarray(255 - pixels if inverted else pixels, "CMYK")
+        grey, coloured = grey_of_colour(np.asarray(image.convert("RGB")))
+    else:
+        grey, coloured = grey_of_colour(pixels)
+    turn = _UPRIGHT.get(orientation)
+    if turn is not None:
+        grey = np.asarray(Image.fromarray(np.ascontiguousarray(grey)).transpose(turn))
+    return grey, coloured
 
 
 def read_png(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Radiograph:
@@ -271,6 +351,6 @@ def _translated(error: Exception, name: str, source: str) -> UnreadableFilm | Un
     text = str(error).lower()
     if "unknown pixel mode" in text or "unknown data organization" in text:
         return UnsupportedFormat(f"{source}: a {name} of a rare kind ({error}). Export it as unsigned 8 or 16 bits")
-    if "truncated" in text or "unexpected end" in text or "broken data stream" in text:
+    if any(words in text for words in _ENDS_EARLY):
         return TruncatedFilm(f"{source}: the {name} file ends before its picture does. Copy it again")
     return UnreadableFilm(f"{source}: the {name} file is damaged ({error}). Copy it again")
