@@ -193,7 +193,7 @@ def test_predict_answers_the_good_films_and_exits_1_for_the_bad(
     good, unreadable, refused, notice = outcome.out.strip().splitlines()
     assert "probability" in good
     assert "not a DICOM, JPEG, PNG, TIFF, " in unreadable
-    assert "cannot classify: almost uniform" in refused
+    assert "cannot classify: its grey levels are almost uniform" in refused
     assert notice == NOTICE
 
 

@@ -17,6 +17,8 @@ MAX_COLOURED: Final = 0.05  # share of pixels; a coloured annotation on a greysc
 MIN_SIDE: Final = 64  # pixels; below that ribs and vessels cannot be told apart
 MAX_ASPECT: Final = 3.0  # of the longer side to the shorter one; published chest films stay below 2.5
 MIN_DEVIATION: Final = 0.02  # of the grey level, 0 to 1; an empty exposure stays below it
+WHITE: Final = 255
+DEFECTIVE: Final = 0.001  # of a film's pixels may be brighter than its white
 
 HASH_SIDE: Final = 16  # the perceptual hash compares 16 x 16 places with two neighbours each
 HASH_BITS: Final = 2 * HASH_SIDE * HASH_SIDE
@@ -113,11 +115,10 @@ def objection_to(film: Radiograph) -> Objection | None:
 
 
 def _objection_to_pixels(film: Radiograph) -> Objection | None:
-    deviation = float(film.pixels.std()) / np.iinfo(film.pixels.dtype).max
+    deviation = float(film.pixels.std()) / _white_of(film.pixels)
     if deviation < MIN_DEVIATION:
-        return Objection(
-            Verdict.BLANK, f"almost uniform: its grey levels deviate by {deviation:.1%} (at least {MIN_DEVIATION:.0%})"
-        )
+        reason = f"its grey levels are almost uniform: they deviate by {deviation:.1%} (at least {MIN_DEVIATION:.0%})"
+        return Objection(Verdict.BLANK, reason)
     if min(film.width, film.height) < MIN_FILM_SIDE:
         return None
     if (middle := brightness_of_middle(film.pixels)) < MIN_MIDDLE:
@@ -129,6 +130,19 @@ def _objection_to_pixels(film: Radiograph) -> Objection | None:
     if reason := objection_to_levels(film.pixels):
         return Objection(Verdict.GREY_LEVELS, reason)
     return None
+
+
+def _white_of(pixels: Pixels) -> int:
+    """White in as many bits as the film uses: 12-bit values in a 16-bit file deviate as the film itself does.
+
+    One pixel in a thousand may be brighter, as defective ones of a detector are.
+    """
+    if pixels.dtype == np.uint8:
+        return WHITE
+    height, width = pixels.shape
+    step = max(1, height // LOOKED_AT, width // LOOKED_AT)
+    brightest = int(np.quantile(pixels[::step, ::step], 1.0 - DEFECTIVE, method="lower"))
+    return int((1 << max(brightest.bit_length(), WHITE.bit_length())) - 1)
 
 
 def _odd_shape(film: Radiograph) -> str:

@@ -1,0 +1,110 @@
+"""The same film in other grey levels: the same label at every operating point, or a refusal that names the levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import chestxray
+from chestxray.inference.predictor import Predictor, label_at
+from chestxray.schema import Prediction
+from drawing import encoded
+
+Grey = npt.NDArray[np.uint8]
+
+EXAMPLES = Path(chestxray.__file__).parent / "serving" / "page" / "examples"
+ROUNDED = 0.1  # of the probability: what rounding to fewer levels may move, as it moves any film near a threshold
+REAL_FILMS_OF_EACH = 6
+
+
+@pytest.fixture(scope="module")
+def model() -> Predictor:
+    return chestxray.load(threads=1)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> tuple[Grey, ...]:
+    return tuple(grey_of(path) for path in sorted(EXAMPLES.glob("*.jpg")))
+
+
+def grey_of(path: Path) -> Grey:
+    with Image.open(path) as picture:
+        picture.thumbnail((256, 256))
+        return np.asarray(picture.convert("L"))
+
+
+@st.composite
+def other_levels(draw: st.DrawFn, film: Grey) -> npt.NDArray[np.generic]:
+    """A film through a monotone map: window, gain, offset, depth, a defective pixel, or the other way round."""
+    low, high = draw(st.integers(0, 60)), draw(st.integers(195, 255))
+    shown = ((film - float(low)) / (high - low)).clip(0.0, 1.0)
+    gain = draw(st.floats(0.25, 1.0))
+    offset = draw(st.floats(0.0, 1.0)) * (1.0 - gain)
+    bits = draw(st.integers(8, 16))
+    levels = np.rint((gain * shown + offset) * (2**bits - 1))
+    if draw(st.booleans()) and bits < 16:
+        levels[draw(st.integers(0, 9)), draw(st.integers(0, 9))] = 2**16 - 1 if bits > 8 else 255
+    pixels = levels.clip(0, 255).astype(np.uint8) if bits == 8 else levels.astype(np.uint16)
+    return np.iinfo(pixels.dtype).max - pixels if draw(st.integers(0, 5)) == 0 else pixels
+
+
+def assert_stable(model: Predictor, before: Prediction, after: Prediction) -> None:
+    if not after.gate.accepted:
+        assert "its grey levels" in after.gate.reason or "negative of a chest film" in after.gate.reason
+        return
+    assert before.probability is not None
+    assert after.probability is not None
+    for point in model.info.operating_points:
+        if abs(before.probability - point.threshold) > ROUNDED:
+            assert label_at(point, after.probability) == label_at(point, before.probability), point.name
+
+
+@given(data=st.data())
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+def test_any_map_of_grey_levels_leaves_the_label_or_is_refused_by_name(
+    model: Predictor, drawn: Sequence[Grey], data: st.DataObject
+) -> None:
+    film = data.draw(st.sampled_from(drawn))
+    other = data.draw(other_levels(film))
+    assert_stable(model, model(encoded(film)), model(encoded(other)))
+
+
+@pytest.mark.real_films
+@given(data=st.data())
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+def test_and_so_it_is_with_real_films(model: Predictor, real_films: Path, data: st.DataObject) -> None:
+    paths = [
+        path
+        for name in ("NORMAL", "PNEUMONIA")
+        for path in sorted((real_films / "chest_xray" / "train" / name).iterdir())[:REAL_FILMS_OF_EACH]
+    ]
+    film = grey_of(data.draw(st.sampled_from(paths)))
+    other = data.draw(other_levels(film))
+    before = model(encoded(film))
+    assert before.gate.accepted
+    assert_stable(model, before, model(encoded(other)))
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_values_of_fewer_bits_in_16_are_stretched_and_answered_as_the_film(
+    model: Predictor, drawn: Sequence[Grey], bits: int
+) -> None:
+    for film in drawn:
+        deep = np.rint(film / 255 * (2**bits - 1)).astype(np.uint16)
+        answer = model(encoded(deep))
+        assert answer.gate.accepted, answer.gate.reason
+        assert answer.probability == pytest.approx(model(encoded(film)).probability, abs=0.05)
+
+
+def test_an_empty_exposure_of_any_depth_is_refused(model: Predictor) -> None:
+    noise = np.random.default_rng(3).normal(size=(256, 256))
+    for bits in (10, 12, 16):
+        empty = (2 ** (bits - 1) + noise * 2**bits / 250).astype(np.uint16)
+        assert model(encoded(empty)).gate.reason.startswith("its grey levels are almost uniform")
