@@ -174,6 +174,7 @@ def export(
     compact: bool = False,
     refuse: Sequence[str] = (),
     pack: Place | None = None,
+    notes: Sequence[str] = (),
 ) -> BundleInfo:
     """Turn a training run into a bundle, or several runs on one pack into a bundle that answers with their mean.
 
@@ -184,6 +185,7 @@ def export(
         compact: weights in 16 bits, and no second copy of them to train on with.
         refuse: sources of pictures that the bundle must not answer, each a place or ``WORDS=PLACE``.
         pack: that the runs were trained on; needed with ``refuse``.
+        notes: what was measured elsewhere, in sentences, for the model card.
 
     Raises: as ``training.export.export_run``.
     """
@@ -198,6 +200,7 @@ def export(
         compact=compact,
         refuse=refuse,
         pack=Path(pack) if pack else None,
+        notes=notes,
     )
 
 

@@ -192,6 +192,10 @@ def test_a_leak_is_told_in_metrics_and_card(bundle: Bundle, run_folder: Path) ->
     metrics = validation_metrics(table, Trained.read([run_folder]).stress, bundle.info, "films were drawn by film")
     assert metrics["cautions"][0] == "films were drawn by film"
     assert "- films were drawn by film\n" in model_card(bundle.info, [run], metrics)
+    assert "Measured elsewhere" not in model_card(bundle.info, [run], metrics)
+    assert "## Measured elsewhere\n\n- AUROC 0.9 there\n" in model_card(
+        bundle.info, [run], metrics, ["AUROC 0.9 there"]
+    )
 
 
 def test_the_card_says_what_it_is_for_and_what_it_is_not(bundle: Bundle) -> None:
@@ -199,9 +203,11 @@ def test_the_card_says_what_it_is_for_and_what_it_is_not(bundle: Bundle) -> None
     front, body = card.removeprefix("---\n").split("\n---\n", 1)
     assert "license: apache-2.0" in front
     assert "model_name: small" in front
-    assert bundle.info.notice in body
-    assert bundle.info.intended_use in body
+    assert body.count(bundle.info.notice) == 1
+    assert bundle.info.intended_use.replace(bundle.info.notice, "").strip() in body
+    assert "| intended | not intended |" in body
     assert bundle.info.training_data in body
+    assert "| clean (" not in body  # the figures of the films as they are stand once
     assert "30 films with pneumonia and 30 normal ones" in body
     assert "{" not in body
     assert all(f"| {shift.name} ({shift.what}) |" in body for shift in SHIFTS)

@@ -204,6 +204,9 @@ def blend(console: Console, runs: tuple[Path, ...], pack: Path, out: Path, devic
 @click.option("--compact", is_flag=True, help="Weights in 16 bits, and no second copy of them to train on with.")
 @refuse_option
 @click.option("--pack", type=FOLDER, default=None, help="The pack that the runs were trained on; needed with --refuse.")
+@click.option(
+    "--note", "notes", multiple=True, help="A sentence for the model card on what was measured elsewhere; repeatable."
+)
 @json_option
 def export(
     console: Console,
@@ -213,6 +216,7 @@ def export(
     compact: bool,  # noqa: FBT001 - click names it
     refuse: tuple[str, ...],
     pack: Path | None,
+    notes: tuple[str, ...],
 ) -> None:
     """Turn a training run into a bundle, or several into one.
 
@@ -223,7 +227,7 @@ def export(
     """
     from chestxray import api
 
-    info = api.export(runs, out, name, compact=compact, refuse=refuse, pack=pack)
+    info = api.export(runs, out, name, compact=compact, refuse=refuse, pack=pack, notes=notes)
     console.result({"bundle": out, **plain(info)}, bundle_text(out, info))
 
 

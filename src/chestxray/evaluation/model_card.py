@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from chestxray.evaluation.robustness import CLEAN
 from chestxray.inference.ood import WORDS, OODDetector, Share
 from chestxray.metrics.calibration import Calibration, brier_score, calibrated, expected_calibration_error
 from chestxray.metrics.intervals import Interval, delong_interval, wilson_interval
@@ -121,6 +122,7 @@ def _under_shifts(stress: Mapping[str, Any] | None) -> str:
         f"| {row['shift']} ({row['what']}) | {_with_interval(row['auroc'])} | "
         f"{_with_interval(row['sensitivity'])} | {_with_interval(row['specificity'])} |"
         for row in stress["rows"]
+        if row["shift"] != CLEAN  # stands above
     )
     return f"""
 ### The same films under shifts

@@ -133,13 +133,22 @@ _TEMPLATE: Final = """\
 
 ## What it is
 
-`{network}`: {description}. {parameters:,} parameters. Input: a greyscale film of {height} x {width} pixels
+`{network}`: {description} ({parameters:,}). Input: a greyscale film of {height} x {width} pixels
 (height x width; resize policy `{resize}`), which the bundle's own preprocessing makes from a JPEG or PNG file.
 Output: the calibrated probability of pneumonia, and a map of where the evidence lies.
 
 ## Intended use
 
 {intended_use}
+
+| intended | not intended |
+|---|---|
+| research, teaching, comparison of methods | diagnosis, triage, or any decision about a patient |
+| telling pneumonia from normal | any other finding: effusions, fractures, tumours, tuberculosis |
+| frontal films, antero-posterior or postero-anterior | lateral and oblique views, slices, other parts of the body |
+| {ages} | younger and older patients |
+| films as a machine stored them (DICOM, PNG, JPEG) | photographs of films, screenshots, two films on one picture |
+| a hospital where it was evaluated on films of its own | a hospital where nobody measured it |
 
 ## What it refuses
 
@@ -148,7 +157,6 @@ Besides files that are no plain film (coloured, blank, too small, of another mod
 
 ## Limits
 
-- It answers "pneumonia or normal" and knows no third thing: every other finding is outside of what it learnt.
 - It was trained on one data set. Films of other hospitals, devices, ages or views may be classified wrongly, and
   confidently so. Evaluate it on films of your own before believing any figure.
 - The map shows what moved this network's answer. It does not outline a lesion.
@@ -162,21 +170,25 @@ may be done with these weights; the licence above is that of the software and of
 can be given.
 
 {figures}
-
+{elsewhere}
 ## How it was made
 
 {made}, by chestxray {version} on {device}.
 """
 
 
-def model_card(bundle: BundleInfo, runs: Sequence[RunInfo], metrics: Mapping[str, Any]) -> str:
+def model_card(
+    bundle: BundleInfo, runs: Sequence[RunInfo], metrics: Mapping[str, Any], notes: Sequence[str] = ()
+) -> str:
     """The card as Markdown with YAML front matter.
 
     Args:
         bundle: the description; its hashes are not needed.
         runs: finished runs on one pack, whose networks answer as one.
         metrics: as ``summary.measured_where_chosen`` makes them, and "gate" as ``model_card.gate_figures`` does.
+        notes: what was measured elsewhere, in sentences.
     """
+    ages = f"patients of {ages_in_words(bundle.intended_ages)}" if bundle.intended_ages else "patients like those below"
     return _TEMPLATE.format(
         header=header(bundle.name, metrics, bundle.default_operating_point),
         name=bundle.name,
@@ -187,7 +199,9 @@ def model_card(bundle: BundleInfo, runs: Sequence[RunInfo], metrics: Mapping[str
         height=bundle.preprocessing.height,
         width=bundle.preprocessing.width,
         resize=bundle.preprocessing.resize.value,
-        intended_use=bundle.intended_use,
+        intended_use=bundle.intended_use.replace(bundle.notice, "").strip(),
+        ages=ages,
+        elsewhere="\n".join(["", "## Measured elsewhere", "", *(f"- {note}" for note in notes), ""]) if notes else "",
         refuses=_refuses(bundle, metrics.get("gate")),
         counts=_counts(metrics.get("gate")),
         training_films=runs[0].training_films,
@@ -255,6 +269,7 @@ def export_run(
     compact: bool = False,
     refuse: Sequence[str] = (),
     pack: Path | None = None,
+    notes: Sequence[str] = (),
 ) -> BundleInfo:
     """Make a bundle of a run's best epoch, or of several runs' that answer as one.
 
@@ -270,6 +285,7 @@ def export_run(
         refuse: pictures that the bundle must not answer, as ``ood_fit.pictures_to_refuse`` reads them; the gate is then
             fitted anew, to them and to the films of the pack.
         pack: that the run was trained on; needed with ``refuse``.
+        notes: what was measured elsewhere, in sentences, for the card.
 
     Raises:
         SourceInvalid: nothing to refuse can be read.
@@ -289,7 +305,7 @@ def export_run(
         files = {
             **({GRAPH: in_half_precision(graph)} if compact else {GRAPH: graph, WEIGHTS: to_bytes(trained.weights)}),
             METRICS: (json.dumps(metrics, indent=2) + "\n").encode(),
-            CARD: model_card(bundle, trained.infos, metrics).encode(),
+            CARD: model_card(bundle, trained.infos, metrics, notes).encode(),
             GATE: gate,
             TRAINING_FILMS: read_checked(run / TRAINING_FILMS, info.files[TRAINING_FILMS]),
         }
