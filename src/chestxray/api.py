@@ -16,6 +16,7 @@ from chestxray.progress import SILENT, Log, ProgressCallback, Reporter, no_log, 
 from chestxray.schema import Resize
 
 if TYPE_CHECKING:
+    from chestxray.data.collect import CollectSettings
     from chestxray.diagnosis import Diagnosis
     from chestxray.evaluation.assessment import Assessment
     from chestxray.evaluation.calibrate import Recalibrated
@@ -220,6 +221,7 @@ def evaluate(
     workers: int | None = None,
     command: str = "",
     reporter: Reporter = SILENT,
+    settings: CollectSettings | None = None,
 ) -> Assessment:
     """Measure a bundle on labelled films, each figure with its count and its 95% interval, and write the report.
 
@@ -234,11 +236,12 @@ def evaluate(
         stress: evaluate the films under sixteen shifts as well.
         workers: processes that read films; by default one a core.
         command: what the user did, for the report.
-        narrator: told about progress.
+        reporter: told about progress.
+        settings: how a source that is no manifest is read, as ``collect`` takes it.
 
     Raises: as ``evaluation.evaluate.evaluate_bundle``; SourceInvalid, ManifestInvalid.
     """
-    from chestxray.data.collect import films_of
+    from chestxray.data.collect import CollectSettings, films_of
     from chestxray.data.patients import about_patients
     from chestxray.evaluation.evaluate import EvaluationSettings, evaluate_bundle
     from chestxray.evaluation.report import require_report_extra
@@ -247,11 +250,11 @@ def evaluate(
     if threshold is not None and (against is None or not Path(against).is_file()):
         raise UsageError("--threshold is for a table of scores; a bundle brings its operating points")
     other = None if against is None else str(against)
-    settings = EvaluationSettings(split, other, threshold, conformal, command, workers, stress)
-    films = films_of(source, log=reporter.log)
+    films = films_of(source, settings=settings or CollectSettings(), log=reporter.log)
     for line in about_patients([film for film in films if film.label and split in {None, film.split}]):
         reporter.log(line)
-    return evaluate_bundle(folder_of(bundle), films, Path(source), Path(out), reporter, settings)
+    wanted = EvaluationSettings(split, other, threshold, conformal, command, workers, stress)
+    return evaluate_bundle(folder_of(bundle), films, Path(source), Path(out), reporter, wanted)
 
 
 def evaluate_scores(
@@ -300,7 +303,7 @@ def calibrate(
         out: the new bundle's folder.
         split: the split of a manifest to use; by default every film.
         workers: processes that read films; by default one a core.
-        narrator: told about progress.
+        reporter: told about progress.
 
     Raises: as ``evaluation.calibrate.calibrate_bundle``; SourceInvalid, ManifestInvalid.
     """
@@ -412,6 +415,7 @@ def batch(
     workers: int | None = None,
     verify_key: Place | None = None,
     require_age: bool = False,
+    settings: CollectSettings | None = None,
 ) -> BatchResult:
     """Classify every film of a source and write one row a film; killed, the same call goes on where it stood.
 
@@ -424,12 +428,13 @@ def batch(
         on_progress: called with (films done, films in all).
         workers: processes; by default one a core.
         verify_key, require_age: as for ``load``.
+        settings: how a source that is no manifest is read, as ``collect`` takes it.
 
     Raises:
         SourceInvalid: there is no film, or none of them could be classified; then the table says why, film by film.
         UsageError: no such engine; and what ``inference.batch.run_batch`` raises.
     """
-    from chestxray.data.collect import films_of
+    from chestxray.data.collect import CollectSettings, films_of
     from chestxray.inference.batch import REFUSED, predict_groups, run_batch
     from chestxray.inference.ray import predict_groups_on_ray
 
@@ -438,7 +443,7 @@ def batch(
         raise UsageError(f"there is no engine {engine!r}; there are {', '.join(engines)}")
     result = run_batch(
         _opened(bundle, verify_key),
-        films_of(source, labels_needed=False),
+        films_of(source, labels_needed=False, settings=settings or CollectSettings()),
         Path(out),
         operating_point=operating_point,
         engine=engines[engine],

@@ -142,7 +142,7 @@ def run(
         source: a folder of films, or whatever else ``collect`` takes; None draws synthetic films first.
         out: the folder; outputs of an earlier run there are replaced.
         settings: everything else.
-        narrator: told about progress.
+        reporter: told about progress.
         teller: told the results as they come.
 
     Raises: what the stages raise.

@@ -50,3 +50,8 @@ class SilentReporter:
 
 
 SILENT: Final = SilentReporter()
+
+
+def said(count: int, one: str, many: str) -> str:
+    """A count with its words: ``said(1, "file is no film", "files are no films")``."""
+    return f"{count:,} {one if count == 1 else many}"

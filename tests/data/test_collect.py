@@ -161,7 +161,7 @@ def test_a_table_gives_label_patient_split_and_keeps_its_further_columns(tmp_pat
         ("path,label\na.png,tumour\n", "line 2: the label is 'tumour'"),
         ("path,label,split\na.png,normal,left\n", "line 2: the split is 'left'"),
         ("path,label\n,normal\n", "line 2: the path is empty"),
-        ("path,label\ngone.png,normal\n", "none of its 1 films exists"),
+        ("path,label\ngone.png,normal\n", "its film does not exist"),
         ("path,label\n", "holds no film"),
         ('path,label\n"a.png,normal\n', "cannot be read as a table"),
         ("path,label\n\x81", "cannot be read as a table"),

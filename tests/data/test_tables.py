@@ -90,7 +90,7 @@ def test_what_a_table_leaves_without_a_label_is_counted(films: Path) -> None:
     (films / "table.csv").write_text(CHEXPERT)
     notes = " ".join(survey(films / "table.csv").notes)
     assert "1 uncertain" in notes
-    assert "1 lateral films are left out" in notes
+    assert "1 lateral film is left out" in notes
     (films / "table.csv").write_text(VINDR)
     assert "1 normal and not normal at once" in " ".join(survey(films / "table.csv").notes)
 
@@ -302,16 +302,16 @@ def test_films_that_are_missing_are_counted_and_never_exchanged_for_others(films
     (films / "table.csv").write_text("path,label\nimg/n0.png,0\nimg/gone.png,1\n")
     found = survey(films / "table.csv")
     assert [film.path for film in found.films] == [str(films / "img/n0.png"), str(films / "img/gone.png")]
-    assert "1 of 2 films of table.csv do not exist, img/gone.png for one" in " ".join(found.notes)
+    assert "1 of 2 films of table.csv does not exist, img/gone.png for one" in " ".join(found.notes)
     write_film(films / "img2" / "n0.png", 8)
     (films / "table.csv").write_text("path,label\nn0.png,0\np0.png,1\n")
-    assert "names are there more than once, n0.png" in " ".join(survey(films / "table.csv").notes)
+    assert "name is there more than once: n0.png" in " ".join(survey(films / "table.csv").notes)
 
 
 def test_a_film_under_two_labels_is_told_about_and_becomes_conflicting(films: Path) -> None:
     (films / "table.csv").write_text("path,label\nimg/n0.png,0\nimg/n0.png,1\nimg/p0.png,1\nimg/p0.png,1\n")
     found = survey(films / "table.csv")
-    assert "1 films stand under two labels, img/n0.png in lines 2, 3" in " ".join(found.notes)
+    assert "1 film stands under two labels, img/n0.png in lines 2, 3" in " ".join(found.notes)
     assert [film.verdict for film in clean(found.films)] == ["conflicting", "conflicting", "accepted"]
 
 

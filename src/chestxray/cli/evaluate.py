@@ -12,13 +12,15 @@ import click
 
 from chestxray.cli.console import Console, plain, table
 from chestxray.cli.model import bundle_text
-from chestxray.cli.options import FILE, FOLDER, PATH, json_option, out_option, workers_option
+from chestxray.cli.options import FILE, FOLDER, PATH, collect_options, json_option, out_option, workers_option
 from chestxray.errors import UsageError
 from chestxray.schema import Split
 
 if TYPE_CHECKING:
+    from chestxray.data.collect import CollectSettings
     from chestxray.evaluation.assessment import Assessment
     from chestxray.evaluation.calibrate import Recalibrated
+    from chestxray.evaluation.refuse_check import RefusalCheck, RefusedKind
     from chestxray.evaluation.robustness import Stress
     from chestxray.metrics.comparison import Comparison
     from chestxray.metrics.intervals import Measure
@@ -30,7 +32,14 @@ _SPLITS: Final = click.Choice([split.value for split in Split])
 @click.command()
 @click.argument("bundle", type=FOLDER, required=False)
 @click.argument("source", type=PATH, required=False)
-@out_option("The folder for the report (HTML, JSON, CSV, figures).", folder=True)
+@click.option("--out", type=FOLDER, default=None, help="The folder for the report (HTML, JSON, CSV, figures).")
+@click.option(
+    "--refuse-check",
+    metavar="SOURCE",
+    default=None,
+    help="Only say how many films of SOURCE the bundle refuses, and why, by kind, with intervals; labels are not "
+    'needed. SOURCE is whatever "collect" takes. Without BUNDLE, that of the package.',
+)
 @click.option(
     "--scores",
     type=FILE,
@@ -64,13 +73,15 @@ _SPLITS: Final = click.Choice([split.value for split in Split])
     help="The split of a manifest, or of a table, to evaluate on. [default: test where there is one, else all films]",
 )
 @click.option("--stress", is_flag=True, help="Evaluate the films under 16 shifts as well; takes 17 times as long.")
+@collect_options
 @workers_option
 @json_option
 def evaluate(
     console: Console,
     bundle: Path | None,
     source: Path | None,
-    out: Path,
+    out: Path | None,
+    refuse_check: str | None,
     scores: Path | None,
     against: str | None,
     threshold: float | None,
@@ -78,6 +89,7 @@ def evaluate(
     split: str | None,
     stress: bool,  # noqa: FBT001 - click passes it by name
     workers: int | None,
+    settings: CollectSettings,
 ) -> None:
     """Measure a bundle on labelled films, or any model by its scores.
 
@@ -88,6 +100,15 @@ def evaluate(
     """
     from chestxray import api
 
+    if refuse_check is not None:
+        if source is not None or scores is not None or out is not None:
+            raise UsageError(
+                "--refuse-check prints what is refused of its own SOURCE: give it BUNDLE alone, or nothing"
+            )
+        _check_refusals(console, bundle, refuse_check, settings, workers)
+        return
+    if out is None:
+        raise click.UsageError("Missing option '--out'.")
     if scores is not None:
         if stress:
             raise UsageError("--stress shifts films, and --scores gives none. Give BUNDLE and SOURCE")
@@ -116,11 +137,42 @@ def evaluate(
             workers=workers,
             command=command_line(),
             reporter=console,
+            settings=settings,
         )
     console.result(
         {"report": out / "index.html", "assessment": assessment.to_json()},
         f"{assessment_text(assessment)}\nreport: {out / 'index.html'}",
     )
+
+
+def _check_refusals(
+    console: Console, bundle: Path | None, source: str, settings: CollectSettings, workers: int | None
+) -> None:
+    from chestxray import api
+    from chestxray.data.collect import films_of
+    from chestxray.evaluation.refuse_check import check_refusals
+    from chestxray.inference.bundle import DEFAULT
+
+    predictor = api.load(bundle or DEFAULT, threads=1)
+    films = tuple(films_of(source, labels_needed=False, settings=settings, log=console.log))
+    with console.progress("Classifying") as move:
+        check = check_refusals(predictor, films, on_progress=move, workers=workers)
+    console.result(check.to_json(), refusal_check_text(check))
+
+
+def refusal_check_text(check: RefusalCheck) -> str:
+    """How many films are refused, by kind and by label, each with its interval and an example."""
+    rows: list[tuple[str, ...]] = [("refused because", "films", "share", "95% interval", "for example")]
+    rows += [(*_share_cells(kind), kind.example) for kind in (*check.kinds, check.refused)]
+    parts = [f"{check.refused.films:,} of {check.films:,} films are refused by {check.model}", table(rows)]
+    if check.by_label:
+        head = ("label", "refused", "share", "95% interval")
+        parts.append(table([head, *(_share_cells(label) for label in check.by_label)]))
+    return "\n".join(parts)
+
+
+def _share_cells(row: RefusedKind) -> tuple[str, ...]:
+    return row.kind, f"{row.films:,}", f"{row.share:.1%}", f"{row.low:.1%} to {row.high:.1%}"
 
 
 @click.command()

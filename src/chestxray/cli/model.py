@@ -19,6 +19,7 @@ from chestxray.cli.options import (
     FOLDER,
     Command,
     bundle_option,
+    collect_options,
     endpoint_option,
     json_option,
     out_option,
@@ -32,6 +33,7 @@ from chestxray.inference.bundle import folder_of
 from chestxray.schema import NOTICE, BundleInfo
 
 if TYPE_CHECKING:
+    from chestxray.data.collect import CollectSettings
     from chestxray.training.record import EpochRecord
 
 
@@ -405,6 +407,7 @@ def _answer_line(answer: dict[str, Any]) -> str:
     show_default=True,
     help="Who classifies: processes of this machine, or Ray Data (extra ray), on the cluster of $RAY_ADDRESS if any.",
 )
+@collect_options
 @workers_option
 @endpoint_option
 @json_option
@@ -418,6 +421,7 @@ def batch(
     operating_point: str | None,
     engine: str,
     workers: int | None,
+    settings: CollectSettings,
 ) -> None:
     """Classify every film of a source, one row a film.
 
@@ -440,6 +444,7 @@ def batch(
             workers=workers,
             verify_key=verify_key,
             require_age=require_age,
+            settings=settings,
         )
     summary = ", ".join(f"{count:,} {call}" for call, count in result.calls.items())
     known = result.films - result.predicted

@@ -20,7 +20,7 @@ from chestxray.data.patients import patient_in, pattern_of, without_nobody, writ
 from chestxray.data.sources import FILM_ENDINGS, Listed, files_below, is_archive, split_path
 from chestxray.data.tables import TABLE_ENDINGS, Entry, Resolver, columns_of, is_table, read_listing
 from chestxray.errors import SourceInvalid
-from chestxray.progress import Log, warn
+from chestxray.progress import Log, said, warn
 from chestxray.schema import VERSION_COLUMN, Film, Label, read_manifest
 
 METADATA: Final = frozenset({"metadata.csv", "metadata.jsonl"})  # beside films, as the hub's data sets have them
@@ -283,25 +283,29 @@ def _rows_of_table(source: Path, rules: _Rules) -> tuple[tuple[Film, ...], list[
         films += [_film_of_entry(entry, path, rules) for path in paths or _absent(entry, base)]
     if missing and len(missing) == len(listing.entries):
         where = "" if rules.root else ". Say which folder the paths begin in: --root FOLDER"
-        raise SourceInvalid(
-            f"{source}: none of its {len(missing):,} films exists; the first is {base / missing[0]}"
-            f"{_ambiguous(resolver)}{where}"
+        none = (
+            "its film does not exist: it"
+            if len(missing) == 1
+            else f"none of its {len(missing):,} films exists; the first"
         )
+        raise SourceInvalid(f"{source}: {none} is {base / missing[0]}{_ambiguous(resolver)}{where}")
     notes = list(listing.notes)
     if missing:
         notes.append(
-            f"Beware: {len(missing):,} of {len(listing.entries):,} films of {source.name} do not exist, "
-            f"{missing[0]} for one{_ambiguous(resolver)}"
+            f"Beware: {len(missing):,} of {len(listing.entries):,} films of {source.name} "
+            f"{'does' if len(missing) == 1 else 'do'} not exist, {missing[0]} for one{_ambiguous(resolver)}"
         )
     if resolver.searched:
-        notes.append(f"{resolver.searched:,} films were found by their name alone below {base}")
+        found = said(resolver.searched, "film was found by its name", "films were found by their name")
+        notes.append(f"{found} alone below {base}")
     return tuple(films), notes
 
 
 def _ambiguous(resolver: Resolver) -> str:
     if not resolver.ambiguous:
         return ""
-    return f" ({len(resolver.ambiguous):,} names are there more than once, {resolver.ambiguous[0]} for one)"
+    names = said(len(resolver.ambiguous), "name is there more than once:", "names are there more than once, such as")
+    return f" ({names} {resolver.ambiguous[0]})"
 
 
 def _paths_of(entry: Entry, base: Path, resolver: Resolver) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from chestxray.errors import UsageError
+from chestxray.progress import said
 from chestxray.schema import PATIENTS_UNKNOWN, Film
 
 # What stands in a column or a DICOM header where the id was taken out, in lower case without marks.
@@ -56,21 +57,22 @@ def without_nobody(films: Sequence[Film]) -> tuple[tuple[Film, ...], str]:
         return tuple(films), ""
     count = sum(film.patient_id in nobody for film in films)
     cleared = tuple(dataclasses.replace(film, patient_id="") if film.patient_id in nobody else film for film in films)
-    return cleared, f"{count:,} films have a patient id that names nobody ({_listed(nobody)}): taken for unknown"
+    films_have = said(count, "film has a patient id", "films have a patient id")
+    return cleared, f"{films_have} that names nobody ({_listed(nobody)}): taken for unknown"
 
 
 def about_patients(films: Sequence[Film]) -> list[str]:
     """What a user must know of the patients of some films: that they are unknown, or written in several ways."""
     unknown = sum(not film.patient_id for film in films)
-    said = []
+    told = []
     if films and unknown == len(films):
-        said.append(
+        told.append(
             f"Beware: {PATIENTS_UNKNOWN}. Give a column patient_id, or read them from the names with "
             '"chestxray collect --patient-pattern"'
         )
     elif unknown:
-        said.append(f"Beware: patients unknown for {unknown:,} of {len(films):,} films: each counts as its own")
-    return said + written_in_several_ways(films)
+        told.append(f"Beware: patients unknown for {unknown:,} of {len(films):,} films: each counts as its own")
+    return told + written_in_several_ways(films)
 
 
 def written_in_several_ways(films: Iterable[Film]) -> list[str]:
@@ -83,11 +85,12 @@ def written_in_several_ways(films: Iterable[Film]) -> list[str]:
     if not several:
         return []
     examples = "; ".join(" and ".join(ids) for ids in several[:_NAMED])
-    said = (
-        f"Beware: {len(several):,} patient ids are written in several ways ({examples}): kept on one split when "
-        "splits are drawn, and counted as different patients otherwise. Write each id in one way"
+    ids_are = said(len(several), "patient id is", "patient ids are")
+    told = (
+        f"Beware: {ids_are} written in several ways ({examples}): kept on one split when splits are drawn, and counted "
+        "as different patients otherwise. Write each id in one way"
     )
-    return [said]
+    return [told]
 
 
 def pattern_of(text: str) -> re.Pattern[str]:

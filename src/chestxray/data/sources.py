@@ -27,6 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final, Protocol
 
 from chestxray.errors import MissingExtra, SourceInvalid
+from chestxray.progress import said
 from chestxray.schema import Film
 
 FILM_ENDINGS: Final = frozenset(
@@ -70,11 +71,13 @@ class Listed:
         if kinds:
             named = ", ".join(f"{count:,} {kind}" for kind, count in kinds[:_KINDS_NAMED])
             rest = sum(count for _, count in kinds[_KINDS_NAMED:])
-            yield f"{len(self.others):,} files are no films: {named}" + (f", {rest:,} of other kinds" if rest else "")
+            left = said(len(self.others), "file is no film", "files are no films")
+            yield f"{left}: {named}" + (f", {rest:,} of other kinds" if rest else "")
         if self.hidden:
-            yield f"{self.hidden:,} hidden files are passed over"
+            yield said(self.hidden, "hidden file is passed over", "hidden files are passed over")
         if self.masks:
-            yield f"{self.masks:,} files in folders of masks beside folders of images are left out"
+            where = "in folders of masks beside folders of images"
+            yield said(self.masks, f"file {where} is left out", f"files {where} are left out")
 
 
 def _sorted_out(found: Iterable[tuple[str, tuple[str, ...], Callable[[], bytes]]]) -> Listed:

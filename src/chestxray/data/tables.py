@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from chestxray.data.labels import CAUSES, LABEL_WORDS, SPLIT_WORDS, LabelWords, Meaning, Said, in_one_form
 from chestxray.errors import MissingExtra, SourceInvalid, UsageError
+from chestxray.progress import said
 from chestxray.schema import FILM_COLUMNS, VERSION_COLUMN, Label
 
 TEXT_ENDINGS: Final = frozenset({".csv", ".tsv", ".tab"})
@@ -249,11 +250,11 @@ def read_listing(path: Path, words: LabelWords, columns: Mapping[str, str] | Non
         raise SourceInvalid(_about_unknown(path, unknown, first_unknown))
     merged, notes = _merged(entries, boxes=not _BOXES.isdisjoint(map(_key, names)))
     told = [f"{path.name} is read as {form.name}" if form.name else ""]
-    told.append(f"{laterals:,} lateral films are left out" if laterals else "")
-    said = Counter(entry.said for entry in merged if entry.said)
+    told.append(said(laterals, "lateral film is left out", "lateral films are left out") if laterals else "")
+    reasons = Counter(entry.said for entry in merged if entry.said)
     told.append(
-        "films without a label: " + ", ".join(f"{count:,} {reason}" for reason, count in said.most_common())
-        if said
+        "films without a label: " + ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+        if reasons
         else ""
     )
     return Listing(tuple(merged), roles, tuple(filter(None, [*told, *notes])))
@@ -459,12 +460,12 @@ def _merged(entries: Sequence[Entry], *, boxes: bool) -> tuple[list[Entry], list
             merged += [next(row for row in rows if row.label == label) for label in sorted(labels - {""})]
         else:
             merged.append(_one(rows))
-    notes = [f"{again:,} rows tell of a film again"] if again else []
+    notes = [said(again, "row tells of a film again", "rows tell of a film again")] if again else []
     if contradictions:
         rows = contradictions[0]
         notes.append(
-            f"Beware: {len(contradictions):,} films stand under two labels, {rows[0].places[0]} in lines "
-            f"{', '.join(str(row.line) for row in rows[:_NAMED])} for one; clean will mark them as conflicting"
+            f"Beware: {said(len(contradictions), 'film stands', 'films stand')} under two labels, {rows[0].places[0]} "
+            f"in lines {', '.join(str(row.line) for row in rows[:_NAMED])} for one; clean will mark them as conflicting"
         )
     return merged, notes
 

@@ -1,0 +1,141 @@
+"""How much of somebody's films a bundle refuses, and why: labels are not needed.
+
+films -> predictions -> kinds of refusal, each with its count and its 95% interval
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from chestxray.errors import SourceInvalid
+from chestxray.inference.batch import ScoredFilm, score_films
+from chestxray.inference.predictor import Predictor
+from chestxray.metrics.intervals import wilson_interval
+from chestxray.progress import ProgressCallback, no_progress
+from chestxray.schema import Film
+
+UNREADABLE: Final = "cannot be read as a film"
+
+# How a reason begins, or what stands in it, and the kind that it belongs to; the first that fits decides.
+_KINDS: Final = (
+    (r"it looks like a chest film (turned|that stands)", "a film that was turned"),
+    (r"it looks like the negative|its grey levels are those of a negative", "a negative"),
+    (r"it does not look like a frontal chest film, but like ([^(]+?) \(score", r"\1"),
+    (r"it does not look like a frontal chest film", "unlike the training films"),
+    (r"its file gives an age", "another age, by its file"),
+    (r"its file states no age", "no age in its file"),
+    (r"its file names the modality", "another modality, by its file"),
+    (r"its file names the body part", "another body part, by its file"),
+    (r"its file names |its rows and columns run", "another view, by its file"),
+    (r"its grey levels are almost uniform", "almost uniform"),
+    (r"its grey levels", "grey levels cut off or too few"),
+    (r"[\d.]+% of its pixels are coloured", "coloured"),
+    (r"\d+ x \d+ pixels; each side", "too small"),
+    (r"\d+ x \d+ pixels; a chest film", "too long and narrow"),
+)
+
+
+def kind_of_refusal(reason: str) -> str:
+    """The kind that a refusal's reason belongs to; what no rule of the gate said could not be read."""
+    for pattern, kind in _KINDS:
+        if found := re.match(pattern, reason):
+            return found.expand(kind)
+    return UNREADABLE
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedKind:
+    """One kind of refusal.
+
+    Attributes:
+        kind: in words.
+        films: how many were refused for it.
+        share: of all films, 0 to 1, with the ends of its 95% interval (Wilson).
+        example: the first film, and the whole reason.
+    """
+
+    kind: str
+    films: int
+    share: float
+    low: float
+    high: float
+    example: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalCheck:
+    """What a bundle refuses of a source.
+
+    Attributes:
+        model: the bundle's name.
+        films: that were looked at.
+        refused: all that got no answer, as one kind; its example is empty where there is none.
+        kinds: the most frequent first.
+        by_label: the same as ``refused`` for each label that the source gives.
+    """
+
+    model: str
+    films: int
+    refused: RefusedKind
+    kinds: tuple[RefusedKind, ...]
+    by_label: tuple[RefusedKind, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return dataclasses.asdict(self)
+
+
+def check_refusals(
+    predictor: Predictor,
+    films: Sequence[Film],
+    *,
+    on_progress: ProgressCallback = no_progress,
+    workers: int | None = None,
+) -> RefusalCheck:
+    """Classify films and count what is refused.
+
+    Args:
+        predictor: of the bundle.
+        films: any, labelled or not; at least one.
+        on_progress: called with (done, total).
+        workers: processes that read films; by default one a core.
+
+    Raises: SourceInvalid, where there is no film; BundleInvalid.
+    """
+    if not films:
+        raise SourceInvalid("there is no film to be refused or answered")
+    return counted(predictor.info.name, score_films(predictor, films, on_progress=on_progress, workers=workers))
+
+
+def counted(model: str, scored: Iterable[ScoredFilm]) -> RefusalCheck:
+    """Count refusals by kind and by label."""
+    films, labels, counts, of_label = 0, Counter[str](), Counter[str](), Counter[str]()
+    examples: dict[str, tuple[str, str]] = {}
+    for row in scored:
+        films += 1
+        labels[row.film.label] += 1
+        gate = row.prediction.gate
+        if gate.accepted:
+            continue
+        kind = kind_of_refusal(gate.reason)
+        counts[kind] += 1
+        of_label[row.film.label] += 1
+        examples.setdefault(kind, (row.film.path, gate.reason))
+
+    def row_of(kind: str, refused: int, of: int, example: tuple[str, str] = ("", "")) -> RefusedKind:
+        interval = wilson_interval(refused, of)
+        return RefusedKind(kind, refused, refused / of, interval.low, interval.high, *example)
+
+    return RefusalCheck(
+        model,
+        films,
+        row_of("all refused", counts.total(), films, next(iter(examples.values()), ("", ""))),
+        tuple(row_of(kind, count, films, examples[kind]) for kind, count in counts.most_common()),
+        tuple(row_of(label, of_label[label], of) for label, of in sorted(labels.items()) if label),
+    )
