@@ -235,7 +235,7 @@ def test_run_leaves_what_its_stages_leave_and_says_what_it_measured(films: Path,
     result = chestxray.run(films, str(out), chestxray.RunSettings(recipe, workers=1))
     assert (result.bundle, result.report) == (out / "bundle", out / "report" / "index.html")
     assert json.loads((out / "report" / "report.json").read_text())["assessment"] == result.assessment.to_json()
-    assert list(result.seconds) == ["collect", "clean", "split", "pack", "train", "export", "evaluate"]
+    assert list(result.seconds) == ["collect", "clean", "split", "audit", "pack", "train", "export", "evaluate"]
     assert chestxray.Pack.open(str(out / "pack")).images.shape[1:] == (112, 160)  # the network's own size
 
 

@@ -1,6 +1,6 @@
 """Several stages in a row: what ``run`` does, as a function.
 
-source -> manifest.csv -> clean.csv -> split.csv -> pack -> training -> bundle -> scores.csv -> report
+source -> manifest.csv -> clean.csv -> split.csv (and audit) -> pack -> training -> bundle -> scores.csv -> report
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from chestxray.data.audit import Audit, audit
 from chestxray.data.clean import Distribution, clean, describe
 from chestxray.data.collect import CollectSettings, collect
 from chestxray.data.pack import write_pack
+from chestxray.data.report import write_audit
 from chestxray.data.split import SplitSettings, split
 from chestxray.evaluation.assessment import Assessment
 from chestxray.evaluation.evaluate import EvaluationSettings, evaluate_bundle
@@ -81,6 +83,9 @@ class Teller(Protocol):
     def split(self, films: Sequence[Film]) -> None:
         """Who stands where."""
 
+    def audited(self, found: Audit) -> None:
+        """What a network could learn in place of the disease."""
+
     def epoch(self, record: EpochRecord) -> None:
         """What an epoch gave."""
 
@@ -98,6 +103,9 @@ class _SilentTeller:
         """Say nothing."""
 
     def split(self, films: Sequence[Film]) -> None:
+        """Say nothing."""
+
+    def audited(self, found: Audit) -> None:
         """Say nothing."""
 
     def epoch(self, record: EpochRecord) -> None:
@@ -171,6 +179,10 @@ def run(
         films = split(films, SplitSettings(seed=settings.split_seed), log=reporter.log)
         write_manifest(films, out / "split.csv")
     teller.split(films)
+    with stage("audit", "what a network could learn in place of the disease") as move:
+        found = audit(films, move, settings.workers)
+        write_audit(found, out / "audit", f"Shortcuts in {source}")
+    teller.audited(found)
     with stage("pack", f"films are decoded once, to {height} x {width} pixels") as move:
         write_pack(films, out / "pack", size=size, on_progress=move, workers=settings.workers)
     with stage("train", f"{recipe.network} on {settings.device}") as move:

@@ -282,7 +282,7 @@ def plot_answer(film: Path | str | bytes, answer: Prediction) -> Figure:
 
 def _answered(answer: Prediction) -> str:
     if answer.probability is None:
-        return f"not evaluated: {answer.gate.reason}"
+        return f"not classified: {answer.gate.reason}"
     return (
         f"{answer.label}: probability {answer.probability:.3f} "
         f"({answer.operating_point}: pneumonia from {answer.threshold:.3f})"

@@ -17,9 +17,10 @@ from sklearn.metrics import roc_auc_score
 
 import chestxray
 from chestxray.cli.main import main
-from chestxray.data.audit import Audit, audit, overlap, overlap_weights
+from chestxray.data.audit import Audit, audit
+from chestxray.data.overlap import overlap
 from chestxray.data.report import write_audit
-from chestxray.data.shortcuts import Features, folds_of, out_of_fold
+from chestxray.data.shortcuts import Features, folds_of, out_of_fold, overlap_weights
 from chestxray.errors import OutputExists, SourceInvalid
 from chestxray.images.lungless import BORDER_PIXELS, PICTURE_GROUPS, SIDE, lungless
 from chestxray.schema import Film, Label, write_manifest

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,10 +11,12 @@ import click
 
 from chestxray.cli.console import Console, plain, table
 from chestxray.cli.options import FILE, FOLDER, endpoint_option, json_option, workers_option
-from chestxray.schema import read_manifest
+from chestxray.errors import UsageError
+from chestxray.schema import Film, read_manifest
 
 if TYPE_CHECKING:
-    from chestxray.data.audit import Audit, Overlap
+    from chestxray.data.audit import Audit
+    from chestxray.data.overlap import LeftOut, Overlap
 
 LISTED = 10  # groups in the terminal; the page has all
 
@@ -32,8 +36,25 @@ LISTED = 10  # groups in the terminal; the page has all
     type=FILE,
     default=None,
     help="Measure a model by its scores of these films (path, label, score), as they are and where both classes were "
-    "taken alike; of networks that did not see them, as five folds give.",
+    "taken alike; of networks that did not see them, as --folds gives.",
 )
+@click.option(
+    "--folds",
+    type=click.IntRange(2, 20),
+    default=None,
+    help="Train so many networks, each without a share of the patients, and measure their scores as --scores does.",
+)
+@click.option(
+    "--leave-out",
+    metavar="GROUPS",
+    type=click.IntRange(1),
+    default=None,
+    help="Train a network without each of so many groups of films taken alike, the largest first; measure it there.",
+)
+@click.option("--runs", type=FOLDER, default=None, help="Keep these networks here; killed, the same command goes on.")
+@click.option("--recipe", default="default", show_default=True, help="How to train them: a name, or a TOML file.")
+@click.option("--epochs", type=int, default=None, help="Passes over the training films. [default: the recipe's]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda: where to train them.")
 @workers_option
 @endpoint_option
 @json_option
@@ -43,6 +64,12 @@ def audit(
     out: Path | None,
     fail_above: float | None,
     scores: Path | None,
+    folds: int | None,
+    leave_out: int | None,
+    runs: Path | None,
+    recipe: str,
+    epochs: int | None,
+    device: str,
     workers: int | None,
 ) -> int:
     """Ask what a network could learn in place of the disease.
@@ -51,36 +78,79 @@ def audit(
     of a film, its marks, grey levels, sharpness, size, file, and each further column? How well are the splits? Which
     films were taken alike, and which of these groups hold one class only? Needs the extra report.
 
+    With --folds and --leave-out networks are trained as well, which takes as many times as long as "train" does. They
+    tell how well a model does where both classes were taken alike, and on films taken unlike all that it saw.
+
     The exit status is 0 whatever is found, unless --fail-above says otherwise.
     """
     from chestxray.data.audit import audit as audit_films
-    from chestxray.data.audit import overlap
     from chestxray.data.report import write_audit
 
+    ways = _Networks(runs, folds, leave_out, recipe, epochs, device, workers)
+    if folds and scores is not None:
+        raise UsageError("--folds makes the scores that it measures. Leave --scores out")
     films = read_manifest(split)
     with console.progress("Auditing") as move:
         found = audit_films(films, move, workers)
-    measured = None
-    if scores is not None:
-        from chestxray.metrics.scores import read_scores
-
-        of_films = read_scores(scores)
-        measured = overlap(found, dict(zip(of_films.paths, of_films.probabilities.tolist(), strict=True)))
+    measured, left_out = ways.measured(found, films, scores, console)
     if out is not None:
-        write_audit(found, out, f"Shortcuts in {split.name}")
+        write_audit(found, out, f"Shortcuts in {split.name}", measured, left_out)
     above = found.exceeds(fail_above) if fail_above is not None else ()
     document = {**found.to_json(), "above": [told.name for told in above]}
-    if measured is not None:
-        document["overlap"] = plain(measured)
     lines = [audit_text(found)]
     if measured is not None:
+        document["overlap"] = plain(measured)
         lines.append(overlap_text(measured))
+    if left_out:
+        document["left_out"] = plain(left_out)
+        lines += ["", *(f"trained without group {row.group} ({row.title}): {row.measure}" for row in left_out)]
     if out is not None:
         lines.append(f"report: {out / 'index.html'}")
     if above:
         lines.append(f"above {fail_above}: {', '.join(told.title for told in above)}")
     console.result(document, "\n".join(lines))
     return 1 if above else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Networks:
+    """The networks that an audit trains, and where they are kept."""
+
+    runs: Path | None
+    folds: int | None
+    leave_out: int | None
+    recipe: str
+    epochs: int | None
+    device: str
+    workers: int | None
+
+    def __post_init__(self) -> None:
+        if (self.folds or self.leave_out) and self.runs is None:
+            raise UsageError("--folds and --leave-out train networks. Give --runs FOLDER, where they are kept")
+
+    def measured(
+        self, found: Audit, films: Sequence[Film], scores: Path | None, console: Console
+    ) -> tuple[Overlap | None, tuple[LeftOut, ...]]:
+        """Measure the scores of a table, or those that the networks give."""
+        from chestxray.data.overlap import overlap
+        from chestxray.metrics.scores import read_scores, write_scores
+
+        table = read_scores(scores) if scores is not None else None
+        left_out: tuple[LeftOut, ...] = ()
+        if self.runs is not None:
+            from chestxray.training.config import recipe_of
+            from chestxray.training.cross_validation import CrossValidation
+
+            how = recipe_of(self.recipe, epochs=self.epochs).without_teacher()
+            networks = CrossValidation(films, found, self.runs, how, self.device, self.workers, console)
+            if self.folds:
+                table = networks.by_patient(self.folds)
+                write_scores(table, self.runs / "scores.csv")
+            if self.leave_out:
+                left_out = networks.by_group(self.leave_out)
+        if table is None:
+            return None, left_out
+        return overlap(found, dict(zip(table.paths, table.probabilities.tolist(), strict=True))), left_out
 
 
 def audit_text(found: Audit, listed: int = LISTED) -> str:

@@ -181,7 +181,7 @@ def split(
     document = {"splits": split_counts(films), "shared_patients": plain(shared), "leaks": found}
     write_manifest(films, out)
     write_allowance(out, document, allow_leakage.strip())
-    lines = [str(out), sides_text(films)]
+    lines = [str(out), splits_text(films)]
     if shared is not None:
         lines.append(
             f"patients of the given test split on another split: {shared.by_number:,} by bare number, "
@@ -202,7 +202,7 @@ def split_counts(films: tuple[Film, ...]) -> dict[str, dict[str, int]]:
     return counts
 
 
-def sides_text(films: tuple[Film, ...]) -> str:
+def splits_text(films: tuple[Film, ...]) -> str:
     """Films and patients by split, as a table."""
     counts = split_counts(films)
     columns = [*(label.value for label in Label), "patients"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from chestxray.cli.console import Console, plain
-from chestxray.cli.data import distribution_text, sides_text
+from chestxray.cli.data import distribution_text, splits_text
 from chestxray.cli.evaluate import assessment_text, command_line
 from chestxray.cli.model import bundle_text, epoch_sayer, recipe_options
 from chestxray.cli.options import (
@@ -237,7 +237,11 @@ class RunTeller:
 
     def split(self, films: Any) -> None:
         """Who stands where."""
-        self._console.log(sides_text(films))
+        self._console.log(splits_text(films))
+
+    def audited(self, found: Any) -> None:
+        """What lies outside the lungs and tells the classes apart; the groups stand on the page."""
+        self._console.log("\n".join(found.words))
 
     def exported(self, folder: Path, info: Any) -> None:
         """What the bundle holds."""

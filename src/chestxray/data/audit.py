@@ -1,8 +1,7 @@
 """Which films a network could tell apart without looking at the lungs, and what to do about it.
 
 ``audit`` asks three things of labelled films: how well their class, and their split, is told from what must not
-matter; which films were taken alike; and which of these groups hold one class only. ``overlap`` then measures a
-model's scores where the two classes were taken alike.
+matter; which films were taken alike; and which of these groups hold one class only.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from chestxray.data.shortcuts import (
     folds_of,
     measure,
     out_of_fold,
+    overlap_weights,
     require_trees,
 )
 from chestxray.errors import SourceInvalid
@@ -458,86 +458,6 @@ def _at_most(count: int, of: int, share: float) -> float:
     return sum(
         math.comb(of, k) * math.exp(k * math.log(share) + (of - k) * math.log1p(-share)) for k in range(count + 1)
     )
-
-
-# --------------------------------------------------------------------------- a model where the classes overlap
-
-_LEAST_WEIGHT: Final = 1e-3  # so that no film is left out and a share of it is known
-
-
-def overlap_weights(labels: Mask, probabilities: Floats) -> Floats:
-    """Weigh each film by how usual its acquisition is in the other class; shape (n,).
-
-    A film with pneumonia weighs 1 - p and a normal film p, p being the probability of pneumonia by all that must
-    not matter. Weighted so, both classes look as if they had been taken alike.
-
-    Source: Li, Morgan, Zaslavsky, Journal of the American Statistical Association 113 (2018), 390-400.
-    """
-    weights: Floats = np.where(labels, 1 - probabilities, probabilities)
-    return weights.clip(_LEAST_WEIGHT)
-
-
-@dataclass(frozen=True, slots=True)
-class Overlap:
-    """A model's scores, on films as they are and where both classes were taken alike.
-
-    Attributes:
-        plain, weighted: AUROC with the interval by patient.
-        effective: films of equal weight that the weighted figure rests on, by class.
-        groups: AUROC of each group of films taken alike, by its number, against all films of the class that it
-            has too few of; the lowest first. Only groups of at least ``FEWEST`` patients.
-        missing: audited films that have no score.
-    """
-
-    plain: Measure
-    weighted: Measure
-    effective: dict[str, float]
-    groups: tuple[tuple[int, Measure], ...]
-    missing: int
-
-
-def overlap(found: Audit, scores: Mapping[str, float]) -> Overlap:
-    """Measure a model on audited films: as they are, weighted by overlap, and group by group.
-
-    Args:
-        found: what ``audit`` found on the same films.
-        scores: of networks that did not see the film, by path; higher means more suspicious.
-
-    Raises: SourceInvalid, where hardly a film of one class has a score.
-    """
-    rows = np.array([row for row, path in enumerate(found.paths) if path in scores], dtype=np.int64)
-    labels, patients = found.labels[rows], found.patient_of[rows]
-    for label, of_class in ((Label.NORMAL, ~labels), (Label.PNEUMONIA, labels)):
-        if len(np.unique(patients[of_class])) < FEWEST:
-            raise SourceInvalid(
-                f"the scores hold films of {len(np.unique(patients[of_class]))} audited patients that are "
-                f"{label.value}; {FEWEST} are needed. Give scores of the audited films, by the same paths"
-            )
-    values = np.array([scores[found.paths[row]] for row in rows])
-    weights = overlap_weights(labels, found.probabilities[rows])
-    of_groups = []
-    for group in found.groups:
-        inside = found.group_of[group.kind][rows] == group.number
-        for of_class in (labels, ~labels):
-            if len(np.unique(patients[inside & ~of_class])) < FEWEST <= len(np.unique(patients[inside & of_class])):
-                inside = (inside & of_class) | ~of_class
-        if all(len(np.unique(patients[inside & of])) >= FEWEST for of in (labels, ~labels)):
-            of_groups.append((group.number, _area(labels[inside], values[inside], patients[inside])))
-    return Overlap(
-        plain=_area(labels, values, patients),
-        weighted=_area(labels, values, patients, weights),
-        effective={
-            Label.NORMAL.value: round(effective_number(weights[~labels]), 1),
-            Label.PNEUMONIA.value: round(effective_number(weights[labels]), 1),
-        },
-        groups=tuple(sorted(of_groups, key=lambda item: item[1].value or 0.0)),
-        missing=len(found.paths) - len(rows),
-    )
-
-
-def _area(labels: Mask, values: Floats, patients: Numbers, weights: Floats | None = None) -> Measure:
-    value, interval = clustered_area(labels, values, patients, weights)
-    return Measure("auroc", value, interval, len(labels), by_patient=interval)
 
 
 # --------------------------------------------------------------------------- in words

@@ -26,6 +26,7 @@ from chestxray.data.audit import Audit
 from chestxray.data.audit import audit as audit_films
 from chestxray.data.clean import Distribution, describe
 from chestxray.data.dedup import near_pairs
+from chestxray.data.overlap import LeftOut, Overlap
 from chestxray.data.sources import name_of, read_film
 from chestxray.errors import FilmError, MissingExtra
 from chestxray.files import folder_written_whole
@@ -139,19 +140,35 @@ def write_data_report(
     return report
 
 
-def write_audit(found: Audit, folder: Path | str, title: str) -> None:
+def write_audit(
+    found: Audit,
+    folder: Path | str,
+    title: str,
+    measured: Overlap | None = None,
+    left_out: Sequence[LeftOut] = (),
+) -> None:
     """Write an audit as a folder, whole or not at all: the page, ``audit.json`` and ``films.csv``.
 
     Args:
         found: what ``audit`` found; films on the contact sheets are opened.
         folder: replaced where it is an earlier audit; anything else there is left alone.
         title: of the page.
+        measured: a model where both classes were taken alike.
+        left_out: networks on groups of films that they were trained without.
 
     Raises: OutputExists, MissingExtra.
     """
     page = _environment().get_template("audit_report.html.j2")
     with folder_written_whole(Path(folder), AUDIT_MARKER) as beside:
-        text = page.render(standalone=True, title=title, audit=found, sheets=_group_sheets(found), notice=NOTICE)
+        text = page.render(
+            standalone=True,
+            title=title,
+            audit=found,
+            sheets=_group_sheets(found),
+            measured=measured,
+            left_out=left_out,
+            notice=NOTICE,
+        )
         (beside / "index.html").write_text(text, encoding="utf-8")
         (beside / AUDIT_MARKER).write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
         (beside / FILMS).write_text(_rows_of(found), encoding="utf-8")

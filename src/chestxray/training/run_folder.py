@@ -188,11 +188,13 @@ class ValidationTable:
         labels: shape (n,), 0 or 1.
         logits: shape (n,), log-odds of pneumonia before calibration.
         patients: n names; "" where unknown.
+        paths: n names of films.
     """
 
     labels: npt.NDArray[np.int8]
     logits: npt.NDArray[np.float64]
     patients: tuple[str, ...]
+    paths: tuple[str, ...]
 
     @classmethod
     def read(cls, path: Path, sha256: str) -> Self:
@@ -204,6 +206,7 @@ class ValidationTable:
                 labels=np.array([Label(row["label"]).class_index for row in rows], dtype=np.int8),
                 logits=np.array([float(row["logit"]) for row in rows], dtype=np.float64),
                 patients=tuple(row["patient_id"] for row in rows),
+                paths=tuple(row["path"] for row in rows),
             )
         except (ValueError, KeyError) as error:
             raise RunInvalid(f"{path}: not a table of validation films ({error!r}). Train again") from error

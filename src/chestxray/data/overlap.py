@@ -1,0 +1,114 @@
+"""A model on audited films: as they are, where the two classes were taken alike, and group by group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from chestxray.data.audit import FEWEST, AcquisitionGroup, Audit
+from chestxray.data.shortcuts import Floats, overlap_weights
+from chestxray.errors import SourceInvalid
+from chestxray.metrics.intervals import Measure, clustered_area, effective_number
+from chestxray.schema import Label
+
+Mask = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """A model's scores, on films as they are and where both classes were taken alike.
+
+    Attributes:
+        plain, weighted: AUROC with the interval by patient.
+        effective: films of equal weight that the weighted figure rests on, by class.
+        groups: AUROC of each group of films taken alike, by its number, against all films of the class that it
+            has too few of; the lowest first. Only groups of at least ``FEWEST`` patients.
+        missing: audited films that have no score.
+    """
+
+    plain: Measure
+    weighted: Measure
+    effective: dict[str, float]
+    groups: tuple[tuple[int, Measure], ...]
+    missing: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A group of films taken alike, by a network that was trained without it.
+
+    Attributes:
+        group: number of the audit's group.
+        title: what sets the group apart.
+        measure: AUROC of the group's films; where it has too few of a class, against the other held-out films of it.
+    """
+
+    group: int
+    title: str
+    measure: Measure
+
+
+def overlap(found: Audit, scores: Mapping[str, float]) -> Overlap:
+    """Measure a model on audited films: as they are, weighted by overlap, and group by group.
+
+    Args:
+        found: what ``audit`` found on the same films.
+        scores: of networks that did not see the film, by path; higher means more suspicious.
+
+    Raises: SourceInvalid, where hardly a film of one class has a score.
+    """
+    rows = np.array([row for row, path in enumerate(found.paths) if path in scores], dtype=np.int64)
+    labels, patients = found.labels[rows], found.patient_of[rows]
+    for label, of_class in ((Label.NORMAL, ~labels), (Label.PNEUMONIA, labels)):
+        if len(np.unique(patients[of_class])) < FEWEST:
+            raise SourceInvalid(
+                f"the scores hold films of {len(np.unique(patients[of_class]))} audited patients that are "
+                f"{label.value}; {FEWEST} are needed. Give scores of the audited films, by the same paths"
+            )
+    values = np.array([scores[found.paths[row]] for row in rows])
+    weights = overlap_weights(labels, found.probabilities[rows])
+    of_every_film = np.full(len(found.paths), np.nan)
+    of_every_film[rows] = values
+    of_groups = []
+    for group in found.groups:
+        measure = group_measure(found, group, rows, of_every_film)
+        if measure is not None:
+            of_groups.append((group.number, measure))
+    return Overlap(
+        plain=_area(labels, values, patients),
+        weighted=_area(labels, values, patients, weights),
+        effective={
+            Label.NORMAL.value: round(effective_number(weights[~labels]), 1),
+            Label.PNEUMONIA.value: round(effective_number(weights[labels]), 1),
+        },
+        groups=tuple(sorted(of_groups, key=lambda item: item[1].value or 0.0)),
+        missing=len(found.paths) - len(rows),
+    )
+
+
+def group_measure(found: Audit, group: AcquisitionGroup, rows: Numbers, scores: Floats) -> Measure | None:
+    """Measure a model on a group of films taken alike; of a class that it has too few of, all films count.
+
+    Args:
+        rows: the audited films that count, among them some of the group.
+        scores: of all audited films, shape (n,); read at ``rows``.
+
+    Returns: AUROC with its interval by patient; None with fewer than ``FEWEST`` patients of a class.
+    """
+    labels, patients = found.labels[rows], found.patient_of[rows]
+    inside = found.group_of[group.kind][rows] == group.number
+    for of_class in (labels, ~labels):
+        if len(np.unique(patients[inside & ~of_class])) < FEWEST <= len(np.unique(patients[inside & of_class])):
+            inside = (inside & of_class) | ~of_class
+    if any(len(np.unique(patients[inside & of])) < FEWEST for of in (labels, ~labels)):
+        return None
+    return _area(labels[inside], scores[rows][inside], patients[inside])
+
+
+def _area(labels: Mask, values: Floats, patients: Numbers, weights: Floats | None = None) -> Measure:
+    value, interval = clustered_area(labels, values, patients, weights)
+    return Measure("auroc", value, interval, len(labels), by_patient=interval)
