@@ -117,7 +117,7 @@ def test_a_film_is_answered_as_the_service_answers_it(function: Call, bundle: Pa
 def test_the_model_is_described_as_the_page_expects_it(function: Call, places: dict[str, str], version: str) -> None:
     service = httpx.get(f"{places['AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME']}/v1/model").json()
     answer = json.loads(function(event(version, "GET", "/v1/model"))["body"])
-    assert answer == service | {"max_body": lambda_handler.MAX_BODY}
+    assert answer == service | {"max_body": lambda_handler.MAX_BODY, "max_upload": MAX_FILM}
 
 
 def test_a_stage_in_the_path_of_an_http_api_is_no_part_of_the_address(function: Call) -> None:
@@ -129,6 +129,85 @@ def test_a_stage_in_the_path_of_an_http_api_is_no_part_of_the_address(function: 
         asked = event(version, "GET", path)
         asked["requestContext"]["stage"] = "v1" if version == "rest_api" else "prod"
         assert function(asked)["statusCode"] == 200
+
+
+@pytest.mark.parametrize(
+    ("resource", "path", "stage"),
+    [
+        ("/{proxy+}", "/v1/predict", "prod"),
+        (
+            "/{proxy+}",
+            "/films/v1/predict",
+            "v1",
+        ),  # the first word is an own domain's, which REST APIs leave in the path
+        ("/v1/predict", "/v1/predict/", "a-stage_1"),
+        ("/classify", "/classify", "dev"),
+        ("/classify", "/xray/classify", "dev"),
+        ("/a/b/pneumonia", "/a/b/pneumonia", "Prod"),
+    ],
+)
+def test_a_rest_api_of_any_path_and_stage_classifies(
+    function: Call, bundle: Path, film: bytes, resource: str, path: str, stage: str
+) -> None:
+    asked = event("rest_api", path=path, body=film)
+    asked["resource"] = resource
+    asked["requestContext"] |= {"resourcePath": resource, "path": f"/{stage}{path}", "stage": stage}
+    found = Prediction.from_json(function(asked)["body"])
+    assert found.probability == pytest.approx(Predictor.load(bundle).predict(film, "film").probability, abs=1e-5)
+    asked |= {"httpMethod": "GET", "body": None, "isBase64Encoded": False}
+    assert problem(function(asked), 405, "wrong-method")
+
+
+def test_a_proxy_that_sends_everything_here_finds_nothing_at_unknown_addresses(function: Call, film: bytes) -> None:
+    for version, word in (("rest_api", "resource"), ("http_api_1", "resource"), ("http_api_2", "routeKey")):
+        for route in ("/{proxy+}", "ANY /{proxy+}", "$default"):
+            asked = event(version, path="/v1/predictions", body=film) | {word: route}
+            assert problem(function(asked), 404, "not-found")
+
+
+ELSEWHERE = "https://ward.example.org"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("origins", "origin", "allowed"),
+    [
+        ("", ELSEWHERE, None),
+        ("https://clinic.example.org,https://ward.example.org", ELSEWHERE, ELSEWHERE),
+        ("https://ward.example.org", "https://ward.example.org.evil.example", None),
+        ("*", ELSEWHERE, "*"),
+    ],
+)
+def test_pages_of_other_origins_may_ask_where_they_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    film: bytes,
+    version: str,
+    origins: str,
+    origin: str,
+    allowed: str | None,
+) -> None:
+    monkeypatch.setenv("CHESTXRAY_ORIGINS", origins)
+    monkeypatch.setenv("CHESTXRAY_API_KEYS", f"{hashlib.sha256(API_KEY.encode()).hexdigest()} clinic")
+    monkeypatch.setenv("CHESTXRAY_PATH", "classify")
+    monkeypatch.setenv("CHESTXRAY_MODEL", str(folder / "model.json"))
+
+    def asked(method: str, path: str = "/classify", **headers: str) -> dict[str, Any]:
+        given = event(version, method, path, body=film if method == "POST" else b"", origin=origin, **headers)
+        return lambda_handler.answer(given, None, lambda _: "{}")
+
+    before = asked("OPTIONS", access_control_request_method="POST")  # brings no key: browsers send none
+    assert before["statusCode"] == (204 if origins else 405), before
+    for answer in (
+        before,
+        asked("POST", x_api_key=API_KEY),
+        asked("POST"),
+        asked("GET", "/v1/model", x_api_key=API_KEY),
+    ):
+        assert answer["headers"].get("Access-Control-Allow-Origin") == allowed
+        assert ("Access-Control-Allow-Headers" in answer["headers"]) == bool(allowed)
+        assert answer["headers"].get("Vary") == ("Origin" if origins not in ("", "*") else None)
+    assert asked("POST")["statusCode"] == 401
 
 
 @pytest.mark.parametrize(

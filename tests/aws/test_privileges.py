@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import live_moto
-from chestxray.aws import build, website
+from chestxray.aws import stacks, website
 from chestxray.aws.deploy import Served, ending
 from chestxray.aws.roles import WITHOUT_RESOURCE, reading, working
 from chestxray.aws.session import Names
@@ -42,7 +42,7 @@ _Loader.add_multi_constructor(
 
 
 def build_template() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((build.resources.files("chestxray.aws") / build.TEMPLATE).read_text())
+    found: dict[str, Any] = json.loads(stacks.template("image"))
     return found
 
 

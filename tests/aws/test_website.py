@@ -16,10 +16,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import boto3
+import numpy as np
 import pytest
 import yaml
+from imagecodecs import ljpeg_encode
+from PIL import Image
 from playwright.sync_api import sync_playwright
+from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless
 
+import dicoms
 import live_lambda
 import live_ministack
 import live_moto
@@ -37,7 +42,7 @@ from driving import CHROMIUM, FLAGS, choose, expect_answer_for
 from live_lambda import event
 from policies import as_list, statements
 
-TEMPLATE: Final = Path(sites.__file__).with_name(sites.TEMPLATE)
+TEMPLATE: Final = Path(sites.__file__).with_name(stacks.TEMPLATES["website"])
 SMALL: Final = """
 Parameters: {Word: {Type: String}}
 Resources:
@@ -109,6 +114,10 @@ def test_the_page_leaves_aws_with_the_headers_that_it_has_here(template: dict[st
         "X-Frame-Options": secure["FrameOptions"]["FrameOption"],
         "Referrer-Policy": secure["ReferrerPolicy"]["ReferrerPolicy"],
     }
+    # One address more than here: the store that large films are sent to.
+    found["Content-Security-Policy"] = found["Content-Security-Policy"]["!Sub"].replace(
+        " https://${Inbox.RegionalDomainName}", ""
+    )
     assert found == HEADERS
 
 
@@ -121,6 +130,12 @@ def test_template_and_code_agree(template: dict[str, Any]) -> None:
         if resource["Type"] == "AWS::ApiGatewayV2::Route"
     }
     assert routes == set(lambda_handler.ROUTES)
+    shared = resources["Api"]["Properties"]["CorsConfiguration"]["!If"][1]
+    of_function = lambda_handler.SHARED
+    assert ", ".join(shared["AllowMethods"]) == of_function["Access-Control-Allow-Methods"]
+    assert ", ".join(shared["AllowHeaders"]) == of_function["Access-Control-Allow-Headers"]
+    assert ", ".join(shared["ExposeHeaders"]) == of_function["Access-Control-Expose-Headers"]
+    assert str(shared["MaxAge"]) == of_function["Access-Control-Max-Age"]
     assert template["Parameters"]["Access"]["AllowedValues"] == ["key", "iam", "open"]
     variables = resources["Function"]["Properties"]["Environment"]["Variables"]
     assert all(name in Path(lambda_handler.__file__).read_text() for name in variables)
@@ -192,10 +207,19 @@ def test_the_archive_with_the_model_inside_needs_only_what_lambda_has(
         (provided / path.name).symlink_to(path)
     environment = {**live_moto.CREDENTIALS, "PYTHONPATH": str(provided)}
     handler = "chestxray.aws.lambda_inline.handler"
+    predictor = Predictor.load(bundle)
+    pixels = np.asarray(Image.open(io.BytesIO(film)).convert("L"))
+    lossless = dicoms.coded([ljpeg_encode(pixels)], JPEGLosslessSV1, pixels)
+    others = (dicoms.compressed(pixels, syntax) for syntax in (JPEG2000Lossless, JPEGLSLossless))
+    films = [film, dicoms.native(pixels), lossless, *others]
     with live_lambda.running(tmp_path / "function", handler, environment, tmp_path / "log", ["-S"]) as function:
-        answer = function(event(body=film))
-    found, expected = Prediction.from_json(answer["body"]), Predictor.load(bundle).predict(film, "film")
-    assert found.probability == pytest.approx(expected.probability, abs=1e-6)
+        for one in films:
+            answer = function(event(body=one))
+            found, expected = Prediction.from_json(answer["body"]), predictor.predict(one, "film")
+            assert (found.probability, found.gate.reason) == (
+                pytest.approx(expected.probability, abs=1e-6),
+                expected.gate.reason,
+            )
 
 
 def test_the_page_that_is_sent_is_the_page_that_is_served_here(bundle: Path, tmp_path: Path) -> None:
@@ -314,6 +338,13 @@ def test_a_stack_that_cannot_be_made_says_what_failed_and_the_next_attempt_begin
         account.close()
 
 
+def asked(address: str, method: str, film: bytes | None = None) -> Any:
+    """What a page of another origin is answered."""
+    headers = {"Content-Type": "image/jpeg", "Origin": "https://ward.example.org"}
+    headers |= {"Access-Control-Request-Method": "POST"} if method == "OPTIONS" else {}
+    return urllib.request.urlopen(urllib.request.Request(address, film, headers, method=method))  # noqa: S310 - loopback
+
+
 @pytest.mark.soak
 @pytest.mark.browser
 @live_ministack.needed
@@ -356,6 +387,21 @@ def test_the_verb_makes_a_website_whose_page_gets_answers_and_all_of_it_goes_aga
             browser.close()
         assert website() == made | {"did": "keep", "page_files": 0}
         assert website("--rate", "5") == made | {"did": "update", "page_files": 0}
+        elsewhere = ("--origin", "https://ward.example.org", "--rest-api", "dev/xray/pneumonia")
+        shared = website("--rate", "5", *elsewhere)
+        assert shared["rest"].endswith("/dev/xray/pneumonia")
+        rest = shared["rest"].removeprefix("https://").partition(".")[0]
+        film, expected = film_paths[0].read_bytes(), Predictor.load(bundle).predict(film_paths[0].read_bytes(), "film")
+        for path in ("xray/pneumonia", "v1/predict"):
+            place = f"{aws}/restapis/{rest}/dev/_user_request_/{path}"
+            before = asked(place, "OPTIONS")
+            answer = asked(place, "POST", film)
+            assert (before.status, answer.status) == (204, 200)
+            for found in (before, answer):
+                assert found.headers["Access-Control-Allow-Origin"] == "https://ward.example.org"
+            assert json.loads(answer.read())["probability"] == pytest.approx(expected.probability, abs=1e-5)
+        assert website("--rate", "5") == made | {"did": "update", "page_files": 0}
+        assert boto3.client("apigateway").get_rest_apis()["items"] == []
         assert stacks.remove(account, "chestxray-website", told.append)
         left = [found["Name"] for found in boto3.client("s3").list_buckets()["Buckets"]]
         assert left == [account.names("chestxray").bucket]

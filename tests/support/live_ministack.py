@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import pytest
 
-from chestxray.aws import website
+from chestxray.aws import stacks
 from live_moto import ACCOUNT
 
 PROGRAM: Final = os.environ.get("MINISTACK") or str(Path(sys.prefix) / "ministack" / "bin" / "ministack")
@@ -68,8 +68,9 @@ def edge(aws: str, made: Mapping[str, str]) -> Iterator[str]:
             host = made["api" if to_api else "address"].split("/")[2].partition(":")[0]
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             headers = {"Host": host, "X-Forwarded-Proto": "https"}
-            if "Content-Type" in self.headers:
-                headers["Content-Type"] = self.headers["Content-Type"]
+            for name in ("Content-Type", "Origin", "Access-Control-Request-Method"):
+                if name in self.headers:
+                    headers[name] = self.headers[name]
             request = urllib.request.Request(f"{aws}{self.path}", body or None, headers, method=self.command)  # noqa: S310
             try:
                 answer = urllib.request.urlopen(request)  # noqa: S310 - on loopback
@@ -85,7 +86,7 @@ def edge(aws: str, made: Mapping[str, str]) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_POST = do_GET  # noqa: N815 - the base's name
+        do_POST = do_OPTIONS = do_GET  # noqa: N815 - the base's names
 
         def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002 - the base's name
 
@@ -102,6 +103,6 @@ def edge(aws: str, made: Mapping[str, str]) -> Iterator[str]:
 
 def template_without_budget() -> str:
     """The stand-in's CloudFormation knows no budgets; cfn-lint has read that resource."""
-    template = Path(website.__file__).with_name(website.TEMPLATE).read_text()
+    template = stacks.template("website")
     before, _, rest = template.partition("  Budget:\n")
     return f"{before}Outputs:{rest.partition('Outputs:')[2]}"

@@ -6,7 +6,6 @@ Tagged by what goes into it, so that the same code is built once.
 from __future__ import annotations
 
 import hashlib
-from importlib import resources
 from typing import Any, Final
 
 from chestxray.aws import stacks
@@ -19,7 +18,6 @@ from chestxray.errors import JobFailed
 from chestxray.progress import Log
 from chestxray.version import __version__
 
-TEMPLATE: Final = "build.template.json"
 BUILD_MINUTES: Final = 6  # about, for the plan
 _NOT_IN_THE_IMAGE: Final = frozenset({"bundles", "training"})
 
@@ -78,9 +76,9 @@ def ensure_image(cloud: Cloud, names: Names, log: Log) -> str:
         key = f"builds/{tag}.zip"
         with cloud_errors("sending what the image is built from"):
             put_bytes(cloud.client("s3"), names.bucket, key, zipped(files))
-        template = resources.files("chestxray.aws").joinpath(TEMPLATE).read_text(encoding="utf-8")
         values = {"Repository": names.deployment, "Project": names.build_stack, "Bucket": names.bucket}
-        stacks.deploy(cloud, names, names.build_stack, template, values, log)
+        values["PermissionsBoundary"] = cloud.rules.boundary
+        stacks.deploy(cloud, names, names.build_stack, stacks.template("image"), values, log)
         _build(cloud, names, key, tag, log)
         if not image_is_there(cloud, names, tag):
             raise JobFailed(f"the build of {tag} ended well, and there is no such image. Repeat the command")

@@ -29,7 +29,7 @@ from chestxray.aws.roles import (
     ensure_role,
     once_the_role_is_known,
 )
-from chestxray.aws.session import Cloud, Names, cloud_errors, error_code, is_missing
+from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
 from chestxray.aws.storage import checksum_stored, ensure_bucket, holds, put_bytes
 from chestxray.aws.waiting import states
 from chestxray.data.sources import SCHEME
@@ -361,18 +361,24 @@ def deploy(
 
 
 def _ensure_log(cloud: Cloud, names: Names) -> None:
-    """Make the endpoint's log before SageMaker does, which gives it neither tags nor an end."""
-    from botocore.exceptions import ClientError
+    """Make the endpoint's log before SageMaker does, which gives it neither tags nor an end.
 
+    What an earlier attempt left out, because it was stopped in between, is made up for.
+    """
     client, group = cloud.client("logs"), f"{LOGS}{names.endpoint}"
     with cloud_errors(f"making the log {group}"):
-        try:
+        found = client.describe_log_groups(logGroupNamePrefix=group)["logGroups"]
+        there = next((log for log in found if log["logGroupName"] == group), None)
+        if there is None:
             client.create_log_group(logGroupName=group, tags=names.tags)
-        except ClientError as error:
-            if error_code(error) != "ResourceAlreadyExistsException":
-                raise
-        else:
-            client.put_retention_policy(logGroupName=group, retentionInDays=LOG_DAYS)
+        elif "retentionInDays" in there or not names.owns(log_tags(client, there)):
+            return
+        client.put_retention_policy(logGroupName=group, retentionInDays=LOG_DAYS)
+
+
+def log_tags(client: Any, group: Mapping[str, Any]) -> dict[str, str]:
+    """The tags of a log, as its service lists it. Raises: botocore's errors."""
+    return dict(client.list_tags_for_resource(resourceArn=group["arn"].removesuffix(":*")).get("tags", {}))
 
 
 def _back_to(cloud: Cloud, names: Names, served: Served, config: str, end: datetime | None, log: Log) -> None:

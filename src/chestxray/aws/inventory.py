@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from chestxray.aws import stacks
-from chestxray.aws.deploy import end_of, group_tags
+from chestxray.aws.deploy import end_of, group_tags, log_tags
 from chestxray.aws.plan import ECR_GB_MONTH, HOURS_A_MONTH, S3_GB_MONTH, instance_hours
 from chestxray.aws.roles import delete_role
 from chestxray.aws.session import Cloud, Names, is_missing
@@ -229,9 +229,8 @@ def _logs(cloud: Cloud, names: Names) -> Iterator[Found]:
         for page in client.get_paginator("describe_log_groups").paginate(logGroupNamePrefix=prefix):
             for group in page["logGroups"]:
                 if group["logGroupName"] == prefix:
-                    tags = client.list_tags_for_resource(resourceArn=group["arn"].removesuffix(":*")).get("tags", {})
                     note = f"{group.get('storedBytes', 0) / 1e6:.1f} MB"
-                    yield Found("log", prefix, note=note, foreign=not names.owns(tags))
+                    yield Found("log", prefix, note=note, foreign=not names.owns(log_tags(client, group)))
 
 
 def _delete_log(cloud: Cloud, _: Names, name: str) -> None:

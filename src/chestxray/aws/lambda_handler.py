@@ -4,6 +4,9 @@
     GET  /v1/model          the model and its limits
     GET  /v1/upload         a form with which a larger film goes to S3, for this function to read
 
+They may stand behind any stage and any further beginning, as a REST API's own domain has one. Where an API sends one
+fixed address of another name here ("/dev/classify"), a POST to it is a POST to /v1/predict.
+
 Standard library and boto3 only. It asks one endpoint and one bucket, which the environment names, and opens no
 address that a caller sends. Every refusal is an RFC 9457 document, as the service's own.
 
@@ -11,10 +14,13 @@ address that a caller sends. Every refusal is an RFC 9457 document, as the servi
     CHESTXRAY_BUCKET        where larger films are put; without it there is no /v1/upload
     CHESTXRAY_MAX_FILM      bytes of the largest film that may be put there
     CHESTXRAY_API_KEYS      "SHA-256 NAME" entries, joined by commas; without it, no key is asked for
+    CHESTXRAY_PATH          a further path at which films are classified, with its slash
+    CHESTXRAY_ORIGINS       pages of other origins that may ask, joined by commas; "*" for any
     CHESTXRAY_MODEL         the file with the answer of /v1/model; by default model.json beside this file
 
 Sources: Amazon API Gateway developer guide, "Working with AWS Lambda proxy integrations for HTTP APIs" (payload
-versions 1.0 and 2.0); Amazon SageMaker API reference, InvokeEndpoint.
+versions 1.0 and 2.0), "Lambda proxy integrations in API Gateway" and "Enable CORS" (REST APIs); Fetch standard, CORS
+protocol; Amazon SageMaker API reference, InvokeEndpoint.
 """
 
 from __future__ import annotations
@@ -55,6 +61,13 @@ MEDIA_TYPES: Final = (
     "binary/octet-stream",
 )
 NOTICE: Final = "Research use only. Not a medical device; not for clinical use."
+PREDICT: Final = "/v1/predict"
+SHARED: Final = {  # what a page of another origin may send and read
+    "Access-Control-Allow-Methods": "GET, POST",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, X-Api-Key, X-Amz-Date, X-Amz-Security-Token",
+    "Access-Control-Expose-Headers": "Retry-After, X-Request-Id",
+    "Access-Control-Max-Age": "600",  # seconds
+}
 HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 Event = Mapping[str, Any]
@@ -119,12 +132,14 @@ class Request:
     """What both payload versions say.
 
     Attributes:
+        route: what of the API led here: "/v1/predict", "/{proxy+}", "$default"; "" where the event does not say.
         headers: by names in lower case.
         text: the body as API Gateway passed it; in base64 where ``encoded``.
     """
 
     method: str
     path: str
+    route: str
     query: Mapping[str, str]
     headers: Mapping[str, str] = field(repr=False)
     text: str = field(repr=False)
@@ -152,17 +167,22 @@ def answer(event: Event, context: Any, classify: Classify) -> Answer:
     """Answer one event; whatever goes wrong, the caller gets a problem document."""
     began = time.monotonic()
     request_id = str(getattr(context, "aws_request_id", None) or uuid.uuid4())
-    route = "-"
+    route, origin = "-", ""
     try:
         request = request_of(event)
-        act, route = route_of(request)
-        check_key(request.headers)
-        reply = _reply(200, act(request, classify), "application/json", request_id)
+        origin = request.headers.get("origin", "")
+        if request.method == "OPTIONS" and os.environ.get("CHESTXRAY_ORIGINS"):
+            reply, route = _preflight(request_id), "OPTIONS"
+        else:
+            act, route = route_of(request)
+            check_key(request.headers)
+            reply = _reply(200, act(request, classify), "application/json", request_id)
     except Refusal as refusal:
         reply = _problem(refusal, request_id)
     except Exception as error:  # noqa: BLE001 - the last line: the caller learns the request id and nothing else
         _log(request=request_id, fault=type(error).__name__)
         reply = _problem(Refusal(INTERNAL, "see the log of the function"), request_id)
+    reply["headers"] |= sharing(origin)
     seconds = time.monotonic() - began
     _log(request=request_id, route=route, status=reply["statusCode"], ms=round(1000 * seconds, 1))
     return reply
@@ -171,26 +191,22 @@ def answer(event: Event, context: Any, classify: Classify) -> Answer:
 def request_of(event: Event) -> Request:
     """What an event of either payload version asks. Raises: Refusal.
 
-    A REST API sends version 1.0 without saying so, and a path without its stage; an HTTP API's path holds it.
+    A REST API sends version 1.0 without saying so.
     """
     try:
         if event.get("version") == "2.0":
-            return _request(event, event["requestContext"]["http"]["method"], _without_stage(event, event["rawPath"]))
-        path = _without_stage(event, event["path"]) if "version" in event else event["path"]
-        return _request(event, event["httpMethod"], path)
-    except (KeyError, TypeError):
+            route = str(event.get("routeKey") or "").rpartition(" ")[2]
+            return _request(event, event["requestContext"]["http"]["method"], event["rawPath"], route)
+        return _request(event, event["httpMethod"], event["path"], str(event.get("resource") or ""))
+    except (KeyError, TypeError, AttributeError):
         raise Refusal(INVALID, "this is no event of API Gateway, payload version 1.0 or 2.0") from None
 
 
-def _without_stage(event: Event, path: str) -> str:
-    stage = f"/{event['requestContext']['stage']}/"
-    return path.removeprefix(stage[:-1]) if path.startswith(stage) else path
-
-
-def _request(event: Event, method: str, path: str) -> Request:
+def _request(event: Event, method: str, path: str, route: str) -> Request:
     return Request(
         method,
         path,
+        route,
         query=event.get("queryStringParameters") or {},
         headers={name.lower(): value for name, value in (event.get("headers") or {}).items()},
         text=event.get("body") or "",
@@ -200,12 +216,45 @@ def _request(event: Event, method: str, path: str) -> Request:
 
 def route_of(request: Request) -> tuple[Callable[[Request, Classify], str], str]:
     """What answers a request, and its pattern for the log. Raises: Refusal."""
-    methods = {method: act for (method, path), act in ROUTES.items() if path == request.path}
+    known = _known_path(request)
+    methods = {method: act for (method, path), act in ROUTES.items() if path == known}
     if not methods:
         raise Refusal(NOT_FOUND, "there is nothing at this address; /docs lists the addresses")
     if request.method not in methods:
         raise Refusal(WRONG_METHOD, "this address takes another method", {"Allow": ", ".join(methods)})
-    return methods[request.method], request.path
+    return methods[request.method], known
+
+
+def _known_path(request: Request) -> str:
+    """The address that a path means: a stage, or the beginning of an API's own domain, may stand before it.
+
+    An API that has one fixed address and sends it here means that films are classified there.
+    """
+    path = f"/{request.path.strip('/')}"
+    for known in dict.fromkeys(known for _, known in ROUTES):
+        if path.endswith(known):
+            return known
+    own = f"/{os.environ.get('CHESTXRAY_PATH', '').strip('/')}"
+    is_fixed = "{" not in request.route and "$" not in request.route
+    route = f"/{request.route.strip('/')}" if is_fixed else "/"
+    return PREDICT if any(len(one) > 1 and path.endswith(one) for one in (own, route)) else path
+
+
+def sharing(origin: str) -> dict[str, str]:
+    """Headers that let a page of another origin read an answer; none where its origin is not one of those."""
+    allowed = [one.strip() for one in os.environ.get("CHESTXRAY_ORIGINS", "").split(",") if one.strip()]
+    if "*" in allowed:
+        return {"Access-Control-Allow-Origin": "*", **SHARED}
+    if not allowed:
+        return {}
+    return {"Vary": "Origin"} | ({"Access-Control-Allow-Origin": origin, **SHARED} if origin in allowed else {})
+
+
+def _preflight(request_id: str) -> Answer:
+    """A browser's question before it sends a film from another origin; it brings no key."""
+    reply = _reply(204, "", "application/json", request_id)
+    del reply["headers"]["Content-Type"]
+    return reply
 
 
 def check_key(headers: Mapping[str, str]) -> None:
@@ -236,8 +285,9 @@ def predict(request: Request, classify: Classify) -> str:
 
 
 def describe(_request: Request, _classify: Classify) -> str:
-    """The bundle's description and the limits of this way in."""
-    return json.dumps(_model() | {"max_body": MAX_BODY, "media_types": MEDIA_TYPES})
+    """The bundle's description and the limits of this way in; max_upload where larger films go by the form."""
+    further = {"max_upload": int(os.environ["CHESTXRAY_MAX_FILM"])} if _takes_larger() else {}
+    return json.dumps(_model() | {"max_body": MAX_BODY, "media_types": MEDIA_TYPES} | further)
 
 
 def offer_upload(_request: Request, _classify: Classify) -> str:
@@ -252,7 +302,7 @@ def offer_upload(_request: Request, _classify: Classify) -> str:
 
 
 ROUTES: Final[Mapping[tuple[str, str], Callable[[Request, Classify], str]]] = {
-    ("POST", "/v1/predict"): predict,
+    ("POST", PREDICT): predict,
     ("GET", "/v1/model"): describe,
     ("GET", "/v1/upload"): offer_upload,
 }

@@ -32,6 +32,12 @@ DEPLOYMENT_TAG: Final = "chestxray:deployment"
 VERSION_TAG: Final = "chestxray:version"
 
 _DEPLOYMENT: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_ROLE: Final = re.compile(r"arn:aws:iam::\d{12}:role/[\w+=,.@/-]+")
+_POLICY: Final = re.compile(r"arn:aws:iam::(\d{12}|aws):policy/[\w+=,.@/-]+")
+_KEY: Final = re.compile(r"arn:aws:kms:[a-z0-9-]+:\d{12}:(key|alias)/[\w/-]+")
+_SUBNET: Final = re.compile(r"subnet-[0-9a-f]+")
+_GROUP: Final = re.compile(r"sg-[0-9a-f]+")
+_ACCOUNT: Final = re.compile(r"\d{12}")
 RESERVED: Final = ("amzn-s3-demo-", "sthree-")  # of buckets; "default" is a group of schedules
 LONGEST: Final = (
     24  # characters: a bucket's name holds 63, of which account and region take up to 30 and words the rest
@@ -110,6 +116,57 @@ class Names:
         return [{"Key": key, "Value": value} for key, value in self.tags.items()]
 
 
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What an account asks of all that is made in it; empty where it asks nothing.
+
+    Attributes:
+        role: ARN of a role of the account's own that jobs, endpoints and schedules run as; none is made then.
+        boundary: ARN of the policy that bounds the roles that are made.
+        kms_key: ARN of the key that volumes, outputs and our bucket are encrypted with.
+        subnets, security_groups: of the network (VPC) that jobs and endpoints on instances run in.
+        owners: the accounts of buckets that are not this account's, by bucket.
+
+    Raises: UsageError.
+    """
+
+    role: str = ""
+    boundary: str = ""
+    kms_key: str = ""
+    subnets: tuple[str, ...] = ()
+    security_groups: tuple[str, ...] = ()
+    owners: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for option, given, kind, example in (
+            ("--role", (self.role,), _ROLE, "arn:aws:iam::123456789012:role/sagemaker"),
+            ("--permissions-boundary", (self.boundary,), _POLICY, "arn:aws:iam::123456789012:policy/boundary"),
+            ("--kms-key", (self.kms_key,), _KEY, "arn:aws:kms:eu-central-1:123456789012:key/1234abcd-..."),
+            ("--subnet", self.subnets, _SUBNET, "subnet-0a1b2c3d"),
+            ("--security-group", self.security_groups, _GROUP, "sg-0a1b2c3d"),
+            ("--bucket-owner", self.owners.values(), _ACCOUNT, "hospital=123456789012"),
+        ):
+            for one in filter(None, given):
+                if not kind.fullmatch(one):
+                    raise UsageError(f"{option} {one}: write it as {example}")
+        if bool(self.subnets) != bool(self.security_groups):
+            raise UsageError("a network is given by --subnet and --security-group together. Give both, or neither")
+        if self.role and self.boundary:
+            raise UsageError("--role is a role of your own, so no role is made that --permissions-boundary could bound")
+
+    @property
+    def network(self) -> dict[str, dict[str, list[str]]]:
+        """As SageMaker's requests take it: "VpcConfig", or nothing."""
+        if not self.subnets:
+            return {}
+        return {"VpcConfig": {"Subnets": [*self.subnets], "SecurityGroupIds": [*self.security_groups]}}
+
+    @property
+    def stamp(self) -> tuple[str, ...]:
+        """What of it makes another job or model of the same order; empty where there is nothing."""
+        return tuple(filter(None, (self.role, self.kms_key, *self.subnets, *self.security_groups)))
+
+
 ENDPOINT_VARIABLE: Final = "AWS_ENDPOINT_URL"  # boto3 reads it, and AWS_ENDPOINT_URL_<SERVICE> before it
 REGION_VARIABLES: Final = ("AWS_REGION", "AWS_DEFAULT_REGION")
 PARTITION: Final = "aws"  # the one that names, policies and addresses are written for
@@ -153,14 +210,15 @@ class Cloud:
     Attributes:
         region: as AWS names it, for instance ``eu-central-1``.
         account: twelve digits.
-        owners: the accounts of buckets that are not this account's, by bucket.
+        caller: ARN of whoever asks.
     """
 
     region: str
     account: str
     _session: Any = field(repr=False)
     _clients: dict[str, Any] = field(default_factory=dict, repr=False)
-    owners: dict[str, str] = field(default_factory=dict)
+    rules: Rules = field(default_factory=Rules)
+    caller: str = ""
 
     def client(self, service: str) -> Any:
         """boto3's client of a service; one each, kept."""
@@ -173,7 +231,7 @@ class Cloud:
     def _state_owner(self, params: dict[str, Any], model: Any, **_: Any) -> None:
         """Names of buckets can be guessed: S3 refuses what goes to a bucket that somebody else made first."""
         if "Bucket" in params and "ExpectedBucketOwner" in model.input_shape.members:
-            params.setdefault("ExpectedBucketOwner", self.owners.get(params["Bucket"], self.account))
+            params.setdefault("ExpectedBucketOwner", self.rules.owners.get(params["Bucket"], self.account))
 
     def names(self, deployment: str) -> Names:
         """What a deployment's resources are called in this account and region. Raises: UsageError."""
@@ -186,12 +244,13 @@ class Cloud:
         self._clients.clear()
 
 
-def connect(region: str | None = None, profile: str | None = None) -> Cloud:
+def connect(region: str | None = None, profile: str | None = None, rules: Rules | None = None) -> Cloud:
     """Find region and credentials as the AWS tools do, and ask whose they are.
 
     Args:
         region: by default AWS_REGION, AWS_DEFAULT_REGION, or the profile's.
         profile: of ``~/.aws/config``; by default AWS_PROFILE, or none.
+        rules: what the account asks of all that is made.
 
     Raises: CloudError, MissingExtra.
     """
@@ -211,9 +270,9 @@ def connect(region: str | None = None, profile: str | None = None) -> Cloud:
                 '("aws configure" or "aws sso login" makes one)'
             )
         caller = session.client("sts", config=_config())
-        account = caller.get_caller_identity()["Account"]
+        found = caller.get_caller_identity()
         caller.close()
-    return Cloud(session.region_name, account, session)
+    return Cloud(session.region_name, found["Account"], session, rules=rules or Rules(), caller=found["Arn"])
 
 
 def check_partition(session: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any, Final
 
 from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
@@ -19,6 +20,8 @@ _DEAD: Final = frozenset(
 )
 _GOOD: Final = frozenset({"CREATE_COMPLETE", "UPDATE_COMPLETE"})
 CAPABILITY: Final = "CAPABILITY_IAM"  # the stack makes roles; their names are CloudFormation's
+
+TEMPLATES: Final = {"website": "website.yaml", "image": "build.template.json", "endpoint": "endpoint.yaml"}
 
 Sleep = Callable[[float], None]
 
@@ -35,6 +38,11 @@ class Stack:
     name: str
     outputs: Mapping[str, str]
     did: str
+
+
+def template(name: str) -> str:
+    """The text of a template; ``name`` is a key of TEMPLATES."""
+    return files("chestxray.aws").joinpath(TEMPLATES[name]).read_text(encoding="utf-8")
 
 
 def describe(cloud: Cloud, name: str) -> Mapping[str, Any] | None:

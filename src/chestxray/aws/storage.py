@@ -270,6 +270,11 @@ def bucket_exists(client: Any, bucket: str) -> bool:
     return True
 
 
+def is_own(names: Names, address: str) -> bool:
+    """Whether an address, ``s3://bucket/prefix``, lies in the deployment's own bucket."""
+    return split_address(address)[0] == names.bucket
+
+
 def check_bucket(cloud: Cloud, names: Names, address: str) -> str:
     """The bucket of an address where it has to be made first, else "".
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -19,7 +20,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,13 +42,16 @@ from chestxray.inference.bundle import DESCRIPTION, Bundle
 from chestxray.progress import Log
 
 PYTHON: Final = "3.13"  # the function's; website.yaml says the same
-LIBRARIES: Final = ("lazy-loader", "numpy", "onnxruntime", "pillow", "simplejpeg")  # of this installation's versions
+OF_DICOM: Final = ("imagecodecs", "pydicom", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg")
+LIBRARIES: Final = ("lazy-loader", "numpy", "onnxruntime", "pillow", "simplejpeg", *OF_DICOM)  # as installed here
+CODECS: Final = "imagecodecs"  # has a hundred codecs in 80 MB; films need one of them, and what all of them share
+NEEDED_CODECS: Final = frozenset({"_jpeg8", "_shared", "_shared_cython"})
 PLATFORMS: Final = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux2014_x86_64")  # Amazon Linux 2023's
 MAX_UNPACKED: Final = 250 * 2**20  # bytes; Lambda takes no more
 
 _OF_THE_PACKAGE: Final = frozenset({".py", ".pyi", ".npz", ".json"})
 _ROOMS_NOT_NEEDED: Final = frozenset({"bundles", "page", "training"})
-_NOT_NEEDED: Final = frozenset({"__pycache__", "bin", "tests"})  # of the libraries
+_NOT_NEEDED: Final = frozenset({"__pycache__", "bin", "tests", "test_files"})  # of the libraries
 
 
 def endpoint_archive(model: str) -> bytes:
@@ -67,7 +70,7 @@ def inline_archive(bundle: Path, model: str, log: Log, python: str = "") -> byte
     with tempfile.TemporaryDirectory(prefix="chestxray-") as made:
         _fetch_libraries(Path(made), python or PYTHON, log)
         files = {
-            **dict(files_below(Path(made), _NOT_NEEDED)),
+            **needed_codecs(dict(files_below(Path(made), _NOT_NEEDED))),
             **package_files(without=_ROOMS_NOT_NEEDED, suffixes=_OF_THE_PACKAGE),
             **_bundle_files(bundle),
             "model.json": model.encode(),
@@ -79,6 +82,27 @@ def inline_archive(bundle: Path, model: str, log: Log, python: str = "") -> byte
             'Deploy an endpoint ("chestxray aws deploy") and leave out --inline'
         )
     return zipped(files)
+
+
+def needed_codecs(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The libraries' files without the codecs that no film needs, and without what only those load.
+
+    A shared object names what it loads, so what no kept one names is not needed.
+    """
+
+    def is_kept(name: str) -> bool:
+        folder, _, file = name.partition("/")
+        return folder != CODECS or not file.endswith((".so", ".pyd")) or file.partition(".")[0] in NEEDED_CODECS
+
+    loadable = {name: data for name, data in files.items() if name.startswith(f"{CODECS}.libs/")}
+    kept = {name: data for name, data in files.items() if name not in loadable and is_kept(name)}
+    asking = [data for name, data in kept.items() if name.startswith(f"{CODECS}/") and ".so" in name]
+    while asking:
+        code = asking.pop()
+        wanted = {name: data for name, data in loadable.items() if Path(name).name.encode() in code}
+        asking += [data for name, data in wanted.items() if name not in kept]
+        kept |= wanted
+    return kept
 
 
 def _bundle_files(bundle: Path) -> dict[str, bytes]:
@@ -101,12 +125,13 @@ def _fetch_libraries(folder: Path, python: str, log: Log) -> None:
         )
 
 
-TEMPLATE: Final = "website.yaml"
 CODE: Final = "website/"  # where in our bucket the function's archives lie
 SERVERLESS_BODY: Final = 4_000_000  # bytes that an endpoint takes in one request: serverless, and on instances
 INSTANCE_BODY: Final = 25_000_000
 INLINE_BODY: Final = 25_000_000
 MAX_KEYS: Final = 3500  # characters of all keys: a function's environment holds 4 KB, with all else in it
+_ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?")
+_REST: Final = re.compile(r"[A-Za-z0-9_-]{1,128}(/[A-Za-z0-9._~-]+)*")
 FUNCTION_GB: Final = 1769 / 1024  # memory of the function that classifies films itself
 FILM_SECONDS: Final = 1.0  # of such a function, for a film; an estimate
 
@@ -122,6 +147,8 @@ class WebsiteSettings:
         email: who is told when the budget is reached; "" for no budget.
         budget: dollars a month.
         rate: requests a second; twice as many at once.
+        origins: of pages elsewhere that may ask, as ``https://ward.example.org``; or "*".
+        rest: a REST API beside the HTTP API, as ``STAGE`` or ``STAGE/PATH``; "" for none.
 
     Raises: UsageError.
     """
@@ -132,6 +159,18 @@ class WebsiteSettings:
     email: str = ""
     budget: int = 20
     rate: int = 10
+    origins: tuple[str, ...] = ()
+    rest: str = ""
+
+    @property
+    def rest_stage(self) -> str:
+        """Of the REST API; "" for none."""
+        return self.rest.strip("/").partition("/")[0]
+
+    @property
+    def rest_path(self) -> str:
+        """At which films are classified there, without its first slash."""
+        return self.rest.strip("/").partition("/")[2] or "classify"
 
     def __post_init__(self) -> None:
         if self.access not in {"key", "iam", "open"}:
@@ -141,6 +180,13 @@ class WebsiteSettings:
                 f"--api-keys: {self.api_keys.count(',') + 1} keys take {len(self.api_keys):,} characters, and what a "
                 f"function is told holds {MAX_KEYS:,}. Give fewer keys, or shorter names"
             )
+        for origin in self.origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise UsageError(
+                    f"--origin {origin}: write it as browsers do, https://ward.example.org, without a path"
+                )
+        if self.rest and not _REST.fullmatch(self.rest.strip("/")):
+            raise UsageError(f"--rest-api {self.rest}: give STAGE or STAGE/PATH, of letters, digits, - and _")
         if bool(self.api_keys) != (self.access == "key"):
             raise UsageError(
                 "--api-keys belongs to --access key"
@@ -158,6 +204,7 @@ class Website:
         api: of the API itself; signed requests go there.
         did: "create", "update" or "keep".
         page_files: how many of the page's files were new or changed.
+        rest: where the REST API classifies films; "" without one.
     """
 
     address: str
@@ -165,6 +212,7 @@ class Website:
     did: str
     page_files: int
     stack: str
+    rest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,17 +278,22 @@ def publish(cloud: Cloud, names: Names, settings: WebsiteSettings, behind: SiteM
         "RequestsAtOnce": str(2 * settings.rate),
         "BudgetEmail": settings.email,
         "BudgetDollars": str(settings.budget),
+        "Origins": ",".join(settings.origins),
+        "RestStage": settings.rest_stage,
+        "RestPath": settings.rest_path,
+        "PermissionsBoundary": cloud.rules.boundary,
     }
     stack = stacks.deploy(cloud, names, names.website_stack, template(), parameters, log)
     changed = _send_page(cloud, stack.outputs["PageBucket"], behind.folder)
     if changed and stack.did != "create":
         _forget_old_page(cloud, stack.outputs["DistributionId"])
-    return Website(stack.outputs["Address"], stack.outputs["Api"], stack.did, changed, stack.name)
+    outputs = stack.outputs
+    return Website(outputs["Address"], outputs["Api"], stack.did, changed, stack.name, outputs.get("Rest", ""))
 
 
 def template() -> str:
     """The stack's template."""
-    return files("chestxray.aws").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    return stacks.template("website")
 
 
 def page_files(folder: Path) -> Iterator[tuple[str, bytes, str]]:

@@ -10,7 +10,7 @@ import click
 
 from chestxray.aws.session import DEPLOYMENT_TAG
 from chestxray.cli.aws_models import deploy, train, validate
-from chestxray.cli.aws_options import Order, aws_options
+from chestxray.cli.aws_options import Order, aws_options, boundary_option, template_option
 from chestxray.cli.console import plain, table
 from chestxray.cli.options import BUNDLE_VARIABLE, PATH
 from chestxray.errors import UsageError
@@ -43,8 +43,8 @@ def upload(order: Order, data: Path, address: str) -> None:
         )
     if not order.go_ahead(storage.upload_plan(comparison, creates=creates)):
         return
-    if creates:
-        storage.ensure_bucket(order.cloud, order.names)
+    if storage.is_own(order.names, address):
+        storage.ensure_bucket(order.cloud, order.names)  # also one that an earlier attempt left half made
     with order.console.progress("Sending") as move:
         storage.send(order.cloud, comparison, move)
     sent, same = len(comparison.to_send), len(comparison.same)
@@ -76,6 +76,21 @@ def upload(order: Order, data: Path, address: str) -> None:
 @click.option("--email", default="", help="Who is told when the account's costs reach the budget. [default: nobody]")
 @click.option("--budget", type=click.IntRange(1), default=20, show_default=True, help="Dollars a month.")
 @click.option("--rate", type=click.IntRange(1, 1000), default=10, show_default=True, help="Requests a second.")
+@click.option(
+    "--origin",
+    "origins",
+    multiple=True,
+    metavar="URL",
+    help='A page elsewhere that may ask; repeat it, or "*" for any.',
+)
+@click.option(
+    "--rest-api",
+    metavar="STAGE[/PATH]",
+    default="",
+    help="Also a REST API (payload 1.0), for those who have callers of one.",
+)
+@template_option("website")
+@boundary_option
 @aws_options
 def website(
     order: Order,
@@ -86,6 +101,8 @@ def website(
     email: str,
     budget: int,
     rate: int,
+    origins: tuple[str, ...],
+    rest_api: str,
 ) -> None:
     """Put the page and the API on AWS, before the endpoint of this deployment or with the model inside.
 
@@ -100,7 +117,7 @@ def website(
     entries = ""
     if api_keys is not None:
         entries = ",".join(f"{digest} {name}" for name, digest in KeyRing.gather(api_keys).hashes.items())
-    settings = WebsiteSettings(access, inline, entries, email, budget, rate)
+    settings = WebsiteSettings(access, inline, entries, email, budget, rate, origins, rest_api)
     there = stacks.describe(order.cloud, order.names.website_stack) is not None
     if not inline:
         running_model(order.cloud, order.names.endpoint)  # refused before a plan of what could not be made
@@ -108,7 +125,8 @@ def website(
         return
     with site_model(order.cloud, order.names, folder_of(bundle) if inline else None) as behind:
         made = publish(order.cloud, order.names, settings, behind, order.console.log)
-    order.console.result(made, f"The page: {made.address}\nThe API:  {made.api}\n{NOTICE}")
+    rest = f"REST API: {made.rest}\n" if made.rest else ""
+    order.console.result(made, f"The page: {made.address}\nThe API:  {made.api}\n{rest}{NOTICE}")
 
 
 @click.command()

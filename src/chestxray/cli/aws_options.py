@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from chestxray.aws.session import DEFAULT, ENDPOINT_VARIABLE, cloud_errors, connect
+from chestxray.aws.session import DEFAULT, ENDPOINT_VARIABLE, Rules, cloud_errors, connect
 from chestxray.cli.console import Console
 from chestxray.cli.options import json_option
+from chestxray.errors import UsageError
 
 if TYPE_CHECKING:
     from chestxray.aws.plan import Plan
@@ -71,6 +72,13 @@ def aws_options(command: Command) -> Command:
         callback=_use_endpoint,
         help="A server that speaks AWS's protocols, where it is not Amazon's.",
     )
+    @click.option(
+        "--bucket-owner",
+        "bucket_owners",
+        multiple=True,
+        metavar="BUCKET=ACCOUNT",
+        help="Whose a bucket is that is not this account's; S3 refuses every other. Repeat it for several.",
+    )
     @click.option("--dry-run", is_flag=True, help="Show what would be created and what it would cost, and stop.")
     @json_option
     @wraps(command)
@@ -81,9 +89,11 @@ def aws_options(command: Command) -> Command:
         profile: str | None,
         deployment: str,
         dry_run: bool,
+        bucket_owners: tuple[str, ...],
         **kwargs: Any,
     ) -> Any:
-        cloud = connect(region, profile)
+        given = {field: kwargs.pop(field) for field in RULES if field in kwargs}
+        cloud = connect(region, profile, Rules(**given, owners=_owners(bucket_owners)))
         try:
             with cloud_errors(f"chestxray aws {click.get_current_context().info_name}"):
                 return command(Order(console, cloud, cloud.names(deployment), dry_run), *args, **kwargs)
@@ -91,6 +101,60 @@ def aws_options(command: Command) -> Command:
             cloud.close()
 
     return with_order
+
+
+RULES: Final = ("role", "boundary", "kms_key", "subnets", "security_groups")  # options that are Rules' fields
+
+
+def boundary_option(command: Command) -> Command:
+    """Add --permissions-boundary."""
+    return click.option(
+        "--permissions-boundary",
+        "boundary",
+        metavar="ARN",
+        default="",
+        help="The policy that bounds the roles that are made. [default: none]",
+    )(command)
+
+
+def rules_options(command: Command) -> Command:
+    """Add what accounts ask of jobs and endpoints: a role of one's own, a boundary, a key, a network."""
+    for option in (
+        click.option("--role", metavar="ARN", default="", help="A role of your own to run as. [default: one is made]"),
+        boundary_option,
+        click.option(
+            "--kms-key", metavar="ARN", default="", help="The key to encrypt volumes, outputs and our bucket with."
+        ),
+        click.option("--subnet", "subnets", multiple=True, metavar="ID", help="Of the VPC to run in; repeat it."),
+        click.option(
+            "--security-group", "security_groups", multiple=True, metavar="ID", help="For --subnet; repeat it."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def template_option(name: str) -> Callable[[Command], Command]:
+    """Add --template, which prints one of ``stacks.TEMPLATES`` and ends, without an account."""
+
+    def tell(ctx: click.Context, _param: click.Parameter, given: bool) -> None:  # noqa: FBT001 - click's signature
+        if given:
+            from chestxray.aws.stacks import template
+
+            click.echo(template(name), nl=False)
+            ctx.exit()
+
+    what = f"Print the CloudFormation template of the {name} and do nothing: for CDK, SAM or Terraform."
+    return click.option("--template", is_flag=True, is_eager=True, expose_value=False, callback=tell, help=what)
+
+
+def _owners(given: tuple[str, ...]) -> dict[str, str]:
+    """Raises: UsageError."""
+    pairs = [one.rpartition("=")[::2] for one in given]
+    for (bucket, account), text in zip(pairs, given, strict=True):
+        if not bucket or not account:
+            raise UsageError(f"--bucket-owner {text}: write it as hospital=123456789012, the account behind the bucket")
+    return dict(pairs)
 
 
 def _use_endpoint(_ctx: click.Context, _param: click.Parameter, given: str | None) -> None:

@@ -1,9 +1,9 @@
 // The two questions that the page asks, and what went wrong in words that help.
 
 import { API } from "./config.js";
-import { bytes } from "./words.js";
 
-const PATIENCE = 60_000; // milliseconds
+export const PATIENCE = 60_000; // milliseconds
+const LARGE = 1e6; // bytes of a film, above which the page shows how much of it has left
 const LONGEST_WAIT = 60; // seconds of Retry-After that are waited for
 const USUAL_WAIT = 2; // seconds, where a busy service does not say
 
@@ -20,7 +20,7 @@ export class Failure extends Error {
   }
 }
 
-const BY_STATUS = {
+export const BY_STATUS = {
   401: ["This service wants a key", "Ask whoever runs it for one, and enter it here.", false],
   403: ["This page may not ask the service", "Tell whoever runs the service the address of this page.", false],
   408: ["The film took too long to arrive", "Send it again over a better connection.", true],
@@ -42,9 +42,9 @@ export async function describe() {
   return (await ask("/v1/model")).json();
 }
 
-/** Classify one film. Returns {answer, ms}; ms is the whole way there and back. */
-export async function predict(film, { heatmap = false, limit = Infinity } = {}) {
-  if (film.size > limit) throw tooLarge(film.size, limit);
+/** Classify one film; model: what describe() gave. Returns {answer, ms}; ms is the whole way there and back. */
+export async function predict(film, model, heatmap = false) {
+  if (film.size > Math.min(LARGE, model.max_body)) return (await import("./send.js")).predictLarge(film, model, heatmap);
   const type = ["image/jpeg", "image/png"].includes(film.type) ? film.type : "application/octet-stream";
   const began = performance.now();
   const response = await ask(`/v1/predict${heatmap ? "?heatmap=1" : ""}`, {
@@ -62,21 +62,26 @@ export async function drawn(film) {
   return (await ask("/v1/film", { method: "POST", headers, body: film })).blob();
 }
 
-async function ask(path, options = {}) {
+export async function ask(path, options = {}, by = fetch) {
   const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
   let response;
   try {
-    response = await fetch(API + path, { ...options, headers, signal: AbortSignal.timeout(PATIENCE) });
+    response = await by(API + path, { ...options, headers, signal: AbortSignal.timeout(PATIENCE) });
   } catch (error) {
-    if (error.name === "TimeoutError") {
-      throw new Failure("The service is too slow", "No answer within a minute. Try again.", { retry: true });
-    }
-    throw navigator.onLine
-      ? new Failure("The service does not answer", "Is it still running? Then try again.", { retry: true })
-      : new Failure("You are offline", "Films are tried again by themselves once the connection is back.", { retry: true });
+    throw silence(error);
   }
   if (!response.ok) throw await failureOf(response);
   return response;
+}
+
+/** Why nobody answered. */
+export function silence(error) {
+  if (error.name === "TimeoutError") {
+    return new Failure("The service is too slow", "No answer within a minute. Try again.", { retry: true });
+  }
+  return navigator.onLine
+    ? new Failure("The service does not answer", "Is it still running? Then try again.", { retry: true })
+    : new Failure("You are offline", "Films are tried again by themselves once the connection is back.", { retry: true });
 }
 
 async function failureOf(response) {
@@ -94,9 +99,4 @@ function waitOf(status, headers) {
   const after = headers.get("Retry-After");
   const seconds = /^\d+$/.test(after ?? "") ? Number(after) : after ? (Date.parse(after) - Date.now()) / 1000 : USUAL_WAIT;
   return seconds <= LONGEST_WAIT ? Math.max(0.1, seconds) : null;
-}
-
-function tooLarge(size, limit) {
-  const [title, advice] = BY_STATUS[413];
-  return new Failure(title, advice, { detail: `It has ${bytes(size)}; the limit is ${bytes(limit)}.` });
 }

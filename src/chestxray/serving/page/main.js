@@ -93,7 +93,7 @@ const retryAll = () => again(state.films.filter(({ failure }) => failure?.retry)
 async function predictOne(film) {
   await knowModel();
   const heatmap = state.heat;
-  const { answer, ms } = await predict(film.file, { heatmap, limit: state.model.max_body });
+  const { answer, ms } = await predict(film.file, state.model, heatmap);
   return { answer, ms, heatmap: answer.heatmap };
 }
 
@@ -108,7 +108,7 @@ function answered(film) {
 async function fetchHeat(film) {
   if (!film?.answer?.gate.accepted || film.heatmap) return;
   try {
-    film.heatmap = (await predict(film.file, { heatmap: true })).answer.heatmap;
+    film.heatmap = (await predict(film.file, state.model, true)).answer.heatmap;
     say("The heat map is shown.");
   } catch (error) {
     state.heat = false;
