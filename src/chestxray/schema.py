@@ -489,6 +489,10 @@ class Gate:
         if self.score is not None and not 0.0 <= self.score <= 1.0:
             raise OutOfRange(f"score {self.score}: must lie in 0 to 1")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Law: ``Gate(**gate.to_dict()) == gate``."""
+        return {"accepted": self.accepted, "reason": self.reason, "score": self.score}
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
@@ -559,7 +563,8 @@ class Prediction:
 
     def to_json(self) -> str:
         """Law: ``Prediction.from_json(p.to_json()) == p``."""
-        return json.dumps(dataclasses.asdict(self))
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return json.dumps(fields | {"gate": self.gate.to_dict()})
 
     @classmethod
     def from_json(cls, text: str) -> Self:

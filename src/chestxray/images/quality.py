@@ -115,7 +115,7 @@ def objection_to(film: Radiograph) -> Objection | None:
 
 
 def _objection_to_pixels(film: Radiograph) -> Objection | None:
-    deviation = float(film.pixels.std()) / _white_of(film.pixels)
+    deviation = deviation_of(film.pixels) / _white_of(film.pixels)
     if deviation < MIN_DEVIATION:
         reason = f"its grey levels are almost uniform: they deviate by {deviation:.1%} (at least {MIN_DEVIATION:.0%})"
         return Objection(Verdict.BLANK, reason)
@@ -143,6 +143,16 @@ def _white_of(pixels: Pixels) -> int:
     step = max(1, height // LOOKED_AT, width // LOOKED_AT)
     brightest = int(np.quantile(pixels[::step, ::step], 1.0 - DEFECTIVE, method="lower"))
     return int((1 << max(brightest.bit_length(), WHITE.bit_length())) - 1)
+
+
+def deviation_of(pixels: Pixels) -> float:
+    """Standard deviation of all grey levels: counted for 8 bits, which takes a fifth of the time."""
+    if pixels.dtype != np.uint8:
+        return float(pixels.std())
+    counts = np.array(Image.fromarray(pixels).histogram(), dtype=np.float64)
+    levels = np.arange(len(counts))
+    mean = counts @ levels / pixels.size
+    return float(np.sqrt(counts @ (levels - mean) ** 2 / pixels.size))
 
 
 def _odd_shape(film: Radiograph) -> str:
@@ -264,7 +274,9 @@ def brightness_of_middle(pixels: Pixels) -> float:
     sides = (mean(0.0, 1.0, 0.0, 0.06) + mean(0.0, 1.0, 0.94, 1.0)) / 2
     lungs = (mean(0.3, 0.6, 0.2, 0.38) + mean(0.3, 0.6, 0.62, 0.8)) / 2
     white = float(np.iinfo(pixels.dtype).max)
-    darkest, brightest = np.percentile(pixels[:: max(1, height // 128), :: max(1, width // 128)], (1, 99))
+    counts = np.bincount(pixels[:: max(1, height // 128), :: max(1, width // 128)].ravel())
+    below = np.cumsum(counts)
+    darkest, brightest = np.searchsorted(below, (0.01 * below[-1], 0.99 * below[-1]))
     span = min(1.0, float(brightest - darkest) / white / FEWEST_BRIGHT) or 1.0  # a dark negative is one as well
     return (middle - (sides + lungs) / 2) / white / span
 

@@ -24,6 +24,8 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE, BundleInfo, Prediction
@@ -39,6 +41,7 @@ from chestxray.version import __version__
 __all__ = ["MEBIBYTE", "ServiceSettings", "create_app"]
 
 MODEL_CARD: Final = "MODEL_CARD.md"
+PREDICT: Final = "/v1/predict"
 
 # They need no key: they tell that the service runs and how to call it, and give the page that asks for the key.
 _OPEN: Final = frozenset({"/healthz", "/readyz", "/ping", "/openapi.json"})
@@ -115,9 +118,35 @@ def describe_model(folder: Path, info: BundleInfo, max_body: int) -> str:
     return json.dumps(description)
 
 
+class Shortcut:
+    """ASGI middleware, innermost: a film for ``/v1/predict`` without parameters goes past routing and validation.
+
+    Both have nothing to decide there, and take as long as reading a small film.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app = app
+        self._service = service
+        self._plain = PredictParameters()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or pass on."""
+        if scope["type"] != "http" or scope["path"] != PREDICT or scope["method"] != "POST" or scope["query_string"]:
+            await self.app(scope, receive, send)
+            return
+        scope["route"] = _PREDICT_ROUTE
+        request = Request(scope, receive)
+        try:
+            answer = await self._service.predict(request, self._plain)
+        except Refusal as refusal:
+            answer = await _refused(request, refusal)
+        await answer(scope, receive, send)
+
+
 def _surround(app: FastAPI, service: Service, open_paths: frozenset[str]) -> None:
     """The layers round the routes, from within to without."""
     settings = service.settings
+    app.add_middleware(Shortcut, service=service)
     app.add_middleware(Door, keys=settings.keys, open_paths=open_paths)
     if settings.cors_origins:
         app.add_middleware(
@@ -133,7 +162,7 @@ def _surround(app: FastAPI, service: Service, open_paths: frozenset[str]) -> Non
 def _add_film_routes(app: FastAPI, service: Service) -> None:
     model = describe_model(service.predictor.folder, service.predictor.info, service.settings.max_body)
 
-    @app.post("/v1/predict", summary="Classify one film", tags=["films"], **openapi.film_in(Prediction))
+    @app.post(PREDICT, summary="Classify one film", tags=["films"], **openapi.film_in(Prediction))
     async def predict(request: Request, parameters: Annotated[PredictParameters, Query()]) -> Response:
         """Send the bytes of one JPEG, PNG, TIFF or DICOM film as the body, or up to a thousand as parts of a form.
 
@@ -194,6 +223,7 @@ async def _http(request: Request, error: Exception) -> Response:
     return problem_response(kind, detail, request.state.request_id, error.headers, error.status_code)
 
 
+_PREDICT_ROUTE: Final = Route(PREDICT, _refused)  # only for its name in log and metrics
 _HANDLERS: Final[Mapping[type[Exception], Any]] = {
     Refusal: _refused,
     RequestValidationError: _invalid,

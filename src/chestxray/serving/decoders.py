@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import os
 import resource
@@ -98,8 +97,7 @@ def _serve(films: socket.socket, read: Reader, seconds: float, memory: int) -> N
             signal.setitimer(signal.ITIMER_REAL, seconds)
             reply = _reply(data, read)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            for part in reply:
-                _send(stream, part)
+            _send(stream, *reply)
 
 
 def _limit(memory: int) -> None:
@@ -131,7 +129,7 @@ def _reply(asked: bytes, read: Reader) -> tuple[bytes, bytes]:
         message = "this film: its content is damaged in a way that no reader foresaw. Copy or export it again"
         return _head(error="UnreadableFilm", message=message, fault=fault_of(error)), b""
     plane = film.plane
-    head = _head(sha256=film.sha256, gate=dataclasses.asdict(film.gate), size=film.size, notes=film.notes)
+    head = _head(sha256=film.sha256, gate=film.gate.to_dict(), size=film.size, notes=film.notes)
     return head, b"" if plane is None else plane.tobytes()
 
 
@@ -154,9 +152,9 @@ def _message(read: Callable[[int], bytes | None]) -> bytes | None:
     return bytes(data)
 
 
-def _send(stream: BufferedRWPair, data: bytes) -> None:
-    stream.write(LENGTH.pack(len(data)))
-    stream.write(data)
+def _send(stream: BufferedRWPair, *messages: bytes) -> None:
+    """All of them at once: each write wakes whoever reads."""
+    stream.write(b"".join(part for each in messages for part in (LENGTH.pack(len(each)), each)))
     stream.flush()
 
 
@@ -500,8 +498,7 @@ class _Decoder:
 
     async def exchange(self, wanted: bytes, data: bytes, longest: int) -> tuple[dict[str, Any], bytes]:
         """A film for a head and at most so many bytes. Raises: EOFError, OSError, ValueError, where it fails."""
-        self._writer.write(LENGTH.pack(len(wanted) + len(data)) + wanted)
-        self._writer.write(data)
+        self._writer.writelines((LENGTH.pack(len(wanted) + len(data)) + wanted, data))
         await self._writer.drain()
         head: dict[str, Any] = json.loads(await self._message(MAX_HEAD))
         return head, await self._message(longest)

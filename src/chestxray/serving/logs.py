@@ -23,6 +23,7 @@ from typing import Final
 
 MOST_LINES: Final = 10_000  # that wait to be written
 FLUSH_SECONDS: Final = 1.0
+AT_ONCE: Final = 64  # lines that are written together
 
 log: Final = logging.getLogger("chestxray.serving")
 
@@ -78,7 +79,10 @@ class Patient(logging.Handler):
 
     def _write(self) -> None:
         while True:
-            line = self._lines.get()
+            lines = [self._lines.get()]
+            while not self._lines.empty() and len(lines) < AT_ONCE:
+                lines.append(self._lines.get())
+            line = b"".join(lines)
             if self._dropped:
                 dropped, self._dropped = self._dropped, 0
                 line += (
@@ -87,7 +91,8 @@ class Patient(logging.Handler):
             with contextlib.suppress(OSError):  # closed, or its reader is gone
                 while line:
                     line = line[os.write(self._descriptor, line) :]
-            self._lines.task_done()
+            for _ in lines:
+                self._lines.task_done()
 
 
 def occupy_standard_streams() -> None:
