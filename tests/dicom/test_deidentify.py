@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from dicomanonymizer.dicomfields_selector import dicom_anonymization_database_selector
 from pydicom import Dataset
-from pydicom.datadict import dictionary_VR
+from pydicom.datadict import DicomDictionary, dictionary_VR
 
+import live_orthanc
 from chestxray.dicom.deidentify import TABLE, deidentified
 from chestxray.errors import UnreadableFilm, UnsupportedFormat
 from hospital import encoded, modality_film, read
+from live_orthanc import Orthanc
 
 TAGS = dicom_anonymization_database_selector(TABLE)
 SECRET = {
@@ -86,6 +88,56 @@ def test_what_the_profile_removes_is_gone(tag: tuple[int, int]) -> None:
     dataset = read(FILM)
     dataset.add_new(tag, known(tag), SECRET[known(tag)])
     assert tag not in read(deidentified(encoded(dataset), "salt"))
+
+
+SEQUENCES = sorted(
+    {tag for name in TAGS if name != "ALL_TAGS" for tag in TAGS[name] if single(tag) and known(tag) == "SQ"}
+)
+
+
+@pytest.mark.parametrize("tag", SEQUENCES)
+def test_what_a_sequence_of_the_profile_holds_is_gone(tag: tuple[int, int]) -> None:
+    dataset, item = read(FILM), Dataset()
+    item.CodeMeaning = item.TextValue = "Secret77"
+    item.PatientName = "Secret77"
+    dataset.add_new(tag, "SQ", [item])
+    assert b"Secret77" not in deidentified(encoded(dataset), "salt")
+
+
+def test_every_element_of_the_profile_is_tested_by_its_own_value_or_as_one_of_a_kind() -> None:
+    tags = {tag for name in TAGS if name != "ALL_TAGS" for tag in TAGS[name]}
+    several = {tag for tag in tags if len(tag) != 2}  # such as (60xx,3000)
+    left = {tag for tag in tags - several if tag[0] not in {0x0000, 0x0002}} - set(PROFILE) - set(SEQUENCES)
+    assert len(PROFILE) + len(SEQUENCES) > 500
+    assert left == {tag for tag in left if not known(tag)}  # retired before the dictionary of the test began
+    assert {tag[0] & 0xFF00 for tag in several} <= {0x5000, 0x6000, 0x0000}
+
+
+@pytest.mark.parametrize("tag", [0x50003000, 0x50020030, 0x60003000, 0x60024000, 0x601E4000])
+def test_overlays_and_curves_of_every_group_are_gone(tag: int) -> None:
+    dataset = read(FILM)
+    dataset.add_new(
+        tag, "OW" if tag & 0xFFFF == 0x3000 else "LT", b"Secret77" if tag & 0xFFFF == 0x3000 else "Secret77"
+    )
+    assert b"Secret77" not in deidentified(encoded(dataset), "salt")
+
+
+@pytest.mark.skipif(not live_orthanc.HERE, reason=live_orthanc.MISSING)
+def test_whatever_another_implementation_of_the_profile_hides_is_hidden_here(pacs: Orthanc) -> None:
+    """Orthanc has the profile of 2021b in a table of its own; of the whole dictionary, what it hides is hidden here."""
+    dataset = read(FILM)
+    kept = {0x00080016, 0x00080018, 0x00080005}
+    for tag, (vr, *_) in DicomDictionary.items():
+        if vr in SECRET and tag not in kept and tag >> 16 not in {0x0000, 0x0002, 0x0004, 0xFFFE, 0x0028, 0x7FE0}:
+            dataset.add_new(tag, vr, SECRET[vr])
+    film = encoded(dataset)
+    instance = pacs.post("/instances", film)["ID"]
+    theirs = read(pacs.post(f"/instances/{instance}/anonymize", {"DicomVersion": "2021b", "Force": True}))
+    ours = read(deidentified(film, "salt"))
+    hidden = [one.tag for one in dataset if one.tag not in theirs or theirs[one.tag].value != one.value]
+    assert len(hidden) > 200
+    shown = [str(tag) for tag in hidden if tag in ours and ours[tag].value == dataset[tag].value]
+    assert shown == []
 
 
 def test_private_elements_go_and_pixels_stay() -> None:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import live_orthanc
@@ -83,17 +82,6 @@ def test_a_date_that_is_none_is_refused(date: str) -> None:
 
 def chestxray(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([PROGRAM, "dicom", *map(str, words)], capture_output=True, text=True, check=False)
-
-
-def test_explain_says_what_would_happen_and_why(tmp_path: Path) -> None:
-    (tmp_path / "node.toml").write_text(settings_text(tmp_path / "queue", 4242))
-    (tmp_path / "film.dcm").write_bytes(modality_film(np.zeros((8, 8), np.uint8), Modality="MG"))
-    done = chestxray("serve", "--config", tmp_path / "node.toml", "--explain", tmp_path / "film.dcm", "--json")
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert (said["answered"], said["rule"]) == (False, None)
-    assert said["reasons"][0] == "rule chest films: not met: modality is MG; the rule wants CR or DX"
-    assert not (tmp_path / "queue").exists()
 
 
 def test_settings_that_are_wrong_end_with_status_2_and_no_traceback(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def test_a_refused_result_waits_longer_each_time_and_is_a_dead_letter_in_the_end
 
 def test_a_destination_that_is_away_costs_no_tries_until_results_are_too_old(queue: Queue, clock: Clock) -> None:
     answered(queue)
-    for _ in range(50):
+    for _ in range(10):
         queue.unreachable("pacs", "nobody answers there")
     assert [delivery.tries for delivery in queue.deliveries("pacs")] == [0, 0]
     clock.now += LIMITS.give_up_hours * 3600 + 1
@@ -157,6 +158,29 @@ def test_a_queue_that_is_full_says_so_and_keeps_nothing(tmp_path: Path) -> None:
     with pytest.raises(OutOfRoom, match=r"less than limits\.free"):
         full.take(b"x", "1.1", "PACS", ORDER)
     assert not list(full.films.iterdir())
+
+
+def test_a_queue_may_be_listed_while_a_node_takes_and_forgets_films(queue: Queue) -> None:
+    stop = threading.Event()
+
+    def work() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            answered(queue, f"1.{number}")
+            queue.delivered(queue.deliveries("pacs"), commitment=False)
+
+    node = threading.Thread(target=work)
+    node.start()
+    try:
+        for _ in range(10):
+            beside = Queue(queue.folder, "", LIMITS)
+            assert beside.counts()[DEAD] == 0
+            beside.sweep()
+            beside.close()
+    finally:
+        stop.set()
+        node.join()
 
 
 def test_a_folder_that_is_no_queue_is_refused(tmp_path: Path) -> None:

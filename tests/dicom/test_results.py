@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from chestxray.dicom import results as module
 from chestxray.dicom.results import KINDS, PICTURE, REPORT, Answer, derived_uid, identity_of, results_of
 from chestxray.dicom.rules import facts_of
 from chestxray.images.dicom import elements, open_data_set
@@ -25,6 +28,7 @@ from hospital import BUNDLE, grey, modality_film, read, with_raw_name
 
 RECEIVED = datetime(2026, 1, 15, 10, 20, 30)  # noqa: DTZ001 - DICOM's dates are local
 BLACK = np.zeros((64, 64), np.uint8)
+UIDS = ("sop_instance", "study", "series")
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +122,37 @@ def test_the_same_film_and_model_give_the_same_bytes(film_file: bytes, answer: A
     assert first == again
     other = results_of(film_file, replace(answer, bundle=("pneumonia-small", "ab" * 32, "ef" * 32)))
     assert not {result.sop_instance for result in first} & {result.sop_instance for result in other}
+
+
+@settings(max_examples=25)
+@given(
+    probability=st.floats(0.0, 1.0),
+    numbers=st.lists(st.integers(1, 10**8), min_size=2, max_size=3),
+    reason=st.sampled_from(["", "the film is cut short", "why", "another reason: 7 of 9"]),
+    moment=st.datetimes(datetime(1990, 1, 1), datetime(2060, 1, 1)),  # noqa: DTZ001
+    refused=st.booleans(),
+)
+def test_a_report_that_was_filled_in_is_the_report_that_the_library_builds(
+    probability: float, numbers: list[int], reason: str, moment: datetime, refused: bool, answer: Answer
+) -> None:
+    for number in numbers:
+        facts = replace(answer.facts, **{name: f"1.2.826.{place}.{number}" for place, name in enumerate(UIDS)})
+        assert answer.prediction is not None
+        label = "pneumonia" if probability >= answer.prediction.threshold else "normal"
+        prediction = replace(answer.prediction, probability=probability, label=label)
+        if reason:
+            gate = replace(prediction.gate, accepted=False, reason=reason)
+            prediction = replace(prediction, probability=None, label=None, heatmap=None, gate=gate)
+        given_answer = Answer(facts, None if refused else prediction, "cut" if refused else "", answer.bundle, moment)
+        assert written(module._report(given_answer), given_answer) == written(  # noqa: SLF001
+            module._library_report(given_answer),  # noqa: SLF001
+            given_answer,
+        )
+
+
+def written(report: pydicom.Dataset, answer: Answer) -> bytes:
+    """The report as it is sent, but for what it takes over from the film."""
+    return module._encoded(module._dated(report, answer), {}, REPORT).data  # noqa: SLF001
 
 
 def grey_size(film: bytes) -> tuple[int, int]:

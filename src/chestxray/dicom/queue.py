@@ -418,8 +418,7 @@ class Queue:
             paths.append(self.films / f"{row[0]}.dcm")
         for path in paths:
             with self._lock:
-                with contextlib.suppress(OSError):
-                    self._bytes -= path.stat().st_size
+                self._bytes -= size_of(path)
                 path.unlink(missing_ok=True)
 
     # ------------------------------------------------------------------ people look
@@ -512,8 +511,10 @@ class Queue:
 
     def _is_awaited(self, path: Path) -> bool:
         if path.parent == self.films:
-            fresh = path.suffix == ".part" or time.time() - path.stat().st_mtime < BEING_TAKEN_S
-            return bool(self._one("SELECT 1 FROM film WHERE key = ? AND state <> ?", path.stem, DONE)) or fresh
+            with contextlib.suppress(FileNotFoundError):  # it has just been put into its place, or dropped
+                if path.suffix == ".part" or time.time() - path.stat().st_mtime < BEING_TAKEN_S:
+                    return True
+            return bool(self._one("SELECT 1 FROM film WHERE key = ? AND state <> ?", path.stem, DONE))
         film = path.stem.partition("-")[0]
         return film.isdigit() and bool(self._one("SELECT 1 FROM film WHERE id = ? AND state <> ?", int(film), DONE))
 
@@ -527,7 +528,7 @@ class Queue:
         return self.results / f"{film}-{kind}.dcm"
 
     def _bytes_on_disk(self) -> int:
-        return sum(path.stat().st_size for part in (self.films, self.results) for path in part.iterdir())
+        return sum(size_of(path) for part in (self.films, self.results) for path in part.iterdir())
 
     def _one(self, query: str, *values: Any) -> Any:
         with self._lock:
@@ -547,6 +548,14 @@ class Queue:
 
 def _plain(order: Order) -> dict[str, Any]:
     return {"rule": order.rule, "send_to": order.send_to, "secondary_capture": order.secondary_capture}
+
+
+def size_of(path: Path) -> int:
+    """Size of a file in bytes; 0 where it has gone meanwhile, as files of a running node do."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -16,8 +16,9 @@ import io
 import struct
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -26,12 +27,14 @@ from PIL import Image, ImageDraw, ImageFont
 from chestxray.dicom.queue import Result
 from chestxray.dicom.rules import MANUFACTURER, SOFTWARE, FilmFacts
 from chestxray.images.dicom import Encoding, elements, open_data_set
+from chestxray.images.radiograph import Radiograph
 from chestxray.inference.heatmap import blend
 from chestxray.schema import NOTICE, Prediction
 
 if TYPE_CHECKING:
     from highdicom.sr import CodedConcept, EnhancedSR, MeasurementReport, MeasurementsAndQualitativeEvaluations
     from pydicom import Dataset
+    from pydicom.dataelem import DataElement
 
 ENHANCED_SR: Final = "1.2.840.10008.5.1.4.1.1.88.22"
 SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"
@@ -79,6 +82,7 @@ _LONG_VR: Final = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"
 _ITSELF: Final = uuid.UUID("0f4cb6d2-5f5e-5a07-9a43-5d6e9a0f2a11")  # the name space of our UIDs
 
 STRIP: Final = 22  # pixels of height of a line of the notice
+PICTURE_SIDE: Final = 768  # pixels of the film in a picture, at most; the map behind it has some ten cells a side
 MIN_WIDTH: Final = 256  # pixels of a picture, so that the notice can be read
 
 
@@ -106,13 +110,16 @@ def derived_uid(*parts: str) -> str:
     return f"2.25.{uuid.uuid5(_ITSELF, chr(10).join(parts)).int}"
 
 
-def results_of(data: bytes, answer: Answer, *, secondary_capture: bool = True) -> tuple[Result, ...]:
+def results_of(
+    data: bytes, answer: Answer, *, secondary_capture: bool = True, film: Radiograph | None = None
+) -> tuple[Result, ...]:
     """Make the objects that answer a film.
 
     Args:
         data: the film, as it came.
         answer: what is to be said.
         secondary_capture: whether to make the picture; a refused film has none.
+        film: the decoded film, where the caller has it.
 
     Returns: the report, and the picture.
     Raises: FilmError, where the film's header is damaged.
@@ -121,7 +128,7 @@ def results_of(data: bytes, answer: Answer, *, secondary_capture: bool = True) -
     results = [_encoded(_dated(_report(answer), answer), identity, REPORT)]
     prediction = answer.prediction
     if secondary_capture and prediction is not None and prediction.heatmap:
-        blended = blend(data, "film", base64.b64decode(prediction.heatmap))
+        blended = blend(data, "film", base64.b64decode(prediction.heatmap), PICTURE_SIDE, film)
         picture = _dated(_picture(blended, prediction, answer), answer)
         results.append(_encoded(picture, identity, PICTURE))
     return tuple(results)
@@ -193,6 +200,76 @@ def _encoded(dataset: Dataset, identity: Mapping[int, bytes], kind: str) -> Resu
 
 
 def _report(answer: Answer) -> EnhancedSR:
+    """Fill a report of the answer's shape with what is the film's own. The next report may be the same object."""
+    report, places = _built(_shape(answer))
+    own = _own_words(answer)
+    for element, place in places:
+        word = own[place]
+        element.value = _NUMBERS.get(element.VR, str)(word)
+    return report
+
+
+def _own_words(answer: Answer) -> tuple[str, ...]:
+    """Everything in a report that two films of one shape do not share, in a fixed order."""
+    facts, bundle = answer.facts, answer.bundle[2]
+    prediction = answer.prediction
+    probability = 0.0 if prediction is None else prediction.probability or 0.0
+    return (
+        *(facts.study, facts.series, facts.sop_instance),
+        derived_uid(facts.sop_instance, bundle, ENHANCED_SR),
+        derived_uid(facts.study, bundle, ENHANCED_SR),
+        derived_uid("finding", facts.sop_instance, bundle),
+        str(_instance_number(facts)),
+        f"{answer.received:%Y%m%d}",
+        f"{answer.received:%H%M%S}",
+        str(_as_percent(probability)),
+        *_comments(answer)[:-1],  # the last is the notice
+    )
+
+
+def _decimal(word: str) -> Any:
+    from pydicom.valuerep import DS
+
+    return DS(float(word), auto_format=True)
+
+
+_NUMBERS: Final[Mapping[str, Any]] = {"DS": _decimal, "FD": float, "IS": int}
+
+
+def _shape(answer: Answer) -> Answer:
+    """The answer with placeholders in place of what is the film's own: equal for all films of one shape."""
+    prediction = answer.prediction
+    if prediction is not None:
+        threshold, sick = prediction.threshold, prediction.label == "pneumonia"
+        placed = 0.9876543 * threshold if not sick else threshold + 0.9876543 * (1 - threshold)
+        reason = "why" if prediction.gate.reason else ""
+        prediction = replace(
+            prediction,
+            probability=None if prediction.probability is None else placed,
+            gate=replace(prediction.gate, reason=reason),
+            heatmap=None,
+            film_sha256="0" * 64,
+        )
+    facts = FilmFacts(answer.facts.sop_class, "1.2.3.1", "1.2.3.2", "1.2.3.3")
+    moment = datetime(1901, 2, 3, 4, 5, 6)  # noqa: DTZ001 - a placeholder
+    return Answer(facts, prediction, "why" if answer.reason else "", answer.bundle, moment)
+
+
+@lru_cache(64)
+def _built(shape: Answer) -> tuple[EnhancedSR, tuple[tuple[DataElement, int], ...]]:
+    """Let the library build the report of a shape, which takes it longer than the network takes for a film.
+
+    Returns: the report, and its elements that hold a placeholder, each with the place of its word in ``_own_words``.
+    """
+    report = _library_report(shape)
+    words = {word: place for place, word in enumerate(_own_words(shape))}
+    held = [*report.iterall(), *report.file_meta]
+    return report, tuple(
+        (element, words[text]) for element in held if element.VR != "SQ" and (text := str(element.value)) in words
+    )
+
+
+def _library_report(answer: Answer) -> EnhancedSR:
     import highdicom
     from highdicom.coding_schemes import CodingSchemeIdentificationItem
 
@@ -294,7 +371,11 @@ def _group(answer: Answer) -> MeasurementsAndQualitativeEvaluations:
 def _percent(name: tuple[str, str, str], share: float) -> Any:
     from highdicom import sr
 
-    return sr.Measurement(name=_code(*name), value=round(100.0 * share, 4), unit=_code(*PERCENT))
+    return sr.Measurement(name=_code(*name), value=_as_percent(share), unit=_code(*PERCENT))
+
+
+def _as_percent(share: float) -> float:
+    return round(100.0 * share, 4)
 
 
 def _parameters(answer: Answer) -> Sequence[str]:

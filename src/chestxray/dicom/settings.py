@@ -37,7 +37,7 @@ class Limits:
         film: one instance.
         films: that one association may send.
         queue: all films and results that wait on disk.
-        free: left on the disk; below it no film is taken.
+        free: left on the disk; below it no film is taken. Results of films that wait are written there.
         film_seconds: that classifying one film may take.
         first_pause, longest_pause: seconds between two tries to send; each pause is twice the one before.
         tries: of sending one result that its destination refuses, before it becomes a dead letter.

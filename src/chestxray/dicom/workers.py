@@ -19,6 +19,7 @@ from chestxray.dicom.results import Answer, derived_uid, results_of
 from chestxray.dicom.rules import facts_of
 from chestxray.errors import FilmError, MissingExtra
 from chestxray.files import write_atomically
+from chestxray.images.decode import decode
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import BundleInfo
@@ -131,13 +132,14 @@ def classified(task: Task) -> Classified:
     data = task.path.read_bytes()
     folder, description, digest = task.bundle
     predictor = _predictor(folder, description, task.require_age)
-    prediction, reason = None, task.refused
+    prediction, film, reason = None, None, task.refused
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of values in a header that break a rule: not ours to mend, and not to quote
         if not reason:
             try:
+                film = decode(data, "film")  # once, for the network and for the picture
                 prediction = predictor.predict(
-                    data, "film", operating_point=task.operating_point, heatmap=task.secondary_capture
+                    data, "film", operating_point=task.operating_point, heatmap=task.secondary_capture, film=film
                 )
             except (FilmError, MissingExtra) as error:
                 reason = str(error).removeprefix("film: ")
@@ -148,7 +150,7 @@ def classified(task: Task) -> Classified:
             bundle=(predictor.info.name, predictor.info.model_sha256, digest),
             received=datetime.fromtimestamp(task.received, UTC).astimezone(),
         )
-        results = results_of(data, answer, secondary_capture=task.secondary_capture)
+        results = results_of(data, answer, secondary_capture=task.secondary_capture, film=film)
     if task.research is not None and prediction is not None:
         _keep(data, answer.facts.sop_instance, *task.research)
     return Classified(results, "refused" if prediction is None or prediction.label is None else prediction.label)

@@ -18,6 +18,7 @@ from PIL import Image, PngImagePlugin
 
 from chestxray.images.decode import decode
 from chestxray.images.preprocess import Plane, onto_film, resample
+from chestxray.images.radiograph import Radiograph
 from chestxray.schema import BundleInfo, Preprocessing, Resize
 
 FloatArray = npt.NDArray[np.floating]
@@ -123,9 +124,11 @@ def over_film(data: bytes, source: str, overlay: bytes, long_side: int = FILM_SI
     return out.getvalue()
 
 
-def blend(data: bytes, source: str, overlay: bytes, long_side: int = FILM_SIDE) -> Image.Image:
-    """Blend as ``over_film`` does, and give the picture itself, in RGB. Raises: FilmError."""
-    plane = _drawn(data, source, long_side)
+def blend(
+    data: bytes, source: str, overlay: bytes, long_side: int = FILM_SIDE, film: Radiograph | None = None
+) -> Image.Image:
+    """Blend as ``over_film`` does, and give the picture itself, in RGB; ``film`` saves decoding. Raises: FilmError."""
+    plane = _drawn(data, source, long_side, film)
     height, width = plane.shape
     with Image.open(io.BytesIO(overlay), formats=["PNG"]) as colours:
         layer = colours.resize((width, height), Image.Resampling.BICUBIC)
@@ -142,8 +145,8 @@ def film_png(data: bytes, source: str, long_side: int = FILM_SIDE) -> bytes:
     return out.getvalue()
 
 
-def _drawn(data: bytes, source: str, long_side: int) -> Plane:
-    film = decode(data, source, at_least=(long_side, long_side))
+def _drawn(data: bytes, source: str, long_side: int, film: Radiograph | None = None) -> Plane:
+    film = film or decode(data, source, at_least=(long_side, long_side))
     scale = min(1.0, long_side / max(film.width, film.height))
     width, height = max(1, round(film.width * scale)), max(1, round(film.height * scale))
     return resample(film.pixels, height, width, Resize.SQUEEZE, film.frame)

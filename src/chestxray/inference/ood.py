@@ -450,7 +450,13 @@ class Prepared:
     notes: tuple[str, ...] = ()
 
 
-def prepare(data: bytes, source: str, preprocessing: Preprocessing, gatekeeper: Gatekeeper = ANYTHING) -> Prepared:
+def prepare(
+    data: bytes,
+    source: str,
+    preprocessing: Preprocessing,
+    gatekeeper: Gatekeeper = ANYTHING,
+    film: Radiograph | None = None,
+) -> Prepared:
     """Read the bytes of one film.
 
     Args:
@@ -458,11 +464,12 @@ def prepare(data: bytes, source: str, preprocessing: Preprocessing, gatekeeper: 
         source: what to call it in errors.
         preprocessing: of the bundle.
         gatekeeper: of the bundle; refuses beyond what no bundle may classify.
+        film: the same film decoded, where the caller has it.
 
     Raises: FilmError, where they cannot be read as a film.
     """
     height, width = preprocessing.height, preprocessing.width
-    film = decode(data, source, at_least=(height, width))
+    film = film or decode(data, source, at_least=(height, width))
     digest = hashlib.sha256(data).hexdigest()
     size = (film.height, film.width)
     if objection := objection_to(film):

@@ -19,6 +19,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from chestxray.data.parallel import cores
 from chestxray.errors import BundleInvalid
 from chestxray.images.preprocess import Plane
+from chestxray.images.radiograph import Radiograph
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.heatmap import overlay_png, strength_of
 from chestxray.inference.inputs import are_many, bytes_of, in_groups
@@ -169,6 +170,7 @@ class Predictor:
         operating_point: str | None = None,
         heatmap: bool = False,
         contours: bool = False,
+        film: Radiograph | None = None,
     ) -> Prediction:
         """Classify the bytes of one film.
 
@@ -178,6 +180,7 @@ class Predictor:
             operating_point: name of one of the bundle's; the bundle's default where None.
             heatmap: whether to draw where the evidence lies; costs no second forward pass.
             contours: whether the map is drawn as lines instead of areas.
+            film: the same film decoded, where the caller has it.
 
         Raises:
             FilmError: where the bytes cannot be read as a film. (A film that can be read and must not be
@@ -185,17 +188,17 @@ class Predictor:
             BundleInvalid: no operating point of that name.
         """
         point = self.info.operating_point(operating_point)
-        film = self.prepare(data, source)
-        if film.plane is None:
-            return self.answer(film.sha256, point, film.gate, notes=film.notes)
-        logits, activations = self.logits(film.plane[None])
-        picture = self.overlay(activations[0], film.size, contours=contours) if heatmap else None
+        prepared = self.prepare(data, source, film)
+        if prepared.plane is None:
+            return self.answer(prepared.sha256, point, prepared.gate, notes=prepared.notes)
+        logits, activations = self.logits(prepared.plane[None])
+        picture = self.overlay(activations[0], prepared.size, contours=contours) if heatmap else None
         probability = float(self.probabilities(logits)[0])
-        return self.answer(film.sha256, point, film.gate, probability, picture, film.notes)
+        return self.answer(prepared.sha256, point, prepared.gate, probability, picture, prepared.notes)
 
-    def prepare(self, data: bytes, source: str) -> Prepared:
+    def prepare(self, data: bytes, source: str, film: Radiograph | None = None) -> Prepared:
         """The first half of ``predict``: bytes to the network's input, or to a reason why not. Raises: FilmError."""
-        return prepare(data, source, self.info.preprocessing, self._gatekeeper)
+        return prepare(data, source, self.info.preprocessing, self._gatekeeper, film)
 
     def logits(self, planes: Plane) -> tuple[Float32Array, Float32Array]:
         """One forward pass.
