@@ -98,16 +98,33 @@ def test_completion_is_printed_for_each_shell(chestxray: Run, shell: str) -> Non
     assert "_CHESTXRAY_COMPLETE" in chestxray("--completion", shell).out
 
 
-def test_completion_completes_verbs() -> None:
-    environment = {
-        **os.environ,
-        "_CHESTXRAY_COMPLETE": "bash_complete",
-        "COMP_WORDS": "chestxray ev",
-        "COMP_CWORD": "1",
-    }
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("ev", ["plain,evaluate"]),
+        ("predict --bundle pneu", ["dir,pneu", "plain,pneumonia"]),
+        ("predict --bundle pneumonia --operating-point s", ["plain,screening"]),
+        ("predict --bundle nowhere --operating-point s", []),
+        ("train pack --recipe tr", ["file,tr", "plain,transfer"]),
+        ("train pack --network a", ["plain,alexnet5"]),
+        ("train pack --device c", ["plain,cpu", "plain,cuda"]),
+        ("evaluate pneu", ["dir,pneu", "plain,pneumonia"]),
+        ("predict --heat", ["plain,--heatmap"]),
+    ],
+)
+def test_completion_offers_what_there_is(typed: str, offered: list[str]) -> None:
+    words = {"COMP_WORDS": f"chestxray {typed}", "COMP_CWORD": str(len(typed.split()))}
     command = Path(sys.executable).with_name("chestxray")
+    environment = {**os.environ, "_CHESTXRAY_COMPLETE": "bash_complete", **words}
     done = subprocess.run([command], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split(",")[1].strip() == "evaluate"
+    assert (done.stdout.split(), done.stderr) == (offered, "")
+
+
+def test_the_names_that_are_completed_are_those_of_the_networks() -> None:
+    from chestxray.training.config import NETWORK_NAMES
+    from chestxray.training.networks import NETWORKS
+
+    assert tuple(NETWORKS) == NETWORK_NAMES
 
 
 # --------------------------------------------------------------------------- each stage alone

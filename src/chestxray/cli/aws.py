@@ -12,7 +12,7 @@ from chestxray.aws.session import DEPLOYMENT_TAG
 from chestxray.cli.aws_models import deploy, train, validate
 from chestxray.cli.aws_options import Order, aws_options, boundary_option, template_option
 from chestxray.cli.console import plain, table
-from chestxray.cli.options import BUNDLE_VARIABLE, PATH
+from chestxray.cli.options import BUNDLE_VARIABLE, PATH, complete_bundle
 from chestxray.errors import UsageError
 from chestxray.inference.bundle import DEFAULT, folder_of
 from chestxray.schema import NOTICE
@@ -71,6 +71,7 @@ def upload(order: Order, data: Path, address: str) -> None:
     envvar=BUNDLE_VARIABLE,
     default=DEFAULT,
     show_default=True,
+    shell_complete=complete_bundle,
     help="With --inline: the bundle to classify with.",
 )
 @click.option("--email", default="", help="Who is told when the account's costs reach the budget. [default: nobody]")

@@ -13,7 +13,7 @@ import click
 from chestxray.cli.aws_options import Order, aws_options
 from chestxray.cli.evaluate import assessment_text, command_line
 from chestxray.cli.model import RECIPE_OPTIONS
-from chestxray.cli.options import Command, Size, out_option, workers_option
+from chestxray.cli.options import Command, Size, complete_network, complete_recipe, out_option, workers_option
 from chestxray.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,8 +36,16 @@ def _recipe_changes(command: Command) -> Command:
 @click.argument("training", metavar="s3://BUCKET/PREFIX")
 @click.option("--validation", metavar="ADDRESS", help="Films to validate on. [default: drawn from the others]")
 @click.option("--test", metavar="ADDRESS", help="Test films, so that none of them is trained on unnoticed.")
-@click.option("--recipe", default="default", show_default=True, help="A recipe of this package, or a TOML file.")
-@click.option("--network", default=None, help="A network by name. [default: the recipe's]")
+@click.option(
+    "--recipe",
+    default="default",
+    show_default=True,
+    shell_complete=complete_recipe,
+    help="A recipe of this package, or a TOML file.",
+)
+@click.option(
+    "--network", default=None, shell_complete=complete_network, help="A network by name. [default: the recipe's]"
+)
 @_recipe_changes
 @click.option("--size", type=Size(), default=None, help="Height and width in pixels. [default: the network's]")
 @click.option("--split-seed", type=int, default=0, show_default=True, help="The same seed draws the same splits.")

@@ -12,7 +12,16 @@ import click
 
 from chestxray.cli.console import Console, plain, table
 from chestxray.cli.model import bundle_text
-from chestxray.cli.options import FILE, FOLDER, PATH, collect_options, json_option, out_option, workers_option
+from chestxray.cli.options import (
+    FILE,
+    FOLDER,
+    PATH,
+    collect_options,
+    complete_bundle,
+    json_option,
+    out_option,
+    workers_option,
+)
 from chestxray.errors import UsageError
 from chestxray.schema import Split
 
@@ -30,7 +39,7 @@ _SPLITS: Final = click.Choice([split.value for split in Split])
 
 
 @click.command()
-@click.argument("bundle", type=FOLDER, required=False)
+@click.argument("bundle", type=FOLDER, required=False, shell_complete=complete_bundle)
 @click.argument("source", type=PATH, required=False)
 @click.option("--out", type=FOLDER, default=None, help="The folder for the report (HTML, JSON, CSV, figures).")
 @click.option(
@@ -57,7 +66,7 @@ _SPLITS: Final = click.Choice([split.value for split in Split])
     "--threshold",
     type=click.FloatRange(0.0, 1.0),
     default=None,
-    help="From which a table of scores calls pneumonia. [default: 0.5]",
+    help="From which probability on a film of a table of scores counts as pneumonia. [default: 0.5]",
 )
 @click.option(
     "--conformal",
@@ -176,7 +185,7 @@ def _share_cells(row: RefusedKind) -> tuple[str, ...]:
 
 
 @click.command()
-@click.argument("bundle", type=FOLDER)
+@click.argument("bundle", type=FOLDER, shell_complete=complete_bundle)
 @click.argument("source", type=PATH)
 @out_option("The bundle to write.", folder=True)
 @click.option("--split", type=_SPLITS, default=None, help="The split of a manifest to use. [default: all films]")
@@ -219,7 +228,7 @@ def assessment_text(assessment: Assessment) -> str:
     answer, counts = assessment.answer, assessment.answer.confusion
     confusion = table(
         [
-            ("", "called pneumonia", "called normal"),
+            ("", "classified as pneumonia", "as normal"),
             ("pneumonia", f"{counts.tp:,}", f"{counts.fn:,}"),
             ("normal", f"{counts.fp:,}", f"{counts.tn:,}"),
         ]

@@ -20,6 +20,11 @@ from chestxray.cli.options import (
     Command,
     bundle_option,
     collect_options,
+    complete_bundle,
+    complete_device,
+    complete_network,
+    complete_point,
+    complete_recipe,
     endpoint_option,
     json_option,
     out_option,
@@ -49,16 +54,23 @@ def recipe_options(command: Command) -> Command:
     """Add --network, --recipe, --device and the fields of a recipe that people change most."""
     for name, kind, what in reversed(RECIPE_OPTIONS):
         command = click.option(name, type=kind, default=None, help=f"{what} [default: the recipe's]")(command)
-    command = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda: where to train.")(
-        command
-    )
+    command = click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        shell_complete=complete_device,
+        help="auto, cpu or cuda: where to train.",
+    )(command)
     command = click.option(
         "--recipe",
         default="default",
         show_default=True,
+        shell_complete=complete_recipe,
         help="default, default-distilled, small, distilled, transfer, original, or a TOML file.",
     )(command)
-    return click.option("--network", default=None, help="A network by name. [default: the recipe's]")(command)
+    return click.option(
+        "--network", default=None, shell_complete=complete_network, help="A network by name. [default: the recipe's]"
+    )(command)
 
 
 @click.command()
@@ -179,7 +191,7 @@ def epoch_sayer(console: Console) -> Callable[[EpochRecord], None]:
 @click.argument("runs", type=FOLDER, nargs=-1, required=True)
 @click.option("--pack", type=FOLDER, required=True, help="The pack that the runs were trained on.")
 @out_option("The folder for the blended run.", folder=True)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--device", default="auto", show_default=True, shell_complete=complete_device, help="auto, cpu or cuda.")
 @json_option
 def blend(console: Console, runs: tuple[Path, ...], pack: Path, out: Path, device: str) -> None:
     """Average the weights of runs that differ in their seed.
@@ -254,7 +266,12 @@ def bundle_text(folder: Path, info: BundleInfo) -> str:
 @bundle_option
 @verify_key_option
 @require_age_option
-@click.option("--operating-point", default=None, help="One of the bundle's, by name. [default: the bundle's]")
+@click.option(
+    "--operating-point",
+    default=None,
+    shell_complete=complete_point,
+    help="One of the bundle's, by name. [default: the bundle's]",
+)
 @click.option(
     "--heatmap", type=FOLDER, default=None, help="Write each film there as PNG, with its heat map: where evidence lies."
 )
@@ -399,7 +416,12 @@ def _answer_line(answer: dict[str, Any]) -> str:
 @bundle_option
 @verify_key_option
 @require_age_option
-@click.option("--operating-point", default=None, help="One of the bundle's, by name. [default: the bundle's]")
+@click.option(
+    "--operating-point",
+    default=None,
+    shell_complete=complete_point,
+    help="One of the bundle's, by name. [default: the bundle's]",
+)
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
@@ -453,7 +475,7 @@ def batch(
 
 
 @click.command()
-@click.argument("bundle", metavar="FOLDER|NAME")
+@click.argument("bundle", metavar="FOLDER|NAME", shell_complete=complete_bundle)
 @click.option("--private-key", type=FILE, required=True, help="An elliptic-curve key in PEM, as openssl makes it.")
 @json_option
 def sign(console: Console, bundle: str, private_key: Path) -> None:
@@ -471,7 +493,7 @@ def sign(console: Console, bundle: str, private_key: Path) -> None:
 
 
 @click.command()
-@click.argument("bundle", metavar="FOLDER|NAME")
+@click.argument("bundle", metavar="FOLDER|NAME", shell_complete=complete_bundle)
 @click.option("--public-key", type=FILE, required=True, help="The key whose holder must have signed, in PEM.")
 @json_option
 def verify(console: Console, bundle: str, public_key: Path) -> None:

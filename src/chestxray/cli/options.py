@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import Any, Final
 
 import click
+from click.shell_completion import CompletionItem
 
 from chestxray.cli.console import Console
 from chestxray.data.sources import ENDPOINT_VARIABLE
-from chestxray.inference.bundle import DEFAULT, folder_of
+from chestxray.errors import ChestXrayError
+from chestxray.inference.bundle import DEFAULT, folder_of, shipped_bundles
 
 BUNDLE_VARIABLE: Final = "CHESTXRAY_BUNDLE"
 REQUIRE_AGE_VARIABLE: Final = "CHESTXRAY_REQUIRE_AGE"
@@ -23,6 +25,52 @@ FOLDER: Final = click.Path(path_type=Path, file_okay=False)
 PATH: Final = click.Path(path_type=Path)
 
 Command = Callable[..., Any]
+Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+# --------------------------------------------------------------------------- what a shell is offered
+
+
+def _offering(names: Callable[[click.Context], Iterable[str]], beside: str = "") -> Completer:
+    """Complete names; beside them files ("file") or folders ("dir"), where an option takes these too."""
+
+    def complete(ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
+        paths = [CompletionItem(begun, type=beside)] if beside else []
+        return paths + [CompletionItem(name) for name in names(ctx) if name.startswith(begun)]
+
+    return complete
+
+
+def _recipes(_ctx: click.Context) -> Iterable[str]:
+    from chestxray.training.config import shipped_recipes
+
+    return shipped_recipes()
+
+
+def _networks(_ctx: click.Context) -> Iterable[str]:
+    from chestxray.training.config import NETWORK_NAMES
+
+    return NETWORK_NAMES
+
+
+def _points(ctx: click.Context) -> Iterable[str]:
+    """The operating points of the bundle that stands on the line already, or of the usual one."""
+    from chestxray.inference.bundle import Bundle
+
+    try:
+        return [
+            point.name for point in Bundle.open(folder_of(ctx.params.get("bundle") or DEFAULT)).info.operating_points
+        ]
+    except ChestXrayError:  # it is being typed
+        return []
+
+
+complete_bundle: Final = _offering(lambda _ctx: shipped_bundles(), "dir")
+complete_recipe: Final = _offering(_recipes, "file")
+complete_network: Final = _offering(_networks)
+complete_device: Final = _offering(lambda _ctx: ("auto", "cpu", "cuda"))
+complete_point: Final = _offering(_points)
+
+# --------------------------------------------------------------------------- options
 
 
 def json_option(command: Command) -> Command:
@@ -50,6 +98,7 @@ def bundle_option(command: Command) -> Command:
         envvar=BUNDLE_VARIABLE,
         show_default=f"${BUNDLE_VARIABLE}, else {DEFAULT}",
         callback=_found_bundle,
+        shell_complete=complete_bundle,
         help="The bundle to use: a folder, or the name of one that comes with this package.",
     )(command)
 

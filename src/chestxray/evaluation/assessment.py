@@ -138,20 +138,20 @@ class Term(NamedTuple):
 TERMS: Final = {
     "auroc": Term("AUROC", "how often a film with pneumonia scores above a normal one"),
     "auprc": Term("AUPRC", "average precision over all thresholds"),
-    "sensitivity": Term("Sensitivity (recall)", "of the films with pneumonia, those called so"),
-    "specificity": Term("Specificity", "of the normal films, those cleared"),
-    "precision": Term("Precision (PPV)", "of the films called pneumonia, those that show it"),
-    "npv": Term("Negative predictive value", "of the films called normal, those that are"),
-    "accuracy": Term("Accuracy", "of all films, those called right"),
+    "sensitivity": Term("Sensitivity (recall)", "of the films with pneumonia, those classified as such"),
+    "specificity": Term("Specificity", "of the normal films, those classified as normal"),
+    "precision": Term("Precision (PPV)", "of the films classified as pneumonia, those that show it"),
+    "npv": Term("Negative predictive value", "of the films classified as normal, those that are"),
+    "accuracy": Term("Accuracy", "of all films, those classified correctly"),
     "balanced_accuracy": Term("Balanced accuracy", "mean of sensitivity and specificity"),
     "f1": Term("F1", "harmonic mean of precision and recall"),
-    "mcc": Term("MCC", "correlation of call and truth, -1 to 1"),
+    "mcc": Term("MCC", "correlation of prediction and label, -1 to 1"),
     "brier": Term("Brier score", "mean squared distance of probability and label; lower is better"),
     "ece": Term(
         "Expected calibration error",
         f"mean distance of predicted and observed share, {calibration.BINS} bins of equal width; lower is better",
     ),
-    "error_rate": Term("Error rate", "of the films kept, those called wrong"),
+    "error_rate": Term("Error rate", "of the films kept, those classified wrongly"),
     "coverage": Term("Coverage", "of all films, those whose label is in their set"),
     "coverage_pneumonia": Term("Coverage, pneumonia", "of the films with pneumonia, those whose set says so"),
     "coverage_normal": Term("Coverage, normal", "of the normal films, those whose set says so"),
@@ -180,7 +180,7 @@ class MeasuredPoint:
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """A film that the model called wrong at the operating point of the answer."""
+    """A film that the model classified wrongly at the operating point of the answer."""
 
     path: str
     patient: str
@@ -214,7 +214,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class DecisionCurve:
-    """Net benefit of the model, and of calling every film pneumonia, at each threshold; calling none gives 0."""
+    """Net benefit of the model, and of taking every film for pneumonia, at each threshold; taking none gives 0."""
 
     thresholds: FloatArray
     model: FloatArray
@@ -278,7 +278,7 @@ class Assessment:
 
     @property
     def answer(self) -> MeasuredPoint:
-        """The operating point that calls are made at."""
+        """The operating point that films are classified at."""
         return next(point for point in self.points if point.point.name == self.default)
 
     def measure(self, name: str) -> Measure:

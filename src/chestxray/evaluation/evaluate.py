@@ -60,6 +60,9 @@ _PICTURE_SIDE: Final = 480  # pixels, of the films in a report: 24 of them stay 
 _PICTURE_QUALITY: Final = 80
 
 _LEAKAGE_STATEMENT: Final = "No patient and no identical film stands on two splits; checked before evaluating."
+_LEAKAGE_NONE: Final = (
+    "None of these films, and no copy of one at another size, is among those that the model learnt from."
+)
 _LEAKAGE_UNKNOWN: Final = "The source names no splits, so whether the model was trained on these films was not checked."
 
 
@@ -112,8 +115,9 @@ def evaluate_bundle(
     examined, split = examine(films, allowed, settings, reporter)
     usable = [film for film in examined if film.is_accepted and film.label]
     chosen = [film for film in usable if split is None or film.split == split]
+    learnt = training_films_of(Bundle.open(bundle))
     if not allowed:
-        refuse_training_films(training_films_of(Bundle.open(bundle)), chosen, predictor.info.name)
+        refuse_training_films(learnt, chosen, predictor.info.name)
     with reporter.progress("Evaluating") as move:
         scored = tuple(score_films(predictor, chosen, on_progress=move, workers=settings.workers))
     table = score_table(scored, source)
@@ -134,7 +138,7 @@ def evaluate_bundle(
         split=split or "all films",
         evaluated_on=names_that_overlap(source, split),
         cohort=cohort(examined, usable, scored),
-        leakage=_leakage(split, allowed, info.leakage_allowed),
+        leakage=_leakage(split, allowed, info.leakage_allowed, is_known=bool(learnt.sha256)),
         gate=_gate(bundle),
     )
     by_path = {film.path: film for film in chosen}
@@ -247,12 +251,17 @@ def _gate(bundle: Path) -> GateCurve | None:
     return GateCurve(gatekeeper.in_words(), likeness.curve_limits, REFUSED_ABOVE, likeness.curve, counts)
 
 
-def _leakage(split: str | None, *allowed: str) -> str:
-    """What was done to keep patients and films on one split; ``allowed`` are the reasons for which it was not."""
+def _leakage(split: str | None, *allowed: str, is_known: bool) -> str:
+    """What was done to keep patients and films apart; ``allowed`` are the reasons for which it was not.
+
+    ``is_known``: whether the bundle says which films it learnt from; they were compared then.
+    """
     if reasons := sorted({reason for reason in allowed if reason}):
         return (
             f"The splits of the split share patients or films. This was allowed, with the reason: {'; '.join(reasons)}"
         )
+    if is_known:
+        return f"{_LEAKAGE_NONE} {_LEAKAGE_STATEMENT}" if split else _LEAKAGE_NONE
     return _LEAKAGE_STATEMENT if split else _LEAKAGE_UNKNOWN
 
 

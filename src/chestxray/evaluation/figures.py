@@ -45,13 +45,9 @@ COLOURS: Final = {
 }
 
 _MARKERS: Final = "os^Dv"  # one an operating point, so that they differ without colour
-_GATE_LINES: Final = (  # films first, then what has to be refused
-    (ACCENT, "-"),
-    (COOL, (0, (4, 3))),
-    (WARM, "-"),
-    (PLUM, (0, (4, 3))),
-    (GREEN, (0, (1, 1.5))),
-    (GOLD, (0, (6, 2, 1, 2))),
+# Films first, then what has to be refused: six colours, and again in another line, so that no two kinds look alike.
+_GATE_LINES: Final = tuple(
+    (colour, line) for line in ("-", (0, (4, 2)), (0, (1, 1.5))) for colour in (ACCENT, COOL, WARM, PLUM, GREEN, GOLD)
 )
 _PNG_DPI: Final = 200
 STYLE: Final[dict[Any, Any]] = {
@@ -66,6 +62,7 @@ STYLE: Final[dict[Any, Any]] = {
     "font.size": 9,
     "grid.color": LINE,
     "grid.linewidth": 0.6,
+    "legend.borderaxespad": 0.8,
     "legend.edgecolor": LINE,
     "legend.facecolor": CARD,
     "legend.fontsize": 8.5,
@@ -106,6 +103,7 @@ class _Plot(NamedTuple):
     caption: str
     draw: Callable[[Assessment, Figure], None]
     needs_both_classes: bool
+    more_height: float = 0.0  # inches, for a long legend
 
 
 def drawings(assessment: Assessment, gate: GateCurve | None = None) -> tuple[Drawing, ...]:
@@ -121,7 +119,7 @@ def drawings(assessment: Assessment, gate: GateCurve | None = None) -> tuple[Dra
         for plot in (*PLOTS, *gates):
             if plot.needs_both_classes and assessment.roc is None:
                 continue
-            figure = Figure(figsize=(4.8, 3.9), layout="constrained")
+            figure = Figure(figsize=(4.8, 3.9 + plot.more_height), layout="constrained")
             plot.draw(assessment, figure)
             svg = _saved(figure, format="svg", metadata={"Date": None})
             png = _saved(figure, format="png", dpi=_PNG_DPI, facecolor="white", metadata={"Software": None})
@@ -141,13 +139,13 @@ def _draw_roc(assessment: Assessment, figure: Figure) -> None:
         specificity, sensitivity = measured.confusion.specificity, measured.confusion.sensitivity
         if specificity is not None and sensitivity is not None:
             _mark(axes, 1 - specificity, sensitivity, marker, measured.point.name)
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)
 
 
 def _draw_precision_recall(assessment: Assessment, figure: Figure) -> None:
     axes = _unit_square(figure, "Sensitivity (recall)", "Precision")
     share = assessment.positives / assessment.films
-    axes.axhline(share, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"calling every film: {share:.0%}")
+    axes.axhline(share, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"every film: {share:.0%}")
     if assessment.precision_recall is not None:
         curve = assessment.precision_recall
         recall, precision = [0.0, *curve.recall], [curve.precision[0], *curve.precision]
@@ -156,7 +154,7 @@ def _draw_precision_recall(assessment: Assessment, figure: Figure) -> None:
         precision_here, recall_here = measured.confusion.precision, measured.confusion.recall
         if precision_here is not None and recall_here is not None:
             _mark(axes, recall_here, precision_here, marker, measured.point.name)
-    axes.legend(loc="lower left")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)
 
 
 def _draw_reliability(assessment: Assessment, figure: Figure) -> None:
@@ -196,7 +194,7 @@ def _draw_histogram(assessment: Assessment, figure: Figure) -> None:
     axes.set(xlim=(-0.01, 1.01), xlabel="Predicted probability of pneumonia", ylabel="Films")
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):,.0f}")
     axes.locator_params(axis="y", integer=True)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=3, frameon=False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
 
 
 def _draw_decision(assessment: Assessment, figure: Figure) -> None:
@@ -212,13 +210,13 @@ def _draw_decision(assessment: Assessment, figure: Figure) -> None:
     axes.axhline(0, color=MUTED, linewidth=1, label="act on none")
     axes.plot(curve.thresholds, curve.everybody, color=COOL, linewidth=1.3, linestyle=(0, (4, 3)), label="act on all")
     axes.plot(curve.thresholds, curve.model, color=ACCENT, linewidth=1.8, label="act on the model")
-    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 0.12))
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
 
 
 def _draw_risk_coverage(assessment: Assessment, figure: Figure) -> None:
     axes = figure.subplots()
     curve = assessment.risk_coverage
-    axes.set(xlabel="Coverage: share of films kept, the surest first", ylabel="Share of those called wrong")
+    axes.set(xlabel="Coverage: share of films kept, the surest first", ylabel="Share of those classified wrongly")
     axes.set(xlim=(0, 1.02), ylim=(0, max(0.02, 1.15 * float(curve.risk.max()))))
     axes.grid(visible=True)
     overall = float(curve.risk[-1])
@@ -226,7 +224,7 @@ def _draw_risk_coverage(assessment: Assessment, figure: Figure) -> None:
     steps = ([0.0, *curve.coverage], [curve.risk[0], *curve.risk])
     axes.plot(*steps, color=ACCENT, linewidth=1.8, drawstyle="steps-pre")
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
 
 
 def _gate_plot(gate: GateCurve) -> _Plot:
@@ -235,24 +233,25 @@ def _gate_plot(gate: GateCurve) -> _Plot:
         for (kind, shares), (colour, line) in zip(gate.refused.items(), cycle(_GATE_LINES), strict=False):
             axes.plot(gate.limits, shares, color=colour, linestyle=line, label=f"{kind} ({gate.counts[kind]:,})")
         axes.axvline(gate.limit, color=INK, linewidth=1, linestyle=(0, (1, 2)), label=f"used: {gate.limit:.2f}")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.02), ncols=2, frameon=False)  # beside the lines
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7.5)
 
     caption = "What is refused at other limits, of the pictures that set the gate's own: films, and what is none."
-    return _Plot("gate", "The gate", caption, draw, needs_both_classes=False)
+    rows = -(-(len(gate.refused) + 1) // 2)
+    return _Plot("gate", "The gate", caption, draw, needs_both_classes=False, more_height=0.17 * rows)
 
 
 PLOTS: Final = (
     _Plot(
         "roc",
         "ROC curve",
-        "Sensitivity against false alarms over all thresholds; the marks are the operating points, as measured here.",
+        "Sensitivity against false positives over all thresholds; the marks are the operating points, measured here.",
         _draw_roc,
         needs_both_classes=True,
     ),
     _Plot(
         "precision_recall",
         "Precision and recall",
-        "What a call is worth, against how many films with pneumonia are called; the dashed line calls every film.",
+        "How many films classified as pneumonia show it, against how many with it are found; dashed: every film.",
         _draw_precision_recall,
         needs_both_classes=True,
     ),

@@ -23,10 +23,7 @@ from chestxray.errors import MissingExtra
 from chestxray.evaluation.assessment import TERMS, Assessment, Provenance
 from chestxray.evaluation.figures import Drawing, drawings
 from chestxray.files import folder_written_whole
-from chestxray.metrics.intervals import Interval, Measure
-
-if TYPE_CHECKING:
-    from chestxray.evaluation.assessment import Assessment, Provenance
+from chestxray.metrics.intervals import Interval, Measure, share
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -70,7 +67,7 @@ TRIPOD_AI: Final = Guideline(
         Item("11", "missing data: films without a label or a score", "cohort", whole=True),
         Item("12a", "how data were divided between development and evaluation", "leakage", whole=False),
         Item("12e", "the measures and plots of performance", "sure", whole=True),
-        Item("12g", "how predictions become calls", "points", whole=True),
+        Item("12g", "how probabilities become predictions", "points", whole=True),
         Item("14", "fairness: performance in subgroups", "subgroups", whole=False),
         Item("15", "the output, and the thresholds with their reasons", "points", whole=True),
         Item("18f", "code: the software and its versions", "made", whole=False),
@@ -117,7 +114,6 @@ def absent_from(assessment: Assessment, provenance: Provenance, *, pictures: boo
     there = {
         "cohort": provenance.cohort,
         "leakage": provenance.leakage,
-        "limits": assessment.limits,
         "subgroups": assessment.subgroups,
         "heat-maps": pictures,
     }
@@ -214,10 +210,19 @@ def page_of(
                 if m.point.chosen_on and m.point.chosen_on in {provenance.split, *provenance.evaluated_on}
             ],
             level=f"{assessment.level:.0%}",
+            gate_shares=_gate_shares(provenance, assessment.level),
             guidelines=GUIDELINES,
             absent=absent_from(assessment, provenance, pictures=bool(pictures)),
         )
     )
+
+
+def _gate_shares(provenance: Provenance, level: float) -> list[Measure]:
+    """How many of each kind of picture the gate refuses, at the limit that is used."""
+    if (gate := provenance.gate) is None:
+        return []
+    counts = ((kind, part, gate.counts[kind]) for kind, part in gate.at_limit.items())
+    return [share(kind, round(part * count), count, level, "No such picture.") for kind, part, count in counts if count]
 
 
 # --------------------------------------------------------------------------- numbers as text

@@ -50,7 +50,9 @@ _COLOURS: Final = np.array(
         [245, 249, 146],
     ]
 )
-_ALPHA: Final = np.array([[FAINTEST, 0], [0.15, 100], [0.6, 150], [1.0, 190]])  # strength to alpha, rising all the way
+ALPHA: Final = np.array(
+    [[FAINTEST, 0], [0.2, 90], [0.6, 130], [1.0, 170]]
+)  # strength to alpha: the film stays readable
 
 
 def strength_of(activation: FloatArray, info: BundleInfo) -> Float32Array:
@@ -92,7 +94,7 @@ def overlay_png(
     # A cell far below zero must not eat into its neighbours when the grid is made smooth.
     spread = onto_film(np.maximum(strength, -FAINTEST), size, preprocessing).clip(0.0, 1.0)
     channels = [np.interp(spread, _STRENGTHS, _COLOURS[:, channel]) for channel in range(3)]
-    alpha = _lines(spread) if contours else np.interp(spread, *_ALPHA.T)
+    alpha = _lines(spread) if contours else np.interp(spread, *ALPHA.T)
     pixels = np.stack([*channels, alpha], axis=-1).round().astype(np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG", optimize=True)

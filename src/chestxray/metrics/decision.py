@@ -56,7 +56,7 @@ def _value(name: str, c: Confusion, prevalence: float, level: float, resampled: 
     if not c.positives or not c.negatives:
         return Measure(name, None, None, c.films, note="Needs films of both classes.")
     if not c.tp + c.fp:
-        return Measure(name, None, None, c.films, note="No film was called so.")
+        return Measure(name, None, None, c.films, note="No film was classified so.")
     true = prevalence * c.tp / c.positives
     value = true / (true + (1 - prevalence) * c.fp / c.negatives)
     interval = _logit_interval(value, c, prevalence, level)

@@ -367,14 +367,14 @@ class _Proportion(NamedTuple):
 PROPORTIONS: Final = {
     "sensitivity": _Proportion(lambda c: c.tp, lambda c: c.positives, "No film shows pneumonia."),
     "specificity": _Proportion(lambda c: c.tn, lambda c: c.negatives, "No film is normal."),
-    "precision": _Proportion(lambda c: c.tp, lambda c: c.tp + c.fp, "No film was called pneumonia."),
-    "npv": _Proportion(lambda c: c.tn, lambda c: c.tn + c.fn, "No film was called normal."),
+    "precision": _Proportion(lambda c: c.tp, lambda c: c.tp + c.fp, "No film was classified as pneumonia."),
+    "npv": _Proportion(lambda c: c.tn, lambda c: c.tn + c.fn, "No film was classified as normal."),
     "accuracy": _Proportion(lambda c: c.tp + c.tn, lambda c: c.films, ""),
 }
 COMPOSITES: Final = {
     "balanced_accuracy": "Only one class occurs among the films.",
-    "f1": "No film shows pneumonia and none was called so.",
-    "mcc": "Only one class occurs among the films, or only one among the calls.",
+    "f1": "No film shows pneumonia and none was classified so.",
+    "mcc": "Only one class occurs among the films, or only one among the predictions.",
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final, get_type_hints
 
 from chestxray.errors import RecipeInvalid
 
+NETWORK_NAMES: Final = ("alexnet5", "residual", "efficientnet_lite0")  # of networks.NETWORKS, which needs torch
 OPTIMISERS: Final = ("sgd", "adamw")
 SCHEDULES: Final = ("constant", "one_cycle")
 PRECISIONS: Final = ("auto", "float32", "bfloat16")

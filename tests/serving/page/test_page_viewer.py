@@ -11,7 +11,9 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 import dicoms
+from chestxray.inference import heatmap
 from chestxray.inference.predictor import Predictor
+from chestxray.serving import static
 from driving import DESKTOP, PHONE, Opener, choose, tab_to, wait_for_all, wait_for_answer
 
 WHOLE = {"zoom": 1, "x": 0, "y": 0}
@@ -357,3 +359,10 @@ def test_the_heat_map_can_be_lines(stage: Page) -> None:
     expect(overlay).not_to_have_attribute("src", str(areas))
     stage.locator("#lines").uncheck()
     expect(overlay).to_have_attribute("src", str(areas))
+
+
+def test_the_page_draws_lines_where_the_service_does() -> None:
+    """Both know the overlay by its alpha: the levels of the one are the contours of the other."""
+    levels = re.search(r"const LEVELS = \[([\d, ]+)\]", (static.PAGE / "viewer.js").read_text())
+    assert levels is not None
+    assert [int(one) for one in levels[1].split(",")] == np.interp(heatmap.CONTOURS, *heatmap.ALPHA.T).tolist()

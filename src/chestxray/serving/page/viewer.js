@@ -14,7 +14,7 @@ const PRESETS = {
   mediastinum: { centre: 0.66, width: 0.55 },
   contrast: { centre: 0.5, width: 0.5 },
 };
-const LEVELS = [111, 139, 165]; // alpha of the overlay at a quarter, a half and three quarters of its scale
+const LEVELS = [95, 120, 145]; // alpha of the overlay at a quarter, a half and three quarters of its scale
 
 const stage = $("#stage");
 const toggle = $("#heat");
