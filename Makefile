@@ -18,7 +18,7 @@ SERVE ?= 1
 PORT ?= 8000
 AUDIT ?= 1
 
-.PHONY: help run serve test test-slow test-soak test-pythons check coverage lint docs dist check-supply-chain browser pacs benchmarks clean
+.PHONY: help run serve test test-slow test-soak test-pythons check coverage lint docs dist check-supply-chain browser pacs benchmarks picture clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1  \2/p' $(MAKEFILE_LIST)
@@ -150,6 +150,9 @@ release-model: $(STAMP) ## rebuild the bundle in the package from DATA, the publ
 	$(BIN)/chestxray train $(RELEASE)/pack --recipe transfer --seed 3 --out $(RELEASE)/transfer
 	$(BIN)/chestxray export $(RELEASE)/transfer --compact --out $(BUNDLES)/pneumonia \
 	  $(if $(REFUSE),--pack $(RELEASE)/pack --refuse "$(REFUSE)") --note "$(NOTE)"
+
+picture: $(STAMP) browser ## docs/page.jpg anew: the page with the bundle of the package
+	@$(BIN)/python tools/page_picture.py
 
 clean: ## remove what the runs and the tools wrote, and the environment
 	@rm -rf $(VENV) $(VENV)-* dist run site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* htmlcov
