@@ -5,7 +5,7 @@
     /v1/film                one film in, the picture that was decoded out
     /v1/model               the model, and how well it did
     /ping, /invocations, /execution-parameters, /endpoints/{name}/invocations      as SageMaker asks for them
-    /healthz, /readyz, /metrics      for whoever watches the process
+    /healthz, /readyz, /metrics      for monitoring
     /docs, /openapi.json    how to call it
 
 ``create_app`` keeps all state in what it returns. No address that a caller sends is ever opened, and
@@ -43,7 +43,7 @@ __all__ = ["MEBIBYTE", "ServiceSettings", "create_app"]
 MODEL_CARD: Final = "MODEL_CARD.md"
 PREDICT: Final = "/v1/predict"
 
-# They need no key: they tell that the service runs and how to call it, and give the page that asks for the key.
+# These paths need no key: they report that the service runs, document it, and load the page that asks for the key.
 _OPEN: Final = frozenset({"/healthz", "/readyz", "/ping", "/openapi.json"})
 
 
@@ -52,11 +52,11 @@ class ModelDescription:
     """The answer of ``/v1/model``.
 
     Attributes:
-        bundle: what ``bundle.json`` says: preprocessing, operating points, hashes, intended use.
-        model_sha256: of the graph; every prediction names it, too.
+        bundle: the content of ``bundle.json``: preprocessing, operating points, hashes, intended use.
+        model_sha256: SHA-256 of the model's graph; every prediction carries it, too.
         card: the model card, Markdown; "" where the bundle has none.
-        max_body: bytes of one film that are accepted.
-        media_types: content types that ``/v1/predict`` takes.
+        max_body: largest accepted size of one film, in bytes.
+        media_types: content types that ``/v1/predict`` accepts.
     """
 
     bundle: BundleInfo
@@ -70,14 +70,14 @@ class ModelDescription:
 def create_app(
     predictor: Predictor, settings: ServiceSettings | None = None, decoders: DecoderPool | None = None
 ) -> FastAPI:
-    """The whole service over one loaded bundle.
+    """Build the whole service for one loaded bundle.
 
     Args:
-        predictor: classifies.
+        predictor: the loaded bundle, which classifies the films.
         settings: limits, names, keys.
-        decoders: processes for that bundle which were started before; by default they start with the first film.
+        decoders: a pool already started for this bundle; by default a new pool starts with the first film.
 
-    Returns: the application; ``app.state.service`` is what the routes share.
+    Returns: the application; ``app.state.service`` is the object that the routes share.
     """
     service = Service(predictor, settings or ServiceSettings(), decoders)
     app = FastAPI(
@@ -105,7 +105,7 @@ def create_app(
 
 
 def describe_model(folder: Path, info: BundleInfo, max_body: int) -> str:
-    """A ModelDescription as JSON; a website on AWS hands the same out."""
+    """Return a ModelDescription as JSON; a website on AWS serves the same document."""
     card = folder / MODEL_CARD
     description = {
         "bundle": json.loads(info.to_json()),
@@ -144,7 +144,7 @@ class Shortcut:
 
 
 def _surround(app: FastAPI, service: Service, open_paths: frozenset[str]) -> None:
-    """The layers round the routes, from within to without."""
+    """Add the middleware layers round the routes, from the innermost to the outermost."""
     settings = service.settings
     app.add_middleware(Shortcut, service=service)
     app.add_middleware(Door, keys=settings.keys, open_paths=open_paths)
@@ -184,7 +184,7 @@ def _add_film_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/model", summary="The model", tags=["films"], **openapi.json_out(ModelDescription))
     async def describe() -> Response:
-        """The bundle's description, its model card, and the limits of this service."""
+        """Return the bundle's description, its model card, and the limits of this service."""
         return Response(model, media_type="application/json")
 
 
@@ -204,7 +204,7 @@ def _add_health_routes(app: FastAPI, service: Service) -> None:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)  # noqa: S101 - the table below sends nothing else here
+    assert isinstance(error, Refusal)  # noqa: S101 - the exception handlers below pass only a Refusal to this function
     return problem_response(error.kind, error.detail, request.state.request_id, error.headers)
 
 
@@ -217,7 +217,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
     kind = {404: NOT_FOUND, 405: WRONG_METHOD}.get(error.status_code, INVALID_REQUEST)
-    if kind is NOT_FOUND and "text/html" in request.headers.get("accept", ""):  # a person with a browser
+    if kind is NOT_FOUND and "text/html" in request.headers.get("accept", ""):  # a person with a browser asked
         return Response(PAGE_NOT_FOUND, status_code=404, media_type="text/html")
     detail = f"{error.detail}; /docs lists the addresses and their methods"
     return problem_response(kind, detail, request.state.request_id, error.headers, error.status_code)

@@ -37,13 +37,14 @@ from chestxray.serving.security import written_out
 
 _SOME_ID: Final = bytes(str(uuid.UUID(int=0)), "ascii")
 SHORT_LINGER: Final = 2.0  # seconds
-GREETED_SECONDS: Final = 1.0  # in which a new connection is expected to ask, though the service ends
-BUFFERED: Final = 64 * 1024  # bytes of a body that wait for the application before reading pauses
+# seconds: a new connection may still send its first request, even while the service is stopping
+GREETED_SECONDS: Final = 1.0
+BUFFERED: Final = 64 * 1024  # bytes of a body that may wait for the application before reading pauses
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What a connection may cost.
+    """Limits on what one connection may cost.
 
     Attributes:
         head_seconds: in which the head of a request has to arrive, from the first connection on.
@@ -77,15 +78,15 @@ class ConnectionLimits:
 
 @dataclass(slots=True)
 class Front:
-    """What all connections of a service share.
+    """State that all connections of a service share.
 
     Attributes:
-        app: answers.
-        full: whether a request with that method and address would find no room.
-        observe: counts an answer that the application did not give: route, status, seconds.
+        app: the ASGI application that answers requests.
+        full: returns True if a request with the given method and address would find no room.
+        observe: counts an answer that did not come from the application: route, status, seconds.
         connections: open ones.
         tasks: of requests that are being answered.
-        leaving: whether the service is about to end.
+        leaving: True once the service is about to stop.
         held: refused requests that wait for their refusal.
     """
 
@@ -101,17 +102,18 @@ class Front:
     _refused: int = 0
 
     def problem(self, kind: Kind, detail: str, *, close: bool = True, retry: bool = False) -> bytes:
-        """A refusal from below the application: counted, logged, and as complete as any other."""
+        """Build a refusal below the application: counted, logged, and as complete as any other."""
         request_id = str(uuid.uuid4())
         self.observe("-", kind.status, 0.0)
-        if kind is not OVERLOADED:  # at ten times the capacity a line each would cost as much as the films
+        if kind is not OVERLOADED:  # at ten times the capacity, one log line for each would cost as much as the films
             log.info("refused", extra={"request": request_id, "kind": kind.name, "status": kind.status})
         return _written_before(kind, detail, close=close, retry=retry).replace(_SOME_ID, request_id.encode())
 
     def must_hold(self) -> bool:
-        """Whether a refusal waits: the first ones of each second do not, nor where too many wait already.
+        """Check whether a refusal has to wait before it is sent.
 
-        A caller that asks again as soon as it is refused would otherwise take the processor from the films.
+        The first ``refusals`` of each second do not wait, nor do any while ``held`` of them wait already. A caller that
+        asks again as soon as it is refused would otherwise take the processor from the films.
         """
         second = int(time.monotonic())
         if second != self._second:
@@ -120,7 +122,7 @@ class Front:
         return self._refused > self.limits.refusals and self.held < self.limits.held and not self.leaving
 
     def make_room(self, newcomer: Connection) -> bool:
-        """End the connection that brings least; False where each waits for an answer."""
+        """Close the connection that is worth least; return False if every connection waits for an answer."""
         others = [each for each in self.connections if each is not newcomer and each.owes]
         if not others:
             return False
@@ -143,27 +145,28 @@ class Connection(asyncio.Protocol):
         self.loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
-        self._queue: deque[Exchange] = deque()  # the first is being answered, the last may be arriving
+        # the first request is being answered, the last one may still be arriving
+        self._queue: deque[Exchange] = deque()
         self._arriving: Exchange | None = None
         self._in_head = True
-        self._begun = False  # a head has
+        self._begun = False  # the first byte of a head has arrived
         self._url = b""
         self._headers: Headers = []
-        self._head_bytes = 0  # of the head that is arriving
+        self._head_bytes = 0  # bytes of the head that is arriving
         self._framing = 0  # bytes of the message that are neither head nor body
-        self._dry = 0  # bytes since some of the body was among them
+        self._dry = 0  # bytes received since the last part of the body
         self._body_bytes = 0
         self._fault: tuple[Kind, str] | None = None
-        self._deaf = False  # what still comes belongs to no request
-        self._in_a_body = False  # a fault was found
-        self._last_word = False  # the caller said that it would send no more
-        self._lingered: int | None = None  # bytes that came behind the last answer; None before it
+        self._deaf = False  # ignore further bytes: they belong to no request
+        self._in_a_body = False  # a fault was found inside a body
+        self._last_word = False  # the caller announced that it will send nothing more
+        self._lingered: int | None = None  # bytes received after the last answer; None before the last answer
         self._eof = False
         self._paused = False
         self._writable: asyncio.Event | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._answer_timer: asyncio.TimerHandle | None = None
-        self._last = self.loop.time()  # when something arrived
+        self._last = self.loop.time()  # time of the last arrival, on the clock of the loop
         self._asked = False
         self._told_to_leave = False
         self._client: tuple[str, int] | None = None
@@ -184,7 +187,7 @@ class Connection(asyncio.Protocol):
         self._arm(front.limits.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - why does not matter
-        """Nothing is left to watch."""
+        """Stop the timers, abandon the open exchanges, and give the place back."""
         self.front.connections.discard(self)
         for timer in (self._timer, self._answer_timer):
             if timer is not None:
@@ -196,7 +199,7 @@ class Connection(asyncio.Protocol):
         self._transport = None
 
     def data_received(self, data: bytes) -> None:
-        """Count, parse, and refuse what goes beyond a limit."""
+        """Count and parse received bytes, and refuse what exceeds a limit."""
         self._last = self.loop.time()
         if self._lingered is not None:
             self._lingered += len(data)
@@ -213,7 +216,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            pass  # nothing here is upgraded; the request that asked for it is answered as it is, and is the last
+            pass  # no request is upgraded: a request that asks for it is answered normally, and is the last one
         except httptools.HttpParserError:
             self._refuse(*(self._fault or (BAD_REQUEST, "what arrived is not HTTP/1.1")))
             return
@@ -227,7 +230,7 @@ class Connection(asyncio.Protocol):
         self._pause_where_due()
 
     def eof_received(self) -> bool:
-        """A caller that has said all it wants to say may still want its answer."""
+        """Return True to keep the connection open: a caller that has finished sending may still want its answer."""
         if self._lingered is not None or not self._queue:
             return False
         self._eof = True
@@ -237,12 +240,12 @@ class Connection(asyncio.Protocol):
         return True
 
     def pause_writing(self) -> None:
-        """The caller does not fetch what it asked for: not for ever."""
+        """Pause the answer, and abort after ``answer_seconds`` if the caller has not fetched it."""
         self._writable = asyncio.Event()
         self._answer_timer = self.loop.call_later(self.front.limits.answer_seconds, self.abort)
 
     def resume_writing(self) -> None:
-        """It does again."""
+        """Continue the answer, because the caller fetches it again."""
         if self._writable is not None:
             self._writable.set()
             self._writable = None
@@ -253,20 +256,23 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------------ the parser
 
     def on_message_begin(self) -> None:
-        """The first byte of a head."""
+        """Note that the first byte of a head has arrived."""
         self._begun = True
 
     def on_url(self, url: bytes) -> None:
-        """A part of the address."""
+        """Add a part of the address."""
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header; one behind the body is a trailer, and nobody's business."""
+        """Add a header; ignore trailers, which come after the body."""
         if self._in_head:
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """Raises: Malformed, which the parser turns into an error of its own."""
+        """Check a complete head and start its exchange.
+
+        Raises: Malformed, which the parser turns into its own error.
+        """
         self._in_head = False
         size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
         if size > self.front.limits.head_bytes:
@@ -291,7 +297,7 @@ class Connection(asyncio.Protocol):
             self._start(exchange)
 
     def on_body(self, data: bytes) -> None:
-        """A part of the body."""
+        """Pass a part of the body to the exchange that is arriving."""
         self._dry = 0
         if self._arriving is not None:
             self._framing -= len(data)
@@ -299,7 +305,7 @@ class Connection(asyncio.Protocol):
             self._arriving.take(data)
 
     def on_message_complete(self) -> None:
-        """The request has arrived; what comes now is the next one."""
+        """End the request that has arrived; further bytes belong to the next one."""
         exchange, self._arriving = self._arriving, None
         if exchange is None:
             return
@@ -317,8 +323,8 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------------ answers
 
     def _start(self, exchange: Exchange) -> None:
-        """Its turn has come."""
-        if self._timer is not None:  # of its head; how long its body may take is the application's to say
+        """Start answering a request, now that all earlier ones are answered."""
+        if self._timer is not None:  # the timer bounds the head only; the application bounds the time of the body
             self._timer.cancel()
             self._timer = None
         if self.front.full(exchange.scope["method"].encode(), exchange.scope["raw_path"]):
@@ -351,7 +357,7 @@ class Connection(asyncio.Protocol):
         task.add_done_callback(self.front.tasks.discard)
 
     def answered(self, exchange: Exchange) -> None:
-        """What comes next: the next request, the rest of this one's body, or the end."""
+        """Continue after an answer: with the next request, the rest of this one's body, or the end."""
         if self._queue and self._queue[0] is exchange:
             self._queue.popleft()
         if exchange.closes:
@@ -368,7 +374,7 @@ class Connection(asyncio.Protocol):
             self.resume()
 
     def _rest(self) -> None:
-        """Between two requests, or in the rest of a body that nobody reads."""
+        """Set the time limit between two requests, or for the rest of a body that nobody reads."""
         if self._queue:
             return
         limits = self.front.limits
@@ -379,9 +385,10 @@ class Connection(asyncio.Protocol):
             self._arm(limits.head_seconds if begun else limits.idle_seconds)
 
     def _refuse(self, kind: Kind, detail: str) -> None:
-        """End it with a problem, once what was asked before is answered."""
+        """End the connection with a problem document, once all earlier requests are answered."""
         self._deaf = True
-        if self._arriving is not None and self._arriving.started:  # too late for another status
+        # the answer has started, so its status can no longer change
+        if self._arriving is not None and self._arriving.started:
             self.abort()
             return
         if self._arriving is not None:
@@ -398,7 +405,7 @@ class Connection(asyncio.Protocol):
         self._leave()
 
     def _leave(self) -> None:
-        """The last answer is out: close, or half-close and read on for a while where the caller may not be done."""
+        """Close the connection after its last answer, or half-close it and read on while the caller sends."""
         transport = self._transport
         if transport is None or self._lingered is not None or transport.is_closing():
             return
@@ -411,7 +418,7 @@ class Connection(asyncio.Protocol):
         self._lingered = 0
         transport.write_eof()
         self.resume()
-        # Who has sent all that it announced needs no more time than its next request takes to get here.
+        # A caller that has sent everything it announced needs only the time in which its next request would arrive.
         patient = self._arriving is not None or self._in_a_body
         self._arm_abort(limits.linger_seconds if patient and not self.front.leaving else SHORT_LINGER)
 
@@ -419,25 +426,25 @@ class Connection(asyncio.Protocol):
 
     @property
     def app(self) -> ASGIApp:
-        """Answers."""
+        """The application that answers the requests."""
         return self.front.app
 
     @property
     def leaving(self) -> bool:
-        """Whether the service is about to end."""
+        """True once the service is about to stop."""
         return self.front.leaving
 
     @property
     def skipped_bytes(self) -> int:
-        """See ``ConnectionLimits``."""
+        """Largest rest of an unread body that is skipped, in bytes; see ``ConnectionLimits``."""
         return self.front.limits.skipped_bytes
 
     def failure(self) -> bytes:
-        """The answer in place of one that the application could not give."""
+        """Return the answer that replaces one that the application could not give."""
         return self.front.problem(INTERNAL, "see the log of the service")
 
     def write(self, data: bytes) -> None:
-        """Send; nothing happens where nobody is there."""
+        """Send data; do nothing if the connection has closed."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
@@ -447,35 +454,35 @@ class Connection(asyncio.Protocol):
             await self._writable.wait()
 
     def resume(self) -> None:
-        """Read on, unless too much lies here already."""
+        """Continue reading, unless too much data waits already."""
         if self._paused and self._transport is not None and not self._too_much():
             self._paused = False
             self._transport.resume_reading()
 
     def abort(self) -> None:
-        """End it at once."""
+        """Close the connection at once, without sending what is left."""
         if self._transport is not None:
             self._transport.abort()
 
     def leave(self) -> None:
-        """The service ends: a connection between two requests is closed, the others say so in their last answer."""
+        """Prepare for the end of the service: close if idle, else announce the end in the last answer."""
         if self._lingered is not None:
             if not self._told_to_leave:
                 self._told_to_leave = True
                 self._arm_abort(SHORT_LINGER)
         elif not self._asked and self.loop.time() - self._last < GREETED_SECONDS:
-            return  # it has just come, and its request is on its way
+            return  # the connection has just opened, and its first request is on its way
         elif not self._queue and self._arriving is None and not self._begun:
             self._leave()
 
     @property
     def owes(self) -> bool:
-        """Whether no whole request of the caller waits for its answer."""
+        """True while no complete request of the caller waits for its answer."""
         return not self._queue or (len(self._queue) == 1 and self._arriving is self._queue[0])
 
     @property
     def worth(self) -> tuple[int, float]:
-        """See the class."""
+        """Rank of this connection among others when one must make room; see the class."""
         if self._lingered is not None:
             rank = 0
         elif self._arriving is not None:
@@ -515,7 +522,7 @@ class Connection(asyncio.Protocol):
         self._timer = self.loop.call_later(seconds, self.abort)
 
     def _late(self) -> None:
-        """A head, or the rest of an unread body, took too long; who has asked nothing gets no answer."""
+        """Close a connection whose head or unread body took too long; answer only if part of a head had arrived."""
         self._timer = None
         if self._arriving is None and self._begun:
             self._refuse(SLOW_HEAD, f"the head did not arrive within {self.front.limits.head_seconds:g} seconds")

@@ -1,4 +1,4 @@
-"""The process that reads what callers send, and nothing else: hostile bytes meet the decoders here.
+"""The process that decodes what callers send, and does nothing else: hostile bytes meet only the decoders.
 
     service -- control socket --> nursery: imports the readers once and forks a decoder when asked to
     service -- film socket -----> decoder: a film in, a plane out, until something goes wrong
@@ -8,12 +8,12 @@ decoder which dies is cheap to replace. ``multiprocessing``'s own fork server wo
 caller's main module anew in each child and lets the two sides exchange pickles: what hostile bytes may have
 taken over must not send anything that is executed.
 
-Whatever goes wrong for good (a fault in a decoder in C, its time, its memory) ends in one way: the decoder
-dies and the service reads the end of its socket.
+Whatever goes wrong for good (a fault in a decoder in C, its time, its memory) ends in one way: the decoder dies, and
+the service reads end-of-file from its socket.
 
 The first half of this file runs in those processes, as ``python -m chestxray.serving.decoders``. The second is the
-service's side of them: hands films out, takes planes back, replaces who dies. Nothing that a decoder sends is executed
-or believed beyond its form: a head in JSON and the bytes of a plane.
+service's side of them: it hands films out, takes planes back, and replaces decoders that died. The service executes
+nothing that a decoder sends and checks its form: a head in JSON and the bytes of a plane.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ from chestxray.inference.ood import Gatekeeper, Prepared, prepare
 from chestxray.schema import BundleInfo, Gate
 from chestxray.serving.logs import fault_of, log
 
-LENGTH: Final = struct.Struct("<Q")  # stands before every message
-HELLO: Final = b"+"  # goes with the socket of a decoder that is to be made
-GREETING: Final = struct.Struct("<I")  # a decoder says once that it is there, and under which process number
+LENGTH: Final = struct.Struct("<Q")  # precedes every message
+HELLO: Final = b"+"  # accompanies the socket of a decoder that is to be forked
+GREETING: Final = struct.Struct("<I")  # sent once by a new decoder: its process id
 
 Reader = Callable[[bytes], Prepared]
 T = TypeVar("T")
 
-PREPARE: Final = b"p"  # before a film: what the network sees of it is wanted
-DRAW: Final = b"d"  # the same: a picture for people is wanted
-DRAWN_SIDE: Final = 2048  # pixels of that picture's long side, at most
-MAX_DRAWN: Final = 2 * DRAWN_SIDE**2  # bytes; more than a PNG of noise takes
+PREPARE: Final = b"p"  # before a film: asks for the plane that the network sees
+DRAW: Final = b"d"  # before a film: asks for a picture for people
+DRAWN_SIDE: Final = 2048  # pixels: the longest side of that picture
+MAX_DRAWN: Final = 2 * DRAWN_SIDE**2  # bytes: a PNG of pure noise takes less
 
 
 def main() -> None:
-    """The nursery: take the bundle's description, then fork a decoder for each socket that arrives."""
+    """Run the nursery: read the bundle's description, then fork a decoder for each socket that arrives."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the service decides when to end
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system buries the dead
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system reaps children that ended
     control = socket.socket(fileno=int(sys.argv[1]))
     with control.makefile("rb", buffering=0) as stream:
         order = json.loads(_message(stream.read) or b"null")
@@ -82,13 +82,13 @@ def main() -> None:
 
 
 def _reader(info: BundleInfo, folder: Path, *, require_age: bool) -> Reader:
-    """The first half of the corridor for that bundle."""
+    """Return the function that decodes, checks and preprocesses one film for a bundle."""
     gatekeeper = Gatekeeper.of(Bundle(folder, info), require_age=require_age)
     return lambda data: prepare(data, "this film", info.preprocessing, gatekeeper)
 
 
 def _serve(films: socket.socket, read: Reader, seconds: float, memory: int) -> None:
-    """Read films until the service hangs up."""
+    """Decode films until the service closes the socket."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever a decoder in C is doing
     _limit(memory)
     with films.makefile("rwb") as stream:
@@ -101,7 +101,7 @@ def _serve(films: socket.socket, read: Reader, seconds: float, memory: int) -> N
 
 
 def _limit(memory: int) -> None:
-    """Bound what a decoder can take: memory beyond what it starts with, no files, no image of its memory on disk."""
+    """Limit a decoder's resources: memory beyond what it starts with, no new files, no core dump."""
     status = Path("/proc/self/statm")
     if status.exists():
         total = int(status.read_text().split()[0]) * resource.getpagesize() + memory
@@ -109,13 +109,13 @@ def _limit(memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     silence = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):  # decoders in C quote what they read
+    for stream in (0, 1, 2):  # decoders in C print parts of what they read
         os.dup2(silence, stream)
     os.close(silence)
 
 
 def _reply(asked: bytes, read: Reader) -> tuple[bytes, bytes]:
-    """A head in JSON, and the plane's bytes or a PNG."""
+    """Return the reply to one request: a head in JSON, and the bytes of a plane or of a PNG."""
     wanted, data = asked[:1], asked[1:]
     try:
         if wanted == DRAW:
@@ -125,7 +125,7 @@ def _reply(asked: bytes, read: Reader) -> tuple[bytes, bytes]:
         return _head(error=type(error).__name__, message=str(error)), b""
     except MemoryError:
         return _head(error="FilmTooLarge", message="this film: takes too much memory. Export a smaller copy"), b""
-    except Exception as error:  # noqa: BLE001 - a fault of ours, met by one film; the service logs where
+    except Exception as error:  # noqa: BLE001 - a fault in our own code, met by one film; the service logs its place
         message = "this film: its content is damaged in a way that no reader foresaw. Copy or export it again"
         return _head(error="UnreadableFilm", message=message, fault=fault_of(error)), b""
     plane = film.plane
@@ -138,13 +138,13 @@ def _head(**fields: Any) -> bytes:
 
 
 def _message(read: Callable[[int], bytes | None]) -> bytes | None:
-    """The next message; None where the other side hung up."""
+    """Read the next message; return None if the other process closed the connection."""
     head = read(LENGTH.size)
     if not head or len(head) < LENGTH.size:
         return None
     (length,) = LENGTH.unpack(head)
     data = bytearray()
-    while len(data) < length:  # an unbuffered stream may give less than was asked for
+    while len(data) < length:  # an unbuffered stream may return fewer bytes than asked for
         part = read(length - len(data))
         if not part:
             return None
@@ -158,32 +158,32 @@ def _send(stream: BufferedRWPair, *messages: bytes) -> None:
     stream.flush()
 
 
-MOST_NOTES: Final = 16  # beside an answer; a film has three or four at most
-LONGEST_NOTE: Final = 300  # letters
-MAX_HEAD: Final = 2**16  # bytes of the JSON before a plane
-GRACE_SECONDS: Final = 1.0  # beyond a film's time, in which its decoder's own alarm has to end it
-_HELLO_SECONDS: Final = 30  # a process that cannot even say that it is there in this time never will
+MOST_NOTES: Final = 16  # notes in one answer; a film has three or four at most
+LONGEST_NOTE: Final = 300  # letters of one note
+MAX_HEAD: Final = 2**16  # bytes of the JSON head before a plane
+GRACE_SECONDS: Final = 1.0  # seconds beyond a film's limit, within which its decoder's own alarm must end the decoder
+_HELLO_SECONDS: Final = 30  # seconds: a process that has not greeted by then never will
 
-# What a decoder needs of the environment; keys and credentials of the service are not among it.
+# Environment variables that a decoder needs; keys and credentials of the service are not among them.
 _ENVIRONMENT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
-_ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a fork must not lose any
+_ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a process with threads must not fork
 
 _ERRORS: Final[Mapping[str, type[FilmError]]] = {
     **{cls.__name__: cls for cls in (FilmTooLarge, TruncatedFilm, UnreadableFilm, UnsupportedFormat)},
-    "MissingExtra": UnsupportedFormat,  # DICOM, where its decoders are not installed
+    "MissingExtra": UnsupportedFormat,  # DICOM, where the decoders for it are not installed
 }
 
 
 class DecodersGone(ChestXrayError):
-    """No decoding process can be started, or those that were died under one film: no fault of the film is known."""
+    """No decoder can be started, or the decoders died under one film without a known fault of the film."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderLimits:
-    """What one film may cost, and whether it has to state an age.
+    """Limits on what decoding one film may cost, and whether the film has to state an age.
 
     Attributes:
-        seconds: of decoding, on the wall.
+        seconds: wall-clock time of decoding.
         memory: bytes beyond what a decoder starts with; four times what the largest film that is read needs.
         require_age: refuse films whose file states no age.
     """
@@ -194,7 +194,7 @@ class DecoderLimits:
 
 
 class _Lost(Exception):
-    """A decoder ended under a film."""
+    """A decoder ended while it decoded a film."""
 
     def __init__(self, *, by_its_own_clock: bool) -> None:
         super().__init__()
@@ -202,19 +202,19 @@ class _Lost(Exception):
 
 
 class Turns:
-    """So many places, and for each that gets free the film whose caller has used them least of late.
+    """A limited number of places; each free place goes to the waiting caller that used them least of late.
 
-    One caller's costly films wait for each other and not before another caller's cheap one. What a caller used
-    counts half after ``HALF_LIFE`` seconds.
+    One caller's costly films wait for each other and not before another caller's cheap one. The use that a caller has
+    made counts half after ``HALF_LIFE`` seconds.
     """
 
     HALF_LIFE: Final = 10.0
-    MOST_CALLERS: Final = 4096  # that are remembered
+    MOST_CALLERS: Final = 4096  # callers that are remembered
 
     def __init__(self, places: int) -> None:
         self._free = places
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
-        self._used: dict[str, tuple[float, float]] = {}  # seconds, and when they were true
+        self._used: dict[str, tuple[float, float]] = {}  # seconds used, and the time of that figure
 
     @asynccontextmanager
     async def one(self, caller: str) -> AsyncIterator[None]:
@@ -232,7 +232,7 @@ class Turns:
             self._pass_on()
 
     def used(self, caller: str) -> float:
-        """Seconds, those of long ago counting less."""
+        """Return the seconds that a caller has used; older use counts less."""
         seconds, when = self._used.get(caller, (0.0, 0.0))
         return float(seconds * 0.5 ** ((asyncio.get_running_loop().time() - when) / self.HALF_LIFE))
 
@@ -246,7 +246,7 @@ class Turns:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # it was given a place that it no longer wants
+            if turn.done() and not turn.cancelled():  # the caller was given a place that it no longer wants
                 self._free += 1
                 self._pass_on()
             raise
@@ -265,12 +265,12 @@ class Turns:
 
 @dataclass(frozen=True, slots=True)
 class _Question(Generic[T]):
-    """What is asked of a decoder beside a film.
+    """What a decoder is asked for, and how its answer is read.
 
     Attributes:
         wanted: PREPARE or DRAW.
-        longest: bytes that an answer may have.
-        understand: head and bytes as what they mean; ValueError, KeyError, TypeError where that is nothing.
+        longest: largest size of an answer, in bytes.
+        understand: turns head and bytes into the result; raises ValueError, KeyError or TypeError if they are invalid.
     """
 
     wanted: bytes
@@ -279,7 +279,7 @@ class _Question(Generic[T]):
 
 
 class DecoderPool:
-    """At most ``size`` decoders, each busy with one film. To be used on one event loop.
+    """At most ``size`` decoders, each busy with one film. Use a pool on one event loop only.
 
     Attributes:
         replaced: decoders that died, so far.
@@ -296,25 +296,27 @@ class DecoderPool:
         self._plane_bytes = bundle.info.preprocessing.height * bundle.info.preprocessing.width
 
     def launch(self) -> None:
-        """Start the nursery now; it imports its libraries beside whatever the caller does next."""
+        """Start the nursery now, so that its imports run beside the caller's own."""
         self._nursery = _Nursery(self._bundle, self._limits)
 
     async def prepare(self, data: bytes, caller: str = "") -> Prepared:
-        """Read the bytes of one film.
+        """Decode the bytes of one film.
 
-        A decoder that ends before the film's own time is up is no fault that is known of the film: it is read once
-        more, by a decoder that was made for it.
+        If a decoder ends before the film's time is up, the film is not to blame yet: a new decoder reads it once more.
 
         Args:
             data: the whole file.
-            caller: takes turns with others.
+            caller: name of the caller, which takes turns with others.
 
-        Raises: FilmError; DecodersGone, where decoders end under a film that is within its limits, or none starts.
+        Raises: FilmError; DecodersGone, if decoders end under a film that is within its limits, or none starts.
         """
         return await self._asked(_Question(PREPARE, self._plane_bytes, self._understood), data, caller)
 
     async def draw(self, data: bytes, caller: str = "") -> bytes:
-        """Read the bytes of one film and draw them for people: a grey PNG. Arguments and errors as of ``prepare``."""
+        """Decode the bytes of one film and draw it for people, as a grey PNG.
+
+        Arguments and errors as of ``prepare``.
+        """
         return await self._asked(_Question(DRAW, MAX_DRAWN, _drawn), data, caller)
 
     async def _asked(self, question: _Question[T], data: bytes, caller: str) -> T:
@@ -339,27 +341,29 @@ class DecoderPool:
             raise DecodersGone("the processes that read this film ended before they had read it") from None
 
     async def _exchange(self, decoder: _Decoder, question: _Question[T], data: bytes) -> T | FilmError:
-        """Raises: _Lost."""
+        """Ask one decoder one question about a film and return its answer. Raises: _Lost, if the decoder ends."""
         clock = asyncio.get_running_loop().time
         began = clock()
         try:
-            async with asyncio.timeout(self._limits.seconds + GRACE_SECONDS):  # its own alarm did not end it: it hangs
+            # the decoder hangs: its own alarm did not end it
+            async with asyncio.timeout(self._limits.seconds + GRACE_SECONDS):
                 answer = question.understand(*await decoder.exchange(question.wanted, data, question.longest))
-        except (EOFError, OSError, ValueError, KeyError, TypeError) as error:  # dead, hung, or talking nonsense
+        # the decoder is dead, hangs, or sends nonsense
+        except (EOFError, OSError, ValueError, KeyError, TypeError) as error:
             decoder.kill()
             self.replaced += 1
             took = clock() - began
             hung = isinstance(error, TimeoutError)
             log.warning("decoder died", extra={"bytes": len(data), "seconds": round(took, 2), "hung": hung})
             raise _Lost(by_its_own_clock=took >= self._limits.seconds and not hung) from error
-        except BaseException:  # cancelled half-way: its next words would answer the wrong film
+        except BaseException:  # the exchange was cancelled half-way: the rest of its answer would reach the wrong film
             decoder.kill()
             raise
         self._idle.append(decoder)
         return answer
 
     def _awake(self) -> _Decoder | None:
-        """An idle decoder that has not ended meanwhile."""
+        """Return an idle decoder that is still alive, or None."""
         while self._idle:
             decoder = self._idle.pop()
             if not decoder.ended:
@@ -369,7 +373,7 @@ class DecoderPool:
         return None
 
     def close(self) -> None:
-        """Hang up, for good; decoders end when they find out."""
+        """Close all connections for good; decoders end when they notice."""
         self._closed = True
         for decoder in self._idle:
             decoder.kill()
@@ -379,7 +383,7 @@ class DecoderPool:
             self._nursery = None
 
     async def _new(self) -> _Decoder:
-        """A fresh decoder; a nursery that died is replaced as well, once."""
+        """Start and return a new decoder; replace a nursery that died, once."""
         if self._closed:
             raise RuntimeError("the decoders are closed")
         for _ in range(2):
@@ -400,7 +404,7 @@ class DecoderPool:
         )
 
     def _understood(self, head: Mapping[str, Any], plane: bytes) -> Prepared | FilmError:
-        """Raises: ValueError, KeyError, TypeError, where it makes no sense."""
+        """Return the film, or its error, that a decoder's answer describes. Raises: ValueError, KeyError, TypeError."""
         if "error" in head:
             return _error_in(head)
         height, width = head["size"]
@@ -413,7 +417,7 @@ class DecoderPool:
 
 
 def _drawn(head: Mapping[str, Any], picture: bytes) -> bytes | FilmError:
-    """Raises: ValueError, KeyError, where it makes no sense."""
+    """Return the PNG, or the error, that a decoder's answer holds. Raises: ValueError, KeyError."""
     if "error" in head:
         return _error_in(head)
     if not picture.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -422,7 +426,7 @@ def _drawn(head: Mapping[str, Any], picture: bytes) -> bytes | FilmError:
 
 
 def _error_in(head: Mapping[str, Any]) -> FilmError:
-    """Raises: KeyError, where nobody knows it."""
+    """Return the error that a decoder reported, and log a fault of our own. Raises: KeyError, if it is unknown."""
     if fault := head.get("fault"):
         log.error("decoder met a fault", extra={"fault": fault})
     return _ERRORS[head["error"]](str(head["message"]))
@@ -452,27 +456,30 @@ class _Nursery:
         self._control.sendall(LENGTH.pack(len(text)) + text)
 
     def fork(self, films: socket.socket) -> None:
-        """Have a decoder made that reads films from that socket. Raises: OSError, where the nursery is gone."""
+        """Ask the process to fork a decoder that reads films from a socket.
+
+        Raises: OSError, if the process has ended.
+        """
         socket.send_fds(self._control, [HELLO], [films.fileno()])
 
     def close(self) -> None:
-        """Hang up and bury the process: it has nothing else to do than to end."""
+        """Close the connection, which ends the process, and reap it."""
         self._control.close()
         self._process.kill()
         self._process.wait()
 
 
 class _Decoder:
-    """The line to one decoder."""
+    """The connection to one decoder."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self._handle = -1  # of the process, so that it can be killed and nobody else in its place
+        self._handle = -1  # a handle of the process: a kill can never hit another process with the same number
 
     @classmethod
     async def fork(cls, nursery: _Nursery) -> _Decoder:
-        """Raises: EOFError, OSError, TimeoutError, where none comes to life."""
+        """Fork a decoder and connect to it. Raises: EOFError, OSError, TimeoutError, if no decoder starts."""
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -484,7 +491,8 @@ class _Decoder:
         try:
             async with asyncio.timeout(_HELLO_SECONDS):
                 (process,) = GREETING.unpack(await decoder._message(GREETING.size))
-            with contextlib.suppress(OSError, AttributeError):  # it has ended already, or this system has no handles
+            # the process has ended already, or this system has no process handles
+            with contextlib.suppress(OSError, AttributeError):
                 decoder._handle = os.pidfd_open(process)
         except BaseException:
             decoder.kill()
@@ -493,11 +501,11 @@ class _Decoder:
 
     @property
     def ended(self) -> bool:
-        """Whether it hung up."""
+        """True once the decoder has closed the connection."""
         return self._reader.at_eof() or self._writer.is_closing()
 
     async def exchange(self, wanted: bytes, data: bytes, longest: int) -> tuple[dict[str, Any], bytes]:
-        """A film for a head and at most so many bytes. Raises: EOFError, OSError, ValueError, where it fails."""
+        """Send a film; return a head and at most ``longest`` bytes. Raises: EOFError, OSError, ValueError."""
         self._writer.writelines((LENGTH.pack(len(wanted) + len(data)) + wanted, data))
         await self._writer.drain()
         head: dict[str, Any] = json.loads(await self._message(MAX_HEAD))
@@ -510,13 +518,13 @@ class _Decoder:
         return await self._reader.readexactly(length)
 
     def kill(self) -> None:
-        """End the process, even one that stands still, and hang up."""
+        """Kill the process, even one that hangs, and close the connection."""
         if self._handle >= 0:
-            with contextlib.suppress(OSError):  # it has ended
+            with contextlib.suppress(OSError):  # the process has ended
                 signal.pidfd_send_signal(self._handle, signal.SIGKILL)
             os.close(self._handle)
             self._handle = -1
-        with contextlib.suppress(RuntimeError):  # its event loop has ended already, and the socket with it
+        with contextlib.suppress(RuntimeError):  # the event loop has ended already, and closed the socket
             self._writer.close()
 
 

@@ -1,4 +1,4 @@
-"""The loop that a service runs on: it accepts connections, and leaves in order, so that nothing is lost."""
+"""The loop that a service runs on: it accepts connections, and stops in order, so that no answer is lost."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from chestxray.serving.decoders import DecoderPool
 from chestxray.serving.logs import log
 from chestxray.serving.service import DRAIN_SECONDS, Service, ServiceSettings
 
-# After SIGTERM films are still taken for so long, while /readyz and each answer tell callers to go elsewhere. With
-# DRAIN_SECONDS behind it that leaves some of the 25 seconds that a platform waits at least before it kills.
+# After SIGTERM films are still accepted for this many seconds, while /readyz and each answer send callers elsewhere.
+# Together with DRAIN_SECONDS this stays below the 25 seconds that a platform waits at least before it kills.
 LEAVING_SECONDS: Final = 0.5
 TAKES_FILMS: Final = (b"/v1/predict", b"/v1/film", b"/invocations", b"/endpoints/")
-TICK: Final = 0.1  # seconds between two looks at whether to end
-OWN_FILES: Final = 48  # descriptors that a service needs beside its connections: decoders, the log, the loop's own
+TICK: Final = 0.1  # seconds between two checks whether to stop
+OWN_FILES: Final = 48  # file descriptors that a service needs beside its connections: decoders, the log, the event loop
 FEWEST_PLACES: Final = 8
 
 
@@ -40,7 +40,7 @@ def make_server(
     decoders: DecoderPool | None = None,
     connections: ConnectionLimits | None = None,
 ) -> FilmServer:
-    """The application of ``create_app``, to be run on a listening socket."""
+    """Return a server for the application of ``create_app``, ready to run on a listening socket."""
     app = create_app(predictor, settings, decoders)
     return FilmServer(app, app.state.service, connections or ConnectionLimits())
 
@@ -50,7 +50,7 @@ class FilmServer:
 
     Attributes:
         on_start: called once with the address, as soon as films can be classified.
-        should_exit: set it, from any thread, to let the service finish the films at hand and return.
+        should_exit: set it, from any thread, to let the service finish the films that were accepted, and return.
     """
 
     def __init__(self, app: FastAPI, service: Service, limits: ConnectionLimits) -> None:
@@ -59,11 +59,11 @@ class FilmServer:
         self._app = app
         self._service = service
         self._limits = limits
-        self._leave_at: float | None = None  # on the loop's clock; None until SIGTERM
+        self._leave_at: float | None = None  # time on the clock of the loop; None until SIGTERM
         self._out_of_files = 0
 
     def run(self, sockets: list[socket.socket]) -> None:
-        """Answer on these listening sockets until the end. Raises: what the warm-up raises."""
+        """Answer on these listening sockets until told to stop. Raises: what the warm-up raises."""
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(self._serve(sockets))
 
@@ -86,12 +86,12 @@ class FilmServer:
                 await self._end(front, servers, sockets)
 
     async def _end(self, front: Front, servers: list[asyncio.Server], sockets: list[socket.socket]) -> None:
-        """Take no more connections; bound what is under way, then wait for it."""
+        """Accept no more connections; set a time limit for the requests that are under way, and wait for them."""
         front.leaving = True
         self._service.begin_to_stop()
         for each in sockets:
             turn_away(each)
-        await asyncio.sleep(TICK)  # whoever has connected before is accepted
+        await asyncio.sleep(TICK)  # connections that were opened before are still accepted
         for server in servers:
             server.close()
         loop = asyncio.get_running_loop()
@@ -108,7 +108,7 @@ class FilmServer:
 
     @contextmanager
     def _signals(self, loop: asyncio.AbstractEventLoop, front: Front) -> Iterator[None]:
-        """SIGTERM: not ready at once, gone after LEAVING_SECONDS. SIGINT, or a second signal: gone now."""
+        """Handle SIGTERM (not ready now, stopped after LEAVING_SECONDS) and SIGINT or a second signal (stopped now)."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -134,7 +134,7 @@ class FilmServer:
                 loop.remove_signal_handler(number)
 
     def _tell(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """One line about what went wrong below every request, and one in a thousand about a lack of descriptors."""
+        """Log one line for a fault below every request, and one line in a thousand for a lack of descriptors."""
         error = context.get("exception")
         if isinstance(error, OSError) and "socket" in context and not isinstance(error, ConnectionError):
             self._out_of_files += 1
@@ -144,7 +144,10 @@ class FilmServer:
 
 
 def within_files(limits: ConnectionLimits) -> ConnectionLimits:
-    """As many places as this process may open files, less what it needs itself. Raises that limit where it may."""
+    """Limit the places to the files that this process may open, less its own.
+
+    Raises that system limit where allowed.
+    """
     wanted = limits.places + OWN_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -157,9 +160,10 @@ def within_files(limits: ConnectionLimits) -> ConnectionLimits:
 
 
 def turn_away(listener: socket.socket) -> None:
-    """Let nobody connect any more who has not: closing the socket alone would reset those that wait to be accepted.
+    """Accept no new connection; closing the socket alone would reset those that wait to be accepted.
 
-    A socket filter that passes nothing; who tries meanwhile tries again and finds the door closed. Linux only.
+    Attaches a socket filter that passes nothing: a client that connects meanwhile tries again, and is refused once the
+    socket is closed. Linux only.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -169,7 +173,7 @@ def turn_away(listener: socket.socket) -> None:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Uvloop's loop where it is installed: the same answers with less work a request."""
+    """Return uvloop's loop factory, or None if it is not installed: uvloop spends less work on a request."""
     try:
         import uvloop
     except ImportError:
@@ -179,6 +183,6 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def address_of(listener: socket.socket) -> str:
-    """Where it listens, as an address of the web."""
+    """Return the web address of a listening socket."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,4 +1,4 @@
-"""One request and its answer, as the ASGI specification has them, and what of a head is taken at all.
+"""One request and its answer, as the ASGI specification has them, and the checks of a request's head.
 
 Source: RFC 9110 and 9112; ASGI specification 3.0.
 """
@@ -24,17 +24,17 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Malformed(Exception):
-    """What arrived is no request that is taken here; the message says why."""
+    """The bytes that arrived are no request that this service accepts; the message says why."""
 
 
 class Head(NamedTuple):
-    """The head of a request, found right.
+    """The head of a request that passed the checks.
 
     Attributes:
-        scope: as ASGI has it, without the addresses of the two ends.
-        due: bytes of the body; None where that is not told.
-        closes: whether it is the last one of its connection.
-        expects: whether the caller asks before it sends the body.
+        scope: the ASGI scope, without the addresses of client and server.
+        due: length of the body in bytes; None if the head does not state it.
+        closes: whether the request is the last one of its connection.
+        expects: whether the caller asks before it sends the body ("Expect: 100-continue").
     """
 
     scope: Scope
@@ -44,13 +44,13 @@ class Head(NamedTuple):
 
 
 def read_head(method: bytes, url: bytes, version: str, headers: Headers) -> Head:
-    """Check the head of a request, and put it into the words of ASGI.
+    """Check the head of a request, and return it as an ASGI scope.
 
     Args:
-        method, url, version: of its first line.
+        method, url, version: the parts of the request's first line.
         headers: their names in lower case.
 
-    Raises: Malformed, where it could mean two things, or names another service.
+    Raises: Malformed, if the head is ambiguous or names another service.
     """
     found: dict[bytes, list[bytes]] = {}
     for name, value in headers:
@@ -91,7 +91,7 @@ def read_head(method: bytes, url: bytes, version: str, headers: Headers) -> Head
 
 
 def _target(url: bytes, hosts: list[bytes]) -> bytes:
-    """The address without scheme and authority. Raises: Malformed, where these name somebody else."""
+    """Return the address without scheme and authority. Raises: Malformed, if these name another service."""
     if url.startswith(b"/") or url == b"*":
         return url
     scheme, found, rest = url.partition(b"://")
@@ -104,37 +104,37 @@ def _target(url: bytes, hosts: list[bytes]) -> bytes:
 
 
 class Line(Protocol):
-    """What an exchange asks of its connection."""
+    """What an exchange needs from its connection."""
 
     @property
     def app(self) -> ASGIApp:
-        """Answers."""
+        """The application that answers the requests."""
 
     @property
     def leaving(self) -> bool:
-        """Whether the service is about to end."""
+        """True once the service is about to stop."""
 
     @property
     def skipped_bytes(self) -> int:
-        """Of an unread body that are passed over for the next request's sake."""
+        """Largest rest of an unread body, in bytes, that is skipped to keep the connection for the next request."""
 
     def failure(self) -> bytes:
-        """The answer in place of one that the application could not give."""
+        """Return the answer that replaces one that the application could not give."""
 
     def write(self, data: bytes) -> None:
-        """Send."""
+        """Send data."""
 
     async def drained(self) -> None:
-        """Wait until most of it has gone."""
+        """Wait until most of the data has gone."""
 
     def resume(self) -> None:
-        """Read on."""
+        """Continue reading."""
 
     def abort(self) -> None:
-        """End the connection at once."""
+        """Close the connection at once."""
 
     def answered(self, exchange: Exchange) -> None:
-        """The answer is complete."""
+        """Continue after the complete answer of an exchange."""
 
 
 class Exchange:
@@ -161,12 +161,12 @@ class Exchange:
     def __init__(self, connection: Line, head: Head) -> None:
         self.connection = connection
         self.scope = head.scope
-        self.due = head.due  # bytes of the body that are still to come; None where that is not told
+        self.due = head.due  # bytes of the body that are still to come; None if the head does not state the length
         self.closes = head.closes
         self.expects = head.expects
         self.body: list[bytes] = []
         self.buffered = 0
-        self.arrived = False  # the whole body
+        self.arrived = False  # the whole body has arrived
         self.started = False
         self.finished = False
         self.gone = False
@@ -177,16 +177,16 @@ class Exchange:
 
     @property
     def waits_for_consent(self) -> bool:
-        """Whether the caller asked whether it may send its body, and nobody said yes."""
+        """True while the caller waits for permission ("100 Continue") to send its body."""
         return self.expects and not self._sent_continue and not self.arrived
 
     @property
     def skips(self) -> bool:
-        """Whether the rest of an unread body is small enough to be passed over for the next request's sake."""
+        """True if the rest of an unread body is small enough to be skipped, so that the connection is kept."""
         return not self.waits_for_consent and self.due is not None and self.due <= self.connection.skipped_bytes
 
     def take(self, data: bytes) -> None:
-        """Some of the body has arrived."""
+        """Add a part of the body that has arrived."""
         if self.due is not None:
             self.due -= len(data)
         if not self.finished:
@@ -195,17 +195,17 @@ class Exchange:
             self._event.set()
 
     def end_of_body(self) -> None:
-        """All of it has."""
+        """Note that the whole body has arrived."""
         self.arrived = True
         self._event.set()
 
     def abandon(self) -> None:
-        """Nobody is there any more."""
+        """Note that the caller has gone."""
         self.gone = True
         self._event.set()
 
     async def run(self) -> None:
-        """Let the application answer."""
+        """Run the application on this request."""
         try:
             await self.connection.app(self.scope, self.receive, self.send)
         except Exception:  # noqa: BLE001 - the application has logged it
@@ -215,7 +215,7 @@ class Exchange:
                 self.fail()
 
     def fail(self) -> None:
-        """Half an answer is taken back by closing the connection; none at all is made up for."""
+        """Replace an answer that the application did not give; close the connection if half of it was sent."""
         if self.gone or self.finished:
             return
         if self.started:
@@ -225,7 +225,7 @@ class Exchange:
             self.answer(self.connection.failure())
 
     async def receive(self) -> Message:
-        """The next part of the body, or the caller's disappearance."""
+        """Wait for the next part of the body, or for the caller's disconnection, and return it as an ASGI message."""
         if not (self.body or self.arrived or self.gone or self.finished):
             if self.waits_for_consent:
                 self._sent_continue = True
@@ -242,7 +242,7 @@ class Exchange:
         return {"type": "http.request", "body": data, "more_body": not self.arrived}
 
     async def send(self, message: Message) -> None:
-        """A part of the answer."""
+        """Write a part of the application's answer."""
         if self.gone or self.finished:
             return
         if message["type"] == "http.response.start":
@@ -262,13 +262,13 @@ class Exchange:
             self.finish()
 
     def answer(self, whole: bytes) -> None:
-        """Answer in place of the application; ``closes`` has to agree with what these bytes say."""
+        """Answer in place of the application; ``closes`` has to agree with the headers in these bytes."""
         self.started = True
         self.connection.write(whole)
         self.finish()
 
     def finish(self) -> None:
-        """The answer is complete."""
+        """Mark the answer as complete, and let the connection continue."""
         self.finished = True
         self.body = []
         self.buffered = 0
@@ -276,7 +276,7 @@ class Exchange:
         self.connection.answered(self)
 
     def settle(self) -> None:
-        """Decide whether this answer ends its connection, as the next bytes that are written will say."""
+        """Decide whether this answer ends its connection, as its head will announce."""
         if self.connection.leaving or not (self.arrived or self.skips):
             self.closes = True
 

@@ -1,4 +1,4 @@
-"""The four functions that SageMaker's inference toolkits look for, for those who host a bundle under one of them.
+"""The four functions that SageMaker's inference toolkits look for, to host a bundle under such a toolkit.
 
 Put beside the bundle in ``model.tar.gz`` as ``code/inference.py`` a file that says::
 
@@ -23,14 +23,14 @@ JSON: Final = "application/json"
 
 
 def model_fn(model_dir: str, _context: Any = None) -> Predictor:
-    """The bundle of a folder, ready to use. Raises: BundleInvalid."""
+    """Load the bundle of a folder. Raises: BundleInvalid."""
     return Predictor.load(Path(model_dir))
 
 
 def input_fn(request_body: bytes | bytearray, content_type: str, _context: Any = None) -> bytes:
-    """The bytes of one film; what they are is found out from themselves.
+    """Return the bytes of one film; their format is detected from the bytes.
 
-    Raises: UnsupportedFormat, where the content type is of no film.
+    Raises: UnsupportedFormat, if the content type is not that of a film.
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind not in CONTENT_TYPES and not kind.startswith("image/"):
@@ -39,12 +39,12 @@ def input_fn(request_body: bytes | bytearray, content_type: str, _context: Any =
 
 
 def predict_fn(film: bytes, predictor: Predictor, _context: Any = None) -> Prediction:
-    """The answer to one film. Raises: FilmError."""
+    """Classify one film and return its prediction. Raises: FilmError."""
     return predictor.predict(film, "film")
 
 
 def output_fn(prediction: Prediction, accept: str, _context: Any = None) -> tuple[str, str]:
-    """The answer as JSON, with its content type. Raises: UnsupportedFormat."""
+    """Return the prediction as JSON, with its content type. Raises: UnsupportedFormat."""
     accepted = {part.partition(";")[0].strip().lower() for part in accept.split(",")} - {""}
     if accepted and not accepted & {"*/*", "application/*", JSON}:
         raise UnsupportedFormat(f"accept {accept}: the answer is {JSON}")

@@ -1,7 +1,7 @@
-"""The log of the service: one JSON document a line, made of our own words and numbers.
+"""The log of the service: one JSON document a line, made of the service's own words and numbers.
 
-Nothing that a caller wrote reaches it: no address, header, file name or value of a DICOM element, and of an
-exception its kind and place, never its message.
+Nothing that a caller wrote reaches it: no address, header, file name or value of a DICOM element, and an exception is
+logged with its kind and place, never with its message.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-MOST_LINES: Final = 10_000  # that wait to be written
+MOST_LINES: Final = 10_000  # lines that may wait to be written
 FLUSH_SECONDS: Final = 1.0
 AT_ONCE: Final = 64  # lines that are written together
 
@@ -31,10 +31,10 @@ _OF_EVERY_RECORD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message
 
 
 class JsonLines(logging.Formatter):
-    """``{"time": ..., "level": ..., "event": ...}`` and whatever ``extra`` names."""
+    """Formats a record as ``{"time": ..., "level": ..., "event": ...}`` plus the fields given in ``extra``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line without line breaks."""
+        """Return the record as one line without line breaks."""
         document = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -45,10 +45,10 @@ class JsonLines(logging.Formatter):
 
 
 class Patient(logging.Handler):
-    """Hands lines to a thread that writes them: whoever logs never waits for whoever reads the log.
+    """Hands lines to a thread that writes them, so that logging never waits for the reader of the log.
 
-    Where nobody reads, lines are dropped once ``MOST_LINES`` wait, and a later line says how many; where the log is
-    closed, or there is none, all of them are. Neither ends the service.
+    If nobody reads the log, lines are dropped once ``MOST_LINES`` wait, and a later line says how many; if the log is
+    closed or missing, all lines are dropped. Neither stops the service.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -60,20 +60,20 @@ class Patient(logging.Handler):
         threading.Thread(target=self._write, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Put a line into the queue, or count it."""
+        """Put a line into the queue, or count it as dropped."""
         try:
             self._lines.put_nowait(f"{self.format(record)}\n".encode())
         except queue.Full:
             self._dropped += 1
 
     def flush(self) -> None:
-        """Wait until what was logged so far is written, but not for a reader that is not there."""
+        """Wait until all lines so far are written, but do not wait for a reader that has gone."""
         deadline = time.monotonic() + FLUSH_SECONDS
         while self._lines.unfinished_tasks and time.monotonic() < deadline:
             time.sleep(0.005)
 
     def close(self) -> None:
-        """Write what is there still."""
+        """Write the remaining lines, and stop the thread."""
         self.flush()
         super().close()
 
@@ -88,7 +88,7 @@ class Patient(logging.Handler):
                 line += (
                     json.dumps({"level": "warning", "event": "log lines dropped", "lines": dropped}).encode() + b"\n"
                 )
-            with contextlib.suppress(OSError):  # closed, or its reader is gone
+            with contextlib.suppress(OSError):  # the log is closed, or its reader has gone
                 while line:
                     line = line[os.write(self._descriptor, line) :]
             for _ in lines:
@@ -96,21 +96,21 @@ class Patient(logging.Handler):
 
 
 def occupy_standard_streams() -> None:
-    """Open nothing where standard input, output or error are closed: no socket must get one of their numbers."""
+    """Open the null device for closed standard streams, so that no socket gets one of their numbers."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
             lowest = os.open(os.devnull, os.O_RDWR)
-            os.set_inheritable(lowest, True)  # noqa: FBT003 - the system has no other way
+            os.set_inheritable(lowest, True)  # noqa: FBT003 - the standard library takes it by position only
 
 
 @contextmanager
 def logged_to_stderr() -> Iterator[None]:
-    """Send the service's own log, and nobody else's below a warning, to standard error, until the block ends."""
+    """Send the service's log, and other loggers' warnings, to standard error until the block ends."""
     handler: logging.Handler = logging.NullHandler()
-    if sys.stderr is not None:  # else it was closed by whoever started this, and its number is another file's by now
-        with contextlib.suppress(OSError):  # no file: a notebook's
+    if sys.stderr is not None:  # if it is None, the parent process closed it, and another file has its number by now
+        with contextlib.suppress(OSError):  # the stream has no file, as in a notebook
             handler = Patient(sys.stderr.fileno())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     log.setLevel(logging.INFO)
@@ -121,6 +121,6 @@ def logged_to_stderr() -> Iterator[None]:
 
 
 def fault_of(error: BaseException) -> list[str]:
-    """The kind of an exception and where it arose. Not its message, which may quote what a caller sent."""
+    """Return the kind of an exception and its place. The message is left out: it may quote what a caller sent."""
     frames = traceback.extract_tb(error.__traceback__)[-6:]
     return [type(error).__name__, *(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)]

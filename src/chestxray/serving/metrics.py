@@ -1,4 +1,4 @@
-"""What the service counts, in Prometheus' text format. Labels are routes and statuses, nothing that a caller wrote."""
+"""Counters of the service in Prometheus' text format. Labels are routes and statuses, nothing that a caller wrote."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _SECONDS: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
 
 
 class Metrics:
-    """One service's counters, in a registry of its own: two services in a process do not meet.
+    """One service's counters, in its own registry, so that two services in one process do not share them.
 
     Attributes:
-        registry: of all of them.
+        registry: holds all the counters.
         requests: by route and status.
         seconds: of requests, by route.
-        batch: films of each forward pass.
+        batch: number of films in each forward pass.
     """
 
     def __init__(self) -> None:
@@ -37,14 +37,14 @@ class Metrics:
         )
 
     def watch(self, name: str, what: str, read: Callable[[], float]) -> None:
-        """A gauge that is read when it is asked for."""
+        """Add a gauge whose value is read on demand."""
         Gauge(f"chestxray_{name}", what, registry=self.registry).set_function(read)
 
     def observe(self, route: str, status: int, seconds: float) -> None:
-        """Count a request."""
+        """Count a request and its seconds."""
         self.requests.labels(route, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
 
     def text(self) -> bytes:
-        """All of it."""
+        """Return all counters as text."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""The films of a multipart body, one at a time, as they arrive: python-multipart parses, this file bounds.
+"""The films of a multipart body, one at a time, as they arrive: python-multipart parses, this file enforces the limits.
 
 Source: RFC 7578.
 """
@@ -21,11 +21,11 @@ MOST_FILMS: Final = 1000  # of one request
 
 @dataclass(slots=True)
 class Part:
-    """A part of the body, whole.
+    """One complete part of the body.
 
     Attributes:
-        data: its bytes; empty where it is too long.
-        too_long: whether it was longer than a film may be.
+        data: its bytes; empty if the part is too long.
+        too_long: whether the part was longer than the limit of a film.
     """
 
     data: bytes
@@ -33,7 +33,7 @@ class Part:
 
 
 def boundary_of(content_type: str) -> str | None:
-    """The boundary of a ``multipart/form-data`` body; None where the header names another kind or no boundary."""
+    """Return the boundary of a ``multipart/form-data`` body; None if the header names another type or no boundary."""
     header = Message()
     header["content-type"] = content_type
     boundary = header.get_param("boundary")
@@ -43,14 +43,14 @@ def boundary_of(content_type: str) -> str | None:
 
 
 async def parts_of(chunks: AsyncIterator[bytes], boundary: str, longest: int) -> AsyncIterator[Part]:
-    """The parts, in order; every one counts as a film, whatever its name: the bytes decide what it is.
+    """Yield the parts in order; each counts as a film, whatever its name, because the bytes decide its format.
 
     Args:
-        chunks: of the body.
-        boundary: as the content type says it.
-        longest: bytes of a part that are kept; a longer one is read to its end and given without its bytes.
+        chunks: the body as it arrives.
+        boundary: as the content type states it.
+        longest: largest size of a part in bytes; a longer part is read to its end and yielded without its bytes.
 
-    Raises: Refusal, where the body is no such body, ends early, or has more than ``MOST_FILMS`` parts.
+    Raises: Refusal, if the body is not multipart, ends early, or has more than ``MOST_FILMS`` parts.
     """
     collector = _Collector(longest)
     try:
@@ -79,7 +79,7 @@ async def parts_of(chunks: AsyncIterator[bytes], boundary: str, longest: int) ->
 
 
 class _Collector:
-    """What the parser tells, put together."""
+    """Collects the parts that the parser reports."""
 
     def __init__(self, longest: int) -> None:
         self.whole: deque[Part] = deque()

@@ -1,4 +1,4 @@
-"""The OpenAPI document, where FastAPI cannot know: a raw body, problem documents, this bundle's operating points."""
+"""The parts of the OpenAPI document that FastAPI cannot know: raw bodies, problem documents, operating points."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _LINES: Final = (
     '"prediction" or "problem".'
 )
 _FILM_STATUSES: Final = (403, 408, 413, 415, 422, 503)
-_ALWAYS: Final = (421, 500)  # what the edge of the service may answer to anything
+_ALWAYS: Final = (421, 500)  # statuses with which the outer layer of the service may answer any request
 _KEYS: Final = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 
-Options = dict[str, Any]  # of FastAPI's route decorators
+Options = dict[str, Any]  # keyword options of FastAPI's route decorators
 
 
 def film_in(answer: type, *statuses: int) -> Options:
-    """Options of a route that takes a film, or several, and answers JSON of that type, or a problem."""
+    """Return the options of a route that takes one film or several, and answers JSON of that type or a problem."""
     lines = {NDJSON: {"schema": {"type": "string", "description": _LINES}}}
     return {
         "openapi_extra": {"requestBody": _FILM_BODY},
@@ -45,7 +45,7 @@ def film_in(answer: type, *statuses: int) -> Options:
 
 
 def picture_out(*statuses: int) -> Options:
-    """Options of a route that takes a film and answers a PNG, or a problem."""
+    """Return the options of a route that takes a film and answers with a PNG or a problem."""
     return {
         "openapi_extra": {"requestBody": _FILM_BODY},
         "response_class": Response,
@@ -57,27 +57,27 @@ def picture_out(*statuses: int) -> Options:
 
 
 def json_out(answer: type, *statuses: int) -> Options:
-    """Options of a route that answers JSON of that type."""
+    """Return the options of a route that answers with JSON of that type."""
     return {"responses": {200: {"model": answer}, **problems(*statuses)}}
 
 
 def empty_out(*statuses: int) -> Options:
-    """Options of a route that answers with an empty body."""
+    """Return the options of a route that answers with an empty body."""
     return {"response_class": Response, "responses": {200: {"description": "Empty"}, **problems(*statuses)}}
 
 
 def json_any(*statuses: int) -> Options:
-    """Options of a route whose return type says what it answers."""
+    """Return the options of a route whose return type declares its answer."""
     return {"responses": problems(*statuses)}
 
 
 def text_out(what: str, *statuses: int) -> Options:
-    """Options of a route that answers plain text."""
+    """Return the options of a route that answers with plain text."""
     return {"response_class": PlainTextResponse, "responses": {200: {"description": what}, **problems(*statuses)}}
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The responses of refusals with these statuses, each with the titles that it may have."""
+    """Return the responses for refusals with these statuses, each with the titles that it may have."""
     schema = {"$ref": "#/components/schemas/Problem"}
     return {
         status: {
@@ -89,13 +89,13 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def complete(app: FastAPI, operating_points: Sequence[str], open_paths: frozenset[str], *, locked: bool) -> None:
-    """Make the document once, now, and add what the routes cannot say.
+    """Build the document once and add what the routes cannot declare.
 
     Args:
-        app: all its routes are there.
-        operating_points: names of this bundle's.
+        app: the application with all its routes.
+        operating_points: names of the bundle's operating points.
         open_paths: addresses that need no key.
-        locked: whether the others do.
+        locked: whether the other addresses need a key.
     """
     document = app.openapi()
     components = document.setdefault("components", {})

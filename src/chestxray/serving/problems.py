@@ -102,13 +102,14 @@ KINDS: Final = (
     INTERNAL,
 )
 
-_OF_ERROR: Final[tuple[tuple[type[FilmError | MissingExtra], Kind], ...]] = (  # the narrower class first
+# a narrower class stands before a wider one
+_OF_ERROR: Final[tuple[tuple[type[FilmError | MissingExtra], Kind], ...]] = (
     (UnsupportedFormat, UNSUPPORTED_FORMAT),
     (FilmTooLarge, TOO_LARGE),
     (TruncatedFilm, TRUNCATED),
     (UnreadableFilm, UNREADABLE),
     (FilmError, UNREADABLE),
-    (MissingExtra, UNSUPPORTED_FORMAT),  # DICOM, where its decoders are not installed
+    (MissingExtra, UNSUPPORTED_FORMAT),  # DICOM, where the decoders for it are not installed
 )
 
 
@@ -140,7 +141,7 @@ class Refusal(Exception):
 
 
 def refusal_of(error: FilmError | MissingExtra) -> Refusal:
-    """What a film that cannot be classified is answered with."""
+    """Return the refusal for a film that cannot be classified."""
     kind = next(kind for cls, kind in _OF_ERROR if isinstance(error, cls))
     return Refusal(kind, str(error))
 
@@ -153,13 +154,13 @@ def problem_response(
     status: int | None = None,
     further: Mapping[str, object] | None = None,
 ) -> Response:
-    """The problem as an HTTP response; ``status`` where it differs from the kind's own, ``further`` members last."""
+    """Return the problem as an HTTP response; ``status`` replaces the kind's own, ``further`` members come last."""
     code = status or kind.status
     body = json.dumps(problem_of(kind, detail, request_id, code) | dict(further or {}))
     return Response(body, code, headers, media_type=PROBLEM_JSON)
 
 
 def problem_of(kind: Kind, detail: str, request_id: str, status: int | None = None) -> dict[str, object]:
-    """The members of a problem document."""
+    """Return the members of a problem document."""
     problem = Problem(f"/docs#{kind.name}", kind.title, status or kind.status, detail, f"urn:uuid:{request_id}")
     return dataclasses.asdict(problem)

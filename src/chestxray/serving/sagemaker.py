@@ -18,9 +18,10 @@ from chestxray.serving import openapi
 from chestxray.serving.problems import INVALID_REQUEST, NOT_ACCEPTABLE, PROBLEM_JSON, Refusal, problem_response
 from chestxray.serving.service import MEBIBYTE, PredictParameters, Service
 
-ATTRIBUTES: Final = "X-Amzn-SageMaker-Custom-Attributes"  # the one thing that InvokeEndpoint hands on beside the body
+# the only header that InvokeEndpoint passes on beside the body
+ATTRIBUTES: Final = "X-Amzn-SageMaker-Custom-Attributes"
 ENDPOINT_NAME: Final = r"^[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}$"
-_OF_A_FILM: Final = (413, 415, 422)  # statuses that speak of the film and not of the service
+_OF_A_FILM: Final = (413, 415, 422)  # statuses that concern the film and not the service
 
 Options = dict[str, Any]
 
@@ -37,13 +38,13 @@ def add_sagemaker_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/ping", summary="Is it there?", tags=["sagemaker"], **openapi.empty_out(503))
     async def ping() -> Response:
-        """200 with an empty body once films can be classified."""
+        """Return 200 with an empty body once films can be classified."""
         service.check_ready()
         return Response()
 
     @app.post("/invocations", summary="Classify one film", tags=["sagemaker"], **film_in)
     async def invoke(request: Request) -> Response:
-        """As ``/v1/predict``; what that takes as its query, this takes as X-Amzn-SageMaker-Custom-Attributes."""
+        """Predict as ``/v1/predict``, with its query parameters in the header X-Amzn-SageMaker-Custom-Attributes."""
         return await _invoke(service, request)
 
     @app.post("/endpoints/{name}/invocations", summary="Classify one film", tags=["sagemaker"], **film_in)
@@ -51,7 +52,7 @@ def add_sagemaker_routes(app: FastAPI, service: Service) -> None:
         request: Request,
         name: Annotated[str, Path(pattern=ENDPOINT_NAME)],  # noqa: ARG001 - this server has one model
     ) -> Response:
-        """As ``/invocations``, at the address that boto3's ``sagemaker-runtime`` asks; any name will do."""
+        """Predict as ``/invocations``, at the address that boto3's ``sagemaker-runtime`` calls; any name will do."""
         try:
             return await _invoke(service, request)
         except Refusal as refusal:
@@ -59,7 +60,7 @@ def add_sagemaker_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/execution-parameters", summary="For batch transform", tags=["sagemaker"], **openapi.json_any())
     async def parameters() -> dict[str, int | str]:
-        """How a batch transform should call."""
+        """Return the settings with which a batch transform should call."""
         return execution
 
 
@@ -71,7 +72,7 @@ async def _invoke(service: Service, request: Request) -> Response:
 
 
 def _parameters_of(request: Request) -> PredictParameters:
-    """``operating_point=screening&heatmap=1``; attributes of other names are other people's. Raises: Refusal."""
+    """Read ``operating_point=screening&heatmap=1``; ignore attributes of other names. Raises: Refusal."""
     given = dict(urllib.parse.parse_qsl(request.headers.get(ATTRIBUTES, "")))
     ours = {name: value for name, value in given.items() if name in PredictParameters.model_fields}
     try:
@@ -81,7 +82,7 @@ def _parameters_of(request: Request) -> PredictParameters:
 
 
 async def _line_of_transform(service: Service, request: Request) -> Response:
-    """One line of a batch transform's output. A film that cannot be read is a line: an error would end the job."""
+    """Return one line of a batch transform's output, also for an unreadable film: an error would end the job."""
     try:
         answer = await service.predict(request, PredictParameters())
     except Refusal as refusal:
@@ -93,7 +94,7 @@ async def _line_of_transform(service: Service, request: Request) -> Response:
 
 
 def _as_runtime_error(refusal: Refusal, request: Request) -> Response:
-    """The problem, with what boto3 makes its exceptions of: a kind of error that it knows, and what the model said."""
+    """Return the problem as boto3 expects its exceptions: with a known error kind and the model's answer."""
     known = "ServiceUnavailable" if refusal.kind.status == HTTPStatus.SERVICE_UNAVAILABLE else "ModelError"
     headers = {**(refusal.headers or {}), "x-amzn-ErrorType": known}
     problem = refusal.kind, refusal.detail, request.state.request_id

@@ -1,7 +1,7 @@
-"""What stands between the network and the application: host names, keys, headers, request ids, one log line a request.
+"""The layers between network and application: host names, keys, headers, request ids, one log line a request.
 
-``Edge`` wraps the whole application, so that nothing leaves without its headers: not the page, not a
-refusal, not a failure that nobody foresaw. ``Door`` stands behind it, and turns away before anything is spent.
+``Edge`` wraps the whole application, so that every answer carries its headers: the page, a refusal, and also an
+unexpected failure. ``Door`` comes next, and refuses callers without a key before any work is done.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from chestxray.errors import UsageError
 from chestxray.serving.logs import fault_of, log
 from chestxray.serving.problems import INTERNAL, KEY_NEEDED, UNKNOWN_HOST, Kind, Refusal, problem_response
 
-VARIABLE: Final = "CHESTXRAY_API_KEYS"  # environment variable: lines of a key file, or joined by commas
+VARIABLE: Final = "CHESTXRAY_API_KEYS"  # environment variable: the lines of a key file, or the same joined by commas
 
 _LINE: Final = re.compile(r"(?P<hash>[0-9a-f]{64})\s+(?P<name>[A-Za-z0-9_.-]{1,40})")
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRing:
-    """The hashes of the keys that open this service, by the name of their holder; without any it is open.
+    """The hashes of the keys that open this service, by the name of their holder; without any key the service is open.
 
     Attributes:
         hashes: SHA-256 in hexadecimal, lower case; kept out of ``repr``.
@@ -49,7 +49,7 @@ class KeyRing:
 
     @classmethod
     def from_text(cls, text: str, source: str) -> KeyRing:
-        """Read lines of ``HASH NAME``; "#" begins a remark. Raises: UsageError, which never quotes the line."""
+        """Read lines of ``HASH NAME``; "#" begins a comment. Raises: UsageError, which never quotes the line."""
         hashes = {}
         for number, line in enumerate(re.split(r"[\n,]", text), start=1):
             entry = line.partition("#")[0].strip()
@@ -67,7 +67,7 @@ class KeyRing:
 
     @classmethod
     def gather(cls, file: Path | None) -> KeyRing:
-        """From a file, or else from the environment. Raises: UsageError."""
+        """Read the keys from a file, or else from the environment variable. Raises: UsageError."""
         if file is None:
             return cls.from_text(os.environ.get(VARIABLE, ""), VARIABLE)
         try:
@@ -79,7 +79,7 @@ class KeyRing:
         return ring
 
     def holder_of(self, key: str) -> str | None:
-        """Whose key it is. Takes the same time for each that it is not."""
+        """Return the holder of a key, or None. The time taken is the same for every wrong key."""
         found = None
         digest = _hash(key)
         for name, known in self.hashes.items():
@@ -88,19 +88,19 @@ class KeyRing:
         return found
 
     def holder(self, headers: Headers) -> str | None:
-        """Whose key a request carries: ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``."""
+        """Return the holder of a request's key: ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``."""
         key = carries_key(headers)
         return self.holder_of(key) if key else None
 
 
 def carries_key(headers: Headers) -> str:
-    """The key that a request carries, ours or not; empty where it carries none."""
+    """Return the key that a request carries, valid or not; empty if it carries none."""
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
     return headers.get("x-api-key") or (bearer.strip() if scheme.lower() == "bearer" else "")
 
 
 def new_key(name: str) -> tuple[str, str]:
-    """A fresh key, and the entry under which a service knows it. Raises: UsageError."""
+    """Create a key, and the entry by which a service knows the key. Raises: UsageError."""
     key = f"cx_{secrets.token_urlsafe(32)}"
     entry = f"{_hash(key)} {name}"
     if not _LINE.fullmatch(entry):
@@ -154,8 +154,8 @@ class HostRule:
 
     Attributes:
         names: in lower case, without port.
-        any_address: whether a bare IP address is a name of ours, too. Rebinding needs a name, so this is safe.
-        any_name: whether every name will do: behind a platform no browser reaches the service, and the platform
+        any_address: whether a bare IP address is accepted, too. Rebinding needs a name, so this is safe.
+        any_name: whether every name is accepted: behind a platform no browser reaches the service, and the platform
             chooses the name (SageMaker has used ``model.aws.local:8080`` and ``container-0.local:8080``).
     """
 
@@ -164,7 +164,7 @@ class HostRule:
     any_name: bool = False
 
     def allows(self, header: str) -> bool:
-        """Whether that ``Host`` header names this service."""
+        """Check whether a ``Host`` header names this service."""
         if self.any_name:
             return True
         match = _HOST.fullmatch(header)
@@ -173,7 +173,7 @@ class HostRule:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach that name or address. Names other than localhost count as no."""
+    """Check whether only this machine can reach a name or address. Names other than localhost count as reachable."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -181,7 +181,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Edge:
-    """ASGI middleware, outermost: a request id for all, a problem document for whatever goes wrong."""
+    """ASGI middleware, outermost: adds a request id to every answer, and a problem document to every failure."""
 
     def __init__(self, app: ASGIApp, hosts: HostRule, observe: Observer) -> None:
         self.app = app
@@ -189,7 +189,7 @@ class Edge:
         self.observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; lifespan messages pass through."""
+        """Answer one request; pass lifespan messages through."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -198,7 +198,7 @@ class Edge:
         scope.setdefault("state", {})["request_id"] = request_id
         reply = _Reply(send, request_id)
         method = scope["method"]
-        if method == "HEAD":  # wherever GET works; the connection leaves the body out
+        if method == "HEAD":  # HEAD is allowed wherever GET is; the connection leaves the body out
             scope = {**scope, "method": "GET"}
         try:
             if self.hosts.allows(Headers(scope=scope).get("host", "")):
@@ -206,16 +206,17 @@ class Edge:
             else:
                 refusal = problem_response(UNKNOWN_HOST, "the Host header names another service", request_id)
                 await refusal(scope, receive, reply)
-        except Exception as error:  # the last line: whatever it was, the caller learns the request id and nothing else
+        # the last resort: whatever failed, the caller learns the request id and nothing else
+        except Exception as error:
             log.error("failed", extra={"request": request_id, "fault": fault_of(error)})
             if reply.status:
-                raise  # half an answer is out; only closing the connection tells the caller
+                raise  # half an answer was sent; only closing the connection tells the caller
             await problem_response(INTERNAL, "see the log of the service", request_id)(scope, receive, reply)
         finally:
             self._tell(scope, method, reply.status, time.perf_counter() - began)
 
     def _tell(self, scope: Scope, method: str, status: int, seconds: float) -> None:
-        """One line. A route is named by its pattern: what a caller writes into an address stays out of the log."""
+        """Log one line. A route is named by its pattern: what a caller writes into an address stays out of the log."""
         route = getattr(scope.get("route"), "path", "-")
         self.observe(route, status, seconds)
         facts = {"request": scope["state"]["request_id"], "method": method, "route": route, "status": status}
@@ -227,14 +228,14 @@ class Edge:
 
 
 class Guesses:
-    """Wrong keys by caller: each one makes the next answer wait longer, and one log line a minute tells of them."""
+    """Wrong keys by caller: each one makes the next answer wait longer, and one log line a minute reports them."""
 
     FIRST_PAUSE: Final = 0.1  # seconds; doubled by each further wrong key
     LONGEST_PAUSE: Final = 5.0
     FORGOTTEN_AFTER: Final = 600.0  # seconds without a wrong key
     A_MINUTE: Final = 60.0
-    MOST_CALLERS: Final = 1024  # that are remembered
-    MOST_WAITING: Final = 128  # answers that wait at the same time; beyond that none does
+    MOST_CALLERS: Final = 1024  # callers that are remembered
+    MOST_WAITING: Final = 128  # answers that may wait at the same time; beyond this number none waits
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -242,7 +243,7 @@ class Guesses:
         self._waiting = 0
 
     def pause_for(self, caller: str) -> float:
-        """Seconds that the answer to another wrong key of that caller waits; logs it where a minute has passed."""
+        """Return the seconds by which to delay the answer to a wrong key; log at most one line a minute."""
         now = self._clock()
         known = self._callers.pop(caller, None)
         if known is None or now - known.last > self.FORGOTTEN_AFTER:
@@ -259,7 +260,7 @@ class Guesses:
         return float(min(self.FIRST_PAUSE * 2 ** min(known.count - 1, 10), self.LONGEST_PAUSE))
 
     async def wait(self, caller: str) -> None:
-        """Let the caller wait for the answer to a wrong key."""
+        """Delay the answer to a wrong key."""
         pause = self.pause_for(caller)
         if self._waiting >= self.MOST_WAITING:
             return
@@ -272,7 +273,7 @@ class Guesses:
 
 @dataclass(slots=True)
 class _Caller:
-    """Seconds on the clock of ``Guesses``, and wrong keys: in all, and since they were last told of."""
+    """Times on the clock of ``Guesses``, and counts of wrong keys: in all, and since the last log line."""
 
     last: float
     told: float | None = None
@@ -281,11 +282,11 @@ class _Caller:
 
 
 class Door:
-    """ASGI middleware: turns away who has no key, before a body is read.
+    """ASGI middleware: refuses a caller without a key, before a body is read.
 
     Attributes:
         keys: without any, all addresses are open.
-        open_paths: exact addresses that need no key; whatever stands not here, does.
+        open_paths: exact addresses that need no key; every other address needs one.
     """
 
     def __init__(self, app: ASGIApp, keys: KeyRing, open_paths: frozenset[str]) -> None:
@@ -295,13 +296,13 @@ class Door:
         self._guesses = Guesses()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer or pass on."""
+        """Refuse the request, or pass it on."""
         try:
             if scope["type"] == "http":
                 self._check_key(scope)
         except Refusal as refusal:
             if carries_key(Headers(scope=scope)):
-                scope["state"]["untold"] = True  # these have a log line of their own, one a minute
+                scope["state"]["untold"] = True  # wrong keys have their own log line, one a minute
                 await self._guesses.wait(scope["client"][0] if scope["client"] else "")
             request_id = scope["state"]["request_id"]
             answer = problem_response(refusal.kind, refusal.detail, request_id, refusal.headers)
@@ -310,7 +311,7 @@ class Door:
             await self.app(scope, receive, send)
 
     def _check_key(self, scope: Scope) -> None:
-        """Raises: Refusal (401)."""
+        """Check the key of a request. Raises: Refusal (401)."""
         if not self.keys or scope["path"] in self.open_paths:
             return
         holder = self.keys.holder(Headers(scope=scope))
@@ -322,12 +323,12 @@ class Door:
 
 
 class _Reply:
-    """``send`` that adds our headers and remembers the status."""
+    """Wraps ``send``: adds the service's headers and remembers the status."""
 
     def __init__(self, send: Send, request_id: str) -> None:
         self.send = send
         self.request_id = request_id
-        self.status = 0  # until the response starts
+        self.status = 0  # 0 until the response starts
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -349,11 +350,11 @@ def _is_address(name: str) -> bool:
 
 
 def written_out(kind: Kind, detail: str, request_id: str, *, close: bool, retry: bool = False) -> bytes:
-    """A whole refusal as it goes over the wire, for whoever has to refuse without the application.
+    """Return a whole refusal as bytes for the connection, for code that refuses without the application.
 
     Args:
-        close: whether it ends its connection.
-        retry: whether the caller may come again in a second.
+        close: whether the answer ends its connection.
+        retry: whether the caller may try again in a second.
     """
     headers = {"X-Request-Id": request_id, "Cache-Control": "no-store", **HEADERS}
     if retry:

@@ -1,6 +1,6 @@
 """``chestxray serve``: the application on a listening socket, on loopback unless told otherwise.
 
-The heavy libraries are imported while the process that decodes films imports its own beside it.
+The heavy libraries are imported while the decoding process imports its own at the same time.
 """
 
 from __future__ import annotations
@@ -26,26 +26,27 @@ from chestxray.serving.security import LOOPBACK_NAMES, VARIABLE, HostRule, KeyRi
 if TYPE_CHECKING:
     from chestxray.serving.engine import FilmServer
 
-LEAST_MEMORY: Final = 3 * 2**29  # bytes of address space; a quarter of it is ever used
+LEAST_MEMORY: Final = 3 * 2**29  # bytes of address space; at most a quarter of it is ever used
 DEFAULT_PORT: Final = 8000
 
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """Where to listen, and to whom.
+    """Where the service listens, and which callers it serves.
 
     Attributes:
         host, port: port 0 takes a free one.
-        threads: of one forward pass; by default as many as suit the machine.
+        threads: number of threads of one forward pass; by default as many as suit the machine.
         keys_file: lines of "SHA-256 NAME"; None takes those of the environment variable CHESTXRAY_API_KEYS.
         cors_origins: other origins whose pages may call, each exactly as browsers send it.
         names: further names by which callers address the service, such as that of a host or of a proxy's site.
-        platform: what runs this process decides who may call, as SageMaker does for its containers; only then the
-            service listens to other machines without a key, and answers whatever name they call it by.
-        transform: answer as a SageMaker batch transform wants it.
-        verify_key: public key whose holder must have signed the bundle; None takes the one that the environment
-            variable CHESTXRAY_VERIFY_KEY names, and without that any bundle is served.
-        require_age: refuse films whose file states no age; else they are answered with the note "age not stated".
+        platform: the platform that runs this process decides who may call, as SageMaker does for its containers; only
+            then does the service listen to other machines without a key, and accept any host name.
+        transform: answer in the form of a SageMaker batch transform.
+        verify_key: public key that must verify the bundle's signature; None takes the key that the environment variable
+            CHESTXRAY_VERIFY_KEY names, and without either any bundle is served.
+        require_age: refuse films whose file states no age; otherwise such films are answered with the note "age not
+            stated".
     """
 
     host: str = "127.0.0.1"
@@ -63,16 +64,16 @@ class ServeOptions:
 def serve(
     bundle: Path | str = DEFAULT, options: ServeOptions | None = None, *, ready: Callable[[str], None] | None = None
 ) -> None:
-    """Answer until SIGINT or SIGTERM, then finish the films at hand and return.
+    """Answer until SIGINT or SIGTERM, then finish the accepted films and return.
 
     Args:
         bundle: a folder, or the name of a bundle that comes with this package.
-        options: where and to whom.
+        options: where to listen and which callers to serve.
         ready: called once with the address, as soon as films can be classified.
 
     Raises:
-        UsageError: the address cannot be had, or other machines reach it and there is no key.
-        BundleInvalid: from loading the bundle; SignatureInvalid, where it is not as the verify_key's holder signed it.
+        UsageError: the address cannot be used, or other machines can reach it and there is no key.
+        BundleInvalid: from loading the bundle; SignatureInvalid, if the verify_key does not verify its signature.
     """
     occupy_standard_streams()
     with prepared(bundle, options or ServeOptions()) as (server, listener):
@@ -83,7 +84,7 @@ def serve(
 
 @contextmanager
 def prepared(bundle: Path | str, options: ServeOptions) -> Iterator[tuple[FilmServer, socket.socket]]:
-    """A server, ready to be run, and the socket that it is to be run on. Raises: as ``serve``."""
+    """Return a server ready to run, and its listening socket. Raises: as ``serve``."""
     keys = KeyRing.gather(options.keys_file)
     if not (keys or options.platform or is_loopback(options.host)):
         raise UsageError(
@@ -97,7 +98,7 @@ def prepared(bundle: Path | str, options: ServeOptions) -> Iterator[tuple[FilmSe
 
 
 def _server(bundle: Bundle, options: ServeOptions, keys: KeyRing) -> FilmServer:
-    """Processes that decode, then everything else. Raises: BundleInvalid."""
+    """Start the decoding processes, then build the server. Raises: BundleInvalid."""
     from chestxray.serving.decoders import DecoderLimits, DecoderPool
     from chestxray.serving.service import ServiceSettings
 
@@ -123,7 +124,7 @@ def _server(bundle: Bundle, options: ServeOptions, keys: KeyRing) -> FilmServer:
 
 
 def _check_memory() -> None:
-    """Raises: UsageError, where this process may not have the address space that libraries and threads reserve."""
+    """Check that this process may reserve the address space that libraries and threads need. Raises: UsageError."""
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY and soft < LEAST_MEMORY:
         raise UsageError(
@@ -133,7 +134,7 @@ def _check_memory() -> None:
 
 
 def _listener(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises: UsageError, where the address is taken, forbidden or not ours."""
+    """Open a listening socket. Raises: UsageError, if the address is taken, forbidden or not of this machine."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -160,10 +161,10 @@ _TRUE: Final = frozenset({"1", "true", "yes"})
 
 
 def container_options(environment: Mapping[str, str]) -> ServeOptions:
-    """What a container listens to, by its environment. Raises: UsageError.
+    """Return a container's options, read from its environment variables. Raises: UsageError.
 
-    It listens to the network that its platform gives it, and the platform decides who reaches that; keys count
-    here as well, where there are any.
+    The container listens to the network that its platform provides, and the platform decides who can reach it; keys are
+    checked as well, if there are any.
     """
     port = environment.get("SAGEMAKER_BIND_TO_PORT") or _PORT
     if not (port.isdecimal() and 0 < int(port) <= _HIGHEST_PORT):
@@ -176,13 +177,13 @@ class BackgroundService:
     """A service that answers until ``stop``, or until the end of its ``with`` block.
 
     Attributes:
-        address: of the page and the API.
+        address: web address of the page and the API.
     """
 
     def __init__(self, bundle: Path | str, options: ServeOptions) -> None:
         self._server: FilmServer | None = None
         started: Future[str] = Future()
-        # A daemon: a script that forgets to stop the service ends all the same.
+        # A daemon thread: a script that forgets to stop the service can still end.
         self._thread = threading.Thread(target=self._run, args=(bundle, options, started), daemon=True)
         self._thread.start()
         self.address = started.result()
@@ -193,7 +194,7 @@ class BackgroundService:
                 self._server = server
                 server.on_start = started.set_result
                 server.run([listener])
-        except BaseException as error:  # noqa: BLE001 - whoever started it is told
+        except BaseException as error:  # noqa: BLE001 - the thread that started the service raises it
             if not started.done():
                 started.set_exception(error if isinstance(error, ChestXrayError) else _not_started(error))
         else:
@@ -201,7 +202,7 @@ class BackgroundService:
                 started.set_exception(_not_started(None))
 
     def stop(self) -> None:
-        """Finish the films at hand, free the port, and return. Does nothing the second time."""
+        """Finish the accepted films, free the port, and return. Do nothing the second time."""
         if self._server is not None:
             self._server.should_exit = True
         self._thread.join()
@@ -227,7 +228,7 @@ def serve_in_background(bundle: Path | str = DEFAULT, options: ServeOptions | No
 
     Args:
         bundle: a folder, or the name of a bundle that comes with this package.
-        options: where and to whom; by default on a free port of this machine alone.
+        options: where to listen and which callers to serve; by default a free port, reachable from this machine only.
 
     Raises: as ``serve``.
     """

@@ -1,7 +1,7 @@
-"""What one service takes on, and how it classifies: its limits, the intake of bodies, the queue, the batches.
+"""How one service accepts and classifies films: its limits, the reading of bodies, the queue, the batches.
 
-A film is admitted or refused at once, decoded in the pool, scored with whom it meets. The event loop only passes
-things on. The queue never grows without end, and nobody waits in it for ever.
+A film is admitted or refused at once, decoded in the pool, and scored in a batch with the films that wait at the same
+time. The event loop does no heavy work. The queue has a limit, and so has the time in it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ MEDIA_TYPES: Final = (
     "application/octet-stream",
     "binary/octet-stream",
 )
-MULTIPART: Final = "multipart/form-data"  # one film a part
+MULTIPART: Final = "multipart/form-data"  # each part is one film
 NDJSON: Final = "application/x-ndjson"
 
 _ORIGIN: Final = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d{1,5})?")
@@ -72,14 +72,14 @@ class ServiceSettings:
     """The limits of one service, and the names and keys that open it.
 
     Attributes:
-        max_body: bytes of one film.
-        body_seconds: in which a body has to arrive.
-        max_bodies: bytes of all the bodies that are arriving or waiting together.
-        workers: decoding processes.
+        max_body: largest size of one film, in bytes.
+        body_seconds: seconds within which a body has to arrive.
+        max_bodies: bytes of all bodies together that are arriving or waiting.
+        workers: number of decoding processes.
         waiting: films that may wait beyond these; the next is refused with 503.
         decoding: what decoding one film may cost.
-        hosts: what the Host header may say.
-        keys: one of them is needed, where there are any.
+        hosts: names that the Host header may have.
+        keys: accepted keys; without any, no key is needed.
         cors_origins: other origins whose pages may call, each exactly as browsers send it: "https://pacs.example".
         transform: whether this is a SageMaker batch transform, whose answers are lines.
     """
@@ -96,7 +96,7 @@ class ServiceSettings:
     transform: bool = False
 
     def __post_init__(self) -> None:
-        """Raises: UsageError, where an origin is not exact."""
+        """Check the origins. Raises: UsageError, if an origin is not exact."""
         for origin in self.cors_origins:
             if not _ORIGIN.fullmatch(origin):
                 raise UsageError(
@@ -106,24 +106,25 @@ class ServiceSettings:
 
 
 class Intake:
-    """Bodies on their way in, each within a size and a time, all of them together within a size."""
+    """Reads bodies, each within a size and a time, and all of them together within a size."""
 
     def __init__(self, limit: int, seconds: float, all_together: int) -> None:
         """Set the limits.
 
         Args:
-            limit: bytes of a film; a longer one is refused by its announced length, or at the first byte too many.
-            seconds: in which a whole film has to arrive.
+            limit: largest size of a film in bytes; a longer one is refused by its announced length, or at the first
+                byte too many.
+            seconds: seconds within which a whole film has to arrive.
             all_together: bytes of all the films that are held.
         """
         self.limit = limit
         self.seconds = seconds
         self.all_together = all_together
-        self.held = 0  # touched on the event loop alone
+        self.held = 0  # changed on the event loop only
 
     @contextmanager
     def body(self) -> Iterator[Body]:
-        """One body; its bytes count until the block ends."""
+        """Yield one body; its bytes count until the block ends."""
         body = Body(self)
         try:
             yield body
@@ -132,7 +133,7 @@ class Intake:
 
     @contextmanager
     def holding(self, size: int) -> Iterator[None]:
-        """So many bytes count until the block ends. Raises: Refusal, where they are too many together."""
+        """Count ``size`` bytes until the block ends. Raises: Refusal, if all held bytes exceed the limit."""
         self.held += size
         try:
             self.check()
@@ -141,19 +142,19 @@ class Intake:
             self.held -= size
 
     def check_part(self, part: Part) -> None:
-        """Raises: Refusal, where a part of a form can be no film."""
+        """Check a part of a form. Raises: Refusal, if it cannot be a film."""
         if part.too_long:
             raise Refusal(TOO_LARGE, f"the film is longer than the limit of {self.limit:,} bytes")
         if not part.data:
             raise Refusal(EMPTY_BODY, "the part is empty; it has to be the bytes of one film")
 
     def check(self) -> None:
-        """Raises: Refusal, where more is held than may be."""
+        """Check the bytes that are held. Raises: Refusal, if they exceed the limit."""
         if self.held > self.all_together:
             raise Refusal(OVERLOADED, "too many bytes of films are arriving already", {"Retry-After": "1"})
 
     async def films(self, request: Request, boundary: str) -> AsyncIterator[Part]:
-        """The films of a multipart body, each within the time and the size of one. Raises: Refusal."""
+        """Yield the films of a multipart body, each within the time and the size of one film. Raises: Refusal."""
         parts = parts_of(_chunks(request), boundary, self.limit)
         while True:
             try:
@@ -163,7 +164,7 @@ class Intake:
                 return
             except TimeoutError:
                 raise Refusal(SLOW_BODY, f"a film did not arrive within {self.seconds:g} seconds") from None
-            except ClientDisconnect:  # nobody is left to read this
+            except ClientDisconnect:  # the caller has gone: nobody reads this answer
                 raise Refusal(INVALID_REQUEST, "the connection ended before the body did") from None
             yield part
 
@@ -181,7 +182,7 @@ class Body:
         self.size = 0
 
     async def read(self, request: Request) -> bytes:
-        """All of it. Raises: Refusal."""
+        """Read the whole body. Raises: Refusal."""
         intake = self._intake
         _check_headers(request, intake.limit)
         try:
@@ -189,7 +190,7 @@ class Body:
                 data = await self._read(request)
         except TimeoutError:
             raise Refusal(SLOW_BODY, f"the body did not arrive within {intake.seconds:g} seconds") from None
-        except ClientDisconnect:  # nobody is left to read this
+        except ClientDisconnect:  # the caller has gone: nobody reads this answer
             raise Refusal(INVALID_REQUEST, "the connection ended before the body did") from None
         if not data:
             raise Refusal(EMPTY_BODY, "the body is empty; it has to be the bytes of one film")
@@ -224,17 +225,18 @@ def _check_encoding(request: Request) -> None:
         raise Refusal(UNSUPPORTED_CONTENT, "the body is encoded; send it as it is")
 
 
-LARGEST_BATCH: Final = 8  # films of one forward pass: more gain nothing on a processor and make the first one wait
-SECONDS_A_WORKLIST: Final = 900.0  # of several films in one request, all together
-SECONDS_A_FILM: Final = 60.0  # from its first byte to its answer, whatever happens
+# films of one forward pass: more films gain nothing on a processor and make the first one wait
+LARGEST_BATCH: Final = 8
+SECONDS_A_WORKLIST: Final = 900.0  # seconds for all the films of one request together
+SECONDS_A_FILM: Final = 60.0  # seconds from a film's first byte to its answer, whatever happens
 
 Waiting = tuple[Plane, asyncio.Future[tuple[Float32Array, Float32Array]]]
 
 
 class Scorer:
-    """Lanes in front of the network, one a core. A free one takes its share of all that wait, and waits for no more.
+    """Workers in front of the network, one a core. A free worker takes its part of the waiting films as one batch.
 
-    A film that is alone in the service has all cores to itself instead.
+    A film that is alone in the service uses all cores instead.
     """
 
     def __init__(self, predictor: Predictor, metrics: Metrics) -> None:
@@ -247,7 +249,7 @@ class Scorer:
         self._threads = ThreadPoolExecutor(self._lanes, thread_name_prefix="network")
 
     async def score(self, plane: Plane, *, alone: bool = False) -> tuple[Float32Array, Float32Array]:
-        """The logit of a plane, shape (1,), and its activation map, shape (rows, columns)."""
+        """Return the logit of a plane, shape (1,), and its activation map, shape (rows, columns)."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[tuple[Float32Array, Float32Array]] = loop.create_future()
         self._waiting.append((plane, answer))
@@ -262,8 +264,8 @@ class Scorer:
                 batch = self._waiting[:share]
                 del self._waiting[:share]
                 await self._score_batch(predictor, batch)
-                predictor = self._among_others  # whoever came meanwhile was not alone
-        finally:  # at once, so that no film is left behind by a lane that has just looked
+                predictor = self._among_others  # more films came meanwhile, so this film is not alone
+        finally:  # without a pause, so that no film is left waiting when a worker has just found the queue empty
             self._open.discard(asyncio.current_task())
 
     async def _score_batch(self, predictor: Predictor, batch: list[Waiting]) -> None:
@@ -273,44 +275,44 @@ class Scorer:
             logits, activations = await asyncio.get_running_loop().run_in_executor(
                 self._threads, predictor.logits, planes
             )
-        except Exception as error:  # noqa: BLE001 - it belongs to whoever waits for the answers
+        except Exception as error:  # noqa: BLE001 - it is passed on to the callers that wait for the answers
             for _, answer in batch:
                 if not answer.done():
                     answer.set_exception(error)
             return
         for at, (_, answer) in enumerate(batch):
-            if not answer.done():  # cancelled, because its request ran out of time
+            if not answer.done():  # otherwise it was cancelled, because its request ran out of time
                 answer.set_result((logits[at : at + 1], activations[at]))
 
     def close(self) -> None:
-        """Let the threads end."""
+        """Stop the threads."""
         self._threads.shutdown(wait=False)
 
 
 class PredictionQueue:
-    """Admits films up to a limit, and sees them through.
+    """Admits films up to a limit, and follows each to its answer.
 
     Attributes:
-        inside: films that were admitted and have no answer yet.
+        inside: number of films that were admitted and have no answer yet.
     """
 
     def __init__(self, predictor: Predictor, decoders: DecoderPool, capacity: int, metrics: Metrics) -> None:
         self.predictor = predictor
-        self.inside = 0  # touched on the event loop alone
+        self.inside = 0  # changed on the event loop only
         self._decoders = decoders
         self._capacity = capacity
         self._scorer = Scorer(predictor, metrics)
-        self._left = asyncio.Event()  # set, and replaced, when a film has its answer
+        self._left = asyncio.Event()  # set and replaced whenever a film has its answer
         self._deadlines: set[asyncio.Timeout] = set()
-        self._latest = float("inf")  # on the clock of the event loop
+        self._latest = float("inf")  # deadline on the clock of the event loop
 
     @property
     def full(self) -> bool:
-        """Whether another film would find no room."""
+        """True while another film would find no room."""
         return self.inside >= self._capacity
 
     def refuse_if_full(self) -> None:
-        """Raises: Refusal (503)."""
+        """Check that another film finds room. Raises: Refusal (503)."""
         if self.full:
             raise Refusal(OVERLOADED, f"{self.inside} films are waiting already", {"Retry-After": "1"})
 
@@ -326,9 +328,9 @@ class PredictionQueue:
 
         Args:
             data: its bytes.
-            operating_point: by name; the bundle's default where None.
+            operating_point: its name; None takes the bundle's default.
             heatmap: whether to draw where the evidence lies.
-            caller: takes turns with others.
+            caller: name of the caller, which takes turns with others.
 
         Raises: Refusal.
         """
@@ -342,7 +344,7 @@ class PredictionQueue:
 
     @contextmanager
     def _film_inside(self) -> Iterator[None]:
-        """Count a film until it has its answer, and wake who waits for its place. Raises: Refusal."""
+        """Count a film until it has its answer, then wake a film that waits for its place. Raises: Refusal."""
         self.refuse_if_full()
         self.inside += 1
         try:
@@ -357,7 +359,7 @@ class PredictionQueue:
             self._left = asyncio.Event()
 
     async def _predict(self, data: bytes, operating_point: str | None, *, heatmap: bool, caller: str) -> Prediction:
-        """``Predictor.predict``, its first half in another process, its second beside other films."""
+        """Predict as ``Predictor.predict`` does: decode in another process, and score in a batch with other films."""
         predictor = self.predictor
         point = predictor.info.operating_point(operating_point)
         film = await self._decoders.prepare(data, caller)
@@ -372,7 +374,7 @@ class PredictionQueue:
 
     @asynccontextmanager
     async def in_time(self, seconds: float = SECONDS_A_FILM) -> AsyncIterator[None]:
-        """Bounds a whole request, its body included. Raises: Refusal (503), when its time is over."""
+        """Limit the time of a whole request, its body included. Raises: Refusal (503), if the time runs out."""
         now = asyncio.get_running_loop().time()
         deadline = asyncio.timeout_at(min(now + seconds, self._latest))
         try:
@@ -387,7 +389,7 @@ class PredictionQueue:
             self._deadlines.discard(deadline)
 
     def end_within(self, seconds: float) -> None:
-        """From now on nothing takes longer than that: for a service that has to stop."""
+        """Limit the time of all present and later requests, for a service that has to stop."""
         self._latest = asyncio.get_running_loop().time() + seconds
         for deadline in self._deadlines:
             when = deadline.when()
@@ -395,12 +397,12 @@ class PredictionQueue:
                 deadline.reschedule(self._latest)
 
     def close(self) -> None:
-        """Let threads and processes end."""
+        """Stop threads and processes."""
         self._scorer.close()
         self._decoders.close()
 
 
-DRAIN_SECONDS: Final = 20.0  # for films that are under way when the service is told to stop
+DRAIN_SECONDS: Final = 20.0  # seconds for films that are under way when the service is told to stop
 
 
 class PredictParameters(BaseModel):
@@ -413,13 +415,13 @@ class PredictParameters(BaseModel):
 
 
 def _caller_of(request: Request) -> str:
-    """Whose films take turns with those of others: the key's holder, else the address."""
+    """Return the caller with whom a film's turns are counted: the key's holder, else the address."""
     caller = request.state.holder if hasattr(request.state, "holder") else request.client and request.client.host
     return caller or ""
 
 
 class Service:
-    """One loaded bundle behind its queue."""
+    """One loaded bundle, the queue in front of it, and what the routes do with it."""
 
     def __init__(self, predictor: Predictor, settings: ServiceSettings, decoders: DecoderPool | None = None) -> None:
         self.predictor = predictor
@@ -438,7 +440,7 @@ class Service:
 
     @asynccontextmanager
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
-        """Warm up, be ready, and let threads and processes end."""
+        """Warm up and become ready; at the end stop threads and processes."""
         for example in sorted(EXAMPLES.glob("*.jpg"))[:1]:
             await self.queue.predict(example.read_bytes(), heatmap=True)
         self.ready = True
@@ -447,19 +449,19 @@ class Service:
         self.queue.close()
 
     def begin_to_stop(self) -> None:
-        """Not ready from now on; what is under way has ``DRAIN_SECONDS``."""
+        """Become not ready; requests that are under way have ``DRAIN_SECONDS``."""
         self.ready = False
         self.queue.end_within(DRAIN_SECONDS)
 
     async def predict(self, request: Request, parameters: PredictParameters) -> Response:
-        """The film in the body, or the films in a multipart one, predicted. Raises: Refusal."""
+        """Predict the film in the body, or the films in a multipart body. Raises: Refusal."""
         points = [point.name for point in self.predictor.info.operating_points]
         wanted = parameters.operating_point
         if wanted is not None and wanted not in points:
             raise Refusal(UNKNOWN_POINT, f"there is no operating point {wanted[:80]!r}; there are {', '.join(points)}")
         if (boundary := boundary_of(request.headers.get("content-type", ""))) is not None:
             return await self._predict_many(request, parameters, boundary)
-        self.queue.refuse_if_full()  # before the body is read
+        self.queue.refuse_if_full()  # refuse before the body is read
         async with self.queue.in_time():
             with self.intake.body() as body:
                 data = await body.read(request)
@@ -467,8 +469,8 @@ class Service:
         return Response(prediction.to_json(), media_type="application/json")
 
     async def draw(self, request: Request) -> Response:
-        """The film in the body as a picture. Raises: Refusal."""
-        self.queue.refuse_if_full()  # before the body is read
+        """Draw the film in the body as a picture. Raises: Refusal."""
+        self.queue.refuse_if_full()  # refuse before the body is read
         async with self.queue.in_time():
             with self.intake.body() as body:
                 picture = await self.queue.draw(await body.read(request), _caller_of(request))
@@ -480,11 +482,11 @@ class Service:
         )
 
     async def _predict_many(self, request: Request, parameters: PredictParameters, boundary: str) -> Response:
-        """Each part of the body in order: one film as if it were the body, several as a line of JSON each."""
+        """Predict the parts of the body in order: one film as if it were the body, several as one line of JSON each."""
         _check_encoding(request)
         self._check_origin(request)
         lines: list[asyncio.Task[Prediction | Refusal]] = []
-        places = asyncio.Semaphore(2 * self.settings.workers)  # a request reads no further ahead
+        places = asyncio.Semaphore(2 * self.settings.workers)  # the number of films that a request reads ahead
         async with self.queue.in_time(SECONDS_A_WORKLIST):
             try:
                 async for part in self.intake.films(request, boundary):
@@ -506,7 +508,7 @@ class Service:
         return Response(text, media_type=NDJSON)
 
     async def _line(self, part: Part, parameters: PredictParameters, request: Request) -> Prediction | Refusal:
-        """One film of several; it waits for room, since whoever sent it has sent it whole."""
+        """Predict one film of several; the film waits for room, because the caller has sent it whole."""
         try:
             self.intake.check_part(part)
             with self.intake.holding(len(part.data)):
@@ -517,7 +519,7 @@ class Service:
             return refusal
 
     def _check_origin(self, request: Request) -> None:
-        """A page may send a form anywhere unasked. Raises: Refusal, where another origin's page did."""
+        """Check that a form comes from the service's own page: browsers send forms unasked. Raises: Refusal."""
         origin = request.headers.get("origin")
         if origin is None or origin in self.settings.cors_origins:
             return
@@ -525,13 +527,13 @@ class Service:
             raise Refusal(CROSS_ORIGIN, "the Origin header names another page than this service's own")
 
     def check_ready(self) -> None:
-        """Raises: Refusal (503), before the warm-up is done and after the shutdown began."""
+        """Check that the service is ready: warmed up and not stopping. Raises: Refusal (503)."""
         if not self.ready:
             raise Refusal(NOT_READY, "the model is being loaded, or the service is stopping", {"Retry-After": "1"})
 
 
 def _line_of(at: int, found: Prediction | Refusal, request_id: str) -> str:
-    """A line of the answer to several films."""
+    """Return one line of the answer to several films."""
     if isinstance(found, Prediction):
         return f'{{"index": {at}, "status": 200, "prediction": {_on_one_line(found.to_json())}}}'
     problem = problem_of(found.kind, found.detail, request_id)

@@ -1,4 +1,4 @@
-"""The page's files, held in memory: an exact table of addresses, so no path of a caller ever meets the disk."""
+"""The page's files, held in memory: an exact table of addresses, so no caller's path reaches the disk."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from starlette.routing import Route
 
 PAGE: Final = Path(__file__).with_name("page")
 EXAMPLES: Final = PAGE / "examples"
-FRAME: Final = PAGE / "frame.html"  # what the pages to read have in common
-FRAMED: Final = frozenset({"404.html", "docs.html", "model.html"})  # each is the rest of its head, then <main>
+FRAME: Final = PAGE / "frame.html"  # the common frame of the pages to read
+# each of these files holds the rest of its head, then <main>
+FRAMED: Final = frozenset({"404.html", "docs.html", "model.html"})
 NOT_FOUND: Final = "404.html"
 
-MEDIA_TYPES: Final = {  # not from the system's table, which differs between machines
+MEDIA_TYPES: Final = {  # a table of our own: the system's table differs between machines
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -27,12 +28,12 @@ MEDIA_TYPES: Final = {  # not from the system's table, which differs between mac
     ".jpg": "image/jpeg",
     ".json": "application/json",
 }
-SHORT_NAMES: Final = {"/index.html": "/", "/docs.html": "/docs"}  # problem documents lead to /docs
+SHORT_NAMES: Final = {"/index.html": "/", "/docs.html": "/docs"}  # problem documents link to /docs
 _PACKED: Final = frozenset({".jpg"})  # compressed already
 
 
 def page_files() -> Iterator[tuple[str, bytes, str]]:
-    """Give the page's files, as any server may hold them: path below the folder, content, media type."""
+    """Return the page's files, as any server may hold them: path below the folder, content, media type."""
     for path in sorted(PAGE.rglob("*")):
         if path.suffix in MEDIA_TYPES and path != FRAME:
             content = _framed(path) if path.name in FRAMED else path.read_bytes()
@@ -41,7 +42,7 @@ def page_files() -> Iterator[tuple[str, bytes, str]]:
 
 def _framed(path: Path) -> bytes:
     head, _, main = path.read_text(encoding="utf-8").partition("\n\n")
-    root = "/" if path.name == NOT_FOUND else ""  # that one stands at any address
+    root = "/" if path.name == NOT_FOUND else ""  # the page for unknown addresses is served at any depth
     return Template(FRAME.read_text(encoding="utf-8")).substitute(root=root, head=f"{head}\n", main=main).encode()
 
 
@@ -49,7 +50,7 @@ PAGE_NOT_FOUND: Final = _framed(PAGE / NOT_FOUND)  # for a person with a browser
 
 
 def page_routes() -> Iterator[Route]:
-    """Give the routes of the page's files: one a file, and one more where a file has a short name."""
+    """Return the routes of the page's files: one a file, and a second one if the file has a short name."""
     for path, content, media_type in page_files():
         packed = content if PurePosixPath(path).suffix in _PACKED else gzip.compress(content, mtime=0)
         for name in {f"/{path}", SHORT_NAMES.get(f"/{path}", f"/{path}")}:
@@ -57,9 +58,9 @@ def page_routes() -> Iterator[Route]:
 
 
 def _route(address: str, content: bytes, packed: bytes, media_type: str) -> Route:
-    """``packed``: the content as gzip; the content itself where that gains nothing."""
+    """Return the route of one file. ``packed`` is the content as gzip, or the content itself if gzip gains nothing."""
     tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    # Keep it, but ask whether it is still the same.
+    # Browsers keep the file, but ask whether it has changed.
     headers = {"Cache-Control": "no-cache", "ETag": tag, "Vary": "Accept-Encoding"}
 
     async def answer(request: Request) -> Response:
