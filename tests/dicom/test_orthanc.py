@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import subprocess
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,7 @@ from live_orthanc import Orthanc, free_port, orthanc, until
 pytestmark = pytest.mark.skipif(not live_orthanc.HERE, reason=live_orthanc.MISSING)
 
 FILMS = 120
+DEBIAN = Path("/etc/orthanc")
 
 
 def reported(pacs: Orthanc, study: str, modality: str) -> list[bytes]:
@@ -156,3 +160,53 @@ def test_120_real_films_in_every_syntax_go_round_by_the_lua_rule_of_the_configur
                 far = 5.0 if syntax in LOSSY else 1e-3
                 assert certainty(report) == pytest.approx(100 * prediction.probability, abs=far)
         assert classified > FILMS // 2
+
+
+HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "beside-the-pacs.md"
+
+
+def block(kind: str, holding: str) -> str:
+    """The fenced block of the how-to that holds these words."""
+    blocks = re.findall(rf"^```{kind}\n(.*?)^```$", HOW_TO.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    (found,) = [text for text in blocks if holding in text]
+    return str(found)
+
+
+@pytest.mark.slow
+def test_the_how_to_leads_from_the_distributions_orthanc_to_a_result(
+    tmp_path: Path, film_paths: tuple[Path, ...]
+) -> None:
+    if not DEBIAN.is_dir():
+        pytest.skip("Orthanc of Debian is not here, with its settings in /etc/orthanc")
+    etc, ports = tmp_path / "orthanc", {port: str(free_port()) for port in ("4242", "8042", "8104", "11112")}
+    shutil.copytree(DEBIAN, etc)
+
+    def here(text: str) -> str:
+        for port, free in ports.items():
+            text = text.replace(port, free)
+        text = text.replace("systemctl restart orthanc\n", "")
+        return text.replace("/etc/orthanc", str(etc)).replace("/var/lib/orthanc/db-v6", str(tmp_path / "store"))
+
+    (etc / "route.lua").write_text(here(block("lua", "SendToModality")))
+    for path in etc.glob("*.json"):
+        path.write_text(here(path.read_text()))
+    run = lambda text: subprocess.run(["bash", "-euc", here(text)], check=True, cwd=tmp_path)  # noqa: E731
+    run(block("sh", "LuaScripts"))
+    run(block("sh", "cat > node.toml"))
+    (tmp_path / "film.dcm").write_bytes(modality_film(grey(film_paths[0])))
+    serve = block("sh", "dicom serve --config node.toml\n").split()
+    program = Path(sys.executable).with_name(serve[0])
+    with ExitStack() as stack:
+        for command in ([str(live_orthanc.ORTHANC), etc], [program, *serve[1:]]):
+            process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            stack.callback(process.wait, 60)
+            stack.callback(process.terminate)
+        pacs = Orthanc(int(ports["8042"]), int(ports["4242"]), tmp_path)
+        until(lambda: answers(int(ports["4242"])) and answers(int(ports["11112"])))
+        run(block("sh", "storescu"))
+        until(lambda: pacs.instances("SR") and pacs.instances("OT"))
+        check_report(pacs, 1)
+
+
+def answers(port: int) -> bool:
+    return subprocess.run(["echoscu", "127.0.0.1", str(port), "-aec", "CHESTXRAY"], check=False).returncode == 0
