@@ -43,6 +43,7 @@ def pack(
     resize: Resize | str = Resize.SQUEEZE,
     on_progress: ProgressCallback = no_progress,
     workers: int | None = None,
+    engine: str = "local",
     leakage_allowed: str = "",
 ) -> PackInfo:
     """Decode every accepted film that has a split, once, and compute the training films' mean and deviation.
@@ -54,6 +55,7 @@ def pack(
         resize: how films of another shape get there.
         on_progress: called with (films done, films in all).
         workers: processes; by default one a core.
+        engine: who decodes: "local", processes of this machine, or "ray" (extra ray).
         leakage_allowed: why splits that leak are to be packed all the same; kept in the description.
 
     Raises: as ``data.pack.write_pack``.
@@ -67,6 +69,7 @@ def pack(
         resize=resize,
         on_progress=on_progress,
         workers=workers,
+        engine=engine,
         leakage_allowed=leakage_allowed,
     )
 

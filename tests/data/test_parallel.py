@@ -13,7 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from chestxray.data.collect import collect
 from chestxray.data.parallel import AHEAD, pooled
+from chestxray.data.ray import mapper_of
+from chestxray.errors import UsageError
+from chestxray.schema import write_manifest
 
 FATAL = 13
 
@@ -104,3 +108,45 @@ def test_a_script_without_a_guard_around_its_main_part_runs_once(tmp_path: Path)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=120)
     expected = sum(int(value**0.5) for value in range(1000))
     assert done.stdout.splitlines() == ["begins", str(expected), f"{script} None"], done.stderr
+
+
+# --------------------------------------------------------------------------- on Ray
+
+
+@pytest.mark.slow
+def test_ray_cleans_and_packs_to_the_same_bytes(synthetic_films: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    write_manifest(collect(synthetic_films), tmp_path / "films.csv")
+    command = Path(sys.executable).with_name("chestxray")
+
+    def run(*words: object) -> None:
+        subprocess.run([str(word) for word in (command, *words)], check=True, capture_output=True)
+
+    for engine in ("local", "ray"):
+        options = ("--engine", engine, "--workers", 2)
+        cleaned, split, packed = (tmp_path / f"{name}-{engine}" for name in ("clean.csv", "split.csv", "pack"))
+        run("clean", tmp_path / "films.csv", "--out", cleaned, *options)
+        run("split", cleaned, "--out", split)
+        run("pack", split, "--out", packed, *options)
+    assert (tmp_path / "clean.csv-ray").read_bytes() == (tmp_path / "clean.csv-local").read_bytes()
+    for name in ("images.npy", "manifest.csv", "pack.json"):
+        assert (tmp_path / "pack-ray" / name).read_bytes() == (tmp_path / "pack-local" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_an_error_on_ray_is_the_error_itself() -> None:
+    pytest.importorskip("ray")
+    code = (
+        "from chestxray.data.ray import map_in_order_on_ray as run\n"
+        "from chestxray.files import sha256_of_file\n"
+        "from pathlib import Path\n"
+        "try: list(run(sha256_of_file, [Path('nowhere')], workers=1))\n"
+        "except FileNotFoundError as error: print('told', error.filename)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "told nowhere\n", done.stderr
+
+
+def test_an_engine_that_nobody_knows_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(UsageError, match=r"no engine 'spark'; there are local, ray"):
+        mapper_of("spark")

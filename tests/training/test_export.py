@@ -14,7 +14,7 @@ import pytest
 import sklearn.metrics
 import torch
 
-from chestxray.errors import OutputExists, RunInvalid
+from chestxray.errors import OutputExists, RunInvalid, SourceInvalid
 from chestxray.evaluation.robustness import pooled
 from chestxray.images.preprocess import preprocess
 from chestxray.images.shifts import SHIFTS
@@ -28,6 +28,7 @@ from chestxray.training.networks import Classifier, build
 from chestxray.training.run import train_run
 from chestxray.training.run_folder import RunInfo, ValidationTable
 from chestxray.training.weights import read_weights
+from drawing import encoded
 from packs import HEIGHT, WIDTH, write_small_pack
 
 # Weak contrast and few epochs: the classes must overlap, or there is nothing to calibrate.
@@ -250,3 +251,61 @@ def test_exporting_is_quiet_and_predicting_needs_no_torch(run_folder: Path, bund
         "sys.exit(bool({'torch', 'onnx', 'safetensors'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", predict], check=False).returncode == 0
+
+
+# --------------------------------------------------------------------------- pictures to refuse
+
+
+def checkerboard(patient: int, squares: int) -> np.ndarray:
+    """A picture that no training film looks like; the same patient's differ in the number of squares."""
+    down, across = np.mgrid[0:HEIGHT, 0:WIDTH]
+    grain = np.random.default_rng((patient, squares)).normal(size=(HEIGHT, WIDTH)) * 12
+    levels = 60 + 130 * ((down * squares // HEIGHT + across * squares // WIDTH) % 2) + grain
+    picture: np.ndarray = levels.clip(0, 255).astype(np.uint8)
+    return picture
+
+
+@pytest.fixture(scope="module")
+def boards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of 40 checkerboards of 20 patients."""
+    folder = tmp_path_factory.mktemp("boards")
+    rows = ["path,patient_id"]
+    for patient in range(20):
+        for squares in (5, 7):
+            name = f"{patient}-{squares}.png"
+            (folder / name).write_bytes(encoded(checkerboard(patient, squares)))
+            rows.append(f"{name},{patient}")
+    (folder / "boards.csv").write_text("\n".join([*rows, ""]))
+    return folder / "boards.csv"
+
+
+@pytest.mark.slow
+def test_a_bundle_learns_what_it_must_not_answer_and_counts_it_by_patients_held_out(
+    run_folder: Path, boards: Path, tmp_path: Path
+) -> None:
+    export_run(run_folder, tmp_path / "out", refuse=[f"a checkerboard={boards}"], pack=run_folder.parent / "pack")
+    made = Bundle.open(tmp_path / "out")
+    rows = {row["kind"]: row for row in json.loads((made.folder / "metrics.json").read_text())["gate"]["kinds"]}
+    assert rows["a checkerboard"]["origin"] == "given"
+    assert 0 < rows["a checkerboard"]["of"] < 40
+    assert rows["a checkerboard"]["value"] == 1.0
+    assert "| a checkerboard | given, held out by patient |" in (made.folder / "MODEL_CARD.md").read_text()
+    gate = Predictor(made, threads=1).predict(encoded(checkerboard(99, 6)), "board").gate
+    assert not gate.accepted
+    assert "like a checkerboard" in gate.reason
+
+
+def test_pictures_to_refuse_need_the_pack_of_the_run_and_something_that_can_be_read(
+    run_folder: Path, boards: Path, tmp_path: Path
+) -> None:
+    wanted = f"a checkerboard={boards}"
+    with pytest.raises(RunInvalid, match="--pack"):
+        export_run(run_folder, tmp_path / "out", refuse=[wanted])
+    write_small_pack(tmp_path / "other", training=(8, 8), validation=(4, 4))
+    with pytest.raises(RunInvalid, match="not the pack that the run was trained on"):
+        export_run(run_folder, tmp_path / "out", refuse=[wanted], pack=tmp_path / "other")
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "a.png").write_text("no picture")
+    with pytest.raises(SourceInvalid, match="nothing to learn to refuse"):
+        export_run(run_folder, tmp_path / "out", refuse=[str(tmp_path / "words")], pack=run_folder.parent / "pack")
+    assert not (tmp_path / "out").exists()

@@ -16,6 +16,7 @@ from chestxray.cli.options import (
     Size,
     collect_options,
     endpoint_option,
+    engine_option,
     json_option,
     out_option,
     workers_option,
@@ -63,11 +64,18 @@ def collect(console: Console, source: str, out: Path, settings: CollectSettings)
 @out_option("The cleaned manifest to write; its distribution is saved beside it as JSON.", folder=False)
 @click.option("--quarantine", type=FOLDER, default=None, help="Copy the rejected films here, a folder a verdict.")
 @click.option("--report", type=FOLDER, default=None, help="Write a page about the films here: balance, copies, traps.")
+@engine_option("opens the films")
 @workers_option
 @endpoint_option
 @json_option
 def clean(
-    console: Console, manifest: Path, out: Path, quarantine: Path | None, report: Path | None, workers: int | None
+    console: Console,
+    manifest: Path,
+    out: Path,
+    quarantine: Path | None,
+    report: Path | None,
+    engine: str,
+    workers: int | None,
 ) -> None:
     """Open every film and give it a verdict.
 
@@ -89,7 +97,8 @@ def clean(
     check_manifest(out)
     check_document(out.with_suffix(".json"), "accepted", "splits")
     with console.progress("Cleaning") as move:
-        cleaned = clean_films(films, move, workers, seen=out.with_name(f".{out.name}.seen"), log=console.log)
+        seen = out.with_name(f".{out.name}.seen")
+        cleaned = clean_films(films, move, workers, seen=seen, engine=engine, log=console.log)
     write_manifest(cleaned, out)
     if quarantine is not None:
         with console.progress("Copying") as move:
@@ -229,11 +238,19 @@ def splits_text(films: tuple[Film, ...]) -> str:
     show_default=True,
     help="What becomes of their grey levels.",
 )
+@engine_option("decodes")
 @workers_option
 @endpoint_option
 @json_option
 def pack(
-    console: Console, manifest: Path, out: Path, size: tuple[int, int], resize: str, levels: str, workers: int | None
+    console: Console,
+    manifest: Path,
+    out: Path,
+    size: tuple[int, int],
+    resize: str,
+    levels: str,
+    engine: str,
+    workers: int | None,
 ) -> None:
     """Decode every film once, into one array.
 
@@ -253,6 +270,7 @@ def pack(
             levels=Levels(levels),
             on_progress=move,
             workers=workers,
+            engine=engine,
             leakage_allowed=read_allowance(manifest),
         )
     preprocessing = info.preprocessing

@@ -26,6 +26,7 @@ from chestxray.cli.options import (
     complete_point,
     complete_recipe,
     endpoint_option,
+    engine_option,
     json_option,
     out_option,
     refuse_option,
@@ -422,13 +423,7 @@ def _answer_line(answer: dict[str, Any]) -> str:
     shell_complete=complete_point,
     help="One of the bundle's, by name. [default: the bundle's]",
 )
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="Who classifies: processes of this machine, or Ray Data (extra ray), on the cluster of $RAY_ADDRESS if any.",
-)
+@engine_option("classifies")
 @collect_options
 @workers_option
 @endpoint_option

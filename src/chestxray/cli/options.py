@@ -191,6 +191,17 @@ def workers_option(command: Command) -> Command:
     )(command)
 
 
+def engine_option(what: str) -> Callable[[Command], Command]:
+    """Add --engine; ``what`` it does, as in "classifies"."""
+    return click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help=f"Who {what}: processes of this machine, or Ray (extra ray), on the cluster of $RAY_ADDRESS if any.",
+    )
+
+
 def refuse_option(command: Command) -> Command:
     """Add --refuse."""
     return click.option(

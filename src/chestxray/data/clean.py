@@ -15,8 +15,8 @@ import numpy as np
 
 from chestxray.data.cache import Seen
 from chestxray.data.dedup import near_pairs
-from chestxray.data.parallel import map_in_order
 from chestxray.data.patients import about_patients, without_nobody
+from chestxray.data.ray import Mapper, mapper_of
 from chestxray.data.sources import name_of, read_film, stamp_of
 from chestxray.errors import FilmError, TruncatedFilm
 from chestxray.files import folder_written_whole
@@ -34,6 +34,7 @@ def clean(
     workers: int | None = None,
     *,
     seen: Path | str | None = None,
+    engine: str = "local",
     log: Log = warn,
 ) -> tuple[Film, ...]:
     """Open every film and give it a verdict; the order stays.
@@ -48,13 +49,17 @@ def clean(
         on_progress: called with (done, total).
         workers: processes; by default one a core.
         seen: a file that keeps what was found; films that it knows and that did not change are not opened.
+        engine: who opens the films: "local", processes of this machine, or "ray" (extra ray). Both find the same.
         log: told where patients are unknown, or an id stands for nobody.
+
+    Raises: UsageError, where there is no such engine; MissingExtra.
     """
+    mapper = mapper_of(engine)
     if seen is None:
-        examined = tuple(map_in_order(examine, films, on_progress, workers))
+        examined = tuple(mapper(examine, films, on_progress, workers))
     else:
         with Seen.open(Path(seen)) as known:
-            examined = _examined(films, known, on_progress, workers)
+            examined = _examined(films, known, mapper, on_progress, workers)
     cleaned, note = without_nobody(_compared(examined))
     for line in (*filter(None, [note]), *about_patients([film for film in cleaned if film.is_accepted])):
         log(line)
@@ -62,14 +67,14 @@ def clean(
 
 
 def _examined(
-    films: Sequence[Film], known: Seen, on_progress: ProgressCallback, workers: int | None
+    films: Sequence[Film], known: Seen, mapper: Mapper, on_progress: ProgressCallback, workers: int | None
 ) -> tuple[Film, ...]:
     """Every film as it was found before, or examined now. Stamps are taken first: a later change shows."""
     stamps = [stamp_of(film) for film in films]
     found = [known.of(film, stamp) for film, stamp in zip(films, stamps, strict=True)]
     fresh = [film for film, finding in zip(films, found, strict=True) if finding is None]
     reused = len(films) - len(fresh)
-    examined = map_in_order(examine, fresh, lambda done, _: on_progress(reused + done, len(films)), workers)
+    examined = mapper(examine, fresh, lambda done, _: on_progress(reused + done, len(films)), workers)
     out = []
     for finding, stamp in zip(found, stamps, strict=True):
         if finding is None:

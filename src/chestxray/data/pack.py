@@ -28,7 +28,7 @@ from chestxray.data.cache import (
     known_planes,
     note_progress,
 )
-from chestxray.data.parallel import map_in_order
+from chestxray.data.ray import Mapper, mapper_of
 from chestxray.data.sources import read_film
 from chestxray.data.split import refuse_leakage
 from chestxray.errors import DataError, FilmError, PackInvalid
@@ -105,6 +105,7 @@ def write_pack(
     levels: Levels | str = Levels.EQUALISED,
     on_progress: ProgressCallback = no_progress,
     workers: int | None = None,
+    engine: str = "local",
     leakage_allowed: str = "",
 ) -> PackInfo:
     """Decode every accepted film that has a split, once, and compute the training films' statistics.
@@ -120,6 +121,7 @@ def write_pack(
         levels: what becomes of their grey levels.
         on_progress: called with (done, total).
         workers: processes; by default one a core.
+        engine: who decodes: "local", processes of this machine, or "ray" (extra ray). Both write the same bytes.
         leakage_allowed: why splits that leak are to be packed all the same; kept in the description.
 
     Raises:
@@ -129,7 +131,7 @@ def write_pack(
     """
     out = Path(out)
     height, width = size
-    resize, levels = member(Resize, resize), member(Levels, levels)
+    resize, levels, mapper = member(Resize, resize), member(Levels, levels), mapper_of(engine)
     Preprocessing(height, width, resize, mean=0.5, std=0.5, levels=levels)  # whether there is such a size, at once
     rows = tuple(film for film in films if film.is_accepted and film.split)
     if not any(film.split == Split.TRAIN for film in rows):
@@ -141,7 +143,9 @@ def write_pack(
         images = np.lib.format.open_memmap(beside / IMAGES, mode="w+", dtype=np.uint8, shape=(len(rows), height, width))
         write_manifest(rows, beside / MANIFEST)
         known = known_planes(out, size, resize, levels, DESCRIPTION)
-        for index, plane in enumerate(_planes(rows, known, size, resize, levels, on_progress, workers), start=1):
+        for index, plane in enumerate(
+            _planes(rows, known, size, resize, levels, partial(mapper, workers=workers), on_progress), start=1
+        ):
             images[index - 1] = plane
             if index % KEPT_EVERY == 0:
                 images.flush()
@@ -168,14 +172,14 @@ def _planes(
     size: tuple[int, int],
     resize: Resize,
     levels: Levels,
+    mapper: Mapper,
     on_progress: ProgressCallback,
-    workers: int | None,
 ) -> Iterator[Plane]:
     """Every film's plane in order: copied where it is known, decoded where it is not."""
     fresh = [film for film in rows if known.of(film) is None]
     copied = len(rows) - len(fresh)
     decode_one = partial(_plane, height=size[0], width=size[1], resize=resize, levels=levels)
-    decoded = map_in_order(decode_one, fresh, lambda done, _: on_progress(copied + done, len(rows)), workers)
+    decoded = mapper(decode_one, fresh, lambda done, _: on_progress(copied + done, len(rows)))
     for film in rows:
         plane = known.of(film)
         yield next(decoded) if plane is None else plane

@@ -58,7 +58,7 @@ def map_in_order(
         return
     chunks = (items[start : start + CHUNK] for start in range(0, total, CHUNK))
     done = 0
-    for results in pooled(partial(_each, function), chunks, workers):
+    for results in pooled(partial(each, function), chunks, workers):
         yield from results
         done += len(results)
         on_progress(done, total)
@@ -184,5 +184,6 @@ def _end_with_the_parent() -> None:
         os._exit(1)
 
 
-def _each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+def each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """All results of some items that travel together."""
     return [function(item) for item in items]

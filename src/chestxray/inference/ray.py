@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
-import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from chestxray.data.parallel import cores
-from chestxray.errors import MissingExtra
+from chestxray.data.ray import started
 from chestxray.inference.batch import READ_BY_PEOPLE, Group, predict_group
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.journal import FilmResult
 from chestxray.schema import Film
 
-ADDRESS_VARIABLE: Final = "RAY_ADDRESS"
-_QUIET: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 GROUPS_AT_ONCE: Final = 4096  # in one data set of Ray's: what is listed in memory
 
 
@@ -73,7 +67,7 @@ def predict_groups_on_ray(
     if not films:
         return
     bundle.graph()  # a damaged one is found before anything is started
-    with _ray() as ray:
+    with started() as ray:
         names = [name for name in bundle.info.files if name not in READ_BY_PEOPLE]
         files = ray.put({name: (bundle.folder / name).read_bytes() for name in names})
         size = workers or int(ray.cluster_resources().get("CPU", 1))
@@ -96,26 +90,3 @@ def predict_groups_on_ray(
 def _blocks(groups: int, workers: int) -> int:
     """Into how many parts a data set is cut: small ones, so that all workers end together."""
     return min(groups, 8 * workers)
-
-
-@contextmanager
-def _ray() -> Iterator[Any]:
-    """Ray, started or joined. It reports to nobody, and is silent: its errors are raised here."""
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise MissingExtra("The engine ray", "ray") from error
-    address = os.environ.get(ADDRESS_VARIABLE)
-    where: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": cores()}
-    ray.init(**where, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    try:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.execution_options.preserve_order = True
-        yield ray
-    finally:
-        ray.shutdown()

@@ -1,0 +1,127 @@
+"""Films handed round by Ray: on this machine, or on the cluster that ``RAY_ADDRESS`` names.
+
+Without an address Ray is started here and stopped in the end. The films must lie where each worker can read them, on a
+shared disk or in S3. What comes back is what processes of this machine give, in the same order.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Final, Protocol, TypeVar
+
+from chestxray.data.parallel import AHEAD, CHUNK, cores, each, map_in_order
+from chestxray.errors import DataError, MissingExtra, UsageError
+from chestxray.progress import ProgressCallback, no_progress
+
+TRIES: Final = 3  # Ray gives its own processes 30 seconds to start, which a busy machine may not have
+ADDRESS_VARIABLE: Final = "RAY_ADDRESS"
+_QUIET: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Mapper(Protocol):
+    """``map(function, items)`` somewhere, results in order: see ``parallel.map_in_order``."""
+
+    def __call__(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        on_progress: ProgressCallback = no_progress,
+        workers: int | None = None,
+    ) -> Iterator[Result]:
+        """Give the results in the order of the items."""
+
+
+def mapper_of(engine: str) -> Mapper:
+    """Who opens films: "local", processes of this machine, or "ray". Raises: UsageError, for any other name."""
+    engines: dict[str, Mapper] = {"local": map_in_order, "ray": map_in_order_on_ray}
+    if engine not in engines:
+        raise UsageError(f"there is no engine {engine!r}; there are {', '.join(engines)}")
+    return engines[engine]
+
+
+def map_in_order_on_ray(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    on_progress: ProgressCallback = no_progress,
+    workers: int | None = None,
+) -> Iterator[Result]:
+    """``map(function, items)`` on the workers of Ray.
+
+    Items travel in chunks, and so many chunks are under way that every worker is busy: what waits in Ray's store does
+    not grow with the number of items.
+
+    Args:
+        function: importable by its name; an exception that it raises ends the iteration.
+        items: all of them, so that progress can be told.
+        on_progress: called with (done, total) as results are taken.
+        workers: of one core each; by default as many as Ray has cores.
+
+    Raises: MissingExtra.
+    """
+    total, done = len(items), 0
+    on_progress(0, total)
+    if not items:
+        return
+    with started() as ray:
+        size = workers or int(ray.cluster_resources().get("CPU", 1))
+        task = ray.remote(num_cpus=1)(each)
+        chunks = iter(items[start : start + CHUNK] for start in range(0, total, CHUNK))
+        waiting = deque(task.remote(function, chunk) for chunk in islice(chunks, size * AHEAD))
+        while waiting:
+            try:
+                results = ray.get(waiting.popleft())
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            waiting.extend(task.remote(function, chunk) for chunk in islice(chunks, 1))
+            yield from results
+            done += len(results)
+            on_progress(done, total)
+
+
+@contextmanager
+def started() -> Iterator[Any]:
+    """Ray, started or joined. It reports to nobody, and is silent: its errors are raised here.
+
+    Raises: MissingExtra; DataError, where it does not start.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise MissingExtra("The engine ray", "ray") from error
+    address = os.environ.get(ADDRESS_VARIABLE)
+    where: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": cores()}
+    _join(ray, where)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options.preserve_order = True
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _join(ray: Any, where: dict[str, Any]) -> None:
+    """Raises: DataError."""
+    for last in (False,) * (TRIES - 1) + (True,):
+        try:
+            ray.init(**where, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:
+            ray.shutdown()
+            if last or where["address"] != "local":
+                raise DataError(
+                    f"Ray does not start ({str(error).splitlines()[0]}). Use --engine local, or free the machine"
+                ) from error
+        else:
+            return
