@@ -169,6 +169,25 @@ def test_a_decoder_that_is_killed_costs_its_film_nothing_but_time(bundle: Path, 
     assert "chestxray_decoders_replaced 1.0" in counted
 
 
+def test_films_that_waited_for_one_nursery_share_the_one_that_replaces_it(bundle: Path, film: bytes) -> None:
+    """Each of them finds it gone; only the first may put another in its place."""
+
+    async def work() -> None:
+        async with pool_of(bundle, size=3) as pool:
+            others = nurseries()
+            pool.launch()
+            (nursery,) = set(nurseries()) - set(others)
+            os.kill(nursery, signal.SIGSTOP)
+            waiting = [asyncio.create_task(pool.prepare(film)) for _ in range(3)]
+            await asyncio.sleep(0.1)  # all of them wait for it
+            os.kill(nursery, signal.SIGKILL)
+            assert all(same(each, here) for each in await asyncio.gather(*waiting))
+            assert len(set(nurseries()) - set(others)) == 1
+
+    here = Predictor.load(bundle).prepare(film, "this film")
+    run(work())
+
+
 def test_a_nursery_that_dies_is_replaced_as_well(bundle: Path, film: bytes) -> None:
     with running(Predictor.load(bundle), ServiceSettings(workers=1)) as address:
         ask(address, film)

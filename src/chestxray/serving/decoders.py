@@ -387,14 +387,19 @@ class DecoderPool:
         if self._closed:
             raise RuntimeError("the decoders are closed")
         for _ in range(2):
-            if self._nursery is None:
-                self.launch()
-            assert self._nursery is not None  # noqa: S101 - launched above
             try:
-                return await _Decoder.fork(self._nursery)
+                if self._nursery is None:
+                    self.launch()
+                nursery = self._nursery
+                assert nursery is not None  # noqa: S101 - launched above
+            except OSError:  # it ended before it had heard what to do
+                continue
+            try:
+                return await _Decoder.fork(nursery)
             except (EOFError, OSError, TimeoutError):
-                self._nursery.close()
-                self._nursery = None
+                nursery.close()
+                if self._nursery is nursery:  # else another film has replaced it meanwhile
+                    self._nursery = None
         raise DecodersGone("no decoding process starts; standard error has its last words")
 
     def _why_dead(self) -> str:
@@ -453,7 +458,11 @@ class _Nursery:
             "require_age": limits.require_age,
         }
         text = json.dumps(order).encode()
-        self._control.sendall(LENGTH.pack(len(text)) + text)
+        try:
+            self._control.sendall(LENGTH.pack(len(text)) + text)
+        except OSError:
+            self.close()
+            raise
 
     def fork(self, films: socket.socket) -> None:
         """Ask the process to fork a decoder that reads films from a socket.
