@@ -23,7 +23,7 @@ from chestxray.inference.bundle import DEFAULT, folder_of
 from chestxray.serving.static import EXAMPLES
 from side_by_side import machine
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 PROBE: Final = """
     addEventListener("change", () => performance.mark("chosen"), true);
@@ -68,6 +68,7 @@ def one_visit(browser: Browser, address: str, film: Path) -> dict[str, float]:
     plainest = page.evaluate(PAINTED)
     page.goto(address)
     page.locator(".point").first.wait_for()
+    page.locator("html[data-ready]").wait_for()
     page.locator("#files").set_input_files(film)
     page.locator("#answer:is([data-outcome=normal], [data-outcome=pneumonia], [data-outcome=refused])").wait_for()
     found: dict[str, float] = page.evaluate(READ)

@@ -31,6 +31,7 @@ Opener = Callable[..., Page]
 
 
 def choose(page: Page, *paths: Path) -> None:
+    page.locator("html[data-ready]").wait_for()
     page.locator("#files").set_input_files(paths)
 
 

@@ -70,6 +70,8 @@ def visit(browser: Browser, address: str, complaints: list[str]) -> Iterator[Ope
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: None if request.url.startswith(own) else strangers.append(request.url))
         page.goto(at + path)
+        if path == "/":
+            page.locator("html[data-ready]").wait_for()
         if path == "/" and at == address:
             expect(page.locator(".point").first).to_be_visible()
         return page

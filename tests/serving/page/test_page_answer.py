@@ -125,6 +125,7 @@ def test_the_model_has_a_page_that_opens_beside_the_films(visit: Opener, predict
         expect(row).to_contain_text(f"{100 * interval.low:.1f} to {100 * interval.high:.1f}%")
     expect(model.get_by_role("heading", name="Limits").first).to_be_visible()
     expect(model.locator("main")).to_contain_text("it is not stored")
+    model.get_by_text("Model card, as it lies in the bundle").click()
     expect(model.locator("#card h3").first).to_be_visible()
     assert "license:" not in model.locator("#card").inner_text()
 

@@ -274,3 +274,4 @@ addEventListener("online", retryAll);
 addEventListener("beforeunload", (event) => state.films.length > 1 && !state.saved && event.preventDefault());
 drawNow();
 start();
+document.documentElement.dataset.ready = "true"; // everything is listened to

@@ -1,5 +1,10 @@
-// Runs before the first paint, so that the page never flashes in the other theme.
+// Runs before the first paint, so that the page never flashes in the other theme; then, once something is seen, loads the
+// page's own script, which its tag names: fetching and compiling twenty modules would keep the first paint waiting.
 (() => {
+  const script = document.currentScript.dataset.then;
+  const load = () => import(script);
+  const once = () => (document.hidden ? load() : requestAnimationFrame(() => setTimeout(load)));
+  if (script) addEventListener("DOMContentLoaded", once);
   const root = document.documentElement;
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const chosen = () => {

@@ -14,7 +14,6 @@ const PRESETS = {
   mediastinum: { centre: 0.66, width: 0.55 },
   contrast: { centre: 0.5, width: 0.5 },
 };
-const LEVELS = [95, 120, 145]; // alpha of the overlay at a quarter, a half and three quarters of its scale
 
 const stage = $("#stage");
 const toggle = $("#heat");
@@ -124,27 +123,11 @@ function overlay({ item, root, overlay: picture }, heatOn) {
   picture.hidden = !map;
 }
 
-// The lines in place of areas: where the alpha of the overlay, which rises with the evidence, passes a level.
-function drawLines({ item, overlay: picture }) {
+async function drawLines({ item, overlay: picture }) {
   const wanted = $("#lines").checked;
   if (!item?.heatmap || picture.dataset.lines === String(wanted)) return;
   picture.dataset.lines = String(wanted);
-  if (!wanted) {
-    picture.src = `data:image/png;base64,${item.heatmap}`;
-    return;
-  }
-  const canvas = make("canvas", { width: picture.naturalWidth, height: picture.naturalHeight });
-  const context = canvas.getContext("2d");
-  context.drawImage(picture, 0, 0);
-  const image = context.getImageData(0, 0, canvas.width, canvas.height);
-  const level = (at) => LEVELS.filter((one) => image.data[4 * at + 3] >= one).length;
-  const levels = Uint8Array.from({ length: canvas.width * canvas.height }, (_, at) => level(at));
-  for (let at = 0; at < levels.length; at += 1) {
-    const isEdge = [1, 2, canvas.width, 2 * canvas.width].some((step) => (levels[at + step] ?? levels[at]) !== levels[at]);
-    image.data[4 * at + 3] = isEdge ? 255 : 0;
-  }
-  context.putImageData(image, 0, 0);
-  picture.src = canvas.toDataURL();
+  picture.src = wanted ? (await import("./lines.js")).linesOf(picture) : `data:image/png;base64,${item.heatmap}`;
 }
 
 // ------------------------------------------------------------------ the view
