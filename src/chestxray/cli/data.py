@@ -23,6 +23,7 @@ from chestxray.cli.options import (
 )
 from chestxray.data.sources import name_of
 from chestxray.files import check_document
+from chestxray.progress import said
 from chestxray.schema import Label, Levels, Resize, Split, check_manifest, read_manifest, write_manifest
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ def collect(console: Console, source: str, out: Path, settings: CollectSettings)
     write_manifest(films, out)
     labels = Counter(film.label or "unlabelled" for film in films)
     summary = ", ".join(f"{count:,} {label}" for label, count in sorted(labels.items()))
-    console.result({"manifest": out, "films": len(films), "labels": labels}, f"{out}: {len(films):,} films ({summary})")
+    console.result(
+        {"manifest": out, "films": len(films), "labels": labels},
+        f"{out}: {said(len(films), 'film', 'films')} ({summary})",
+    )
 
 
 @click.command()

@@ -250,10 +250,11 @@ def _besides(notes: Sequence[str]) -> str:
 
 
 def _without_labels(source: Path | str, found: Collection) -> str:
-    said = (
-        f"{source}: none of its {len(found.films):,} films has a label. Put them into folders named NORMAL and "
-        "PNEUMONIA, or keep the published file names"
-    )
+    none = "its film has no label" if len(found.films) == 1 else f"none of its {len(found.films):,} films has a label"
+    remedy = "Put them into folders named NORMAL and PNEUMONIA, or keep the published file names"
+    if is_table(Path(source)):
+        remedy = "Fill its column of labels, or name another one: --columns label=NAME"
+    said = f"{source}: {none}. {remedy}"
     names = Counter(PurePosixPath(film.path).parent.name for film in found.films)
     if len(names) > 1:
         listed = ", ".join(f"{name} ({count:,})" for name, count in names.most_common(_NAMED))
