@@ -1,4 +1,4 @@
-"""Many films through the same corridor, one row a film; a batch that is killed goes on where it stood."""
+"""Many films through the one prediction path, one row a film; a batch that was killed resumes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from chestxray.metrics.scores import Row, check_table, write_table
 from chestxray.progress import ProgressCallback, no_progress
 from chestxray.schema import BundleInfo, Film, Gate, OperatingPoint, Prediction
 
-GROUP: Final = 32  # films a forward pass; beyond that nothing is gained
-BUNDLES_LOADED: Final = 2  # at a time in one process: one, and one that it is compared with
-_ANONYMOUS: Final = "film"  # what a film is called while it is read: copies of it share one answer
+GROUP: Final = 32  # films of one forward pass; more gain nothing
+BUNDLES_LOADED: Final = 2  # bundles kept loaded in one process: one, and one to compare it with
+_ANONYMOUS: Final = "film"  # the name of a film while it is read: identical copies share one answer
 
-# What of a bundle does not touch the logit: it is applied to the answers when they are written, or only read by people.
+# Parts of a bundle that do not affect the logit: applied when the answers are written, or read by people only.
 _APPLIED_LATER: Final = frozenset(
     {"temperature", "bias", "operating_points", "default_operating_point", "name", "created", "intended_use", "notice"}
 )
@@ -44,7 +44,7 @@ Group = Sequence[Film]
 
 
 def predict_of(bundle: Bundle, *, require_age: bool = False) -> str:
-    """SHA-256 over everything that an answer depends on but for the film: graph, gate, preprocessing, libraries."""
+    """Return the SHA-256 of what an answer depends on besides the film: graph, gate, preprocessing, libraries."""
     description = json.loads(bundle.info.to_json())
     used = {name: value for name, value in description.items() if name not in _APPLIED_LATER}
     used["files"] = {name: digest for name, digest in used["files"].items() if name not in READ_BY_PEOPLE}
@@ -59,12 +59,12 @@ def predict_groups(
 
     Args:
         bundle: loaded once in each process.
-        groups: films that share a forward pass; taken as the work goes.
-        films: how many there are in all: for a handful, no process is started.
-        workers: processes; by default one a core.
+        groups: films that share a forward pass; consumed as the work proceeds.
+        films: their number in all; for a few films no process is started.
+        workers: number of processes; by default one a core.
         require_age: refuse films whose file states no age.
 
-    Raises: BundleInvalid; DataError, where no process lives long enough to answer.
+    Raises: BundleInvalid; DataError, if every process ends before it answers.
     """
     predict = partial(predict_group, folder=bundle.folder, description=bundle.info.to_json(), require_age=require_age)
     workers = workers or cores()
@@ -77,9 +77,9 @@ def predict_group(group: Group, folder: Path, description: str, *, require_age: 
     """Read and score some films in this process, on one thread.
 
     Args:
-        group: one forward pass.
+        group: the films of one forward pass.
         folder: of the bundle.
-        description: its ``bundle.json``, so that a folder that changed on the way is refused.
+        description: its ``bundle.json``, so that a folder that has changed meanwhile is refused.
         require_age: refuse films whose file states no age.
     """
     predictor = _predictor(folder, description, require_age)
@@ -114,7 +114,7 @@ def _prepared(film: Film, predictor: Predictor) -> Prepared:
         return predictor.prepare(data, _ANONYMOUS)
     except FilmError as error:
         return _unread(hashlib.sha256(data).hexdigest(), str(error).removeprefix(f"{_ANONYMOUS}: "))
-    except MissingExtra as error:  # no answer to keep: the film can be classified once the extra is there
+    except MissingExtra as error:  # do not keep this answer: the film can be classified once the extra is installed
         return _unread("", str(error))
 
 
@@ -123,9 +123,9 @@ def _unread(sha256: str, reason: str) -> Prepared:
 
 
 def predict_apart(predict: Callable[[Group], list[FilmResult]], group: Group) -> list[FilmResult]:
-    """Classify a group that ended its process, film by film: all but the one that is to blame are classified after all.
+    """Classify a group that ended its process again, film by film; only the film that ends its process gets no answer.
 
-    Raises: DataError, where every film of several ends its process, so that the films are not to blame.
+    Raises: DataError, if each of several films ends its process: then the films are not the cause.
     """
     if len(group) == 1:
         return [FilmResult("", None, ENDED)]
@@ -138,15 +138,15 @@ def predict_apart(predict: Callable[[Group], list[FilmResult]], group: Group) ->
     return found
 
 
-CALIBRATED_AT_ONCE: Final = 1024  # films
+CALIBRATED_AT_ONCE: Final = 1024  # films that are calibrated at once
 REFUSED: Final = "refused"  # counted beside the labels
 
-Engine = Callable[..., Iterator[list[FilmResult]]]  # of the arguments of ``predict_groups``
+Engine = Callable[..., Iterator[list[FilmResult]]]  # takes the arguments of ``predict_groups``
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredFilm:
-    """A row of the source with its answer.
+    """A row of the source with its prediction.
 
     Attributes:
         logit: of pneumonia, before calibration; None where the film was refused.
@@ -165,9 +165,9 @@ def score_films(
     on_progress: ProgressCallback = no_progress,
     workers: int | None = None,
 ) -> Iterator[ScoredFilm]:
-    """Classify films in order, and keep nothing.
+    """Classify films in order and yield the results; nothing is stored.
 
-    Raises: BundleInvalid, where the bundle has no such operating point.
+    Raises: BundleInvalid, if the bundle has no such operating point.
     """
     point = predictor.info.operating_point(operating_point)
     bundle = Bundle(predictor.folder, predictor.info)
@@ -206,14 +206,14 @@ def write_scores(scored: Iterable[ScoredFilm], path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What a batch did.
+    """The result of a batch.
 
     Attributes:
         scores: the table that was written.
-        journal: the file that knows what was classified.
+        journal: the file that records which films were classified.
         films: rows of the table.
-        classified: films that this run opened; the others were known.
-        calls: films by what they are called at the operating point, or "refused".
+        classified: films that this run opened; the others were in the journal.
+        calls: number of films by their label at the operating point, or "refused".
     """
 
     scores: Path
@@ -224,7 +224,7 @@ class BatchResult:
 
 
 def journal_of(out: Path) -> Path:
-    """Where the journal of an output lies: hidden beside it."""
+    """Return the path of an output's journal: a hidden file beside the output."""
     return out.with_name(f".{out.name}.journal")
 
 
@@ -239,21 +239,21 @@ def run_batch(
     workers: int | None = None,
     require_age: bool = False,
 ) -> BatchResult:
-    """Classify films and write one row a film, in order; ``write_scores`` would write the same.
+    """Classify films and write one row a film, in order, as ``write_scores`` would; resume a run that was killed.
 
-    A film that the journal knows is not opened. A run that was killed, by whatever signal, goes on where it stood,
-    and what it writes in the end is byte for byte what it would have written at once. Where nothing changed since
-    the last run, nothing is written. Memory does not grow with the number of films, once they are listed.
+    A film whose answer is in the journal is not opened. A run that was killed, by whatever signal, resumes, and its
+    output is byte for byte that of an uninterrupted run. If nothing has changed since the last run, nothing is written.
+    Memory does not grow with the number of films, once they are listed.
 
     Args:
         bundle: the model.
         films: any number.
-        out: its ending names the format (``tables``).
-        operating_point: by name; the bundle's default where None.
-        engine: who classifies the groups.
+        out: the output file; its ending names the format (``tables``).
+        operating_point: its name; None takes the bundle's default.
+        engine: function that classifies the groups.
         on_progress: called with (done, total).
-        workers: processes; by default one a core.
-        require_age: refuse films whose file states no age; the engine then takes ``require_age``.
+        workers: number of processes; by default one a core.
+        require_age: refuse films whose file states no age; the engine then receives ``require_age``.
 
     Raises:
         BundleInvalid: the bundle is damaged or has no such operating point.
@@ -264,10 +264,11 @@ def run_batch(
     if require_age:
         engine = partial(engine, require_age=True)
     with Journal.open(journal_of(out), predict_of(bundle, require_age=require_age)) as journal:
-        for killed in out.parent.glob(f".{out.name}.*.part"):  # nobody else writes here while the journal is ours
+        # nobody else writes here while this run holds the journal
+        for killed in out.parent.glob(f".{out.name}.*.part"):
             killed.unlink(missing_ok=True)
         total = journal.list(films)
-        del films  # a million of them would be in memory to the end
+        del films  # a million films would otherwise stay in memory to the end
         fresh = journal.pending()
         _predict(journal, bundle, engine, total, on_progress, workers)
         calls = _written(journal, out, bundle.info, point)
@@ -295,7 +296,7 @@ def _predict(
 
 
 def _written(journal: Journal, out: Path, info: BundleInfo, point: OperatingPoint) -> dict[str, int]:
-    """Write the table, unless it stands there as it would be written; films by what they are called."""
+    """Write the table, unless an identical one exists already; return the number of films by label."""
     request = _digest_of(journal, info, point)
     last = journal.note("output")
     if last is not None and last["request"] == request and last["stamp"] == stamp_of(Film(str(out))):
@@ -309,7 +310,7 @@ def _written(journal: Journal, out: Path, info: BundleInfo, point: OperatingPoin
 
 
 def _digest_of(journal: Journal, info: BundleInfo, point: OperatingPoint) -> str:
-    """SHA-256 over everything that the table is made of."""
+    """Return the SHA-256 of everything that the table is made of."""
     applied = [info.temperature, info.bias, point.threshold]
     digest = hashlib.sha256(json.dumps(applied).encode())
     for film, results in journal.answers():
@@ -328,7 +329,7 @@ def _rows(journal: Journal, info: BundleInfo, point: OperatingPoint, calls: Coun
 
 
 def _probabilities(results: Sequence[FilmResult], info: BundleInfo) -> list[float | None]:
-    """Calibrated; None where there is no logit."""
+    """Return the calibrated probabilities; None where there is no logit."""
     logits = np.array([found.logit or 0.0 for found in results])
     values = calibrated(logits, info.temperature, info.bias).tolist()
     return [None if found.logit is None else value for found, value in zip(results, values, strict=True)]
@@ -337,7 +338,7 @@ def _probabilities(results: Sequence[FilmResult], info: BundleInfo) -> list[floa
 def _row(
     film: Film, sha256: str, probability: float | None, label: str | None, reason: str, notes: Sequence[str]
 ) -> Row:
-    """As ``scores.COLUMNS``."""
+    """Return one row of the table, with the columns ``scores.COLUMNS``."""
     return (
         film.path,
         film.label,

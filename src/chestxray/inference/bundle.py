@@ -2,7 +2,7 @@
 
     model.onnx            input "film": uint8 (N, 1, height, width)
                           outputs "logit": float32 (N,); "activation": float32 (N, rows, columns)
-    weights.safetensors   the same weights, to go on training with
+    weights.safetensors   the same weights, for further training
     bundle.json           BundleInfo: preprocessing, calibration, operating points, hashes
     MODEL_CARD.md, metrics.json
 
@@ -28,14 +28,14 @@ GRAPH: Final = "model.onnx"
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """An opened bundle: its folder and its description, the graph's hash not yet checked."""
+    """An opened bundle: its folder and its description. The graph's hash is not checked yet."""
 
     folder: Path
     info: BundleInfo
 
     @classmethod
     def open(cls, folder: Path | str) -> Bundle:
-        """Raises: BundleInvalid, where the description or a file that it lists is missing."""
+        """Open a bundle. Raises: BundleInvalid, if the description or a file that it lists is missing."""
         folder = Path(folder)
         description = folder / DESCRIPTION
         try:
@@ -52,17 +52,17 @@ class Bundle:
         return cls(folder, info)
 
     def graph(self) -> bytes:
-        """The ONNX graph, once its hash is found right. Raises: BundleInvalid."""
+        """Return the ONNX graph, after a check of its hash. Raises: BundleInvalid."""
         return self.read(GRAPH)
 
     def read(self, name: str) -> bytes:
-        """A listed file, once its hash is found right. Raises: BundleInvalid."""
+        """Return the bytes of a listed file, after a check of its hash. Raises: BundleInvalid."""
         data = (self.folder / name).read_bytes()
         self._compare(name, hashlib.sha256(data).hexdigest())
         return data
 
     def verify(self) -> None:
-        """Check every file against its hash. Raises: BundleInvalid, naming the first that differs."""
+        """Check every file against its hash. Raises: BundleInvalid, which names the first file that differs."""
         for name in self.info.files:
             self._compare(name, sha256_of_file(self.folder / name))
 
@@ -76,11 +76,11 @@ class Bundle:
 
 
 def write_bundle(folder: Path, info: BundleInfo, files: Mapping[str, bytes]) -> BundleInfo:
-    """Write a bundle whole or not at all; its hashes are taken from ``files``.
+    """Write a complete bundle or nothing; its hashes are computed from ``files``.
 
-    Law: ``Bundle.open(folder).info`` equals what is returned.
+    Law: ``Bundle.open(folder).info`` equals the returned description.
 
-    Raises: OutputExists, where something that is no bundle stands at ``folder``.
+    Raises: OutputExists, if ``folder`` exists and is no bundle.
     """
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     complete = dataclasses.replace(info, files=hashes)
@@ -96,16 +96,16 @@ DEFAULT: Final = "pneumonia"
 
 
 def shipped_bundles() -> tuple[str, ...]:
-    """Names, in alphabetical order."""
+    """Return the names of the bundles in this package, in alphabetical order."""
     return tuple(sorted(path.parent.name for path in BUNDLES.glob(f"*/{DESCRIPTION}")))
 
 
 def folder_of(bundle: str | Path) -> Path:
-    """The folder of a bundle: a path as it is, or the name of one that comes with this package.
+    """Return the folder of a bundle, given by its path or by the name of a bundle in this package.
 
-    A folder of that name in the working directory comes first.
+    A folder of that name in the working directory takes precedence.
 
-    Raises: BundleInvalid: neither exists; names those that come with the package.
+    Raises: BundleInvalid: neither exists; the message names the bundles in the package.
     """
     folder = Path(bundle)
     if folder.exists():

@@ -2,8 +2,8 @@
 
     activation (rows, columns) -> evidence -> strength 0 to 1 -> colours with an alpha channel -> over the film
 
-The scale ends at the film's own maximum, so that "most in this film" is always drawn at full strength; but never below
-two thirds of what three of four films with pneumonia reach, so that a film without evidence stays empty.
+The scale ends at the film's own maximum, so that the strongest place of a film is drawn at full strength; but the end
+is never below two thirds of what three of four films with pneumonia reach, so that a film without evidence stays empty.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from chestxray.schema import BundleInfo, Preprocessing, Resize
 FloatArray = npt.NDArray[np.floating]
 Float32Array = npt.NDArray[np.float32]
 
-FILM: Final = "Source"  # the text chunk of a PNG that says which film it shows
-LONG_SIDE: Final = 512  # pixels of the overlay; the map behind it has some ten cells a side
-FILM_SIDE: Final = 1024  # pixels of a film with its map, at most; its own where it is smaller
-FAINTEST: Final = 0.1  # of the scale: what is weaker stays clear
-FLOOR: Final = 0.65  # of the typical peak: where the scale ends at the earliest
-CONTOURS: Final = (0.25, 0.5, 0.75)  # of the scale: where lines are drawn
+FILM: Final = "Source"  # the PNG text chunk that names the film
+LONG_SIDE: Final = 512  # pixels of the overlay; the map under it has about ten cells a side
+FILM_SIDE: Final = 1024  # pixels: largest size of a film drawn with its map; a smaller film keeps its own size
+FAINTEST: Final = 0.1  # of the scale: weaker evidence stays transparent
+FLOOR: Final = 0.65  # of the typical peak: the lowest end of the scale
+CONTOURS: Final = (0.25, 0.5, 0.75)  # of the scale: the levels of the contour lines
 
-# Where a bundle does not say what a typical film reaches: the log-odds, in units of its temperature, that a whole film
-# would have if each of its cells said as much as the strongest. Three of four films reach 15 to 16 with shipped models.
+# The value for a bundle that does not state the peak of a typical film: the log-odds, in units of its temperature, that
+# a whole film would have if each cell argued as its strongest one. Three of four films reach 15 to 16 with our models.
 UNTOLD_PEAK: Final = 15.0
 
-# matplotlib's inferno from purple on, which is even to the eye and rises in lightness, so that it reads without hue.
+# matplotlib's inferno from purple on: perceptually even and ever lighter, so that it can be read without colour.
 _STRENGTHS: Final = np.linspace(FAINTEST, 1.0, 9)
 _COLOURS: Final = np.array(
     [
@@ -56,17 +56,17 @@ ALPHA: Final = np.array(
 
 
 def strength_of(activation: FloatArray, info: BundleInfo) -> Float32Array:
-    """How strongly each cell argues for pneumonia, on the scale that is drawn.
+    """Return how strongly each cell argues for pneumonia, on the scale of the drawing.
 
-    A cell's evidence is what it adds to the log-odds behind the calibrated probability: its activation and its share of
-    the calibration's bias.
+    The evidence of a cell is its contribution to the calibrated log-odds: its activation and an equal part of the
+    calibration's bias.
 
     Args:
-        activation: shape (rows, columns), log-odds before calibration that each place adds.
-        info: whose calibration and typical peak are meant.
+        activation: shape (rows, columns), contribution of each place to the log-odds before calibration.
+        info: the bundle's description, with its calibration and typical peak.
 
-    Returns: the same shape; 1 is the strongest cell, or more than that where the film has less than a typical one has;
-        negative where a cell argues against.
+    Returns: the same shape; 1 is the end of the scale, which the strongest cell reaches unless the film has less
+    evidence than a typical one; a cell that argues against pneumonia is negative.
     """
     shared = info.bias / activation.size
     typical = UNTOLD_PEAK * info.temperature if info.typical_peak is None else info.typical_peak + info.bias
@@ -78,12 +78,12 @@ def strength_of(activation: FloatArray, info: BundleInfo) -> Float32Array:
 def overlay_png(
     strength: Float32Array, film_size: tuple[int, int], preprocessing: Preprocessing, *, contours: bool = False
 ) -> bytes:
-    """Draw where the evidence for pneumonia lies, in the film's own proportions.
+    """Draw the strength of the evidence for pneumonia, in the film's own proportions.
 
     Args:
-        strength: shape (rows, columns), as ``strength_of`` gives it.
+        strength: shape (rows, columns), as ``strength_of`` returns it.
         film_size: (height, width) of the film in pixels.
-        preprocessing: how the film became the network's input, so that the map can go the way back.
+        preprocessing: how the film became the network's input, so that the map can be mapped back to the film.
         contours: lines at CONTOURS of the scale instead of areas.
 
     Returns: a PNG with an alpha channel, its long side LONG_SIDE pixels.
@@ -91,7 +91,7 @@ def overlay_png(
     height, width = film_size
     scale = LONG_SIDE / max(height, width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    # A cell far below zero must not eat into its neighbours when the grid is made smooth.
+    # Clip first: a cell far below zero must not weaken its neighbours when the grid is smoothed.
     spread = onto_film(np.maximum(strength, -FAINTEST), size, preprocessing).clip(0.0, 1.0)
     channels = [np.interp(spread, _STRENGTHS, _COLOURS[:, channel]) for channel in range(3)]
     alpha = _lines(spread) if contours else np.interp(spread, *ALPHA.T)
@@ -102,7 +102,7 @@ def overlay_png(
 
 
 def _lines(spread: Float32Array) -> npt.NDArray[np.float64]:
-    """Opaque, two pixels wide, where the strength passes a contour."""
+    """Return opaque lines, two pixels wide, where the strength crosses a contour level."""
     level = np.digitize(spread, CONTOURS)
     padded = np.pad(level, 1, mode="edge")
     neighbours = np.stack([padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]])
@@ -114,9 +114,9 @@ def over_film(data: bytes, source: str, overlay: bytes, long_side: int = FILM_SI
 
     Args:
         data: the film's bytes.
-        source: what to call it in errors.
+        source: the film's name in errors.
         overlay: a PNG with an alpha channel.
-        long_side: of the result in pixels, where the film is not smaller.
+        long_side: longest side of the result in pixels; a smaller film keeps its size.
 
     Returns: a PNG in the film's proportions.
     Raises: FilmError.
@@ -129,7 +129,7 @@ def over_film(data: bytes, source: str, overlay: bytes, long_side: int = FILM_SI
 def blend(
     data: bytes, source: str, overlay: bytes, long_side: int = FILM_SIDE, film: Radiograph | None = None
 ) -> Image.Image:
-    """Blend as ``over_film`` does, and give the picture itself, in RGB; ``film`` saves decoding. Raises: FilmError."""
+    """Blend as ``over_film`` does, and return the picture, in RGB; ``film`` saves decoding. Raises: FilmError."""
     plane = _drawn(data, source, long_side, film)
     height, width = plane.shape
     with Image.open(io.BytesIO(overlay), formats=["PNG"]) as colours:
@@ -138,7 +138,7 @@ def blend(
 
 
 def film_png(data: bytes, source: str, long_side: int = FILM_SIDE) -> bytes:
-    """Draw a film as it was decoded and windowed: a PNG of 8 grey bits, long side at most so many pixels.
+    """Draw a film as decoded and windowed: a PNG of 8 grey bits, at most ``long_side`` pixels long.
 
     Raises: FilmError.
     """
@@ -155,7 +155,7 @@ def _drawn(data: bytes, source: str, long_side: int, film: Radiograph | None = N
 
 
 def of_film(picture: bytes, film: str) -> bytes:
-    """Write into a PNG which film it shows. Law: ``film_of`` reads it back.
+    """Write the film's name into a PNG. Law: ``film_of`` reads it back.
 
     Source: PNG specification, section 11.3.3, the keyword "Source".
     """
@@ -168,7 +168,7 @@ def of_film(picture: bytes, film: str) -> bytes:
 
 
 def film_of(path: Path) -> str | None:
-    """Which film a PNG of ``of_film`` shows; None where the file does not say."""
+    """Return the name of the film that a PNG of ``of_film`` shows; None if the file does not state it."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             found = image.info.get(FILM)

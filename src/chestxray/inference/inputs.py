@@ -1,6 +1,6 @@
-"""Films as Python programs have them, as the bytes of a file: what is given then goes the way of every other film.
+"""Films as Python programs hold them, turned into the bytes of a file, which then take the one prediction path.
 
-Pixels are packed as PNG, which loses none: the answer to an array is that to a PNG file of it.
+Pixels are packed as PNG without loss: an array gets the same answer as a PNG file of the same pixels.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from PIL import Image
 from chestxray.data.sources import read_file
 from chestxray.errors import FilmTypeInvalid, FilmValueInvalid
 
-NAMELESS: Final = "film"  # what a film is called that has no path
+NAMELESS: Final = "film"  # the name of a film without a path
 _TAKEN: Final = (
     "a path, bytes, an open file, a NumPy array or torch tensor (uint8, uint16, or float in 0 to 1; H x W, H x W x 3 "
     "or 1 x H x W), a PIL image, a pydicom data set, or a list of these"
 )
 _CHANNELS: Final = (1, 3, 4)
-_PLANE, _COLOUR, _MANY = 2, 3, 4  # dimensions
+_PLANE, _COLOUR, _MANY = 2, 3, 4  # number of dimensions
 
 
 def are_many(film: object) -> bool:
-    """Whether this is a list of films, or an array of several."""
+    """Check whether the argument is a list of films, or an array of several films."""
     return isinstance(film, list | tuple) or getattr(film, "ndim", None) == _MANY
 
 
 def bytes_of(film: object) -> tuple[bytes, str]:
-    """The bytes of a film's file, and what to call it in errors.
+    """Return the bytes of a film's file, and its name in errors.
 
     Raises: OSError; FilmTypeInvalid, which is a TypeError, for anything that is no film; FilmValueInvalid, which is a
         ValueError, for pixels out of range.
@@ -56,13 +56,13 @@ def bytes_of(film: object) -> tuple[bytes, str]:
 
 
 def _as_array(film: Any) -> np.ndarray[Any, Any]:
-    torch = sys.modules.get("torch")  # who has a tensor has imported torch
+    torch = sys.modules.get("torch")  # a caller with a tensor has imported torch already
     if torch is not None and isinstance(film, torch.Tensor):
         film = film.detach().cpu()
         film = film.float() if film.dtype in {torch.bfloat16, torch.float16} else film
     array = np.asarray(film)
     if array.ndim == _COLOUR and array.shape[-1] not in _CHANNELS and array.shape[0] in _CHANNELS:
-        array = np.moveaxis(array, 0, -1)  # channels first, as torch has them
+        array = np.moveaxis(array, 0, -1)  # channels first, as in torch
     if array.ndim == _COLOUR and array.shape[-1] == 1:
         array = array[..., 0]
     return array
@@ -77,7 +77,7 @@ def _of_array(array: np.ndarray[Any, Any]) -> bytes:
         raise FilmTypeInvalid(f"a film cannot be an array of shape {array.shape}; it may be {_TAKEN}")
     if array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())
-        if not 0.0 <= low <= high <= 1.0:  # NaN is wrong by this form as well
+        if not 0.0 <= low <= high <= 1.0:  # written so that NaN fails as well
             raise FilmValueInvalid(
                 f"the film's values lie in {low:g} to {high:g}; black is 0.0 and white 1.0. Divide by the white level"
             )
@@ -93,7 +93,7 @@ def _of_array(array: np.ndarray[Any, Any]) -> bytes:
 
 
 def _of_image(image: Image.Image) -> bytes:
-    """As PNG, with its orientation; modes that PNG has not are turned into colour."""
+    """Encode an image as PNG, with its orientation; modes that PNG lacks are converted to colour."""
     if image.mode not in {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}:
         if image.mode in {"I", "F"}:
             raise FilmTypeInvalid(
@@ -120,7 +120,7 @@ def _of_data_set(film: Any) -> bytes:
 
 
 def in_groups(films: Any, size: int) -> Iterator[list[tuple[bytes, str]]]:
-    """Films as bytes and names, some at a time."""
+    """Yield films as pairs of bytes and name, in groups of ``size``."""
     group: list[tuple[bytes, str]] = []
     for film in films:
         group.append(bytes_of(film))

@@ -1,12 +1,12 @@
-"""What a batch has done so far: an SQLite file beside the output, so that a killed run goes on where it stood.
+"""The progress of a batch: an SQLite file beside the output, from which a killed run resumes.
 
     film      the rows of the source as this run listed them, in order
-    bytes     what lay at a path when its file had this stamp
-    answer    what a model found in these bytes; the calibration is applied when the output is written
+    bytes     the content of a path while its file had this stamp
+    answer    the result of a model for these bytes; the calibration is applied when the output is written
 
-A film is not opened again where its file has the size and the time of change that it had then, and the same
-predictor has answered. The file may be deleted at any time: it holds nothing that classifying the films does not give,
-and it names nobody whom the output does not name.
+A film is not opened again if the size and modification time of its file are unchanged and the same predictor has
+classified it. The journal may be deleted at any time: classifying the films again restores it, and it names no patient
+whom the output does not name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from chestxray.errors import DataError, OutputExists, OutputUnwritable
 from chestxray.schema import Film
 
 JOURNAL_VERSION: Final = 3
-READ_AT_ONCE: Final = 1024  # rows; bounds the memory that reading takes
+READ_AT_ONCE: Final = 1024  # rows; limits the memory that reading takes
 
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
@@ -47,14 +47,14 @@ LEFT JOIN answer ON answer.sha256 = bytes.sha256 AND answer.predictor = ?
 
 @dataclass(frozen=True, slots=True)
 class FilmResult:
-    """What a model found.
+    """The result of a model for one film.
 
     Attributes:
         sha256: of the film's bytes; empty where it could not be opened.
         logit: of pneumonia, before calibration; None where the film was refused or could not be read.
-        reason: why there is no logit; empty where there is one. It names no file.
-        gate_score: as ``schema.Gate`` has it.
-        notes: as ``schema.Prediction`` has them.
+        reason: why there is no logit; empty if there is one. It names no file.
+        gate_score: as in ``schema.Gate``.
+        notes: as in ``schema.Prediction``.
     """
 
     sha256: str
@@ -71,7 +71,7 @@ class FilmResult:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A film of the source, and the stamp that its file had when it was listed."""
+    """A film of the source, and the stamp of its file at the time of listing."""
 
     position: int
     film: Film
@@ -79,7 +79,7 @@ class Listed:
 
 
 class Journal:
-    """An opened journal. One run at a time has it."""
+    """An opened journal. Only one run at a time may hold it."""
 
     def __init__(self, path: Path, database: sqlite3.Connection, predictor: str) -> None:
         self.path = path
@@ -88,13 +88,13 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path, predictor: str) -> Self:
-        """Open what is there and go on from it, or begin.
+        """Open an existing journal and continue it, or begin a new one.
 
         Args:
             path: of the file; SQLite keeps a second one beside it while it is open.
-            predictor: names everything that an answer depends on but for the film.
+            predictor: hash of everything that an answer depends on except the film.
 
-        Raises: OutputExists, where another run has it open; DataError, where the file is no journal.
+        Raises: OutputExists, if another run has it open; DataError, if the file is no journal.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -128,7 +128,7 @@ class Journal:
             raise DataError(f"{self.path}: {error}. Make room or delete it, and run again") from error
 
     def list(self, films: Iterable[Film]) -> int:
-        """Take the source's rows in place of an earlier run's; their number."""
+        """Store the source's rows in place of an earlier run's, and return their number."""
         self._database.execute("DELETE FROM film")
         self._database.executemany(
             "INSERT INTO film VALUES (?, ?, ?, ?, ?, ?, ?, NULL)",
@@ -148,13 +148,13 @@ class Journal:
         return self._count("film")
 
     def pending(self) -> int:
-        """How many films had no answer when they were listed."""
+        """Return the number of films that had no answer when they were listed."""
         return self._count("temp.pending")
 
     def groups(self, size: int) -> Iterator[tuple[Listed, ...]]:
-        """The films without an answer, in groups that share a network's pass.
+        """Yield the films without an answer, in groups that share a forward pass.
 
-        A group is cut at multiples of ``size`` of the source's rows, so it is the same whatever an interrupted
+        A group is cut at multiples of ``size`` of the source's rows, so the groups do not depend on what an interrupted
         run did before: a group is recorded whole or not at all.
         """
         wanted = """SELECT film.position, path, label, patient_id, cause, split, stamp
@@ -163,7 +163,7 @@ class Journal:
             yield tuple(starmap(_listed, rows))
 
     def record(self, group: Sequence[Listed], results: Sequence[FilmResult]) -> None:
-        """Keep what was found in a group, all of it at once."""
+        """Store the results of a group, all of them in one transaction."""
         pairs = tuple(zip(group, results, strict=True))
         read = [(listed, found) for listed, found in pairs if found.sha256]
         self._database.executemany(
@@ -184,7 +184,7 @@ class Journal:
         self._database.commit()
 
     def answers(self) -> Iterator[tuple[Film, FilmResult]]:
-        """Every film of the source with what was found, in order."""
+        """Yield every film of the source with its result, in order."""
         wanted = f"""SELECT position, film.path, label, patient_id, cause, split, '',
             ifnull(answer.sha256, ''), logit, CASE WHEN answer.sha256 IS NULL THEN failure ELSE reason END,
             gate_score, ifnull(notes, '[]')
@@ -194,14 +194,14 @@ class Journal:
             yield _listed(*row[:7]).film, FilmResult(sha256, logit, reason, score, tuple(json.loads(notes)))
 
     def note(self, name: str) -> Any:
-        """What was noted under that name; None where nothing was."""
+        """Return the note stored under a name; None if there is none."""
         found = self._database.execute("SELECT value FROM note WHERE name = ?", (name,)).fetchone()
         return json.loads(found[0]) if found else None
 
     def finish(self, **notes: object) -> None:
-        """Note what the run made, and forget the films that are no longer in the source.
+        """Store the notes of the finished run, and delete the films that are no longer in the source.
 
-        Films whose change cannot be seen (objects in S3) are known for the length of a run, and read again by the
+        Films whose change cannot be seen (objects in S3) are remembered during one run only, and read again by the
         next.
         """
         self._database.execute("DELETE FROM bytes WHERE stamp = '' OR path NOT IN (SELECT path FROM film)")
@@ -211,7 +211,7 @@ class Journal:
         self._database.commit()
 
     def _pages(self, wanted: str, size: int, *values: object) -> Iterator[tuple[Any, ...]]:
-        """Rows of a query between two positions, page by page: a cursor must not see its table change."""
+        """Yield the rows of a query page by page, by position: a cursor must not see its table change."""
         total = self._count("film")
         step = READ_AT_ONCE // size * size
         for start in range(0, total, step):

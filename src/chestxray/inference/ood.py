@@ -1,11 +1,12 @@
-"""The gate of a bundle: which films the model must not classify, from their looks and from what their files say.
+"""The gate of a bundle: which films the model must not classify, by their pixels and by the facts in their files.
 
-A picture is taken for a frontal chest film where its thumbnail, with brightness and contrast taken away, lies within
-three limits: a small network's log-odds that it is something else, its distance from the plane of principal axes of
-the training films, and its distance from their centre within that plane. The second and third know no example of
-what is refused; the first does (see ``training.ood_fit``). Where there were films enough, a convolutional network of
-four layers looks at 64 x 64 pixels as well: its log-odds have a fourth limit, and it names the kind that it sees. It is
-computed with NumPy, since the processes that read films load nothing heavier.
+The out-of-distribution detector accepts a picture as a frontal chest film if its thumbnail, with brightness and
+contrast removed, lies within three limits: a small network's log-odds that it is something else, its distance from the
+plane of principal axes of the training films, and its distance from their centre within that plane. The second and
+third are fitted without examples of refused pictures; the first is fitted with them (see ``training.ood_fit``). If
+there were enough films, a convolutional network of four layers also sees 64 x 64 pixels: its log-odds have a fourth
+limit, and it names the kind of picture. It is computed with NumPy, because the processes that read films load no
+heavier library.
 
     plane -> picture of 64 x 64 -> up to four distances -> score, 0 to 1, refused above 0.5 -> Gate
 
@@ -37,25 +38,26 @@ Float32Array = npt.NDArray[np.float32]
 
 GATE: Final = "gate.json"
 GATE_VERSION: Final = 2
-READ_VERSIONS: Final = (1, GATE_VERSION)  # the first has no convolutional network
+READ_VERSIONS: Final = (1, GATE_VERSION)  # the first version has no convolutional network
 
-PICTURE_SIDE: Final = 64  # pixels of what the convolutional network sees
+PICTURE_SIDE: Final = 64  # pixels a side of the convolutional network's input
 KERNELS: Final = (5, 3, 3, 3)  # pixels a side of its layers' filters; each layer halves the picture
 
-SIDE: Final = 24  # pixels of the thumbnail: heart, lungs and diaphragm are seen, a pneumonia hardly
-FLAT: Final = 4.0  # grey levels added to the deviation, so that an empty picture is not blown up to pure noise
-FARTHEST: Final = 6.0  # deviations along an axis; beyond that it no longer matters how far
-REFUSED_ABOVE: Final = 0.5  # of the score
-SURE_BELOW: Final = 0.35  # score of a picture turned or inverted, for saying that it was turned or inverted
+SIDE: Final = 24  # pixels a side of the thumbnail: it shows heart, lungs and diaphragm, but hardly a pneumonia
+FLAT: Final = 4.0  # grey levels added to the deviation, so that an empty picture is not amplified to pure noise
+FARTHEST: Final = 6.0  # deviations along an axis; larger distances are clipped to this
+REFUSED_ABOVE: Final = 0.5  # limit of the score
+# highest score of the turned or inverted picture at which the reason says "turned" or "inverted"
+SURE_BELOW: Final = 0.35
 
-LOG_ODDS: Final = 2.0  # beyond the limit that count as much as ...
-SHARE: Final = 0.1  # ... a distance longer than its limit by this share
+LOG_ODDS: Final = 2.0  # log-odds beyond the limit that count as much as ...
+SHARE: Final = 0.1  # ... a distance longer than its limit by this fraction
 
 DAYS_A_YEAR: Final = 365.25
 MONTHS_A_YEAR: Final = 12
-FEWEST: Final = 2  # of a unit in which an age is told
+FEWEST: Final = 2  # an age is stated in the largest unit of which it has at least so many
 
-# What is tried on a refused picture: where one of these makes a chest film of it, the reason can say so.
+# Changes that are tried on a refused picture: if one of them makes it look like a chest film, the reason says so.
 REMEDIES: Final[tuple[tuple[Callable[[Plane], Plane], str], ...]] = (
     (lambda film: np.rot90(film, 1), "it looks like a chest film turned by 90 degrees to the right. Turn it back"),
     (lambda film: np.rot90(film, -1), "it looks like a chest film turned by 90 degrees to the left. Turn it back"),
@@ -75,14 +77,14 @@ WORDS: Final = {
     "photographs, pages and drawings": "a photograph, a page or a drawing",
     "slices of the body": "a slice of CT or MRI",
     "other parts of the body": "another part of the body",
-}  # of the kinds that the fit makes; others are called by their own names
+}  # names for the kinds that the fit makes; other kinds keep their own names
 
-# The parts that are stored, with their shapes: p pixels of a thumbnail, k axes, h hidden units.
+# The arrays that are stored, with their shapes: p pixels of a thumbnail, k axes, h hidden units.
 ARRAYS: Final = ("centre", "axes", "deviations", "hidden", "hidden_bias", "output", "output_bias", "limits")
 
 
 class Share(NamedTuple):
-    """So many of so many pictures of a kind were refused."""
+    """How many pictures of a kind were refused, of how many."""
 
     refused: int
     of: int
@@ -90,10 +92,10 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Looks:
-    """The convolutional network: what a picture of 64 x 64 pixels shows.
+    """The convolutional network: it tells what a picture of 64 x 64 pixels shows.
 
     Attributes:
-        kinds: what it tells apart besides films.
+        kinds: the kinds of picture that it distinguishes besides films.
         filters: one array a layer, shape (channels before x side x side, channels behind); see ``KERNELS``.
         biases: one array a layer.
         dense, dense_bias: from the last layer's 4 x 4 places to the logits; the first column is that of films.
@@ -121,7 +123,7 @@ class Looks:
             raise ValueError("an array holds something else than numbers")
 
     def logits(self, pictures: Plane) -> Float32Array:
-        """Of film and of each kind: shape (n, kinds + 1).
+        """Return the logits of "film" and of each kind: shape (n, kinds + 1).
 
         Args:
             pictures: shape (n, PICTURE_SIDE, PICTURE_SIDE), uint8.
@@ -140,7 +142,7 @@ class Looks:
         return scores
 
     def log_odds(self, pictures: Plane) -> npt.NDArray[np.float64]:
-        """That a picture is none of the films: shape (n,)."""
+        """Return the log-odds that each picture is no film: shape (n,)."""
         scores = self.logits(pictures).astype(np.float64)
         highest = scores[:, 1:].max(axis=1)
         others = highest + np.log(np.exp(scores[:, 1:] - highest[:, None]).sum(axis=1))
@@ -148,18 +150,21 @@ class Looks:
         return odds
 
     def kind(self, picture: Plane) -> str:
-        """The likeliest but for films; shape (PICTURE_SIDE, PICTURE_SIDE)."""
+        """Return the likeliest kind other than film of a picture, shape (PICTURE_SIDE, PICTURE_SIDE)."""
         return self.kinds[int(self.logits(picture[None])[0, 1:].argmax())]
 
     def to_json(self) -> dict[str, Any]:
-        """Law: ``Looks.from_json(x.to_json())`` answers as x, but for rounding to 16 bits."""
+        """Return the network as JSON values, with arrays in 16 bits.
+
+        Law: ``Looks.from_json(x.to_json())`` answers as x, except for the rounding.
+        """
         parts = {"filters": self.filters, "biases": self.biases, "dense": [self.dense], "dense_bias": [self.dense_bias]}
         arrays = {name: [_packed(array) for array in part] for name, part in parts.items()}
         return {"kinds": list(self.kinds), "limit": self.limit, "arrays": arrays}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
-        """Raises: ValueError, TypeError or KeyError."""
+        """Read what ``to_json`` returned. Raises: ValueError, TypeError or KeyError."""
         parts = {name: tuple(_unpacked(array) for array in part) for name, part in raw["arrays"].items()}
         return cls(
             tuple(map(str, raw["kinds"])),
@@ -173,7 +178,7 @@ class Looks:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OODDetector:
-    """How unlike a frontal chest film a picture is: everything that the fit found.
+    """The fitted out-of-distribution detector: measures how unlike a frontal chest film a picture is.
 
     Attributes:
         centre: shape (p,), mean of the training films' thumbnails; p is ``SIDE`` squared.
@@ -183,10 +188,10 @@ class OODDetector:
             axis, in deviations, and the distance from the plane of the axes.
         output, output_bias: shapes (h,) and (1,), to the log-odds of "something else".
         limits: shape (3,), of the log-odds, of the distance from the plane and of that within it.
-        refused: what became of pictures that nothing was fitted on, by kind; the first is "films".
-        curve: the share of each kind that is refused where the score's limit is each of ``curve_limits``.
-        validation: what became of validation films, by label: these set no limit. Empty where the fit saw none.
-        looks: the convolutional network; None where films were too few, and in gates of the first version.
+        refused: counts of refused pictures among those not used in the fit, by kind; the first is "films".
+        curve: fraction of each kind that is refused at each limit of the score in ``curve_limits``.
+        validation: counts of refused validation films, by label; they set no limit. Empty if the fit had none.
+        looks: the convolutional network; None if there were too few films, and in gates of the first version.
     """
 
     centre: Float32Array
@@ -214,7 +219,7 @@ class OODDetector:
             raise ValueError("an array holds something else than numbers")
 
     def score(self, plane: Plane) -> float:
-        """0 to 1; refused above ``REFUSED_ABOVE``.
+        """Return the score of a picture, 0 to 1; it is refused above ``REFUSED_ABOVE``.
 
         Args:
             plane: the network's input, shape (height, width), uint8.
@@ -222,15 +227,15 @@ class OODDetector:
         return float(self.scores([plane])[0])
 
     def scores(self, planes: Sequence[Plane]) -> npt.NDArray[np.float64]:
-        """The largest of the distances by its limit, as a share: 0.5 lies at the limit. Shape (n,).
+        """Return the scores, shape (n,): the largest distance relative to its limit, where 0.5 is at the limit.
 
         Args:
-            planes: of any size.
+            planes: pictures of any size.
         """
         return self.scores_of(self.distances(planes))
 
     def scores_of(self, distances: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """The same, from what ``distances`` gives."""
+        """Return the scores of distances that ``distances`` returned."""
         limits = self.all_limits
         units = np.array([LOG_ODDS, *(SHARE * limits[1:3]), LOG_ODDS])[: len(limits)]
         beyond = ((distances - limits) / units).max(axis=1)
@@ -239,14 +244,14 @@ class OODDetector:
 
     @property
     def all_limits(self) -> npt.NDArray[np.float64]:
-        """Of the three distances, and of the fourth where there is one."""
+        """Limits of the three distances, and of the fourth if there is one."""
         return np.array([*self.limits, *([self.looks.limit] if self.looks else [])], dtype=np.float64)
 
     def distances(self, planes: Sequence[Plane]) -> npt.NDArray[np.float64]:
-        """Shape (n, 3) or (n, 4).
+        """Measure the distances of pictures: shape (n, 3) or (n, 4).
 
-        Log-odds, distance from the plane of the axes and distance within it, a pixel or an axis; the log-odds of the
-        convolutional network.
+        The columns are: the log-odds; the distance from the plane of the axes, per pixel; the distance within that
+        plane, per axis; the log-odds of the convolutional network.
         """
         coded, beside = self.coded(np.stack([thumbnail(plane) for plane in planes]))
         active = np.maximum(coded @ self.hidden + self.hidden_bias, 0.0)
@@ -258,11 +263,11 @@ class OODDetector:
         return np.stack(found, axis=1).astype(np.float64)
 
     def coded(self, thumbnails: Float32Array) -> tuple[Float32Array, Float32Array]:
-        """What the network sees, shape (n, k + 1), and the distance from the plane of the axes, shape (n,)."""
+        """Return the network's input, shape (n, k + 1), and the distance from the plane of the axes, shape (n,)."""
         return coded(thumbnails, self.centre, self.axes, self.deviations)
 
     def reason(self, plane: Plane, score: float) -> str:
-        """Why a picture of that score is refused, in words."""
+        """Explain in words why a picture with that score is refused."""
         upright = picture(plane)
         scores = self.scores([np.ascontiguousarray(change(upright)) for change, _ in REMEDIES])
         best = int(scores.argmin())
@@ -276,7 +281,10 @@ class OODDetector:
         return f"{words} (score {score:.2f}; refused above {REFUSED_ABOVE:.2f})"
 
     def to_json(self) -> str:
-        """Law: ``OODDetector.from_json(text).to_json() == text``. Arrays are stored with 16 bits a number."""
+        """Return the detector as text. Law: ``OODDetector.from_json(text).to_json() == text``.
+
+        Arrays are stored with 16 bits a number.
+        """
         arrays = {name: _packed(getattr(self, name)) for name in ARRAYS}
         curve = {name: list(values) for name, values in self.curve.items()}
         measured = {"refused": self.refused, "curve_limits": self.curve_limits, "curve": curve}
@@ -287,7 +295,7 @@ class OODDetector:
 
     @classmethod
     def from_json(cls, text: str, source: str = GATE) -> Self:
-        """Raises: BundleInvalid, when it is no gate of this version."""
+        """Read the detector from text. Raises: BundleInvalid, if it is no gate of a known version."""
         try:
             raw = json.loads(text)
             if raw["version"] not in READ_VERSIONS:
@@ -305,13 +313,13 @@ class OODDetector:
 
 
 def picture(plane: Plane) -> Plane:
-    """A picture at ``PICTURE_SIDE`` x ``PICTURE_SIDE`` pixels."""
+    """Return a picture resized to ``PICTURE_SIDE`` x ``PICTURE_SIDE`` pixels."""
     side = (PICTURE_SIDE, PICTURE_SIDE)
     return np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize(side, Image.Resampling.BILINEAR))
 
 
 def thumbnail(plane: Plane) -> Float32Array:
-    """A picture at ``SIDE`` x ``SIDE`` pixels, its mean 0 and its deviation about 1: shape (p,)."""
+    """Return a picture at ``SIDE`` x ``SIDE`` pixels, with mean 0 and deviation about 1: shape (p,)."""
     small = np.asarray(Image.fromarray(plane).resize((SIDE, SIDE), Image.Resampling.BILINEAR), dtype=np.float32)
     levels = small - small.mean()
     shape: Float32Array = (levels / (levels.std() + np.float32(FLAT))).ravel()
@@ -321,7 +329,10 @@ def thumbnail(plane: Plane) -> Float32Array:
 def coded(
     thumbnails: Float32Array, centre: Float32Array, axes: Float32Array, deviations: Float32Array
 ) -> tuple[Float32Array, Float32Array]:
-    """Thumbnails by their places along the axes and their distance from the plane of them; see ``OODDetector``."""
+    """Return thumbnails as places along the axes, and their distance from the plane of the axes.
+
+    See ``OODDetector`` for the shapes.
+    """
     from_centre = thumbnails - centre
     along = from_centre @ axes
     squares = np.sum(from_centre**2, axis=1) - np.sum(along**2, axis=1)
@@ -335,12 +346,13 @@ def coded(
 
 @dataclass(frozen=True, slots=True)
 class Gatekeeper:
-    """What a bundle refuses; small enough to travel to worker processes.
+    """The films that a bundle refuses; small enough to be sent to worker processes.
 
     Attributes:
-        ages: of the patients that the model is meant for, in years: from the first, to below the second; None for any.
-        likeness: None where the bundle has none.
-        require_age: whether a film whose file states no age is refused; else it is answered, with a note.
+        ages: ages of the patients for whom the model is meant, in years: from the first, to below the second; None for
+            any.
+        likeness: the out-of-distribution detector; None if the bundle has none.
+        require_age: whether a film whose file states no age is refused; otherwise it is classified, with a note.
     """
 
     ages: tuple[float, float] | None = None
@@ -349,15 +361,15 @@ class Gatekeeper:
 
     @classmethod
     def of(cls, bundle: Bundle, *, require_age: bool = False) -> Self:
-        """The gate of a bundle; one that refuses nothing where the bundle has none. Raises: BundleInvalid."""
+        """Return the gate of a bundle; a bundle without one refuses nothing. Raises: BundleInvalid."""
         return cls(bundle.info.intended_ages, likeness_of(bundle), require_age)
 
     def predict(self, film: Radiograph, plane: Plane) -> Gate:
-        """Whether the model may classify a film.
+        """Decide whether the model may classify a film.
 
         Args:
-            film: as decoded.
-            plane: the same, as the network sees it.
+            film: the decoded film.
+            plane: the same film as the network's input.
         """
         score = self.likeness.score(plane) if self.likeness else None
         if self.ages and film.patient_age_years is not None and not _within(film.patient_age_years, self.ages):
@@ -372,13 +384,13 @@ class Gatekeeper:
         return Gate(accepted=True, score=score)
 
     def notes_on(self, film: Radiograph) -> tuple[str, ...]:
-        """What stands beside the answer to a film: what was ignored in its file, and whether its age is unknown."""
+        """Return the notes beside a film's answer: what was ignored in its file, and whether its age is unknown."""
         if self.ages is None or film.patient_age_years is not None:
             return film.notes
         return (*film.notes, f"age not stated; the model is for {ages_in_words(self.ages)}")
 
     def in_words(self) -> str:
-        """What it refuses, with the counts that were measured, in one line."""
+        """Describe in one line what the gate refuses, with the measured counts."""
         parts = []
         if self.likeness:
             counts = f"of pictures that set the limits, {_counted(self.likeness.refused)}"
@@ -395,21 +407,21 @@ def _counted(refused: Mapping[str, Share]) -> str:
 
 
 def likeness_of(bundle: Bundle) -> OODDetector | None:
-    """What ``gate.json`` of a bundle holds; None where it has none. Raises: BundleInvalid."""
+    """Return the detector in ``gate.json`` of a bundle; None if the bundle has none. Raises: BundleInvalid."""
     if GATE not in bundle.info.files:
         return None
     return OODDetector.from_json(bundle.read(GATE).decode(), str(bundle.folder / GATE))
 
 
 def age_in_words(age: float) -> str:
-    """Such as "67 years", "18 months" or "10 days"."""
+    """Return an age in words, such as "67 years", "18 months" or "10 days"."""
     units = ((age, "years"), (age * MONTHS_A_YEAR, "months"), (age * DAYS_A_YEAR, "days"))
     number, unit = next((found for found in units if found[0] >= FEWEST), units[-1])
     return f"{int(number)} {unit}"
 
 
 def ages_in_words(ages: tuple[float, float]) -> str:
-    """Such as "28 days to under 12 years"."""
+    """Return a range of ages in words, such as "28 days to under 12 years"."""
     low, high = (f"{round(age * DAYS_A_YEAR)} days" if age < 1.0 else f"{age:g} years" for age in ages)
     return f"{low} to under {high}"
 
@@ -428,19 +440,19 @@ def _unpacked(raw: Mapping[str, Any]) -> Float32Array:
     return np.frombuffer(data, dtype="<f2").reshape(raw["shape"]).astype(np.float32)
 
 
-ANYTHING: Final = Gatekeeper()  # refuses nothing, as a bundle from before there were gates
+ANYTHING: Final = Gatekeeper()  # refuses nothing, as bundles from before there were gates
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One film, read.
+    """One film, decoded, checked and preprocessed.
 
     Attributes:
-        sha256: of its bytes.
+        sha256: SHA-256 of the film's bytes.
         gate: accepted, or refused and why.
         size: (height, width) of the film, upright, in pixels.
         plane: the network's input, shape (height, width), uint8; None where the gate is closed.
-        notes: what stands beside the answer, each in half a sentence.
+        notes: remarks beside the answer, each a short clause.
     """
 
     sha256: str
@@ -457,16 +469,16 @@ def prepare(
     gatekeeper: Gatekeeper = ANYTHING,
     film: Radiograph | None = None,
 ) -> Prepared:
-    """Read the bytes of one film.
+"""Decode, check and preprocess the bytes of one film.
 
     Args:
         data: the whole file.
-        source: what to call it in errors.
+        source: the film's name in errors.
         preprocessing: of the bundle.
-        gatekeeper: of the bundle; refuses beyond what no bundle may classify.
-        film: the same film decoded, where the caller has it.
+        gatekeeper: the bundle's gate; it adds to what every bundle refuses.
+        film: the same film decoded, if the caller has it.
 
-    Raises: FilmError, where they cannot be read as a film.
+    Raises: FilmError, if the bytes cannot be read as a film.
     """
     height, width = preprocessing.height, preprocessing.width
     film = film or decode(data, source, at_least=(height, width))

@@ -1,4 +1,4 @@
-"""Bundle and film to prediction: the one corridor behind every door.
+"""From bundle and film to prediction: the one path that every interface uses.
 
 bytes -> images.decode -> images.preprocess -> graph -> Prediction
 """
@@ -37,8 +37,8 @@ _GRAPH_ERRORS: Final = (
     state.NotImplemented,
 )
 
-FILMS_A_PASS: Final = 32  # of a list: beyond that nothing is gained
-MAX_THREADS: Final = 4  # of one forward pass: a film is too small for more to pay
+FILMS_A_PASS: Final = 32  # of a list of films: more in one pass gain nothing
+MAX_THREADS: Final = 4  # of one forward pass: a film is too small for more threads to help
 
 
 class Predictor:
@@ -46,20 +46,20 @@ class Predictor:
 
     Attributes:
         info: the bundle's description.
-        folder: where the bundle lies.
+        folder: the bundle's folder.
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None, *, require_age: bool = False) -> None:
         """Load the graph.
 
-        The graph is run once, on a black film: the first film that somebody waits for finds everything warm, and a
-        graph that does not fit its description is found here.
+        The graph runs once, on a black film: this warms up everything for the first real film, and finds a graph that
+        does not fit its description.
 
         Args:
-            bundle: checked by its hash while loading.
-            threads: of one forward pass; by default one a core, at most MAX_THREADS.
-            require_age: refuse films whose file states no age, as JPEG and PNG never do; else they are answered with
-                the note "age not stated".
+            bundle: the bundle; its hash is checked while loading.
+            threads: number of threads of one forward pass; by default one a core, at most MAX_THREADS.
+            require_age: refuse films whose file states no age, as JPEG and PNG never do; otherwise they are answered
+                with the note "age not stated".
 
         Raises: BundleInvalid.
         """
@@ -78,19 +78,19 @@ class Predictor:
 
     @classmethod
     def load(cls, bundle: Path | str, threads: int | None = None, *, require_age: bool = False) -> Predictor:
-        """Open and load the bundle in that folder. Raises: BundleInvalid."""
+        """Open and load the bundle in a folder. Raises: BundleInvalid."""
         return cls(Bundle.open(bundle), threads, require_age=require_age)
 
     @property
     def require_age(self) -> bool:
-        """Whether films whose file states no age are refused."""
+        """True if films whose file states no age are refused."""
         return self._gatekeeper.require_age
 
     def on_one_thread(self) -> Predictor:
-        """The same bundle for films that share the processor with others: its forward passes take one core each.
+        """Return the same bundle with forward passes on one thread, for films that are classified in parallel.
 
-        Threads of one pass wait for each other by spinning, which is the fastest where nothing else runs, and takes
-        the processor from whatever does.
+        Threads of one pass wait for each other by spinning, which is fastest on an idle machine, but takes processor
+        time from everything else.
         """
         if self._threads == 1:
             return self
@@ -112,8 +112,8 @@ class Predictor:
         Args:
             film: a path, bytes, an open file, an array or tensor (uint8, uint16, or float in 0 to 1; H x W, H x W x 3
                 or 1 x H x W), a PIL image, a pydicom data set; or a list of these, or an array of several.
-            operating_point: name of one of the bundle's; the bundle's default where None.
-            heatmap: whether to draw where the evidence lies.
+            operating_point: name of one of the bundle's operating points; None takes the default.
+            heatmap: whether to draw a heat map of the evidence.
 
         Raises: OSError; FilmTypeInvalid (a TypeError), FilmValueInvalid (a ValueError); what ``predict`` raises.
         """
@@ -142,10 +142,10 @@ class Predictor:
         return tuple(label.value for label in Label)
 
     def predict_proba(self, films: Any) -> npt.NDArray[np.float64]:
-        """Probabilities as scikit-learn's classifiers give them.
+        """Return probabilities in the form of scikit-learn's classifiers.
 
         Args:
-            films: a list, as ``__call__`` takes it.
+            films: a list of films in any form that ``__call__`` takes.
 
         Returns: shape (n, 2), in the order of ``classes_``; NaN for films that must not be classified.
         Raises: as ``__call__``.
@@ -176,14 +176,14 @@ class Predictor:
 
         Args:
             data: the whole file.
-            source: what to call it in errors.
-            operating_point: name of one of the bundle's; the bundle's default where None.
-            heatmap: whether to draw where the evidence lies; costs no second forward pass.
+            source: the film's name in errors.
+            operating_point: name of one of the bundle's operating points; None takes the default.
+            heatmap: whether to draw a heat map of the evidence; it needs no second forward pass.
             contours: whether the map is drawn as lines instead of areas.
-            film: the same film decoded, where the caller has it.
+            film: the same film decoded, if the caller has it.
 
         Raises:
-            FilmError: where the bytes cannot be read as a film. (A film that can be read and must not be
+            FilmError: if the bytes cannot be read as a film. (A film that can be read and must not be
                 classified is a prediction whose gate is closed.)
             BundleInvalid: no operating point of that name.
         """
@@ -197,14 +197,14 @@ class Predictor:
         return self.answer(prepared.sha256, point, prepared.gate, probability, picture, prepared.notes)
 
     def prepare(self, data: bytes, source: str, film: Radiograph | None = None) -> Prepared:
-        """The first half of ``predict``: bytes to the network's input, or to a reason why not. Raises: FilmError."""
+        """Decode, check and preprocess one film, as the first half of ``predict``. Raises: FilmError."""
         return prepare(data, source, self.info.preprocessing, self._gatekeeper, film)
 
     def logits(self, planes: Plane) -> tuple[Float32Array, Float32Array]:
-        """One forward pass.
+        """Run one forward pass.
 
         Args:
-            planes: shape (n, height, width), uint8, as ``images.preprocess`` makes them.
+            planes: shape (n, height, width), uint8, as ``images.preprocess`` returns them.
 
         Returns: the log-odds of pneumonia before calibration, shape (n,), and the class-activation maps,
             shape (n, rows, columns).
@@ -216,14 +216,14 @@ class Predictor:
         """Draw one film's map as a PNG with an alpha channel, which lies over the film.
 
         Args:
-            activation: shape (rows, columns), as ``logits`` gives it for that film.
+            activation: shape (rows, columns), as ``logits`` returns it for that film.
             film_size: (height, width) of the film in pixels.
-            contours: lines instead of areas.
+            contours: whether to draw lines instead of areas.
         """
         return overlay_png(strength_of(activation, self.info), film_size, self.info.preprocessing, contours=contours)
 
     def probabilities(self, logits: Float32Array) -> npt.NDArray[np.float64]:
-        """Probability of pneumonia by the bundle's calibration; any shape."""
+        """Return the calibrated probability of pneumonia for logits of any shape."""
         return calibrated(logits, self.info.temperature, self.info.bias)
 
     def answer(
@@ -235,15 +235,15 @@ class Predictor:
         heatmap: bytes | None = None,
         notes: Sequence[str] = (),
     ) -> Prediction:
-        """Put a probability, or its absence, into the words of the contract.
+        """Return the prediction document for a probability, or for the absence of one.
 
         Args:
-            film_sha256: of the bytes that were classified.
-            point: decides the label: pneumonia where ``probability >= threshold``.
+            film_sha256: SHA-256 of the bytes that were classified.
+            point: the operating point, which decides the label: pneumonia where ``probability >= threshold``.
             gate: accepted if and only if there is a probability.
             probability: calibrated, 0 to 1.
             heatmap: a PNG.
-            notes: what stands beside the answer, each in half a sentence.
+            notes: remarks beside the answer, each a short clause.
         """
         label = None if probability is None else label_at(point, probability)
         return Prediction(
@@ -261,16 +261,16 @@ class Predictor:
 
 
 def label_at(point: OperatingPoint, probability: float) -> str:
-    """What a film of that probability is called."""
+    """Return the label of a film with that probability."""
     return (Label.PNEUMONIA if probability >= point.threshold else Label.NORMAL).value
 
 
 def session_options(threads: int) -> ort.SessionOptions:
-    """How every graph of this package is run.
+    """Return the onnxruntime options with which every graph of this package runs.
 
     Args:
-        threads: of one forward pass. They share the work within a step; the steps of these networks follow each other,
-            so threads between steps would wait.
+        threads: number of threads of one forward pass. They share the work within a step; the steps of these networks
+            follow each other, so threads between steps would wait.
     """
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL

@@ -1,7 +1,7 @@
-"""The same groups through the same corridor, handed round by Ray Data: on this machine or on a cluster.
+"""The groups of ``batch`` on the same prediction path, distributed by Ray Data: on this machine or on a cluster.
 
-``RAY_ADDRESS`` names a cluster; without it Ray is started here and stopped in the end. The bundle travels to every
-worker; the films must lie where each of them can read them, on a shared disk or in S3.
+``RAY_ADDRESS`` names a cluster; without it Ray is started here and stopped at the end. The bundle is sent to every
+worker; the films must be where every worker can read them, on a shared disk or in S3.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from chestxray.inference.bundle import Bundle
 from chestxray.inference.journal import FilmResult
 from chestxray.schema import Film
 
-GROUPS_AT_ONCE: Final = 4096  # in one data set of Ray's: what is listed in memory
+GROUPS_AT_ONCE: Final = 4096  # groups in one Ray data set: this many are listed in memory
 
 
 class RayPredictor:
-    """One worker: the bundle, unpacked once, and films by the group."""
+    """One worker: holds the unpacked bundle, and classifies groups of films."""
 
     def __init__(self, files: Any, description: str, *, require_age: bool) -> None:
         """Unpack the bundle.
 
         Args:
-            files: a reference of Ray's to the bundle's files: bytes by name.
+            files: a Ray reference to the bundle's files: bytes by name.
             description: the bundle's ``bundle.json``.
             require_age: refuse films whose file states no age.
         """
@@ -43,7 +43,7 @@ class RayPredictor:
             (Path(self._folder.name) / name).write_bytes(data)
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        """Paths of a group to what was found, both as JSON: numbers and names come through unchanged."""
+        """Classify the films of a group. Paths and results are JSON, which keeps numbers and names unchanged."""
         group = [Film(path) for path in json.loads(row["paths"])]
         folder = Path(self._folder.name)
         results = predict_group(group, folder, self._description, require_age=self._require_age)
@@ -53,20 +53,20 @@ class RayPredictor:
 def predict_groups_on_ray(
     bundle: Bundle, groups: Iterable[Group], films: int, workers: int | None = None, *, require_age: bool = False
 ) -> Iterator[list[FilmResult]]:
-    """As ``predict.predict_groups``, and with the same answers.
+    """Classify as ``batch.predict_groups`` does, with the same answers.
 
     Args:
         bundle: sent to each worker.
-        groups: films that share a forward pass; taken by the thousand.
-        films: how many there are in all; where there are none, Ray is not started.
-        workers: of one core each; by default as many as Ray has cores.
+        groups: films that share a forward pass; consumed by the thousand.
+        films: their number in all; if it is 0, Ray is not started.
+        workers: number of workers, of one core each; by default as many as Ray has cores.
         require_age: refuse films whose file states no age.
 
     Raises: MissingExtra, BundleInvalid.
     """
     if not films:
         return
-    bundle.graph()  # a damaged one is found before anything is started
+    bundle.graph()  # finds a damaged bundle before anything is started
     with started() as ray:
         names = [name for name in bundle.info.files if name not in READ_BY_PEOPLE]
         files = ray.put({name: (bundle.folder / name).read_bytes() for name in names})
@@ -88,5 +88,5 @@ def predict_groups_on_ray(
 
 
 def _blocks(groups: int, workers: int) -> int:
-    """Into how many parts a data set is cut: small ones, so that all workers end together."""
+    """Return the number of parts of a data set: many small ones, so that all workers end at about the same time."""
     return min(groups, 8 * workers)

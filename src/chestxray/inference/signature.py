@@ -1,10 +1,10 @@
-"""Signed bundles: who vouches for a model, in the format of OpenSSF's Model Signing.
+"""Signed bundles: a signature shows who stands behind a model, in the format of OpenSSF's Model Signing.
 
     BUNDLE/model.sig      a Sigstore bundle; in it a DSSE envelope with an in-toto statement: the SHA-256 of every file
-                          of the folder but its own
+    of the folder except model.sig
 
-The hashes in ``bundle.json`` find damage. They stop nobody who changes a file and its hash together; a signature does.
-Keys are elliptic-curve keys in PEM (P-256, P-384, P-521); nothing here asks the network for anything.
+The hashes in ``bundle.json`` find damage. They do not stop an attacker who changes a file and its hash together; a
+signature does. Keys are elliptic-curve keys in PEM (P-256, P-384, P-521); nothing here uses the network.
 
 Source: https://github.com/sigstore/model-transparency, "Model Signing Format"; its own command line verifies what is
 signed here, and the other way round.
@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from model_signing.hashing import Config as HashingConfig
 
 SIGNATURE: Final = "model.sig"
-VERIFY_KEY_VARIABLE: Final = "CHESTXRAY_VERIFY_KEY"  # environment: the public key that must have signed
+# environment variable: the public key that must verify the signature
+VERIFY_KEY_VARIABLE: Final = "CHESTXRAY_VERIFY_KEY"
 PASSWORD_VARIABLE: Final = "CHESTXRAY_SIGNING_PASSWORD"  # noqa: S105 - a name; of the private key, where it has one
-_NONSENSE: Final = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # a file may hold anything
+# a damaged signature file may hold anything
+_NONSENSE: Final = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 _CURVES: Final = "an elliptic-curve key (P-256, P-384 or P-521) in PEM"
 
 
@@ -43,9 +45,9 @@ def sign_bundle(folder: Path, private_key: Path, password: str | None = None) ->
     """Sign every file of a bundle, as it is now; an earlier signature is replaced.
 
     Args:
-        folder: of the bundle; a bundle that is damaged is not signed.
-        private_key: a file.
-        password: of the private key; None where it has none.
+        folder: the bundle's folder; a damaged bundle is not signed.
+        private_key: the key's file.
+        password: password of the private key; None if it has none.
 
     Returns: the signature's file, inside the folder.
     Raises: BundleInvalid, SignatureInvalid (a link in the folder), UsageError (the key), OSError.
@@ -70,10 +72,10 @@ def sign_bundle(folder: Path, private_key: Path, password: str | None = None) ->
 
 
 def open_signed(folder: Path, public_key: Path) -> Bundle:
-    """Open a bundle that the holder of a key signed, and that nobody changed since.
+    """Open a bundle that the holder of a key has signed and that has not changed since.
 
-    What is returned is what was signed, also where somebody writes to the folder meanwhile: its description is compared
-    with the signature after it was read, and each other file with the description whenever it is read.
+    The returned bundle is the signed one even if the folder is changed meanwhile: its description is compared with the
+    signature after it was read, and each other file with the description whenever it is read.
 
     Raises: SignatureInvalid, BundleInvalid, UsageError (the key).
     """
@@ -90,16 +92,16 @@ def open_signed(folder: Path, public_key: Path) -> Bundle:
 
 
 def open_bundle(folder: Path, verify_key: Path | None = None) -> Bundle:
-    """Open a bundle to use; signed, where a key is given here or by the environment's CHESTXRAY_VERIFY_KEY.
+    """Open a bundle for use; check its signature if a key is given here or by CHESTXRAY_VERIFY_KEY.
 
-    Raises: BundleInvalid; where there is a key, SignatureInvalid and UsageError.
+    Raises: BundleInvalid; if there is a key, SignatureInvalid and UsageError.
     """
     key = verify_key or os.environ.get(VERIFY_KEY_VARIABLE)
     return open_signed(folder, Path(key)) if key else Bundle.open(folder)
 
 
 def _signed_hashes(folder: Path, public_key: Path) -> Mapping[str, str]:
-    """SHA-256 by name of what was signed, once the signature is found right and the folder unchanged."""
+    """Return the SHA-256 of each signed file by name, after a check of the signature and of the folder."""
     from model_signing import verifying
 
     with _key_faults(public_key, _CURVES):
@@ -112,13 +114,15 @@ def _signed_hashes(folder: Path, public_key: Path) -> Mapping[str, str]:
             f"{folder}: not signed ({SIGNATURE} cannot be read), and {public_key} is to have signed it. "
             'Sign it with "chestxray sign"'
         ) from error
-    from cryptography.exceptions import InvalidSignature  # not before the library whose name leads to the extra
+    # imported after the library above, whose absence names the extra to install
+    from cryptography.exceptions import InvalidSignature
 
-    with TemporaryDirectory() as beside:  # the bytes that are verified are those whose hashes are returned
+    # verify a copy: the bytes that are verified are those whose hashes are returned
+    with TemporaryDirectory() as beside:
         copy = Path(beside) / SIGNATURE
         copy.write_bytes(signature)
         try:
-            with redirect_stdout(sys.stderr):  # the library prints its warnings
+            with redirect_stdout(sys.stderr):  # the library prints its warnings to standard output
                 verifier.verify(folder, copy)
             return _hashes_in(signature)
         except InvalidSignature as error:
@@ -130,14 +134,14 @@ def _signed_hashes(folder: Path, public_key: Path) -> Mapping[str, str]:
 
 
 def _hashes_in(signature: bytes) -> dict[str, str]:
-    """What a signature, verified before, says of each file. Raises: ValueError, LookupError, TypeError."""
+    """Return the hashes in a signature that was verified before. Raises: ValueError, LookupError, TypeError."""
     statement = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
     resources = statement["predicate"]["resources"]
     return {resource["name"]: resource["digest"] for resource in resources if resource["algorithm"] == "sha256"}
 
 
 def _every_file() -> HashingConfig:
-    """Each file by its SHA-256, hidden ones as well; the signature alone is left out."""
+    """Return the hashing options: every file by its SHA-256, hidden files too; only the signature is left out."""
     from model_signing import hashing
 
     return hashing.Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
@@ -145,17 +149,17 @@ def _every_file() -> HashingConfig:
 
 @contextmanager
 def _key_faults(path: Path, wanted: str) -> Iterator[None]:
-    """Turn what a key's file may raise into UsageError."""
+    """Turn errors of reading a key's file into UsageError."""
     try:
         yield
     except OSError as error:
         raise UsageError(f"{path}: the key cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # whatever a parser of keys makes of bytes that are none
+    except Exception as error:  # parsers of keys raise many kinds of errors for invalid bytes
         raise UsageError(f"{path}: not a key for this. Give {wanted}") from error
 
 
 def _what_differs(error: BaseException) -> str:
-    """The first difference that the library names, without its list's brackets and the bytes of the hashes."""
+    """Return the first difference in the library's message, without its brackets and the bytes of the hashes."""
     said = _first_line(error).removeprefix("Signature mismatch: ").replace("\\'", "'").partition(": Expected ")[0]
     return re.sub(r"^\[[\"']|[\"']\]$", "", said)
 
