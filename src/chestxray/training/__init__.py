@@ -1,1 +1,1 @@
-"""Pack -> run -> bundle. The only home of torch."""
+"""From pack to run to bundle. The only package that imports torch."""

@@ -1,8 +1,8 @@
-"""Films varied a batch at a time, as a table of pure functions.
+"""Augmentation of training films, a batch at a time, as a table of pure functions.
 
-Each function takes films of shape (N, 1, height, width), float grey levels 0..255, and gives the same shape
-back; the generator that it draws from is an argument, so the same generator gives the same films. Geometry
-is one row: its settings become one affine map, and a film is resampled once.
+Each function takes films of shape (N, 1, height, width), float grey levels 0..255, and returns the same shape; the
+random generator is an argument, so that the same generator gives the same films. Geometry is one row: its settings
+become one affine map, and a film is resampled once.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from torch.nn import functional
 from chestxray.training.config import Augmentation
 
 WHITE: Final = 255.0
-BANDS_PRESENT: Final = 0.5  # probability of a band along each edge of a film that has some
-BLACK_BANDS: Final = 0.6  # probability that they are black
+BANDS_PRESENT: Final = 0.5  # probability that a film with bands has one along a given edge
+BLACK_BANDS: Final = 0.6  # probability that the bands are black
 
 
 class Row(NamedTuple):
-    """A step of the augmentation: applied where one of its settings is not zero."""
+    """A step of the augmentation: applied if one of its settings is not zero."""
 
     settings: tuple[str, ...]
     apply: Callable[[Tensor, Augmentation, Generator], Tensor]
 
 
 def augment(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
-    """Vary each film on its own, by the rows of the table in their order.
+    """Vary each film independently, by the rows of the table in their order.
 
     Args:
-        films: shape (N, 1, height, width), float grey levels 0..255; left as they are.
-        settings: how far.
-        generator: of the films' device.
+        films: shape (N, 1, height, width), float grey levels 0..255; not modified.
+        settings: how far films are varied.
+        generator: random generator on the films' device.
     """
     for row in AUGMENTATIONS:
         if any(getattr(settings, name) for name in row.settings):
@@ -44,35 +44,35 @@ def augment(films: Tensor, settings: Augmentation, generator: Generator) -> Tens
 
 
 def _uniform(films: Tensor, largest: float, generator: Generator) -> Tensor:
-    """One number a film in -largest to largest: shape (N, 1, 1, 1)."""
+    """Return one random number a film, from -largest to largest: shape (N, 1, 1, 1)."""
     drawn = torch.rand((len(films), 1, 1, 1), generator=generator, device=films.device, dtype=films.dtype)
     return (2.0 * drawn - 1.0) * largest
 
 
 def _factor(films: Tensor, share: float, generator: Generator) -> Tensor:
-    """One factor a film in 1 / (1 + share) to 1 + share, as likely above 1 as below."""
+    """Return one random factor a film, from 1 / (1 + share) to 1 + share, above 1 as often as below."""
     return torch.exp(_uniform(films, math.log1p(share), generator))
 
 
 def chosen_films(films: Tensor, probability: float, generator: Generator) -> Tensor:
-    """Which films something happens to: boolean, shape (N, 1, 1, 1)."""
+    """Choose films at random: boolean, shape (N, 1, 1, 1)."""
     return _uniform(films, 1.0, generator) < 2.0 * probability - 1.0
 
 
 def changed(films: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The chosen films changed, the others as they are, for the price of the chosen alone.
+    """Return the films with a change applied to the chosen ones; only these cost time.
 
     Args:
         films: shape (N, 1, height, width).
-        chosen: as ``chosen_films`` gives it.
-        change: takes some of the films, and their places in 0 to N - 1.
+        chosen: as ``chosen_films`` returns it.
+        change: function of the chosen films and their indices in 0 to N - 1.
     """
     places = chosen.flatten().nonzero().flatten()
     return films.index_copy(0, places, change(films[places], places)) if len(places) else films
 
 
 def geometry(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
-    """Rotate, scale, stretch, shift and mirror, in one resampling; what comes in from outside is black."""
+    """Rotate, scale, stretch, shift and mirror films, in one resampling; pixels from outside are black."""
     height, width = films.shape[2:]
     angle = _uniform(films, math.radians(settings.rotation), generator).flatten()
     scale = _factor(films, settings.scale, generator).flatten()
@@ -88,7 +88,7 @@ def geometry(films: Tensor, settings: Augmentation, generator: Generator) -> Ten
 
 
 def _on_grid(films: Tensor, by_column: Tensor, by_row: Tensor, start: Tensor) -> Tensor:
-    """One coordinate of an affine map, shape (N, height, width), where the film's sides lie at -1 and 1.
+    """Return one coordinate of an affine map, shape (N, height, width), where the film's edges are at -1 and 1.
 
     Adding a row to a column takes a third of what ``functional.affine_grid`` does with a product of matrices.
     """
@@ -98,31 +98,31 @@ def _on_grid(films: Tensor, by_column: Tensor, by_row: Tensor, start: Tensor) ->
 
 
 def gamma(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
-    """Bend the grey scale: black and white stay, what lies between becomes darker or brighter."""
+    """Bend the grey scale: black and white stay, the levels between become darker or brighter."""
     exponent = _factor(films, settings.gamma, generator)
     return (films / WHITE).clamp(0.0, 1.0).pow(exponent) * WHITE
 
 
 def contrast(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
-    """Stretch or flatten around each film's own mean."""
+    """Stretch or flatten the contrast around each film's own mean."""
     mean = films.mean(dim=(1, 2, 3), keepdim=True)
     return (mean + (films - mean) * _factor(films, settings.contrast, generator)).clamp(0.0, WHITE)
 
 
 def brightness(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
-    """Add some grey levels to the whole film."""
+    """Add a number of grey levels to the whole film."""
     return (films + _uniform(films, settings.brightness, generator)).clamp(0.0, WHITE)
 
 
 def blur(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
-    """Soften some films, each by its own share of a 3 x 3 binomial kernel."""
+    """Soften some films, each by its own fraction of a 3 x 3 binomial kernel."""
     weight = _uniform(films, 0.5, generator) + 0.5
     chosen = chosen_films(films, settings.blur, generator)
     return changed(films, chosen, lambda some, places: some.lerp(_softened(some), weight[places]))
 
 
 def sharpen(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
-    """Add to some films up to three times what the same kernel takes away."""
+    """Sharpen some films: add up to three times the detail that the same kernel removes."""
     weight = 1.5 * (_uniform(films, 1.0, generator) + 1.0)
 
     def sharper(some: Tensor, places: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def sharpen(films: Tensor, settings: Augmentation, generator: Generator) -> Tens
 
 
 def _softened(films: Tensor) -> Tensor:
-    """By a 3 x 3 binomial kernel: the mean of neighbours, twice along each side."""
+    """Return films softened by a 3 x 3 binomial kernel: the mean of neighbours, twice along each axis."""
     padded = functional.pad(films, (1, 1, 1, 1), mode="replicate")
     for axis, side in enumerate(films.shape[2:], start=2):
         for shorter in (side + 1, side):
@@ -191,20 +191,20 @@ AUGMENTATIONS: Final = (
 
 
 def resized(films: Tensor, size: tuple[int, int]) -> Tensor:
-    """Films of shape (N, 1, height, width) at another height and width; as they are where these are theirs."""
+    """Return films of shape (N, 1, height, width) at another height and width; unchanged if the size is the same."""
     if films.shape[2:] == size:
         return films
     return functional.interpolate(films, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def mixed(films: Tensor, targets: Tensor, probability: float, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Blend some films, and their labels by the same shares, each with another film of the batch.
+    """Blend some films and their targets, by the same weights, with another film of the batch.
 
     Args:
         films: shape (N, 1, height, width).
-        truths: shape (N, classes), shares that sum to 1.
-        probability: that a film is blended; its own share is then uniform in 0 to 1.
-        generator: of the films' device.
+        targets: shape (N, classes), probabilities that sum to 1.
+        probability: probability that a film is blended; its own weight is then uniform in 0 to 1.
+        generator: random generator on the films' device.
 
     Source: Zhang et al., "mixup: beyond empirical risk minimization", ICLR (2018), with their alpha of 1.
     """

@@ -1,9 +1,9 @@
-"""Several runs of one recipe to one network: the mean of their weights.
+"""Blending of several runs of one recipe into one network: the mean of their weights.
 
-Runs that begin from the same learnt weights and differ in their seeds end in one basin. The mean of their weights ranks
-films about as well as the mean of their answers does, for the price of one network, and is steadier where films differ
-from those that it was trained on. The statistics of batch normalisation are measured anew, on training films as the
-recipe varies them.
+Runs that start from the same pretrained weights and differ in their seeds end in one basin of the loss. The mean of
+their weights ranks films about as well as the mean of their logits does, at the cost of one network, and is more robust
+on films that differ from the training films. The statistics of batch normalisation are measured again, on augmented
+training films.
 
 Sources: Wortsman et al., "Model soups", ICML (2022); Izmailov et al., UAI (2018), for the statistics.
 """
@@ -35,8 +35,8 @@ from chestxray.training.run_folder import BEST, DESCRIPTION, RunFolder, RunInfo,
 from chestxray.training.trainer import Training, ValidationResult, validate
 from chestxray.training.weights import read_weights, snapshot
 
-MEASURED: Final = 2048  # training films that the statistics of batch normalisation are measured on
-BATCH: Final = 32  # of them at once
+MEASURED: Final = 2048  # training films on which the statistics of batch normalisation are measured
+BATCH: Final = 32  # films in one batch of them
 
 
 def blend_runs(
@@ -48,20 +48,20 @@ def blend_runs(
     on_progress: ProgressCallback = no_progress,
     log: Log = no_log,
 ) -> RunSummary:
-    """Average the best weights of finished runs, and write the result as a run of its own, ready for export.
+    """Average the best weights of finished runs, and write the result as a new run, ready for export.
 
     Args:
-        runs: at least two, of one recipe but for the seed, on the pack.
+        runs: at least two, of one recipe except for the seed, on the pack.
         pack_folder: the pack.
         out: the new run's folder; an earlier run there is replaced.
-        device: as for ``loop.train``.
+        device: as for ``trainer.train``.
         on_progress: called with (films done, films in all).
-        log: told what is being done.
+        log: called with a line about each step.
 
     Raises:
-        UsageError: fewer than two runs, or a network that does not begin from learnt weights.
+        UsageError: fewer than two runs, or a network that does not start from pretrained weights.
         RunInvalid: a run is unfinished, damaged, or of another recipe or pack.
-        OutputExists: something that is no run stands at ``out``.
+        OutputExists: ``out`` exists and is no run.
     """
     started = time.perf_counter()
     folders, out = [Path(run) for run in runs], Path(out)
@@ -88,7 +88,7 @@ def blend_runs(
 
 
 def _of_one_kind(runs: Sequence[Path], pack: Pack) -> list[RunInfo]:
-    """The descriptions of runs that may be blended. Raises: UsageError, RunInvalid."""
+    """Return the descriptions of runs after a check that they may be blended. Raises: UsageError, RunInvalid."""
     if len(runs) < 2:  # noqa: PLR2004 - a mean of one is none
         raise UsageError("blending needs at least two runs")
     infos = [RunInfo.read(run) for run in runs]
@@ -111,7 +111,7 @@ def _but_for_the_seed(info: RunInfo) -> dict[str, object]:
 
 
 def _mean(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each tensor; counters stay those of the first."""
+    """Return the mean of each tensor; counters are taken from the first."""
     return {
         name: torch.stack([one[name] for one in weights]).mean(dim=0) if first.is_floating_point() else first
         for name, first in weights[0].items()
@@ -119,7 +119,7 @@ def _mean(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _record(records: Sequence[EpochRecord], result: ValidationResult) -> EpochRecord:
-    """The blend as the one epoch of its run: its own figures on the validation films, the mean of the runs' losses."""
+    """Return the blend as the one epoch of its run: its own validation figures, and the mean of the runs' losses."""
     loss = sum(record.training_loss for record in records) / len(records)
     first = dataclasses.asdict(records[0])
     fields: dict[str, Any] = {**first, "training_loss": loss, "is_best": True, **result.figures()}
@@ -128,12 +128,12 @@ def _record(records: Sequence[EpochRecord], result: ValidationResult) -> EpochRe
 
 @torch.no_grad()
 def _measure_statistics(training: Training, blended: Classifier) -> None:
-    """Mean and variance of every batch normalisation over varied training films, each batch counting alike."""
+    """Measure every batch normalisation's mean and variance over augmented training films, batches counting alike."""
     norms = [module for module in blended.modules() if isinstance(module, nn.BatchNorm2d)]
     kept = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches
+        norm.momentum = None  # None: a plain mean over the batches
     step = training.step
     generator = Generator(step.device).manual_seed(step.recipe.seed)
     random = np.random.default_rng(step.recipe.seed)

@@ -1,10 +1,10 @@
-"""Checkpoints on disk: from them the same command goes on where a killed run stood.
+"""Checkpoints on disk: from them the same command resumes a killed run.
 
     checkpoint-000007.safetensors   weights, averaged weights, the optimiser's moments, the best epoch's weights
     checkpoint-000007.json          everything else, with the SHA-256 of the tensors and of itself
 
-The tensors are written first, each file to another name, synced and renamed; the JSON file makes them a
-checkpoint. The one before is kept, and is used where the latest turns out to be damaged.
+Each file is written under another name, synced and renamed. The tensors come first; the JSON file completes the
+checkpoint. The previous checkpoint is kept, and is used if the latest is damaged.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from chestxray.training.trainer import Float32Array
 from chestxray.training.weights import to_bytes
 
 CHECKPOINT_VERSION: Final = 1
-KEPT: Final = 2  # the latest, and the one before
+KEPT: Final = 2  # the latest checkpoint, and the one before
 
 
 _BEST_WEIGHTS: Final = "best/"
@@ -50,7 +50,7 @@ class Origin:
 
     Attributes:
         recipe: every field by name.
-        training_data: fingerprint of the pack.
+        training_data: the pack's fingerprint.
         preprocessing: of the pack.
         teachers: SHA-256 of the weights of each.
     """
@@ -62,11 +62,11 @@ class Origin:
 
     @classmethod
     def of(cls, pack: Pack, recipe: Recipe, teachers: tuple[str, ...] = ()) -> Self:
-        """The origin of a training of that recipe on that pack."""
+        """Return the origin of a training with that recipe on that pack."""
         return cls(dataclasses.asdict(recipe), pack.info.fingerprint, pack.info.preprocessing, teachers)
 
     def apart_from(self, other: Origin) -> str:
-        """What differs, as a clause; empty where nothing does. ``other`` is what is asked for now."""
+        """Describe the differences from the origin that is asked for now, as a clause; empty if there are none."""
         for name in sorted({*self.recipe, *other.recipe}):
             there, here = self.recipe.get(name), other.recipe.get(name)
             if there != here:
@@ -79,11 +79,11 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """What is kept of the best epoch so far.
+    """The data that are kept of the best epoch so far.
 
     Attributes:
-        weights: of the classifier, averaged where the recipe says so.
-        logits: log-odds of the validation films, shape (n,).
+        weights: the classifier's weights, averaged if the recipe says so.
+        logits: shape (n,), log-odds of the validation films.
     """
 
     weights: Mapping[str, Tensor]
@@ -92,13 +92,13 @@ class Best:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Everything that a training needs to go on in another process.
+    """Everything that another process needs to resume a training.
 
     Attributes:
-        origin: of the training.
-        state: of the training.
+        origin: what the training started from.
+        state: the snapshot of the training.
         best: None before the first epoch has ended.
-        seconds: that were trained so far.
+        seconds: training time so far.
     """
 
     origin: Origin
@@ -107,7 +107,10 @@ class Checkpoint:
     seconds: float
 
     def to_files(self) -> tuple[bytes, bytes]:
-        """The JSON file and the safetensors file. Law: ``Checkpoint.from_files(*c.to_files())`` is ``c``."""
+        """Return the JSON file and the safetensors file.
+
+        Law: ``Checkpoint.from_files(*c.to_files())`` is ``c``.
+        """
         tensors = dict(self.state.tensors)
         if self.best is not None:
             tensors |= {_BEST_WEIGHTS + name: tensor for name, tensor in self.best.weights.items()}
@@ -124,7 +127,7 @@ class Checkpoint:
 
     @classmethod
     def from_files(cls, text: bytes, data: bytes, source: str = "checkpoint") -> Self:
-        """Raises: RunInvalid, where either was changed or torn, or is of another version."""
+        """Read a checkpoint. Raises: RunInvalid, if a file is changed, incomplete or of another version."""
         try:
             content = _unsealed(text, data)
             tensors = load(data)
@@ -153,7 +156,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def _unsealed(text: bytes, data: bytes) -> dict[str, Any]:
-    """The content of the JSON file. Raises: ValueError, KeyError, TypeError, where the hashes say otherwise."""
+    """Return the content of the JSON file, after a check of its hashes. Raises: ValueError, KeyError, TypeError."""
     sealed = json.loads(text)
     content: dict[str, Any] = sealed["content"]
     if content["version"] != CHECKPOINT_VERSION:
@@ -168,13 +171,13 @@ def _unsealed(text: bytes, data: bytes) -> dict[str, Any]:
 
 
 class CheckpointFolder:
-    """A folder of checkpoints, the latest two of one training."""
+    """A folder with the latest two checkpoints of one training."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def write(self, checkpoint: Checkpoint) -> None:
-        """Keep a checkpoint beside the one before it. Raises: OutputUnwritable."""
+        """Write a checkpoint and keep the one before it. Raises: OutputUnwritable."""
         numbers = self._numbers()
         name = f"checkpoint-{max(numbers, default=0) + 1:06}"
         text, data = checkpoint.to_files()
@@ -185,12 +188,12 @@ class CheckpointFolder:
             self._remove_all_but(sorted({*numbers, max(numbers, default=0) + 1})[-KEPT:])
 
     def latest(self, log: Log) -> Checkpoint | None:
-        """The latest that is whole; None where there is none at all.
+        """Return the latest undamaged checkpoint; None if there is none at all.
 
         Args:
-            log: told about each that is damaged.
+            log: called with a line about each damaged checkpoint.
 
-        Raises: RunInvalid, where there are some and all are damaged.
+        Raises: RunInvalid, if all the checkpoints are damaged.
         """
         damaged = ""
         for number in sorted(self._numbers(), reverse=True):
@@ -204,14 +207,14 @@ class CheckpointFolder:
         return None
 
     def clear(self) -> None:
-        """Remove the checkpoints, and the folder where nothing else is in it. Raises: OutputUnwritable."""
+        """Remove the checkpoints, and the folder if nothing else is in it. Raises: OutputUnwritable."""
         with writing(self.folder):
             self._remove_all_but([])
             if self.folder.is_dir() and not any(self.folder.iterdir()):
                 self.folder.rmdir()
 
     def _numbers(self) -> list[int]:
-        """Of the checkpoints that were finished."""
+        """Return the numbers of the complete checkpoints."""
         found = (_NUMBERED.fullmatch(path.name) for path in self._files())
         return [int(match[1]) for match in found if match and match[2] == "json"]
 
@@ -226,7 +229,7 @@ class CheckpointFolder:
             raise RunInvalid(f"{path}: not a whole checkpoint ({error})") from error
 
     def _remove_all_but(self, kept: list[int]) -> None:
-        """Remove other checkpoints, the JSON file first, and what a killed process left half written."""
+        """Remove other checkpoints, the JSON file first, and half-written files of a killed process."""
         for path in sorted(self._files()):
             match = _NUMBERED.fullmatch(path.name)
             left_behind = path.name.startswith(".checkpoint-") and path.name.endswith(".part")
@@ -236,7 +239,7 @@ class CheckpointFolder:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turn the system's refusal to write into one sentence. Raises: OutputUnwritable."""
+    """Turn the system's errors of writing into one sentence. Raises: OutputUnwritable."""
     try:
         yield
     except OSError as error:
@@ -247,7 +250,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def _sync(folder: Path) -> None:
-    """Make the renames in a folder last through a power cut."""
+    """Sync a folder, so that the renames in it survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

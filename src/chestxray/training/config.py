@@ -1,4 +1,4 @@
-"""How a network is trained: one frozen dataclass, read from TOML."""
+"""The configuration of a training: one frozen dataclass, read from TOML."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GREY_SCALES: Final = ("stored", "common")
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """How far training films are varied. Every field is a largest deviation; 0 leaves it out.
+    """How far training films are varied. Every field is a largest deviation; 0 turns the change off.
 
     Attributes:
         rotation: degrees, to either side.
@@ -40,7 +40,7 @@ class Augmentation:
         noise: largest standard deviation, in grey levels of 255.
         collimation: largest width of bands along the edges, as a share of the side.
         grey_levels, low_frequencies, corners: probability that a film takes its histogram, its lowest frequencies or
-            its corners from a film of the other class. Its label stays, so that none of these can stand for it.
+            its corners from a film of the other class. The label stays, so that none of these predicts it.
     """
 
     rotation: float = 0.0
@@ -88,39 +88,39 @@ AUGMENTATION_LIMITS: Final[Mapping[str, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides what a training run does, besides the films. It cannot hold nonsense.
+    """Everything that decides what a training run does, besides the films. Invalid values are refused.
 
     Attributes:
-        network: row of the table of networks.
+        network: name of a row in the table of networks.
         epochs: passes over the training films.
-        minimum_steps: where ``epochs`` passes are fewer optimiser steps than this, there are more passes:
-            a few hundred films need as many steps as a few thousand do. Whoever asks for so many epochs gets them:
+        minimum_steps: least number of optimiser steps; more passes than ``epochs`` are made to reach it, because a few
+            hundred films need as many steps as a few thousand. An explicit number of epochs is respected:
             ``with_changes(epochs=3)`` sets it to 0.
         batch_size: films a step.
         optimiser: "sgd" or "adamw".
-        learning_rate: the highest.
+        learning_rate: the highest of the schedule.
         momentum: of SGD; the first moment's decay of AdamW.
-        weight_decay: of convolution and dense weights only.
+        weight_decay: applied to convolution and dense weights only.
         schedule: "constant", or "one_cycle": up over ``warm_up``, then down to zero along a cosine.
         warm_up: share of all steps, 0 to 1.
         label_smoothing: 0 to 1, exclusive.
         mixup: probability that a film and its label are blended with another film of the step and its label.
-        first_size: share of their sides that films have in the first step; they grow from there to their whole size,
-            which takes less time. 1, whole films throughout, is all that a network of one size allows.
-        distillation: share of each label that is a teacher's answer to the film as it was varied; 0 has no teacher.
+        first_size: size of films in the first step, as a fraction of their sides; films then grow to their whole size,
+            which saves time. 1 means whole films throughout, the only value for a network with a fixed input size.
+        distillation: weight of a teacher's probabilities for the augmented film in each target; 0 means no teacher.
         dropout: probability, 0 to 1, exclusive.
-        average_weights: evaluate and keep a moving average of the weights over about this share of all steps;
-            0 evaluates and keeps the weights as they are.
+        average_weights: evaluate and keep a moving average of the weights over about this fraction of all steps; 0
+            evaluates and keeps the weights themselves.
         class_balance: weigh the loss so that both classes count the same.
-        draw: "evenly", each training film once an epoch; or "against_shortcuts": as many of each class, and a film the
-            more often, the less what it shows beside the lungs tells its class (propensity weights).
-        grey_scale: "stored", grey levels as they are; or "common", moved to one scale within the network, after
-            whatever varied them, so that exposure tells nothing.
+        draw: "evenly": each training film once an epoch; or "against_shortcuts": equally many of each class, and a film
+            more often the less its pixels outside the lungs predict its class (propensity weights).
+        grey_scale: "stored", grey levels as they are; or "common": moved to one scale inside the network, after the
+            augmentation, so that exposure carries no information.
         seed: of weights, order, augmentation and dropout.
-        precision: "float32", "bfloat16", or "auto": bfloat16 where the processor has it natively.
-        validation: "given", the pack's own split; or "random", a share ``validation_share`` of all films that
-            are not for testing, drawn by film. The latter puts films of one patient on both splits; it is
-            the original work's mistake, kept to compare with, and every run record says so.
+        precision: "float32", "bfloat16", or "auto": bfloat16 if the processor has it natively.
+        validation: "given", the pack's own split; or "random", a share ``validation_share`` of all films that are not
+            for testing, drawn by film. The latter puts films of one patient into both splits; it is the original work's
+            mistake, kept for comparison, and every run record says so.
         validation_share: 0 to 1, exclusive; only for "random".
         augmentation: how training films are varied.
     """
@@ -159,7 +159,7 @@ class Recipe:
 
     @classmethod
     def from_toml(cls, text: str, source: str) -> Recipe:
-        """Read a recipe; a key that is left out keeps its default. Raises: RecipeInvalid."""
+        """Read a recipe; a key that is left out has its default. Raises: RecipeInvalid."""
         try:
             raw = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
@@ -171,7 +171,10 @@ class Recipe:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Recipe:
-        """Law: ``Recipe.from_fields(dataclasses.asdict(r)) == r``. Raises: RecipeInvalid."""
+        """Build a recipe from its fields. Raises: RecipeInvalid.
+
+        Law: ``Recipe.from_fields(dataclasses.asdict(r)) == r``.
+        """
         outer = {name: value for name, value in fields.items() if name != "augmentation"}
         nested = _checked_keys(Augmentation, fields.get("augmentation", {}), "augmentation.")
         return cls(**_checked_keys(cls, outer, ""), augmentation=Augmentation(**nested))
@@ -186,7 +189,7 @@ class Recipe:
 
     @classmethod
     def shipped(cls, name: str = "default") -> Recipe:
-        """One of the recipes of this package. Raises: RecipeInvalid, naming those that exist."""
+        """Read one of the recipes of this package. Raises: RecipeInvalid, which names the existing ones."""
         if name not in shipped_recipes():
             raise RecipeInvalid(
                 f"there is no recipe {name!r}; there are {', '.join(shipped_recipes())}, and files that end with .toml"
@@ -194,9 +197,9 @@ class Recipe:
         return cls.from_toml((_folder() / f"{name}.toml").read_text(encoding="utf-8"), f"{name}.toml")
 
     def with_changes(self, **changes: Any) -> Recipe:
-        """A copy with some fields changed; a change to None is none. Raises: RecipeInvalid.
+        """Return a copy with some fields changed; a field given as None is not changed. Raises: RecipeInvalid.
 
-        Fields of the augmentation are named as such: ``with_changes(epochs=3, rotation=0.0)``.
+        Fields of the augmentation are given in the same way: ``with_changes(epochs=3, rotation=0.0)``.
         """
         wanted = {name: value for name, value in changes.items() if value is not None}
         if "epochs" in wanted:
@@ -208,7 +211,10 @@ class Recipe:
         return dataclasses.replace(self, **_checked_keys(type(self), wanted, ""), augmentation=augmentation)
 
     def without_teacher(self) -> Recipe:
-        """The recipe itself. Raises: RecipeInvalid, where it needs a teacher, which ``chestxray train`` alone takes."""
+        """Return the recipe itself, after a check that it needs no teacher.
+
+        Raises: RecipeInvalid, if it needs one, which only ``chestxray train`` accepts.
+        """
         if self.distillation:
             raise RecipeInvalid(
                 f"the recipe has distillation = {self.distillation:g} and needs a teacher, which can be given to "
@@ -217,7 +223,7 @@ class Recipe:
         return self
 
     def to_toml(self) -> str:
-        """Law: ``Recipe.from_toml(r.to_toml(), "")`` equals ``r``."""
+        """Return the recipe as TOML. Law: ``Recipe.from_toml(r.to_toml(), "")`` equals ``r``."""
         outer = dataclasses.asdict(self)
         inner = outer.pop("augmentation")
         lines = [f"{name} = {_as_toml(value)}" for name, value in outer.items()]
@@ -226,13 +232,13 @@ class Recipe:
 
 
 def recipe_of(given: Recipe | Path | str = "default", **changes: Any) -> Recipe:
-    """A recipe, changed where asked: ``recipe_of("small", epochs=3)``.
+    """Return a recipe, with changes if asked for: ``recipe_of("small", epochs=3)``.
 
     Args:
-        given: the name of a recipe of this package (``shipped_recipes`` has them), a TOML file, or a recipe.
+        given: the name of a recipe of this package (see ``shipped_recipes``), a TOML file, or a recipe.
         changes: fields of the recipe or of its augmentation; None changes nothing.
 
-    Raises: RecipeInvalid, naming the nearest field where there is none of that name.
+    Raises: RecipeInvalid, which names the nearest field if there is no field of that name.
     """
     if not isinstance(given, Recipe):
         is_file = Path(given).suffix == ".toml" or Path(given).is_file()
@@ -241,12 +247,12 @@ def recipe_of(given: Recipe | Path | str = "default", **changes: Any) -> Recipe:
 
 
 def every_field(written: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's fields as a run wrote them, and the defaults of those that its version of this package did not have.
+    """Return a recipe's fields as a run wrote them, with defaults for the fields that are newer than the run.
 
-    So a new field's default has to be what was done before there was one. Fields that this version does not know stay,
-    unlike in ``Recipe.from_fields``, so that a difference in them can be named.
+    Therefore the default of a new field has to describe the behaviour before the field existed. Fields that this
+    version does not know stay, unlike in ``Recipe.from_fields``, so that a difference in them can be named.
 
-    Raises: KeyError, TypeError: these are no recipe's.
+    Raises: KeyError, TypeError: the fields are not those of a recipe.
     """
     known = dataclasses.asdict(Recipe())
     return {**known, **written, "augmentation": {**known["augmentation"], **written["augmentation"]}}
@@ -283,7 +289,7 @@ _CHOICES: Final = (
 
 
 def shipped_recipes() -> tuple[str, ...]:
-    """Names of the recipes of this package, sorted."""
+    """Return the names of the recipes of this package, sorted."""
     return tuple(
         sorted(entry.name.removesuffix(".toml") for entry in _folder().iterdir() if entry.name[-5:] == ".toml")
     )
@@ -294,7 +300,7 @@ def _folder() -> Traversable:
 
 
 def _checked_keys(cls: type, raw: object, prefix: str) -> dict[str, Any]:
-    """Values of the known keys, each of its field's type; a whole number may stand for a fraction."""
+    """Return the values of the known keys, each of its field's type; an integer is accepted for a float."""
     if not isinstance(raw, Mapping):
         raise RecipeInvalid(f"{prefix.removesuffix('.')}: must be a table of settings, not {raw!r}")
     kinds = get_type_hints(cls)
@@ -312,7 +318,7 @@ def _checked_keys(cls: type, raw: object, prefix: str) -> dict[str, Any]:
 
 
 def _check_types(settings: Augmentation | Recipe, prefix: str) -> None:
-    """Raises: RecipeInvalid, where a field is not of its type; a whole number may stand for a fraction."""
+    """Check the types of a recipe's fields; an integer is accepted for a float. Raises: RecipeInvalid."""
     given = {each.name: getattr(settings, each.name) for each in dataclasses.fields(settings)}
     for name, value in _checked_keys(type(settings), given, prefix).items():
         object.__setattr__(settings, name, value)
@@ -327,7 +333,7 @@ _KIND_NAMES: Final[Mapping[type, str]] = {
 
 
 def _check_range(name: str, value: float, lowest: float, highest: float) -> None:
-    if not lowest <= value <= highest:  # also where it is not a number
+    if not lowest <= value <= highest:  # written so that NaN fails as well
         raise RecipeInvalid(f"{name} is {value}; it must lie in {lowest:g} to {highest:g}")
 
 

@@ -1,7 +1,7 @@
-"""Networks trained without some of the films, to be measured on those: patients in folds, or films taken alike.
+"""Networks trained without some films and measured on those: patients in folds, or groups of similar acquisition.
 
-Where only films count that both classes were taken alike, one validation split is too small; five folds have them all.
-And a network that never saw a kind of acquisition shows what another hospital would see.
+Where only similarly acquired films of both classes count, one validation split is too small; five folds cover all
+films. And a network that never saw a kind of acquisition shows how a model performs at another hospital.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ Mask = npt.NDArray[np.bool_]
 
 FEWEST_FOLDS: Final = 2
 MOST_FOLDS: Final = 20
-PACK: Final = "pack"  # of the fold at hand; the pixels of the one before are taken from it
+PACK: Final = "pack"  # the pack of the current fold; it reuses the pixels of the previous fold
 
 
 @dataclass(frozen=True, slots=True)
 class CrossValidation:
-    """Trains a network without some films and scores these, as often as asked; killed, the same calls go on.
+    """Trains a network without some films and scores these, as often as asked; after a kill the same calls resume.
 
     Attributes:
         films: rows of a cleaned manifest.
-        found: the audit of the same films; what it left out is neither trained on nor scored.
+        found: the audit of the same films; films that it left out are neither trained on nor scored.
         runs: the folder of the training runs.
         recipe: how to train.
-        device: where.
-        workers: processes that open films.
-        reporter: told about progress.
+        device: where to train.
+        workers: number of processes that open films.
+        reporter: shows the progress.
     """
 
     films: Sequence[Film]
@@ -59,13 +59,13 @@ class CrossValidation:
     reporter: Reporter = SILENT
 
     def by_patient(self, folds: int) -> ScoreTable:
-        """Score every film by a network that saw no film of its patient.
+        """Score every film by a network that was trained on no film of its patient.
 
         Args:
-            folds: how many networks, 2 to 20.
+            folds: number of networks, 2 to 20.
 
         Returns: the audited films, in the audit's order.
-        Raises: OutOfRange; SourceInvalid, where a class has too few patients; what the stages raise.
+        Raises: OutOfRange; SourceInvalid, if a class has too few patients; and the errors of the stages.
         """
         if not FEWEST_FOLDS <= folds <= MOST_FOLDS:
             raise OutOfRange(f"{folds} folds: give {FEWEST_FOLDS} to {MOST_FOLDS}")
@@ -84,12 +84,12 @@ class CrossValidation:
         )
 
     def by_group(self, groups: int) -> tuple[LeftOut, ...]:
-        """Leave the largest groups of films taken alike out of training, one at a time, and measure them.
+        """Train without each of the largest groups of similar acquisition, one at a time, and measure the group.
 
-        A fifth of the other patients is held out besides, for a group that holds one class alone.
+        A fifth of the other patients is held out as well, because a group may hold one class only.
 
         Args:
-            groups: how many, the largest first.
+            groups: number of groups, the largest first.
         """
         self._require_patients()
         others = folds_of(self.found.labels, self.found.patient_of) == 0
@@ -104,7 +104,7 @@ class CrossValidation:
         return tuple(measured)
 
     def _largest(self) -> list[AcquisitionGroup]:
-        """Groups that leave enough patients of both classes to train on, the largest first."""
+        """Return the groups that leave enough patients of both classes to train on, the largest first."""
         found, labels, patients = [], self.found.labels, self.found.patient_of
         for group in self.found.groups:
             inside = self.found.group_of[group.kind] == group.number
@@ -123,7 +123,7 @@ class CrossValidation:
                 )
 
     def _held_out(self, held_out: Mask, name: str) -> npt.NDArray[np.float64]:
-        """Logits of the films held out; NaN for the others."""
+        """Train without some films and return their logits; NaN for the other films."""
         split_of = {
             path: (Split.VAL if out else Split.TRAIN).value
             for path, out in zip(self.found.paths, held_out.tolist(), strict=True)

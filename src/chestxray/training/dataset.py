@@ -1,4 +1,4 @@
-"""Which films of a pack are trained on and which are evaluated."""
+"""The films of a pack that are trained on, and those that are validated on."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from chestxray.training.networks import CLASSES
 
 Rows = npt.NDArray[np.intp]
 
-LOG_ODDS_KEPT: Final = 0.5  # of what frame and exposure say: the whole would leave few films that count
-LEAST: Final = 0.02  # weight of a film whose frame says its class for certain
+LOG_ODDS_KEPT: Final = 0.5  # of the log-odds by frame and exposure: with all of them too few films would count
+LEAST: Final = 0.02  # weight of a film whose frame reveals its class with certainty
 
 
 @dataclass(frozen=True, slots=True)
 class DataSplits:
-    """Rows of a pack, ascending.
+    """Rows of the pack in each split, ascending.
 
     Attributes:
-        leak: empty; or a sentence that says why the validation figures cannot be trusted.
+        leak: a sentence that says why the validation figures cannot be trusted; empty if they can.
     """
 
     training: Rows
@@ -37,7 +37,7 @@ class DataSplits:
 
 
 def splits_of(pack: Pack, recipe: Recipe) -> DataSplits:
-    """The films to train on and those to validate on. Raises: PackInvalid, DegenerateLabels, Leakage."""
+    """Return the films to train on and those to validate on. Raises: PackInvalid, DegenerateLabels, Leakage."""
     splits = _random_splits(pack, recipe) if recipe.validation == "random" else _given_splits(pack)
     labels = labels_of(pack.films)
     for name, rows in (("training", splits.training), ("validation", splits.validation)):
@@ -54,11 +54,11 @@ def splits_of(pack: Pack, recipe: Recipe) -> DataSplits:
 
 
 def chances_against_shortcuts(pack: Pack, rows: Rows) -> npt.NDArray[np.float64]:
-    """How likely each training film is to be drawn next, so that what it shows beside the lungs tells its class less.
+    """Return probabilities of drawing each training film that weaken what its pixels outside the lungs tell.
 
-    p is the probability of pneumonia by frame, grey levels and sharpness alone, by a model that has not seen the film's
-    patient, its log-odds halved. A pneumonia film counts 1 - p, a normal one p, and each a little more; the films of a
-    class count as much as those of the other.
+    p is the probability of pneumonia from frame, grey levels and sharpness alone, with halved log-odds, by a model that
+    was not fitted on the film's patient. A pneumonia film has the weight 1 - p, a normal film p, and each a little
+    more; both classes have the same total weight.
 
     Returns: shape (n,), of sum 1.
     Source: Rosenbaum and Rubin, Biometrika 70 (1983), for the propensity; Li, Morgan and Zaslavsky, "Balancing
@@ -76,9 +76,10 @@ def chances_against_shortcuts(pack: Pack, rows: Rows) -> npt.NDArray[np.float64]
 
 
 def drawn(rows: Rows, chances: npt.NDArray[np.float64] | None, random: np.random.Generator) -> Rows:
-    """The films of an epoch in the order of training: each once, or each as often as its chance asks for.
+    """Return the films of an epoch in the order of training: each once, or each as often as its probability asks for.
 
-    Source of the latter: systematic resampling; Kitagawa, Journal of Computational and Graphical Statistics 5 (1996).
+    Source of the second way: systematic resampling; Kitagawa, Journal of Computational and Graphical Statistics 5
+    (1996).
     """
     if chances is None:
         return random.permutation(rows)
@@ -93,7 +94,7 @@ def _given_splits(pack: Pack) -> DataSplits:
 
 
 def _random_splits(pack: Pack, recipe: Recipe) -> DataSplits:
-    """Draw validation films one by one, as the original work did, and say what that leaks."""
+    """Draw validation films one by one, as the original work did, and describe the leak that this causes."""
     pool = np.union1d(pack.rows(Split.TRAIN), pack.rows(Split.VAL))
     drawn = np.random.default_rng(recipe.seed).permutation(pool)
     kept = round(len(pool) * recipe.validation_share)

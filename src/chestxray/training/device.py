@@ -1,4 +1,4 @@
-"""Where training runs, and in what precision that place is at home."""
+"""The device on which training runs, and the precision that suits it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from chestxray.errors import RecipeInvalid
 
 
 def device_of(wanted: str) -> torch.device:
-    """The device of that name. Raises: RecipeInvalid, where this machine does not have it."""
+    """Return the device of that name. Raises: RecipeInvalid, if this machine does not have it."""
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -22,9 +22,9 @@ def device_of(wanted: str) -> torch.device:
 
 
 def has_native_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster there than float32, because the hardware multiplies it directly."""
+    """Check whether bfloat16 is faster than float32 on a device, because its hardware multiplies bfloat16 directly."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    tell = getattr(torch.cpu, "get_capabilities", dict)  # younger than the oldest torch that is supported
+    tell = getattr(torch.cpu, "get_capabilities", dict)  # newer than the oldest torch that is supported
     capabilities: Mapping[str, object] = tell()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

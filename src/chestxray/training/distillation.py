@@ -1,7 +1,7 @@
-"""Trained networks that teach another: part of each label is what they make of the film as training varies it.
+"""Distillation: trained networks teach another; their probabilities for the augmented film are part of each target.
 
-A label says what a film shows; a teacher says how plainly, also of films that were bent, cropped or mixed, which their
-label knows nothing of. A small network so learns more of them than their labels alone hold.
+A label says what a film shows; a teacher says how clearly, also for films that were warped, cropped or mixed, where the
+label says nothing about it. So a small network learns more than the labels alone contain.
 
 Sources: Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", arXiv:1503.02531 (2015); Beyer et
 al., "Knowledge distillation: a good teacher is patient and consistent", CVPR (2022), for showing both the same view.
@@ -19,7 +19,7 @@ from chestxray.training.networks import Classifier
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """Networks that answer as one.
+    """Trained networks whose mean logits are the teacher's answer.
 
     Attributes:
         networks: ready to use, on films of the student's size.
@@ -30,12 +30,12 @@ class Teacher:
     hashes: tuple[str, ...]
 
     def on(self, device: torch.device) -> Teacher:
-        """The same there, in the order of memory that convolutions like."""
+        """Return the same teacher on a device, in the memory layout that convolutions prefer."""
         moved = [one.to(device, memory_format=torch.channels_last) for one in self.networks]  # type: ignore[call-overload]
         return Teacher(tuple(moved), self.hashes)
 
     @torch.no_grad()
     def shares(self, films: Tensor) -> Tensor:
-        """Grey levels (n, 1, height, width) to the probability of each class, shape (n, classes)."""
+        """Return the probability of each class, shape (n, classes), for grey levels (n, 1, height, width)."""
         films = films.contiguous(memory_format=torch.channels_last)
         return torch.stack([network(films) for network in self.networks]).mean(dim=0).softmax(dim=1)

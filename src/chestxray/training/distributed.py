@@ -1,9 +1,9 @@
-"""Several processes that train as one, started by ``torchrun``.
+"""Several processes that train one network, started by ``torchrun``.
 
-Each varies the whole batch, in the same way, and takes its share of it through the network. What a batch has
-in common is made common: the statistics of batch normalisation, the random numbers of dropout, the class
-scores (so the loss is that of the whole batch, whatever its form) and the gradients, which are summed. What
-remains between one process and several is the order in which numbers are added.
+Each process augments the whole batch, in the same way, and passes its own part through the network. What belongs to the
+whole batch is exchanged: the statistics of batch normalisation, the random numbers of dropout, the class scores (so the
+loss is that of the whole batch, whatever its form) and the gradients, which are summed. The only difference between one
+process and several is the order in which numbers are added.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class World:
     """The processes of one training.
 
     Attributes:
-        rank: this process, counted from 0; the first one writes the files.
-        size: how many there are.
+        rank: number of this process, from 0; rank 0 writes the files.
+        size: number of processes.
     """
 
     rank: int
@@ -36,19 +36,19 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files and speaks."""
+        """True for the process that writes the files and prints."""
         return self.rank == 0
 
     def share_of(self, count: int) -> slice:
-        """This process's part of so many films: shares differ by one film at most."""
+        """Return this process's part of ``count`` films, as a slice; the parts differ by one film at most."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def as_one(self, count: int) -> AbstractContextManager[object]:
-        """Within it, random numbers for this process's share are those that it has in the whole batch."""
+        """Draw random numbers for the whole batch until the block ends, and keep those of this process's films."""
         return nullcontext() if self.size == 1 else _DrawnAsOne(count, self.share_of(count))
 
     def whole(self, own: Tensor, count: int) -> Tensor:
-        """Rows of every process, in order, shape (count, ...); gradients reach this process's own alone.
+        """Gather the rows of every process, in order, shape (count, ...); gradients reach this process's own rows only.
 
         Args:
             own: shape (rows of ``share_of(count)``, ...).
@@ -63,7 +63,7 @@ class World:
         return torch.cat([everyones[: share.start], own, everyones[share.stop :]])
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up what each process found; each then holds the same numbers."""
+        """Sum the gradients of all processes; afterwards each process holds the same numbers."""
         if self.size == 1:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -79,11 +79,11 @@ class World:
         return values
 
     def any(self, wanted: bool) -> bool:  # noqa: FBT001 - the one thing that is asked
-        """Whether any process says so."""
+        """Check whether the argument is true in any process."""
         return wanted if self.size == 1 else bool(self.sum(_on_its_device(int(wanted))).item())
 
     def told(self, words: bytes) -> bytes:
-        """What the first process says, in every process."""
+        """Send bytes from the first process to all; every process returns them."""
         if self.size == 1:
             return words
         length = _on_its_device(len(words))
@@ -101,15 +101,15 @@ SINGLE_PROCESS: Final = World(rank=0, size=1)
 
 
 def is_main_process() -> bool:
-    """Whether this process speaks; known before the processes have met."""
+    """Check whether this process prints; works before the processes are connected."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def init_distributed(device: str) -> Iterator[tuple[World, str]]:
-    """The processes that ``torchrun`` started, and the device of this one; alone where it started none.
+    """Connect the processes that ``torchrun`` started; yield the world, and the device of this process.
 
-    Raises: RecipeInvalid, where they cannot find each other.
+    Raises: RecipeInvalid, if they cannot connect.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield SINGLE_PROCESS, device
@@ -129,7 +129,7 @@ def init_distributed(device: str) -> Iterator[tuple[World, str]]:
 
 
 def _on_its_device(number: int) -> Tensor:
-    """A number where the processes exchange numbers."""
+    """Return a number as a tensor on the device through which the processes communicate."""
     return torch.tensor(number, device="cuda" if distributed.get_backend() == "nccl" else "cpu")
 
 
@@ -144,7 +144,7 @@ class _DrawnAsOne(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        """Called by torch in place of each of its functions."""
+        """Replace torch's random functions; torch calls this in place of each of its functions."""
         named: Mapping[str, Any] = kwargs or {}
         if func is functional.dropout:
             return self._dropout(*args, **named)
@@ -163,7 +163,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     """``BatchNorm2d`` whose statistics in training are those of all processes' films together."""
 
     def forward(self, films: Tensor) -> Tensor:
-        """Shape (N, channels, height, width) to the same."""
+        """Normalise features of shape (N, channels, height, width); the shape stays."""
         if not self.training:
             return super().forward(films)
         normalised, mean, variance, count = _Normalised.apply(films, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
@@ -182,7 +182,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 
 class _Normalised(torch.autograd.Function):
-    """Normalise over films, rows and columns of all processes."""
+    """Normalises over films, rows and columns of all processes."""
 
     @staticmethod
     def forward(ctx: Any, films: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
@@ -222,7 +222,7 @@ def _spread(channels: Tensor) -> Tensor:
 
 
 def share_statistics(module: nn.Module) -> None:
-    """Let every ``BatchNorm2d`` of a module be shared; names, weights and buffers stay the same objects."""
+    """Replace every ``BatchNorm2d`` of a module by the shared one; names, weights and buffers stay the same objects."""
     for part in module.modules():
         if type(part) is nn.BatchNorm2d:
             part.__class__ = SharedBatchNorm2d

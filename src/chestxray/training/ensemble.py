@@ -1,7 +1,7 @@
-"""Several trained networks that answer as one, and what each of them made of the validation films.
+"""Several trained networks that act as one model, and their results on the validation films.
 
-Networks of different kinds err on different films, so the mean of their log-odds ranks films better than each of them
-does, above all under shifts. Everything that an export needs of several runs is the mean of what it needs of each.
+Networks of different kinds err on different films, so the mean of their log-odds ranks films better than each network
+does, above all under shifts. For an export, every value of several runs is the mean of the runs' values.
 
 Source: Lakshminarayanan et al., "Simple and scalable predictive uncertainty estimation using deep ensembles",
 NeurIPS (2017).
@@ -35,7 +35,7 @@ class Ensemble(nn.Module):
     """Trained networks side by side.
 
     Attributes:
-        members: each with its own normalisation, on films of one size.
+        members: the networks, each with its own normalisation, for films of the same size.
     """
 
     def __init__(self, members: Sequence[Classifier]) -> None:
@@ -43,10 +43,10 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
 
     def explain(self, films: Tensor) -> tuple[Tensor, Tensor]:
-        """Grey levels (N, 1, height, width) to mean log-odds (N,) and mean maps (N, rows, columns).
+        """Return mean log-odds (N,) and mean maps (N, rows, columns) for grey levels (N, 1, height, width).
 
-        Maps are brought to the finest grid among them. A coarse cell's share is spread over the cells that it
-        covers, so that each map still sums to what it did.
+        Maps are resampled to the finest grid among them. The value of a coarse cell is spread over the cells that it
+        covers, so that the sum of each map stays the same.
         """
         answers = [cast("Classifier", member).explain(films) for member in self.members]
         rows, columns = (max(activation.shape[axis] for _, activation in answers) for axis in (1, 2))
@@ -63,14 +63,14 @@ def _spread(activation: Tensor, rows: int, columns: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """Finished runs on one pack, as one.
+    """Finished runs on one pack, combined.
 
     Attributes:
         infos: their descriptions; the first one's recipe names the whole.
         ensemble: their networks, ready to use.
-        weights: of all of them; of several, each name begins with the number of the run.
-        table: the mean of their log-odds of the validation films.
-        stress: the same under every shift.
+        weights: the weights of all networks; with several, each name begins with the number of its run.
+        table: the mean of the runs' log-odds for the validation films.
+        stress: the same mean under every shift.
     """
 
     infos: tuple[RunInfo, ...]
@@ -81,12 +81,15 @@ class Trained:
 
     @property
     def network(self) -> str:
-        """The networks' names: "efficientnet_lite0 + residual"."""
+        """Names of the networks: "efficientnet_lite0 + residual"."""
         return " + ".join(info.recipe["network"] for info in self.infos)
 
     @classmethod
     def read(cls, runs: Sequence[Path]) -> Trained:
-        """Raises: RunInvalid: a run is missing, unfinished, damaged or changed, or was trained on another pack."""
+        """Read finished runs.
+
+        Raises: RunInvalid: a run is missing, unfinished, damaged or changed, or was trained on another pack.
+        """
         infos = tuple(RunInfo.read(run) for run in runs)
         for run, info in zip(runs, infos, strict=True):
             info.require_finished(run)
@@ -108,7 +111,7 @@ class Trained:
 
 
 def restored(info: RunInfo, weights: dict[str, Tensor]) -> Classifier:
-    """The trained classifier, ready to use. Raises: RunInvalid, where the weights do not fit the network."""
+    """Build the trained classifier, ready to use. Raises: RunInvalid, if the weights do not fit the network."""
     common_scale = info.recipe["grey_scale"] == "common"
     classifier = build(info.recipe["network"], info.preprocessing, started=False, common_scale=common_scale)
     try:
@@ -119,12 +122,12 @@ def restored(info: RunInfo, weights: dict[str, Tensor]) -> Classifier:
 
 
 def teacher_of(runs: Sequence[Path], recipe: Recipe, pack: Pack) -> Teacher | None:
-    """The teacher that a recipe asks for: the best epochs of finished runs on the same pack.
+    """Return the teacher that a recipe asks for: the best epochs of finished runs on the same pack.
 
     Raises:
         UsageError: runs without ``distillation`` in the recipe, or the other way round.
-        RunInvalid: a run is missing, unfinished or damaged; or it was trained on another pack, and may so have learnt
-            from the films that its student is evaluated by.
+        RunInvalid: a run is missing, unfinished or damaged; or it was trained on another pack, and so may have been
+            trained on films on which the student is evaluated.
     """
     if runs and not recipe.distillation:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What a training will cost: said before it starts, and again in minutes once a few steps were timed."""
+"""The expected cost of a training: stated before it starts, and in minutes after a few timed steps."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from chestxray.training.trainer import Training
 
 WARM_UP: Final = 3  # steps that are not timed: the first ones reserve memory and choose kernels
 TIMED: Final = 8  # steps
-VALIDATING: Final = 1.0 / 3.0  # of the time of a training film: the forward pass is about a third of a step
-TEACHING: Final = 1.0  # of the time of a step: what a teacher takes, roughly, which is often the larger network
+VALIDATING: Final = 1.0 / 3.0  # of a training film's time: the forward pass is about a third of a step
+TEACHING: Final = 1.0  # of a step's time: the rough cost of a teacher, which is often the larger network
 MINUTE: Final = 60.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What is ahead.
+    """The work that is left in a training.
 
     Attributes:
         network: by name.
-        parameters: numbers that training adjusts.
-        training_films, validation_films: how many.
-        batch_size: films of the largest step.
+        parameters: number of trainable parameters.
+        training_films, validation_films: numbers of films.
+        batch_size: number of films in the largest step.
         steps_an_epoch, epochs, steps_left: of the optimiser.
-        work_left: of those that are left together; that of a step on whole films without a teacher is 1.
-        next_work: of the next one.
-        device, precision: where, and in what numbers convolutions are computed.
-        threads, processes: that compute.
+        work_left: work of all the steps that are left; a step on whole films without a teacher is 1.
+        next_work: work of the next step, in the same unit.
+        device, precision: where convolutions are computed, and in which number format.
+        threads, processes: numbers of threads and processes that compute.
     """
 
     network: str
@@ -53,7 +53,7 @@ class Estimate:
 
     @classmethod
     def of(cls, training: Training) -> Estimate:
-        """Of what a training has before it."""
+        """Estimate the work that is left in a training."""
         step = training.step
         films = len(step.splits.training)
         left = range(training.all_steps_taken, training.all_steps)
@@ -78,7 +78,7 @@ class Estimate:
         )
 
     def __str__(self) -> str:
-        """One line for people."""
+        """Describe the estimate in one line for people."""
         on = f"{self.threads} thread" + ("s" if self.threads > 1 else "")
         on += f" in each of {self.processes} processes" if self.processes > 1 else ""
         return (
@@ -89,14 +89,14 @@ class Estimate:
         )
 
     def seconds(self, a_step: float) -> float:
-        """Expected for what is left, where the next step takes so many seconds."""
+        """Return the expected seconds for what is left, if the next step takes ``a_step`` seconds."""
         unit = a_step / self.next_work
         epochs_left = self.steps_left / self.steps_an_epoch
         return unit * (self.work_left + epochs_left * self.validation_films * VALIDATING / self.batch_size)
 
 
 class Forecast:
-    """Times a few steps and then says, once, how many minutes are ahead."""
+    """Times a few steps, and then reports once how many minutes are left."""
 
     def __init__(self, estimate: Estimate, log: Log) -> None:
         self._estimate = estimate
@@ -105,7 +105,7 @@ class Forecast:
         self._started = 0.0
 
     def step(self) -> None:
-        """Take notice of a step."""
+        """Note that a step has ended."""
         self._steps += 1
         if self._steps == WARM_UP:
             self._started = time.perf_counter()

@@ -1,7 +1,7 @@
-"""Training films with their exposure, low frequencies and corners taken from films of the other class.
+"""Exchanges: training films take exposure, low frequencies or corners from films of the other class.
 
-The label stays that of the film, so that what was taken tells the network nothing. These are the batched counterparts
-of ``images.exchange``; rings, and margins and proportions, have none here on purpose: the exchange stress of the
+The film keeps its label, so that the exchanged property does not predict the label. These are the batched counterparts
+of ``images.exchange``; rings, margins and proportions have no counterpart here on purpose: the exchange stress of the
 validation keeps kinds that no training has seen.
 
 Each function takes films and their donors of shape (N, 1, height, width), float grey levels 0..255.
@@ -19,25 +19,25 @@ from chestxray.images.exchange import LEVELS
 from chestxray.training.augment import changed, chosen_films
 from chestxray.training.config import Augmentation
 
-LOWEST: Final = (1.0, 6.0)  # cycles over the film: where the low frequencies end, drawn for each batch
+LOWEST: Final = (1.0, 6.0)  # cycles over the film: upper limit of the low frequencies, drawn for each batch
 CORNERS: Final = (0.08, 0.22)  # of the height: side of a corner, drawn for each batch
 
 
 class Row(NamedTuple):
-    """One exchange: its setting is the probability for each film."""
+    """One kind of exchange; its setting is the probability for each film."""
 
     setting: str
     apply: Callable[[Tensor, Tensor, Generator], Tensor]
 
 
 def exchange(films: Tensor, donors: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
-    """Let some films take something from their donors, by the rows of the table in their order.
+    """Exchange properties of some films with those of their donors, by the rows of the table in their order.
 
     Args:
-        films: left as they are.
-        donors: one a film.
-        settings: how often.
-        generator: of the films' device.
+        films: not modified.
+        donors: one donor for each film.
+        settings: the probability of each exchange.
+        generator: random generator on the films' device.
     """
     for row in EXCHANGED:
         if probability := getattr(settings, row.setting):
@@ -51,7 +51,7 @@ def exchange(films: Tensor, donors: Tensor, settings: Augmentation, generator: G
 
 
 def exchanges(settings: Augmentation) -> bool:
-    """Whether donors are needed at all."""
+    """Check whether any exchange is turned on, so that donors are needed."""
     return any(getattr(settings, row.setting) for row in EXCHANGED)
 
 
@@ -61,7 +61,7 @@ def _drawn(between: tuple[float, float], films: Tensor, generator: Generator) ->
 
 
 def low_frequencies(films: Tensor, donors: Tensor, generator: Generator) -> Tensor:
-    """Take the donors' amplitudes at the lowest frequencies; the films' phases stay."""
+    """Replace the amplitudes of the lowest frequencies by the donors'; the films' phases stay."""
     height, width = films.shape[2:]
     own, other = torch.fft.rfft2(films), torch.fft.rfft2(donors)
     down = torch.fft.fftfreq(height, 1 / height, device=films.device)[:, None]
@@ -76,7 +76,7 @@ def grey_levels(films: Tensor, donors: Tensor, _generator: Generator) -> Tensor:
     """Match the films' histograms to the donors', so that each level keeps its rank."""
     levels, ranks = _levels(films), _ranks(films)
     others = _ranks(donors)
-    # The donor's level of each rank: between the two levels whose ranks lie about it.
+    # The donor's level of each rank: interpolated between the two levels whose ranks enclose it.
     above = torch.searchsorted(others, ranks).clamp(1, LEVELS - 1)
     low, high = others.gather(1, above - 1), others.gather(1, above)
     share = ((ranks - low) / (high - low).clamp(min=1e-6)).clamp(0.0, 1.0)
@@ -89,7 +89,7 @@ def _levels(films: Tensor) -> Tensor:
 
 
 def _ranks(films: Tensor) -> Tensor:
-    """Share of the pixels below each grey level, those at the level counting half: shape (N, LEVELS)."""
+    """Return the fraction of pixels below each grey level, those at the level counting half: shape (N, LEVELS)."""
     levels = _levels(films).flatten(1)
     counts = torch.zeros((len(films), LEVELS), device=films.device)
     counts.scatter_add_(1, levels, torch.ones_like(levels, dtype=counts.dtype))
@@ -97,7 +97,7 @@ def _ranks(films: Tensor) -> Tensor:
 
 
 def corners(films: Tensor, donors: Tensor, generator: Generator) -> Tensor:
-    """Take the donors' four corners, with whatever text and markers stand there."""
+    """Replace the four corners by the donors', with any text and markers in them."""
     height, width = films.shape[2:]
     side = max(1, round(height * _drawn(CORNERS, films, generator)))
     rows, columns = (torch.arange(length, device=films.device) for length in (height, width))

@@ -1,4 +1,4 @@
-"""A finished run to a bundle: graph, weights, calibration, operating points, model card."""
+"""From finished run to bundle: graph, weights, calibration, operating points, model card."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from chestxray.training.run_folder import RunInfo, ValidationTable
 from chestxray.training.weights import read_checked, to_bytes
 from chestxray.version import __version__
 
-OPSET: Final = 20  # read by onnxruntime from 1.17 on
+OPSET: Final = 20  # supported by onnxruntime 1.17 and later
 OUTPUTS: Final = ("logit", "activation")
-HALVED_FROM: Final = 256  # numbers in a tensor of weights; smaller ones are kept as they are
+HALVED_FROM: Final = 256  # numbers in a tensor; smaller tensors stay in 32 bits
 
 
 class _Explained(nn.Module):
-    """What the graph computes; the argument's name is the input's."""
+    """The function that the graph computes; the argument's name becomes the input's name."""
 
     def __init__(self, classifier: Classifier | Ensemble) -> None:
         super().__init__()
@@ -52,17 +52,18 @@ class _Explained(nn.Module):
 
 
 def to_onnx(classifier: Classifier | Ensemble, size: tuple[int, int]) -> bytes:
-    """A classifier, or several as one, as one ONNX file, weights within.
+    """Convert a classifier, or an ensemble, to one ONNX file that contains the weights.
 
     Input "film": uint8 (N, 1, height, width). Outputs "logit": float32 (N,), log-odds before calibration;
     "activation": float32 (N, rows, columns). N is free.
 
     Args:
-        classifier: set to evaluation.
+        classifier: the classifier; it is set to evaluation mode.
         size: (height, width) in pixels.
     """
     module = _Explained(classifier).eval()
-    film = torch.zeros((2, 1, *size), dtype=torch.uint8)  # 2, since a batch of 1 would be taken for a constant
+    # 2, because the exporter would take a batch of 1 for a constant
+    film = torch.zeros((2, 1, *size), dtype=torch.uint8)
     with _quiet():
         program = torch.onnx.export(
             module,
@@ -74,14 +75,14 @@ def to_onnx(classifier: Classifier | Ensemble, size: tuple[int, int]) -> bytes:
             opset_version=OPSET,
             verbose=False,
         )
-    if program is None:  # the exporter's signature allows it where it writes a file itself
+    if program is None:  # the exporter's signature allows None, for the case that it writes a file itself
         raise BundleInvalid("the exporter gave no graph")
     return _without_traces(program.model_proto)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter prints, logs and warns about its own inner workings; its errors still arise."""
+    """Silence the exporter, which prints, logs and warns about its internals; its errors still arise."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -93,7 +94,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _without_traces(model: Any) -> bytes:
-    """The serialised graph without what the exporter notes about this machine's files and source lines."""
+    """Return the serialised graph without the exporter's notes about files and source lines of this machine."""
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del part.metadata_props[:]
@@ -103,9 +104,9 @@ def _without_traces(model: Any) -> bytes:
 
 
 def in_half_precision(graph: bytes) -> bytes:
-    """The same graph with its weights stored in 16 bits: half the size.
+    """Return the same graph with its weights stored in 16 bits: half the size.
 
-    They are widened again when the graph is loaded, so it computes in 32 bits and is as fast as before.
+    The weights are converted back when the graph is loaded, so the graph computes in 32 bits and is as fast as before.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -180,13 +181,13 @@ can be given.
 def model_card(
     bundle: BundleInfo, runs: Sequence[RunInfo], metrics: Mapping[str, Any], notes: Sequence[str] = ()
 ) -> str:
-    """The card as Markdown with YAML front matter.
+    """Return the model card as Markdown with YAML front matter.
 
     Args:
-        bundle: the description; its hashes are not needed.
-        runs: finished runs on one pack, whose networks answer as one.
+        bundle: the bundle's description; its hashes are not needed.
+        runs: finished runs on one pack, whose networks form one model.
         metrics: as ``summary.measured_where_chosen`` makes them, and "gate" as ``model_card.gate_figures`` does.
-        notes: what was measured elsewhere, in sentences.
+        notes: results that were measured elsewhere, in sentences.
     """
     ages = f"patients of {ages_in_words(bundle.intended_ages)}" if bundle.intended_ages else "patients like those below"
     return _TEMPLATE.format(
@@ -229,7 +230,7 @@ def _counts(gate: Mapping[str, Any] | None) -> str:
 
 
 def _made(run: RunInfo) -> str:
-    """One clause: which seeds, which epochs."""
+    """Describe in one clause which seeds and epochs the weights come from."""
     if run.blended:
         seeds = ", ".join(map(str, run.blended))
         return f"the mean of the weights of {len(run.blended)} runs of one recipe (seeds {seeds})"
@@ -240,10 +241,10 @@ def _made(run: RunInfo) -> str:
 
 
 DEFAULT_OPERATING_POINT: Final = "balanced"
-TOLERANCE: Final = 1e-4  # log-odds by which the graph may differ from the network it was made of
-HALF_TOLERANCE: Final = 0.05  # the same, where weights are stored in 16 bits
-MAP_TOLERANCE: Final = 1e-2  # of a map's cells: a hidden unit that is nearly zero may be active in one of the two
-COMPARED: Final = (1, 3)  # films in the batches that are compared
+TOLERANCE: Final = 1e-4  # largest difference in log-odds between the graph and the network
+HALF_TOLERANCE: Final = 0.05  # the same, for weights stored in 16 bits
+MAP_TOLERANCE: Final = 1e-2  # for the cells of a map: a hidden unit near zero may be active in only one of the two
+COMPARED: Final = (1, 3)  # sizes of the batches that are compared
 
 CHOSEN_HERE: Final = (
     "The best epoch was chosen on these same films, the calibration and the operating points on them as they are, "
@@ -271,27 +272,27 @@ def export_run(
     pack: Path | None = None,
     notes: Sequence[str] = (),
 ) -> BundleInfo:
-    """Make a bundle of a run's best epoch, or of several runs' that answer as one.
+    """Export the best epoch of a run, or of several runs that form one model, as a bundle.
 
-    The calibration and the operating points are chosen on the run's validation films, as they are and under every
-    shift: a threshold between two clean sets of scores does not stay between them at the next hospital.
+    The calibration and the operating points are chosen on the run's validation films, unchanged and under every shift:
+    a threshold that separates the unchanged films would not separate those of the next hospital.
 
     Args:
         run: a finished run.
-        out: the bundle's folder, written whole or not at all; an earlier bundle there is replaced.
-        name: the model's, as predictions name it.
-        beside: further finished runs on the same pack, of any network; the bundle's log-odds are the mean of all.
-        compact: store the graph's weights in 16 bits and leave the second copy, for training on, out.
-        refuse: pictures that the bundle must not answer, as ``ood_fit.pictures_to_refuse`` reads them; the gate is then
-            fitted anew, to them and to the films of the pack.
-        pack: that the run was trained on; needed with ``refuse``.
-        notes: what was measured elsewhere, in sentences, for the card.
+        out: the bundle's folder, written completely or not at all; an earlier bundle there is replaced.
+        name: the model's name, which its predictions carry.
+        beside: further finished runs on the same pack, of any network; the bundle's log-odds are the mean of all runs'.
+        compact: store the graph's weights in 16 bits and leave out the second copy, which is for further training.
+        refuse: pictures that the bundle must refuse, as ``ood_fit.pictures_to_refuse`` reads them; the gate is then
+            fitted again, with these pictures and the films of the pack.
+        pack: the pack on which the run was trained; needed with ``refuse``.
+        notes: results that were measured elsewhere, in sentences, for the card.
 
     Raises:
-        SourceInvalid: nothing to refuse can be read.
+        SourceInvalid: none of the pictures to refuse can be read.
         RunInvalid: a run is missing, unfinished, damaged or changed, or was trained on another pack.
-        BundleInvalid: the graph does not answer as the network does.
-        OutputExists: something that is no bundle stands at ``out``.
+        BundleInvalid: the graph and the network give different results.
+        OutputExists: ``out`` exists and is no bundle.
     """
     trained = Trained.read([run, *beside])
     info = trained.infos[0]
@@ -338,7 +339,7 @@ def _described(name: str, trained: Trained) -> BundleInfo:
         operating_points_left_out=left_out(points),
         default_operating_point=DEFAULT_OPERATING_POINT,
         training_data=info.training_data,
-        files={GRAPH: ""},  # write_bundle takes the hashes
+        files={GRAPH: ""},  # write_bundle computes the hashes
         parameters=parameters_of(trained.ensemble),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         package_version=__version__,
@@ -349,19 +350,19 @@ def _described(name: str, trained: Trained) -> BundleInfo:
 
 
 def _typical_peak(infos: Sequence[RunInfo]) -> float | None:
-    """Of networks that answer as one: the mean, as their log-odds are; None where one was not measured."""
+    """Return the mean of the networks' typical peaks, as for their log-odds; None if one was not measured."""
     peaks = [info.typical_peak for info in infos]
     return None if None in peaks else float(np.mean([peak for peak in peaks if peak is not None]))
 
 
 def _caution(info: RunInfo) -> str:
-    """Why the validation figures cannot be trusted; empty where nothing speaks against them."""
+    """Explain why the validation figures cannot be trusted; empty if they can."""
     allowed = f"{LEAKAGE_ALLOWED} {info.leakage_allowed}" if info.leakage_allowed else ""
     return " ".join(sentence for sentence in (allowed, info.leak) if sentence)
 
 
 def _compare(bundle: Path, networks: Ensemble, size: tuple[int, int], tolerance: float) -> None:
-    """Ask both the same. Raises: BundleInvalid, where the answers differ by more than the tolerance."""
+    """Compare graph and network on the same films. Raises: BundleInvalid, if they differ by more than the tolerance."""
     predictor = Predictor.load(bundle)
     generator = np.random.default_rng(0)
     for films in COMPARED:
@@ -381,7 +382,7 @@ def _compare(bundle: Path, networks: Ensemble, size: tuple[int, int], tolerance:
 def validation_metrics(
     table: ValidationTable, stress: trainer.ByShift, bundle: BundleInfo, leak: str
 ) -> dict[str, Any]:
-    """What ``metrics.json`` says: each figure with its count and its 95% interval, clean and under every shift."""
+    """Return the content of ``metrics.json``: figures with count and 95% interval, unchanged and under every shift."""
     calibration = Calibration(bundle.temperature, bundle.bias)
     measured = measured_where_chosen(
         table.labels,

@@ -1,9 +1,9 @@
-"""The gate of a bundle, fitted on the training films of a pack: what a frontal chest film looks like.
+"""The gate of a bundle, fitted to the training films of a pack: it learns what a frontal chest film looks like.
 
-Three quarters of the training films' patients, and drawn chests, are what the gate has to accept, as they are and
-shifted; what it has to refuse is made of the same films (turned, inverted, cut, seen from the side), drawn, and given:
-pictures that this bundle must not answer, such as those of patients whom it is not meant for. The other quarter, of
-films and of given pictures, sets the limits and is counted. Nothing of validation or test is looked at.
+The gate has to accept the films of three quarters of the training patients, and synthetic films, unchanged and shifted.
+It has to refuse pictures made from the same films (turned, inverted, cut, seen from the side), generated pictures, and
+given pictures that this bundle must not answer, such as films of patients for whom it is not meant. The other quarter,
+of films and of given pictures, sets the limits and is counted. No validation or test film is used in the fit.
 """
 
 from __future__ import annotations
@@ -53,57 +53,59 @@ from chestxray.synthetic.ood_negatives import (
 )
 
 SEED: Final = 0
-MOST: Final = 3000  # training films that are looked at: more move no limit, and the fit takes longer
-FEW: Final = 200  # training films; below that none is kept back to set the limits
-KEPT_BACK: Final = 4  # every so many patients set the limits
+MOST: Final = 3000  # training films that are used: more change no limit and slow the fit down
+FEW: Final = 200  # training films; with fewer, none is kept back to set the limits
+KEPT_BACK: Final = 4  # every n-th patient, on average, is kept back to set the limits
 
-AXES: Final = 48  # hold 91% of the published films' variance, and keep the file below 100 kB
+AXES: Final = 48  # axes hold 91% of the published films' variance and keep the file below 100 kB
 HIDDEN: Final = 48
 PASSES: Final = 25
 BATCH: Final = 256
 LEARNING_RATE: Final = 3e-3
 WEIGHT_DECAY: Final = 1e-3
 
-SYNTHETIC_FILMS: Final = (32, 8)  # drawn chests: to fit on, and to set the limits by
-SHIFTED: Final = 1500  # shifted copies that the fit sees at least ...
-SHIFTS: Final = 2  # ... of each film, where there are enough
-SYNTHETIC_SHIFTS: Final = 16  # of each synthetic film, so that they are no oddities among thousands of films
-DRAWN_SHARES: Final = {"photographs, pages and drawings": 1.5, "other parts of the body": 0.3}  # of each, by films
-FEWEST_REFUSED: Final = 1500  # pictures of each sort; films are enough from that number on
+SYNTHETIC_FILMS: Final = (32, 8)  # synthetic films: for the fit, and for the limits
+SHIFTED: Final = 1500  # least number of shifted copies in the fit ...
+SHIFTS: Final = 2  # ... and least number for each film
+SYNTHETIC_SHIFTS: Final = 16  # of each synthetic film, so that they are not rare among thousands of films
+DRAWN_SHARES: Final = {"photographs, pages and drawings": 1.5, "other parts of the body": 0.3}  # of each kind, per film
+# least number of pictures to refuse; with more films than this, as many as there are films
+FEWEST_REFUSED: Final = 1500
 
-# Beyond each limit lie at most these shares of the films that were kept back, as they are and shifted.
+# At most these fractions of the films that were kept back lie beyond each limit, unchanged and shifted.
 REFUSED_OF_FILMS: Final = 0.003
 REFUSED_OF_SHIFTED: Final = 0.007
 
-# Where none was kept back, none of the fitted films may lie beyond, and the limits are moved so far times FEW for each
-# film: films that were fitted lie nearer than others will, the more so the fewer they are.
-FURTHER: Final = np.array([2.0, 0.1, 0.1])  # log-odds, and shares of the two distances
+# If no film was kept back, no fitted film may lie beyond, and the limits are widened by this much times FEW / films:
+# fitted films lie closer than others will, and the more so the fewer they are.
+FURTHER: Final = np.array([2.0, 0.1, 0.1])  # log-odds, and fractions of the two distances
 
 # The convolutional network.
-WIDTHS: Final = (12, 24, 48, 64)  # channels behind each layer; a picture costs 2.2 million multiplications
+WIDTHS: Final = (12, 24, 48, 64)  # channels after each layer; a picture costs 2.2 million multiplications
 LOOKS_PASSES: Final = 24
 LOOKS_RATE: Final = 3e-3
 LOOKS_DECAY: Final = 1e-2
-REDRAWN: Final = 2  # passes over the same pictures; then all are shifted, spoilt and drawn anew
-PLAIN: Final = 0.3  # of the films are shown as they are
-MADE: Final = 240  # pictures a pass of each kind that is made
-GIVEN: Final = 2400  # ... and of each that is given
-LOOKS_REFUSED: Final = 0.002  # of the kept films of each class, at most: the sick are refused no more often
-LOOKS_SHIFTED: Final = 0.05  # of the shifted films: they are shifted farther than most units differ
-# Of the other three limits, where this one does their work: log-odds, and shares of the distances.
+REDRAWN: Final = 2  # passes over the same pictures; then all are shifted, modified and generated again
+PLAIN: Final = 0.3  # of the films are shown unchanged
+MADE: Final = 240  # pictures of each generated kind in a pass
+GIVEN: Final = 2400  # ... and of each given kind
+# of the kept-back films of each class, at most: neither class is refused more often than this
+LOOKS_REFUSED: Final = 0.002
+LOOKS_SHIFTED: Final = 0.05  # of the shifted films: their shifts are larger than most differences between units
+# Margins of the other three limits where this limit does their work: log-odds, and fractions of the distances.
 WIDER: Final = np.array([2.0, 0.05, 0.05])
-FEWEST_GIVEN: Final = 8  # pictures of a kind; fewer teach nothing
+FEWEST_GIVEN: Final = 8  # pictures of a kind; a kind with fewer is not learnt
 
-SCORE_LIMITS: Final = tuple(step / 20 for step in range(1, 20))  # of the curve
+SCORE_LIMITS: Final = tuple(step / 20 for step in range(1, 20))  # limits at which the curve is measured
 
 
 class Refused(NamedTuple):
     """Pictures that a bundle must not answer, of one kind.
 
     Attributes:
-        kind: what refusals call them, as in "it does not look like a frontal chest film, but like {kind}".
-        planes: as the network would see them, each (height, width), uint8.
-        patients: whose they are; a picture of nobody stands for itself.
+        kind: the words for them in refusals, as in "it does not look like a frontal chest film, but like {kind}".
+        planes: the pictures preprocessed for the network, each (height, width), uint8.
+        patients: the patient of each picture; a picture without one counts as a patient of its own.
     """
 
     kind: str
@@ -112,7 +114,7 @@ class Refused(NamedTuple):
 
 
 class Pictures(NamedTuple):
-    """Films, drawn chests and given pictures, to fit on or kept back; of the shape that ``ood_negatives`` has."""
+    """Films, synthetic films and given pictures, for the fit or kept back; shaped as in ``ood_negatives``."""
 
     films: Sequence[Pixels]
     labels: npt.NDArray[np.intp]
@@ -126,7 +128,7 @@ def write_gate(pack: Pack, folder: Path, refuse: Sequence[Refused] = ()) -> None
 
 
 def fitted_to(pack: Pack, refuse: Sequence[Refused] = ()) -> OODDetector:
-    """The gate of the training films of a pack; how many of its validation films it refuses is counted beside it."""
+    """Fit the gate to the training films of a pack, and count how many of its validation films the gate refuses."""
     rows = pack.rows(Split.TRAIN)
     rows = np.sort(np.random.default_rng(SEED).permutation(rows)[:MOST])
     films = [pack.films[row] for row in rows]
@@ -141,7 +143,7 @@ def fitted_to(pack: Pack, refuse: Sequence[Refused] = ()) -> OODDetector:
 
 
 def _of_validation(detector: OODDetector, pack: Pack) -> dict[str, Share]:
-    """How many of the validation films are refused, by label; they set no limit."""
+    """Count how many of the validation films are refused, by label; these films set no limit."""
     rows = pack.rows(Split.VAL)
     labels = np.array([pack.films[row].label for row in rows])
     return {str(label): _share(detector, pack, rows[labels == label]) for label in np.unique(labels) if label}
@@ -156,11 +158,12 @@ def pictures_to_refuse(source: str, preprocessing: Preprocessing) -> Refused:
     """Read pictures that a bundle must not answer.
 
     Args:
-        source: a folder, an archive, a table or a manifest, or ``WORDS=SOURCE`` with what refusals call them, such as
-            "an adult's film=archive/adults.csv". A table's ``patient_id`` keeps each patient's pictures together.
-        preprocessing: of the pack that the bundle was trained on.
+        source: a folder, an archive, a table or a manifest, or ``WORDS=SOURCE`` with the words for them in refusals,
+            such as "an adult's film=archive/adults.csv". A table's ``patient_id`` keeps each patient's pictures
+            together.
+        preprocessing: preprocessing of the pack on which the bundle was trained.
 
-    Raises: SourceInvalid, where nothing in it can be read as a picture.
+    Raises: SourceInvalid, if nothing in the source can be read as a picture.
     """
     kind, _, place = source.rpartition("=")
     planes, patients = [], []
@@ -185,14 +188,14 @@ def fit_detector(
     refuse: Sequence[Refused] = (),
     levels: Levels = Levels.STORED,
 ) -> OODDetector:
-    """Find what the films have in common, and how far they lie apart. The same films give the same gate.
+    """Fit the detector: what the films have in common, and its limits. The same films give the same gate.
 
     Args:
-        planes: training films as the network sees them, each (height, width), uint8.
-        patients: whose they are; a film of nobody stands for itself.
-        labels: of the films; none is refused more often than the others.
-        refuse: pictures that must not be answered.
-        levels: what the bundle's preprocessing makes of grey levels, so that pictures made here get the same.
+        planes: training films, preprocessed, each (height, width), uint8.
+        patients: the patient of each film; a film without one counts as a patient of its own.
+        labels: labels of the films; the limits hold for each label by itself.
+        refuse: pictures that must be refused.
+        levels: how the bundle's preprocessing maps grey levels, so that pictures made here are mapped alike.
     """
     rng = np.random.default_rng(SEED)
     films = [shrunk(plane) for plane in planes]
@@ -229,14 +232,14 @@ def fit_detector(
 
 
 def _kept_back(patients: Sequence[str], few: int = FEW) -> list[bool]:
-    """Which films set the limits: by a hash of the patient, so that a patient stays on one side. None, if few."""
+    """Choose the films that set the limits, by a hash of the patient, so that no patient is split; none if few."""
     names = [patient or str(row) for row, patient in enumerate(patients)]
     chosen = [hashlib.sha256(name.encode()).digest()[0] % KEPT_BACK == 0 for name in names]
     return chosen if len(names) >= few and not all(chosen) else [False] * len(names)
 
 
 def _stored(likeness: OODDetector) -> OODDetector:
-    """The gate as it will be read back, 16 bits a number: what is measured is what will be used."""
+    """Return the gate as it will be read back, with 16 bits a number, so that what is measured is what is used."""
     return OODDetector.from_json(likeness.to_json())
 
 
@@ -244,7 +247,7 @@ def _stored(likeness: OODDetector) -> OODDetector:
 
 
 class _Maker:
-    """Makes pictures as the bundle's preprocessing would hand them to the gate."""
+    """Makes pictures in the form in which the bundle's preprocessing passes them to the gate."""
 
     def __init__(self, levels: Levels, rng: Random) -> None:
         self._levels, self._rng = levels, rng
@@ -266,14 +269,14 @@ class _Maker:
         return self.levelled(drawing(kind, number, self._rng) for number in range(count))
 
     def kinds(self, pictures: Pictures) -> dict[str, list[Pixels]]:
-        """What the fit did not see, by kind: films first, then what has to be refused."""
+        """Return pictures that were not in the fit, by kind: films first, then kinds that must be refused."""
         kinds = {"films": self.levelled(pictures.films), "shifted films": self.shifted(pictures.films)}
         kinds |= {kind: self.spoilt(kind, pictures.films) for kind in SPOILT}
         kinds |= {kind: self.drawn(kind, len(pictures.films)) for kind in DRAWN}
         return kinds | {kind: self.levelled(some) for kind, some in pictures.given.items() if some}
 
     def impostors(self, pictures: Pictures) -> list[Pixels]:
-        """Spoilt films, each way as often as the others, spoilt synthetic films, and drawings."""
+        """Return pictures to refuse: modified films, each way equally often, modified synthetic films, and drawings."""
         count = max(FEWEST_REFUSED, len(pictures.films))
         spoilings = [spoil for ways in SPOILT.values() for spoil in ways]
         made = []
@@ -287,7 +290,7 @@ class _Maker:
         return self.levelled(made)
 
     def lesson(self, pictures: Pictures) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-        """What the convolutional network sees in a pass: pictures, and 0 for films or 1 + the kind of each."""
+        """Return one training pass of the convolutional network: pictures, and targets (0: film, else 1 + kind)."""
         foreign = [one for some in pictures.given.values() for one in some]
 
         def dressed(film: Pixels, wardrobe: Sequence[Pixels]) -> Pixels:
@@ -315,7 +318,7 @@ class _Maker:
 
 
 def _fitted(pictures: Pictures, maker: _Maker) -> OODDetector:
-    """Axes and network; no limits yet."""
+    """Fit axes and network; the limits are not set yet."""
     shifts = max(SHIFTS, SHIFTED // len(pictures.films))
     accepted = _thumbnails(
         [
@@ -339,14 +342,14 @@ def _fitted(pictures: Pictures, maker: _Maker) -> OODDetector:
 
 
 def _thumbnails(pictures: Iterable[Pixels]) -> Float32Array:
-    """Shape (n, p), as the gate sees them."""
+    """Return thumbnails as the gate sees them, shape (n, p)."""
     return np.stack([thumbnail(picture) for picture in pictures])
 
 
 def _network(
     seen: Float32Array, wrong: npt.NDArray[np.float64]
 ) -> tuple[Float32Array, Float32Array, Float32Array, Float32Array]:
-    """One hidden layer that tells what is wrong (1) from what is right (0).
+    """Fit one hidden layer that tells wrong pictures (1) from right ones (0).
 
     Args:
         seen: shape (n, k + 1).
@@ -373,7 +376,7 @@ def _network(
 
 
 def _looks(pictures: Pictures, maker: _Maker) -> Looks:
-    """The convolutional network; no limit yet."""
+    """Fit the convolutional network; its limit is not set yet."""
     kinds = (*SPOILT, *DRAWN, *(kind for kind, some in pictures.given.items() if len(some) >= FEWEST_GIVEN))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
@@ -400,7 +403,7 @@ def _looks(pictures: Pictures, maker: _Maker) -> Looks:
 
 
 def _scaled(pictures: torch.Tensor) -> torch.Tensor:
-    """As ``Looks.logits`` scales them: shape (n, 1, height, width)."""
+    """Return pictures scaled as in ``Looks.logits``: shape (n, 1, height, width)."""
     return (pictures[:, None].float() - 128) / 64
 
 
@@ -414,7 +417,7 @@ def _layers(classes: int) -> tuple[nn.Sequential, nn.Linear]:
 
 
 def _without_torch(kinds: tuple[str, ...], layers: nn.Sequential, dense: nn.Linear) -> Looks:
-    """The normalisation folded into the filters, and the places of the last layer in NumPy's order."""
+    """Return the network for NumPy: normalisation folded into the filters, last layer in NumPy's order."""
     filters, biases = [], []
     convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
     norms: list[Any] = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
@@ -440,13 +443,13 @@ def _limited(
     *,
     wide: bool,
 ) -> OODDetector:
-    """With limits of the distances: so few films lie beyond each, of each class, and no drawn chest.
+    """Set the limits of the distances: few films of each class lie beyond each limit, and no synthetic film.
 
     Args:
-        kinds: distances of the films that set the limits, among others.
-        chests: distances of drawn chests.
+        kinds: distances by kind, among them those of the films that set the limits.
+        chests: distances of synthetic films.
         labels: class of each of the films.
-        wide: no film was kept back; these are those that were fitted.
+        wide: no film was kept back; the films are those of the fit.
     """
     films, shifted = kinds["films"], kinds["shifted films"]
     allowed = np.array([REFUSED_OF_FILMS] * 3), np.array([REFUSED_OF_SHIFTED] * 3)
@@ -474,7 +477,7 @@ def _limited(
 
 
 def _measured(likeness: OODDetector, kinds: dict[str, npt.NDArray[np.float64]]) -> OODDetector:
-    """With the counts and the curve of what it refuses."""
+    """Add the counts and the curve of refused pictures."""
     scores = {kind: likeness.scores_of(distances) for kind, distances in kinds.items()}
     return dataclasses.replace(
         likeness,

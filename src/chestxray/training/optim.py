@@ -1,4 +1,4 @@
-"""The optimisers, as a table."""
+"""Optimisers, learning-rate schedules and film sizes, as tables; the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chestxray.training.config import Recipe
 
 
 def optimiser_of(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser; biases and batch normalisation are not decayed."""
+    """Return the recipe's optimiser; weight decay does not apply to biases and batch normalisation."""
     decayed = [parameter for parameter in module.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in module.parameters() if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -29,17 +29,17 @@ _OPTIMISERS: Final[Mapping[str, Callable[[list[dict[str, object]], Recipe], torc
 }
 
 
-GROWN: Final = 0.7  # share of the steps after which films have their whole size
-CELL: Final = 32  # pixels: sides are multiples of it until then
+GROWN: Final = 0.7  # of all steps: from this point on films have their whole size
+CELL: Final = 32  # pixels: until then sides are multiples of this
 
 
 def steps_of(films: int, batch_size: int) -> int:
-    """Steps of an epoch: batches of equal size, give or take a film, and none larger than asked for."""
+    """Return the number of steps of an epoch: batches differ by one film at most, and none exceeds ``batch_size``."""
     return math.ceil(films / batch_size)
 
 
 def epochs_of(recipe: Recipe, films: int) -> int:
-    """How many passes over that many training films the recipe asks for."""
+    """Return the number of passes over ``films`` training films that the recipe asks for."""
     return max(recipe.epochs, math.ceil(recipe.minimum_steps / steps_of(films, recipe.batch_size)))
 
 
@@ -57,7 +57,7 @@ _SCHEDULES: Final[Mapping[str, Callable[[Recipe, float], float]]] = {"constant":
 
 
 def learning_rate_at(recipe: Recipe, step: int, steps: int) -> float:
-    """Learning rate of one of ``steps`` steps, counted from 0.
+    """Return the learning rate of one of ``steps`` steps, counted from 0.
 
     Source of the one cycle: Smith and Topin, "Super-convergence", arXiv:1708.07120 (2017).
     """
@@ -65,7 +65,7 @@ def learning_rate_at(recipe: Recipe, step: int, steps: int) -> float:
 
 
 def size_at(recipe: Recipe, step: int, steps: int, whole: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of the films of one of ``steps`` steps, counted from 0; ``whole`` are those of the pack.
+    """Return height and width of the films in one of ``steps`` steps, counted from 0; ``whole`` is the pack's size.
 
     Source: Tan and Le, "EfficientNetV2: smaller models and faster training", ICML (2021), on progressive learning.
     """
@@ -76,25 +76,25 @@ def size_at(recipe: Recipe, step: int, steps: int, whole: tuple[int, int]) -> tu
     return height, width
 
 
-UPDATES: Final = 8  # within the window; more would cost time and change nothing
+UPDATES: Final = 8  # updates within the window; more would cost time and change nothing
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 class MovingAverage(Generic[Module]):
-    """The average of a module that is being trained.
+    """The moving average of a module in training.
 
     Attributes:
-        module: of the same kind, holding the averaged weights and the averaged statistics of batch normalisation.
-        steps: of the optimiser so far.
+        module: module of the same kind, with the averaged weights and the averaged statistics of batch normalisation.
+        steps: number of the optimiser's steps so far.
     """
 
     def __init__(self, trained: Module, window: int) -> None:
-        """Start from the module as it stands.
+        """Start from the module's present weights.
 
         Args:
-            trained: stays untouched.
-            window: steps that the average reaches back; 0 follows the module without any averaging.
+            trained: the module in training; not modified.
+            window: number of steps that the average covers; 0 follows the module without averaging.
         """
         self._trained = trained
         self.module = copy.deepcopy(trained).requires_grad_(requires_grad=False) if window else trained
@@ -104,17 +104,17 @@ class MovingAverage(Generic[Module]):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Take notice of a step of the optimiser."""
+        """Note that the optimiser has taken a step, and update the average if due."""
         self.steps += 1
         if self.module is self._trained or self.steps % self._every:
             return
         averages, values = list(_tensors(self.module)), list(_tensors(self._trained))
-        # Early on the average is of all steps so far, so that the random start does not linger.
+        # Early on, the average covers all steps so far, so that the random start loses its weight.
         weight = max(self._weight, self._every / self.steps)
         torch._foreach_lerp_(averages, values, weight)
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Weights, and buffers that are no counters."""
+    """Yield the weights, and the buffers that are no counters."""
     yield from module.parameters()
     yield from (buffer for buffer in module.buffers() if buffer.is_floating_point())

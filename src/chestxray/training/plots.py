@@ -1,4 +1,4 @@
-"""Learning curves as pictures."""
+"""Pictures of a training: learning curves, augmented films, filters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chestxray.errors import MissingExtra
 from chestxray.training.record import EpochRecord
 
 CURVE_NAMES: Final = ("learning_curves.svg", "learning_curves.png")
-MANY: Final = 40  # epochs; with more, single points only blur the line
+MANY: Final = 40  # epochs; with more, markers only blur the line
 
 # (series, colour) of the upper and the lower picture; colours tell apart in every common colour blindness
 _LOSSES: Final = (("training_loss", "#0072b2"), ("validation_loss", "#d55e00"))
@@ -34,7 +34,7 @@ _TITLES: Final = {
 
 
 def plot_curves(records: Sequence[EpochRecord], folder: Path) -> None:
-    """Write ``learning_curves.svg`` and ``.png``. Raises: MissingExtra, where matplotlib is not installed."""
+    """Write ``learning_curves.svg`` and ``.png``. Raises: MissingExtra, if matplotlib is not installed."""
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
@@ -69,7 +69,7 @@ FILTERS: Final = "first_filters.png"
 PICTURE_NAMES: Final = (AUGMENTED, FILTERS)
 
 ACROSS: Final = 6  # films, or filters, side by side at least
-FILTER_AXES: Final = 4  # of a convolution's weights: filters, channels, rows, columns
+FILTER_AXES: Final = 4  # dimensions of a convolution's weights: filters, channels, rows, columns
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -81,21 +81,21 @@ def plot_augmented_films(films: Float32Array, folder: Path) -> None:
         films: shape (n, height, width), grey levels 0..255.
         folder: gets ``augmented_films.png``.
 
-    Raises: MissingExtra, where matplotlib is not installed.
+    Raises: MissingExtra, if matplotlib is not installed.
     """
     _plot_sheet(films, folder / AUGMENTED, (0.0, 255.0))
 
 
 def plot_filters(weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Write the filters of the first convolution, light where they ask for light; each film channel by itself.
+    """Write the filters of the first convolution, light where a filter prefers light; each channel by itself.
 
-    A network without convolutions has none to draw.
+    For a network without convolutions nothing is written.
 
     Args:
-        weights: in the order in which a film meets them.
+        weights: in forward order.
         folder: gets ``first_filters.png``.
 
-    Raises: MissingExtra, where matplotlib is not installed.
+    Raises: MissingExtra, if matplotlib is not installed.
     """
     first = next((tensor for tensor in weights.values() if tensor.ndim == FILTER_AXES), None)
     if first is None:

@@ -8,22 +8,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EpochRecord:
-    """What one epoch gave: one line of ``metrics.jsonl``.
+    """The figures of one epoch: one line of ``metrics.jsonl``.
 
     Attributes:
-        epoch, epochs: counted from 1, and how many there will be.
-        training_loss: mean over the films as the recipe weighs, smooths and varies them, while training.
+        epoch, epochs: number of the epoch, from 1, and the number of all epochs.
+        training_loss: mean over the training films, with the recipe's weights, label smoothing and augmentation.
         validation_loss: mean cross-entropy in nats, unweighted, so that recipes can be compared.
         auroc: on the validation films.
         stress_auroc: on the same films, each under one of the shifts of the stress validation.
         exchange_auroc: on the same films, each with one thing taken from a training film of the other class.
-        sensitivity, specificity: on the validation films where log-odds of 0 and more are called pneumonia,
-            which is a probability of a half before calibration.
+        sensitivity, specificity: on the validation films, with log-odds of 0 and more as pneumonia, which is a
+            probability of a half before calibration.
         learning_rate: of the last step.
         films_per_second: training alone, without validation.
-        seconds: training and validation. Of an epoch that was interrupted, both tell of the part after that.
-        is_best: no earlier epoch had a higher sum of the AUROCs under shifts and under exchanges, or the same with a
-            lower validation loss.
+        seconds: training and validation. Of an epoch that was interrupted, both describe the part after the
+            interruption.
+        is_best: True if no earlier epoch had a higher sum of the AUROCs under shifts and exchanges, or the same sum
+            with a lower validation loss.
     """
 
     epoch: int
@@ -42,5 +43,5 @@ class EpochRecord:
 
 
 def best_of(records: Sequence[EpochRecord]) -> EpochRecord:
-    """The epoch whose weights are kept. The first epoch is always the best so far, so there is one."""
+    """Return the epoch whose weights are kept. The first epoch is the best so far by definition, so one exists."""
     return [record for record in records if record.is_best][-1]

@@ -1,4 +1,4 @@
-"""A training run, from a pack to a finished folder, however often it is interrupted on the way."""
+"""A training run, from a pack to a finished folder; an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -49,30 +49,30 @@ from chestxray.training.trainer import STRESS, VALIDATION_BATCH, Epoch, Training
 from chestxray.training.weights import snapshot
 from chestxray.version import __version__
 
-SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)  # spot instances and schedulers send the first, Ctrl-C the second
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)  # spot instances and schedulers send SIGTERM, Ctrl-C sends SIGINT
 
 
 @dataclass(slots=True)
 class StopRequest:
-    """What was asked for.
+    """A request to stop, if a signal asked for one.
 
     Attributes:
-        signal: its number; None as long as nobody asked.
+        signal: number of the signal; None as long as none arrived.
     """
 
     signal: signal.Signals | None = None
 
     @property
     def wanted(self) -> bool:
-        """Whether training is to stop."""
+        """True if training has to stop."""
         return self.signal is not None
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Note the first of these signals; a second one acts as it did before, at once.
+    """Record these signals until the block ends; a second signal acts as usual, at once.
 
-    Where this is not the main thread, which alone may receive signals, nobody can ask.
+    Outside the main thread no signal can be received, so no request can arrive.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -97,21 +97,22 @@ def stop_requests() -> Iterator[StopRequest]:
 
 
 CHECKPOINTS: Final = "checkpoints"
-CHECKPOINT_EVERY_S: Final = 120.0  # seconds within an epoch; a kill loses that much at most
+CHECKPOINT_EVERY_S: Final = 120.0  # seconds within an epoch; a kill loses at most this much work
 SPARED_S: Final = 5.0  # seconds; an epoch that ends so soon after a checkpoint is trained again faster than written
 
 
 @dataclass(frozen=True, slots=True)
 class Keeping:
-    """What becomes of a run on disk.
+    """How a run is kept on disk.
 
     Attributes:
-        checkpoints: their folder; by default one in the run's.
-        every: seconds after which a checkpoint is written within an epoch. After an epoch there is one anyway, unless
-            the last is only SPARED_S old.
-        restart: begin anew, whatever stands there.
-        replace: begin anew where another recipe or pack stands there, which is refused otherwise.
-        trackers: rows of the table of trackers that are told about each epoch.
+        checkpoints: folder of the checkpoints; by default inside the run's folder.
+        every: seconds after which a checkpoint is written within an epoch. Each epoch ends with a checkpoint as well,
+            unless the last one is less than SPARED_S old.
+        restart: start from the beginning, whatever the folder holds.
+        replace: start from the beginning if the folder holds a run of another recipe or pack, which is refused
+            otherwise.
+        trackers: names of the trackers that receive each epoch.
     """
 
     checkpoints: Path | None = None
@@ -138,33 +139,33 @@ def train_run(
     on_progress: ProgressCallback = no_progress,
     log: Log = no_log,
 ) -> RunSummary:
-    """Train, and write a run folder as it goes; or go on with what stands there.
+    """Train and write a run folder, or resume the run in that folder.
 
-    The same pack, recipe and teachers give the same weights whether or not the run was killed on its way. A finished
-    run of them is given back as it is: training again would give the same once more.
+    The same pack, recipe and teachers give the same weights whether or not the run was interrupted. If the folder holds
+    their finished run, that run is returned unchanged: training again would give the same result.
 
     Args:
         pack_folder: a pack.
-        out: the run's folder; files in it that no run wrote are left alone.
+        out: the run's folder; files in it that no run wrote are not touched.
         recipe: how to train.
-        teachers: finished runs on the same pack, where the recipe has ``distillation``.
-        device: as for ``loop.train``.
-        keeping: what becomes of it on disk.
-        compiled: let torch compile the network first, where it can.
-        on_epoch: called after each epoch, when its line is on disk.
+        teachers: finished runs on the same pack, if the recipe has ``distillation``.
+        device: as for ``trainer.train``.
+        keeping: how the run is kept on disk.
+        compiled: let torch compile the network first, if possible.
+        on_epoch: called after each epoch, when its line has been written.
         on_progress: called with (films done, films in all) after each step.
-        log: told in a line what it will cost, what is gone on with, and what was found damaged.
+        log: called with a line about the expected cost, the resumed checkpoint, and any damage found.
 
     Raises:
         UsageError: teachers without ``distillation``, or the other way round.
         RunInvalid: a teacher is no finished run on this pack.
-        OutputExists: a run of another recipe, pack or teacher stands at ``out``, or something that is no run.
+        OutputExists: ``out`` holds a run of another recipe, pack or teacher, or is no run at all.
         OutputUnwritable: the disk is full or the folder read-only.
-        TrainingInterrupted: by SIGTERM or SIGINT, once a checkpoint was written.
-        What ``Pack.open`` and ``loop.train`` raise.
+        TrainingInterrupted: SIGTERM or SIGINT arrived; a checkpoint has been written.
+        Also the errors of ``Pack.open`` and ``trainer.train``.
     """
     keeping = keeping or Keeping()
-    for part in out.glob(f".{DESCRIPTION}.*.part"):  # all that a process leaves that is killed while it begins
+    for part in out.glob(f".{DESCRIPTION}.*.part"):  # a process that is killed at its start leaves only this file
         part.unlink()
     if not may_be_replaced(out, DESCRIPTION):
         raise OutputExists(f"{out}: exists and is not a run. Give another --out")
@@ -192,7 +193,7 @@ def train_run(
 def _found_by_all(
     world: World, out: Path, folder: CheckpointFolder, origin: Origin, keeping: Keeping, log: Log
 ) -> RunSummary | Checkpoint | None:
-    """What stands there, read by the first process and told to the others."""
+    """Return what the folder holds, read by the first process and sent to the others."""
     if world.size == 1:
         return _found(out, folder, origin, keeping, log)
     found = _found(out, folder, origin, keeping, log) if world.is_main else None
@@ -210,7 +211,7 @@ def _found_by_all(
 def _found(
     out: Path, folder: CheckpointFolder, origin: Origin, keeping: Keeping, log: Log
 ) -> RunSummary | Checkpoint | None:
-    """The finished run, or the checkpoint to go on from, or nothing. Raises: OutputExists, RunInvalid."""
+    """Return the finished run, or the checkpoint to resume, or None. Raises: OutputExists, RunInvalid."""
     if keeping.restart:
         return None
     info = RunInfo.read(out) if (out / DESCRIPTION).is_file() else None
@@ -239,7 +240,7 @@ def _refuse_unless_replaced(folder: Path, apart: str, keeping: Keeping) -> None:
 
 
 class _Run:
-    """One process's part of a run."""
+    """One process's part in a run."""
 
     def __init__(
         self,
@@ -274,7 +275,7 @@ class _Run:
         if anew:
             self._folder.clear()
         self._out.begin(self._info, self._training.step.recipe, self._training.records, self._best)
-        with writing(self._folder.folder):  # where it lies elsewhere, better to know now that it is read-only
+        with writing(self._folder.folder):  # checks early that a separate folder of checkpoints can be written
             self._folder.folder.mkdir(parents=True, exist_ok=True)
         if anew or not (self._out.folder / AUGMENTED).is_file():
             with writing(self._out.folder):
@@ -283,7 +284,7 @@ class _Run:
     def to_the_end(
         self, stop: StopRequest, on_epoch: Callable[[EpochRecord], None], on_progress: ProgressCallback
     ) -> RunSummary:
-        """Train what is left, and write the rest."""
+        """Train the remaining epochs and write the results."""
         self._stop = stop
         estimate = Estimate.of(self._training)
         self._log(str(estimate))
@@ -362,16 +363,16 @@ class _Run:
         return RunSummary(self._out.folder, RunInfo.from_json(told.decode()), tuple(training.records))
 
 
-PEAK_FILMS: Final = 256  # validation films with pneumonia, at most, that the scale of heat maps is measured on
-PEAK_QUANTILE: Final = 0.25  # three of four films with pneumonia reach it
+PEAK_FILMS: Final = 256  # validation films with pneumonia, at most, on which the scale of heat maps is measured
+PEAK_QUANTILE: Final = 0.25  # three of four films with pneumonia reach this quantile
 
 
 def look_back(out: RunFolder, training: Training, best: Best, log: Log, on_progress: ProgressCallback) -> float | None:
-    """Once training is over: the first filters, and the whole stress validation, of the weights that are kept.
+    """Evaluate the weights that are kept, after training: the first filters and the whole stress validation.
 
     Every process takes part; the first one writes.
 
-    Returns: the typical peak of heat maps, as ``RunInfo`` has it.
+    Returns: the typical peak of heat maps, as in ``RunInfo``.
     """
     step = training.step
     count = f"{len(step.splits.validation):,} films"
@@ -390,11 +391,11 @@ def look_back(out: RunFolder, training: Training, best: Best, log: Log, on_progr
 
 
 def typical_peak(classifier: Classifier, step: TrainState) -> float | None:
-    """Measure where the scale of heat maps should end at the earliest; None without validation films with pneumonia.
+    """Measure the lowest end of the heat-map scale; None without validation films with pneumonia.
 
     Args:
         classifier: the weights that are kept.
-        step: knows the films.
+        step: holds the films.
     """
     rows = [row for row in step.splits.validation if step.pack.films[row].label == Label.PNEUMONIA][:PEAK_FILMS]
     if not rows:
@@ -408,7 +409,7 @@ def typical_peak(classifier: Classifier, step: TrainState) -> float | None:
 
 
 def described(training: Training) -> RunInfo:
-    """What a run says of itself while it is under way."""
+    """Return the description of an unfinished run."""
     step = training.step
     return RunInfo(
         state=TRAINING,

@@ -1,4 +1,4 @@
-"""A training run on disk.
+"""The folder of a training run.
 
     run.json               RunInfo; written first, with state "training", and last, with state "finished"
     recipe.toml            the recipe, with every field
@@ -7,14 +7,14 @@
     best.safetensors       weights of the best epoch so far
     last.safetensors       weights of the last epoch
     validation.csv         the best epoch's logit of every validation film
-    stress.csv             and under every shift and every exchange of the stress validation
-    gate.json              what the training films look like
+    stress.csv             the same under every shift and every exchange of the stress validation
+    gate.json              the fitted out-of-distribution detector
     training_films.json    their hashes; written last
-    first_filters.png      what the first convolution of the best epoch looks for
+    first_filters.png      filters of the first convolution at the best epoch
     learning_curves.svg, learning_curves.png
-    checkpoints/           while it trains, unless they lie elsewhere
+    checkpoints/           during training, unless another folder was given
 
-A run that was interrupted keeps the state "training": ``export`` refuses it, and the same command goes on with it.
+A run that was interrupted keeps the state "training": ``export`` refuses it, and the same command resumes it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ METRICS: Final = "metrics.jsonl"
 BEST: Final = "best.safetensors"
 LAST: Final = "last.safetensors"
 VALIDATION: Final = "validation.csv"
-HASHED: Final = (BEST, LAST, VALIDATION, STRESS, GATE, TRAINING_FILMS)  # what a finished run is exported from
+HASHED: Final = (BEST, LAST, VALIDATION, STRESS, GATE, TRAINING_FILMS)  # files that an export of the run needs
 RUN_FILES: Final = (DESCRIPTION, RECIPE, METRICS, *HASHED, *plots.CURVE_NAMES, *plots.PICTURE_NAMES)
 
 TRAINING: Final = "training"
@@ -64,13 +64,12 @@ VALIDATION_COLUMNS: Final = ("sha256", "path", "patient_id", "label", "logit")
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """``run.json``: where the weights beside it come from.
+    """The content of ``run.json``: the origin of the weights beside it.
 
     Attributes:
         state: "training" until everything is written, then "finished".
         recipe: every field by name.
-        preprocessing: of the pack.
-        training_data: fingerprint of the pack.
+        preprocessing: preprocessing of the pack. training_data: fingerprint of the pack.
         training_films, validation_films: how many.
         leak: empty; or why the validation figures cannot be trusted.
         device, threads, versions: what it ran on.
@@ -103,18 +102,18 @@ class RunInfo:
     typical_peak: float | None = None
 
     def __post_init__(self) -> None:
-        """Raises: RunInvalid, where a finished run lacks a file."""
+        """Check that a finished run has all its files. Raises: RunInvalid."""
         missing = set(HASHED) - set(self.files) if self.state == FINISHED else ()
         if missing:
             raise RunInvalid(f"a finished run without {', '.join(sorted(missing))}. Train again")
 
     def to_json(self) -> str:
-        """Law: ``RunInfo.from_json(i.to_json()) == i``."""
+        """Return the description as JSON. Law: ``RunInfo.from_json(i.to_json()) == i``."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     @classmethod
     def from_json(cls, text: str, source: str = DESCRIPTION) -> Self:
-        """Raises: RunInvalid, when it is not a run of this version."""
+        """Read a description. Raises: RunInvalid, if it is not a run of this version."""
         try:
             raw = json.loads(text)
             if raw["version"] != RUN_VERSION:
@@ -124,7 +123,7 @@ class RunInfo:
                 "recipe": every_field(raw["recipe"]),
                 "preprocessing": Preprocessing(**raw["preprocessing"]),
                 "blended": tuple(raw["blended"]),
-                "teachers": tuple(raw.get("teachers", ())),  # runs from before there were any have none
+                "teachers": tuple(raw.get("teachers", ())),  # older runs have none
             }
             return cls(**{**raw, **given, "best": best})
         except (ValueError, TypeError, KeyError) as error:
@@ -132,7 +131,7 @@ class RunInfo:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The description of the run in that folder. Raises: RunInvalid, where it is missing or damaged."""
+        """Read the description of the run in a folder. Raises: RunInvalid, if it is missing or damaged."""
         path = folder / DESCRIPTION
         try:
             return cls.from_json(path.read_text(encoding="utf-8"), str(path))
@@ -143,15 +142,15 @@ class RunInfo:
 
     @property
     def origin(self) -> Origin:
-        """What the run started from."""
+        """What the training started from."""
         return Origin(self.recipe, self.training_data, self.preprocessing, self.teachers)
 
     def was_trained_on(self, pack: Pack) -> bool:
-        """Whether it saw these very films, prepared in this way."""
+        """Check whether the run was trained on these films with this preprocessing."""
         return (self.training_data, self.preprocessing) == (pack.info.fingerprint, pack.info.preprocessing)
 
     def require_finished(self, folder: Path) -> None:
-        """Raises: RunInvalid, where the run did not come to its end."""
+        """Check that the run is finished. Raises: RunInvalid, if it was interrupted."""
         if self.state != FINISHED:
             raise RunInvalid(
                 f'{folder}: the run was interrupted before it ended. Go on with the same "chestxray train"'
@@ -160,13 +159,13 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """What ``train_run`` gives back.
+    """The result of ``train_run``.
 
     Attributes:
-        folder: where the run lies.
+        folder: folder of the run.
         info: its description, finished.
-        records: one an epoch.
-        was_there: the run was finished before, and nothing was trained.
+        records: one for each epoch.
+        was_there: True if the run was finished before, so that nothing was trained.
     """
 
     folder: Path
@@ -176,13 +175,13 @@ class RunSummary:
 
     @property
     def best(self) -> EpochRecord:
-        """The record of the best epoch."""
+        """Record of the best epoch."""
         return best_of(self.records)
 
 
 @dataclass(frozen=True, slots=True)
 class ValidationTable:
-    """``validation.csv``: what the best epoch made of the validation films.
+    """The content of ``validation.csv``: the best epoch's log-odds for the validation films.
 
     Attributes:
         labels: shape (n,), 0 or 1.
@@ -198,7 +197,7 @@ class ValidationTable:
 
     @classmethod
     def read(cls, path: Path, sha256: str) -> Self:
-        """Read a table that must have that hash. Raises: RunInvalid."""
+        """Read a table and compare its hash. Raises: RunInvalid."""
         data = read_checked(path, sha256)
         try:
             rows = list(csv.DictReader(io.StringIO(data.decode())))
@@ -213,7 +212,7 @@ class ValidationTable:
 
 
 class RunFolder:
-    """The folder of a run that is being written. Every method raises OutputUnwritable where the disk refuses."""
+    """The folder of a run that is being written. Every method raises OutputUnwritable if writing fails."""
 
     def __init__(self, folder: Path, pack: Pack, validation: Rows) -> None:
         self.folder = folder
@@ -221,16 +220,16 @@ class RunFolder:
         self._validation = validation
 
     def begin(self, info: RunInfo, recipe: Recipe, records: Sequence[EpochRecord], best: Best | None) -> None:
-        """Take the folder, and leave in it what a training that stands at these records has written.
+        """Start or continue the folder: write everything that belongs to these records.
 
-        The description goes first: a folder is known as a run as long as any other file of it is there.
+        The description is written first, so that a folder with any other file of a run is always recognised as a run.
         """
         with writing(self.folder):
             write_atomically(self.folder / DESCRIPTION, info.to_json().encode())
             for name in RUN_FILES:
                 if name not in {DESCRIPTION, plots.AUGMENTED}:
                     (self.folder / name).unlink(missing_ok=True)
-            for part in self.folder.glob(".*.part"):  # a killed process left it half written
+            for part in self.folder.glob(".*.part"):  # left half-written by a killed process
                 part.unlink()
             write_atomically(self.folder / RECIPE, recipe.to_toml().encode())
             write_atomically(self.folder / METRICS, "".join(map(_line, records)).encode())
@@ -238,18 +237,18 @@ class RunFolder:
             self.keep_best(best)
 
     def keep_best(self, best: Best) -> None:
-        """Write the best epoch's weights and what they make of the validation films."""
+        """Write the best epoch's weights and its log-odds for the validation films."""
         with writing(self.folder):
             write_weights(self.folder / BEST, best.weights)
             write_atomically(self.folder / VALIDATION, _validation_table(self._pack, self._validation, best))
 
     def add(self, record: EpochRecord) -> None:
-        """Append an epoch's line."""
+        """Append an epoch's line to the metrics."""
         with writing(self.folder), (self.folder / METRICS).open("a", encoding="utf-8") as metrics:
             metrics.write(_line(record))
 
     def finish(self, info: RunInfo, records: Sequence[EpochRecord], last: Weights, seconds: float) -> RunInfo:
-        """Write what is known at the end. Returns the description, finished."""
+        """Write what is known at the end, and return the finished description."""
         with writing(self.folder):
             write_weights(self.folder / LAST, last)
             plots.plot_curves(records, self.folder)
@@ -266,7 +265,7 @@ class RunFolder:
         return finished
 
     def _trained_on(self) -> Iterator[Film]:
-        """The films that are neither validated on nor kept for testing."""
+        """Yield the films that are neither validated on nor reserved for testing."""
         kept = set(self._validation.tolist())
         for row, film in enumerate(self._pack.films):
             if film.split in (Split.TRAIN, Split.VAL) and row not in kept:
@@ -274,7 +273,7 @@ class RunFolder:
 
 
 def read_finished(folder: Path, info: RunInfo) -> RunSummary:
-    """A finished run as it lies there. Raises: RunInvalid, where a file of it was changed or is missing."""
+    """Read a finished run. Raises: RunInvalid, if a file of it is changed or missing."""
     for name, sha256 in info.files.items():
         read_checked(folder / name, sha256)
     try:

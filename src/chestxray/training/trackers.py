@@ -1,6 +1,6 @@
-"""Where else the figures of a run go, besides its own ``metrics.jsonl``: a table of trackers.
+"""Trackers: further places for the figures of a run, besides its own ``metrics.jsonl``.
 
-A tracker is told about each epoch as it ends. After an interruption it goes on with the record that it began.
+A tracker receives each epoch as it ends. After an interruption it continues the record that it began.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ FIGURES: Final = (
     "films_per_second",
 )
 TENSORBOARD_FOLDER: Final = "tensorboard"
-MLFLOW_RUN: Final = "mlflow_run.txt"  # holds the run's name at the tracking server
+MLFLOW_RUN: Final = "mlflow_run.txt"  # holds the name of the run at the tracking server
 MLFLOW_SERVER: Final = "MLFLOW_TRACKING_URI"
 MLFLOW_EXPERIMENT: Final = "MLFLOW_EXPERIMENT_NAME"
 
 
 class Tracker(Protocol):
-    """Whoever is told how a run goes."""
+    """Receives the figures of a run."""
 
     def epoch(self, record: EpochRecord) -> None:
-        """An epoch has ended."""
+        """Record an epoch that has ended."""
 
 
 def track(name: str, folder: Path, recipe: Recipe, told: int) -> AbstractContextManager[Tracker]:
-    """A tracker, closed at the end of the block; a run that fails in it is marked so.
+    """Open a tracker until the block ends; a run that fails inside the block is marked as failed.
 
     Args:
-        name: row of the table.
-        folder: the run's.
-        recipe: shown beside the figures.
-        told: epochs that were told about before an interruption.
+        name: name of a row of the table.
+        folder: the run's folder.
+        recipe: recorded beside the figures.
+        told: epochs that were recorded before an interruption.
 
     Raises: RecipeInvalid: no such tracker, or it cannot be reached. MissingExtra.
     """
@@ -70,7 +70,7 @@ class _TensorBoard:
 
 @contextmanager
 def _tensorboard(folder: Path, recipe: Recipe, told: int) -> Iterator[Tracker]:
-    """Event files in ``tensorboard/`` of the run's folder."""
+    """Write event files in ``tensorboard/`` of the run's folder."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -95,8 +95,8 @@ class _MLflow:
 
 @contextmanager
 def _mlflow(folder: Path, recipe: Recipe, told: int) -> Iterator[Tracker]:
-    """A run at the server that MLFLOW_TRACKING_URI names, in the experiment MLFLOW_EXPERIMENT_NAME or "chestxray"."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nobody but that server is to hear of a run
+    """Record a run at MLFLOW_TRACKING_URI, in the experiment MLFLOW_EXPERIMENT_NAME or "chestxray"."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # only that server may learn of a run
     try:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
@@ -119,7 +119,7 @@ def _mlflow(folder: Path, recipe: Recipe, told: int) -> Iterator[Tracker]:
 
 
 def _mlflow_run(client: Any, note: Path, recipe: Recipe, told: int) -> str:
-    """The run that was begun before an interruption, else a fresh one."""
+    """Return the id of the run that began before an interruption, else of a new one."""
     if told and note.is_file():
         run = note.read_text(encoding="utf-8").strip()
         client.update_run(run, status="RUNNING")

@@ -1,4 +1,4 @@
-"""One step of the optimiser, and all that it needs."""
+"""One step of the optimiser, and everything that it needs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from chestxray.training.weights import snapshot
 
 
 class TrainState(NamedTuple):
-    """What is trained, on what and with what."""
+    """The network in training, its data, and the tools of a step."""
 
     pack: Pack
     recipe: Recipe
@@ -40,11 +40,12 @@ class TrainState(NamedTuple):
     device: torch.device
     reduced: bool  # whether convolutions and dense layers compute in bfloat16
     classifier: Classifier
-    trained: nn.Module  # the classifier itself, or what torch compiled of it; both hold the same weights
+    trained: nn.Module  # the classifier itself, or the result of torch.compile; both hold the same weights
     average: MovingAverage[Classifier]
     optimiser: torch.optim.Optimizer
     class_weights: Tensor | None
-    chances: npt.NDArray[np.float64] | None  # of each training film to be the next that is drawn; None for each once
+    # probability of each training film to be drawn next; None draws each film once
+    chances: npt.NDArray[np.float64] | None
     world: World
     teacher: Teacher | None
 
@@ -59,7 +60,7 @@ class TrainState(NamedTuple):
         world: World,
         teacher: Teacher | None = None,
     ) -> TrainState:
-        """Fresh weights on the wanted device. Raises: RecipeInvalid."""
+        """Build the state of a training, with new weights on the wanted device. Raises: RecipeInvalid."""
         spec = spec_for(recipe)
         device = device_of(wanted)
         classifier = build(
@@ -72,7 +73,7 @@ class TrainState(NamedTuple):
         classifier = classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         weights = None
         chances = chances_against_shortcuts(pack, splits.training) if recipe.draw == "against_shortcuts" else None
-        if recipe.class_balance and chances is None:  # such a draw holds as many films of each class
+        if recipe.class_balance and chances is None:  # weighted drawing yields equally many films of each class
             counts = np.bincount(labels[splits.training], minlength=CLASSES)
             weights = torch.tensor(len(splits.training) / (CLASSES * counts), dtype=torch.float32, device=device)
         pays = has_native_bfloat16(device) and (device.type == "cuda" or spec.favours_bfloat16)
@@ -102,25 +103,25 @@ class TrainState(NamedTuple):
         )
 
     def films(self, rows: Rows) -> Tensor:
-        """Grey levels of those rows, shape (n, 1, height, width), float, on the device."""
+        """Return grey levels of some rows, shape (n, 1, height, width), float, on the device."""
         return self.on_device(self.pack.images[rows])
 
     def on_device(self, planes: npt.NDArray[np.uint8]) -> Tensor:
-        """Films of shape (n, height, width), in the shape of ``films``."""
+        """Return films of shape (n, height, width) in the form that ``films`` returns."""
         levels = torch.from_numpy(planes[:, None])
         if self.device.type == "cuda":
-            levels = levels.pin_memory()  # so that the copy runs beside the computation
+            levels = levels.pin_memory()  # lets the copy run at the same time as the computation
         return levels.to(self.device, non_blocking=True).float()
 
     def varied(self, rows: Rows, generator: Generator) -> Tensor:
-        """The films of those rows as training sees them, in the shape of ``films``."""
+        """Return the augmented films of some rows, in the form that ``films`` returns."""
         films = self.films(rows)
         if exchanges(self.recipe.augmentation):
             films = exchange(films, self.films(self._donors(rows, generator)), self.recipe.augmentation, generator)
         return augment(films, self.recipe.augmentation, generator)
 
     def _donors(self, rows: Rows, generator: Generator) -> Rows:
-        """A training film of the other class for each of those rows."""
+        """Draw a training film of the other class for each of the rows."""
         training = self.splits.training
         labels = self.labels[training]
         drawn = torch.rand(len(rows), generator=generator, device=self.device).cpu().numpy()
@@ -135,16 +136,16 @@ class TrainState(NamedTuple):
         return found
 
     def scores(self, classifier: nn.Module, films: Tensor, *, reduced: bool) -> Tensor:
-        """Class scores as float32."""
+        """Return class scores as float32."""
         films = films.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=reduced):
             scores: Tensor = classifier(films)
         return scores.float()
 
     def train_step(self, batch: Rows, rate: float, generator: Generator, size: tuple[int, int] | None = None) -> float:
-        """Take a step, on films of that height and width or whole ones; a teacher sees them whole.
+        """Take a step on films of the given size, or whole films if None; a teacher always sees whole films.
 
-        Returns: the loss before it; where that is not finite, nothing is changed.
+        Returns: the loss before the step; if it is not finite, nothing is changed.
         """
         films = self.varied(batch, generator)
         targets = functional.one_hot(torch.from_numpy(self.labels[batch]).to(self.device), CLASSES).float()
@@ -185,13 +186,13 @@ def _refuse_too_many(world: World, recipe: Recipe, films: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TrainSnapshot:
-    """A moment between two steps. The randomness of what follows needs no place here: it comes from the seed.
+    """The state of a training between two steps. Later random numbers are not part of it: they follow from the seed.
 
     Attributes:
-        records: of the epochs that ended.
-        steps_taken: in the epoch after these.
-        summed_loss: over the films of those steps, in nats.
-        tensors: "weights/..." of the classifier, "average/..." where an average is kept, and "optimiser/..." as
+        records: records of the epochs that ended.
+        steps_taken: steps taken in the epoch after these.
+        summed_loss: sum of the loss over the films of those steps, in nats.
+        tensors: "weights/..." of the classifier, "average/..." if an average is kept, and "optimiser/..." as
             "optimiser/<number of the parameter>/<name>", in ordinary memory.
     """
 
@@ -201,7 +202,7 @@ class TrainSnapshot:
     tensors: Mapping[str, Tensor]
 
     def figures(self) -> dict[str, Any]:
-        """All but the tensors, as JSON knows it. Law: ``TrainSnapshot.joined(s.figures(), s.tensors) == s``."""
+        """Return all but the tensors as JSON values. Law: ``TrainSnapshot.joined(s.figures(), s.tensors) == s``."""
         return {
             "records": [dataclasses.asdict(record) for record in self.records],
             "steps_taken": self.steps_taken,
@@ -210,7 +211,7 @@ class TrainSnapshot:
 
     @classmethod
     def joined(cls, figures: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """Raises: KeyError, TypeError, where the figures are of something else."""
+        """Join figures and tensors to a snapshot. Raises: KeyError, TypeError, if the figures are of another form."""
         records = tuple(EpochRecord(**record) for record in figures["records"])
         return cls(records, figures["steps_taken"], figures["summed_loss"], tensors)
 
@@ -229,14 +230,14 @@ def snapshot_of(
 
 
 def restore(step: TrainState, state: TrainSnapshot, all_steps: int) -> None:
-    """Put a state back, bit for bit and in the memory layout that training uses.
+    """Restore a state, bit for bit and in the memory layout that training uses.
 
     Args:
-        step: of the same pack and recipe.
-        state: taken from it, or from an earlier process.
-        all_steps: since the beginning.
+        step: state of a training with the same pack and recipe.
+        state: a snapshot of that training, from this or an earlier process.
+        all_steps: number of steps since the beginning.
 
-    Raises: RunInvalid, where the state is of another network or optimiser.
+    Raises: RunInvalid, if the state is of another network or optimiser.
     """
     try:
         step.classifier.load_state_dict(_under("weights", state.tensors))
@@ -254,7 +255,7 @@ def _restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, T
     for path, value in tensors.items():
         number, name = path.split("/")
         parameter = parameters[int(number)]
-        # The fused optimisers walk through weights and moments side by side in memory, so both need one layout.
+        # The fused optimisers read weights and moments side by side in memory, so both need the same layout.
         laid_out = value if value.shape != parameter.shape else torch.empty_like(parameter).copy_(value)
         held.setdefault(int(number), {})[name] = laid_out.detach()
     optimiser.load_state_dict({"state": held, "param_groups": optimiser.state_dict()["param_groups"]})
@@ -273,33 +274,33 @@ def _under(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-REASON: Final = 160  # characters of the compiler's own words that are repeated
+REASON: Final = 160  # characters of the compiler's message that are repeated
 
 
 def compiled_where_possible(step: TrainState, log: Log) -> TrainState:
-    """A step whose network was compiled; the same step, and a sentence, where that fails.
+    """Return a step with a compiled network; if compiling fails, log a sentence and return the same step.
 
-    Compiled arithmetic may round otherwise, so the weights' hash is another one than without.
+    Compiled arithmetic may round differently, so the hash of the weights may differ from that without compiling.
     """
     if step.world.size > 1:
         log("--compile is left out: processes that share a batch stop for each other within the network")
         return step
     before = snapshot(step.classifier)
     try:
-        compiled: Any = torch.compile(step.classifier)  # a module, though its annotation says less
+        compiled: Any = torch.compile(step.classifier)  # a module, though the annotation is wider
         candidate = step._replace(trained=compiled)
         _try_out(candidate)
-    except Exception as error:  # noqa: BLE001 - compilers fail in ways of their own, and none may stop a training
+    except Exception as error:  # noqa: BLE001 - compilers fail in many ways, and none may stop a training
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:REASON]
         log(f"--compile is left out: the network cannot be compiled here ({reason})")
         candidate = step
-    step.classifier.load_state_dict(before)  # trying out moved the statistics of batch normalisation
+    step.classifier.load_state_dict(before)  # the trial changed the statistics of batch normalisation
     step.optimiser.zero_grad()
     return candidate
 
 
 def _try_out(step: TrainState) -> None:
-    """Once forward and backward, since compilers work when they are first used."""
+    """Run once forward and backward, because torch compiles at the first use."""
     step.classifier.train()
     rows = step.splits.training[: step.recipe.batch_size]
     with torch.random.fork_rng(devices=[step.device] if step.device.type == "cuda" else []):

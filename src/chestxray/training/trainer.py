@@ -1,9 +1,9 @@
-"""What the network makes of the validation films between two epochs.
+"""The training loop, and the validation between two epochs.
 
-They are evaluated as they are, and once more as two panels: each film under one of the shifts of the stress validation,
-and each with one thing exchanged for that of a training film of the other class. Films of the hospital that a network
-learnt from soon leave nothing to choose between two epochs; the panels do, and cost no more than they do. The whole
-stress validation follows once, at the end.
+The validation films are evaluated unchanged, and again as two panels: each film under one of the shifts of the stress
+validation, and each film with one property exchanged with a training film of the other class. Unchanged films of the
+training hospital soon no longer distinguish two epochs; the panels do, at the same cost. The whole stress validation
+follows once, at the end.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ from chestxray.training.weights import read_checked, snapshot
 Float32Array = npt.NDArray[np.float32]
 Planes = npt.NDArray[np.uint8]
 
-VALIDATION_BATCH: Final = 32  # films; larger batches leave the processor's cache and are slower
+VALIDATION_BATCH: Final = 32  # films; larger batches exceed the processor's cache and are slower
 
 
 class ValidationResult(NamedTuple):
-    """The figures, as ``EpochRecord`` names them.
+    """The figures of a validation, with the names of ``EpochRecord``.
 
     Attributes:
-        logits: log-odds of the films as they are, shape (n,).
+        logits: log-odds of the unchanged films, shape (n,).
     """
 
     logits: Float32Array
@@ -74,16 +74,16 @@ class ValidationResult(NamedTuple):
     specificity: float
 
     def figures(self) -> dict[str, float]:
-        """All but the logits, by name."""
+        """Return all but the logits, by name."""
         return {name: value for name, value in self._asdict().items() if name != "logits"}
 
 
 class Panels(NamedTuple):
-    """The validation films once more, in the order of ``splits.validation``, shape (n, height, width) each.
+    """Two changed copies of the validation films, in the order of ``splits.validation``, shape (n, height, width) each.
 
     Attributes:
         shifted: each under a shift.
-        exchanged: each with something taken from a training film of the other class.
+        exchanged: each with one property taken from a training film of the other class.
     """
 
     shifted: Planes
@@ -91,7 +91,7 @@ class Panels(NamedTuple):
 
 
 def validate(step: TrainState, panels: Panels) -> ValidationResult:
-    """Evaluate the validation films as they are, and both panels."""
+    """Evaluate the validation films unchanged, and both panels."""
     rows = step.splits.validation
     targets = step.labels[rows]
     scores = scores_of(step, len(rows), lambda batch: step.pack.images[rows[batch]])
@@ -108,12 +108,12 @@ def validate(step: TrainState, panels: Panels) -> ValidationResult:
 
 
 def panels_of(pack: Pack, splits: DataSplits) -> Panels:
-    """Both panels of a pack's validation films."""
+    """Return both panels of a pack's validation films."""
     return Panels(panel_of(pack, splits.validation), exchanged_panel_of(pack, splits))
 
 
 def exchanged_panel_of(pack: Pack, splits: DataSplits) -> Planes:
-    """Each film under one exchange with a training film of the other class, in turn as in ``panel_of``.
+    """Return each film under one exchange with a training film of the other class, in turn as in ``panel_of``.
 
     Returns: shape (n, height, width), in the order of ``splits.validation``.
     """
@@ -127,7 +127,7 @@ def exchanged_panel_of(pack: Pack, splits: DataSplits) -> Planes:
 
 
 def exchanged_films(pack: Pack, splits: DataSplits, places: Rows, one: Exchange, of: str) -> Planes:
-    """Validation films, by their places among them, that took one thing from training films."""
+    """Return validation films, given by their indices, with one property taken from training films."""
     rows = splits.validation[places]
     names = [[(pack.films[row].sha256, pack.films[row].patient_id) for row in some] for some in (rows, splits.training)]
     labels = [labels_of([pack.films[row] for row in some]) for some in (rows, splits.training)]
@@ -136,7 +136,7 @@ def exchanged_films(pack: Pack, splits: DataSplits, places: Rows, one: Exchange,
 
 
 def panel_of(pack: Pack, rows: Rows) -> Planes:
-    """Each film under one shift, in turn by the order of their SHA-256, so that every shift gets its share.
+    """Return each film under one shift, in turn by the order of their SHA-256, so that every shift is used.
 
     Returns: shape (n, height, width), in the order of ``rows``.
     """
@@ -149,21 +149,21 @@ def panel_of(pack: Pack, rows: Rows) -> Planes:
 
 
 def scores_of(step: TrainState, films: int, read: Callable[[Rows], Planes]) -> Tensor:
-    """Class scores of the averaged weights, shape (n, 2), in ordinary memory.
+    """Return class scores by the averaged weights, shape (n, 2), in CPU memory.
 
-    In float32 whatever training computes in: these decide the best epoch, the calibration and the operating
-    points, and bfloat16's three digits would make ties of them.
+    The scores are computed in float32 whatever the precision of the training: they decide the best epoch, the
+    calibration and the operating points, and the three digits of bfloat16 would produce ties.
 
     Args:
-        step: whose processes share the work; each gets all scores.
-        films: how many.
-        read: gives the planes of a batch, shape (b, height, width), for its places in 0 to ``films - 1``.
+        step: its processes share the work; each gets all scores.
+        films: number of films.
+        read: returns the planes of a batch, shape (b, height, width), for its places in 0 to ``films - 1``.
     """
     averaged = step.average.module.eval()
     with torch.inference_mode():
         batches = np.array_split(np.arange(films), steps_of(films, VALIDATION_BATCH))
         found = torch.zeros((films, CLASSES), device=step.device)
-        # Whole batches to each process, so that a film meets the same company however many there are.
+        # Whole batches to each process, so that the batches do not depend on the number of processes.
         for batch in batches[step.world.rank :: step.world.size]:
             found[batch] = step.scores(averaged, step.on_device(read(batch)), reduced=False)
         return step.world.sum(found).cpu()
@@ -176,13 +176,13 @@ ByShift = dict[str, npt.NDArray[np.float64]]
 
 
 def under_every_shift(step: TrainState, on_progress: ProgressCallback = no_progress) -> ByShift:
-    """Log-odds of the validation films under each shift and each exchange, by the averaged weights of the step.
+    """Return log-odds of the validation films under each shift and each exchange, by the averaged weights.
 
-    A film is shifted alike whatever its company, so that they are read and shifted a batch at a time.
+    The shift of a film does not depend on its batch, so films are read and shifted a batch at a time.
 
     Args:
-        step: whose processes share the work; each gets all log-odds.
-        on_progress: called with (films done, films in all), a film counted once a shift.
+        step: its processes share the work; each gets all log-odds.
+        on_progress: called with (films done, films in all), a film counts once for each shift.
     """
     rows = step.splits.validation
     keys = [step.pack.films[row].sha256 for row in rows]
@@ -204,7 +204,7 @@ def under_every_shift(step: TrainState, on_progress: ProgressCallback = no_progr
 
 
 def to_csv(logits: ByShift, films: Sequence[Film]) -> bytes:
-    """The table. Law: ``from_csv`` gives the logits back."""
+    """Return the log-odds as a CSV table. Law: ``from_csv`` returns them again."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([_KEY, *logits])
@@ -216,7 +216,7 @@ def to_csv(logits: ByShift, films: Sequence[Film]) -> bytes:
 
 
 def from_csv(path: Path, sha256: str) -> ByShift:
-    """Read a table that must have that hash. Raises: RunInvalid."""
+    """Read a table and compare its hash. Raises: RunInvalid."""
     data = read_checked(path, sha256)
     try:
         rows = list(csv.DictReader(io.StringIO(data.decode())))
@@ -226,16 +226,17 @@ def from_csv(path: Path, sha256: str) -> ByShift:
         raise RunInvalid(f"{path}: not a table of shifted validation films ({error!r}). Train again") from error
 
 
-# Parameters of mallopt(3), and what they are by default.
+# Parameters of mallopt(3), and their defaults.
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_MAX: Final = -4
 _USUAL: Final = {_M_MMAP_MAX: 65_536, _M_TRIM_THRESHOLD: 128 * 1024}
-_KEEPING: Final = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1}  # no blocks of their own; the largest that is taken
+# never a separate mapping for a block; the largest threshold that is accepted
+_KEEPING: Final = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1}
 
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Within it the C library, where it is glibc, keeps what this process frees; behind it, all of that goes back."""
+    """Let glibc keep freed memory in this process until the block ends; then return all of it to the system."""
     if platform.libc_ver()[0] != "glibc":
         yield
         return
@@ -252,11 +253,11 @@ def freed_memory_kept() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What the loop yields.
+    """One item of the training loop.
 
     Attributes:
         record: the figures.
-        weights: a copy of the classifier's, averaged where the recipe says so, in ordinary memory.
+        weights: a copy of the classifier's weights, averaged if the recipe says so, in CPU memory.
         logits: log-odds of the validation films, shape (n,), in the order of ``splits.validation``.
         splits: which films were trained on and which were not.
     """
@@ -270,20 +271,20 @@ class Epoch:
 def train(
     pack: Pack, recipe: Recipe, *, device: str = "auto", on_progress: ProgressCallback = no_progress
 ) -> Iterator[Epoch]:
-    """Train a network, one epoch an item. The same pack, recipe, machine and threads give the same weights.
+    """Train a network and yield each epoch. The same pack, recipe, machine and threads give the same weights.
 
     Args:
         pack: the films.
-        recipe: how.
-        device: "auto" takes a GPU where there is one; else a name that torch knows.
+        recipe: how to train.
+        device: "auto" takes a GPU if there is one; otherwise a name that torch knows.
         on_progress: called with (films done, films in all) after each step of an epoch.
 
     Raises (before the first epoch):
         PackInvalid: a split holds no films.
         DegenerateLabels: a split holds one class only.
-        Leakage: a patient or a film stands on both given splits.
+        Leakage: a patient or a film is in both given splits.
         RecipeInvalid: the network or the device does not exist or does not fit.
-        TrainingDiverged: later, where the loss is no longer finite.
+        TrainingDiverged: later, if the loss is no longer finite.
     """
     yield from Training(pack, recipe, device=device).epochs(on_progress)
 
@@ -293,14 +294,14 @@ def nothing_more() -> None:
 
 
 class Training:
-    """A training that can be looked at, and stopped, after any step.
+    """A training that can be inspected, and stopped, after any step.
 
     Attributes:
-        step: what is trained, on what and with what.
-        records: of the epochs that ended.
-        epoch_count: how many there will be.
-        steps_an_epoch: of the optimiser.
-        steps_taken: of the epoch under way.
+        step: the network in training, its data, and the tools of a step.
+        records: records of the epochs that ended.
+        epoch_count: number of all epochs.
+        steps_an_epoch: the optimiser's steps in one epoch.
+        steps_taken: steps taken in the present epoch.
         panels: the validation films, each under a shift, and each under an exchange.
     """
 
@@ -313,7 +314,7 @@ class Training:
         world: World = SINGLE_PROCESS,
         teacher: Teacher | None = None,
     ) -> None:
-        """Make everything ready. Raises: what ``train`` raises before the first epoch."""
+        """Prepare the training. Raises: what ``train`` raises before the first epoch."""
         splits = splits_of(pack, recipe)
         labels = labels_of(pack.films).astype(np.int64)
         self.step = TrainState.prepared(pack, recipe, splits, labels, device, world, teacher)
@@ -326,27 +327,27 @@ class Training:
 
     @property
     def all_steps_taken(self) -> int:
-        """Steps since the beginning."""
+        """Number of steps since the beginning."""
         return len(self.records) * self.steps_an_epoch + self.steps_taken
 
     @property
     def all_steps(self) -> int:
-        """Steps from the beginning to the end."""
+        """Number of steps from the beginning to the end."""
         return self.epoch_count * self.steps_an_epoch
 
     def state(self) -> TrainSnapshot:
-        """Everything that the rest of the training depends on, copied."""
+        """Return a copy of everything on which the rest of the training depends."""
         return snapshot_of(self.step, self.steps_taken, self._summed_loss, tuple(self.records))
 
     def restore(self, state: TrainSnapshot) -> None:
-        """Go back, or forward, to a state of the same pack and recipe. Raises: RunInvalid, where it does not fit."""
+        """Restore an earlier or later state of the same pack and recipe. Raises: RunInvalid, if it does not fit."""
         self.records = list(state.records)
         self.steps_taken = state.steps_taken
         self._summed_loss = state.summed_loss
         restore(self.step, state, self.all_steps_taken)
 
     def varied_films(self, count: int = 24) -> Float32Array:
-        """The first films of the first epoch as it sees them: shape (count or fewer, height, width), grey levels."""
+        """Return the first augmented films of epoch 1: shape (count or fewer, height, width), grey levels."""
         seed = self.step.recipe.seed
         generator = torch.Generator(self.step.device)
         sheet: list[Tensor] = []
@@ -361,11 +362,11 @@ class Training:
     def epochs(
         self, on_progress: ProgressCallback = no_progress, after_step: Callable[[], None] = nothing_more
     ) -> Iterator[Epoch]:
-        """Train on to the end.
+        """Train to the end and yield each epoch.
 
         Args:
             on_progress: called with (films done, films in all) after each step of an epoch.
-            after_step: called after each step; what it raises ends the training there.
+            after_step: called after each step; an error that it raises ends the training at that step.
         """
         while len(self.records) < self.epoch_count:
             started = time.perf_counter()
@@ -381,7 +382,7 @@ class Training:
             yield Epoch(record, snapshot(self.step.average.module), result.logits, self.step.splits)
 
     def _train_epoch(self, on_progress: ProgressCallback, after_step: Callable[[], None]) -> float:
-        """The steps of this epoch that were not taken yet. Returns the last learning rate."""
+        """Take the remaining steps of this epoch. Returns the last learning rate."""
         recipe, rows, device = self.step.recipe, self.step.splits.training, self.step.device
         epoch = len(self.records) + 1
         batches = _batches(recipe.seed, epoch, self.step, self.steps_an_epoch)
@@ -402,16 +403,16 @@ class Training:
         return self._rate_of(self.all_steps_taken - 1)
 
     def _films_done(self) -> int:
-        """Films of this epoch that were trained on."""
+        """Return the number of films of this epoch that were trained on."""
         films, steps = len(self.step.splits.training), self.steps_an_epoch
         return self.steps_taken * (films // steps) + min(self.steps_taken, films % steps)  # as np.array_split cuts
 
     def size_of(self, step: int) -> tuple[int, int]:
-        """Height and width of the films of a step, counted from the beginning of the training."""
+        """Return height and width of the films in a step, counted from the beginning of the training."""
         return size_at(self.step.recipe, step, self.all_steps, self.step.pack.info.preprocessing.size)
 
     def _rate_of(self, step: int) -> float:
-        """Learning rate of a step, counted in the same way."""
+        """Return the learning rate of a step, counted from the beginning of the training."""
         return learning_rate_at(self.step.recipe, step, self.all_steps)
 
     def _diverged(self, epoch: int, index: int, batch: Rows, loss: float, rate: float) -> TrainingDiverged:
@@ -440,17 +441,17 @@ class Training:
 
 
 def _rank(figures: Mapping[str, float]) -> tuple[float, float]:
-    """What decides between two epochs: the mean of both panels' areas; of equals the lower loss."""
+    """Return the key that ranks epochs: the mean AUROC of both panels, then the lower loss."""
     return figures["stress_auroc"] + figures["exchange_auroc"], -figures["validation_loss"]
 
 
 def _batches(seed: int, epoch: int, step: TrainState, count: int) -> list[Rows]:
-    """The rows in the order of that epoch, cut into so many; within a batch they ascend, as the disk likes it."""
+    """Return the rows in that epoch's order, cut into batches; rows ascend within a batch, for faster reading."""
     order = drawn(step.splits.training, step.chances, np.random.default_rng(seed_of(seed, epoch, 0, "order")))
     return [np.sort(batch) for batch in np.array_split(order, count)]
 
 
 def seed_of(seed: int, epoch: int, step: int, purpose: str) -> int:
-    """Independent numbers for each epoch, step and purpose: 0 to 2**63 - 1."""
+    """Return an independent seed for each epoch, step and purpose: 0 to 2**63 - 1."""
     words = np.random.SeedSequence([seed, epoch, step, *purpose.encode()]).generate_state(1, np.uint64)
     return int(words[0]) >> 1

@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors and nothing else, whole or not at all, known by their hash."""
+"""Weights on disk: safetensors only, written completely or not at all, identified by their hash."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Weights = Mapping[str, Tensor]
 
 
 def snapshot(module: torch.nn.Module) -> dict[str, Tensor]:
-    """A copy of a module's weights and buffers in ordinary memory; training on does not change it."""
+    """Return a copy of a module's weights and buffers in CPU memory; further training does not change the copy."""
     return {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in module.state_dict().items()
@@ -26,24 +26,24 @@ def snapshot(module: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def to_bytes(weights: Weights) -> bytes:
-    """Weights as a safetensors file; equal weights give equal bytes."""
+    """Return weights as a safetensors file; equal weights give equal bytes."""
     return save({name: weights[name] for name in sorted(weights)})
 
 
 def hash_of(weights: Weights) -> str:
-    """SHA-256 of ``to_bytes``: names the weights."""
+    """Return the SHA-256 of ``to_bytes``, which identifies the weights."""
     return hashlib.sha256(to_bytes(weights)).hexdigest()
 
 
 def write_weights(path: Path, weights: Weights) -> str:
-    """Write a safetensors file and give its SHA-256. Law: ``read_weights`` with that hash gives them back."""
+    """Write a safetensors file and return its SHA-256. Law: ``read_weights`` with that hash returns the weights."""
     data = to_bytes(weights)
     write_atomically(path, data)
     return hashlib.sha256(data).hexdigest()
 
 
 def read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
-    """Read weights that must have that hash. Raises: RunInvalid: missing, changed, damaged."""
+    """Read weights and compare their hash. Raises: RunInvalid: missing, changed, damaged."""
     try:
         return load(read_checked(path, sha256))
     except SafetensorError as error:
@@ -51,7 +51,7 @@ def read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
 
 
 def read_checked(path: Path, sha256: str) -> bytes:
-    """A file of a run, which must have that hash. Raises: RunInvalid: missing or changed."""
+    """Read a file of a run and compare its hash. Raises: RunInvalid: missing or changed."""
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -40,18 +40,19 @@ LEVELS: Final = 255.0  # grey level of white
 
 
 class NetworkSpec(NamedTuple):
-    """One row of the table.
+    """One row of the table of networks.
 
     Attributes:
-        build: (channels, height, width, dropout) to a network with fresh weights from torch's generator.
-        size: (height, width) that it was designed for, in pixels.
-        smallest: side in pixels below which nothing is left to look at.
+        build: function of (channels, height, width, dropout) that returns a network with new random weights from
+            torch's generator.
+        size: (height, width) in pixels for which the network was designed.
+        smallest: least side of a film in pixels; below it the last features would be empty.
         description: one sentence.
-        source: where it comes from.
-        start: puts learnt weights into a fresh network, to train on from; None starts from chance.
-        favours_bfloat16: whether a processor that multiplies bfloat16 directly trains it faster so.
-            Convolutions that filter each channel on its own do not.
-        any_size: whether a network that was built for films of one size takes others too.
+        source: the publication or package.
+        start: function that loads pretrained weights into a new network; None starts from random weights.
+        favours_bfloat16: whether the network trains faster in bfloat16 on a processor that multiplies bfloat16
+            directly. Networks of depthwise convolutions do not.
+        any_size: whether a network that was built for films of one size accepts other sizes too.
     """
 
     build: Callable[[int, int, int, float], Network]
@@ -93,12 +94,12 @@ NETWORKS: Final[dict[str, NetworkSpec]] = {
 
 
 class Classifier(nn.Module):
-    """A network with the normalisation that its weights expect, so that nobody can apply another.
+    """A network with the normalisation that its weights expect, so that no other can be applied.
 
     Attributes:
         network: the wrapped row of the table, built for one input channel.
-        mean, std: buffers; of the grey level over the training films, black 0, white 1.
-        common_scale: whether each film's grey levels are moved to one scale before that.
+        mean, std: buffers with mean and deviation of the grey level over the training films, black 0, white 1.
+        common_scale: whether each film's grey levels are moved to one scale before the normalisation.
     """
 
     mean: Tensor
@@ -112,12 +113,12 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
     def forward(self, films: Tensor) -> Tensor:
-        """Grey levels 0..255, uint8 or float, shape (N, 1, height, width), to class scores (N, 2)."""
+        """Return class scores (N, 2) for grey levels 0..255, uint8 or float, shape (N, 1, height, width)."""
         scores: Tensor = self.network(self._normalised(films))
         return scores
 
     def explain(self, films: Tensor) -> tuple[Tensor, Tensor]:
-        """Grey levels as in ``forward`` to log-odds of pneumonia (N,) and maps (N, rows, columns)."""
+        """Return log-odds of pneumonia (N,) and maps (N, rows, columns) for grey levels as in ``forward``."""
         scores, activation = self.network.explain(self._normalised(films))
         return log_odds(scores), activation
 
@@ -129,19 +130,22 @@ class Classifier(nn.Module):
 
 
 def log_odds(scores: Tensor) -> Tensor:
-    """Class scores (N, 2) to the log-odds of pneumonia (N,): the difference of the two."""
+    """Return the log-odds of pneumonia (N,) for class scores (N, 2): the difference of the two."""
     return scores[:, Label.PNEUMONIA.class_index] - scores[:, Label.NORMAL.class_index]
 
 
 def spec_of(name: str) -> NetworkSpec:
-    """The row of that name. Raises: RecipeInvalid, naming those that exist."""
+    """Return the row of that name. Raises: RecipeInvalid, which names the existing networks."""
     if name not in NETWORKS:
         raise RecipeInvalid(f"there is no network {name!r}; there are {', '.join(NETWORKS)}")
     return NETWORKS[name]
 
 
 def spec_for(recipe: Recipe) -> NetworkSpec:
-    """The row of a recipe's network. Raises: RecipeInvalid: there is none, or the recipe asks of it what it cannot."""
+    """Return the row of a recipe's network.
+
+    Raises: RecipeInvalid: there is no such network, or the recipe asks for something that it cannot do.
+    """
     spec = spec_of(recipe.network)
     if recipe.first_size < 1.0 and not spec.any_size:
         raise RecipeInvalid(
@@ -160,16 +164,17 @@ def build(
     started: bool = True,
     common_scale: bool = False,
 ) -> Classifier:
-    """A classifier to train; the same seed gives the same weights.
+    """Build a classifier to train; the same seed gives the same weights.
 
     Args:
-        name: row of the table.
+        name: name of a row of the table.
         preprocessing: the films' size and the statistics of the training films.
         dropout: probability, 0 to 1.
-        seed: torch's global generator is left as it was.
-        started: whether the network begins with the learnt weights that its row names, where it names some;
-            False where other weights are to be loaded.
-        common_scale: whether it moves each film's grey levels to one scale, as the recipe's ``grey_scale`` says.
+        seed: seed of the weights; torch's global generator does not change.
+        started: whether the network starts with the pretrained weights of its row, if the row has any; False if other
+            weights will be loaded.
+        common_scale: whether the classifier moves each film's grey levels to one scale, as the recipe's ``grey_scale``
+            says.
 
     Raises:
         RecipeInvalid: no such network, or films too small for it.
@@ -191,5 +196,5 @@ def build(
 
 
 def parameters_of(module: nn.Module) -> int:
-    """How many numbers training adjusts."""
+    """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

@@ -21,9 +21,9 @@ class AlexNet5(Network):
     its gradient touch a quarter of the values.
     """
 
-    WIDTHS: Final = (16, 32, 64, 128, 256)  # channels behind each convolution
+    WIDTHS: Final = (16, 32, 64, 128, 256)  # channels after each convolution
     HIDDEN: Final = 2048
-    SCALE: Final = 2 ** len(WIDTHS)  # input pixels a side of one cell that the dense layers see
+    SCALE: Final = 2 ** len(WIDTHS)  # input pixels a side of one cell of the features that the dense layers see
 
     def __init__(self, channels: int, height: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -38,17 +38,17 @@ class AlexNet5(Network):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, films: Tensor) -> Tensor:
-        """See ``Network.forward``."""
+        """Return class scores; see ``Network.forward``."""
         return self._scores_of(self._features(films)[1])[0]
 
     def explain(self, films: Tensor) -> tuple[Tensor, Tensor]:
-        """See ``Network.explain``. Cells are 16 pixels a side: 7 x 10 for a film of 112 x 160.
+        """Explain films; see ``Network.explain``. Cells are 16 pixels a side: 7 x 10 for a film of 112 x 160.
 
-        HiResCAM in closed form. Behind the features f of shape (N, 256, rows, columns) the network is
-        piecewise linear: the active hidden units decide the gradient g of the log-odds, so
-        ``log-odds = sum(g * f) + constant`` exactly, and no backward pass is needed. Each product is then
-        handed to the one of the four places before the last pooling that was its maximum, which doubles the
-        resolution and keeps the sum. Rows and columns that the last pooling drops add nothing.
+        HiResCAM in closed form. After the features f of shape (N, 256, rows, columns) the network is piecewise linear:
+        the active hidden units decide the gradient g of the log-odds, so ``log-odds = sum(g * f) + constant`` exactly,
+        and no backward pass is needed. Each product is then moved to the place that was the maximum of the four before
+        the last pooling, which doubles the resolution and keeps the sum. Rows and columns that the last pooling drops
+        add nothing.
 
         Source: Draelos and Carin, "Use HiResCAM instead of Grad-CAM", arXiv:2011.08891 (2020).
         """
@@ -58,7 +58,7 @@ class AlexNet5(Network):
         return scores, _to_the_maxima(gradient.reshape(features.shape) * features, finest)
 
     def _features(self, films: Tensor) -> tuple[Tensor, Tensor]:
-        """The last block before its pooling, and the features behind it."""
+        """Return the last block before its pooling, and the features after it."""
         finest = features = films
         for block in self.blocks:
             finest = block(features)
@@ -71,7 +71,7 @@ class AlexNet5(Network):
 
 
 def _to_the_maxima(evidence: Tensor, finest: Tensor) -> Tensor:
-    """Hand what each pooled cell adds to the place that it was pooled from; equal places share it.
+    """Move the contribution of each pooled cell to the place of its maximum; equal places share it.
 
     Args:
         evidence: shape (N, channels, rows, columns).

@@ -1,4 +1,4 @@
-"""What every network of the table is, and the head that most of them share."""
+"""The interface of every network in the table, and the head that most of them share."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ CLASSES: Final = len(Label)
 
 
 class Network(nn.Module):
-    """What every row of the table builds: normalised films in, evidence out."""
+    """The interface of every row of the table: normalised films in, class scores and activation maps out."""
 
     def forward(self, films: Tensor) -> Tensor:
-        """Normalised films of shape (N, channels, height, width) to class scores of shape (N, 2)."""
+        """Return class scores of shape (N, 2) for normalised films of shape (N, channels, height, width)."""
         raise NotImplementedError
 
     def explain(self, films: Tensor) -> tuple[Tensor, Tensor]:
-        """Class scores of shape (N, 2), and activation maps of shape (N, rows, columns).
+        """Return class scores of shape (N, 2), and activation maps of shape (N, rows, columns).
 
-        A cell of the map is what its place adds to the log-odds of pneumonia; the cells lie over the film
-        as an even grid.
+        A cell of the map is the contribution of its place to the log-odds of pneumonia; the cells cover the film as a
+        regular grid.
         """
         raise NotImplementedError
 
 
 class PooledNetwork(Network):
-    """Features, their mean over the film, one dense layer.
+    """A network of features, their mean over the film, and one dense layer.
 
-    Since pooling and the dense layer are linear, the activation map is exact: its cells sum to the log-odds,
-    but for the share of them that the bias of the dense layer adds to each cell alike.
+    Because pooling and the dense layer are linear, the activation map is exact: its cells sum to the log-odds. The bias
+    of the dense layer is spread evenly over the cells.
 
     Source: Zhou et al., "Learning deep features for discriminative localization", CVPR (2016).
     """
 
     def __init__(self, features: nn.Module, channels: int, dropout: float) -> None:
-        """Put the head on.
+        """Add the head to the features.
 
         Args:
             features: (N, inputs, height, width) to (N, channels, rows, columns).
-            channels: behind ``features``.
-            dropout: probability, of the pooled features.
+            channels: number of channels after ``features``.
+            dropout: probability of dropping a pooled feature.
         """
         super().__init__()
         self.features = features
@@ -50,12 +50,12 @@ class PooledNetwork(Network):
         self.scores = nn.Linear(channels, CLASSES)
 
     def forward(self, films: Tensor) -> Tensor:
-        """See ``Network.forward``."""
+        """Return class scores; see ``Network.forward``."""
         scores: Tensor = self.scores(self.dropout(self.features(films).mean(dim=(2, 3))))
         return scores
 
     def explain(self, films: Tensor) -> tuple[Tensor, Tensor]:
-        """See ``Network.explain``; the cells sum to the log-odds."""
+        """Explain films; see ``Network.explain``. The cells sum to the log-odds."""
         features = self.features(films)
         scores = self.scores(features.mean(dim=(2, 3)))
         cells = features.shape[2] * features.shape[3]
@@ -65,12 +65,12 @@ class PooledNetwork(Network):
 
 
 def difference(of_classes: Tensor) -> Tensor:
-    """What speaks for pneumonia less what speaks for normal; the classes are the first axis."""
+    """Return the values for pneumonia less those for normal; the first axis is the class."""
     return of_classes[Label.PNEUMONIA.class_index] - of_classes[Label.NORMAL.class_index]
 
 
 def convolution(before: int, after: int, kernel: int, *, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """A convolution without bias, and batch normalisation."""
+    """Return a convolution without bias, followed by batch normalisation."""
     return nn.Sequential(
         nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(after),

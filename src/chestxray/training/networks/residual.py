@@ -19,7 +19,7 @@ STAGES: Final = ((24, 1), (48, 2), (96, 2), (160, 1))
 
 
 class Residual(nn.Module):
-    """Two 3 x 3 convolutions beside a short cut."""
+    """Two 3 x 3 convolutions with a shortcut."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -29,13 +29,13 @@ class Residual(nn.Module):
         self.shrink = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features of shape (N, before, rows, columns) to (N, after, rows / stride, columns / stride)."""
+        """Return features of shape (N, after, rows / stride, columns / stride) for (N, before, rows, columns)."""
         found = self.second(functional.relu(self.first(features)))
         return torch.relu(found + self.shortcut(self.shrink(features)))
 
 
 def residual(channels: int, _height: int, _width: int, dropout: float, blocks: int = 1) -> PooledNetwork:
-    """The network with fresh weights."""
+    """Return the network with new random weights."""
     layers: list[nn.Module] = [convolution(channels, STEM, 5, stride=2), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
     before = STEM
     for width, stride in STAGES:
