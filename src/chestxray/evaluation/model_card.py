@@ -58,7 +58,7 @@ def header(name: str, metrics: Mapping[str, Any], default: str) -> str:
 
     Args:
         name: of the model.
-        metrics: as ``summary.measured_where_chosen`` makes them.
+        metrics: as ``measured_where_chosen`` makes them.
         default: the operating point whose figures are named.
 
     Source: the model card specification of the Hugging Face hub, "model-index".

@@ -186,7 +186,7 @@ def model_card(
     Args:
         bundle: the bundle's description; its hashes are not needed.
         runs: finished runs on one pack, whose networks form one model.
-        metrics: as ``summary.measured_where_chosen`` makes them, and "gate" as ``model_card.gate_figures`` does.
+        metrics: as ``measured_where_chosen`` makes them, and "gate" as ``model_card.gate_figures`` does.
         notes: results that were measured elsewhere, in sentences.
     """
     ages = f"patients of {ages_in_words(bundle.intended_ages)}" if bundle.intended_ages else "patients like those below"
