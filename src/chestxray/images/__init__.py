@@ -1,1 +1,1 @@
-"""Bytes -> pixels -> the network's input. Pillow decodes, numpy does the rest."""
+"""From bytes to pixels to the network's input. Pillow decodes; numpy does the rest."""

@@ -1,6 +1,6 @@
-"""Bytes to a radiograph: one table of formats, limits checked before anything is decoded.
+"""From bytes to a radiograph: one table of formats; limits are checked before anything is decoded.
 
-``decode`` is pure: bytes in, pixels out, typed errors only. It never opens a path or an address.
+``decode`` is pure: bytes in, pixels out, and errors of known types only. It never opens a path or an address.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Format(NamedTuple):
     """One row of the table of formats.
 
     Attributes:
-        recognises: whether a file that begins like these bytes is of this format.
-        read: the whole file, its name in errors, and the size that the caller needs at least.
+        recognises: function of the file's first bytes: True if they are of this format.
+        read: function of the whole file, its name in errors, and the least size that the caller needs.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Format(NamedTuple):
     read: Callable[[bytes, str, tuple[int, int] | None], Radiograph]
 
 
-# DICOM stands first: its preamble may make the same file a TIFF as well (PS3.10 section 7.1).
+# DICOM comes first: its preamble may make the same file a TIFF as well (PS3.10 section 7.1).
 FORMATS: Final = (
     Format("DICOM", "application/dicom", dicom.is_dicom, dicom.read_dicom),
     Format("JPEG", "image/jpeg", lambda data: data.startswith(b"\xff\xd8\xff"), raster.read_jpeg),
@@ -56,7 +56,7 @@ FORMATS: Final = (
     Format("PGM", "image/x-portable-graymap", raster.is_portable_map, raster.read_portable_map),
 )
 
-# What else people take for films: what a file is called, how it begins (and where), and what to do about it.
+# Other files that people mistake for films: name, first bytes (and their place), and remedy.
 _KINDS: Final = (
     ("a Git LFS pointer", 0, (b"version https://git-lfs",), 'Fetch the film itself: "git lfs pull"'),
     ("a PDF", 0, (b"%PDF",), "Export the picture itself"),
@@ -74,7 +74,7 @@ _KINDS: Final = (
     ("an icon", 0, (b"\0\0\1\0",), "Export it as PNG"),
     ("a program", 0, (b"MZ", b"\x7fELF"), "Give a film"),
 )  # fmt: skip
-_TEXT_HEAD: Final = 512  # bytes that tell text from other files
+_TEXT_HEAD: Final = 512  # bytes that are enough to tell text from other files
 
 
 def decode(data: bytes, source: str, at_least: tuple[int, int] | None = None) -> Radiograph:
@@ -82,14 +82,14 @@ def decode(data: bytes, source: str, at_least: tuple[int, int] | None = None) ->
 
     Args:
         data: the whole file.
-        source: what to call it in errors.
+        source: the film's name in errors.
         at_least: (height, width) that the caller will shrink the film to. A large JPEG is then decoded at
             1/2, 1/4 or 1/8 of its size, the smallest that still has twice that many pixels on each axis.
             On 120 published films shrunk to 112 x 160 the result differs from that of the full decode by
             0.18 grey levels of 255 on average, and by at most 17 (beside burnt-in letters).
 
-    Raises: UnsupportedFormat, FilmTooLarge, TruncatedFilm, UnreadableFilm; MissingExtra for a DICOM file
-        where pydicom is not installed.
+    Raises: UnsupportedFormat, FilmTooLarge, TruncatedFilm, UnreadableFilm; MissingExtra for a DICOM file if pydicom is
+    not installed.
     """
     if len(data) > MAX_BYTES:
         raise FilmTooLarge(f"{source}: {len(data):,} bytes; the limit is {MAX_BYTES:,}. Export a smaller copy")
@@ -99,7 +99,7 @@ def decode(data: bytes, source: str, at_least: tuple[int, int] | None = None) ->
 
 
 def format_of(data: bytes, source: str) -> Format:
-    """The row of the table that recognises these bytes. Raises: UnsupportedFormat."""
+    """Return the row of the table that recognises these bytes. Raises: UnsupportedFormat."""
     for form in FORMATS:
         if form.recognises(data):
             return form
@@ -108,7 +108,7 @@ def format_of(data: bytes, source: str) -> Format:
 
 
 def kind_of(data: bytes) -> str:
-    """What a file is that is no film, in words, and what to do about it."""
+    """Describe in words what a file that is no film is, and what to do about it."""
     if not data:
         return "the file is empty"
     for name, at, beginnings, remedy in _KINDS:
@@ -130,17 +130,17 @@ def _kind_of_text(head: bytes) -> str:
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether these bytes are UTF-8 without control characters; the last character may be cut off."""
+    """Check whether these bytes are UTF-8 without control characters; the last character may be incomplete."""
     text = head.decode("utf-8", "replace").rstrip("\ufffd")
     return bool(text) and all(letter.isprintable() or letter in "\t\n\r\f" for letter in text)
 
 
 class Quiet:
-    """Ignore warnings, and pydicom's log, while any thread is inside.
+    """Suppresses warnings, and pydicom's log, while any thread is inside.
 
-    ``warnings.catch_warnings`` alone saves and restores one list for the whole process, so two threads that
-    leave in the order in which they came would keep it silent for good. Here the first one in saves the list
-    and the last one out restores it.
+    ``warnings.catch_warnings`` alone saves and restores one list for the whole process, so two overlapping threads
+    could leave warnings off for good. Here the first thread to enter saves the list and the last thread to leave
+    restores it.
     """
 
     def __init__(self) -> None:

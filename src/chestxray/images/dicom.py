@@ -1,10 +1,10 @@
-"""DICOM: finding what a radiograph needs of a file, and reading it.
+"""DICOM: find the elements that a radiograph needs, and read them.
 
 A library builds an object for each element and each item, some 500 bytes for 8 in the file; 64 MB of empty items would
-take gigabytes. Here elements are stepped over where they lie, and only those that a radiograph needs are handed on.
+take gigabytes. Here elements are skipped in place, and only those that a radiograph needs are passed to pydicom.
 
-pydicom is imported when the first DICOM file arrives. No message holds a value of the file that could name a patient:
-foreign errors are replaced, not quoted, and the patient's name is never read.
+pydicom is imported when the first DICOM file arrives. No message holds a value that could name a patient: errors of
+other libraries are replaced, not quoted, and the patient's name is never read.
 
 Source: DICOM PS3.5 sections 7.1 (elements), 7.5 (sequences), A.4 (encapsulated pixels); PS3.10 section 7 (files).
 """
@@ -43,9 +43,9 @@ from chestxray.images.dicom_pixels import (
 )
 from chestxray.images.radiograph import MAX_PIXELS, Pixels, Radiograph, check_pixels, grey_of_colour
 
-MAX_VALUE: Final = 2**20  # bytes of one header element; a look-up table of 65,536 entries takes an eighth
+MAX_VALUE: Final = 2**20  # bytes of one header element; a look-up table of 65,536 entries needs an eighth of this
 
-# What a radiograph needs of the header (PS3.6). The patient's name is not among them.
+# The header elements that a radiograph needs (PS3.6). The patient's name is not among them.
 NEEDED: Final = frozenset(
     {
         0x00080005, 0x00080060, 0x00180015, 0x00185101,  # character set, modality, body part, view
@@ -60,18 +60,19 @@ NEEDED: Final = frozenset(
     }
 )  # fmt: skip
 
-COLOURS: Final = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})  # all arrive as RGB
+# decoders return all of these as RGB
+COLOURS: Final = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
 
-OLDEST: Final = 115  # years; an age beyond that, or a birth date before, stands for one that was taken out
+OLDEST: Final = 115  # years; a greater age, or an earlier birth date, is a placeholder for a removed value
 FIRST_YEAR: Final = (
-    1902  # of birth; what programs write for "unknown" lies before: 18000101, 18991230, 19000101, 19010101
+    1902  # years of birth: programs write earlier dates for "unknown": 18000101, 18991230, 19000101, 19010101
 )
 YEARS: Final = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}  # units of an age (PS3.5 section 6.2, AS)
 WORDS_FOR_YEARS: Final = frozenset("AJ")  # ans, anos, Jahre
 DATES: Final = ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")
 
 
-MAX_ELEMENTS: Final = 50_000  # stepped over, in all; radiographs have some hundreds
+MAX_ELEMENTS: Final = 50_000  # elements that are skipped in all; radiographs have some hundreds
 MAX_INFLATED: Final = 2 * MAX_PIXELS + 2**24  # bytes: the largest film at 16 bits, and a generous header
 
 PIXEL_DATA: Final = 0x7FE00010
@@ -82,23 +83,23 @@ _ITEM: Final = 0xFFFEE000
 _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
 _PREAMBLE: Final = 128
-_HEADER: Final = 8  # bytes of an element before its value, at least
+_HEADER: Final = 8  # least number of bytes of an element before its value
 _SHORT: Final = 64  # bytes; the identifying elements of group 8 are no longer
-_LAST_IDENTIFYING: Final = 0x1200  # of the elements that a data set may begin with
+_LAST_IDENTIFYING: Final = 0x1200  # of the elements with which a data set may begin
 _LAST_GROUP: Final = 0x0020  # that may follow the first element
 _SHORT_VR: Final = frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())  # 16-bit length
 _LONG_VR: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # 32-bit length
 
 
 class Encoding(NamedTuple):
-    """How elements are written."""
+    """How the elements of a file are written."""
 
     implicit: bool
     little: bool
 
 
 class Element(NamedTuple):
-    """One element: ``data[start:end]`` is all of it, ``data[value:end]`` its value; ``vr`` empty where implicit."""
+    """One element: ``data[start:end]`` is all of it, ``data[value:end]`` its value; ``vr`` is empty if implicit."""
 
     tag: int
     vr: bytes
@@ -109,11 +110,11 @@ class Element(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """Where the data set of a file lies.
+    """The position of the data set in a file.
 
     Attributes:
-        data: the file, or what it inflates to.
-        start: of the first element.
+        data: the file, or the inflated file.
+        start: position of the first element.
     """
 
     data: bytes
@@ -123,7 +124,7 @@ class DataSet:
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether this begins like a DICOM file, or like a bare data set of file meta or identifying elements."""
+    """Check whether bytes begin like a DICOM file, or like a bare data set of file meta or identifying elements."""
     if data[_PREAMBLE : _PREAMBLE + 4] == b"DICM":
         return True
     if len(data) < 2 * _HEADER:
@@ -138,7 +139,7 @@ def is_dicom(data: bytes) -> bool:
 
 
 def _encoding_at(data: bytes, start: int) -> Encoding | None:
-    """How the element there is written, by its value representation or, without one, its length."""
+    """Return the encoding of the element at a position, from its value representation or, without one, its length."""
     if len(data) < start + _HEADER:
         return None
     little = data[start : start + 1] != b"\0"
@@ -149,7 +150,7 @@ def _encoding_at(data: bytes, start: int) -> Encoding | None:
 
 
 def _is_followed(data: bytes, encoding: Encoding) -> bool:
-    """Whether behind the first element another begins, of a greater tag, as in nothing else that starts so."""
+    """Check whether a second element with a greater tag follows the first, as in DICOM and in no similar file."""
     try:
         walk = _Walk(data, "")
         tag, _, value, length = walk.header(0, encoding)
@@ -167,14 +168,15 @@ def open_data_set(data: bytes, source: str) -> DataSet:
     start = _PREAMBLE + 4 if data[_PREAMBLE : _PREAMBLE + 4] == b"DICM" else 0
     syntax = ""
     if data[start : start + 2] == b"\x02\x00":
-        meta = _encoding_at(data, start) or Encoding(implicit=False, little=True)  # some are written without VR
+        # some files write these elements without VR
+        meta = _encoding_at(data, start) or Encoding(implicit=False, little=True)
         for element in elements(data, start, meta, source, group=0x0002):
             if element.tag == TRANSFER_SYNTAX:
                 syntax = data[element.value : element.end].decode("ascii", "replace").strip("\0 ")
             start = element.end
     if syntax == DEFLATED:
         data, start = _inflated(data, start, source), 0
-    # Some files state one way and are written the other; the first element shows which.
+    # Some files state one encoding and use another; the first element shows which one is used.
     implicit = data[start + 4 : start + 6] not in _SHORT_VR | _LONG_VR
     if not syntax:
         big = not implicit and data[start : start + 1] == b"\0"
@@ -183,9 +185,9 @@ def open_data_set(data: bytes, source: str) -> DataSet:
 
 
 def elements(data: bytes, start: int, encoding: Encoding, source: str, group: int | None = None) -> Iterator[Element]:
-    """The elements of the outermost level in order, to Pixel Data, or to the end of a group.
+    """Yield the outermost elements in order, up to Pixel Data, or up to the end of a group.
 
-    Raises: TruncatedFilm, where the file ends within an element; UnreadableFilm, where it is not DICOM.
+    Raises: TruncatedFilm, if the file ends within an element; UnreadableFilm, if it is not DICOM.
     """
     walk = _Walk(data, source)
     position = start
@@ -201,7 +203,7 @@ def elements(data: bytes, start: int, encoding: Encoding, source: str, group: in
 
 
 def fragments(data: bytes, element: Element, source: str) -> Iterator[bytes]:
-    """The values of the items of encapsulated Pixel Data: first the offset table, then the pieces of the frame."""
+    """Yield the items of encapsulated Pixel Data: first the offset table, then the pieces of the frame."""
     position = element.value
     little = Encoding(implicit=True, little=True)
     walk = _Walk(data, source)
@@ -216,7 +218,7 @@ def fragments(data: bytes, element: Element, source: str) -> Iterator[bytes]:
 
 
 class _Walk:
-    """Steps over the elements of a data set, and counts them."""
+    """Skips over the elements of a data set, and counts them."""
 
     def __init__(self, data: bytes, source: str) -> None:
         self._data = data
@@ -224,7 +226,7 @@ class _Walk:
         self._steps = 0
 
     def header(self, position: int, encoding: Encoding) -> tuple[int, bytes, int, int]:
-        """Tag, value representation (empty where implicit), where the value lies, its length."""
+        """Return tag, value representation (empty if implicit), position of the value, and its length."""
         self._steps += 1
         if self._steps > MAX_ELEMENTS:
             raise FilmTooLarge(f"{self._source}: the DICOM file has more than {MAX_ELEMENTS:,} elements")
@@ -243,7 +245,7 @@ class _Walk:
         raise UnreadableFilm(f"{self._source}: the DICOM file is damaged at byte {position:,}. Copy it again")
 
     def end_of(self, tag: int, value: int, length: int, encoding: Encoding) -> int:
-        """Where the element after this one begins."""
+        """Return the position after an element."""
         if length != _UNDEFINED:
             return self.bounded(value, length)
         if tag == PIXEL_DATA:
@@ -251,14 +253,14 @@ class _Walk:
         return self._end_of_sequence(value, encoding)
 
     def bounded(self, value: int, length: int) -> int:
-        """The end of a value. Raises: TruncatedFilm, where that lies beyond the end of the file."""
+        """Return the end of a value. Raises: TruncatedFilm, if the end is beyond the end of the file."""
         if value + length > len(self._data):
             raise TruncatedFilm(f"{self._source}: the DICOM file ends before its picture does. Copy it again")
         return value + length
 
     def _end_of_sequence(self, position: int, encoding: Encoding) -> int:
-        """Step over a sequence of undefined length, and over whatever of undefined length lies in it."""
-        depth = [_SEQUENCE_END]  # what ends each level that is open
+        """Skip a sequence of undefined length, with everything of undefined length inside it."""
+        depth = [_SEQUENCE_END]  # the end mark of each open level
         while depth:
             tag, vr, position, length = self.header(position, encoding)
             if tag == depth[-1]:
@@ -296,9 +298,9 @@ def _inflated(data: bytes, start: int, source: str) -> bytes:
 
 
 def read_dicom(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Radiograph:
-    """One frame of DICOM, with or without its preamble.
+    """Read one frame of DICOM, with or without preamble.
 
-    Raises: UnsupportedFormat, for several frames, reports, and depths or syntaxes that are not read; FilmTooLarge,
+    Raises: UnsupportedFormat, for several frames, reports, and depths or syntaxes that are not supported; FilmTooLarge,
         TruncatedFilm, UnreadableFilm; MissingExtra.
     """
     try:
@@ -314,7 +316,8 @@ def read_dicom(data: bytes, source: str, _at_least: tuple[int, int] | None) -> R
         header, pixels = _header(data_set, source)
         notes: list[str] = []
         frame = _frame(header, source, notes)
-        pieces = list(fragments(data_set.data, pixels, source))[1:] if syntax.check else []  # behind the offset table
+        # the pieces after the offset table
+        pieces = list(fragments(data_set.data, pixels, source))[1:] if syntax.check else []
         coded = data_set.data[pixels.value : pixels.end]
         stored = stored_values(coded, pieces, data_set.transfer_syntax, frame, pixels.vr.decode(), source)
         levels, coloured = _shown(stored, frame, header, source, notes)
@@ -338,8 +341,8 @@ def read_dicom(data: bytes, source: str, _at_least: tuple[int, int] | None) -> R
         )
     except ChestXrayError:
         raise
-    except Exception as error:  # noqa: BLE001 - pydicom's and its decoders' errors derive from anything
-        # The cause is cut off: its text may quote the file, and with it the patient.
+    except Exception as error:  # noqa: BLE001 - errors of pydicom and its decoders have no common class
+        # The cause is removed: its text may quote the file, and so the patient.
         raise UnreadableFilm(
             f"{source}: the DICOM header or its pixels are damaged, or of a rare kind ({type(error).__name__}). "
             "Open it in a viewer; if that shows it, export it from there"
@@ -347,7 +350,7 @@ def read_dicom(data: bytes, source: str, _at_least: tuple[int, int] | None) -> R
 
 
 def _header(data_set: DataSet, source: str) -> tuple[Any, Element]:
-    """The needed part of the header as pydicom reads it, and where the pixels lie."""
+    """Return the needed part of the header as pydicom reads it, and the position of the pixels."""
     from pydicom.filereader import read_dataset
 
     data, picked, pixels = data_set.data, [], None
@@ -365,7 +368,7 @@ def _header(data_set: DataSet, source: str) -> tuple[Any, Element]:
 
 
 def _frame(header: Any, source: str, notes: list[str]) -> Frame:
-    """What the header says of the frame, within the limits. Raises: UnsupportedFormat, FilmTooLarge."""
+    """Return what the header states about the frame, within limits. Raises: UnsupportedFormat, FilmTooLarge."""
     if missing := [name for name in ("Rows", "Columns", "BitsAllocated") if header.get(name) is None]:
         raise UnreadableFilm(
             f"{source}: the DICOM header is damaged: it lacks {' and '.join(missing)}. Export it again"
@@ -406,7 +409,7 @@ def _frame(header: Any, source: str, notes: list[str]) -> Frame:
 
 
 def _shown(stored: Any, frame: Frame, header: Any, source: str, notes: list[str]) -> tuple[Pixels, float]:
-    """Grey levels, and the share of coloured pixels."""
+    """Return the displayed grey levels, and the fraction of coloured pixels."""
     if frame.photometric in {"MONOCHROME1", "MONOCHROME2"} and frame.samples == 1:
         return grey_levels(stored, frame, header, notes), 0.0
     if frame.photometric == "PALETTE COLOR":
@@ -423,17 +426,17 @@ def _shown(stored: Any, frame: Frame, header: Any, source: str, notes: list[str]
 
 
 def _text(header: Any, name: str) -> str:
-    """In capitals; several values with the standard's separator between them."""
+    """Return an element's text in capitals; several values are joined by the standard's separator."""
     try:
         value = header.get(name)
-    except ValueError:  # a value that is none of its kind
+    except ValueError:  # the value does not fit the element's type
         return ""
     several = not isinstance(value, str) and hasattr(value, "__iter__")
     return ("\\".join(map(str, value)) if several else str(value or "")).strip(" \0").upper()
 
 
 def _meaning(header: Any, name: str) -> str:
-    """The words of a code, in capitals; empty where there are none."""
+    """Return the meaning of a code, in capitals; empty if there is none."""
     try:
         return _text(header.get(name)[0], "CodeMeaning")
     except (TypeError, LookupError, AttributeError, ValueError):
@@ -441,7 +444,7 @@ def _meaning(header: Any, name: str) -> str:
 
 
 def age_in_years(header: Any) -> float | None:
-    """Tell the years at the time of the film, by the age or the birth date in the file; None where it has neither."""
+    """Return the age in years at the time of the film, from the file's age or birth date; None if it has neither."""
     years = years_of(_text(header, "PatientAge"))
     if years is not None:
         return years
@@ -454,7 +457,7 @@ def age_in_years(header: Any) -> float | None:
 
 
 def _date(header: Any, name: str) -> date | None:
-    """A date, also as older files write it ("1998.04.23"); None where it only stands for one."""
+    """Return a date, also in the older form "1998.04.23"; None if it is a placeholder."""
     digits = re.sub(r"\D", "", _text(header, name))[:8]
     try:
         day = date.fromisoformat(digits)
@@ -464,9 +467,10 @@ def _date(header: Any, name: str) -> date | None:
 
 
 def years_of(age: str) -> float | None:
-    """Years of an age as people write it: "018M", "62", "62 Y", "6 months"; None where it is none.
+    """Return the years of an age in text: "018M", "62", "62 Y", "6 months"; None if it is no age.
 
-    None of a unit is half of one: "000Y" is an infant of unknown months. Zero without a unit says nothing.
+    An age of zero units counts as half a unit: "000Y" is an infant of unknown months. Zero without a unit means
+    unknown.
     """
     found = re.fullmatch(r"(\d{1,4}(?:[.,]\d+)?)\s*([A-Z]?)\D*", age.strip(" \0"))
     if not found:

@@ -1,4 +1,4 @@
-"""The pixels of a DICOM film: a table of transfer syntaxes that decode them, and stored values to what a film shows.
+"""The pixels of a DICOM film: a table of transfer syntaxes, and the steps from stored values to grey levels.
 
 The limits of each compressed frame are checked in its own header before anything is decoded. The steps from stored
 values to grey levels and their order are those of the standard's grayscale pipeline (PS3.4 section N.2, figure N.2-1):
@@ -30,17 +30,17 @@ EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
 DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
 
-MAX_TILES: Final = 4096  # of a JPEG 2000 film; each takes kilobytes before a pixel is decoded
+MAX_TILES: Final = 4096  # tiles of a JPEG 2000 film; each takes kilobytes before a pixel is decoded
 
 TURBO: Final = "libjpeg-turbo"  # reads lossless JPEG, and 12 bits with loss
 MARKER: Final = b"\xff"
 # The segments that state a frame's size: SOF0 to SOF15 of JPEG, less three other segments; SOF55 of JPEG-LS.
 JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
-LOSSY_FRAMES: Final = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive: libjpeg passes over damage
+LOSSY_FRAMES: Final = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive: libjpeg ignores damage in these
 
 
 class Frame(NamedTuple):
-    """What the header says of the one frame."""
+    """What the header states about the one frame."""
 
     rows: int
     columns: int
@@ -53,7 +53,7 @@ class Frame(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes, decoded."""
+        """Decoded size in bytes."""
         return self.rows * self.columns * self.samples * self.allocated // 8
 
 
@@ -61,9 +61,9 @@ class Syntax(NamedTuple):
     """One row of the table of transfer syntaxes.
 
     Attributes:
-        plugin: that pydicom decodes with; empty for uncompressed pixels, TURBO where pydicom is not asked.
-        library: what has to be installed; the extra "dicom" brings it.
-        check: looks into the coded frame, before any library does; raises ValueError with the fact.
+        plugin: pydicom's decoder plugin; empty for uncompressed pixels, TURBO if pydicom is not used.
+        library: the library that has to be installed; the extra "dicom" installs it.
+        check: checks the coded frame before a library reads it; raises ValueError with the fact.
     """
 
     name: str
@@ -73,20 +73,20 @@ class Syntax(NamedTuple):
 
 
 def _check_rle(coded: bytes, frame: Frame) -> None:
-    """Two bytes become at most 128 (PS3.5 annex G.3.1)."""
+    """Check the size of a run-length frame: two bytes decode to at most 128 (PS3.5 annex G.3.1)."""
     if frame.size > 64 * len(coded):
         raise ValueError(f"claims {frame.size:,} bytes of pixels, and its {len(coded):,} cannot hold so many")
 
 
 def _check_jpeg(coded: bytes, frame: Frame) -> None:
-    """The JPEG's own size must be the header's, and one of 8 bits whole.
+    """Check that a JPEG's own size is the header's, and that an 8-bit frame is undamaged.
 
     Source: ITU-T T.81 annex B.2.2; JPEG-LS has the same segment.
     """
-    position = 2  # behind the marker that starts the picture
+    position = 2  # after the marker that starts the picture
     while coded[position : position + 1] == MARKER:
         kind = coded[position + 1]
-        if kind == MARKER[0]:  # any number of them may stand before a marker
+        if kind == MARKER[0]:  # any number of these bytes may precede a marker
             position += 1
         elif kind in JPEG_FRAMES:
             precision, rows, columns, samples = struct.unpack_from(">BHHB", coded, position + 4)
@@ -109,7 +109,7 @@ def _check_whole(coded: bytes, size: tuple[int, int]) -> None:
 
 
 def _check_jpeg2000(coded: bytes, frame: Frame) -> None:
-    """The same of a JPEG 2000 codestream. Source: ITU-T T.800 annex A.5.1, segment SIZ."""
+    """Check the size of a JPEG 2000 codestream in the same way. Source: ITU-T T.800 annex A.5.1, segment SIZ."""
     start = coded.find(b"\xff\x4f\xff\x51", 0, 4096)  # a few files wrap the codestream in boxes
     if start < 0 or len(coded) < start + 42:
         raise ValueError("holds no JPEG 2000 codestream")
@@ -128,9 +128,10 @@ def _check_same(found: tuple[int, int, int], frame: Frame) -> None:
         raise ValueError(f"holds a frame of {theirs} (rows, columns, samples) where its header says {ours}")
 
 
-# Decoders were chosen for upkeep, licence (MIT and BSD) and conduct under damage, and one for each row, so that a
-# film does not change with what else is installed. Of the usual ones for the JPEG rows, pylibjpeg-libjpeg is under
-# the GPL, and GDCM ends the whole process at some damaged frames; libjpeg-turbo (in imagecodecs) does neither.
+# Decoders were chosen for maintenance, licence (MIT and BSD) and behaviour on damaged files, and only one for each row,
+# so that a film does not change with what else is installed. Of the usual decoders for the JPEG rows,
+# pylibjpeg-libjpeg is under the GPL, and GDCM ends the whole process at some damaged frames; libjpeg-turbo has neither
+# fault.
 SYNTAXES: Final = {
     IMPLICIT_LITTLE: Syntax("implicit VR little endian"),
     EXPLICIT_LITTLE: Syntax("explicit VR little endian"),
@@ -162,13 +163,13 @@ def stored_values(coded: bytes, fragments: Sequence[bytes], syntax: str, frame: 
 
     Args:
         coded: the value of Pixel Data.
-        fragments: its items behind the offset table, where the syntax compresses pixels.
+        fragments: its items after the offset table, if the syntax compresses pixels.
         syntax: of ``SYNTAXES``.
-        frame: what the header says of it.
-        vr: value representation of Pixel Data; empty where implicit.
-        source: what to call the file in errors.
+        frame: what the header states about the frame.
+        vr: value representation of Pixel Data; empty if implicit.
+        source: the file's name in errors.
 
-    Raises: TruncatedFilm, UnreadableFilm, MissingExtra; and what decoders raise.
+    Raises: TruncatedFilm, UnreadableFilm, MissingExtra; and the errors of the decoders.
     """
     from pydicom.pixels.decoders.base import get_decoder
 
@@ -185,7 +186,7 @@ def stored_values(coded: bytes, fragments: Sequence[bytes], syntax: str, frame: 
     photometric, decoded_as = frame.photometric, syntax
     if row.plugin == TURBO:
         coded, decoded_as = _by_libjpeg_turbo(b"".join(fragments), row, frame), EXPLICIT_LITTLE
-        photometric = "RGB" if frame.samples > 1 else photometric  # libjpeg has turned YBR into it
+        photometric = "RGB" if frame.samples > 1 else photometric  # libjpeg has converted YBR to RGB
     decoder = get_decoder(decoded_as)
     if decoded_as == syntax and row.plugin not in ("", *decoder.available_plugins):
         raise MissingExtra(f"Reading DICOM in {row.name} ({row.library})", "dicom")
@@ -209,7 +210,7 @@ def stored_values(coded: bytes, fragments: Sequence[bytes], syntax: str, frame: 
 
 
 def _by_libjpeg_turbo(coded: bytes, syntax: Syntax, frame: Frame) -> bytes:
-    """A JPEG frame as uncompressed little-endian samples. Raises: MissingExtra; RuntimeError, where it is damaged."""
+    """Decode a JPEG frame to little-endian samples. Raises: MissingExtra; RuntimeError, if the frame is damaged."""
     try:
         from imagecodecs import jpeg8_decode
     except ImportError:
@@ -228,23 +229,23 @@ Stored = npt.NDArray[np.integer[Any]]
 WHITE_16_BIT: Final = 65535
 BYTE: Final = 8  # bits
 WORD: Final = 16  # bits
-_MOST: Final = 0x7FFF  # of a signed word; above it lie the negative ones
+_MOST: Final = 0x7FFF  # the largest signed 16-bit value; greater ones are negative
 
 
 def grey_levels(stored: Stored, frame: Frame, header: Any, notes: list[str]) -> Pixels:
-    """What a display would show, black 0.
+    """Return the grey levels that a display would show; black is 0.
 
-    Where the file gives no window, 8-bit values span black to white as they stand, and deeper ones are scaled
-    from the darkest to the brightest that occurs: nothing is clipped. Padding is black and counts for nothing.
+    Without a window in the file, 8-bit values span black to white unchanged, and deeper values are scaled from the
+    darkest to the brightest that occurs: nothing is clipped. Padding is black and does not affect the scale.
 
     Args:
-        stored: shape (height, width), of at most 16 bits; signed where the file says so.
-        frame: what the header says of the pixels.
+        stored: shape (height, width), of at most 16 bits; signed if the file says so.
+        frame: what the header states about the pixels.
         header: the data set of the film's header (pydicom), without pixels.
-        notes: gets half a sentence for each value of the header that is ignored.
+        notes: list that receives a short clause for each header value that is ignored.
 
     Returns: the same shape; uint8 for 8-bit films without modality or window, else uint16.
-    Raises: ValueError, TypeError or LookupError, where the header contradicts itself.
+    Raises: ValueError, TypeError or LookupError, if the header contradicts itself.
     """
     kind = np.iinfo(stored.dtype)
     values = np.arange(kind.min, kind.max + 1, dtype=np.float64)
@@ -276,7 +277,7 @@ def _has(header: Any, *names: str) -> bool:
 
 
 def _padding(values: Levels, header: Any) -> npt.NDArray[np.bool_]:
-    """Which stored values only fill the frame. Source: PS3.3 C.7.5.1.1.2."""
+    """Return which stored values are padding of the frame. Source: PS3.3 C.7.5.1.1.2."""
     if not _has(header, "PixelPaddingValue"):
         return np.zeros(values.shape, bool)
     one = _stored_number(header.PixelPaddingValue, header)
@@ -285,20 +286,20 @@ def _padding(values: Levels, header: Any) -> npt.NDArray[np.bool_]:
 
 
 def _stored_number(value: int, header: Any) -> int:
-    """Files give signed numbers as unsigned ones and the other way round; the pixels say which it is."""
+    """Return a number with the sign of the pixels: some files give signed numbers as unsigned, or the reverse."""
     value = int(value) & 0xFFFF
     return value - 0x10000 if header.get("PixelRepresentation") == 1 and value > _MOST else value
 
 
 def _rescale(header: Any, notes: list[str]) -> tuple[float, float]:
-    """Stored values to what the modality measured: slope and intercept. Source: PS3.3 C.11.1.1."""
+    """Return slope and intercept from stored values to modality values. Source: PS3.3 C.11.1.1."""
     slope = number_of(header, "RescaleSlope", notes)
     intercept = number_of(header, "RescaleIntercept", notes)
     return 1.0 if slope is None or slope == 0.0 else slope, intercept or 0.0
 
 
 def number_of(header: Any, name: str, notes: list[str]) -> float | None:
-    """The first number of an element of text, also with a decimal comma; None where it holds none, with a note."""
+    """Return the first number of a text element, decimal commas allowed; None with a note if there is none."""
     element = header.get_item(name)
     value = None if element is None else element.value
     if isinstance(value, bytes):
@@ -318,7 +319,7 @@ def number_of(header: Any, name: str, notes: list[str]) -> float | None:
 
 
 def _window(header: Any, values: Levels, notes: list[str]) -> Levels | None:
-    """Black 0 to white 1 as the first view of the file has it; None where it has none.
+    """Return levels from black 0 to white 1 by the file's first window or VOI LUT; None if the file has none.
 
     Source: PS3.3 C.11.2.1.1 (VOI LUT), C.11.2.1.2.1 (linear), C.11.2.1.3.1 (sigmoid), C.11.2.1.3.2 (linear exact).
     """
@@ -331,7 +332,7 @@ def _window(header: Any, values: Levels, notes: list[str]) -> Levels | None:
     function = WINDOWS.get(str(header.get("VOILUTFunction") or "LINEAR").upper())
     if function is None or width <= 0:
         notes.append("its window is none that the standard defines and was ignored")
-        return None  # a window that the standard does not define is no window
+        return None  # a window that the standard does not define counts as no window
     return function(values, centre, width)
 
 
@@ -353,7 +354,7 @@ WINDOWS: Final = {"LINEAR": _linear, "LINEAR_EXACT": _linear_exact, "SIGMOID": _
 
 
 def _spread(values: Levels, occurs: npt.NDArray[np.bool_]) -> Levels:
-    """From the least to the greatest of the values that occur."""
+    """Scale values linearly from the least to the greatest that occurs."""
     seen = values[occurs]
     if seen.size == 0 or seen.max() == seen.min():
         return np.zeros(values.shape)
@@ -362,9 +363,10 @@ def _spread(values: Levels, occurs: npt.NDArray[np.bool_]) -> Levels:
 
 
 def _presented(shown: Levels, header: Any, *, inverted: bool) -> Levels:
-    """The presentation LUT or shape, and MONOCHROME1.
+    """Apply the presentation LUT or shape, and MONOCHROME1.
 
-    A MONOCHROME1 film also states the shape INVERSE (PS3.3 C.8.11.3.1.2): both say the same, once.
+    A MONOCHROME1 film also states the shape INVERSE (PS3.3 C.8.11.3.1.2): both have the same meaning, so the film is
+    inverted once.
     """
     if _has(header, "PresentationLUTSequence"):
         item = header.PresentationLUTSequence[0]
@@ -378,7 +380,7 @@ def _presented(shown: Levels, header: Any, *, inverted: bool) -> Levels:
 
 
 def _looked_up(values: Levels, item: Any) -> tuple[Levels, float]:
-    """Values looked up in a table of the file, and the table's white; beyond its ends the end counts.
+    """Look values up in a table of the file; return them with the table's white. Values beyond its ends take the end.
 
     Source: PS3.3 C.11.1.1.1: the descriptor gives the number of entries (0 for 65,536), the first value that is
     mapped, and the bits of each entry.

@@ -1,12 +1,12 @@
-"""Films with what must not matter taken from another film: exposure, edges, corners, framing.
+"""Exchanges: films take an irrelevant property (exposure, edges, corners, framing) from another film.
 
-Where all films of one unit show one disease, a network can tell the classes apart without looking at a lung, and
-validation films from the same folder cannot show it. A film that takes its grey levels or its edges from a film of
-the *other* class keeps its lungs and its label; a network that is led astray by it relied on what was exchanged. The
-same exchange with a film of its *own* class says how much of that is the damage done by exchanging.
+If all films of one unit show one disease, a network can tell the classes apart without the lungs, and validation films
+from the same source cannot reveal this. A film that takes its grey levels or its edges from a film of the *other* class
+keeps its lungs and its label; a network that then errs relied on the exchanged property. The same exchange with a film
+of its *own* class shows how much of the loss is damage done by the exchange itself.
 
 The exchanges work on the network's input, uint8 planes of any size. Films of ``EXCHANGES`` that are not ``trained``
-are exchanged for validation alone: no augmentation does the same.
+are used in validation only: no augmentation does the same.
 
 Sources: Geirhos et al., "Shortcut learning in deep neural networks", Nature Machine Intelligence 2 (2020); Yang and
 Soatto, "FDA: Fourier domain adaptation for semantic segmentation", CVPR (2020), for the low frequencies; DeGrave et
@@ -31,18 +31,18 @@ LEVELS: Final = 256  # grey levels of a uint8 pixel
 
 RING: Final = 12 / 160  # of the height: width of the outer ring
 CORNER: Final = 1 / 6  # of the height: side of each corner
-LOWEST: Final = 4.5  # cycles over the film: frequencies up to that are low
-BODY_FROM: Final = 0.25  # of the 90th percentile: rows and columns brighter than that show the body
-_BRIGHT, _LINE, _MOST = 90, 75, 0.2  # percentiles of a film and of a line; share of a side that a margin has at most
+LOWEST: Final = 4.5  # cycles over the film: frequencies up to this are low
+BODY_FROM: Final = 0.25  # of the 90th percentile: rows and columns brighter than this show the body
+_BRIGHT, _LINE, _MOST = 90, 75, 0.2  # percentiles of a film and of a line; largest margin as a fraction of a side
 
 
 class Exchange(NamedTuple):
-    """One thing that must not matter, and how a film takes it from another.
+    """One irrelevant property, and how a film takes it from another.
 
     Attributes:
-        name: in tables.
-        what: one phrase.
-        apply: a film and its donor, both of shape (height, width), to a film of that shape.
+        name: its name in tables.
+        what: a description in one phrase.
+        apply: function of a film and its donor, both of shape (height, width), that returns a film of that shape.
         trained: whether recipes may exchange it in training as well, which flatters the figures under it.
     """
 
@@ -60,14 +60,14 @@ def grey_levels(film: Planes, donor: Planes) -> Planes:
 
 
 def _ranks(film: Planes) -> FloatArray:
-    """Share of the pixels below each grey level, those at the level counting half: shape (LEVELS,)."""
+    """Return the fraction of pixels below each grey level, those at the level counting half: shape (LEVELS,)."""
     counts = np.bincount(film.ravel(), minlength=LEVELS)
     ranks: FloatArray = (np.cumsum(counts) - counts / 2) / film.size
     return ranks
 
 
 def ring(film: Planes, donor: Planes) -> Planes:
-    """Put the donor's outer ring round the film."""
+    """Replace the film's outer ring by the donor's."""
     width = max(1, round(film.shape[0] * RING))
     out = donor.copy()
     out[width:-width, width:-width] = film[width:-width, width:-width]
@@ -75,12 +75,12 @@ def ring(film: Planes, donor: Planes) -> Planes:
 
 
 def grey_levels_and_ring(film: Planes, donor: Planes) -> Planes:
-    """Match the histogram, then put the ring round it."""
+    """Match the histogram, then replace the ring."""
     return ring(grey_levels(film, donor), donor)
 
 
 def low_frequencies(film: Planes, donor: Planes) -> Planes:
-    """Take the donor's amplitudes at the lowest frequencies; the film's phases stay."""
+    """Replace the amplitudes of the lowest frequencies by the donor's; the film's phases stay."""
     own, other = np.fft.rfft2(film.astype(np.float64)), np.fft.rfft2(donor.astype(np.float64))
     height, width = film.shape
     down, across = np.fft.fftfreq(height, 1 / height)[:, None], np.arange(own.shape[1])[None]
@@ -91,7 +91,7 @@ def low_frequencies(film: Planes, donor: Planes) -> Planes:
 
 
 def corners(film: Planes, donor: Planes) -> Planes:
-    """Take the donor's four corners, with whatever text and markers stand there."""
+    """Replace the four corners by the donor's, with any text and markers in them."""
     side = max(1, round(film.shape[0] * CORNER))
     out = film.copy()
     for rows in (slice(None, side), slice(-side, None)):
@@ -114,9 +114,10 @@ def framing(film: Planes, donor: Planes) -> Planes:
 
 
 def body_of(film: Planes) -> tuple[int, int, int, int]:
-    """Where the body lies: first row, row behind the last, first column, column behind the last.
+    """Return the box of the body: first row, row after the last, first column, column after the last.
 
-    Rows and columns most of whose pixels are dark at an edge are margin; a film without a bright middle has none.
+    Rows and columns at an edge are margin if most of their pixels are dark; a film without a bright middle has no
+    margin.
     """
     least = BODY_FROM * float(np.percentile(film, _BRIGHT))
     found: list[int] = []
@@ -151,17 +152,17 @@ def donors_of(
     exchange: Exchange,
     of: str,
 ) -> Rows:
-    """Choose each film's donor, by its hash alone: the same films and pool always give the same donors.
+    """Choose each film's donor by its hash alone: the same films and pool always give the same donors.
 
     Args:
         films: n pairs of a SHA-256 and a patient ("" where unknown).
         labels: shape (n,), 0 or 1.
-        pool: m such pairs to choose from; nobody is a donor of a film of their own.
+        pool: m such pairs to choose from; a patient's films are never donors of the same patient.
         pool_labels: shape (m,).
-        exchange: a row of ``EXCHANGES``; each has donors of its own.
-        of: ``OTHER`` or ``OWN``: the class that a donor has.
+        exchange: a row of ``EXCHANGES``; each row has its own donors.
+        of: ``OTHER`` or ``OWN``: the class of the donors.
 
-    Returns: places in the pool, shape (n,); a film for which there is no donor has -1.
+    Returns: indices in the pool, shape (n,); -1 for a film without a donor.
     """
     known, classes = np.asarray(labels), np.asarray(pool_labels)
     by_class = {
@@ -180,17 +181,17 @@ def donors_of(
 
 
 def condition(exchange: Exchange, of: str) -> str:
-    """What films are called that took that from donors of that class: "ring/other"."""
+    """Return the name of the condition of such films: "ring/other"."""
     return f"{exchange.name}/{of}"
 
 
 def exchanged(planes: Planes, donors: Planes, exchange: Exchange, which: npt.NDArray[np.bool_] | None = None) -> Planes:
-    """Films that took one thing from their donors.
+    """Return films that took one property from their donors.
 
     Args:
         planes, donors: shape (n, height, width).
         exchange: a row of ``EXCHANGES``.
-        which: shape (n,); the others have no donor and stay as they are. None for all.
+        which: shape (n,); True for films that have a donor; the others stay unchanged. None for all.
 
     Returns: the same shape.
     """

@@ -1,7 +1,7 @@
-"""What a film shows besides the lungs: its frame, burnt-in marks, grey levels, sharpness, size and file.
+"""Features of a film besides the lungs: its frame, burnt-in marks, grey levels, sharpness, size and file.
 
-Every picture feature comes from the border alone, the outer ``BORDER`` of each side; the middle, where the lungs
-lie, is never looked at. So whatever tells the classes apart here is no disease.
+Every picture feature comes from the border alone, the outer ``BORDER`` of each side; the middle, where the lungs are,
+is never used. So a feature that tells the classes apart here is no disease.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from chestxray.schema import Resize
 
 Numbers = npt.NDArray[np.float32]
 
-SIDE: Final = 240  # pixels of the square that every film is brought to
-CELL: Final = 12  # pixels of a cell of the border
+SIDE: Final = 240  # pixels: side of the square to which every film is scaled
+CELL: Final = 12  # pixels: side of a cell of the border
 CELLS: Final = SIDE // CELL  # 20 cells a side
-BORDER: Final = 0.15  # of each side. On drawn films with nothing but the lungs to tell, this border tells nothing
+# of each side. On synthetic films that differ in the lungs only, this border does not tell the classes apart
+BORDER: Final = 0.15
 BORDER_CELLS: Final = round(CELLS * BORDER)  # 3
 BORDER_PIXELS: Final = BORDER_CELLS * CELL  # 36
 
 _LEVELS: Final = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)  # quantiles of the grey levels
 _SHARPNESS: Final = (0.5, 0.9, 0.99)  # quantiles of the gradients
 _BANDS: Final = (2, 4, 8, 16, 24, 32, 48, 64, 80, 100, 121)  # edges, cycles a side of the film
-_STROKE: Final = 4  # pixels, radius of what a stroke stands out from
-_FAINTEST: Final = 8.0  # grey levels between the bright and the dark of a border; a smaller spread is grain
-_DARK: Final = 0.05  # of white: a row or column below it is a black margin
+_STROKE: Final = 4  # pixels: radius of the neighbourhood from which a stroke must stand out
+_FAINTEST: Final = 8.0  # grey levels between bright and dark of a border; a smaller spread is noise
+_DARK: Final = 0.05  # of white: a row or column darker than this is a black margin
 
 _DICOM_TEXTS: Final = {
     0x00080070: "manufacturer",
@@ -57,8 +58,9 @@ class Lungless(NamedTuple):
     """The features of one film.
 
     Attributes:
-        numbers: one array a group of ``GROUPS``, the same length for every film; NaN where the file says nothing.
-        texts: what the file's header says in words, by name ("format", "model"); empty values are left out.
+        numbers: one array a group of ``GROUPS``, the same length for every film; NaN if the file does not state the
+            value.
+        texts: text values of the file's header, by name ("format", "model"); empty values are left out.
     """
 
     numbers: dict[str, Numbers]
@@ -66,7 +68,7 @@ class Lungless(NamedTuple):
 
 
 def lungless(data: bytes, source: str) -> Lungless:
-    """Measure the features of one film. Raises: what ``decode`` raises."""
+    """Measure the features of one film. Raises: the errors of ``decode``."""
     film = decode(data, source, at_least=(SIDE, SIDE))
     plane = resample(film.pixels, SIDE, SIDE, Resize.SQUEEZE, film.frame)
     numbers = {name: np.asarray(measure(plane), dtype=np.float32) for name, measure in PICTURE_GROUPS.items()}
@@ -80,9 +82,9 @@ def lungless(data: bytes, source: str) -> Lungless:
 
 
 def frame(plane: Plane) -> Numbers:
-    """Where the border is bright and where dark, and the width of the black margin at each edge; shape (208,).
+    """Return brightness of the border's cells, and width of the black margin at each edge; shape (208,).
 
-    A cell's mean grey is told on the film's own scale, so that a film taken darker has the same frame.
+    A cell's mean grey is relative to the film's own scale, so that a darker exposure has the same frame.
     """
     cells = plane.reshape(CELLS, CELL, CELLS, CELL).mean(axis=(1, 3), dtype=np.float32)[_BORDER_OF_CELLS]
     low, high = np.quantile(cells, (0.1, 0.9))
@@ -90,7 +92,7 @@ def frame(plane: Plane) -> Numbers:
 
 
 def _margins(plane: Plane) -> Numbers:
-    """Black rows or columns at the left, right, upper and lower edge, at most the border's own width."""
+    """Return the black rows or columns at the left, right, upper and lower edge, at most the border's width."""
     margins = []
     for levels in (plane.mean(axis=0), plane.mean(axis=1)):
         for towards_middle in (levels[:BORDER_PIXELS], levels[::-1][:BORDER_PIXELS]):
@@ -100,7 +102,7 @@ def _margins(plane: Plane) -> Numbers:
 
 
 def marks(plane: Plane) -> Numbers:
-    """How bright the brightest stroke of each border cell stands out from what lies round it, shape (204,).
+    """Return how far the brightest stroke of each border cell stands out from its neighbourhood, shape (204,).
 
     Letters, arrows and wires are a few pixels wide; a rib or the edge of the patient is wider.
     """
@@ -113,7 +115,7 @@ def marks(plane: Plane) -> Numbers:
 
 
 def grey_levels(plane: Plane) -> Numbers:
-    """Quantiles of the border's grey levels, shares of black and of white, how many levels occur; shape (14,)."""
+    """Return quantiles of the border's grey levels, fractions of black and white, and number of levels; shape (14,)."""
     counts = np.bincount(plane[_BORDER_OF_PIXELS], minlength=256)
     below = np.cumsum(counts) / counts.sum()
     quantiles = np.searchsorted(below, np.array(_LEVELS) - 1e-9).clip(0, 255)
@@ -123,7 +125,7 @@ def grey_levels(plane: Plane) -> Numbers:
 
 
 def sharpness(plane: Plane) -> Numbers:
-    """Gradients and spectra along the border, which compression and enlarging smooth; shape (28,)."""
+    """Return gradients and spectra along the border, which compression and enlarging smooth; shape (28,)."""
     levels = plane.astype(np.float32)
     across, down = np.abs(np.diff(levels, axis=1)), np.abs(np.diff(levels, axis=0))
     found: list[Any] = []
@@ -137,7 +139,7 @@ def sharpness(plane: Plane) -> Numbers:
     return np.array(found, dtype=np.float32)
 
 
-# One row a group of features that the picture's border gives.
+# One row for each group of features from the picture's border.
 PICTURE_GROUPS: Final[dict[str, Callable[[Plane], Numbers]]] = {
     "frame": frame,
     "marks": marks,
@@ -151,7 +153,7 @@ GROUPS: Final = (*PICTURE_GROUPS, "size", "file")
 
 
 def _file(data: bytes, source: str, film: Radiograph) -> tuple[Numbers, dict[str, str]]:
-    """What the file's header says: channels, bits, quantisation, density; and in words."""
+    """Return the header's numbers (channels, bits, quantisation, density) and its texts."""
     form = format_of(data, source).name
     numbers = [float(film.channels), float(film.bit_depth), np.nan, np.nan, np.nan]
     texts = {"format": form, "photometric": film.photometric, "view": film.view_position, "modality": film.modality}
@@ -164,8 +166,8 @@ def _file(data: bytes, source: str, film: Radiograph) -> tuple[Numbers, dict[str
 
 
 def _jpeg(data: bytes) -> tuple[list[float], dict[str, str]]:
-    """Mean steps of the first and the last quantisation table, dots an inch; and what else tells its maker."""
-    image = JpegImageFile(io.BytesIO(data))  # reads the header alone
+    """Return mean quantisation steps (first and last table), dots an inch, and texts that reveal the encoder."""
+    image = JpegImageFile(io.BytesIO(data))  # reads only the header
     tables = [np.mean(table) for _, table in sorted(image.quantization.items())]
     steps = [float(tables[0]), float(tables[-1])] if tables else [np.nan, np.nan]
     density = float(image.info.get("jfif_density", (np.nan,))[0])
@@ -183,7 +185,7 @@ def _jpeg(data: bytes) -> tuple[list[float], dict[str, str]]:
 
 
 def _dicom(data: bytes, source: str) -> dict[str, str]:
-    """Manufacturer, model, plate, software and processing; nothing that names a patient or a place."""
+    """Return manufacturer, model, plate, software and processing; nothing that names a patient or a place."""
     try:
         data_set = open_data_set(data, source)
         found = {}
@@ -192,5 +194,5 @@ def _dicom(data: bytes, source: str) -> dict[str, str]:
                 text = data_set.data[element.value : element.end].decode("ascii", "replace")
                 found[name] = " ".join(text.strip("\0 ").split())[:64]
         return found | {"syntax": data_set.transfer_syntax}
-    except FilmError:  # decoded already: a header that ends early has told what it has
+    except FilmError:  # the film was decoded already; keep what a header that ends early has given
         return {}

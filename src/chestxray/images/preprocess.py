@@ -1,7 +1,7 @@
-"""Radiograph to the network's input: the one implementation that training and serving share.
+"""From radiograph to the network's input: the one implementation that training and serving share.
 
-The result is uint8. A pack stores it, the service computes it anew, and both hand it to a network whose
-first step is the division by the training films' deviation; so the two cannot disagree.
+The result is uint8. A pack stores it, the service computes it again, and both pass it to a network whose first step is
+the normalisation by the training films' mean and deviation; so the two cannot disagree.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ Plane = npt.NDArray[np.uint8]
 Exact = npt.NDArray[np.float32]
 
 WHITE: Final = 255
-MARGIN: Final = 10  # a tenth of each side: collimators, markers and the air beside the patient lie there
-DARKEST: Final = 0.01  # share of the film's middle that becomes black, and as much white
-RANKED: Final = 0.7  # of an equalised film's level is its rank, the rest the level itself
+MARGIN: Final = 10  # a tenth of each side, where collimators, markers and the air beside the patient are
+DARKEST: Final = 0.01  # fraction of the film's middle that becomes black, and the same fraction white
+RANKED: Final = 0.7  # weight of the rank in an equalised film's level; the rest is the level itself
 
 
 def preprocess(
     data: bytes, source: str, height: int, width: int, resize: Resize, levels: Levels = Levels.STORED
 ) -> Plane:
-    """Turn the bytes of one film into what the network sees: shape (height, width), uint8.
+    """Turn the bytes of one film into the network's input: shape (height, width), uint8.
+
+    Raises: the errors of ``decode``.
 
     Raises: what ``decode`` raises.
     """
@@ -48,10 +50,10 @@ def resample(
 
     Args:
         pixels: shape (h, w), uint8 or uint16 spanning its whole range.
-        height, width: of the result, in pixels.
-        resize: what to do where the aspect ratios differ.
-        frame: where the film lies within ``pixels``, as the radiograph says; None where it fills them.
-        levels: what becomes of the grey levels.
+        height, width: size of the result, in pixels.
+        resize: what to do if the aspect ratios differ.
+        frame: position of the film within ``pixels``, as in the radiograph; None if it fills them.
+        levels: how the grey levels are mapped.
     """
     image = Image.fromarray(pixels.astype(np.float32))
     frame = frame or (0, 0, image.width, image.height)
@@ -73,11 +75,11 @@ def resample(
 
 
 def levelled(exact: Exact | Plane, levels: Levels) -> Plane:
-    """Give a film's grey levels one common scale, so that gain, offset and depth of its file do not matter.
+    """Map a film's grey levels to one common scale, so that gain, offset and depth of its file do not matter.
 
-    The darkest and the brightest hundredth of the film's middle become black and white, and what lies between is
+    The darkest and the brightest hundredth of the film's middle become black and white, and the levels between are
     stretched. An equalised film's levels are then drawn towards their ranks within its middle, so that exposure and
-    tone curve hardly matter either. Doing it twice changes little.
+    tone curve hardly matter either. A second pass changes little.
 
     Args:
         exact: shape (height, width), any scale.
@@ -107,14 +109,14 @@ def levelled(exact: Exact | Plane, levels: Levels) -> Plane:
 def onto_film(
     values: npt.NDArray[np.float32], film_size: tuple[int, int], preprocessing: Preprocessing
 ) -> npt.NDArray[np.float32]:
-    """A map over the network's input, laid back onto the film: what ``resample`` did, the other way round.
+    """Map values over the network's input back onto the film: the inverse of ``resample``.
 
     Args:
         values: shape (rows, columns), over the whole of the network's input.
         film_size: (height, width) of the result.
-        preprocessing: what the film went through.
+        preprocessing: the preprocessing of the film.
 
-    Returns: shape ``film_size``; zero where the network saw nothing.
+    Returns: shape ``film_size``; zero where the network saw no part of the film.
     """
     height, width = film_size
     rows, columns = values.shape
@@ -137,7 +139,7 @@ def onto_film(
 def _letterboxed(
     image: Image.Image, height: int, width: int, frame: Box
 ) -> tuple[Image.Image, tuple[int, int, int, int]]:
-    """The film between black bars, and where it lies."""
+    """Return the film between black bars, and its position."""
     left, upper, right, lower = frame
     factor = min(height / (lower - upper), width / (right - left))
     inner = (max(1, round((right - left) * factor)), max(1, round((lower - upper) * factor)))
@@ -149,7 +151,7 @@ def _letterboxed(
 
 
 def _central_box(frame: Box, aspect: float) -> Box:
-    """The largest central box of that height to width within a frame: left, upper, right, lower."""
+    """Return the largest central box of that height / width within a frame: left, upper, right, lower."""
     left, upper, right, lower = frame
     width, height = right - left, lower - upper
     inner_width, inner_height = min(width, height / aspect), min(height, width * aspect)

@@ -1,4 +1,4 @@
-"""What can be said against a film from its pixels alone; the same rules when cleaning and when serving."""
+"""Objections to a film from its pixels and its file's header; the same rules for cleaning and serving."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from PIL import Image
 from chestxray.images.decode import Pixels, Radiograph
 from chestxray.schema import Verdict
 
-MAX_COLOURED: Final = 0.05  # share of pixels; a coloured annotation on a greyscale film stays below it
-MIN_SIDE: Final = 64  # pixels; below that ribs and vessels cannot be told apart
-MAX_ASPECT: Final = 3.0  # of the longer side to the shorter one; published chest films stay below 2.5
+MAX_COLOURED: Final = 0.05  # fraction of pixels; a coloured annotation on a greyscale film stays below it
+MIN_SIDE: Final = 64  # pixels; in smaller films ribs and vessels cannot be told apart
+MAX_ASPECT: Final = 3.0  # longer side / shorter side; published chest films stay below 2.5
 MIN_DEVIATION: Final = 0.02  # of the grey level, 0 to 1; an empty exposure stays below it
 WHITE: Final = 255
 DEFECTIVE: Final = 0.001  # of a film's pixels may be brighter than its white
@@ -24,8 +24,8 @@ HASH_SIDE: Final = 16  # the perceptual hash compares 16 x 16 places with two ne
 HASH_BITS: Final = 2 * HASH_SIDE * HASH_SIDE
 
 
-# What a file may say of a plain film of the chest from the front or the back (DICOM PS3.3 C.7.3.1.1.1, C.8.11.1,
-# PS3.16 annex L). Words are read by their meaning; what is unknown is no objection, and neither is silence.
+# Values that a file may state for a plain frontal film of the chest (DICOM PS3.3 C.7.3.1.1.1, C.8.11.1,
+# PS3.16 annex L). Words are read by their meaning; an unknown or missing value is no objection.
 OTHER_MODALITIES: Final = frozenset(
     {
         "AR", "BI", "BMD", "CF", "CT", "DF", "DG", "DM", "DS", "EC", "ECG", "EM", "ES", "FA", "FS", "GM", "IO",
@@ -77,19 +77,19 @@ OTHER_VIEWS: Final = frozenset(
 )  # fmt: skip
 
 # Grey levels, over the film's middle without a tenth of each side. Of 1,800 published films none has more than 1.1% of
-# it at its brightest level, 12.3% at its darkest, or fewer than 60 levels from the 1st to the 99th percentile.
+# its middle at its brightest level, 12.3% at its darkest, or fewer than 60 levels from the 1st to the 99th percentile.
 MAX_WHITE: Final = 0.05
 MAX_BLACK: Final = 0.25
 MIN_LEVELS: Final = 32
 MARGIN: Final = 10  # a tenth of each side
-LOOKED_AT: Final = 512  # rows and columns at most: enough for shares of pixels
-FEWEST_BRIGHT: Final = 1 / 3  # of the range from black to white that every published film spans
+LOOKED_AT: Final = 512  # rows and columns at most: enough to measure fractions of pixels
+FEWEST_BRIGHT: Final = 1 / 3  # of the range from black to white, which every published film spans
 
-# The film's middle less its dark parts, of the grey level, -1 to 1. All 5,216 published training films lie above
-# +0.05; turned into negatives, all but two of them lie below -0.1.
+# Mean of the film's middle less that of its dark parts, in grey levels, -1 to 1. All 5,216 published training films are
+# above +0.05; as negatives, all but two of them are below -0.1.
 MIN_MIDDLE: Final = -0.1
 MAX_SHOWN: Final = 64  # letters of a file's value in a message
-MIN_FILM_SIDE: Final = 128  # pixels; smaller films are not classified so: the published ones are larger
+MIN_FILM_SIDE: Final = 128  # pixels; smaller films are not classified: the published ones are larger
 
 
 class Objection(NamedTuple):
@@ -100,7 +100,7 @@ class Objection(NamedTuple):
 
 
 def objection_to(film: Radiograph) -> Objection | None:
-    """The first thing that speaks against a decoded film, or None."""
+    """Return the first objection to a decoded film, or None."""
     if film.coloured > MAX_COLOURED:
         return Objection(
             Verdict.COLOURED,
@@ -133,9 +133,9 @@ def _objection_to_pixels(film: Radiograph) -> Objection | None:
 
 
 def _white_of(pixels: Pixels) -> int:
-    """White in as many bits as the film uses: 12-bit values in a 16-bit file deviate as the film itself does.
+    """Return the white level of the bits that a film uses, because some files hold 12-bit values in 16 bits.
 
-    One pixel in a thousand may be brighter, as defective ones of a detector are.
+    One pixel in a thousand may be brighter, like defective pixels of a detector.
     """
     if pixels.dtype == np.uint8:
         return WHITE
@@ -146,7 +146,7 @@ def _white_of(pixels: Pixels) -> int:
 
 
 def deviation_of(pixels: Pixels) -> float:
-    """Standard deviation of all grey levels: counted for 8 bits, which takes a fifth of the time."""
+    """Return the standard deviation of all grey levels, from counts for 8 bits, in a fifth of the time."""
     if pixels.dtype != np.uint8:
         return float(pixels.std())
     counts = np.array(Image.fromarray(pixels).histogram(), dtype=np.float64)
@@ -156,14 +156,14 @@ def deviation_of(pixels: Pixels) -> float:
 
 
 def _odd_shape(film: Radiograph) -> str:
-    """What the film's shape says against a film of a chest; empty where nothing."""
+    """Return the objection to the film's shape; empty if there is none."""
     if max(film.width, film.height) <= MAX_ASPECT * min(film.width, film.height):
         return ""
     return f"{film.width} x {film.height} pixels; a chest film's sides differ by less than {MAX_ASPECT:g} times"
 
 
 def _not_frontal_chest(film: Radiograph) -> str:
-    """What the file itself says against a plain frontal film of a chest; empty where nothing."""
+    """Return the objection from the file's header: not a plain frontal chest film; empty if there is none."""
     if film.modality in OTHER_MODALITIES:
         return f'its file names the modality "{film.modality}", which is no plain radiograph'
     if is_chest(film.body_part) is False:
@@ -185,9 +185,9 @@ def _not_frontal_chest(film: Radiograph) -> str:
 
 
 def is_chest(body_part: str) -> bool | None:
-    """Whether words mean the chest; None where they mean nothing known.
+    """Check whether words mean the chest; None if they are unknown.
 
-    ``THORACIC SPINE`` is none, and ``CHEST ABDOMEN`` is one.
+    ``THORACIC SPINE`` is no chest, and ``CHEST ABDOMEN`` is one.
     """
     words = _words(body_part)
     if words & CHEST and not words & {"SPINE", "VERTEBRA"}:
@@ -196,7 +196,7 @@ def is_chest(body_part: str) -> bool | None:
 
 
 def view_of(text: str) -> str:
-    """What words say of the view: "frontal", "lateral", "oblique" or "another view"; empty where nothing, or several.
+    """Return the view that words state: "frontal", "lateral", "oblique", "another view"; empty if none or several.
 
     ``LATERAL DECUBITUS`` is frontal: the patient lies on the side, and the beam goes from front to back.
     """
@@ -211,7 +211,7 @@ def view_of(text: str) -> str:
 
 
 def _words(text: str) -> frozenset[str]:
-    """Capitals without accents; ``ANTERO-POSTERIOR`` and ``A P`` count as one word as well."""
+    """Return the words in capitals without accents; ``ANTERO-POSTERIOR`` and ``A P`` count as one word as well."""
     plain = unicodedata.normalize("NFKD", text.upper()).encode("ascii", "ignore").decode()
     parts = re.sub(r"[^A-Z]+", " ", plain).split()
     pairs = ("".join(pair) for pair in pairwise(parts))
@@ -219,15 +219,15 @@ def _words(text: str) -> frozenset[str]:
 
 
 def _shown(value: str) -> str:
-    """A value of a file, as a message may hold it."""
+    """Return a value of a file in a form that is safe in a message."""
     return "".join(letter if letter.isprintable() else " " for letter in value)[:MAX_SHOWN]
 
 
 def objection_to_levels(pixels: Pixels) -> str:
-    """What speaks against a film's grey levels; empty where nothing.
+    """Return the objection to a film's grey levels; empty if there is none.
 
-    A film that is only dark, pale or deep is none of these: its levels can be stretched (``preprocess.levelled``). What
-    was cut off, or rounded to a handful of levels, is lost.
+    A film that is only dark or pale, or uses few bits, gets no objection: its levels can be stretched
+    (``preprocess.levelled``). Levels that were clipped, or rounded to a few values, are lost.
 
     Args:
         pixels: shape (h, w), uint8 or uint16.
@@ -255,10 +255,10 @@ def objection_to_levels(pixels: Pixels) -> str:
 
 
 def brightness_of_middle(pixels: Pixels) -> float:
-    """How much brighter the spine and heart are than the film's sides and the lungs, -1 to 1.
+    """Return how much brighter spine and heart are than the film's sides and the lungs, -1 to 1.
 
-    Bone and heart are white on a chest film, the lungs and the air beside the patient dark; on a negative it is
-    the other way round. The places are fractions of the film, wide enough for any centring.
+    Bone and heart are white on a chest film, the lungs and the air beside the patient dark; on a negative the reverse
+    holds. The regions are fractions of the film, wide enough for any centring.
 
     Args:
         pixels: shape (h, w), uint8 or uint16.
@@ -277,16 +277,16 @@ def brightness_of_middle(pixels: Pixels) -> float:
     counts = np.bincount(pixels[:: max(1, height // 128), :: max(1, width // 128)].ravel())
     below = np.cumsum(counts)
     darkest, brightest = np.searchsorted(below, (0.01 * below[-1], 0.99 * below[-1]))
-    span = min(1.0, float(brightest - darkest) / white / FEWEST_BRIGHT) or 1.0  # a dark negative is one as well
+    span = min(1.0, float(brightest - darkest) / white / FEWEST_BRIGHT) or 1.0  # finds dark negatives too
     return (middle - (sides + lungs) / 2) / white / span
 
 
 def perceptual_hash(pixels: Pixels) -> str:
-    """512-bit difference hash, as 128 hexadecimal digits: is each place brighter than its neighbours?
+    """Return the 512-bit difference hash as 128 hexadecimal digits: is each place brighter than its neighbours?
 
     Compared are the right neighbour on a grid of 17 x 16 places and the lower one on a grid of 16 x 17.
     Survives rescaling, recompression and changes of brightness. Source: N. Krawetz, "Kind of like that" (2013),
-    who takes 8 x 8 right neighbours. Those 64 bits are too few here, since one chest looks like another:
+    who uses 8 x 8 right neighbours. Those 64 bits are too few here, since one chest looks like another:
     ``data.dedup`` has the counts.
 
     Args:

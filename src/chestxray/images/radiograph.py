@@ -1,4 +1,4 @@
-"""What every reader gives and obeys: the radiograph, the limits, and colour turned to grey."""
+"""What all readers share: the radiograph, the limits, and the conversion of colour to grey."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from chestxray.errors import FilmTooLarge
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Box = tuple[float, float, float, float]
 
-MAX_BYTES: Final = 64 * 2**20  # of one film's file
+MAX_BYTES: Final = 64 * 2**20  # bytes of one film's file
 MAX_PIXELS: Final = 64_000_000  # rows x columns x frames x samples; the largest flat panels give about 18 million
 
-# How far apart the channels of one pixel may lie, of 255, before the pixel counts as coloured. JPEG stores
+# The largest distance between the channels of one pixel, of 255, at which the pixel counts as grey. JPEG stores
 # colour coarsely, so greyscale films saved as RGB drift by a few levels.
 COLOUR_SPREAD: Final = 24
 
@@ -28,21 +28,21 @@ class Radiograph:
 
     Attributes:
         pixels: shape (height, width) after any reduction; uint8, or uint16 spanning 0 to 65535; black is 0.
-        width, height: of the film as stored, upright, before any reduction.
-        channels: samples a pixel in the file; a palette counts as the colours it stands for.
+        width, height: size of the stored film, upright, before any reduction.
+        channels: samples a pixel in the file; a palette counts as its colours.
         bit_depth: bits a sample in the file.
         coloured: share of pixels whose channels differ visibly, 0 to 1.
-        frame: left, upper, right and lower edge of the film within ``pixels``; None where it fills them. A
+        frame: left, upper, right and lower edge of the film within ``pixels``; None if the film fills them. A
             JPEG of 1,766 columns read at a quarter has 442 of which the last one is half outside the film.
         modality, photometric, view_position, body_part: as a DICOM file states them ("DX", "MONOCHROME1",
-            "PA", "CHEST"), in capitals; empty where the file says nothing.
-        view_meaning: of the view's code ("postero-anterior"); empty where the file says nothing.
-        orientation: of the rows and of the columns, as in "L\F"; empty where the file says nothing.
-        series_description: kept out of ``repr``, as people write anything there.
-        notes: what was ignored or taken for granted in the file, each in half a sentence.
+            "PA", "CHEST"), in capitals; empty if the file does not state it.
+        view_meaning: meaning of the view's code ("postero-anterior"); empty if the file does not state it.
+        orientation: direction of the rows and of the columns, as in "L\F"; empty if the file does not state it.
+        series_description: kept out of ``repr``, because people may write anything into it.
+        notes: values of the file that were ignored or assumed, each in a short clause.
         patient_id: as a DICOM file states it; kept out of ``repr`` so that it reaches no log by accident.
-        patient_age_years: at the time of the film, the middle of what the file may mean ("000Y" is half a year);
-            None where it says nothing, or gives a date that only stands for one.
+        patient_age_years: at the time of the film, the middle of the possible range ("000Y" is half a year); None if
+            the file states no age, or a placeholder date.
     """
 
     pixels: Pixels
@@ -65,7 +65,7 @@ class Radiograph:
 
 
 def check_pixels(source: str, width: int, height: int, samples: int = 1, frames: int = 1) -> None:
-    """Refuse a size before memory is taken for it. Raises: FilmTooLarge."""
+    """Refuse too many pixels before memory is allocated for them. Raises: FilmTooLarge."""
     if width * height * samples * frames > MAX_PIXELS:
         by = f" x {samples} samples" if samples > 1 else ""
         by += f" x {frames} frames" if frames > 1 else ""
@@ -75,7 +75,7 @@ def check_pixels(source: str, width: int, height: int, samples: int = 1, frames:
 
 
 def grey_of_colour(colour: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], float]:
-    """Luminance (ITU-R BT.601), and the share of pixels that are visibly coloured.
+    """Return luminance (ITU-R BT.601), and the fraction of pixels that are visibly coloured.
 
     Args:
         colour: shape (height, width, 3), red, green, blue.

@@ -1,7 +1,7 @@
 """JPEG, PNG, TIFF, WebP, BMP, GIF, JPEG 2000 and PGM.
 
-Pillow decodes, its readers called by class, never by guessing; but the pixels of a JPEG come from libjpeg-turbo through
-simplejpeg, which tells of damage that Pillow passes over. The levels are the same.
+Pillow decodes; each reader is called by its class, never by guessing. The pixels of a JPEG come from libjpeg-turbo
+through simplejpeg, which reports damage that Pillow ignores. The levels are the same.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from chestxray.images.radiograph import Box, Pixels, Radiograph, check_pixels, g
 # Little and big endian, each as classic TIFF and as BigTIFF.
 TIFF_MAGIC: Final = frozenset({b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"})
 
-MAX_SCANS: Final = 100  # of a progressive JPEG; encoders write about 10, a bomb makes the decoder run thousands
+MAX_SCANS: Final = 100  # scans of a progressive JPEG; encoders write about 10, a bomb makes the decoder run thousands
 
 MAX_SCANNED: Final = 10 * 64_000_000  # scans x pixels of a JPEG: each scan goes over every pixel again
-REDUCTIONS: Final = (8, 4, 2, 1)  # of a JPEG on each side, which cost less than the whole
+REDUCTIONS: Final = (8, 4, 2, 1)  # reductions of a JPEG on each side, which cost less than the whole
 MAX_INFLATED: Final = 500  # pixels a byte of a large PNG; a film reaches 20, a flat picture 1,000
-LARGE: Final = 32_000_000  # pixels; below that (a third of a second) it does not matter how little a PNG takes
+LARGE: Final = 32_000_000  # pixels; below that (a third of a second) a small PNG file may be that large
 
-# What Pillow's readers raise on damaged files.
+# Errors of Pillow's readers on damaged files.
 DAMAGE: Final = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, EOFError,
     MemoryError, struct.error, zlib.error,
@@ -47,7 +47,7 @@ _ENDS_EARLY: Final = ("truncated", "unexpected end", "broken data stream", "prem
 _WORD: Final = 16  # bits
 _ORIENTATION: Final = 0x0112
 _ON_ITS_SIDE: Final = frozenset({5, 6, 7, 8})
-_STARTS_RIGHT: Final = frozenset({2, 3, 6, 7})  # the stored picture's first pixel is shown on the right side
+_STARTS_RIGHT: Final = frozenset({2, 3, 6, 7})  # the first stored pixel is displayed on the right side
 _STARTS_BELOW: Final = frozenset({3, 4, 7, 8})
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -63,7 +63,7 @@ _INKS: Final = 4
 # The usual codes of luminance (ITU-T T.81, table K.5): their lengths, and the first of their symbols.
 _USUAL_CODES: Final = bytes.fromhex("0002010303020403050504040000017d0102030004110512")
 _HEAD_OF_SCAN: Final = 14  # bytes, at most, before the coded data of a scan of four components
-_RUN: Final = 64  # bytes of one value; the shorter half of it is sure to be found
+_RUN: Final = 64  # bytes of one value; the search is sure to find half of it
 _TIFF_BITS: Final = 258
 _TIFF_PHOTOMETRIC: Final = 262
 _TIFF_WHITE_IS_ZERO: Final = 0
@@ -71,13 +71,13 @@ _TIFF_MODES: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMY
 
 
 def read_jpeg(data: bytes, source: str, at_least: tuple[int, int] | None) -> Radiograph:
-    """A JPEG: baseline or progressive, grey, colour or CMYK, whatever its EXIF orientation.
+    """Read a JPEG: baseline or progressive, grey, colour or CMYK, with any EXIF orientation.
 
-    libjpeg goes on where coded data are damaged, fills in grey and only warns. Every warning counts here: the film is
-    refused, since nothing tells how much of the picture is made up.
+    At damaged coded data libjpeg continues, fills in grey and only warns. Here every warning refuses the film, because
+    nothing tells how much of the picture is invented.
     """
     try:
-        image = JpegImageFile(io.BytesIO(data))  # reads the header alone
+        image = JpegImageFile(io.BytesIO(data))  # reads only the header
         channels = len(image.getbands())
         check_pixels(source, *image.size, samples=channels)
         # Within coded data 0xFF is always followed by 0, so these two bytes begin a scan.
@@ -107,16 +107,16 @@ def read_jpeg(data: bytes, source: str, at_least: tuple[int, int] | None) -> Rad
 
 
 def intact_jpeg(data: bytes, colours: str, size: tuple[int, int], factor: int = 1) -> npt.NDArray[np.uint8]:
-    """The pixels of a JPEG that is whole: shape (rows, columns, samples), rounded up where it is reduced.
+    """Return the pixels of an undamaged JPEG: shape (rows, columns, samples), rounded up if reduced.
 
     Args:
         data: the whole file.
         colours: "GRAY", "RGB" or "CMYK".
-        size: width and height, as its header gives them.
-        factor: 1, 2, 4 or 8: so many times smaller on each side.
+        size: width and height, as in its header.
+        factor: 1, 2, 4 or 8: factor by which each side is reduced.
 
-    Raises: ValueError, with the words of libjpeg's first warning or error; what was overwritten by one value, which
-        libjpeg may take for pixels, counts as one.
+    Raises: ValueError, with libjpeg's first warning or error; also if a part was overwritten by one value, which
+    libjpeg may take for pixels.
     """
     width, height = (-(-side // factor) for side in size)
     pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(
@@ -128,12 +128,12 @@ def intact_jpeg(data: bytes, colours: str, size: tuple[int, int], factor: int = 
 
 
 def _overwritten(data: bytes) -> bool:
-    """Whether one value stands where no encoder that takes the standard's Huffman codes would write it so often.
+    """Check whether a part was overwritten by one value, in a way that no encoder with the usual codes writes.
 
-    Under these codes an empty block of the picture takes six bits, so that not even black repeats within a byte.
+    Under these codes an empty block of the picture takes six bits, so that not even black repeats with every byte.
     """
     scan = data.rfind(b"\xff\xda")
-    head = data[data.rfind(b"\xff\xd9", 0, scan) + 2 : scan]  # behind the small picture that EXIF may hold
+    head = data[data.rfind(b"\xff\xd9", 0, scan) + 2 : scan]  # after the thumbnail that EXIF may hold
     if _USUAL_CODES not in head:
         return False
     start, end = scan + _HEAD_OF_SCAN, data.find(b"\xff\xd9", scan)
@@ -147,12 +147,12 @@ def _overwritten(data: bytes) -> bool:
 
 
 def _grey_of_jpeg(pixels: npt.NDArray[np.uint8], orientation: int, *, inverted: bool) -> tuple[Pixels, float]:
-    """Grey levels, upright, and the share of coloured pixels.
+    """Return grey levels, upright, and the fraction of coloured pixels.
 
     Args:
         pixels: shape (rows, columns, 1, 3 or 4).
-        orientation: as EXIF has it.
-        inverted: whether inks are stored so, as Adobe's programs do.
+        orientation: the EXIF value.
+        inverted: whether inks are stored inverted, as Adobe's programs do.
     """
     if pixels.shape[2] == 1:
         grey, coloured = pixels[..., 0], 0.0
@@ -168,7 +168,7 @@ def _grey_of_jpeg(pixels: npt.NDArray[np.uint8], orientation: int, *, inverted: 
 
 
 def read_png(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Radiograph:
-    """A PNG of 1 to 16 bits: grey, colour or palette, with or without alpha, which is laid over black.
+    """Read a PNG of 1 to 16 bits: grey, colour or palette; transparent parts are laid over black.
 
     Pillow keeps the upper 8 bits of colour with 16 bits a channel; grey keeps all 16.
     """
@@ -193,10 +193,10 @@ def read_png(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Rad
 
 
 def read_tiff(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Radiograph:
-    """A TIFF of one page: grey of 1 to 16 bits, or colour of 8.
+    """Read a TIFF of one page: grey of 1 to 16 bits, or colour of 8 bits.
 
-    Raises: UnsupportedFormat, for several pages, and for 32-bit and floating samples, whose white is nowhere
-        defined.
+    Raises: UnsupportedFormat, for several pages, and for 32-bit and floating-point samples, which have no defined
+    white.
     """
     try:
         image = TiffImageFile(io.BytesIO(data))
@@ -211,11 +211,11 @@ def read_tiff(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Ra
         if _has_another_page(image):
             raise UnsupportedFormat(f"{source}: the TIFF has several pages; a radiograph has one. Export its page")
         inverted = image.mode.startswith("I") and image.tag_v2.get(_TIFF_PHOTOMETRIC) == _TIFF_WHITE_IS_ZERO
-        image.load()  # turns the picture upright as well
+        image.load()  # also turns the picture upright
         grey, coloured = _to_grey(image, bits=depth)
     except DAMAGE as error:
         raise _translated(error, "TIFF", source) from error
-    if inverted:  # Pillow sees to it for up to 8 bits
+    if inverted:  # Pillow inverts pictures of up to 8 bits itself
         grey = 65535 - grey
     height, width = grey.shape
     return Radiograph(grey, width, height, channels, depth, coloured)
@@ -226,44 +226,44 @@ _CODESTREAM: Final = b"\xff\x4f\xff\x51"  # SOC and SIZ, with which JPEG 2000 be
 
 
 def is_webp(data: bytes) -> bool:
-    """Whether this begins like a WebP file (RFC 9649)."""
+    """Check whether bytes begin like a WebP file (RFC 9649)."""
     return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
 
 
 def is_jpeg2000(data: bytes) -> bool:
-    """Whether this begins like a JP2 file or a bare codestream of JPEG 2000."""
+    """Check whether bytes begin like a JP2 file or a bare JPEG 2000 codestream."""
     return data.startswith((_CODESTREAM, b"\0\0\0\x0cjP  \r\n\x87\n"))
 
 
 def is_portable_map(data: bytes) -> bool:
-    """Whether this begins like a PBM, PGM or PPM file, as text or as bytes."""
+    """Check whether bytes begin like a PBM, PGM or PPM file, as text or as bytes."""
     return data[:1] == b"P" and data[1:2] in {b"1", b"2", b"3", b"4", b"5", b"6"} and data[2:3].isspace()
 
 
 def read_webp(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Radiograph:
-    """A WebP of one frame. Its size is read from its header: the decoder would take memory for it at once."""
+    """Read a WebP of one frame. Its size is checked in the header: the decoder would allocate memory at once."""
     width, height = _webp_size(data)
     check_pixels(source, width, height, samples=4)
     return _read_other(WebPImageFile, "WebP", data, source)
 
 
 def read_bmp(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Radiograph:
-    """A BMP of 1 to 32 bits a pixel."""
+    """Read a BMP of 1 to 32 bits a pixel."""
     return _read_other(BmpImageFile, "BMP", data, source)
 
 
 def read_gif(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Radiograph:
-    """A GIF of one frame."""
+    """Read a GIF of one frame."""
     return _read_other(GifImageFile, "GIF", data, source)
 
 
 def read_portable_map(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Radiograph:
-    """A PBM, PGM or PPM. Grey of more than 8 bits keeps them; its largest value is white."""
+    """Read a PBM, PGM or PPM. More than 8 bits of grey are kept; the file's largest value is white."""
     return _read_other(PpmImageFile, "PGM", data, source)
 
 
 def read_jpeg2000(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Radiograph:
-    """A JPEG 2000 of 1 to 16 bits, grey or colour; the sizes in its box and in its codestream both have to fit."""
+    """Read a JPEG 2000 of 1 to 16 bits, grey or colour; the sizes in box and codestream must both be in the limits."""
     at = data.find(_CODESTREAM)
     if at < 0 or len(data) < at + 24:
         raise TruncatedFilm(f"{source}: the JPEG 2000 file ends before its picture does. Copy it again")
@@ -273,7 +273,7 @@ def read_jpeg2000(data: bytes, source: str, _at_least: tuple[int, int] | None) -
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height as the header claims them; 0 where it is none, which the decoder then refuses."""
+    """Return width and height from the header; 0 if there are none, which the decoder then refuses."""
     kind, body = data[12:16], data[20:30].ljust(10, b"\0")
     if kind == b"VP8X":
         return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
@@ -296,7 +296,7 @@ def _read_other(reader: type[ImageFile.ImageFile], name: str, data: bytes, sourc
             raise UnsupportedFormat(f"{source}: a {name} of {frames} frames; a radiograph has one")
         image.load()
         depth = 1 if image.mode == "1" else 16 if image.mode.startswith("I") else 8
-        check_pixels(source, *image.size, samples=channels)  # a frame of a GIF may lie outside of its canvas
+        check_pixels(source, *image.size, samples=channels)  # a frame of a GIF may lie outside its canvas
         grey, coloured = _to_grey(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
         raise FilmTooLarge(f"{source}: a {name} of more pixels than the limit. Export a smaller copy") from error
@@ -315,7 +315,7 @@ def _has_another_page(image: TiffImageFile) -> bool:
 
 
 def _upright_frame(width: float, height: float, picture: tuple[int, int], orientation: int) -> Box:
-    """Where a film of that size in reduced pixels lies within its reduced picture, once that is upright.
+    """Return the position of a film, of that size in reduced pixels, within its upright reduced picture.
 
     The JPEG decoder rounds sizes up: its last row and column may lie partly outside the film, on the sides
     that were lower and right before the picture was turned.
@@ -329,10 +329,10 @@ def _upright_frame(width: float, height: float, picture: tuple[int, int], orient
 
 
 def _to_grey(image: Image.Image, bits: int = _WORD) -> tuple[Pixels, float]:
-    """Grey levels, and the share of coloured pixels.
+    """Return grey levels, and the fraction of coloured pixels.
 
     Args:
-        bits: how many of a 16-bit sample's bits are used; fewer are scaled up to span all levels.
+        bits: number of bits used in a 16-bit sample; fewer than 16 are scaled up to span all levels.
     """
     if image.mode.startswith("I"):
         wide: npt.NDArray[np.uint16] = np.asarray(image).astype(np.uint16)

@@ -1,9 +1,9 @@
-"""Films as another place might have made them: a fixed set of shifts that training does not draw.
+"""Films as another hospital might have made them: a fixed set of shifts that training does not use.
 
-Films of one hospital agree in things that the next one does differently: framing, resolution, sharpening,
-the grey scale. Networks that separate clean validation films perfectly can lose ten points when one of them
-changes. Each shift here varies one such thing, by other means or further than the training augmentation
-does, and always by the same amount for the same film: the figures of two networks can be compared.
+Films of one hospital agree in things that the next one does differently: framing, resolution, sharpening, the grey
+scale. Networks that separate clean validation films perfectly can lose ten points when one of them changes. Each shift
+here varies one such thing, in other ways or more strongly than the training augmentation, and always by the same amount
+for the same film, so that the figures of two networks can be compared.
 
 The shifts work on the network's input, uint8 planes of any size.
 Sources: Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions", ICLR (2019),
@@ -30,12 +30,12 @@ WHITE: Final = 255
 
 
 class Shift(NamedTuple):
-    """One way in which films of another place may differ.
+    """One way in which films of another hospital may differ.
 
     Attributes:
-        name: in tables.
-        what: one phrase.
-        apply: a greyscale picture and what to draw from, to a picture of the same size.
+        name: its name in tables.
+        what: a description in one phrase.
+        apply: function of a greyscale picture and a random generator that returns a picture of the same size.
     """
 
     name: str
@@ -48,12 +48,12 @@ def _sign(random: Random) -> float:
 
 
 def _affine(film: Picture, rows: tuple[float, float, float, float], shift: tuple[float, float] = (0.0, 0.0)) -> Picture:
-    """Resample about the centre; what comes in from outside is black.
+    """Resample about the centre; pixels from outside are black.
 
     Args:
         film: the picture.
         rows: the 2 x 2 matrix from places in the result to places in ``film``, row by row.
-        shift: added to those places, as shares of the width and the height.
+        shift: added to those places, as fractions of the width and the height.
     """
     a, b, d, e = rows
     across, down = (film.width - 1) / 2, (film.height - 1) / 2
@@ -83,7 +83,7 @@ def _stretched(film: Picture, random: Random) -> Picture:
 
 
 def _cropped(film: Picture, random: Random) -> Picture:
-    """A sixth of each axis is lost, at one corner or another."""
+    """Cut a sixth of each axis off, at one corner or another."""
     width, height = round(film.width * 5 / 6), round(film.height * 5 / 6)
     left = 0 if random.random() < 0.5 else film.width - width  # noqa: PLR2004
     top = 0 if random.random() < 0.5 else film.height - height  # noqa: PLR2004
@@ -116,24 +116,24 @@ def _darker(film: Picture, _random: Random) -> Picture:
 
 
 def _exposed(film: Picture, random: Random) -> Picture:
-    """Over- or under-exposed: the scale is moved until an end of it clips."""
+    """Over- or underexpose the film: move the scale until one end of it clips."""
     gain, offset = (1.35, -20.0) if random.random() < 0.5 else (0.65, 30.0)  # noqa: PLR2004
     return film.point([min(WHITE, max(0, round(gain * level + offset))) for level in range(WHITE + 1)])
 
 
 def _equalised(film: Picture, _random: Random) -> Picture:
-    """Most of the way to a flat histogram, as some viewers and archives show films."""
+    """Flatten the histogram most of the way, as some viewers and archives show films."""
     return Image.blend(film, ImageOps.equalize(film), 0.7)
 
 
 def _shaded(film: Picture, random: Random) -> Picture:
-    """One side brighter than the other: a grid or a tube out of line."""
+    """Make one side brighter than the other, as with a misaligned grid or tube."""
     ramp = np.linspace(-35.0, 35.0, film.width) * _sign(random)
     return Image.fromarray((np.asarray(film) + ramp).clip(0, WHITE).astype(np.uint8))
 
 
 def _marked(film: Picture, random: Random) -> Picture:
-    """Corners covered in black, and a bright marker with a letter in a fifth place."""
+    """Cover corners in black, and draw a bright marker with a letter in a fifth place."""
     marked = film.copy()
     draw = ImageDraw.Draw(marked)
     side = film.height // 6
@@ -148,7 +148,7 @@ def _marked(film: Picture, random: Random) -> Picture:
 
 
 def _noisy(film: Picture, random: Random) -> Picture:
-    """Grain that is correlated over two pixels, as resampled noise is."""
+    """Add grain that is correlated over two pixels, like resampled noise."""
     grain = random.normal(0.0, 14.0, (film.height // 2 + 1, film.width // 2 + 1)).repeat(2, axis=0).repeat(2, axis=1)
     noisy = np.asarray(film) + grain[: film.height, : film.width]
     return Image.fromarray(noisy.clip(0, WHITE).astype(np.uint8))
@@ -182,11 +182,11 @@ SHIFTS: Final = (
 
 
 def shifted(planes: Planes, keys: Sequence[str], shift: Shift) -> Planes:
-    """Films under one shift.
+    """Return films under one shift.
 
     Args:
         planes: shape (n, height, width).
-        keys: n names, such as SHA-256; a film of the same name is always shifted alike.
+        keys: n names, such as SHA-256; a film of the same name always gets the same shift.
         shift: a row of ``SHIFTS``.
 
     Returns: the same shape.

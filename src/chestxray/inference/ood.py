@@ -469,7 +469,7 @@ def prepare(
     gatekeeper: Gatekeeper = ANYTHING,
     film: Radiograph | None = None,
 ) -> Prepared:
-"""Decode, check and preprocess the bytes of one film.
+    """Decode, check and preprocess the bytes of one film.
 
     Args:
         data: the whole file.
