@@ -1,1 +1,1 @@
-"""Labels, scores and patients -> what may be said about a classifier; numpy only."""
+"""From labels, scores and patients to the evaluation of a classifier; numpy only."""

@@ -1,4 +1,4 @@
-"""The value that an assessment is: every figure about one model on one set of films, and its plain form."""
+"""The assessment: every figure about one model on one set of films, and its plain form."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ from chestxray.schema import INTENDED_USE, NOTICE, Label, OperatingPoint
 
 @dataclass(frozen=True, slots=True)
 class CohortStep:
-    """One line of the way from the films collected to the films scored.
+    """One step from the films collected to the films scored.
 
     Attributes:
-        count: films left after this step, or taken out by it where ``removed``.
+        count: films left after this step, or removed by it if ``removed`` is true.
     """
 
     step: str
@@ -66,14 +66,14 @@ class CohortStep:
 
 @dataclass(frozen=True, slots=True)
 class GateCurve:
-    """How much the model's gate refuses, by the limit of its score, on pictures that set its limits.
+    """How much the model's gate refuses, by the limit of its score, on the pictures that set its limits.
 
     Attributes:
-        words: what it refuses, in one line.
-        limits: of the score, 0 to 1, rising.
-        limit: the one that is used.
-        refused: the share of each kind of picture that is refused at each of ``limits``.
-        counts: pictures of each kind.
+        words: what the gate refuses, in one line.
+        limits: limits of the score, 0 to 1, rising.
+        limit: the limit in use.
+        refused: proportion of each kind of picture that is refused at each of ``limits``.
+        counts: number of pictures of each kind.
     """
 
     words: str
@@ -84,27 +84,28 @@ class GateCurve:
 
     @property
     def at_limit(self) -> dict[str, float]:
-        """The share of each kind that is refused at the limit that is used, 0 to 1."""
+        """Proportion of each kind that is refused at the limit in use, 0 to 1."""
         place = min(range(len(self.limits)), key=lambda index: abs(self.limits[index] - self.limit))
         return {kind: shares[place] for kind, shares in self.refused.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """How the figures came about: all that somebody else needs to get them again.
+    """The origin of the figures: everything that is needed to reproduce them.
 
     Attributes:
-        title: of the report.
-        bundle, model_sha256: what was evaluated; the hash is empty for scores from elsewhere.
+        title: title of the report.
+        bundle, model_sha256: the evaluated model; the hash is empty for scores of another program.
         source, split: the films it was evaluated on.
-        evaluated_on: what operating points chosen on these films, or on some of them, name them, besides ``split``.
+        evaluated_on: further names, besides ``split``, of these films in operating points that were chosen on some of
+            them.
         source_sha256: of the manifest or the table of scores; empty for a folder.
         cohort: from collected to scored, in order; may be empty.
-        leakage: what was done to keep patients and films on one split, in a sentence or two.
-        command: as it was typed.
+        leakage: how patients and films were kept in one split, in a sentence or two.
+        command: the command as typed.
         versions: of the program and of the libraries behind the figures, by name.
-        created: date and time, from whoever calls; empty leaves it out.
-        gate: of the model; None where it has none, or where nothing but scores is known.
+        created: date and time, given by the caller; empty leaves it out.
+        gate: the model's gate; None if it has none, or if only scores are known.
     """
 
     title: str
@@ -129,7 +130,7 @@ ASSESSMENT_VERSION: Final = 1
 
 
 class Term(NamedTuple):
-    """What a figure is called, and what it means in one line."""
+    """The title of a figure, and its meaning in one line."""
 
     title: str
     meaning: str
@@ -160,11 +161,11 @@ TERMS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class MeasuredPoint:
-    """An operating point, measured anew on these films.
+    """An operating point, measured again on these films.
 
     Attributes:
-        goal: what it was chosen for; empty for a point that this program did not choose.
-        confusion: of these films, at its threshold.
+        goal: the goal for which it was chosen; empty for a point that this program did not choose.
+        confusion: counts of these films at its threshold.
         measures: in the order of ``TERMS``.
     """
 
@@ -174,13 +175,13 @@ class MeasuredPoint:
     measures: tuple[Measure, ...]
 
     def measure(self, name: str) -> Measure:
-        """The figure of that name. Raises: KeyError."""
+        """Return the figure of that name. Raises: KeyError."""
         return _named(self.measures, name)
 
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """A film that the model classified wrongly at the operating point of the answer."""
+    """A film that the model classified wrongly at the default operating point."""
 
     path: str
     patient: str
@@ -191,11 +192,11 @@ class Mistake:
 
 @dataclass(frozen=True, slots=True)
 class RefusedFilm:
-    """A labelled film that got no answer.
+    """A labelled film without a prediction.
 
     Attributes:
         label: "normal" or "pneumonia".
-        reason: what cleaning or the gate said.
+        reason: the reason from cleaning or from the gate.
     """
 
     path: str
@@ -214,7 +215,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class DecisionCurve:
-    """Net benefit of the model, and of taking every film for pneumonia, at each threshold; taking none gives 0."""
+    """Net benefit at each threshold: of the model, and of treating every film as pneumonia. Treating none gives 0."""
 
     thresholds: FloatArray
     model: FloatArray
@@ -226,23 +227,23 @@ class Assessment:
     """All figures of one model on one set of films.
 
     Attributes:
-        films, positives, negatives: how many.
-        patients: how many different ones; a film without a patient counts as one.
-        films_without_patient: how many films name none.
+        films, positives, negatives: numbers of films.
+        patients: number of different patients; a film without a patient counts as one.
+        films_without_patient: number of films without a patient.
         overall: figures without a threshold, each with its interval.
         points: every operating point, measured on these films; ``answer`` is the one called ``default``.
         bins, brier_parts: calibration in detail.
         roc, precision_recall, decision: None where only one class occurs.
-        predictive: at other shares of pneumonia, at the operating point of the answer.
-        risk_coverage: what leaving the unsure films to a reader gains, at that point.
-        conformal: None where no rule was given.
-        comparison: None where there was nothing to compare with.
-        missed, false_alarms: the worst errors, the surest first.
-        limits: sentences that a reader must know before believing a figure.
-        stress, reliance: the same films under shifts, and with what must not matter exchanged; None where nobody asked.
-        refused: labelled films without an answer, which none of the figures above counts.
-        with_refusals: sensitivity and specificity at the operating point of the answer, each refused film counted as
-            wrong; empty where none was refused.
+        predictive: at other prevalences, at the default operating point.
+        risk_coverage: the gain of leaving uncertain films to a reader, at that point.
+        conformal: None if no rule was given.
+        comparison: None if no other model was given.
+        missed, false_alarms: the worst errors, the most confident first.
+        limits: sentences on the limits of the figures.
+        stress, reliance: the same films under shifts, and with irrelevant properties exchanged; None if not asked for.
+        refused: labelled films without a prediction; the figures above do not count them.
+        with_refusals: sensitivity and specificity at the default operating point, each refused film counted as wrong;
+            empty if none was refused.
     """
 
     films: int
@@ -278,15 +279,15 @@ class Assessment:
 
     @property
     def answer(self) -> MeasuredPoint:
-        """The operating point that films are classified at."""
+        """The default operating point, measured."""
         return next(point for point in self.points if point.point.name == self.default)
 
     def measure(self, name: str) -> Measure:
-        """A figure without a threshold. Raises: KeyError."""
+        """Return a figure without a threshold. Raises: KeyError."""
         return _named(self.overall, name)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dictionaries, lists, texts, numbers and None, for ``json.dumps`` as it is."""
+        """Return plain dictionaries, lists, texts, numbers and None, ready for ``json.dumps``."""
         plain: dict[str, Any] = _plain(self)
         return plain
 
@@ -314,9 +315,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
-WORST: Final = 12  # errors shown in each direction
+WORST: Final = 12  # errors listed in each direction
 HISTOGRAM_BINS: Final = 20
-FEW: Final = 30  # films of a class, below which every figure about it is a rough one
+FEW: Final = 30  # films of a class; with fewer, every figure about the class is rough
 
 DECISION_THRESHOLDS: Final = np.round(np.arange(0.01, 1.0, 0.01), 2)
 
@@ -339,15 +340,15 @@ def assess(
 ) -> Assessment:
     """Evaluate a model by its scores.
 
-    Proportions have Wilson's interval, the area under the ROC curve DeLong's, the rest that of resampled
-    patients; all have the last one beside the first.
+    Proportions have Wilson's interval, the area under the ROC curve DeLong's, the others that of resampled patients;
+    every figure also has the interval of resampled patients.
 
     Args:
-        table: films, labels, calibrated probabilities, patients; one class alone is stated, not an error.
-        points: fixed elsewhere, on other films; none stands for the threshold one half.
-        default: the name of the point to answer with; the first one if not given.
+        table: films, labels, calibrated probabilities, patients; a single class is reported, not an error.
+        points: fixed before, on other films; None takes the threshold one half.
+        default: the name of the default point; the first one if not given.
         rival: another model's scores, or its published counts, to compare with.
-        conformal: fitted on other films; the report says how its sets came out on these.
+        conformal: fitted on other films; the report shows the sets on these films.
 
     Raises:
         UsageError: no point has the name ``default``, or two points share a name.
@@ -397,7 +398,7 @@ def assess(
 
 
 def counting_refusals(assessment: Assessment, refused: Sequence[RefusedFilm]) -> Assessment:
-    """Add films that got no answer: a refusal is a miss for whoever needed the answer."""
+    """Add films without a prediction: a refusal counts as an error."""
     if not refused:
         return assessment
     counts = Counter(film.label for film in refused)
@@ -483,7 +484,7 @@ def _histogram(table: ScoreTable) -> Histogram:
 
 
 def _mistakes(table: ScoreTable, threshold: float) -> tuple[tuple[Mistake, ...], tuple[Mistake, ...]]:
-    """The surest misses and the surest false alarms, at most ``WORST`` of each."""
+    """Return the most confident misses and false alarms, at most ``WORST`` of each."""
     called, positive = table.probabilities >= threshold, table.labels == 1
     by_rising = np.argsort(table.probabilities, kind="stable")
     missed = [row for row in by_rising.tolist() if positive[row] and not called[row]]
@@ -506,7 +507,7 @@ def _films(table: ScoreTable, rows: Sequence[int]) -> tuple[Mistake, ...]:
 
 
 def _limits(table: ScoreTable, groups: npt.NDArray[np.int64]) -> tuple[str, ...]:
-    """What speaks against believing the figures, as sentences."""
+    """Return the limits of the figures, as sentences."""
     sentences = []
     counts = {"pneumonia": int(table.labels.sum()), "normal": int(len(table) - table.labels.sum())}
     for name, count in counts.items():

@@ -1,6 +1,6 @@
-"""A bundle and local films to a bundle whose calibration and operating points fit those films.
+"""Calibration and operating points of a bundle, fitted again to local films.
 
-bundle + films -> logits -> calibration, operating points -> another bundle, its graph untouched
+bundle + films -> logits -> calibration, operating points -> another bundle with the same graph
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ _CARD: Final = "MODEL_CARD.md"
 
 @dataclass(frozen=True, slots=True)
 class Recalibrated:
-    """A bundle calibrated anew.
+    """The result of fitting calibration and operating points again.
 
     Attributes:
-        info: of the new bundle.
-        before: of the bundle that it was made of.
-        metrics: as its ``metrics.json``.
-        warnings: why not to believe the new operating points too much, in sentences.
+        info: description of the new bundle.
+        before: description of the original bundle.
+        metrics: content of its ``metrics.json``.
+        warnings: limits of the new operating points, in sentences.
     """
 
     info: BundleInfo
@@ -69,14 +69,14 @@ class Recalibrated:
 def calibrate_bundle(
     bundle: Path, films: Sequence[Film], source: Path, out: Path, reporter: Reporter, settings: EvaluationSettings
 ) -> Recalibrated:
-    """Fit calibration and operating points anew on labelled films; the graph stays as it is, byte for byte.
+    """Fit calibration and operating points again on labelled films; the graph stays the same, byte for byte.
 
     Args:
         bundle: the folder of a bundle.
-        films: those that are not cleaned yet are cleaned.
-        source: where they come from; the operating points name it.
-        out: the new bundle's folder, written whole or not at all.
-        settings: only the split, where None every film, and the workers are used.
+        films: films; those that are not cleaned yet are cleaned.
+        source: the source of the films; the operating points name it.
+        out: the new bundle's folder, written completely or not at all.
+        settings: only the split (None: every film) and the workers are used.
 
     Raises:
         DegenerateLabels: the films are all of one class.
@@ -111,7 +111,7 @@ def calibrate_bundle(
         left_out=left_out(points),
     )
     known = metrics_of(bundle, before)
-    metrics |= {name: known[name] for name in ("gate",) if name in known}  # what it refuses stays as it is
+    metrics |= {name: known[name] for name in ("gate",) if name in known}  # the gate is not fitted again
     metrics["before"] = {name: v for name, v in known.items() if name not in {model_card.LOGITS, "before", "gate"}}
     default = before.default_operating_point
     info = dataclasses.replace(
@@ -130,7 +130,10 @@ def calibrate_bundle(
 def _logits(
     opened: Bundle, films: Sequence[Film], source: Path, reporter: Reporter, workers: int | None
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float64], tuple[str, ...]]:
-    """Labels, logits and patients of the films that the gate accepts. Raises: SourceInvalid, where there is none."""
+    """Return labels, logits and patients of the films that the gate accepts.
+
+    Raises: SourceInvalid, if there is none.
+    """
     with reporter.progress("Evaluating") as move:
         scored = tuple(score_films(Predictor(opened), films, on_progress=move, workers=workers))
     table = score_table(scored, source)
@@ -169,7 +172,7 @@ def _chosen_here(chosen_on: str) -> str:
 
 
 def _files_with(opened: Bundle, info: BundleInfo, metrics: dict[str, Any]) -> dict[str, bytes]:
-    """Every file of the bundle, its graph untouched, with new figures in the card and in the metrics."""
+    """Return every file of the bundle, with the same graph and new figures in the card and in the metrics."""
     files = {name: (opened.folder / name).read_bytes() for name in opened.info.files}
     old = files.get(_CARD, f"# {info.name}\n\n> **{info.notice}**\n".encode()).decode()
     new = model_card.amended(old, info.name, metrics, info.default_operating_point)

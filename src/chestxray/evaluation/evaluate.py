@@ -1,4 +1,4 @@
-"""Labelled films, or a table of scores, to a report.
+"""From labelled films, or a table of scores, to a report.
 
 bundle + films -> scores -> assessment -> report       scores.csv -> assessment -> report
 """
@@ -54,9 +54,9 @@ from chestxray.progress import Reporter
 from chestxray.schema import BundleInfo, Film, OperatingPoint, Split, Verdict
 
 AGAINST_ORIGINAL: Final = "original"
-CONFORMAL_ERROR: Final = 0.1  # of each class, where nobody asks for another
+CONFORMAL_ERROR: Final = 0.1  # of each class, if no other is asked for
 METRICS: Final = "metrics.json"
-_PICTURE_SIDE: Final = 480  # pixels, of the films in a report: 24 of them stay below a megabyte
+_PICTURE_SIDE: Final = 480  # pixels of a film in a report: 24 films stay below a megabyte
 _PICTURE_QUALITY: Final = 80
 
 _LEAKAGE_STATEMENT: Final = "No patient and no identical film stands on two splits; checked before evaluating."
@@ -68,15 +68,15 @@ _LEAKAGE_UNKNOWN: Final = "The source names no splits, so whether the model was 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSettings:
-    """What to evaluate on, and what to say besides the figures.
+    """What to evaluate on, and what to add to the figures.
 
     Attributes:
-        split: "train", "val" or "test"; by default "test" where the source has one, else every film.
+        split: "train", "val" or "test"; by default "test" if the source has one, else every film.
         against: another model: a bundle, a table of scores, or "original" for the published counts.
-        threshold: from which a table of scores calls pneumonia; one half where None.
-        conformal: the error rate of the conformal sets; None takes CONFORMAL_ERROR where they can be fitted.
+        threshold: from which a table of scores means pneumonia; None takes one half.
+        conformal: the error rate of the conformal sets; None takes CONFORMAL_ERROR if they can be fitted.
         command: what the user typed, for the report.
-        workers: processes that read films.
+        workers: number of processes that read films.
         stress: evaluate the films under every shift and every exchange as well.
     """
 
@@ -99,9 +99,9 @@ def evaluate_bundle(
 
     Args:
         bundle: the folder of a bundle.
-        films: those that are not cleaned yet are cleaned.
-        source: where they come from, for the report.
-        out: the report's folder, written whole.
+        films: films; those that are not cleaned yet are cleaned.
+        source: the source of the films, for the report.
+        out: the report's folder, written completely or not at all.
 
     Raises:
         Leakage: the films' splits share a patient or a film, or the bundle was trained on some of those to evaluate.
@@ -149,7 +149,7 @@ def evaluate_bundle(
 
 
 def training_films_of(bundle: Bundle) -> TrainingFilms:
-    """The films that a bundle learnt from; none where it does not say. Raises: BundleInvalid."""
+    """Return the films on which a bundle was trained; none if the bundle does not state them. Raises: BundleInvalid."""
     if TRAINING_FILMS not in bundle.info.files:
         return TrainingFilms((), ())
     try:
@@ -158,12 +158,12 @@ def training_films_of(bundle: Bundle) -> TrainingFilms:
         raise BundleInvalid(f"{bundle.folder / TRAINING_FILMS}: not a list of training films ({error!r})") from error
 
 
-# A copy, or a film of two labels, is no film that the model turned away.
+# A copy, or a film with two labels, is not a film that the model refused.
 _OF_THE_SET: Final = frozenset({Verdict.DUPLICATE, Verdict.NEAR_DUPLICATE, Verdict.CONFLICTING})
 
 
 def refusals(examined: Sequence[Film], scored: Sequence[ScoredFilm], split: str | None) -> tuple[RefusedFilm, ...]:
-    """Labelled films of the split that got no answer, from cleaning first, then from the gate."""
+    """Return labelled films of the split without a prediction, refused by cleaning first, then by the gate."""
     unclean = [
         RefusedFilm(film.path, film.label, film.reason or film.verdict)
         for film in examined
@@ -181,18 +181,18 @@ def refusals(examined: Sequence[Film], scored: Sequence[ScoredFilm], split: str 
 
 
 def name_of_films(source: Path, split: str | None) -> str:
-    """What films are called where thresholds are chosen on them."""
+    """Return the name of films on which thresholds are chosen."""
     return f"{source.name} ({split})" if split else source.name
 
 
 def names_that_overlap(source: Path, split: str | None) -> tuple[str, ...]:
-    """What films that are among these are called, so that a report can tell that thresholds were chosen on them."""
+    """Return names of overlapping sets of films, so that a report can tell on which films thresholds were chosen."""
     splits = (split,) if split else tuple(Split)
     return (name_of_films(source, None), *(name_of_films(source, one) for one in splits))
 
 
 def explained(predictor: Predictor, film: Film) -> bytes:
-    """A film with its heat map over it, as a small JPEG for the report."""
+    """Return a film with its heat map over it, as a small JPEG for the report."""
     data = read_film(film)
     answer = predictor.predict(data, name_of(film), heatmap=True)
     blended = over_film(data, name_of(film), base64.b64decode(answer.heatmap or ""))
@@ -204,7 +204,7 @@ def explained(predictor: Predictor, film: Film) -> bytes:
 
 
 def score_table(scored: Sequence[ScoredFilm], source: Path) -> ScoreTable:
-    """The evaluated films as a table of labels and probabilities. Raises: SourceInvalid, where there is none."""
+    """Return the evaluated films as a table of labels and probabilities. Raises: SourceInvalid, if there is none."""
     evaluated = [row for row in scored if row.prediction.probability is not None]
     if not evaluated:
         why = f" ({scored[0].film.path}: {scored[0].prediction.gate.reason})" if scored else ""
@@ -220,14 +220,14 @@ def score_table(scored: Sequence[ScoredFilm], source: Path) -> ScoreTable:
 
 
 def _subgroups(films: Sequence[Film]) -> dict[str, tuple[str, ...]]:
-    """The cause, and the source's further columns but for those whose names mean something else in a score table."""
+    """Return the cause, and further columns of the source whose names have no other meaning in a score table."""
     rows = [{"cause": film.cause, **dict(film.extra)} for film in films]
     names = dict.fromkeys(name for row in rows for name, value in row.items() if value and name not in KEY_COLUMNS)
     return {name: tuple(row.get(name, "") for row in rows) for name in names}
 
 
 def cohort(examined: Sequence[Film], usable: Sequence[Film], scored: Sequence[ScoredFilm]) -> tuple[CohortStep, ...]:
-    """Films from collected to scored, with the reason of each exclusion."""
+    """Return the steps from the films collected to the films scored, with the reason of each exclusion."""
     refused = Counter(film.verdict for film in examined if not film.is_accepted)
     unlabelled = sum(film.is_accepted for film in examined) - len(usable)
     gated = sum(not row.prediction.gate.accepted for row in scored)
@@ -242,7 +242,7 @@ def cohort(examined: Sequence[Film], usable: Sequence[Film], scored: Sequence[Sc
 
 
 def _gate(bundle: Path) -> GateCurve | None:
-    """What the report says of the bundle's gate. Raises: BundleInvalid."""
+    """Return what the report shows of the bundle's gate. Raises: BundleInvalid."""
     gatekeeper = Gatekeeper.of(Bundle.open(bundle))
     likeness = gatekeeper.likeness
     if likeness is None:
@@ -252,9 +252,9 @@ def _gate(bundle: Path) -> GateCurve | None:
 
 
 def _leakage(split: str | None, *allowed: str, is_known: bool) -> str:
-    """What was done to keep patients and films apart; ``allowed`` are the reasons for which it was not.
+    """Describe how patients and films were kept in one split; ``allowed`` holds reasons for allowed leakage.
 
-    ``is_known``: whether the bundle says which films it learnt from; they were compared then.
+    ``is_known``: whether the bundle states the films on which it was trained, so that they were compared.
     """
     if reasons := sorted({reason for reason in allowed if reason}):
         return (
@@ -273,7 +273,7 @@ def _flow(first: str, count: int, removed: Sequence[tuple[str, int, str]], score
 def examine(
     films: Sequence[Film], allowed: str, settings: EvaluationSettings, reporter: Reporter
 ) -> tuple[Sequence[Film], str | None]:
-    """The films with their verdicts, and the split to evaluate on."""
+    """Return the films with their verdicts, and the split to evaluate on."""
     refuse_leakage(films, allowed=allowed)
     split = settings.split
     if split is None and any(film.split == Split.TEST for film in films):
@@ -306,9 +306,9 @@ def evaluate_table(scores: Path, out: Path, settings: EvaluationSettings) -> Ass
     """Evaluate any model by its table of scores and write the report.
 
     Args:
-        scores: ``path,label,score`` and, where there, ``patient_id``, ``split``, ``reason`` and further columns.
+        scores: ``path,label,score`` and, if present, ``patient_id``, ``split``, ``reason`` and further columns.
             Rows without a label or a score are counted in the report, not evaluated.
-        out: the report's folder, written whole.
+        out: the report's folder, written completely or not at all.
 
     Raises:
         Leakage: the file names splits, and they share a patient or a film.
@@ -357,7 +357,7 @@ def _cohort_of_scores(file: ScoreFile) -> tuple[CohortStep, ...]:
 
 
 def _other(settings: EvaluationSettings) -> Bundle | Path | Published | None:
-    """What to compare with, opened as far as needed to know that it is there. Raises: UsageError, BundleInvalid."""
+    """Open the other model as far as needed to know that it exists. Raises: UsageError, BundleInvalid."""
     if settings.against is None:
         return None
     if settings.against == AGAINST_ORIGINAL:
@@ -398,7 +398,7 @@ def _rival(
 
 
 def _conformal_rule(bundle: Path, info: BundleInfo, error: float | None) -> ConformalRule | None:
-    """Fitted on the logits that the bundle brings. Raises: UsageError, where asked for and the bundle has none."""
+    """Fit the rule on the logits in the bundle. Raises: UsageError, if it was asked for and the bundle has none."""
     metrics = metrics_of(bundle, info)
     stored = metrics.get(model_card.LOGITS)
     if not stored:
@@ -412,7 +412,7 @@ def _conformal_rule(bundle: Path, info: BundleInfo, error: float | None) -> Conf
 
 
 def metrics_of(bundle: Path, info: BundleInfo) -> dict[str, Any]:
-    """``metrics.json`` of a bundle; empty where it has none. Raises: BundleInvalid, where it was changed."""
+    """Return ``metrics.json`` of a bundle; empty if it has none. Raises: BundleInvalid, if the file is changed."""
     path = bundle / METRICS
     if METRICS not in info.files:
         return {}

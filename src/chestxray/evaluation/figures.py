@@ -1,7 +1,7 @@
-"""The figures of a report, as SVG for the page and for papers, and as PNG. The report extra brings matplotlib.
+"""The figures of a report, as SVG for the page and for papers, and as PNG. Needs matplotlib (extra "report").
 
-Every colour is one of ``COLOURS``; on the page each becomes a variable of the style sheet, so the same
-drawing is right on light and on dark paper.
+Every colour is one of ``COLOURS``; on the page each becomes a variable of the style sheet, so the same drawing suits a
+light and a dark page.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ COLOURS: Final = {
     CARD: "var(--card)",
 }
 
-_MARKERS: Final = "os^Dv"  # one an operating point, so that they differ without colour
-# Films first, then what has to be refused: six colours, and again in another line, so that no two kinds look alike.
+_MARKERS: Final = "os^Dv"  # one for each operating point, so that they differ without colour
+# Films first, then the kinds that must be refused: six colours, repeated with other lines, so that all kinds differ.
 _GATE_LINES: Final = tuple(
     (colour, line) for line in ("-", (0, (4, 2)), (0, (1, 1.5))) for colour in (ACCENT, COOL, WARM, PLUM, GREEN, GOLD)
 )
@@ -83,8 +83,8 @@ class Drawing(NamedTuple):
     """One figure in three forms.
 
     Attributes:
-        svg: a file of its own, on white paper.
-        inline: the same for a page: colours are variables, identifiers begin with the figure's name.
+        svg: a complete file, on a white background.
+        inline: the same drawing for a page: colours are variables, identifiers begin with the figure's name.
     """
 
     name: str
@@ -107,7 +107,7 @@ class _Plot(NamedTuple):
 
 
 def drawings(assessment: Assessment, gate: GateCurve | None = None) -> tuple[Drawing, ...]:
-    """Every figure that these films allow, and the gate's where there is one. Raises: MissingExtra."""
+    """Draw every figure that these films allow, and the gate's if there is one. Raises: MissingExtra."""
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
@@ -318,13 +318,13 @@ def _saved(figure: Figure, **how: Any) -> bytes:
 
 
 def _inline(svg: bytes, name: str) -> str:
-    """The drawing for use inside a page: no prologue, no size of its own, no name that another figure has."""
+    """Return the drawing for use inside a page: no prologue, no fixed size, no name that another figure has."""
     text = svg.decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)  # the page's own typeface takes over
+    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)  # the page's own typeface is used instead
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
     for colour, variable in COLOURS.items():
         text = text.replace(colour, variable)

@@ -1,6 +1,6 @@
 """The parts of a model card that hold figures: its YAML header and one section, both from ``metrics.json``.
 
-Calibrating a bundle anew writes these two again and leaves the rest of the card as it is.
+A new calibration of a bundle writes these two parts again and keeps the rest of the card.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from chestxray.schema import OperatingPoint
 _BEGIN: Final = "<!-- figures: written by chestxray from metrics.json -->"
 _END: Final = "<!-- end of figures -->"
 _PLAIN_WORD: Final = re.compile(r"[A-Za-z][\w-]*")
-_NOT_WORDS: Final = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})  # to YAML
+_NOT_WORDS: Final = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})  # in YAML
 
 _HEADER: Final = """\
 ---
@@ -54,12 +54,12 @@ model-index:
 
 
 def header(name: str, metrics: Mapping[str, Any], default: str) -> str:
-    """The card's YAML, in the form that model hubs index.
+    """Return the card's YAML, in the form that model hubs index.
 
     Args:
-        name: of the model.
-        metrics: as ``measured_where_chosen`` makes them.
-        default: the operating point whose figures are named.
+        name: the model's name.
+        metrics: as ``measured_where_chosen`` returns them.
+        default: the operating point whose figures are stated.
 
     Source: the model card specification of the Hugging Face hub, "model-index".
     """
@@ -85,7 +85,7 @@ def header(name: str, metrics: Mapping[str, Any], default: str) -> str:
 
 
 def section(metrics: Mapping[str, Any], default: str) -> str:
-    """The section of the figures as Markdown, between two marks that ``amended`` finds again."""
+    """Return the section of the figures as Markdown, between two marks by which ``amended`` finds it."""
     cautions = "\n".join(f"- {sentence}" for sentence in metrics["cautions"])
     points = "\n".join(_row(point) for point in metrics["operating_points"])
     title = "the validation films" if metrics["split"] == "val" else f"the films of {metrics['split']}"
@@ -115,14 +115,14 @@ def _left_out(metrics: Mapping[str, Any]) -> str:
 
 
 def _under_shifts(stress: Mapping[str, Any] | None) -> str:
-    """The stress validation as a table, where it was made."""
+    """Return the stress validation as a table; empty if it was not made."""
     if not stress:
         return ""
     rows = "\n".join(
         f"| {row['shift']} ({row['what']}) | {_with_interval(row['auroc'])} | "
         f"{_with_interval(row['sensitivity'])} | {_with_interval(row['specificity'])} |"
         for row in stress["rows"]
-        if row["shift"] != CLEAN  # stands above
+        if row["shift"] != CLEAN  # shown above
     )
     return f"""
 ### The same films under shifts
@@ -138,7 +138,7 @@ specificity at "{stress["point"]}", whose threshold stays where it is. Mean AURO
 
 
 def _reliance(found: Mapping[str, Any] | None) -> str:
-    """What the model relies on that must not matter, as a table, where it was measured."""
+    """Return the reliance on irrelevant properties as a table; empty if it was not measured."""
     if not found:
         return ""
     rows = "\n".join(
@@ -173,7 +173,7 @@ def _gap(row: Mapping[str, Any]) -> str:
 
 
 def amended(card: str, name: str, metrics: Mapping[str, Any], default: str) -> str:
-    """A card with new figures; the section is added at the end of a card that never had one."""
+    """Return a card with new figures; a card without the section gets it at its end."""
     body = re.sub(r"\A---\n.*?\n---\n", "", card, count=1, flags=re.DOTALL)
     new = section(metrics, default)
     start, end = body.find(_BEGIN), body.find(_END)
@@ -182,7 +182,7 @@ def amended(card: str, name: str, metrics: Mapping[str, Any], default: str) -> s
 
 
 def _yaml(text: str) -> str:
-    """A text as YAML: bare where it is one plain word, else in JSON's quotes, which are YAML's too."""
+    """Return a text as YAML: bare if it is one plain word, else in JSON's quotes, which are valid YAML."""
     if _PLAIN_WORD.fullmatch(text) and text.lower() not in _NOT_WORDS:
         return text
     return json.dumps(text, ensure_ascii=False)
@@ -207,7 +207,7 @@ def _with_interval(measure: Mapping[str, Any]) -> str:
 
 
 LOGITS: Final = "logits_where_chosen"
-_DIGITS: Final = 4  # of a stored logit: far below what any figure shows
+_DIGITS: Final = 4  # decimals of a stored logit: far below what any figure shows
 
 
 def measured_where_chosen(
@@ -221,16 +221,16 @@ def measured_where_chosen(
     cautions: Sequence[str],
     left_out: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What ``metrics.json`` says: each figure with its count and its 95% interval, and the logits by class.
+    """Return the content of ``metrics.json``: each figure with count and 95% interval, and the logits by class.
 
-    The logits are sorted, so that they name no film; conformal sets are fitted on them.
+    The logits are sorted, so that they identify no film; conformal sets are fitted on them.
 
     Args:
         labels, logits: shape (n,); both classes must occur.
         patients: n names, "" where unknown.
         chosen_on: the name of these films.
-        cautions: what a reader must know of them, in sentences.
-        left_out: why there is no point of some other name, in sentences.
+        cautions: remarks about them for the reader, in sentences.
+        left_out: why further points are missing, in sentences.
 
     Raises: DataError, DegenerateLabels.
     """
@@ -287,10 +287,11 @@ FILMS: Final = frozenset({"films", "shifted films"})
 
 
 def gate_figures(detector: OODDetector) -> dict[str, Any]:
-    """What ``metrics.json`` says of a bundle's gate: how much of each kind is refused, with 95% intervals, and a curve.
+    """Return the gate's part of ``metrics.json``: how much of each kind is refused, with 95% intervals, and a curve.
 
-    The origin of a kind is "training" (films that were kept back, as they are and shifted), "made" (drawn, or made of
-    films), "given" (pictures that the export was told to refuse) or "validation" (films that set no limit).
+    The origin of a kind is "training" (films that were kept back, unchanged and shifted), "made" (drawings, and
+    pictures made from films), "given" (pictures that the export was told to refuse) or "validation" (films that set no
+    limit).
     """
     kinds = [_refused(kind, _origin(kind), share) for kind, share in detector.refused.items()]
     kinds += [_refused(f"validation films, {label}", "validation", n) for label, n in detector.validation.items()]
@@ -316,7 +317,7 @@ _ORIGINS: Final = {
 
 
 def gate_table(figures: Mapping[str, Any]) -> str:
-    """The counts of ``gate_figures`` as a Markdown table."""
+    """Return the counts of ``gate_figures`` as a Markdown table."""
     rows = "\n".join(
         f"| {row['kind']} | {_ORIGINS[row['origin']]} | {row['refused']:,} of {row['of']:,} | {_share_of(row)} |"
         for row in figures["kinds"]

@@ -1,4 +1,4 @@
-"""How much of somebody's films a bundle refuses, and why: labels are not needed.
+"""How many of a user's films a bundle refuses, and why; no labels are needed.
 
 films -> predictions -> kinds of refusal, each with its count and its 95% interval
 """
@@ -21,7 +21,7 @@ from chestxray.schema import Film
 
 UNREADABLE: Final = "cannot be read as a film"
 
-# How a reason begins, or what stands in it, and the kind that it belongs to; the first that fits decides.
+# The beginning of a reason, or a part of it, and the kind that it belongs to; the first match decides.
 _KINDS: Final = (
     (r"it looks like a chest film (turned|that stands)", "a film that was turned"),
     (r"it looks like the negative|its grey levels are those of a negative", "a negative"),
@@ -41,7 +41,7 @@ _KINDS: Final = (
 
 
 def kind_of_refusal(reason: str) -> str:
-    """The kind that a refusal's reason belongs to; what no rule of the gate said could not be read."""
+    """Return the kind of refusal that a reason belongs to; a reason of no gate rule means "unreadable"."""
     for pattern, kind in _KINDS:
         if found := re.match(pattern, reason):
             return found.expand(kind)
@@ -54,8 +54,8 @@ class RefusedKind:
 
     Attributes:
         kind: in words.
-        films: how many were refused for it.
-        share: of all films, 0 to 1, with the ends of its 95% interval (Wilson).
+        films: number of films refused for this reason.
+        share: proportion of all films, 0 to 1, with the ends of its 95% interval (Wilson).
         example: the first film, and the whole reason.
     """
 
@@ -70,14 +70,14 @@ class RefusedKind:
 
 @dataclass(frozen=True, slots=True)
 class RefusalCheck:
-    """What a bundle refuses of a source.
+    """The films of a source that a bundle refuses.
 
     Attributes:
         model: the bundle's name.
-        films: that were looked at.
-        refused: all that got no answer, as one kind; its example is empty where there is none.
+        films: number of films checked.
+        refused: all films without a prediction, as one kind; its example is empty if there is none.
         kinds: the most frequent first.
-        by_label: the same as ``refused`` for each label that the source gives.
+        by_label: the same as ``refused`` for each label in the source.
     """
 
     model: str
@@ -87,7 +87,7 @@ class RefusalCheck:
     by_label: tuple[RefusedKind, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the check as plain data."""
         return dataclasses.asdict(self)
 
 
@@ -101,12 +101,12 @@ def check_refusals(
     """Classify films and count what is refused.
 
     Args:
-        predictor: of the bundle.
+        predictor: the loaded bundle.
         films: any, labelled or not; at least one.
         on_progress: called with (done, total).
-        workers: processes that read films; by default one a core.
+        workers: number of processes that read films; by default one a core.
 
-    Raises: SourceInvalid, where there is no film; BundleInvalid.
+    Raises: SourceInvalid, if there is no film; BundleInvalid.
     """
     if not films:
         raise SourceInvalid("there is no film to be refused or answered")

@@ -1,6 +1,6 @@
-"""An assessment as a folder that a reviewer opens: one page, the same numbers for machines, the figures.
+"""An assessment as a folder for a reviewer: one page, the same figures for machines, the drawings.
 
-index.html     everything on one page; no network, opens from disk, prints
+index.html     everything on one page; opens from disk without a network, can be printed
 report.json    the assessment and its provenance
 measures.csv   one figure a row
 roc.svg, roc.png and so on for each figure
@@ -33,9 +33,9 @@ class Item(NamedTuple):
     """One item of a guideline.
 
     Attributes:
-        asks: what it asks, in short.
-        place: the identifier of the part of the page that answers.
-        whole: whether the page answers it; otherwise the authors have more to say.
+        asks: its question, in short.
+        place: identifier of the part of the page that answers it.
+        whole: whether the page answers it completely; otherwise the authors have to add to it.
     """
 
     number: str
@@ -46,7 +46,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Guideline:
-    """A guideline, the items that a report fills, and those that are left to its authors."""
+    """A guideline, with the items that a report answers, and those that are left to its authors."""
 
     name: str
     source: str
@@ -110,7 +110,7 @@ GUIDELINES: Final = (TRIPOD_AI, CLAIM)
 
 
 def absent_from(assessment: Assessment, provenance: Provenance, *, pictures: bool) -> frozenset[str]:
-    """The places that items name and that the report of these does not have."""
+    """Return the places named by items that this report does not have."""
     there = {
         "cohort": provenance.cohort,
         "leakage": provenance.leakage,
@@ -134,7 +134,7 @@ PROPORTIONS: Final = frozenset(
         "coverage_pneumonia",
         "coverage_normal",
     }
-)  # shown in percent; the rest with three decimals
+)  # in percent; the others with three decimals
 FINEST: Final = 6  # decimals of a difference, at most
 HEADLINES: Final = ("sensitivity", "specificity", "precision")
 
@@ -146,7 +146,7 @@ _CSV_COLUMNS: Final = (
 
 
 def require_report_extra() -> None:
-    """Check that a report can be written, before any work. Raises: MissingExtra."""
+    """Check that a report can be written, before any work is done. Raises: MissingExtra."""
     if not all(find_spec(name) for name in ("jinja2", "matplotlib")):
         raise MissingExtra("Writing a report", "report")
 
@@ -159,16 +159,16 @@ def write_report(
     *,
     beside: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write the folder, whole or not at all; the same arguments give the same bytes.
+    """Write the folder, completely or not at all; the same arguments give the same bytes.
 
     Args:
         assessment: what to show.
-        folder: replaced where it is an earlier report; anything else there is left alone.
-        provenance: how it came about.
+        folder: replaced if it is an earlier report; any other folder is not touched.
+        provenance: origin of the figures.
         pictures: JPEG or PNG files by a film's path, shown beside the errors: the film, or its heat map.
-        beside: writes further files into the folder that it is given, before the report takes its place.
+        beside: function that writes further files into a given folder, before the report is moved to its place.
 
-    Raises: OutputExists, MissingExtra; and what ``beside`` raises, which leaves no report.
+    Raises: OutputExists, MissingExtra; and errors of ``beside``, after which no report exists.
     """
     figures = drawings(assessment, provenance.gate)
     page = page_of(assessment, provenance, figures, pictures or {})
@@ -184,7 +184,7 @@ def write_report(
 
 
 def report_json(assessment: Assessment, provenance: Provenance) -> str:
-    """The assessment and its provenance as one JSON document."""
+    """Return the assessment and its provenance as one JSON document."""
     document = {"provenance": dataclasses.asdict(provenance), "assessment": assessment.to_json()}
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
@@ -192,7 +192,7 @@ def report_json(assessment: Assessment, provenance: Provenance) -> str:
 def page_of(
     assessment: Assessment, provenance: Provenance, figures: tuple[Drawing, ...], pictures: Mapping[str, bytes]
 ) -> str:
-    """The page as HTML. Raises: MissingExtra."""
+    """Return the page as HTML. Raises: MissingExtra."""
     embedded = {path: _data_address(picture) for path, picture in pictures.items()}
     return (
         _environment()
@@ -229,7 +229,7 @@ def _gate_shares(provenance: Provenance, level: float) -> list[Measure]:
 
 
 def percent(value: float) -> str:
-    """One decimal; never rounded to 0% or 100% where it is neither."""
+    """Format a fraction as percent with one decimal; never as 0% or 100% unless exact."""
     text = f"{100 * value:.1f}%"
     if value > 0.0 and text == "0.0%":
         return "<0.1%"
@@ -237,7 +237,7 @@ def percent(value: float) -> str:
 
 
 def decimal(value: float) -> str:
-    """Three decimals; never rounded to 0 or 1 where it is neither."""
+    """Format a value with three decimals; never as 0 or 1 unless exact."""
     text = f"{value:z.3f}"
     if value > 0.0 and text == "0.000":
         return "<0.001"
@@ -245,28 +245,28 @@ def decimal(value: float) -> str:
 
 
 def figure_text(measure: Measure) -> str:
-    """The value of a measure, in percent or with three decimals, or a dash."""
+    """Return the value of a measure, in percent or with three decimals, or a dash."""
     if measure.value is None:
         return "\N{EM DASH}"
     return _number(measure.name, measure.value)
 
 
 def interval_text(interval: Interval | None, name: str) -> str:
-    """The two ends of an interval, or a dash."""
+    """Return the two ends of an interval, or a dash."""
     if interval is None:
         return "\N{EM DASH}"
     return f"{_number(name, interval.low)} to {_number(name, interval.high)}"
 
 
 def difference_text(value: float | None, name: str) -> str:
-    """A difference with its sign, in points of percent or with three decimals, or a dash."""
+    """Return a difference with its sign, in percentage points or with three decimals, or a dash."""
     if value is None:
         return "\N{EM DASH}"
     return f"{_signed(100 * value, 1)} points" if name in PROPORTIONS else _signed(value, 3)
 
 
 def signed_interval_text(interval: Interval | None, name: str) -> str:
-    """The two ends of the interval of a difference, or a dash."""
+    """Return the two ends of the interval of a difference, or a dash."""
     if interval is None:
         return "\N{EM DASH}"
     scale, digits = (100, 1) if name in PROPORTIONS else (1, 3)
@@ -274,17 +274,17 @@ def signed_interval_text(interval: Interval | None, name: str) -> str:
 
 
 def _signed(value: float, digits: int) -> str:
-    """With its sign, and digits enough that what lies below zero is not shown as zero or above it."""
+    """Format a value with its sign, and with enough digits that a value other than zero is not shown as zero."""
     while value and digits < FINEST and float(f"{value:.{digits}f}") == 0.0:
         digits += 1
     return f"{value:+z.{digits}f}"
 
 
 def p_value_text(p: float | None) -> str:
-    """Two digits that count, never below 0.0001; a dash where there is no test."""
+    """Format a p-value with two significant digits, never below 0.0001; a dash if there is no test."""
     if p is None:
         return "\N{EM DASH}"
-    return "<0.0001" if p < 0.0001 else f"{p:.2g}"  # noqa: PLR2004 - the usual limit of print
+    return "<0.0001" if p < 0.0001 else f"{p:.2g}"  # noqa: PLR2004 - the usual limit in print
 
 
 def _number(name: str, value: float) -> str:
@@ -329,7 +329,7 @@ def _data_address(picture: bytes) -> str:
 
 
 def _css_text(text: str) -> str:
-    """Text for the inside of a CSS string: all but letters, digits and spaces as codes, each ended by a space."""
+    """Return text for the inside of a CSS string: other than letters, digits and spaces, as code and space."""
     return "".join(c if c.isascii() and (c.isalnum() or c == " ") else f"\\{ord(c):x} " for c in text)
 
 

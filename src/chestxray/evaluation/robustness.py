@@ -1,11 +1,11 @@
-"""Stress validation: what is left of a model's figures when its films come from another place.
+"""Stress validation: the figures of a model on films as another hospital might make them.
 
-One row a shift of ``shifts.SHIFTS``, and one for the films as they are. The mean over the shifts and the worst of
-them say more about the next hospital than clean films of this one do.
+There is one row for each shift of ``shifts.SHIFTS``, and one for the unchanged films. The mean over the shifts and the
+worst shift predict the figures at the next hospital better than the unchanged films do.
 
-Shifts move both classes alike, so they cannot show a model that tells them apart by what must not matter. Exchanges
-(``exchange.EXCHANGES``) can: how much further the figures fall with donors of the other class than with donors of a
-film's own is the reliance on what was exchanged.
+Shifts change both classes alike, so they cannot reveal a model that tells the classes apart by an irrelevant property.
+Exchanges (``exchange.EXCHANGES``) can: the figures fall further with donors of the other class than with donors of a
+film's own class, and the gap is the reliance on the exchanged property.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ Logits = Mapping[str, npt.NDArray[np.floating[Any]]]
 
 @dataclass(frozen=True, slots=True)
 class UnderShift:
-    """One row.
+    """The figures under one shift.
 
     Attributes:
         shift, what: its name and its description.
-        auroc, sensitivity, specificity: on the same films each time.
+        auroc, sensitivity, specificity: figures on the same films under every shift.
     """
 
     shift: str
@@ -69,12 +69,12 @@ class UnderShift:
 
 @dataclass(frozen=True, slots=True)
 class Stress:
-    """A model under every shift.
+    """The figures of a model under every shift.
 
     Attributes:
-        point: the operating point that sensitivity and specificity belong to.
-        rows: the films as they are first, then one row a shift.
-        mean_auroc: over the shifts, without the films as they are.
+        point: the operating point of sensitivity and specificity.
+        rows: the unchanged films first, then one row for each shift.
+        mean_auroc: mean over the shifts, without the unchanged films.
     """
 
     point: str
@@ -83,24 +83,24 @@ class Stress:
 
     @property
     def worst(self) -> UnderShift:
-        """The shift with the lowest AUROC; of equals the first."""
+        """Shift with the lowest AUROC; the first one if several are equal."""
         return min(self.rows[1:], key=lambda row: row.auroc.value or 0.0)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for ``metrics.json``."""
+        """Return plain values for ``metrics.json``."""
         return {**dataclasses.asdict(self), "worst": self.worst.shift}
 
 
 def under_shifts(
     labels: npt.ArrayLike, logits: Logits, calibration: Calibration, point: OperatingPoint, level: float = LEVEL
 ) -> Stress:
-    """The figures of one model under every shift.
+    """Compute the figures of one model under every shift.
 
     Args:
         labels: shape (n,), 0 or 1; both must occur.
-        logits: one entry a shift, and ``CLEAN``.
-        calibration: of the model.
-        point: whose threshold counts.
+        logits: one entry for each shift, and ``CLEAN``.
+        calibration: the model's calibration.
+        point: the operating point whose threshold is used.
 
     Raises: DataError, DegenerateLabels.
     """
@@ -128,13 +128,13 @@ def _without_exchanges(logits: Logits) -> Logits:
 
 @dataclass(frozen=True, slots=True)
 class UnderExchange:
-    """One thing that must not matter, exchanged.
+    """The figures with one irrelevant property exchanged.
 
     Attributes:
         exchange, what: its name and its description.
         trained: whether recipes may exchange it in training too, which flatters these figures.
-        other, own: AUROC with donors of the other class, and of a film's own.
-        gap: ``own - other``: how much the model relied on it. ``gap_interval`` is by resampling patients.
+        other, own: AUROC with donors of the other class, and of the film's own class.
+        gap: ``own - other``: the model's reliance on the property. ``gap_interval`` is by resampling patients.
         sensitivity, specificity: with donors of the other class, at the operating point.
     """
 
@@ -151,13 +151,13 @@ class UnderExchange:
 
 @dataclass(frozen=True, slots=True)
 class Reliance:
-    """What a model relied on that must not matter.
+    """The reliance of a model on irrelevant properties.
 
     Attributes:
-        point: the operating point that sensitivities and specificities belong to.
-        rows: one an exchange.
-        sensitivity, specificity: at that point, over the films as they are, shifted and exchanged together, each way of
-            seeing a film counting alike; their intervals are by resampling patients.
+        point: the operating point of sensitivities and specificities.
+        rows: one for each exchange.
+        sensitivity, specificity: at that point, over unchanged, shifted and exchanged films together, each condition
+            with equal weight; their intervals are by resampling patients.
     """
 
     point: str
@@ -167,11 +167,11 @@ class Reliance:
 
     @property
     def worst(self) -> UnderExchange:
-        """The exchange with the largest gap; of equals the first."""
+        """Exchange with the largest gap; the first one if several are equal."""
         return max(self.rows, key=lambda row: row.gap)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for ``metrics.json``."""
+        """Return plain values for ``metrics.json``."""
         return {**dataclasses.asdict(self), "worst": self.worst.exchange}
 
 
@@ -183,14 +183,14 @@ def reliance(
     point: OperatingPoint,
     level: float = LEVEL,
 ) -> Reliance:
-    """How much a model relies on what must not matter.
+    """Measure how much a model relies on irrelevant properties.
 
     Args:
         labels: shape (n,), 0 or 1; both must occur.
-        patients: n names, "" where unknown, in which case a film stands for itself.
-        logits: one entry for each of ``EXCHANGED_FROM``; further ones count for the figures over all.
-        calibration: of the model.
-        point: whose threshold counts.
+        patients: n names, "" if unknown; such a film counts as a patient of its own.
+        logits: one entry for each of ``EXCHANGED_FROM``; further entries count in the overall figures.
+        calibration: the model's calibration.
+        point: the operating point whose threshold is used.
 
     Raises: DataError, DegenerateLabels.
     """
@@ -238,14 +238,14 @@ def _difference(own: Statistic, other: Statistic) -> Statistic:
 
 
 def _groups(patients: Sequence[str]) -> npt.NDArray[np.int64]:
-    """The patient of each film, counted from 0; a film of an unknown one is alone."""
+    """Return the patient of each film, counted from 0; a film of an unknown patient counts as one of its own."""
     names = [patient or f"film {index}" for index, patient in enumerate(patients)]
     groups: npt.NDArray[np.int64] = np.unique(np.array(names), return_inverse=True)[1]
     return groups
 
 
 def pooled(labels: npt.ArrayLike, logits: Logits) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float64]]:
-    """Every film under every shift and as it is, as one set: labels and logits of shape (n * shifts,)."""
+    """Return every film, unchanged and under every shift, as one set: labels and logits of shape (n * shifts,)."""
     values = np.concatenate([np.asarray(one, dtype=np.float64) for one in logits.values()])
     return np.tile(np.asarray(labels, dtype=np.int8), len(logits)), values
 
@@ -253,9 +253,9 @@ def pooled(labels: npt.ArrayLike, logits: Logits) -> tuple[npt.NDArray[np.int8],
 def measured_again(
     points: Sequence[OperatingPoint], labels: npt.ArrayLike, probabilities: npt.ArrayLike
 ) -> tuple[OperatingPoint, ...]:
-    """Operating points that were chosen on pooled films, with what they reach on the films as they are.
+    """Return operating points that were chosen on pooled films, with their figures on the unchanged films.
 
-    A pool counts each film once a shift; the counts that a reader sees are to be films.
+    A pool counts each film once for each shift; the counts that are shown have to be numbers of films.
     """
     again = []
     for point in points:
@@ -275,15 +275,15 @@ def measured_again(
 def predict_under_stress(
     predictor: Predictor, films: Sequence[Film], on_progress: ProgressCallback = no_progress, workers: int | None = None
 ) -> tuple[Stress, Reliance]:
-    """The figures at the bundle's default operating point: as the films are, under every shift and exchange.
+    """Compute the figures at the default operating point: unchanged, under every shift and under every exchange.
 
-    The gate is not asked: the question is what the network makes of such films. Donors are other films among these.
+    The gate is not applied: the network itself is tested on such films. Donors are other films of the same set.
 
     Args:
         predictor: a bundle.
         films: accepted and labelled; both classes must occur.
-        on_progress: called with (films done, films in all), a film counted once a shift.
-        workers: processes that read films.
+        on_progress: called with (films done, films in all), a film counts once for each shift.
+        workers: number of processes that read films.
 
     Raises: FilmError, OSError: a film can no longer be read.
     """

@@ -1,1 +1,1 @@
-"""Numbers from labels, scores and patients: NumPy and nothing else."""
+"""Figures computed from labels, scores and patients, with NumPy only."""

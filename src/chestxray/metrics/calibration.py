@@ -1,4 +1,4 @@
-"""From a score to a probability, and from a probability to a decision: both chosen on validation films."""
+"""From a score to a probability, and from a probability to a decision: both are chosen on validation films."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from chestxray.schema import OperatingPoint
 
 MIN_TEMPERATURE: Final = 0.05
 MAX_TEMPERATURE: Final = 20.0
-MAX_LOG_ODDS: Final = 30.0  # of a prevalence: far beyond one film in a thousand million
+MAX_LOG_ODDS: Final = 30.0  # log-odds of a prevalence: far beyond one film in a thousand million
 _HALVED_UNTIL: Final = 1e-10
 
-BINS: Final = 15  # of equal width, the usual choice since Guo et al. (2017)
+BINS: Final = 15  # bins of equal width, the usual number since Guo et al. (2017)
 
 SCREENING_SENSITIVITY: Final = 0.99
 CONFIRMING_PRECISION: Final = 0.97
@@ -35,8 +35,8 @@ class Calibration(NamedTuple):
     """From the log-odds of a network to a probability: ``1 / (1 + exp(-(logit + bias) / temperature))``.
 
     Attributes:
-        temperature: above 1 where the network is too sure.
-        bias: log-odds that the network gives away to one class, whatever the film.
+        temperature: above 1 if the network is too confident.
+        bias: log-odds to add, because the network leans to one class whatever the film.
     """
 
     temperature: float
@@ -44,19 +44,19 @@ class Calibration(NamedTuple):
 
 
 def calibrated(logits: npt.ArrayLike, temperature: float = 1.0, bias: float = 0.0) -> FloatArray:
-    """Probability of pneumonia by a ``Calibration``, without overflow; any shape."""
+    """Return the probability of pneumonia by a ``Calibration``, without overflow; any shape."""
     scaled = (np.asarray(logits, dtype=np.float64) + bias) / temperature
     probabilities: FloatArray = np.exp(-np.logaddexp(0.0, -scaled))
     return probabilities
 
 
 def fit_calibration(labels: npt.ArrayLike, logits: npt.ArrayLike) -> Calibration:
-    """The calibration under which the labels are likeliest, its temperature in MIN_TEMPERATURE to MAX_TEMPERATURE.
+    """Fit the calibration with the greatest likelihood, its temperature from MIN_TEMPERATURE to MAX_TEMPERATURE.
 
-    A network that ranks films well may still lean to one class, by more than a temperature alone can mend, so
-    the bias is fitted with it. The labels are softened as Platt does, to (p + 1) / (p + 2) and 1 / (n + 2) for
-    p films with pneumonia and n normal ones: otherwise logits that separate the classes without an error would
-    ask for boundless confidence.
+    A network that ranks films well may still lean to one class, by more than a temperature alone can correct, so the
+    bias is fitted with it. The labels are softened as Platt does, to (p + 1) / (p + 2) and 1 / (n + 2) for p films with
+    pneumonia and n normal ones: otherwise logits that separate the classes without an error would give unlimited
+    confidence.
 
     Args:
         labels: shape (n,), 0 or 1; both must occur.
@@ -70,7 +70,7 @@ def fit_calibration(labels: npt.ArrayLike, logits: npt.ArrayLike) -> Calibration
     targets = np.where(positive, (p + 1) / (p + 2), 1 / (n + 2))
 
     def slope(inverse: float) -> float:
-        """Of the mean negative log-likelihood along 1 / temperature, the bias being the best for it."""
+        """Return the slope of the mean negative log-likelihood along 1 / temperature, each with its best bias."""
         return float(
             np.mean((calibrated(values * inverse + _likeliest_shift(targets, values * inverse)) - targets) * values)
         )
@@ -81,14 +81,14 @@ def fit_calibration(labels: npt.ArrayLike, logits: npt.ArrayLike) -> Calibration
 
 
 def _likeliest_shift(targets: FloatArray, logits: FloatArray) -> float:
-    """What to add to all logits so that their mean probability is that of the targets."""
+    """Return the number to add to all logits so that their mean probability equals that of the targets."""
     reach = float(np.abs(logits).max()) + MAX_LOG_ODDS
     wanted = float(np.mean(targets))
     return _where_it_rises(lambda shift: float(np.mean(calibrated(logits + shift))) - wanted, -reach, reach)
 
 
 def _where_it_rises(slope: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function that never decreases crosses zero, by halving; the nearer end where it does not."""
+    """Find by halving where a non-decreasing function crosses zero; return the nearer end if it does not."""
     if slope(low) >= 0.0:
         return low
     if slope(high) <= 0.0:
@@ -103,11 +103,11 @@ def _where_it_rises(slope: Callable[[float], float], low: float, high: float) ->
 
 
 class Bin(NamedTuple):
-    """Films whose probability lies in [low, high); the last bin includes 1.
+    """Films whose probability is in [low, high); the last bin includes 1.
 
     Attributes:
-        predicted: their mean probability; None where the bin is empty.
-        observed: the share of them that shows pneumonia; None where the bin is empty.
+        predicted: their mean probability; None if the bin is empty. observed: the proportion of them that shows
+            pneumonia; None if the bin is empty.
     """
 
     low: float
@@ -123,9 +123,9 @@ class BrierParts(NamedTuple):
 
     Attributes:
         reliability: squared distance of predicted and observed, weighted by films: lower is better.
-        resolution: how far the bins' observed shares lie from the overall share: higher is better.
-        uncertainty: of the labels themselves; no model changes it.
-        within_bins: what putting unequal probabilities into one bin leaves over; near 0.
+        resolution: squared distance of the bins' observed proportions from the overall one: higher is better.
+        uncertainty: variance of the labels themselves; no model changes it.
+        within_bins: the remainder from putting unequal probabilities into one bin; near 0.
     """
 
     reliability: float
@@ -135,7 +135,7 @@ class BrierParts(NamedTuple):
 
 
 def reliability(labels: npt.ArrayLike, probabilities: npt.ArrayLike, bins: int = BINS) -> tuple[Bin, ...]:
-    """Predicted against observed, in bins of equal width over 0 to 1. Raises: DataError."""
+    """Compare predicted with observed in bins of equal width over 0 to 1. Raises: DataError."""
     positive, values = checked(labels, probabilities)
     which = np.minimum((values * bins).astype(np.int64), bins - 1)
     counts, hits, sums = (np.bincount(which, weights, bins) for weights in (np.ones_like(values), positive, values))
@@ -153,7 +153,7 @@ def reliability(labels: npt.ArrayLike, probabilities: npt.ArrayLike, bins: int =
 
 
 def expected_calibration_error(labels: npt.ArrayLike, probabilities: npt.ArrayLike, bins: int = BINS) -> float:
-    """Mean distance of predicted and observed share over bins of equal width, weighted by films, 0 to 1.
+    """Return the mean distance of predicted and observed over bins of equal width, weighted by films, 0 to 1.
 
     The probability is that of pneumonia, not that of the more likely class. Raises: DataError.
     Source: Naeini et al., AAAI (2015), in its binary form.
@@ -166,7 +166,7 @@ def expected_calibration_error(labels: npt.ArrayLike, probabilities: npt.ArrayLi
 def expected_error_if_calibrated(
     probabilities: npt.ArrayLike, bins: int = BINS, *, draws: int = 1_000, seed: int = 0
 ) -> tuple[float, float]:
-    """What chance alone makes of the expected calibration error: its mean and its 95th percentile.
+    """Return the expected calibration error that chance alone produces: its mean and its 95th percentile.
 
     The error of a finite test set is above zero even for perfect probabilities. So labels are drawn from the
     probabilities themselves, and the error measured on them.
@@ -180,13 +180,16 @@ def expected_error_if_calibrated(
 
 
 def brier_score(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> float:
-    """Mean squared distance of probability and label, 0 to 1; 0.25 for always saying one half. Raises: DataError."""
+    """Return the mean squared distance of probability and label, 0 to 1; 0.25 for a constant half.
+
+    Raises: DataError.
+    """
     positive, values = checked(labels, probabilities)
     return float(np.mean((values - positive) ** 2))
 
 
 def brier_parts(labels: npt.ArrayLike, probabilities: npt.ArrayLike, bins: int = BINS) -> BrierParts:
-    """Murphy's decomposition of the Brier score over bins of equal width. Raises: DataError.
+    """Return Murphy's decomposition of the Brier score over bins of equal width. Raises: DataError.
 
     Source: Murphy, Journal of Applied Meteorology 12 (1973); Stephenson et al., Weather and Forecasting 23 (2008).
     """
@@ -199,7 +202,7 @@ def brier_parts(labels: npt.ArrayLike, probabilities: npt.ArrayLike, bins: int =
 
 
 def _filled(bins: tuple[Bin, ...]) -> FloatArray:
-    """Count, predicted and observed of the bins that hold films: shape (k, 3)."""
+    """Return count, predicted and observed of the bins that hold films: shape (k, 3)."""
     return np.array([(b.films, b.predicted, b.observed) for b in bins if b.films], dtype=np.float64)
 
 
@@ -209,23 +212,22 @@ def _filled(bins: tuple[Bin, ...]) -> FloatArray:
 def choose_operating_points(
     labels: npt.ArrayLike, probabilities: npt.ArrayLike, chosen_on: str = "val"
 ) -> tuple[OperatingPoint, ...]:
-    """Choose up to three named thresholds, in rising order, with what they reach on the films they were chosen on.
+    """Choose up to three named thresholds, in rising order, with their figures on the films they were chosen on.
 
     - ``balanced``: the largest sum of sensitivity and specificity (Youden); of equals the lowest, since a
       missed pneumonia costs more than a false alarm.
     - ``screening``: the highest threshold with a sensitivity of at least 0.99, but not above ``balanced``.
     - ``confirming``: the lowest threshold with a precision of at least 0.97, but not below ``balanced``.
 
-    One that coincides with ``balanced``, or whose goal no threshold reaches, is left out; ``left_out`` says so.
-
-    The two limits matter for a model that meets a goal with room to spare: without them its ``screening``
-    would be stricter than its ``confirming``. A threshold lies midway, in logits, between two neighbouring
-    scores, so it hangs on no single film; a threshold below every score is 0.
+    A point that coincides with ``balanced``, or whose goal no threshold reaches, is left out; ``left_out`` says so. The
+    two limits matter for a model that exceeds a goal: without them its ``screening`` would be stricter than its
+    ``confirming``. A threshold lies midway, in logits, between two neighbouring scores, so that it does not depend on a
+    single film; a threshold below every score is 0.
 
     Args:
         labels: shape (n,), 0 or 1; both must occur.
         probabilities: shape (n,), calibrated, 0 to 1.
-        chosen_on: the name of the split that these films are.
+        chosen_on: the name of these films' split.
 
     Raises: DataError, DegenerateLabels.
     """
@@ -252,10 +254,10 @@ def choose_operating_points(
 
 
 def left_out(points: Sequence[OperatingPoint]) -> tuple[str, ...]:
-    """Say of each goal without a point of its own why it has none, in a sentence.
+    """Explain in a sentence why a goal has no point of its own, for each such goal.
 
     Args:
-        points: as ``choose_operating_points`` gives them.
+        points: as ``choose_operating_points`` returns them.
     """
     names = {point.name for point in points}
     balanced = next((point for point in points if point.name == BALANCED), None)
@@ -272,13 +274,14 @@ def left_out(points: Sequence[OperatingPoint]) -> tuple[str, ...]:
 
 
 class _Candidates(NamedTuple):
-    """One entry a threshold, from low to high; each calls at least one film pneumonia."""
+    """Candidate thresholds, from low to high; each classifies at least one film as pneumonia."""
 
     threshold: FloatArray
     sensitivity: FloatArray
     specificity: FloatArray
     precision: FloatArray
-    youden: npt.NDArray[np.int64]  # sensitivity + specificity over a common denominator, so that equals are equal
+    # sensitivity + specificity over a common denominator, as integers, so that equal values compare equal
+    youden: npt.NDArray[np.int64]
 
 
 def _candidates(positive: Targets, values: FloatArray) -> _Candidates:
@@ -296,7 +299,7 @@ def _candidates(positive: Targets, values: FloatArray) -> _Candidates:
 
 
 def _midway(below: FloatArray, above: FloatArray) -> FloatArray:
-    """Halfway in logits; always above the lower and at most the upper score, whatever rounding does."""
+    """Return the middle in logits; always above the lower and at most the upper score, despite rounding."""
     edge = np.finfo(np.float64).eps
     low, high = (np.clip(side, edge, 1 - edge) for side in (below, above))
     middle = calibrated((np.log(low / (1 - low)) + np.log(high / (1 - high))) / 2)

@@ -1,7 +1,7 @@
-"""Two models on the same films, and one model beside counts that somebody published.
+"""Comparison of two models on the same films, or of one model with published counts.
 
-On the same films every figure is paired: both models are resampled with the same patients, so what is hard
-for both cancels. Published counts name no films, so beside them nothing can be paired.
+On the same films every figure is paired: both models are resampled with the same patients, so difficulties that both
+share cancel. Published counts name no films, so a comparison with them cannot be paired.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PROPORTIONS: Final = ("sensitivity", "specificity", "precision", "npv", "accura
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Counts from a paper, and the films they were counted on, in words."""
+    """Counts from a paper, and a description of their films."""
 
     name: str
     confusion: Confusion
@@ -53,16 +53,16 @@ ORIGINAL: Final = Published(
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One figure of both models, and how far apart they are.
+    """One figure of both models, and the difference between them.
 
     Attributes:
-        ours, theirs: of the model that is evaluated, and of the one beside it; None where undefined.
+        ours, theirs: the figure of the evaluated model, and of the other; None if undefined.
         value: ours minus theirs.
-        interval: of the difference, by formula where there is one, else by resampling patients.
-        by_patient: the interval by resampling patients; None where nothing is paired.
-        p: two-sided, that a difference this large arises by chance; None where no test belongs to the figure.
-        test: which one.
-        note: why something is missing.
+        interval: of the difference, by formula if there is one, else by resampling patients.
+        by_patient: the interval by resampling patients; None if the comparison is not paired.
+        p: two-sided, that a difference this large arises by chance; None if there is no test for the figure.
+        test: name of the test.
+        note: why a value is missing.
     """
 
     name: str
@@ -78,14 +78,14 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class McNemar:
-    """Films that one model calls right and the other wrong; those on which both agree say nothing.
+    """Films that one model classifies correctly and the other wrongly; films on which both agree carry no information.
 
     Attributes:
-        among: which films.
-        films: how many these are.
-        only_ours, only_theirs: films that only the one, only the other calls right.
+        among: description of the films.
+        films: their number.
+        only_ours, only_theirs: films that only the one, or only the other, classifies correctly.
         exact: two-sided p by the binomial distribution; never too small, often too large.
-        mid: the same with half the probability of what was found; closer to the level it names.
+        mid: the same with half the probability of the observed result; closer to its nominal level.
     """
 
     among: str
@@ -98,17 +98,17 @@ class McNemar:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One model beside another.
+    """The comparison of one model with another.
 
     Attributes:
-        other: what the other is called.
+        other: name of the other model.
         paired: whether both evaluated the same films.
-        films, patients: on which both are compared.
-        threshold, other_threshold: from which each calls pneumonia; None for published counts.
+        films, patients: numbers on which both are compared.
+        threshold, other_threshold: from which each classifies as pneumonia; None for published counts.
         other_point: the operating point of the other, by name.
         differences: in the order of the report.
-        mcnemar: on all films, on those with pneumonia, on normal ones; empty where nothing is paired.
-        notes: what a reader must know, in sentences.
+        mcnemar: on all films, on those with pneumonia, on normal ones; empty if the comparison is not paired.
+        notes: remarks for the reader, in sentences.
     """
 
     other: str
@@ -127,7 +127,7 @@ class Comparison:
 
 
 class Rival(NamedTuple):
-    """The other model: its name, its scores, and the threshold that it calls at."""
+    """The other model: its name, its scores, and its threshold."""
 
     name: str
     table: ScoreTable
@@ -148,7 +148,7 @@ def compare(
 
     Args:
         table: the scores of the model that is evaluated.
-        threshold: from which it calls pneumonia.
+        threshold: from which it classifies as pneumonia.
         rival: the other model.
 
     Raises: SourceInvalid: no film in common, or a film with two labels.
@@ -176,7 +176,7 @@ def compare(
 
 
 def matched(ours: ScoreTable, theirs: ScoreTable) -> tuple[ScoreTable, ScoreTable, tuple[str, ...]]:
-    """The films of both tables, in the order of the first, and sentences about those left out.
+    """Return the films of both tables, in the order of the first, and sentences about films left out.
 
     Films are matched by path; where no path is in both, by file name, if names are unique in each.
 
@@ -209,7 +209,7 @@ def matched(ours: ScoreTable, theirs: ScoreTable) -> tuple[ScoreTable, ScoreTabl
 
 
 def _minus(ours: Statistic, theirs: Statistic) -> Statistic:
-    """The difference of two models on the same resamples."""
+    """Return the statistic "difference of two models on the same resamples"."""
 
     def statistic(weights: FloatArray) -> Mapping[str, FloatArray]:
         a, b = ours(weights), theirs(weights)
@@ -249,7 +249,7 @@ class AreaTest(NamedTuple):
 
     Attributes:
         error: standard error of the difference.
-        z, p: None where the difference has no variance: the two order the films alike, or a class has one film.
+        z, p: None if the difference has no variance: both models order the films alike, or a class has one film.
     """
 
     difference: float
@@ -259,7 +259,7 @@ class AreaTest(NamedTuple):
 
 
 def delong_test(labels: npt.ArrayLike, ours: npt.ArrayLike, theirs: npt.ArrayLike) -> AreaTest:
-    """Whether two areas under the ROC curve, on the same films, differ by more than chance.
+    """Test whether two areas under the ROC curve, on the same films, differ by more than chance.
 
     Args:
         labels: shape (n,), 0 or 1; both must occur.
@@ -297,16 +297,16 @@ def _area_difference(
 
 
 def mcnemar(only_ours: int, only_theirs: int) -> tuple[float, float]:
-    """Two-sided p that two models are right equally often, from the films on which just one is.
+    """Return the two-sided p that two models are right equally often, from films on which just one is right.
 
-    Returns: the exact p, and the mid-p. Both are 1 where no film tells the two apart.
+    Returns: the exact p, and the mid-p. Both are 1 if the models never differ.
     Source: McNemar, Psychometrika 12 (1947); mid-p: Fagerland, Lydersen and Laake, BMC Medical Research
         Methodology 13:91 (2013).
     """
     n, fewer = only_ours + only_theirs, min(only_ours, only_theirs)
     if not n:
         return 1.0, 1.0
-    halves = 2**n  # whole numbers: no rounding however many films there are
+    halves = 2**n  # integers: no rounding for any number of films
     at_most = sum(math.comb(n, k) for k in range(fewer + 1))
     exact = min(1.0, 2 * at_most / halves)
     mid = 1.0 if only_ours == only_theirs else (2 * at_most - math.comb(n, fewer)) / halves
@@ -334,7 +334,7 @@ def _mcnemars(labels: npt.ArrayLike, ours: Targets, theirs: Targets) -> tuple[Mc
 def beside_published(
     confusion: Confusion, threshold: float, patients: int, published: Published = ORIGINAL, level: float = LEVEL
 ) -> Comparison:
-    """One model's counts beside published ones: two samples, as if of different films.
+    """Compare one model's counts with published ones, as two independent samples.
 
     Each difference of proportions has Newcombe's interval and Fisher's exact p.
 
@@ -389,7 +389,7 @@ def _counts(name: str, c: Confusion) -> tuple[int, int]:
 
 
 def difference_interval(a: int, n: int, b: int, m: int, level: float = LEVEL) -> Interval:
-    """Newcombe's hybrid score interval of ``a / n - b / m``, two independent proportions."""
+    """Return Newcombe's hybrid score interval of ``a / n - b / m``, two independent proportions."""
     first, second = wilson_interval(a, n, level), wilson_interval(b, m, level)
     p, q = a / n, b / m
     low = p - q - math.hypot(p - first.low, second.high - q)
@@ -398,13 +398,13 @@ def difference_interval(a: int, n: int, b: int, m: int, level: float = LEVEL) ->
 
 
 def fisher_exact(a: int, b: int, c: int, d: int) -> float:
-    """Two-sided p of the table [[a, b], [c, d]]: all tables with its margins that are no likelier, together."""
+    """Return Fisher's two-sided p of the table [[a, b], [c, d]]: the sum over all no more likely tables."""
     first, called, total = a + b, a + c, a + b + c + d
 
     def log_chance(k: int) -> float:
         return _log_choose(first, k) + _log_choose(total - first, called - k) - _log_choose(total, called)
 
-    bound = log_chance(a) + 1e-7  # equally likely tables differ by rounding
+    bound = log_chance(a) + 1e-7  # equally likely tables differ by rounding only
     possible = range(max(0, called - (total - first)), min(first, called) + 1)
     return min(1.0, sum(math.exp(chance) for k in possible if (chance := log_chance(k)) <= bound))
 

@@ -1,7 +1,7 @@
-"""What a model gains by leaving the unsure films to a reader: risk and coverage, and conformal sets.
+"""The gain of leaving uncertain films to a reader: risk and coverage, and conformal sets.
 
-Split conformal prediction with one bound a class is a sorted array and one index, so it is written out here:
-the libraries that do it bring scikit-learn, SciPy or pandas into a package whose evaluation needs numpy alone.
+Split conformal prediction with one bound for each class is a sorted array and one index, so it is implemented here: the
+libraries for it would add scikit-learn, SciPy or pandas to a package whose evaluation needs only numpy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from chestxray.errors import UsageError
 from chestxray.metrics.intervals import Measure, share
 from chestxray.metrics.metrics import FloatArray, both_classes, checked
 
-_MARGIN_DIGITS: Final = 9  # films as far on one side of the threshold as on the other are equally sure
+_MARGIN_DIGITS: Final = 9  # decimals: films at the same distance from the threshold on either side are equally certain
 COVERAGES: Final = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 
 
@@ -25,11 +25,11 @@ COVERAGES: Final = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 
 
 class Kept(NamedTuple):
-    """The surest films, at least the share asked for; films of one margin stay together.
+    """The most certain films, at least the proportion asked for; films of one margin stay together.
 
     Attributes:
-        coverage: share of all films that is kept.
-        error_rate: share of the kept films that is called wrong.
+        coverage: proportion of all films that is kept.
+        error_rate: proportion of the kept films that is classified wrongly.
     """
 
     coverage: float
@@ -40,12 +40,13 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RiskCoverage:
-    """Films from the surest to the least sure, by how far their log-odds lie from the threshold's.
+    """Films from the most to the least certain, by the distance of their log-odds from the threshold's.
 
     Attributes:
-        coverage, risk: shape (k,), one entry a distinct margin: share of films kept, share of those called wrong.
-        area: mean risk over coverage, each film counting alike; lower is better.
-        kept: at each of ``COVERAGES``.
+        coverage, risk: shape (k,), one entry for each distinct margin: proportion of films kept, and of these the
+            proportion classified wrongly.
+        area: mean risk over coverage, each film with equal weight; lower is better.
+        kept: the films kept at each of ``COVERAGES``.
     """
 
     coverage: FloatArray
@@ -57,7 +58,7 @@ class RiskCoverage:
 def risk_coverage(
     labels: npt.ArrayLike, probabilities: npt.ArrayLike, threshold: float, level: float = 0.95
 ) -> RiskCoverage:
-    """Error rate of the films that are kept, for every share kept. Raises: DataError.
+    """Compute the error rate of the kept films for every proportion kept. Raises: DataError.
 
     Source: El-Yaniv and Wiener, Journal of Machine Learning Research 11 (2010); Geifman and El-Yaniv, NeurIPS (2017).
     """
@@ -91,12 +92,12 @@ def _logit(probabilities: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True, slots=True)
 class ConformalRule:
-    """Which labels remain possible for a film: pneumonia from ``lowest`` on, normal up to ``highest``.
+    """The labels that remain possible for a film: pneumonia from ``lowest`` on, normal up to ``highest``.
 
     Attributes:
-        error: share of the films of each class whose own label may be missing from their set.
-        lowest, highest: probabilities; 0 and 1 where the class has too few films to exclude anything.
-        positives, negatives: how many films each bound was fitted on.
+        error: proportion of the films of each class whose true label may be missing from their set.
+        lowest, highest: probabilities; 0 and 1 if the class has too few films to exclude a label.
+        positives, negatives: number of films on which each bound was fitted.
         fitted_on: the name of those films.
     """
 
@@ -113,12 +114,12 @@ def conformal_rule(
 ) -> ConformalRule:
     """Fit the bounds on films that were not trained on.
 
-    For films drawn as these were, each class's own label is in the set in at least ``1 - error`` of the cases,
-    whatever the model and whatever the share of pneumonia.
+    For films from the same distribution, the true label of each class is in the set in at least ``1 - error`` of the
+    cases, for any model and any prevalence.
 
     Raises:
-        UsageError: the error rate does not lie between 0 and 1.
-        DataError, DegenerateLabels: no use of the labels.
+        UsageError: the error rate is not between 0 and 1.
+        DataError, DegenerateLabels: the labels cannot be used.
     Source: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World (2005), 4.5, label-conditional.
     """
     if not 0.0 < error < 1.0:
@@ -138,11 +139,11 @@ def conformal_rule(
 
 @dataclass(frozen=True, slots=True)
 class ConformalSets:
-    """How the sets of a rule came out on the films evaluated.
+    """The result of a rule's sets on the evaluated films.
 
     Attributes:
-        covered: share of films whose label is in their set: with pneumonia, normal, all.
-        single, both, neither: films by the size of their set; "neither" is unlike either class.
+        covered: proportion of films whose label is in their set: with pneumonia, normal, all.
+        single, both, neither: films by the size of their set; "neither" means unlike both classes.
         single_wrong: of the films with one label in their set, those with the wrong one.
     """
 
@@ -157,7 +158,7 @@ class ConformalSets:
 def conformal_sets(
     labels: npt.ArrayLike, probabilities: npt.ArrayLike, rule: ConformalRule, level: float = 0.95
 ) -> ConformalSets:
-    """Apply a rule. Raises: DataError."""
+    """Apply a rule to films. Raises: DataError."""
     positive, values = checked(labels, probabilities)
     ill, well = values >= rule.lowest, values <= rule.highest
     covered = np.where(positive, ill, well)

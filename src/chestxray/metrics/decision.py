@@ -1,7 +1,7 @@
-"""Predictive values at other shares of pneumonia than that of the films evaluated.
+"""Predictive values at other prevalences than that of the evaluated films.
 
-Sensitivity and specificity are taken to travel; what a call is worth then follows from Bayes' rule. Where the
-disease is rarer, its milder forms are commoner and sensitivity falls too: these are estimates, not measurements.
+Sensitivity and specificity are assumed to stay the same; the predictive values then follow from Bayes' rule. Where the
+disease is rarer, mild forms are more common and sensitivity falls too: these are estimates, not measurements.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PREVALENCES: Final = (0.01, 0.05, 0.1, 0.2, 0.5)
 
 @dataclass(frozen=True, slots=True)
 class PredictiveValues:
-    """What a call is worth where this share of the films shows pneumonia."""
+    """Predictive values at a prevalence of pneumonia."""
 
     prevalence: float
     ppv: Measure
@@ -32,15 +32,15 @@ class PredictiveValues:
 def predictive_values(
     confusion: Confusion, prevalence: float, level: float, resampled: Mapping[str, Resampled] | None = None
 ) -> PredictiveValues:
-    """Positive and negative predictive value at a prevalence, each with the logit interval of Mercaldo and others.
+    """Return both predictive values at a prevalence, each with the logit interval of Mercaldo et al.
 
-    Where a cell of the table is empty that interval has no width to give; z squared films are then added to each
-    class, half of them called right, as those authors do.
+    If a cell of the table is empty, that interval is undefined; then z squared films are added to each class, half of
+    them classified correctly, as those authors do.
 
     Args:
         confusion: at the threshold, on films of any prevalence.
         prevalence: above 0 and below 1.
-        resampled: as ``bootstrap`` of ``statistic`` gives them.
+        resampled: as ``bootstrap`` of ``statistic`` returns them.
 
     Source: Mercaldo, Lau and Zhou, Statistics in Medicine 26 (2007), 2170-2183.
     """
@@ -77,7 +77,7 @@ def _logit_interval(value: float, c: Confusion, prevalence: float, level: float)
 
 
 def statistic(threshold: float, labels: npt.ArrayLike, scores: npt.ArrayLike) -> Statistic:
-    """Both values at every one of ``PREVALENCES``, for resampling."""
+    """Return the statistic of both values at every one of ``PREVALENCES``, for resampling."""
     of_rates = rates(threshold, labels, scores)
 
     def values(weights: FloatArray) -> Mapping[str, FloatArray]:
@@ -93,7 +93,7 @@ def statistic(threshold: float, labels: npt.ArrayLike, scores: npt.ArrayLike) ->
 
 
 def _bayes(true: FloatArray, false: FloatArray) -> FloatArray:
-    """``true / (true + false)``, NaN where neither occurs."""
+    """Return ``true / (true + false)``, NaN if both are 0."""
     total = true + false
     return true / _nan_for_zero(total)
 
@@ -111,5 +111,5 @@ def _name(figure: str, prevalence: float) -> str:
 def at_every_prevalence(
     confusion: Confusion, level: float, resampled: Mapping[str, Resampled]
 ) -> tuple[PredictiveValues, ...]:
-    """Both values at every one of ``PREVALENCES``."""
+    """Return both values at every one of ``PREVALENCES``."""
     return tuple(predictive_values(confusion, share, level, resampled) for share in PREVALENCES)

@@ -1,7 +1,7 @@
-"""How sure a figure is: intervals by formula, and by resampling patients.
+"""Uncertainty of a figure: intervals by formula, and by resampling patients.
 
-The formulas (Wilson, DeLong) take each film as independent of the others. Films of one patient are not, so
-every figure is also resampled by patient; where the two intervals differ, the patients' is the honest one.
+The formulas (Wilson, DeLong) take each film as independent of the others. Films of one patient are not, so every figure
+is also resampled by patient; if the two intervals differ, trust the one by patient.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from chestxray.metrics.metrics import Confusion, FloatArray, auroc, average_prec
 
 LEVEL: Final = 0.95
 RESAMPLES: Final = 2_000
-MIN_DEFINED: Final = 0.9  # share of the resamples in which a figure must exist for an interval to be given
+MIN_DEFINED: Final = 0.9  # proportion of the resamples in which a figure must be defined for an interval to be given
 
-_RESAMPLES_AT_ONCE: Final = 100  # bounds memory: 100 x 5,000 films are 4 MB an array
+_RESAMPLES_AT_ONCE: Final = 100  # limits memory: 100 x 5,000 films are 4 MB an array
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Where the true value lies, at a level of confidence, by a named method."""
+    """A confidence interval, at a level, by a named method."""
 
     low: float
     high: float
@@ -41,16 +41,16 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One figure that never travels alone.
+    """One figure with its interval and its counts.
 
     Attributes:
-        name: as in ``assess.TITLES``.
-        value: None where it cannot be computed; ``note`` then says why.
-        interval: by formula where there is one, else by resampling patients.
-        films: how many films it rests on.
-        numerator: of how many of them it is true, for a proportion.
+        name: as in ``assessment.TERMS``.
+        value: None if it cannot be computed; ``note`` then says why.
+        interval: by formula if there is one, else by resampling patients.
+        films: number of films behind the figure.
+        numerator: number of films counted by a proportion.
         by_patient: the interval by resampling patients.
-        note: what a reader must know about it, in a sentence.
+        note: a remark for the reader, in a sentence.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Measure:
             raise ValueError(f"{self.name}: {self.value} is no figure")
 
     def __str__(self) -> str:
-        """``sensitivity 0.933 (0.787 to 0.982; 28 of 30 films)``; where there is no value, why."""
+        """Format the figure: ``sensitivity 0.933 (0.787 to 0.982; 28 of 30 films)``; without a value, its note."""
         if self.value is None:
             return f"{self.name}: {self.note}"
         interval = f"{self.interval.low:.3f} to {self.interval.high:.3f}; " if self.interval else ""
@@ -80,9 +80,9 @@ class Measure:
 
 
 def wilson_interval(numerator: int, films: int, level: float = LEVEL) -> Interval:
-    """Wilson's score interval of a proportion; within 0 to 1 and of some width even at 0 and at 1.
+    """Return Wilson's score interval of a proportion; within 0 to 1, and with some width even at 0 and at 1.
 
-    Raises: ValueError: no films, or more of them than there are.
+    Raises: ValueError: there are no films, or the numerator exceeds them.
     Source: Wilson, Journal of the American Statistical Association 22 (1927).
     """
     if not 0 <= numerator <= films or not films:
@@ -97,11 +97,11 @@ def wilson_interval(numerator: int, films: int, level: float = LEVEL) -> Interva
 
 
 def delong_interval(labels: npt.ArrayLike, scores: npt.ArrayLike, level: float = LEVEL) -> Interval:
-    """Confidence interval of the area under the ROC curve, without resampling, within 0 to 1.
+    """Return the confidence interval of the area under the ROC curve, without resampling, within 0 to 1.
 
-    DeLong's variance, carried to the logit of the area and back, which keeps the ends inside 0 to 1. Where
-    that variance is zero or unknown (the classes are apart, all scores tie, a class has one film), Newcombe's
-    interval takes its place and the method says so.
+    DeLong's variance is applied to the logit of the area and transformed back, which keeps the ends inside 0 to 1. If
+    that variance is zero or unknown (the classes are fully separated, all scores tie, a class has one film), Newcombe's
+    interval is returned instead, and the method says so.
 
     Args:
         labels: shape (n,), 0 or 1; both must occur.
@@ -123,7 +123,7 @@ def delong_interval(labels: npt.ArrayLike, scores: npt.ArrayLike, level: float =
 
 
 def delong_components(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """For each film, how often it stands on the right side of the films of the other class, ties half.
+    """Return, for each film, the proportion of the other class's films that it is correctly ordered with, ties half.
 
     Returns: shapes (positives,) and (negatives,), each with the area under the ROC curve as its mean.
     Raises: DegenerateLabels.
@@ -145,14 +145,15 @@ def clustered_area(
 ) -> tuple[float, Interval]:
     """Estimate the area under the ROC curve of weighted films and its interval by patients, without resampling.
 
-    Takes n log n steps, so it also serves 10^5 films, where resampling would not. The interval is carried to the
-    logit of the area and back. Where every pair of films is right, or every one wrong, Newcombe's takes its place.
+    Takes n log n steps, so it also serves 10^5 films, where resampling would not. The interval is computed on the logit
+    of the area and transformed back. If every pair of films is ordered right, or every pair wrong, Newcombe's interval
+    is returned instead.
 
     Args:
         labels: shape (n,), 0 or 1; both must occur.
         scores: shape (n,), higher means more suspicious; ties count half.
         patients: shape (n,), the patient of each film, counted from 0; one patient may have films of both classes.
-        weights: shape (n,), above 0; all alike where None.
+        weights: shape (n,), above 0; None: all equal.
 
     Raises: DegenerateLabels: only one class occurs.
     Source: Obuchowski, Biometrics 53 (1997), 567-578, written as sums of influences, which takes weights.
@@ -177,12 +178,15 @@ def clustered_area(
 
 
 def effective_number(weights: FloatArray) -> float:
-    """Count the films of equal weight that would give as sure a mean. Source: Kish, Survey Sampling (1965), 11.7."""
+    """Return the number of equally weighted films whose mean would be as certain.
+
+    Source: Kish, Survey Sampling (1965), 11.7.
+    """
     return float(weights.sum() ** 2 / np.sum(weights**2))
 
 
 def _share_below(values: FloatArray, others: FloatArray, weights: FloatArray) -> FloatArray:
-    """For each value, the weighted share of the others that lie below it, ties half."""
+    """Return, for each value, the weighted proportion of the others that are below it, ties half."""
     order = np.argsort(others)
     total = np.concatenate([[0.0], np.cumsum(weights[order])])
     left, right = (np.searchsorted(others[order], values, side) for side in ("left", "right"))
@@ -191,7 +195,7 @@ def _share_below(values: FloatArray, others: FloatArray, weights: FloatArray) ->
 
 
 def _newcombe_interval(area: float, m: int, n: int, level: float) -> Interval:
-    """Newcombe's method 5: the areas from which the one found lies at most z standard errors away.
+    """Return Newcombe's method 5: the areas from which the given area is at most z standard errors away.
 
     Source: Newcombe, Statistics in Medicine 25 (2006), 559-573.
     """
@@ -208,7 +212,7 @@ def _newcombe_interval(area: float, m: int, n: int, level: float) -> Interval:
 
 
 def _root(function: Callable[[float], float], outside: float, inside: float) -> float:
-    """Where ``function`` falls below 0 on the way from outside (above 0) to inside, by halving."""
+    """Find by halving where ``function`` falls below 0 on the way from outside (above 0) to inside."""
     for _ in range(100):
         middle = (outside + inside) / 2
         outside, inside = (middle, inside) if function(middle) > 0.0 else (outside, middle)
@@ -216,7 +220,7 @@ def _root(function: Callable[[float], float], outside: float, inside: float) -> 
 
 
 def _normal_quantile(level: float) -> float:
-    """1.96 for 0.95."""
+    """Return the normal quantile of a two-sided level: 1.96 for 0.95."""
     return NormalDist().inv_cdf((1 + level) / 2)
 
 
@@ -236,7 +240,7 @@ NaN where a resample does not define the figure.
 
 @dataclass(frozen=True, slots=True)
 class Resampled:
-    """What resampling said about one figure: an interval, or why there is none."""
+    """The result of resampling for one figure: an interval, or why there is none."""
 
     interval: Interval | None
     note: str = ""
@@ -250,10 +254,10 @@ def bootstrap(
     level: float = LEVEL,
     seed: int = 0,
 ) -> dict[str, Resampled]:
-    """Percentile intervals of many figures from the same resamples, drawn by patient with replacement.
+    """Return percentile intervals of many figures from the same resamples, drawn by patient with replacement.
 
     Args:
-        statistics: each gives figures by name; all names differ.
+        statistics: each returns figures by name; all names differ.
         groups: shape (n,), the patient of each film, counted from 0.
         seed: the same seed gives the same intervals.
 
@@ -270,7 +274,7 @@ def bootstrap(
 
 
 def _resampled(groups: npt.NDArray[np.int64], resamples: int, rng: np.random.Generator) -> Iterator[FloatArray]:
-    """How often each film was drawn, shape (up to 100, n) at a time."""
+    """Yield how often each film was drawn, shape (up to 100, n) at a time."""
     patients = int(groups.max()) + 1
     for start in range(0, resamples, _RESAMPLES_AT_ONCE):
         count = min(_RESAMPLES_AT_ONCE, resamples - start)
@@ -296,7 +300,10 @@ def _percentiles(values: FloatArray, level: float, patients: int) -> Resampled:
 
 
 def areas(labels: npt.ArrayLike, scores: npt.ArrayLike, prefix: str = "") -> Statistic:
-    """Area under the ROC curve and average precision, as ``auroc`` and ``auprc``. Raises: DataError."""
+    """Return the statistic "area under the ROC curve and average precision" (``auroc``, ``auprc``).
+
+    Raises: DataError.
+    """
     positive, values = checked(labels, scores)
     order = np.argsort(-values, kind="stable")
     starts = np.flatnonzero(np.diff(values[order], prepend=np.inf))  # the first film of each distinct score
@@ -319,7 +326,7 @@ def areas(labels: npt.ArrayLike, scores: npt.ArrayLike, prefix: str = "") -> Sta
 
 
 def rates(threshold: float, labels: npt.ArrayLike, scores: npt.ArrayLike, prefix: str = "") -> Statistic:
-    """All that follows from the four counts at a threshold, by the names of ``Confusion``. Raises: DataError."""
+    """Return the statistic of all rates at a threshold, by the names of ``Confusion``. Raises: DataError."""
     positive, values = checked(labels, scores)
     called = values >= threshold
     cells = np.stack([called & positive, called & ~positive, ~called & positive, ~called & ~positive], axis=1)
@@ -344,14 +351,14 @@ def rates(threshold: float, labels: npt.ArrayLike, scores: npt.ArrayLike, prefix
 
 
 def squared_error(labels: npt.ArrayLike, probabilities: npt.ArrayLike, prefix: str = "") -> Statistic:
-    """The Brier score, as ``brier``. Raises: DataError."""
+    """Return the statistic "Brier score" (``brier``). Raises: DataError."""
     positive, values = checked(labels, probabilities)
     errors = (values - positive) ** 2
     return lambda weights: {f"{prefix}brier": _quotient(weights @ errors, np.sum(weights, axis=1))}
 
 
 def _quotient(part: FloatArray, whole: FloatArray) -> FloatArray:
-    """``part / whole``, NaN where nothing is below the line."""
+    """Return ``part / whole``, NaN where the denominator is 0."""
     return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
 
 
@@ -361,7 +368,7 @@ _ONE_CLASS: Final = "Only one class occurs, so there is nothing to tell apart."
 class _Proportion(NamedTuple):
     numerator: Callable[[Confusion], int]
     films: Callable[[Confusion], int]
-    missing: str  # why there is no figure where no film is below the line
+    missing: str  # the reason for a missing figure if the denominator is 0
 
 
 PROPORTIONS: Final = {
@@ -379,7 +386,7 @@ COMPOSITES: Final = {
 
 
 def area(labels: npt.ArrayLike, scores: npt.ArrayLike, level: float, resampled: Resampled | None = None) -> Measure:
-    """The area under the ROC curve with DeLong's interval; without a value where one class occurs alone."""
+    """Return the area under the ROC curve with DeLong's interval; without a value if only one class occurs."""
     films = len(np.asarray(labels))
     try:
         value = auroc(labels, scores)
@@ -391,7 +398,7 @@ def area(labels: npt.ArrayLike, scores: npt.ArrayLike, level: float, resampled: 
 
 
 def precision_area(labels: npt.ArrayLike, scores: npt.ArrayLike, resampled: Resampled) -> Measure:
-    """The average precision; without a value where one class occurs alone."""
+    """Return the average precision; without a value if only one class occurs."""
     films = len(np.asarray(labels))
     try:
         value = average_precision(labels, scores)
@@ -401,7 +408,7 @@ def precision_area(labels: npt.ArrayLike, scores: npt.ArrayLike, resampled: Resa
 
 
 def proportion(name: str, confusion: Confusion, level: float, resampled: Resampled | None = None) -> Measure:
-    """One of ``PROPORTIONS`` with Wilson's interval."""
+    """Return one of ``PROPORTIONS`` with Wilson's interval."""
     row = PROPORTIONS[name]
     return share(name, row.numerator(confusion), row.films(confusion), level, row.missing, resampled)
 
@@ -409,7 +416,7 @@ def proportion(name: str, confusion: Confusion, level: float, resampled: Resampl
 def share(
     name: str, numerator: int, films: int, level: float, missing: str, resampled: Resampled | None = None
 ) -> Measure:
-    """``numerator`` of ``films`` with Wilson's interval; without a value, and ``missing`` as reason, of no films."""
+    """Return ``numerator`` of ``films`` with Wilson's interval; for no films, no value and ``missing`` as reason."""
     if not films:
         return Measure(name, None, None, 0, note=missing)
     by_patient, note = (resampled.interval, resampled.note) if resampled else (None, "")
@@ -419,7 +426,7 @@ def share(
 
 
 def composite(name: str, value: float | None, films: int, resampled: Resampled, missing: str = "") -> Measure:
-    """A figure that has no formula for its interval."""
+    """Return a figure that has no formula for its interval."""
     if value is None:
         return Measure(name, None, None, films, note=missing)
     return Measure(name, value, resampled.interval, films, None, resampled.interval, resampled.note)

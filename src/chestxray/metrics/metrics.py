@@ -1,8 +1,7 @@
-"""What a table of labels and scores says, without any doubt about it: counts, rates, areas, curves.
+"""Figures of a table of labels and scores, without uncertainty: counts, rates, areas, curves.
 
-A label is 1 for pneumonia and 0 for normal; a higher score is more suspicious; a film is called
-pneumonia where its score reaches the threshold (``score >= threshold``). How sure each figure is stands
-in ``intervals``.
+A label is 1 for pneumonia and 0 for normal; a higher score is more suspicious; a film is classified as pneumonia if its
+score reaches the threshold (``score >= threshold``). The uncertainty of each figure is in ``intervals``.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ Targets = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """The four counts of films at one threshold. A rate with nothing below its line is None, never NaN.
+    """The four counts of films at one threshold. A rate with a denominator of 0 is None, never NaN.
 
     Attributes:
-        tp, fn: films with pneumonia that were called so, and that were missed.
-        fp, tn: normal films that raised a false alarm, and that were cleared.
+        tp, fn: films with pneumonia that were detected, and that were missed.
+        fp, tn: normal films that raised a false alarm, and that were classified as normal.
     """
 
     tp: int
@@ -40,7 +39,7 @@ class Confusion:
 
     @classmethod
     def at(cls, threshold: float, labels: npt.ArrayLike, scores: npt.ArrayLike) -> Confusion:
-        """Count films at a threshold; both arguments of shape (n,). One class alone is no error here."""
+        """Count films at a threshold; both arguments have shape (n,). A single class is no error here."""
         positive, values = checked(labels, scores)
         called = values >= threshold
         tp, fp = int(np.sum(called & positive)), int(np.sum(called & ~positive))
@@ -49,27 +48,27 @@ class Confusion:
 
     @property
     def films(self) -> int:
-        """All films."""
+        """Number of all films."""
         return self.tp + self.fp + self.fn + self.tn
 
     @property
     def positives(self) -> int:
-        """Films that do show pneumonia."""
+        """Number of films that show pneumonia."""
         return self.tp + self.fn
 
     @property
     def negatives(self) -> int:
-        """Films that are normal."""
+        """Number of normal films."""
         return self.fp + self.tn
 
     @property
     def precision(self) -> float | None:
-        """Of the films called pneumonia, the share that shows it: the positive predictive value."""
+        """Proportion with pneumonia among films classified as pneumonia: the positive predictive value."""
         return _ratio(self.tp, self.tp + self.fp)
 
     @property
     def recall(self) -> float | None:
-        """Of the films with pneumonia, the share that was called so: the sensitivity."""
+        """Proportion classified as pneumonia among films with pneumonia: the sensitivity."""
         return _ratio(self.tp, self.positives)
 
     @property
@@ -79,40 +78,40 @@ class Confusion:
 
     @property
     def specificity(self) -> float | None:
-        """Of the normal films, the share that was cleared."""
+        """Proportion classified as normal among normal films."""
         return _ratio(self.tn, self.negatives)
 
     @property
     def npv(self) -> float | None:
-        """Of the films called normal, the share that is: the negative predictive value."""
+        """Proportion of normal films among films classified as normal: the negative predictive value."""
         return _ratio(self.tn, self.tn + self.fn)
 
     @property
     def accuracy(self) -> float | None:
-        """Of all films, the share that was called right."""
+        """Proportion of all films that was classified correctly."""
         return _ratio(self.tp + self.tn, self.films)
 
     @property
     def balanced_accuracy(self) -> float | None:
-        """The mean of sensitivity and specificity."""
+        """Mean of sensitivity and specificity."""
         if self.recall is None or self.specificity is None:
             return None
         return (self.recall + self.specificity) / 2
 
     @property
     def f1(self) -> float | None:
-        """The harmonic mean of precision and recall."""
+        """Harmonic mean of precision and recall."""
         return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
 
     @property
     def mcc(self) -> float | None:
-        """Matthews' correlation of call and truth, -1 to 1; None where either takes one value only."""
+        """Matthews' correlation of prediction and label, -1 to 1; None if either takes one value only."""
         margins = (self.tp + self.fp) * self.positives * self.negatives * (self.tn + self.fn)
         return (self.tp * self.tn - self.fp * self.fn) / math.sqrt(margins) if margins else None
 
 
 class RocCurve(NamedTuple):
-    """Each array has one entry a threshold, from "nothing is called" (threshold infinite) downwards."""
+    """The ROC curve: one entry for each threshold, from infinity (no film is positive) downwards."""
 
     false_positive_rate: FloatArray
     true_positive_rate: FloatArray
@@ -120,7 +119,7 @@ class RocCurve(NamedTuple):
 
 
 class PrecisionRecallCurve(NamedTuple):
-    """Each array has one entry a distinct score, from the highest downwards."""
+    """The precision-recall curve: one entry for each distinct score, from the highest downwards."""
 
     precision: FloatArray
     recall: FloatArray
@@ -128,7 +127,7 @@ class PrecisionRecallCurve(NamedTuple):
 
 
 def auroc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
-    """Area under the ROC curve: how often a film with pneumonia scores above a normal one, ties half.
+    """Return the area under the ROC curve: how often a film with pneumonia scores above a normal one, ties half.
 
     Args:
         labels: shape (n,), 0 or 1; both must occur.
@@ -143,7 +142,7 @@ def auroc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
 
 
 def roc_curve(labels: npt.ArrayLike, scores: npt.ArrayLike) -> RocCurve:
-    """Every point of the ROC curve, one a distinct score. Raises: DegenerateLabels."""
+    """Return every point of the ROC curve, one for each distinct score. Raises: DegenerateLabels."""
     positive, values = both_classes(labels, scores)
     thresholds, tp, fp = _cumulative(positive, values)
     return RocCurve(
@@ -154,23 +153,26 @@ def roc_curve(labels: npt.ArrayLike, scores: npt.ArrayLike) -> RocCurve:
 
 
 def precision_recall_curve(labels: npt.ArrayLike, scores: npt.ArrayLike) -> PrecisionRecallCurve:
-    """Precision and recall at every distinct score. Raises: DegenerateLabels."""
+    """Return precision and recall at every distinct score. Raises: DegenerateLabels."""
     positive, values = both_classes(labels, scores)
     thresholds, tp, fp = _cumulative(positive, values)
     return PrecisionRecallCurve(tp / (tp + fp), tp / tp[-1], thresholds)
 
 
 def average_precision(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
-    """Area under the precision-recall curve as a sum of steps, not interpolated. Raises: DegenerateLabels."""
+    """Return the area under the precision-recall curve as a sum of steps, not interpolated.
+
+    Raises: DegenerateLabels.
+    """
     precision, recall, _ = precision_recall_curve(labels, scores)
     return float(np.sum(np.diff(recall, prepend=0.0) * precision))
 
 
 def net_benefit(labels: npt.ArrayLike, probabilities: npt.ArrayLike, thresholds: npt.ArrayLike) -> FloatArray:
-    """What acting on the model is worth at each threshold, in true positives a film.
+    """Return the net benefit of acting on the model at each threshold, in true positives a film.
 
-    A false alarm is weighed by the odds of the threshold: whoever acts at 20% holds four false alarms as
-    bad as one missed pneumonia.
+    A false alarm is weighted by the odds of the threshold: a threshold of 20% means that four false alarms are as bad
+    as one missed pneumonia.
 
     Args:
         labels, probabilities: shape (n,).
@@ -189,7 +191,7 @@ def net_benefit(labels: npt.ArrayLike, probabilities: npt.ArrayLike, thresholds:
 
 
 def midranks(values: FloatArray) -> FloatArray:
-    """Ranks from 1, ties sharing the mean of theirs: shape (n,) to shape (n,)."""
+    """Return ranks from 1; ties get the mean of their ranks: shape (n,) to shape (n,)."""
     _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     middle: FloatArray = (last - (counts - 1) / 2).astype(np.float64)
@@ -197,7 +199,7 @@ def midranks(values: FloatArray) -> FloatArray:
 
 
 def checked(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Targets, FloatArray]:
-    """Labels as booleans and scores as float64, both of shape (n,).
+    """Return labels as booleans and scores as float64, both of shape (n,), after a check.
 
     Raises: DataError: of different length, empty, a label that is neither 0 nor 1, a score that is not finite.
     """
@@ -214,7 +216,7 @@ def checked(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Targets, Floa
 
 
 def both_classes(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Targets, FloatArray]:
-    """As ``checked``; both classes must occur. Raises: DataError, DegenerateLabels."""
+    """Return the same as ``checked``; both classes must occur. Raises: DataError, DegenerateLabels."""
     positive, values = checked(labels, scores)
     if positive.all() or not positive.any():
         name = "pneumonia" if positive.all() else "normal"
@@ -226,10 +228,10 @@ def both_classes(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Targets,
 
 
 def _cumulative(positive: Targets, values: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Distinct scores from high to low, with the true and false positives at and above each."""
+    """Return distinct scores from high to low, with the true and false positives at and above each."""
     order = np.argsort(-values, kind="stable")
     values, positive = values[order], positive[order]
-    last = np.flatnonzero(np.append(np.diff(values) != 0.0, True))  # the last film closes a group
+    last = np.flatnonzero(np.append(np.diff(values) != 0.0, True))  # the last film of each distinct score
     tp = np.cumsum(positive)[last].astype(np.float64)
     return values[last], tp, last + 1.0 - tp
 

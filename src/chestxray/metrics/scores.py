@@ -1,7 +1,7 @@
-"""The table that everything here starts from: one film a row, its label, its probability, its patient.
+"""The table of scores: one film a row, with its label, its probability, its patient.
 
-Any model can be evaluated from such a file, whoever made it: ``path,label,score,patient_id`` and any further
-columns, which become subgroups.
+Any model can be evaluated from such a file, also one of another program: ``path,label,score,patient_id`` and any
+further columns, which become subgroups.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class ScoreTable:
         paths: n names, each once.
         labels: shape (n,), int8, 0 normal and 1 pneumonia; read-only.
         probabilities: shape (n,), float64, of pneumonia, 0 to 1; read-only.
-        patients: n names; "" where unknown, and the film then counts as a patient of its own.
-        columns: further texts by name, n each: "cause" for instance.
+        patients: n names; "" if unknown; such a film counts as a patient of its own.
+        columns: further columns of text by name, n values each, such as "cause".
 
     Raises: SourceInvalid, naming the row (the first film is row 1).
     """
@@ -84,7 +84,7 @@ class ScoreTable:
 
     @property
     def groups(self) -> npt.NDArray[np.int64]:
-        """Which patient each film is of, counted from 0: shape (n,). Films without a patient stand alone."""
+        """Patient of each film, counted from 0: shape (n,). A film without a patient counts as one of its own."""
         known = {name: index for index, name in enumerate(dict.fromkeys(filter(None, self.patients)))}
         alone = len(known)
         groups = np.empty(len(self), dtype=np.int64)
@@ -94,11 +94,11 @@ class ScoreTable:
         return groups
 
     def where(self, keep: npt.NDArray[np.bool_]) -> ScoreTable:
-        """The films for which ``keep``, shape (n,), is true. Raises: SourceInvalid, where none is."""
+        """Return the films for which ``keep``, shape (n,), is true. Raises: SourceInvalid, if there is none."""
         return self.rows(np.flatnonzero(keep).tolist())
 
     def rows(self, numbers: Sequence[int]) -> ScoreTable:
-        """The films of those rows, counted from 0, in that order. Raises: SourceInvalid, where there is none."""
+        """Return the films of those rows, counted from 0, in that order. Raises: SourceInvalid, if there is none."""
         picked = np.array(numbers, dtype=np.int64)
         return ScoreTable(
             paths=_picked(self.paths, numbers),
@@ -122,7 +122,7 @@ class ScoreTable:
 
     def _check_rows(self, labels: npt.NDArray[np.generic], probabilities: FloatArray) -> None:
         wrong_label = (labels != 0) & (labels != 1)
-        wrong_score = ~((probabilities >= 0.0) & (probabilities <= 1.0))  # NaN is wrong by this form as well
+        wrong_score = ~((probabilities >= 0.0) & (probabilities <= 1.0))  # written so that NaN fails as well
         for row in np.flatnonzero(wrong_label | wrong_score).tolist():
             where = f"row {row + 1} ({self.paths[row]})"
             if wrong_label[row]:
@@ -137,7 +137,7 @@ class ScoreTable:
 
 
 def write_scores(table: ScoreTable, path: Path) -> None:
-    """Write a table as CSV, whole or not at all. Law: ``read_scores(p) == table``."""
+    """Write a table as CSV, completely or not at all. Law: ``read_scores(p) == table``."""
     names = tuple(Label)
     further = tuple(table.columns)
     rows = zip(
@@ -149,7 +149,7 @@ def write_scores(table: ScoreTable, path: Path) -> None:
         strict=True,
     )
     out = io.StringIO(newline="")
-    # Quotes round everything, since a bare carriage return inside a name would end the row.
+    # Quote every value, because a bare carriage return inside a name would end the row.
     writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL if _has_return(table) else csv.QUOTE_MINIMAL)
     writer.writerow([*KEY_COLUMNS, *further])
     writer.writerows(rows)
@@ -157,11 +157,11 @@ def write_scores(table: ScoreTable, path: Path) -> None:
 
 
 def read_scores(path: Path) -> ScoreTable:
-    """Read ``path,label,score`` and, where there, ``patient_id`` and further columns.
+    """Read ``path,label,score`` and, if present, ``patient_id`` and further columns.
 
     A label may be "normal" or "pneumonia" in any case, or 0 or 1.
 
-    Raises: SourceInvalid, naming the file and the row (the first below the header is row 1).
+    Raises: SourceInvalid, which names the file and the row (the first below the header is row 1).
     """
     try:
         return _table_of(_rows_of(path))
@@ -171,15 +171,15 @@ def read_scores(path: Path) -> ScoreTable:
 
 @dataclass(frozen=True, slots=True)
 class ScoreFile:
-    """A file of scores as it is evaluated, with a count for each row that is not.
+    """A file of scores in the form in which it is evaluated, with counts of the rows left out.
 
     Attributes:
         table: the films with a label and a score, of the split that is evaluated.
-        split: "train", "val" or "test"; "" where every row counts.
-        rows: of the whole file.
+        split: "train", "val" or "test"; "" if every row counts.
+        rows: number of rows of the whole file.
         without_label, on_other_splits, without_score: rows left out, each counted once, in this order.
-        reasons: why rows have no score, as the file says it ("" where it does not), and how often.
-        splits: path, split, patient and SHA-256 of every row that names a split, for the check of leakage.
+        reasons: the file's reasons for missing scores ("" if it gives none), and their counts.
+        splits: path, split, patient and SHA-256 of every row that names a split, for the leakage check.
     """
 
     table: ScoreTable
@@ -193,14 +193,14 @@ class ScoreFile:
 
 
 def read_score_file(path: Path, split: str | None = None, *, split_is_optional: bool = False) -> ScoreFile:
-    """Read a file of scores in which films may lack one, as ``batch`` writes it.
+    """Read a file of scores, as ``batch`` writes it, in which films may lack a score.
 
     Args:
         path: the file; a row whose label or score is empty is counted, not evaluated.
-        split: of a file with a column "split"; by default "test" where it occurs, else every row.
-        split_is_optional: whether a file that names no splits is taken whole, whatever ``split`` is.
+        split: for a file with a column "split"; by default "test" if it occurs, else every row.
+        split_is_optional: whether a file that names no splits is used as a whole, whatever ``split`` is.
 
-    Raises: SourceInvalid, naming the file and, where one is at fault, the row.
+    Raises: SourceInvalid, which names the file and, if one is at fault, the row.
     """
     try:
         rows = _rows_of(path)
@@ -240,7 +240,7 @@ def _sorted_out(rows: Sequence[_Row], split: str | None) -> ScoreFile:
 
 
 class _Row(dict[str, str]):
-    """A row by column, and where it stands in its file (the first below the header is row 1)."""
+    """A row by column, and its number in its file (the first below the header is row 1)."""
 
     def __init__(self, number: int, values: Mapping[str, str]) -> None:
         super().__init__(values)
@@ -248,7 +248,7 @@ class _Row(dict[str, str]):
 
 
 def _rows_of(path: Path) -> list[_Row]:
-    """Every row that is not blank. Raises: SourceInvalid, without the file's name."""
+    """Return every row that is not blank. Raises: SourceInvalid, without the file's name."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
         rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
@@ -268,7 +268,7 @@ def _rows_of(path: Path) -> list[_Row]:
 
 
 def _with_patients(header: list[str]) -> list[str]:
-    """The header with the column of patients under its own name, where it has another of its usual ones."""
+    """Return the header with "patient_id" in place of another usual name of that column."""
     if "patient_id" in header:
         return header
     found = next((name for name in header if re.sub(r"[^a-z]", "", name.lower()) in _PATIENTS), None)
@@ -328,24 +328,25 @@ def _has_return(table: ScoreTable) -> bool:
 
 COLUMNS: Final = ("path", "label", "score", "patient_id", "prediction", "cause", "split", "sha256", "reason", "notes")
 SCORE: Final = COLUMNS.index("score")
-ROWS_A_GROUP: Final = 65_536  # of a Parquet file: what is held in memory, and what a reader skips at once
+# rows in a group of a Parquet file: held in memory at once, and skipped at once by a reader
+ROWS_A_GROUP: Final = 65_536
 
-_BEGINS: Final = (",".join(COLUMNS[:-1]).encode(), b'{"path": ', b"PAR1")  # of each of FORMATS
+_BEGINS: Final = (",".join(COLUMNS[:-1]).encode(), b'{"path": ', b"PAR1")  # first bytes of each of FORMATS
 
-Row = tuple[Any, ...]  # as COLUMNS: text, but for the score, which is a number or None
+Row = tuple[Any, ...]  # in the order of COLUMNS: text, except the score, which is a number or None
 
 
 def write_table(rows: Iterable[Row], path: Path) -> None:
-    """Write rows, whole or not at all. Raises: UsageError, MissingExtra."""
+    """Write rows, completely or not at all. Raises: UsageError, MissingExtra."""
     write = _writer(path)
     with file_written_whole(path) as file:
         write(map(_writable, rows), file)
 
 
 def check_table(path: Path) -> None:
-    """Check that a table can be written there, before work is spent on it.
+    """Check that a table can be written to a path, before other work is done.
 
-    Raises: UsageError, MissingExtra; OutputExists, where something stands there that is no table of scores.
+    Raises: UsageError, MissingExtra; OutputExists, if the path exists and is no table of scores.
     """
     if _writer(path) is _write_parquet:
         _parquet()
@@ -359,7 +360,7 @@ def _writer(path: Path) -> Callable[[Iterable[Row], BinaryIO], None]:
 
 
 def _writable(row: Row) -> Row:
-    """A file's name may hold bytes that are no text; they are written as escapes."""
+    """Return a row with the file's name in a form that can be written: bytes that are no text become escapes."""
     return (row[0].encode("utf-8", "backslashreplace").decode(), *row[1:])
 
 

@@ -1,4 +1,4 @@
-"""The same model on parts of the films: the values of each further column of the table."""
+"""Figures of one model on subgroups of the films: the values of each further column of the table."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from chestxray.metrics.intervals import Measure, Resampled, Statistic, area, are
 from chestxray.metrics.metrics import Confusion, FloatArray, Targets
 from chestxray.metrics.scores import ScoreTable
 
-MAX_SUBGROUPS: Final = 12  # a column with more values than that names films rather than groups
+MAX_SUBGROUPS: Final = 12  # a column with more values than this names films rather than groups
 
 
 @dataclass(frozen=True, slots=True)
 class Subgroup:
-    """The same model on a part of the films.
+    """The figures of one model on a subgroup.
 
     Attributes:
-        column, value: which part.
-        compared_with: where only films with pneumonia have such a value, the normal films all join them.
-        patients: how many different ones.
-        measures: auroc, sensitivity, specificity, where the part defines them.
+        column, value: the column and the value that define the subgroup.
+        compared_with: if only films with pneumonia have such a value, all the normal films are added.
+        patients: number of different patients.
+        measures: auroc, sensitivity, specificity, as far as they are defined.
     """
 
     column: str
@@ -35,17 +35,17 @@ class Subgroup:
     measures: tuple[Measure, ...]
 
     def measure(self, name: str) -> Measure:
-        """The figure of that name. Raises: KeyError."""
+        """Return the figure of that name. Raises: KeyError."""
         return {measure.name: measure for measure in self.measures}[name]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """Some of the films, before anything was measured on them.
+    """Some of the films, before any figure is measured.
 
     Attributes:
-        joined: whether the normal films all belong to it because no normal film has a value.
-        films: shape (n,), which of the table's films these are.
+        joined: whether all the normal films were added because no normal film has a value.
+        films: shape (n,), indices of the films in the table.
     """
 
     column: str
@@ -55,12 +55,12 @@ class Part:
 
     @property
     def prefix(self) -> str:
-        """Of its figures among those that are resampled together."""
+        """Prefix of this part's figures among those that are resampled together."""
         return f"{self.column}\0{self.value}\0"
 
 
 def parts_of(table: ScoreTable) -> tuple[Part, ...]:
-    """The parts that each column divides the films into; a column of many values names films and has none."""
+    """Return the parts into which each column divides the films; a column of too many values has none."""
     found = []
     for column, values in table.columns.items():
         texts = np.array(values, dtype=np.str_)
@@ -73,7 +73,7 @@ def parts_of(table: ScoreTable) -> tuple[Part, ...]:
 
 
 def statistics_of(part: Part, table: ScoreTable, threshold: float) -> tuple[Statistic, ...]:
-    """What to resample of a part, whole patients of the whole table being drawn."""
+    """Return the statistics of a part to resample; resamples draw patients of the whole table."""
     labels, scores = table.labels[part.films], table.probabilities[part.films]
     return tuple(
         _of_films(part.films, statistic)
@@ -91,7 +91,7 @@ def _of_films(films: Targets, statistic: Statistic) -> Statistic:
 def subgroup(
     part: Part, table: ScoreTable, threshold: float, level: float, resampled: Mapping[str, Resampled]
 ) -> Subgroup:
-    """Measure one part."""
+    """Measure the figures of one part."""
     films = table.where(part.films)
     confusion = Confusion.at(threshold, films.labels, films.probabilities)
     return Subgroup(
