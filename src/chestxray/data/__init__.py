@@ -1,1 +1,1 @@
-"""Files -> manifest -> pack."""
+"""From files to a manifest to a pack."""

@@ -1,7 +1,7 @@
-"""What a film shows beside the lungs, and how well it tells the classes apart.
+"""Features of a film besides the lungs, and how well they tell the classes apart.
 
 Frame, exposure, sharpness: a film of 28 x 28 cells whose middle is blanked, quantiles of its grey levels, its gradients
-and its spectrum. Where these tell pneumonia from normal, a network can be right for the wrong reason.
+and its spectrum. If these tell pneumonia from normal, a network can be right for the wrong reason.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from chestxray.metrics.metrics import FloatArray
 
 Planes = npt.NDArray[np.uint8]
 
-CELLS: Final = 28  # a side
-BLANKED: Final = slice(6, 22)  # of them: the middle 57% along each side
+CELLS: Final = 28  # cells a side
+BLANKED: Final = slice(6, 22)  # of the cells: the middle 57% along each side
 QUANTILES: Final = (0.0, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 1.0)
 GRADIENTS: Final = (0.5, 0.9, 0.99)
-BANDS: Final = 10  # of the spectrum, each as wide in octaves as the others
+BANDS: Final = 10  # bands of the spectrum, all of the same width in octaves
 
 FOLDS: Final = 5
-RIDGE: Final = 30.0  # of the standardised features: a few hundred films do not fit it exactly
+RIDGE: Final = 30.0  # of the standardised features: a few hundred films cannot be fitted exactly
 
 
 def acquisition_features(planes: Planes) -> dict[str, FloatArray]:
-    """Features without lungs, by group.
+    """Return features without the lungs, by group.
 
     Args:
         planes: shape (n, height, width).
@@ -54,7 +54,7 @@ def _features(plane: Planes) -> dict[str, FloatArray]:
 
 
 def _spectrum(levels: FloatArray) -> FloatArray:
-    """Log of the mean amplitude in bands from one cycle over the film to the finest."""
+    """Return the log of the mean amplitude in bands from one cycle over the film to the finest."""
     amplitude = np.abs(np.fft.rfft2(levels - levels.mean()))
     height = levels.shape[0]
     down, across = np.fft.fftfreq(height, 1 / height)[:, None], np.arange(amplitude.shape[1])[None]
@@ -68,12 +68,12 @@ def _spectrum(levels: FloatArray) -> FloatArray:
 def out_of_fold(
     features: FloatArray, labels: npt.ArrayLike, patients: npt.ArrayLike, *, folds: int = FOLDS, seed: int = 0
 ) -> FloatArray:
-    """Log-odds of pneumonia from features alone, of films whose patients were not fitted on; classes count alike.
+    """Return log-odds of pneumonia from features alone, for films of patients not in the fit; classes count equally.
 
     Args:
         features: shape (n, k).
         labels: shape (n,), 0 or 1; both must occur.
-        patients: shape (n,); films of one stand in one fold.
+        patients: shape (n,); films of one patient are in one fold.
 
     Returns: shape (n,).
     Source: ridge regression on the two classes, which is Fisher's discriminant (Hastie et al., The Elements of
@@ -93,7 +93,7 @@ def out_of_fold(
 
 
 def _fitted(features: FloatArray, targets: npt.NDArray[np.integer[Any]], others: FloatArray) -> FloatArray:
-    """Fit a linear score on films, 4 apart for the two classes, and give that of others."""
+    """Fit a linear score on films, 4 apart for the two classes, and return the score of others."""
     centre, spread = features.mean(axis=0), features.std(axis=0)
     scale = np.where(spread > 0.0, spread, 1.0)
     rows = (features - centre) / scale

@@ -1,7 +1,7 @@
-"""Which films a network could tell apart without looking at the lungs, and what to do about it.
+"""Audit: films that a network could tell apart without looking at the lungs, and what to do about them.
 
-``audit`` asks three things of labelled films: how well their class, and their split, is told from what must not
-matter; which films were taken alike; and which of these groups hold one class only.
+``audit`` answers three questions about labelled films: how well irrelevant features predict their class and their
+split; which films were acquired alike; and which of these groups hold one class only.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ TITLES: Final = {
     "file": "File metadata",
     "together": "All that the border and the size show",
 }
-ALARM: Final = 0.6  # a group is named where the whole interval of its AUROC lies above this
-NEARLY: Final = 0.95  # AUROC from which the classes count as told apart almost perfectly
+ALARM: Final = 0.6  # a group of features is reported if the whole interval of its AUROC is above this
+NEARLY: Final = 0.95  # AUROC from which the report says that the classes are told apart almost perfectly
 FEWEST: Final = 10  # patients of each class; with fewer no figure is given
-HANDFUL: Final = 5  # patients of a class; with fewer in a group of films taken alike, the group is a risk
-SURE: Final = 0.001  # chance, over all groups together, of naming one as a risk where class and group are unrelated
-SMALLEST: Final = 20  # films that share a value of a column and count as taken alike
-MOST_KINDS: Final = 12  # values of a column; with more, no group is made of each
-EXAMPLES: Final = 12  # films a group on the contact sheet
+HANDFUL: Final = 5  # patients of a class; with fewer in a group of films acquired alike, the group is a risk
+SURE: Final = 0.001  # probability, over all groups together, of a false risk if class and group are unrelated
+SMALLEST: Final = 20  # films that share a value of a column and count as acquired alike
+MOST_KINDS: Final = 12  # values of a column; with more, its values do not become groups
+EXAMPLES: Final = 12  # films of a group on the contact sheet
 
 REMEDIES: Final = {
     "marks": "Collect {rarer} films of the same unit, or cover the marks of all films alike (crop or paint the border) "
@@ -73,8 +73,8 @@ class Told:
 
     Attributes:
         name: of a group of ``images.lungless``, "together", or "column NAME" for a column of the manifest.
-        title: the same for people.
-        measure: the AUROC with its interval by patient; without a value, and a note, where there is none.
+        title: its name for people.
+        measure: the AUROC with its interval by patient; without a value, and with a note, if there is none.
     """
 
     name: str
@@ -83,11 +83,11 @@ class Told:
 
     @property
     def is_alarm(self) -> bool:
-        """Whether the whole interval lies above ``ALARM``."""
+        """True if the whole interval is above ``ALARM``."""
         return self.measure.interval is not None and self.measure.interval.low > ALARM
 
     def __str__(self) -> str:
-        """``Frame and border: AUROC 0.98 (0.98 to 0.99; 5,190 films)``."""
+        """Format the figure: ``Frame and border: AUROC 0.98 (0.98 to 0.99; 5,190 films)``."""
         found = self.measure
         if found.value is None or found.interval is None:
             return f"{self.title}: {found.note}"
@@ -99,15 +99,15 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class AcquisitionGroup:
-    """Films that were taken alike.
+    """A group of films that were acquired alike.
 
     Attributes:
         number: from 1, the purest and largest first.
-        kind: what they share: "marks", "exposure" (frame, grey levels and sharpness), or the name of a column.
-        title: what sets them apart, in words.
+        kind: what the films share: "marks", "exposure" (frame, grey levels and sharpness), or the name of a column.
+        title: what distinguishes the group, in words.
         normal, pneumonia: films of each class.
         normal_patients, pneumonia_patients: patients of each class.
-        risk: empty; or what is wrong with it and what to do, in sentences.
+        risk: the risk of the group and what to do, in sentences; empty if there is none.
         examples: paths of some of its films.
     """
 
@@ -123,17 +123,17 @@ class AcquisitionGroup:
 
     @property
     def films(self) -> int:
-        """Films of both classes."""
+        """Number of films of both classes."""
         return self.normal + self.pneumonia
 
 
 @dataclass(frozen=True, slots=True)
 class SplitDifference:
-    """How well two splits are told apart within a class, which they should not be.
+    """How well two splits are told apart within a class; ideally they are not.
 
     Attributes:
         one, other: the splits.
-        told: the first is "together"; the groups of features follow where that one is an alarm.
+        told: the first is "together"; the groups of features follow if that one is an alarm.
     """
 
     one: str
@@ -143,19 +143,19 @@ class SplitDifference:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Audit:
-    """What was found.
+    """The result of an audit.
 
     Attributes:
         normal, pneumonia: films of each class that were audited.
-        patients: how many different ones; a film that names none counts as one.
-        unlabelled, skipped: films left out for want of a label; names of those that cannot be read, and why.
+        patients: number of different patients; a film without a patient counts as one.
+        unlabelled, skipped: number of films without a label; names of films that cannot be read, and why.
         told: how well each group of features tells the classes apart.
-        splits: the same for the splits.
-        groups: films taken alike, the purest and largest first.
+        splits: how well the splits are told apart.
+        groups: groups of films acquired alike, the purest and largest first.
         columns_left_out: columns of the manifest that name films, not kinds of films.
-        effective: films of equal weight that are left of each class where the classes overlap.
-        paths, labels, probabilities: of each film; the probability of pneumonia by all that the border and the
-            size show, out of fold, as if both classes were equally common; shape (n,).
+        effective: number of equally weighted films of each class in the overlap of the classes.
+        paths, labels, probabilities: of each film; the probability of pneumonia by border and size, out of fold, as if
+            both classes were equally common; shape (n,).
         patient_of: the patient of each film, counted from 0; shape (n,).
         group_of: by kind, the number of each film's group, 0 for none; shape (n,).
     """
@@ -184,16 +184,16 @@ class Audit:
 
     @property
     def risks(self) -> tuple[AcquisitionGroup, ...]:
-        """Groups of films with hardly any of one class."""
+        """Groups of films with hardly any film of one class."""
         return tuple(group for group in self.groups if group.risk)
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What was found in sentences, the most important first."""
+        """Findings in sentences, the most important first."""
         return tuple(_words(self))
 
     def exceeds(self, limit: float) -> tuple[Told, ...]:
-        """The groups of features whose AUROC lies above a limit, and surely above one half."""
+        """Return the groups of features whose AUROC is above a limit, and whose interval is above one half."""
         return tuple(
             told
             for told in self.told
@@ -204,7 +204,7 @@ class Audit:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The findings as plain values; the films' own rows stand in ``films.csv``."""
+        """Return the findings as plain values; the rows of the films are in ``films.csv``."""
         rows = {"paths", "labels", "probabilities", "patient_of", "group_of"}
         fields = (field.name for field in dataclasses.fields(self) if field.name not in rows)
         plain = {name: _plain(getattr(self, name)) for name in fields}
@@ -212,16 +212,16 @@ class Audit:
 
 
 def audit(films: Sequence[Film], on_progress: ProgressCallback = no_progress, workers: int | None = None) -> Audit:
-    """Ask how well labelled films are told apart by all that must not matter: frame, marks, grey levels, files.
+    """Measure how well irrelevant features tell labelled films apart: frame, marks, grey levels, files.
 
     Every film is opened once. Time grows with their number; memory stays at a kilobyte a film.
 
     Args:
-        films: rows of a manifest; where it was cleaned, accepted ones count. Rows without a label are left out.
+        films: rows of a manifest; of a cleaned manifest, only accepted ones count. Rows without a label are left out.
         on_progress: called with (films done, films in all).
-        workers: processes; by default one a core.
+        workers: number of processes; by default one a core.
 
-    Raises: SourceInvalid, where no labelled film can be read; MissingExtra.
+    Raises: SourceInvalid, if no labelled film can be read; MissingExtra.
     """
     require_trees()  # before every film is opened, not after
     usable = [film for film in films if film.is_accepted or not film.verdict]
@@ -272,7 +272,7 @@ def audit(films: Sequence[Film], on_progress: ProgressCallback = no_progress, wo
 
 
 def _columns(found: Acquisition) -> tuple[dict[str, Features], tuple[str, ...]]:
-    """Each further column of the manifest as features; and the names of those that name films."""
+    """Return each further column of the manifest as features, and the names of columns that name films."""
     values: dict[str, list[str]] = {}
     for row, film in enumerate(found.films):
         for name, value in film.extra:
@@ -290,7 +290,7 @@ def _columns(found: Acquisition) -> tuple[dict[str, Features], tuple[str, ...]]:
 
 
 def _as_numbers(texts: Sequence[str]) -> Floats | None:
-    """The column as numbers, NaN where it is empty; None where a text is no number."""
+    """Return the column as numbers, NaN for empty cells; None if a cell is no number."""
     try:
         return np.array([float(text) if text else np.nan for text in texts])
     except ValueError:
@@ -298,7 +298,7 @@ def _as_numbers(texts: Sequence[str]) -> Floats | None:
 
 
 def _features(found: Acquisition, columns: Mapping[str, Features]) -> Iterator[tuple[str, str, Features]]:
-    """Every group of features by name and title, in the order of the report."""
+    """Yield every group of features by name and title, in the order of the report."""
     for name in PICTURE_GROUPS:
         yield name, TITLES[name], Features(found.numbers[name])
     yield "size", TITLES["size"], Features(found.numbers["size"])
@@ -309,7 +309,7 @@ def _features(found: Acquisition, columns: Mapping[str, Features]) -> Iterator[t
 
 
 def _together(found: Acquisition) -> Features:
-    """All that a network could see or be told by the shape of a film; no file, no column."""
+    """Return everything that a network could learn from the pixels and the size of a film; no file, no column."""
     names = (*PICTURE_GROUPS, "size")
     return Features(np.concatenate([found.numbers[name].astype(np.float32) for name in names], axis=1))
 
@@ -317,10 +317,10 @@ def _together(found: Acquisition) -> Features:
 def _told(
     name: str, title: str, features: Features, targets: Mask, patients: Numbers, classes: Mask | None = None
 ) -> tuple[Told, Floats]:
-    """How well the features tell two sets of films, and the scores behind it.
+    """Measure how well features tell two sets of films apart; return the figure and the scores behind it.
 
     Args:
-        classes: where given, films are compared within their class alone.
+        classes: if given, films are compared within their class only.
     """
     nothing = np.zeros(len(targets))
     fewest = min(len(np.unique(patients[targets])), len(np.unique(patients[~targets])))
@@ -341,7 +341,7 @@ def _told(
 
 
 def _splits(found: Acquisition, labels: Mask, patients: Numbers) -> Iterator[SplitDifference]:
-    """The training split against each other one, film by film of the same class."""
+    """Compare the training split with each other split, within each class."""
     split_of = np.array([film.split for film in found.films])
     for other in (Split.VAL, Split.TEST):
         rows = np.flatnonzero((split_of == Split.TRAIN) | (split_of == other))
@@ -366,7 +366,7 @@ def _of_rows(features: Features, rows: npt.NDArray[np.intp]) -> Features:
 
 
 class _Candidate(NamedTuple):
-    """A group of films before it is ranked: how much its classes differ from those of all films, and the films."""
+    """A group of films before ranking: how much its classes differ from those of all films, and its films."""
 
     surprise: float
     kind: str
@@ -377,7 +377,7 @@ class _Candidate(NamedTuple):
 def _groups(
     found: Acquisition, labels: Mask, patients: Numbers, columns: Mapping[str, Features]
 ) -> tuple[tuple[AcquisitionGroup, ...], dict[str, Numbers]]:
-    """Films taken alike, those that say most about the class first, and the group of each film by kind."""
+    """Return films acquired alike, the most informative groups first, and the group of each film by kind."""
     sick = np.bincount(patients, labels) > 0
     share = float(sick.mean())
     candidates = []
@@ -395,10 +395,10 @@ def _groups(
 
 
 def _alike(found: Acquisition, columns: Mapping[str, Features]) -> Iterator[tuple[str, str, Mask]]:
-    """Kind, title and films of each group."""
+    """Yield kind, title and films of each group."""
     if len(found.films) >= 2 * SMALLEST:
         for kind, cluster in clusters(found).items():
-            for which in np.unique(cluster) if cluster.any() else ():  # one group of all films is none
+            for which in np.unique(cluster) if cluster.any() else ():  # one group of all the films is no group
                 rows = cluster == which
                 yield kind, described(kind, found, rows), rows
     texts = {**found.texts, **{name: of.texts[0] for name, of in columns.items() if of.texts}}
@@ -411,7 +411,7 @@ def _alike(found: Acquisition, columns: Mapping[str, Features]) -> Iterator[tupl
 
 
 def _surprise(pneumonia: int, patients: int, share: float) -> float:
-    """The likelihood-ratio statistic of a group's classes against those of all films, by patient."""
+    """Return the likelihood-ratio statistic of a group's classes against those of all films, by patient."""
     found = 0.0
     for count, expected in ((pneumonia, share * patients), (patients - pneumonia, (1 - share) * patients)):
         if count and expected:
@@ -452,7 +452,7 @@ def _group(
 
 
 def _at_most(count: int, of: int, share: float) -> float:
-    """The chance of at most so many of a class among so many patients, where their group says nothing of it."""
+    """Return the probability of at most ``count`` patients of a class, if class and group are unrelated."""
     if not 0.0 < share < 1.0:
         return 1.0
     return sum(
@@ -462,7 +462,7 @@ def _at_most(count: int, of: int, share: float) -> float:
 
 # --------------------------------------------------------------------------- in words
 
-NAMED: Final = 5  # groups that the sentences name before the others are counted
+NAMED: Final = 5  # groups that the sentences name; the others are counted
 
 
 def _words(found: Audit) -> Iterator[str]:
@@ -498,7 +498,7 @@ def _words(found: Audit) -> Iterator[str]:
 
 
 def _figure(measure: Measure) -> str:
-    """``AUROC 0.985 (0.981 to 0.988; 5,190 films)``."""
+    """Format a figure: ``AUROC 0.985 (0.981 to 0.988; 5,190 films)``."""
     return str(measure).replace("auroc", "AUROC", 1)
 
 

@@ -1,7 +1,7 @@
-"""What earlier runs decoded and need not be decoded again.
+"""A cache of decoded films, so that earlier runs save work.
 
-Bytes that are the same, read by the same code to the same size, give the same pixels. So a plane of an earlier
-pack is copied where its film has the same SHA-256, and a pack that was killed on its way is gone on with.
+The same bytes, read by the same code to the same size, give the same pixels. So a plane of an earlier pack is copied if
+its film has the same SHA-256, and a pack that was interrupted resumes.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from chestxray.version import __version__
 IMAGES: Final = "images.npy"
 MANIFEST: Final = "manifest.csv"
 PROGRESS: Final = "progress.json"
-# Libraries that a film's pixels come from: another version of one may give others.
+# Libraries that produce a film's pixels: another version may produce other pixels.
 DECODERS: Final = (
     "numpy", "pillow", "simplejpeg", "pydicom", "imagecodecs", "pyjpegls", "pylibjpeg", "pylibjpeg-libjpeg",
     "pylibjpeg-openjpeg", "pylibjpeg-rle", "python-gdcm",
 )  # fmt: skip
-KEPT_EVERY: Final = 256  # films; what a killed run may cost
+KEPT_EVERY: Final = 256  # films; the most that a killed run loses
 
 
 @cache
 def decoder() -> str:
-    """SHA-256 of the code that turns bytes into pixels: this package's own, and the libraries' versions."""
+    """Return the SHA-256 of the code that turns bytes into pixels: this package's code, and the libraries' versions."""
     digest = hashlib.sha256(__version__.encode())
     for path in sorted(Path(images.__file__ or "").parent.glob("*.py")):
         digest.update(path.read_bytes())
@@ -57,25 +57,25 @@ class PlaneStore:
     """Decoded films by the SHA-256 of their files.
 
     Attributes:
-        places: the array and the row that each lies in.
+        places: the array and the row of each film.
     """
 
     places: dict[str, tuple[npt.NDArray[np.uint8], int]] = field(default_factory=dict)
 
     def of(self, film: Film) -> Plane | None:
-        """The film's plane, where it is known."""
+        """Return the film's plane, or None if it is unknown."""
         place = self.places.get(film.sha256) if film.sha256 else None
         return None if place is None else place[0][place[1]]
 
 
 def known_planes(out: Path, size: tuple[int, int], resize: Resize, levels: Levels, earlier: str | None) -> PlaneStore:
-    """What can be copied from the pack at ``out``, and from packs on their way there that were killed.
+    """Return the planes that can be copied from the pack at ``out``, and from interrupted packs for ``out``.
 
     Args:
-        out: where a pack is about to be written.
-        size: (height, width) that it will have.
-        resize: how films of another shape get there.
-        levels: what becomes of their grey levels.
+        out: the folder of the new pack.
+        size: (height, width) of its films.
+        resize: how films of another shape are resized.
+        levels: how their grey levels are mapped.
         earlier: name of the description of a finished pack, which names its decoder.
     """
     wanted = _made_by(size, resize, levels)
@@ -88,7 +88,7 @@ def known_planes(out: Path, size: tuple[int, int], resize: Resize, levels: Level
 
 
 def note_progress(folder: Path, size: tuple[int, int], resize: Resize, levels: Levels, done: int) -> None:
-    """Say how many planes of a pack on its way are on disk."""
+    """Record how many planes of an unfinished pack are on disk."""
     document = {**_made_by(size, resize, levels), "done": done}
     beside = folder / f"{PROGRESS}.part"
     beside.write_text(json.dumps(document), encoding="utf-8")
@@ -96,7 +96,7 @@ def note_progress(folder: Path, size: tuple[int, int], resize: Resize, levels: L
 
 
 def _made_by(size: tuple[int, int], resize: Resize, levels: Levels) -> dict[str, Any]:
-    """What decides the planes of a film."""
+    """Return everything that decides the planes of a film."""
     return {"height": size[0], "width": size[1], "resize": str(resize), "levels": str(levels), "decoder": decoder()}
 
 
@@ -107,7 +107,7 @@ def clear_left_behind(out: Path) -> None:
 
 
 def _left_behind(out: Path) -> Iterator[Path]:
-    """Folders that a run began for ``out`` whose process is no more; named as ``files`` names them."""
+    """Yield folders of runs for ``out`` whose process has ended; ``files`` defines their names."""
     out = place_of(out)
     for folder in sorted(out.parent.glob(f".{out.name}.*.part")):
         number = folder.name.removeprefix(f".{out.name}.").removesuffix(".part")
@@ -126,7 +126,7 @@ def _is_running(process: int) -> bool:
 
 
 def _described(path: Path) -> dict[str, Any]:
-    """A description as one flat document; empty where there is none."""
+    """Return a description as one flat document; empty if there is none."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -153,11 +153,11 @@ FOUND: Final = (
     "sha256", "width", "height", "channels", "bit_depth", "perceptual_hash", "mean_level", "verdict", "reason",
     "patient_id",
 )  # fmt: skip
-WRITTEN_EVERY: Final = 64  # films; what an interruption may cost
+WRITTEN_EVERY: Final = 64  # films; the most that an interruption loses
 
 
 class Seen:
-    """Findings by path, each with the stamp of the file that it was found in."""
+    """Findings by path, each with the stamp of its file at that time."""
 
     def __init__(self, file: IO[str], found: dict[str, tuple[str, list[Any]]]) -> None:
         self._file = file
@@ -166,12 +166,12 @@ class Seen:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Read what is there, if the same code examined the films, and go on from it."""
+        """Read the findings of earlier runs if the same code made them, and continue the file."""
         header = json.dumps({"version": SEEN_VERSION, "decoder": decoder(), "columns": FOUND})
         found: dict[str, tuple[str, list[Any]]] = {}
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
         if lines[:1] == [header]:
-            for line in lines[1:-1]:  # the last one is empty, or was cut off by an interruption
+            for line in lines[1:-1]:  # the last line is empty, or was cut off by an interruption
                 try:
                     name, stamp, values = json.loads(line)
                     found[name] = (stamp, values)
@@ -188,7 +188,7 @@ class Seen:
         self._file.close()
 
     def of(self, film: Film, stamp: str) -> Film | None:
-        """The film as it was found, if its file still has that stamp."""
+        """Return the film with its earlier findings, if its file still has that stamp."""
         finding = self._found.get(film.path)
         if not stamp or finding is None or finding[0] != stamp:
             return None
@@ -196,7 +196,7 @@ class Seen:
         return dataclasses.replace(film, **{**changes, "patient_id": film.patient_id or changes["patient_id"]})
 
     def add(self, film: Film, stamp: str) -> None:
-        """Keep what was found of a film. An empty stamp says that its file cannot be told from a changed one."""
+        """Store the findings of a film. An empty stamp means that a change of its file cannot be detected."""
         if not stamp:
             return
         self._file.write(json.dumps([film.path, stamp, [getattr(film, name) for name in FOUND]]) + "\n")

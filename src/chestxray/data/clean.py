@@ -1,4 +1,4 @@
-"""Every film is opened and checked. Rows get a verdict and a reason; nothing is ever deleted."""
+"""Cleaning: every film is opened and checked. Rows get a verdict and a reason; nothing is ever deleted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from chestxray.images.quality import objection_to, perceptual_hash
 from chestxray.progress import Log, ProgressCallback, no_progress, warn
 from chestxray.schema import Film, Label, Split, Verdict, write_manifest
 
-ANALYSIS_SIZE = (256, 256)  # pixels; a large JPEG is decoded no finer than twice this to be checked
+ANALYSIS_SIZE = (256, 256)  # pixels; a large JPEG is checked at a resolution of at least twice this
 
 
 def clean(
@@ -39,20 +39,21 @@ def clean(
 ) -> tuple[Film, ...]:
     """Open every film and give it a verdict; the order stays.
 
-    A film whose bytes occur twice on one split, or nearly the same picture (``data.dedup``), keeps its first row with
-    a label (its first row, where none has one) and has the others marked as duplicates; with two labels, all its rows
-    are marked as conflicting. The same film on two splits of a given split is left for the split's leakage check,
-    which stops the run.
+    A film whose bytes occur twice on one split, or nearly the same picture (``data.dedup``), keeps its first row with a
+    label (its first row if none has one), and the other rows are marked as duplicates; with two labels, all its rows
+    are marked as conflicting. The same film on two splits of a given split is left for the split's leakage check, which
+    stops the run.
 
     Args:
         films: rows of a manifest.
         on_progress: called with (done, total).
-        workers: processes; by default one a core.
-        seen: a file that keeps what was found; films that it knows and that did not change are not opened.
-        engine: who opens the films: "local", processes of this machine, or "ray" (extra ray). Both find the same.
-        log: told where patients are unknown, or an id stands for nobody.
+        workers: number of processes; by default one a core.
+        seen: a file of earlier findings; films in it that have not changed are not opened.
+        engine: where films are opened: "local", in processes of this machine, or "ray" (extra ray). Both give the
+            same findings.
+        log: called with a line if patients are unknown, or an id names no patient.
 
-    Raises: UsageError, where there is no such engine; MissingExtra.
+    Raises: UsageError, if there is no such engine; MissingExtra.
     """
     mapper = mapper_of(engine)
     if seen is None:
@@ -69,7 +70,7 @@ def clean(
 def _examined(
     films: Sequence[Film], known: Seen, mapper: Mapper, on_progress: ProgressCallback, workers: int | None
 ) -> tuple[Film, ...]:
-    """Every film as it was found before, or examined now. Stamps are taken first: a later change shows."""
+    """Return every film with its earlier findings, or examined now. Stamps are taken first, to detect later changes."""
     stamps = [stamp_of(film) for film in films]
     found = [known.of(film, stamp) for film, stamp in zip(films, stamps, strict=True)]
     fresh = [film for film, finding in zip(films, found, strict=True) if finding is None]
@@ -83,12 +84,12 @@ def _examined(
             out.append(film)
         else:
             out.append(finding)
-    next(examined, None)  # lets the last progress be told
+    next(examined, None)  # completes the progress report
     return tuple(out)
 
 
 def examine(film: Film) -> Film:
-    """Open one film and fill in what its bytes and pixels tell."""
+    """Open one film and fill in the values from its bytes and pixels."""
     try:
         data = read_film(film)
     except OSError as error:
@@ -120,7 +121,7 @@ def _with(film: Film, **changes: Any) -> Film:
 
 
 def _compared(films: Sequence[Film]) -> tuple[Film, ...]:
-    """Mark films that occur more than once, by their bytes first and then by their pictures."""
+    """Mark films that occur more than once, first by their bytes and then by their pictures."""
     return _without_look_alikes(_without_copies(films))
 
 
@@ -149,7 +150,7 @@ def _without_copies(films: Sequence[Film]) -> list[Film]:
 
 
 def _labelled_first(films: Iterable[Film]) -> list[Film]:
-    """The same films, in order, those with a label before those without: an unlabelled copy never beats them."""
+    """Return the films in order, those with a label first, so that an unlabelled copy is never kept instead of one."""
     return sorted(films, key=lambda film: not film.label)
 
 
@@ -182,16 +183,16 @@ def _without_look_alikes(films: Sequence[Film]) -> tuple[Film, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """What a cleaned manifest holds, counted.
+    """Counts of a cleaned manifest.
 
     Attributes:
-        films, accepted: rows in all, and rows that may be used.
+        films, accepted: number of all rows, and of rows that may be used.
         verdicts: rows by verdict.
-        classes: accepted rows by given split ("all" where none is given) and label.
+        classes: accepted rows by given split ("all" if none is given) and label.
         channels: readable rows by channels as stored.
         widths, heights, aspects: smallest, median and largest of the accepted films, by label.
         patients: different patients among the accepted films, by label.
-        without_patient: accepted films that name no patient; each counts as its own.
+        without_patient: accepted films without a patient; each counts as a patient of its own.
     """
 
     films: int
@@ -247,17 +248,18 @@ LIST: Final = "quarantine.csv"
 
 
 def quarantine(films: Sequence[Film], folder: Path | str, on_progress: ProgressCallback = no_progress) -> int:
-    """Copy every rejected film to ``folder/VERDICT/``; the originals stay where they are, untouched.
+    """Copy every rejected film to ``folder/VERDICT/``; the originals are not changed.
 
-    Beside the copies lies ``quarantine.csv``: the rejected rows with their reasons and the originals' paths. A
-    copy's name begins with eight digits that its path gives, so films of one name do not meet.
+    ``quarantine.csv`` beside the copies lists the rejected rows with their reasons and the originals' paths. A copy's
+    name begins with eight digits derived from its path, so that films of the same name do not collide.
 
     Args:
         films: rows of a cleaned manifest.
-        folder: written whole; replaced where it is an earlier quarantine, left alone where it is anything else.
+        folder: written completely or not at all; replaced if it is an earlier quarantine, refused if it is anything
+            else.
         on_progress: called with (done, total).
 
-    Returns: how many films were copied. Those that cannot be opened are listed only.
+    Returns: the number of copied films. Films that cannot be opened are only listed.
 
     Raises: OutputExists.
     """

@@ -1,4 +1,4 @@
-"""A source of films becomes rows: path, label, split, patient. No film is decoded here.
+"""From a source of films to rows: path, label, split, patient. No film is decoded here.
 
 A source is a folder, an archive, a table, a prefix in S3 or one film.
 """
@@ -23,18 +23,18 @@ from chestxray.errors import SourceInvalid
 from chestxray.progress import Log, said, warn
 from chestxray.schema import VERSION_COLUMN, Film, Label, read_manifest
 
-METADATA: Final = frozenset({"metadata.csv", "metadata.jsonl"})  # beside films, as the hub's data sets have them
+METADATA: Final = frozenset({"metadata.csv", "metadata.jsonl"})  # tables beside films, as in data sets of the hub
 _NAMED: Final = 5  # kinds of file, or films, that a message lists before it counts the rest
 
 
 @dataclass(frozen=True, slots=True)
 class CollectSettings:
-    """How the films of a source are told apart, beyond what their folders, names and tables say.
+    """How to read labels and patients of a source, beyond its folders, names and tables.
 
     Attributes:
         labels: ``word=label`` each, where the label may be "none"; for names of folders and words of tables.
-        columns: ``role=column`` each, for tables whose columns have names of their own.
-        root: the folder that the paths of a table begin in; the table's own where None.
+        columns: ``role=column`` each, for tables with other column names.
+        root: the folder in which the paths of a table begin; None takes the table's folder.
         patient_pattern: a regular expression that finds the patient in a film's path inside its source; "" for none.
     """
 
@@ -46,11 +46,11 @@ class CollectSettings:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """The films of a source, and what must be told of how they were found.
+    """The films of a source, and notes on how they were found.
 
     Attributes:
         films: the rows.
-        folders: (name, films, what they were taken for) of each folder that tells classes apart.
+        folders: (name, number of films, how they were interpreted) of each folder that decides a class.
         notes: sentences.
     """
 
@@ -77,25 +77,25 @@ def collect(
 ) -> tuple[Film, ...]:
     """List the films of a source: those of a folder sorted by path, others in the source's order.
 
-    A folder, an archive or a prefix in S3 may have the published layout (``train|val|test/NORMAL|PNEUMONIA``), one
-    folder a class, or be flat with the published file names. A label is read from the nearest folder that names one,
-    else from the file's name; a split from the nearest folder that names one. Files are films where their ending
-    says so, or, where it says nothing, where they begin as films do.
+    A folder, an archive or a prefix in S3 may have the published layout (``train|val|test/NORMAL|PNEUMONIA``), have one
+    folder for each class, or be flat with the published file names. A label is read from the nearest folder that names
+    one, else from the file's name; a split from the nearest folder that names one. A file is a film if its ending says
+    so, or, without a telling ending, if its first bytes are those of a film.
 
     A table (csv, tsv, jsonl; xlsx and parquet by extras) needs a column for the path and may have others for label,
-    patient, split and cause, by their usual names (``tables.ROLES``); what these leave empty is read from the path.
-    The tables of RSNA, CheXpert, MIMIC-CXR, NIH ChestX-ray14, VinDr-CXR, PadChest and CoronaHack are known. Further
-    columns are kept in ``Film.extra``, but for those that ``clean`` fills in.
+    patient, split and cause, by their usual names (``tables.ROLES``); what these leave empty is read from the path. The
+    tables of RSNA, CheXpert, MIMIC-CXR, NIH ChestX-ray14, VinDr-CXR, PadChest and CoronaHack are known. Further columns
+    are kept in ``Film.extra``, except those that ``clean`` fills in.
 
     Args:
         source: a folder, an archive, a table, one film, ``s3://bucket/prefix`` or ``kaggle:owner/dataset``; the last
             two as text.
-        labels_needed: whether it is an error that no film has a label, or that nobody knows what a folder of films
-            among labelled ones shows.
-        settings: what the source does not say.
-        log: told what was left out, taken for something, or not found.
+        labels_needed: whether it is an error if no film has a label, or if a folder beside labelled ones has an unknown
+            meaning.
+        settings: facts that the source does not state.
+        log: called with lines about what was left out, interpreted, or not found.
 
-    Raises: SourceInvalid, where there is no such source, no film in it, or no label; UsageError.
+    Raises: SourceInvalid, if there is no such source, no film in it, or no label; UsageError.
     """
     found = survey(source, labels_needed=labels_needed, settings=settings)
     for line in lines_of(found) if labels_needed else found.notes:
@@ -106,7 +106,7 @@ def collect(
 def survey(
     source: Path | str, *, labels_needed: bool = True, settings: CollectSettings = CollectSettings()
 ) -> Collection:
-    """As ``collect``, and what was found besides films. Raises: as ``collect``."""
+    """List films as ``collect`` does, with notes on other files. Raises: the errors of ``collect``."""
     rules = _Rules(
         LabelWords.of(settings.labels),
         columns_of(settings.columns),
@@ -129,7 +129,7 @@ def survey(
 
 
 def lines_of(found: Collection) -> list[str]:
-    """What a collection has to tell: what each folder was taken for where there is a doubt, then the notes."""
+    """Return the lines that describe a collection: the meaning of each folder if there is a doubt, then the notes."""
     lines = []
     if found.folders:
         width = max(len(name) for name, _, _ in found.folders)
@@ -144,7 +144,7 @@ def films_of(
     settings: CollectSettings = CollectSettings(),
     log: Log = warn,
 ) -> tuple[Film, ...]:
-    """The rows of a manifest, or what ``collect`` finds. Raises: ManifestInvalid, SourceInvalid."""
+    """Return the rows of a manifest, or the result of ``collect``. Raises: ManifestInvalid, SourceInvalid."""
     path = Path(source)
     if path.suffix.lower() == ".csv" and path.is_file() and _is_manifest(path):
         return read_manifest(path)
@@ -152,7 +152,7 @@ def films_of(
 
 
 def _is_manifest(table: Path) -> bool:
-    """Whether this package wrote the table; ``collect`` reads those of others."""
+    """Check whether this package wrote the table; ``collect`` reads tables of others."""
     with table.open("rb") as file:
         return VERSION_COLUMN.encode() in file.readline()
 
@@ -205,7 +205,7 @@ def _of_listing(source: Path | str, listed: Listed, rules: _Rules) -> Collection
 
 
 def _film(path: str, parts: tuple[str, ...], folders: Folders, pattern: re.Pattern[str] | None) -> Film:
-    """The row of a film from its place in the source: folders and name."""
+    """Return the row of a film from its place in the source: folders and name."""
     named = parse_name(PurePosixPath(parts[-1]).stem)
     place = folders.of(parts)
     label = place.label
@@ -222,7 +222,7 @@ def _film(path: str, parts: tuple[str, ...], folders: Folders, pattern: re.Patte
 
 
 def _with_metadata(found: Collection, table: Path, rules: _Rules) -> Collection:
-    """Films beside a table that describes them: what it says comes before what their folders say."""
+    """Complete films by the table beside them: the table takes precedence over the folders."""
     try:
         described, notes = _rows_of_table(table, rules)
     except SourceInvalid:
@@ -321,7 +321,7 @@ def _paths_of(entry: Entry, base: Path, resolver: Resolver) -> list[str]:
 
 
 def _absent(entry: Entry, base: Path) -> list[str]:
-    """A row stays in the count though its film is missing; a folder of films that is missing is none."""
+    """Return the row of a missing film, which stays in the count; a missing folder of films has no row."""
     place = entry.places[0]
     return [] if place.endswith("/") else [str(base / place)]
 

@@ -1,4 +1,4 @@
-"""Films that are nearly the same: found by their perceptual hashes, every pair, without comparing every pair.
+"""Films that are nearly the same, found by their perceptual hashes without comparing every pair in full.
 
 A near-duplicate is the same exposure saved again: rescaled, recompressed, brightened, turned by a degree, cut
 by a hundredth at its edges. Its hash differs in a few of 512 bits. ``NEAR`` was chosen on the published
@@ -16,8 +16,9 @@ training films, squeezed to 224 x 224 (5,190 different files):
     turned by 1 degree                                          26, 41     519         518
     1% cut off each edge                                        28, 50     519         506
 
-So 40 bits accuse nobody wrongly on these films and find what copying does. The usual 64-bit hash cannot do
-this: 718 pairs of films of different patients share all of its bits, and 279,218 lie within 4.
+So a limit of 40 bits gives no false pair of two patients on these films, and finds the usual changes of copies. The
+usual 64-bit hash cannot do this: 718 pairs of films of different patients share all of its bits, and 279,218 pairs
+differ in at most 4.
 """
 
 from __future__ import annotations
@@ -32,27 +33,27 @@ import numpy.typing as npt
 
 from chestxray.images.quality import HASH_BITS
 
-NEAR: Final = 40  # bits of 512; the table above says why
+NEAR: Final = 40  # bits of 512; see the table above
 
 _HASH: Final = re.compile(rf"[0-9a-f]{{{HASH_BITS // 4}}}")
-_AXES: Final = 96  # of the shadow that hashes are compared by first; 1 pair in 2,700 is then compared in full
-_LEARNT_FROM: Final = 4096  # hashes that the axes are chosen by
-_AT_ONCE: Final = 2**23  # pairs; bounds the memory to about 64 MB
-_SLACK: Final = 0.5  # bits; the shadow's sums are rounded, the distance in full is not
+_AXES: Final = 96  # axes of the projection in which hashes are compared first; 1 pair in 2,700 is then compared in full
+_LEARNT_FROM: Final = 4096  # hashes from which the axes are chosen
+_AT_ONCE: Final = 2**23  # pairs; limits the memory to about 64 MB
+_SLACK: Final = 0.5  # bits; the sums of the projection are rounded, the distance in full is not
 
 Words = npt.NDArray[np.uint64]
 Float32Array = npt.NDArray[np.float32]
 
 
 def near_pairs(hashes: Iterable[str], distance: int = NEAR) -> list[tuple[str, str]]:
-    """Every pair of different hashes that differ in at most so many bits, sorted.
+    """Return every pair of different hashes that differ in at most ``distance`` bits, sorted.
 
-    The number of differing bits is a squared length, and a projection never lengthens. So the hashes are first
-    compared in a shadow on 96 axes, where one matrix product compares thousands, and only pairs that lie
-    near each other there are compared bit by bit: nothing is missed.
+    The number of differing bits is a squared length, and a projection never lengthens. So the hashes are first compared
+    in a projection on 96 axes, where one matrix product compares thousands, and only pairs that are close there are
+    compared bit by bit: nothing is missed.
 
     Args:
-        hashes: as ``perceptual_hash`` makes them; empty ones and those of another length are passed over.
+        hashes: as ``perceptual_hash`` returns them; empty ones and those of another length are skipped.
         distance: in bits.
     """
     return list(pairs_among(tuple(sorted({text for text in hashes if _HASH.fullmatch(text)})), distance))
@@ -60,7 +61,7 @@ def near_pairs(hashes: Iterable[str], distance: int = NEAR) -> list[tuple[str, s
 
 @lru_cache(maxsize=1)  # a split asks several times for the same films
 def pairs_among(distinct: tuple[str, ...], distance: int) -> tuple[tuple[str, str], ...]:
-    """What ``near_pairs`` gives for hashes that are sorted and each there once."""
+    """Return the pairs as ``near_pairs`` does, for hashes that are sorted and unique."""
     if len(distinct) < 2:  # noqa: PLR2004 - a pair
         return ()
     data = np.frombuffer(bytes.fromhex("".join(distinct)), dtype=np.uint8).reshape(len(distinct), -1)
@@ -83,7 +84,7 @@ def pairs_among(distinct: tuple[str, ...], distance: int) -> tuple[tuple[str, st
 
 
 def _shadows(data: npt.NDArray[np.uint8]) -> tuple[Float32Array, Float32Array]:
-    """Hashes on the axes along which they differ most, such that ``left @ right.T`` is the squared distance.
+    """Project hashes on the axes of largest variance, such that ``left @ right.T`` is the squared distance.
 
     Args:
         data: shape (n, bytes).

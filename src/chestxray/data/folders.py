@@ -1,4 +1,4 @@
-"""What the folders of a source say of the films in them: label, split, cause; and which of them nobody knows."""
+"""The meaning of a source's folders for the films in them: label, split, cause; and folders of unknown meaning."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _UNNAMED: Final = "(no folder of a class)"
 
 
 class Place(NamedTuple):
-    """What the folders of one film say.
+    """The facts that the folders of one film give.
 
     Attributes:
-        label: of the nearest folder that names one; None for none.
-        split: of the nearest folder that names one.
-        cause: of the pneumonia.
-        may_be_named: whether the film's own name may give the label: no folder says anything of it.
+        label: label of the nearest folder that names one; None for none.
+        split: split of the nearest folder that names one.
+        cause: cause of the pneumonia.
+        may_be_named: whether the film's own name may give the label, because no folder gives one.
         class_folder: the name of the folder that decided; "" for none.
-        meaning: what that folder was taken for.
+        meaning: the meaning of that folder.
     """
 
     label: Label | None
@@ -34,14 +34,14 @@ class Place(NamedTuple):
 
 
 class Folders:
-    """The folders of a source, seen together: 0 and 1 are classes beside each other, and 17 is none."""
+    """The folders of a source, seen together: 0 and 1 are classes if both occur, and 17 is none."""
 
     def __init__(self, films: Sequence[Parts], words: LabelWords) -> None:
-        """Look at all folders.
+        """Read all folders.
 
         Args:
             films: the folders and the name of each film, inside its source.
-            words: what names mean.
+            words: the meaning of names.
         """
         self._words = words
         self._beside: defaultdict[Parts, set[str]] = defaultdict(set)
@@ -53,14 +53,14 @@ class Folders:
         self._counts = counts
 
     def of(self, film: Parts) -> Place:
-        """What the folders of a film say."""
+        """Return the facts that the folders of a film give."""
         folder = film[:-1]
         if folder not in self._places:
             self._places[folder] = self._place(folder)
         return self._places[folder]
 
     def table(self) -> tuple[tuple[str, int, str], ...]:
-        """(name, films, what it was taken for) of each folder of a class; empty where no folder is one."""
+        """Return (name, number of films, meaning) of each folder of a class; empty if no folder is one."""
         counts: Counter[tuple[str, str]] = Counter()
         for folder, count in self._counts.items():
             place = self.of((*folder, ""))
@@ -70,7 +70,7 @@ class Folders:
         return tuple((name, count, taken) for (name, taken), count in sorted(counts.items()))
 
     def strange(self) -> Counter[str]:
-        """Films by folders that stand where others name classes, and whose name nobody knows."""
+        """Count films by folders of unknown name that stand beside folders of classes."""
         found: Counter[str] = Counter()
         for folder, count in self._counts.items():
             place = self.of((*folder, ""))
@@ -89,7 +89,7 @@ class Folders:
         return Place(label, split, cause, may_be_named, name, decided)
 
     def _decided(self, folder: Parts) -> tuple[Meaning, str]:
-        """What the nearest folder says that says anything; a cause inside of a pneumonia says pneumonia."""
+        """Return the meaning of the nearest folder that has one; a cause inside a pneumonia folder means pneumonia."""
         for depth in range(len(folder) - 1, -1, -1):
             meaning = self._meaning(folder[:depth], folder[depth])
             if meaning is Said.OTHER and in_one_form(folder[depth]) in CAUSES:
@@ -110,7 +110,7 @@ class Folders:
         return meaning
 
     def _class_folder(self, folder: Parts) -> str:
-        """The folder that stands beside some that name classes, though it names none itself; "" for none."""
+        """Return the unknown folder that stands beside folders of classes; "" if there is none."""
         for depth in range(len(folder)):
             parent = folder[:depth]
             if in_one_form(folder[depth]) not in SPLIT_WORDS and any(

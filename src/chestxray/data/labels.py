@@ -1,10 +1,10 @@
-"""What words, folders and file names say of a film: its label, split and cause.
+"""The meaning of words, folders and file names: a film's label, split and cause.
 
 Words are compared in one form (lower case, single spaces, numbers without a fraction of zero), and as a whole: "no
-pneumonia" is a word of its own, never a text in which "pneumonia" was found. A word that is in no table says
-nothing, and whoever reads a source asks for its meaning rather than guess it.
+pneumonia" is a word of its own, never a text in which "pneumonia" was found. A word that is in no table has no meaning,
+and the user is asked for the meaning instead of a guess.
 
-The published films tell by their names as well:
+The names of the published films carry facts as well:
 
     person281_bacteria_1328.jpeg    pneumonia, patient 281 of the bacterial counter      (as Kaggle has them)
     person281_virus_552.jpeg        pneumonia, patient 281 of the viral counter
@@ -14,10 +14,10 @@ The published films tell by their names as well:
     BACTERIA-1008087-0002.jpeg      pneumonia, patient 1008087
     VIRUS-1089251-0001.jpeg         pneumonia, patient 1089251
 
-Whether Kaggle's counters name the same people is not published. So the tool is generous where it splits (one
-number is one person, whatever the counter: nobody can end up on two splits) and strict where it accuses (the
-number with its counter's name), since published audits by the bare number alone report patients shared by
-the official training and test folders that the full name does not confirm.
+Whether Kaggle's counters name the same people is not published. So the tool is generous when it draws splits (one
+number is one person, whatever the counter, so that no patient is in two splits) and strict when it reports leakage (the
+number with its counter's name), because published audits by the bare number report patients shared by the official
+training and test folders that the full name does not confirm.
 
 Source: Kermany, Zhang, Goldbaum, Mendeley Data (2018), the file names themselves.
 """
@@ -38,7 +38,7 @@ _PNEUMONIA: Final = re.compile(r"(?P<patient>person\d+)_(?P<cause>bacteria|virus
 _NORMAL: Final = re.compile(r"(?P<patient>(?:NORMAL2-)?IM-\d+)-\d+", re.IGNORECASE)
 _MENDELEY: Final = re.compile(r"(?P<kind>NORMAL|BACTERIA|VIRUS)-(?P<patient>\d+)-\d+", re.IGNORECASE)
 
-# Words that stand for a label, in the form of ``in_one_form``.
+# Words for a label, in the form of ``in_one_form``.
 LABEL_WORDS: Final[Mapping[str, Label]] = {
     **dict.fromkeys(
         ("normal", "normals", "healthy", "control", "controls", "no finding", "no findings", "negative"), Label.NORMAL
@@ -50,7 +50,7 @@ LABEL_WORDS: Final[Mapping[str, Label]] = {
     **dict.fromkeys(("pneumonia virus", "bacteria pneumonia", "virus pneumonia"), Label.PNEUMONIA),
     **dict.fromkeys(("lobar pneumonia", "atypical pneumonia", "bronchopneumonia"), Label.PNEUMONIA),
 }
-# Words that stand for a label in a table, and beside each other as names of folders.
+# Words for a label in a table, and as names of folders if both of a pair occur.
 YES_AND_NO: Final[Mapping[str, Label]] = {
     **dict.fromkeys(("0", "false", "no", "n", "f"), Label.NORMAL),
     **dict.fromkeys(("1", "true", "yes", "y", "t"), Label.PNEUMONIA),
@@ -59,7 +59,7 @@ PAIRS: Final = (frozenset({"0", "1"}), frozenset({"no", "yes"}), frozenset({"fal
 BLANK: Final = frozenset({"", "nan", "none", "null", "na", "n/a", "nat", "<na>", "?", "-", "unlabelled", "unlabeled"})
 UNCERTAIN: Final = frozenset({"-1", "uncertain", "unknown", "not sure", "unclear", "equivocal", "possible pneumonia"})
 
-# Findings and diseases that are neither of the two labels: films of theirs stay without a label, and are counted.
+# Findings and diseases that are neither of the two labels: such films stay without a label, and are counted.
 OTHER_FINDINGS: Final = frozenset(
     {
         # NIH ChestX-ray14
@@ -77,7 +77,7 @@ OTHER_FINDINGS: Final = frozenset(
         "bronchitis", "bronchiolitis", "asthma", "no lung opacity / not normal", "unchanged", "exclude",
     }
 )  # fmt: skip
-# What a pneumonia may come from: such a folder inside of one named PNEUMONIA keeps its label.
+# Causes of a pneumonia: such a folder inside one named PNEUMONIA keeps its label.
 CAUSES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("bacteria", "bacterial", "bacterial pneumonia", "pneumonia bacterial"), "bacteria"),
     **dict.fromkeys(("virus", "viral", "viral pneumonia", "pneumonia viral"), "virus"),
@@ -106,11 +106,11 @@ class Said(StrEnum):
 
 Meaning = Label | Said
 
-NO_LABEL: Final = "none"  # what a user writes for "leave these without a label"
+NO_LABEL: Final = "none"  # the user's word for "leave these without a label"
 
 
 def in_one_form(text: str) -> str:
-    """Lower case, single spaces for spaces, underscores and hyphens; a number without a fraction of zero.
+    """Return text in lower case, with single spaces for spaces, underscores and hyphens, and "1.0" as "1".
 
     "Viral_Pneumonia" and "viral-pneumonia" are "viral pneumonia"; "1.0" is "1"; "-1.0" is "-1".
     """
@@ -124,7 +124,7 @@ def in_one_form(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LabelWords:
-    """The words of the tables above, and those that the user gave, which come first.
+    """The words of the tables above, and the user's words, which take precedence.
 
     Attributes:
         given: word in one form -> its label; None for "leave these films without one".
@@ -136,7 +136,7 @@ class LabelWords:
     def of(cls, assignments: Iterable[str]) -> LabelWords:
         """Read ``sick=pneumonia``, ``healthy=normal``, ``other=none``; also ``pneumonia=Consolidation|Infiltration``.
 
-        Raises: UsageError, where neither hand names a label.
+        Raises: UsageError, if neither side names a label.
         """
         given: dict[str, Label | None] = {}
         for text in assignments:
@@ -153,12 +153,12 @@ class LabelWords:
         return cls(given)
 
     def meaning(self, text: str, *, one_of_many: bool = False) -> Meaning:
-        """What a cell of a table says. Several findings of one film stand apart by ``|``, ``;`` or a comma.
+        """Return the meaning of a table's cell. Several findings of one film are separated by ``|``, ``;`` or a comma.
 
-        One pneumonia makes the film a pneumonia; other findings alone leave it without a label.
+        A pneumonia among them gives the film the label pneumonia; other findings alone leave it without a label.
 
         Args:
-            one_of_many: whether the column names any of many findings, so that a strange word is one of them.
+            one_of_many: whether the column names any of many findings, so that an unknown word is one of them.
         """
         whole = self._word(text)
         if whole is not Said.UNKNOWN:
@@ -187,7 +187,7 @@ class LabelWords:
         return Said.OTHER if word in OTHER_FINDINGS else Said.UNKNOWN
 
     def of_folder(self, name: str) -> Meaning:
-        """What a folder's name says, wherever it stands. 0 and 1 say something beside each other only (``PAIRS``)."""
+        """Return the meaning of a folder's name, in any place. 0 and 1 have a meaning only together (``PAIRS``)."""
         word = in_one_form(name)
         if word in self.given:
             return self.given[word] or Said.OTHER
@@ -199,7 +199,7 @@ class LabelWords:
 
 
 class NamedFilm(NamedTuple):
-    """What a file name tells."""
+    """The facts in a file name."""
 
     label: Label
     patient_id: str
@@ -207,7 +207,7 @@ class NamedFilm(NamedTuple):
 
 
 def parse_name(stem: str) -> NamedFilm | None:
-    """Read a published film's name, without its ending; None where it is not one."""
+    """Read a published film's name, without its ending; return None for other names."""
     if match := _PNEUMONIA.match(stem):
         cause = match["cause"].lower()
         return NamedFilm(Label.PNEUMONIA, f"{match['patient'].lower()}_{cause}", cause)

@@ -1,4 +1,4 @@
-"""A model on audited films: as they are, where the two classes were taken alike, and group by group."""
+"""A model on audited films: unchanged, where both classes were acquired alike, and group by group."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Numbers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """A model's scores, on films as they are and where both classes were taken alike.
+    """A model's scores on all films, and on films where both classes were acquired alike.
 
     Attributes:
         plain, weighted: AUROC with the interval by patient.
-        effective: films of equal weight that the weighted figure rests on, by class.
-        groups: AUROC of each group of films taken alike, by its number, against all films of the class that it
-            has too few of; the lowest first. Only groups of at least ``FEWEST`` patients.
+        effective: number of equally weighted films behind the weighted figure, by class.
+        groups: AUROC of each group of films acquired alike, by its number, with all films of the class of which it has
+            too few; the lowest first. Only groups of at least ``FEWEST`` patients.
         missing: audited films that have no score.
     """
 
@@ -39,12 +39,12 @@ class Overlap:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A group of films taken alike, by a network that was trained without it.
+    """A group of films acquired alike, scored by a network that was trained without the group.
 
     Attributes:
         group: number of the audit's group.
-        title: what sets the group apart.
-        measure: AUROC of the group's films; where it has too few of a class, against the other held-out films of it.
+        title: what distinguishes the group.
+        measure: AUROC of the group's films; if it has too few of a class, with the other held-out films of that class.
     """
 
     group: int
@@ -53,13 +53,13 @@ class LeftOut:
 
 
 def overlap(found: Audit, scores: Mapping[str, float]) -> Overlap:
-    """Measure a model on audited films: as they are, weighted by overlap, and group by group.
+    """Measure a model on audited films: all films, weighted by overlap, and group by group.
 
     Args:
-        found: what ``audit`` found on the same films.
-        scores: of networks that did not see the film, by path; higher means more suspicious.
+        found: the audit of the same films.
+        scores: scores by networks that were not trained on the film, by path; higher means more suspicious.
 
-    Raises: SourceInvalid, where hardly a film of one class has a score.
+    Raises: SourceInvalid, if too few films of one class have a score.
     """
     rows = np.array([row for row, path in enumerate(found.paths) if path in scores], dtype=np.int64)
     labels, patients = found.labels[rows], found.patient_of[rows]
@@ -91,11 +91,11 @@ def overlap(found: Audit, scores: Mapping[str, float]) -> Overlap:
 
 
 def group_measure(found: Audit, group: AcquisitionGroup, rows: Numbers, scores: Floats) -> Measure | None:
-    """Measure a model on a group of films taken alike; of a class that it has too few of, all films count.
+    """Measure a model on a group of films acquired alike; if it has too few of a class, use all films of the class.
 
     Args:
-        rows: the audited films that count, among them some of the group.
-        scores: of all audited films, shape (n,); read at ``rows``.
+        rows: the audited films to use, among them some of the group.
+        scores: scores of all audited films, shape (n,); used at ``rows``.
 
     Returns: AUROC with its interval by patient; None with fewer than ``FEWEST`` patients of a class.
     """

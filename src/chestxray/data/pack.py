@@ -1,4 +1,4 @@
-"""Films decoded once: a uint8 array that training maps into memory, and exact statistics.
+"""A pack: films decoded once, as a uint8 array that training maps into memory, with exact statistics.
 
 images.npy     uint8 (N, height, width)
 manifest.csv   the N rows, in the order of the array
@@ -52,7 +52,7 @@ DESCRIPTION: Final = "pack.json"
 
 DEFAULT_SIZE: Final = (112, 160)  # height and width of the original network's input, in pixels
 LEVELS: Final = 256  # grey levels of a uint8 pixel
-COUNTED_AT_ONCE: Final = 1024  # films; bounds the memory that counting levels takes
+COUNTED_AT_ONCE: Final = 1024  # films; limits the memory that counting levels takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Pack:
     """An opened pack.
 
     Attributes:
-        folder: where it lies.
+        folder: folder of the pack.
         info: its description.
         films: its rows, in the order of ``images``.
         images: shape (N, height, width), uint8, mapped from disk read-only.
@@ -73,7 +73,7 @@ class Pack:
 
     @classmethod
     def open(cls, folder: Path | str) -> Pack:
-        """Raises: PackInvalid, where a file is missing or the three do not fit each other."""
+        """Open a pack. Raises: PackInvalid, if a file is missing or the three files do not match."""
         folder = Path(folder)
         try:
             info = PackInfo.from_json((folder / DESCRIPTION).read_text(encoding="utf-8"), str(folder / DESCRIPTION))
@@ -92,7 +92,7 @@ class Pack:
         return cls(folder, info, films, images)
 
     def rows(self, split: Split) -> npt.NDArray[np.intp]:
-        """Indices of the films on that split, ascending."""
+        """Return the indices of the films in that split, ascending."""
         return np.flatnonzero([film.split == split for film in self.films])
 
 
@@ -108,21 +108,22 @@ def write_pack(
     engine: str = "local",
     leakage_allowed: str = "",
 ) -> PackInfo:
-    """Decode every accepted film that has a split, once, and compute the training films' statistics.
+    """Decode every accepted film of a split once, and compute the statistics of the training films.
 
-    Where ``out`` holds a pack of the same size and policy already, or a run on its way there was killed, films
-    of the same SHA-256 are copied from it and not opened.
+    If ``out`` already holds a pack, finished or interrupted, of the same size and policy, films of the same SHA-256 are
+    copied from it and not opened.
 
     Args:
         films: rows of a split manifest.
-        out: folder to write, whole or not at all.
+        out: folder to write, completely or not at all.
         size: (height, width) in pixels.
-        resize: how films of another shape get there.
-        levels: what becomes of their grey levels.
+        resize: how films of another shape are resized.
+        levels: how their grey levels are mapped.
         on_progress: called with (done, total).
-        workers: processes; by default one a core.
-        engine: who decodes: "local", processes of this machine, or "ray" (extra ray). Both write the same bytes.
-        leakage_allowed: why splits that leak are to be packed all the same; kept in the description.
+        workers: number of processes; by default one a core.
+        engine: where films are decoded: "local", in processes of this machine, or "ray" (extra ray). Both write the
+            same bytes.
+        leakage_allowed: reason to pack splits that leak; kept in the description.
 
     Raises:
         Leakage: the splits share a patient or a film.
@@ -132,7 +133,7 @@ def write_pack(
     out = Path(out)
     height, width = size
     resize, levels, mapper = member(Resize, resize), member(Levels, levels), mapper_of(engine)
-    Preprocessing(height, width, resize, mean=0.5, std=0.5, levels=levels)  # whether there is such a size, at once
+    Preprocessing(height, width, resize, mean=0.5, std=0.5, levels=levels)  # refuses a wrong size at once
     rows = tuple(film for film in films if film.is_accepted and film.split)
     if not any(film.split == Split.TRAIN for film in rows):
         raise PackInvalid(
@@ -175,7 +176,7 @@ def _planes(
     mapper: Mapper,
     on_progress: ProgressCallback,
 ) -> Iterator[Plane]:
-    """Every film's plane in order: copied where it is known, decoded where it is not."""
+    """Yield every film's plane in order: copied if known, otherwise decoded."""
     fresh = [film for film in rows if known.of(film) is None]
     copied = len(rows) - len(fresh)
     decode_one = partial(_plane, height=size[0], width=size[1], resize=resize, levels=levels)
@@ -183,17 +184,17 @@ def _planes(
     for film in rows:
         plane = known.of(film)
         yield next(decoded) if plane is None else plane
-    next(decoded, None)  # lets the last progress be told
+    next(decoded, None)  # completes the progress report
 
 
 def population_statistics(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.intp]) -> tuple[float, float]:
-    """Exact mean and standard deviation over all pixels of some films, black 0 and white 1.
+    """Return the exact mean and standard deviation over all pixels of some films, black 0 and white 1.
 
     The levels are counted in whole numbers, so nothing is rounded before the last division.
 
     Args:
         images: shape (N, height, width), uint8.
-        rows: which of them.
+        rows: indices of the films.
     """
     counts = np.zeros(LEVELS, dtype=np.int64)
     for part in np.array_split(rows, max(1, -(-len(rows) // COUNTED_AT_ONCE))):
@@ -218,7 +219,7 @@ def _plane(film: Film, height: int, width: int, resize: Resize, levels: Levels) 
 
 
 def labels_of(films: Sequence[Film]) -> npt.NDArray[np.int8]:
-    """Class indices, shape (n,): 0 normal, 1 pneumonia. Raises: DataError, where a film has no label."""
+    """Return class indices, shape (n,): 0 normal, 1 pneumonia. Raises: DataError, if a film has no label."""
     for film in films:
         if not film.label:
             raise DataError(f"{film.path}: has no label")

@@ -1,4 +1,4 @@
-"""One function over many items on every core, results in order, memory bounded."""
+"""A function applied to many items on every core: results in order, memory limited."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from chestxray.progress import ProgressCallback, no_progress
 
 
 def cores() -> int:
-    """Processor cores that this process may use; at least 1."""
-    if hasattr(os, "sched_getaffinity"):  # Linux: respects containers' and schedulers' limits
+    """Return the number of processor cores that this process may use; at least 1."""
+    if hasattr(os, "sched_getaffinity"):  # Linux: respects the limits of containers and schedulers
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
@@ -29,9 +29,9 @@ def cores() -> int:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-CHUNK: Final = 16  # items that travel together; a film takes a millisecond, a message a tenth of one
-AHEAD: Final = 8  # chunks in flight a worker: enough to keep it busy, few enough to hold in memory
-WORTH_A_POOL: Final = 96  # items; starting the workers takes as long as decoding that many small films
+CHUNK: Final = 16  # items sent together; a film takes a millisecond, a message a tenth of one
+AHEAD: Final = 8  # chunks in flight for each worker: enough to keep it busy, few enough to hold in memory
+WORTH_A_POOL: Final = 96  # items; starting the workers takes as long as decoding this many small films
 
 
 def map_in_order(
@@ -40,13 +40,13 @@ def map_in_order(
     on_progress: ProgressCallback = no_progress,
     workers: int | None = None,
 ) -> Iterator[Result]:
-    """``map(function, items)`` on several processes.
+    """Apply a function to items on several processes, like ``map(function, items)``.
 
     Args:
         function: importable by its name; an exception that it raises ends the iteration.
-        items: all of them, so that progress can be told.
+        items: all of them, so that progress can be shown.
         on_progress: called with (done, total) as results are taken.
-        workers: processes; by default one a core, and none for a handful of items.
+        workers: number of processes; by default one a core, and none for a few items.
     """
     total = len(items)
     workers = workers or cores()
@@ -70,16 +70,16 @@ def pooled(
     workers: int,
     lost: Callable[[Item], Result] | None = None,
 ) -> Iterator[Result]:
-    """``map(function, items)`` on worker processes, whatever the number of items; no more are taken than needed.
+    """Apply a function to items on worker processes, like ``map``, whatever their number; read them as needed.
 
     Args:
         function: importable by its name; an exception that it raises ends the iteration.
-        items: taken as the work goes, at most ``AHEAD`` a worker ahead of the results.
-        workers: processes.
-        lost: the result of an item that ends its process (a fault of a decoder, too little memory), even where
-            it is alone with it. Without it, a process that ends is an error.
+        items: read as the work proceeds, at most ``AHEAD`` chunks for each worker ahead of the results.
+        workers: number of processes.
+        lost: the result of an item that ends its process (a fault of a decoder, too little memory), even if it is alone
+            in the process. Without ``lost``, a process that ends is an error.
 
-    Raises: BrokenProcessPool, where a process ends and ``lost`` is not given.
+    Raises: BrokenProcessPool, if a process ends and ``lost`` is not given.
     """
     source = iter(items)
     waiting: deque[tuple[Item, Future[Result] | None]] = deque()
@@ -111,7 +111,7 @@ def _submit(
     items: Iterable[Item],
     waiting: deque[tuple[Item, Future[Result] | None]],
 ) -> None:
-    """Hand items to a pool and note them; one that a broken pool refuses is noted as well."""
+    """Submit items to a pool and record them, including one that a broken pool refuses."""
     for item in items:
         try:
             waiting.append((item, pool.submit(function, item)))
@@ -128,7 +128,7 @@ def _result(future: Future[Result] | None) -> Result:
 def _alone(
     function: Callable[[Item], Result], items: Sequence[Item], lost: Callable[[Item], Result] | None
 ) -> Iterator[Result]:
-    """The same, one item at a time, so that the one that ends its process is known and the others are done."""
+    """Apply the function to one item at a time, to find the item that ends its process and finish the others."""
     left = deque(items)
     while left:
         with _pool(1) as pool:
@@ -148,10 +148,10 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 
 class CleanProcess(SpawnProcess):
-    """A process that begins with nothing: a fork of a process that runs threads may deadlock.
+    """A process that starts without inherited state: a fork of a process that runs threads may deadlock.
 
-    Not even with the caller's script, which ``multiprocessing`` would run again, from its top, in each process: the
-    work is found by its own module, and a script without ``if __name__ == "__main__"`` would begin anew.
+    The caller's script is not run again either, as ``multiprocessing`` would do in each process: the work is found by
+    its own module, and a script without ``if __name__ == "__main__"`` would start all over.
     """
 
     @staticmethod
@@ -166,13 +166,13 @@ class CleanProcess(SpawnProcess):
 
 
 class CleanContext(SpawnContext):
-    """Starts processes that begin with nothing."""
+    """Starts processes without inherited state."""
 
     Process = CleanProcess
 
 
 def depend_on_the_parent() -> None:
-    """End when the parent does, even by SIGKILL, and leave an interruption from the keyboard to it."""
+    """End this process when its parent ends, even by SIGKILL, and leave a keyboard interruption to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Who a film is of: ids as sources write them, ids that name nobody, and what is said where patients are unknown."""
+"""Patients of films: ids as sources write them, ids that name no patient, and messages about unknown patients."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from chestxray.errors import UsageError
 from chestxray.progress import said
 from chestxray.schema import PATIENTS_UNKNOWN, Film
 
-# What stands in a column or a DICOM header where the id was taken out, in lower case without marks.
+# Values of a column or a DICOM header for a removed id, in lower case without punctuation.
 _NOBODY: Final = frozenset(
     {
         "anonymous", "anonymized", "anonymised", "anon", "unknown", "none", "null", "nan", "na", "removed", "deleted",
         "deidentified", "redacted", "unnamed", "patient", "patientid", "noid", "noname", "notavailable", "hidden",
     }
 )  # fmt: skip
-_SHARED_FROM: Final = 3  # films of one id, and of no other, that make the id one for everybody
+_SHARED_FROM: Final = 3  # number of films with one and the same id at which the id names no single patient
 _NUMBER: Final = re.compile(r"(\d+)(?:\.0+)?")
 _NAMED: Final = 3  # ids that a message lists before it counts the rest
 
 
 def names_nobody(patient_id: str) -> bool:
-    """Whether an id stands for one that was taken out: "ANONYMOUS", "n/a", "xxxx"."""
+    """Check whether an id stands for a removed one: "ANONYMOUS", "n/a", "xxxx"."""
     bare = re.sub(r"[^0-9a-z]", "", patient_id.lower())
     return bare in _NOBODY or not bare.strip("x")
 
 
 def patient_group(patient_id: str) -> str:
-    """The generous key for splitting: numbers without leading zeros, published counters without their name.
+    """Return the generous key for splitting: numbers without leading zeros, published counters without their name.
 
-    00012, 12 and 12.0 may be one patient, whom different programs wrote: nobody must end up on two splits.
+    00012, 12 and 12.0 may be one patient, written by different programs: no patient may be in two splits.
     """
     if match := _NUMBER.fullmatch(patient_id):
         return match[1].lstrip("0") or "0"
@@ -44,10 +44,10 @@ def patient_group(patient_id: str) -> str:
 
 
 def without_nobody(films: Sequence[Film]) -> tuple[tuple[Film, ...], str]:
-    """Films without ids that name nobody, and what to say of it ("" where every id may name somebody).
+    """Remove ids that name no patient; return the films and a message ("" if there is nothing to report).
 
-    An id names nobody where it is a word for that, or where all films have it and there are three or more: one
-    ANONYMOUS for everybody would hold all films together.
+    An id names no patient if it is a word for that, or if three or more films all have it: one ANONYMOUS for all would
+    keep all films in one split.
     """
     ids = {film.patient_id for film in films if film.patient_id}
     nobody = {patient for patient in ids if names_nobody(patient)}
@@ -62,7 +62,7 @@ def without_nobody(films: Sequence[Film]) -> tuple[tuple[Film, ...], str]:
 
 
 def about_patients(films: Sequence[Film]) -> list[str]:
-    """What a user must know of the patients of some films: that they are unknown, or written in several ways."""
+    """Describe problems with the patients of some films: unknown, or written in several ways."""
     unknown = sum(not film.patient_id for film in films)
     told = []
     if films and unknown == len(films):
@@ -76,7 +76,7 @@ def about_patients(films: Sequence[Film]) -> list[str]:
 
 
 def written_in_several_ways(films: Iterable[Film]) -> list[str]:
-    """What to say where ids differ in zeros only, as 00012, 12 and 12.0 do; empty where none do."""
+    """Describe ids that differ only in zeros, like 00012, 12 and 12.0; return "" if there are none."""
     alike: defaultdict[str, set[str]] = defaultdict(set)
     for film in films:
         if _NUMBER.fullmatch(film.patient_id):
@@ -94,7 +94,7 @@ def written_in_several_ways(films: Iterable[Film]) -> list[str]:
 
 
 def pattern_of(text: str) -> re.Pattern[str]:
-    """The pattern that reads a patient from a path. Raises: UsageError."""
+    """Compile the pattern that reads a patient from a path. Raises: UsageError."""
     try:
         return re.compile(text)
     except re.error as error:
@@ -102,7 +102,7 @@ def pattern_of(text: str) -> re.Pattern[str]:
 
 
 def patient_in(path: PurePosixPath, pattern: re.Pattern[str]) -> str:
-    """What the pattern finds in a path inside its source: its group "patient", else its first group, else all of it."""
+    """Return the pattern's match in a path inside its source: group "patient", else the first group, else the match."""
     found = pattern.search(path.as_posix())
     if found is None:
         return ""

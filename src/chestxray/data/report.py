@@ -1,6 +1,6 @@
-"""Films as a page that a person reads before anything is trained: of a cleaned manifest, and of an audit.
+"""A page about films, to read before training: of a cleaned manifest, or of an audit.
 
-index.html    everything on one page; no network, opens from disk, prints
+index.html    everything on one page; opens from disk without a network, can be printed
 data.json     the same numbers for machines; of an audit, audit.json
 films.csv     of an audit: each film's probability of pneumonia without the lungs, and its groups
 """
@@ -41,16 +41,16 @@ if TYPE_CHECKING:
 MARKER: Final = "data.json"
 AUDIT_MARKER: Final = "audit.json"
 FILMS: Final = "films.csv"
-GROUP_SHEETS: Final = 8  # groups of an audit that have a contact sheet
-BINS: Final = 24  # of each histogram
+GROUP_SHEETS: Final = 8  # groups of an audit with a contact sheet
+BINS: Final = 24  # bins of each histogram
 SHEET: Final = 24  # films on the contact sheet of a verdict
 PAIRS: Final = 12  # duplicates shown side by side
-THUMBNAIL: Final = 112  # pixels, height
+THUMBNAIL: Final = 112  # pixels: height of a thumbnail
 _QUALITY: Final = 80
 
 COPIES: Final = frozenset({Verdict.DUPLICATE, Verdict.NEAR_DUPLICATE, Verdict.CONFLICTING})
 
-# What a network may learn in place of the disease, since it says which camera or ward a film came from.
+# Properties that a network may learn in place of the disease, because they reveal which camera or ward a film is from.
 SHORTCUTS: Final[dict[str, tuple[str, Callable[[Film], float]]]] = {
     "width": ("Width, pixels", lambda film: film.width),
     "height": ("Height, pixels", lambda film: film.height),
@@ -61,13 +61,13 @@ SHORTCUTS: Final[dict[str, tuple[str, Callable[[Film], float]]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Shortcut:
-    """How one property that has nothing to do with the lungs is spread over the classes.
+    """The distribution over the classes of one property that is independent of the lungs.
 
     Attributes:
-        auroc: with which the property alone tells the classes apart, whichever way it points: 0.5 to 1; None
-            where one class is missing.
-        edges: of the bins, BINS + 1.
-        shares: of the films of each label in each bin.
+        auroc: how well the property alone tells the classes apart, in either direction: 0.5 to 1; None if one class is
+            missing.
+        edges: BINS + 1 edges of the bins.
+        shares: fraction of the films of each label in each bin.
     """
 
     name: str
@@ -82,9 +82,9 @@ class DataReport:
     """The numbers of the page.
 
     Attributes:
-        distribution: as ``describe`` counts.
-        shortcuts: one a property.
-        films_a_patient: how many patients have so many accepted films, by number of films.
+        distribution: as ``describe`` returns it.
+        shortcuts: one for each property.
+        films_a_patient: number of patients by their number of accepted films.
     """
 
     distribution: Distribution
@@ -107,14 +107,14 @@ def write_data_report(
     on_progress: ProgressCallback = no_progress,
     workers: int | None = None,
 ) -> DataReport:
-    """Write the folder, whole or not at all; labelled films are audited for shortcuts as well.
+    """Write the folder, completely or not at all; labelled films are audited for shortcuts as well.
 
     Args:
         films: rows of a cleaned manifest; those on the contact sheets are opened.
-        folder: replaced where it is an earlier report of data; anything else there is left alone.
-        title: of the page.
+        folder: replaced if it is an earlier data report; any other folder is not touched.
+        title: title of the page.
         on_progress: called with (films audited, films in all).
-        workers: processes that read films; by default one a core.
+        workers: number of processes that read films; by default one a core.
 
     Raises: OutputExists, MissingExtra.
     """
@@ -147,14 +147,14 @@ def write_audit(
     measured: Overlap | None = None,
     left_out: Sequence[LeftOut] = (),
 ) -> None:
-    """Write an audit as a folder, whole or not at all: the page, ``audit.json`` and ``films.csv``.
+    """Write an audit as a folder, completely or not at all: the page, ``audit.json`` and ``films.csv``.
 
     Args:
-        found: what ``audit`` found; films on the contact sheets are opened.
-        folder: replaced where it is an earlier audit; anything else there is left alone.
-        title: of the page.
-        measured: a model where both classes were taken alike.
-        left_out: networks on groups of films that they were trained without.
+        found: the audit; films on the contact sheets are opened.
+        folder: replaced if it is an earlier audit; any other folder is not touched.
+        title: title of the page.
+        measured: a model on films where both classes were acquired alike.
+        left_out: networks on groups of films that were left out of their training.
 
     Raises: OutputExists, MissingExtra.
     """
@@ -186,7 +186,7 @@ def _rows_of(found: Audit) -> str:
 
 
 def _group_sheets(found: Audit) -> list[dict[str, Any]]:
-    """A contact sheet a group: those at risk first, then the others as they are ranked."""
+    """Return a contact sheet for each group: groups at risk first, then the others in order."""
     label_of = dict(zip(found.paths, found.labels.tolist(), strict=True))
     shown = [*found.risks, *(group for group in found.groups if not group.risk)][:GROUP_SHEETS]
     return [
@@ -216,7 +216,7 @@ def _shortcut(name: str, films: Sequence[Film]) -> Shortcut:
 
 
 def _separation(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float | None:
-    """Area under the ROC curve of a value alone, turned to at least 0.5: Mann and Whitney's U by ranks."""
+    """Return the area under the ROC curve of a value alone, at least 0.5: Mann and Whitney's U by ranks."""
     if not (len(one) and len(other)):
         return None
     ordered = np.sort(one)
@@ -229,7 +229,7 @@ def _separation(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) ->
 
 
 def _sheets(films: Sequence[Film]) -> list[dict[str, Any]]:
-    """A contact sheet a verdict: films spread evenly over the rows, each with its reason."""
+    """Return a contact sheet for each verdict: films spread evenly over the rows, each with its reason."""
     by_verdict: defaultdict[str, list[Film]] = defaultdict(list)
     for film in films:
         by_verdict[film.verdict].append(film)
@@ -244,7 +244,7 @@ def _sheets(films: Sequence[Film]) -> list[dict[str, Any]]:
 
 
 def _pairs(films: Sequence[Film]) -> list[tuple[dict[str, str], dict[str, str]]]:
-    """The first films that are there more than once, each beside the one that it is a copy of."""
+    """Return the first films that occur more than once, each beside the film of which it is a copy."""
     copies = [film for film in films if film.verdict in COPIES][:PAIRS]
     alike: defaultdict[str, set[str]] = defaultdict(set)
     for one, other in near_pairs(film.perceptual_hash for film in films if film.is_accepted or film.verdict in COPIES):
@@ -260,7 +260,7 @@ def _pairs(films: Sequence[Film]) -> list[tuple[dict[str, str], dict[str, str]]]
 
 
 def _shown(film: Film) -> dict[str, str]:
-    """What the page says of a film, and its picture where it can be read."""
+    """Return what the page shows of a film, with its picture if it can be read."""
     label = film.label or "unlabelled"
     return {"name": name_of(film), "label": label, "reason": film.reason, "picture": _picture(film)}
 

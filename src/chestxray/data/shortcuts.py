@@ -1,7 +1,7 @@
-"""How films were taken: their lungless features as arrays, what those tell out of fold, and films that are alike.
+"""How films were acquired: features without the lungs, their out-of-fold predictions, and groups of similar films.
 
-scikit-learn's boosted trees tell the classes apart. They are here to find what a network could find, so a weaker
-learner would report too little.
+scikit-learn's boosted trees tell the classes apart. They have to find what a network could find; a weaker learner would
+report too little.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
 FOLDS: Final = 5
-FITTED_ON: Final = 20_000  # films at most, so that time and memory stay bounded; the others are scored all the same
-AT_ONCE: Final = 10_000  # films scored together; bounds the memory of their features in float64
-MOST_WORDS: Final = 200  # different texts of a column; with more, it names films and says nothing of a kind of film
+FITTED_ON: Final = 20_000  # films at most, to limit time and memory; the other films are scored all the same
+AT_ONCE: Final = 10_000  # films scored together; limits the memory of their features in float64
+MOST_WORDS: Final = 200  # different texts of a column; with more, the column names films and not kinds of films
 
-# Boosted trees: half the rounds of the library's default at half as many leaves, each split looking at some features.
-# On the published films the border's 454 features give 0.9928 so, 0.9936 with everything, at a fifth of the time.
+# Boosted trees: half the rounds of the library's default, half as many leaves, and each split uses some features only.
+# On the published films the border's 454 features give AUROC 0.9928, against 0.9936 with everything, in a fifth of the
+# time.
 _TREES: Final = {
     "max_iter": 60,
     "max_leaf_nodes": 15,
@@ -39,21 +40,21 @@ _TREES: Final = {
     "early_stopping": False,
     "random_state": 0,
 }
-_WIDE: Final = 100  # features; of more, each split looks at ``_SEEN_OF_WIDE``
+_WIDE: Final = 100  # number of features; with more, each split uses ``_SEEN_OF_WIDE``
 _SEEN_OF_WIDE: Final = 0.15
 
-STROKE: Final = 30  # grey levels above its surroundings: a letter, no rib
+STROKE: Final = 30  # grey levels above its surroundings: a letter, not a rib
 FILMS_A_GROUP: Final = 160
 MOST_GROUPS: Final = 32
-_COMPONENTS: Final = 32  # principal components that films are compared by
+_COMPONENTS: Final = 32  # principal components by which films are compared
 
 
 class Features(NamedTuple):
-    """One way to tell films apart.
+    """A set of features by which films may be told apart.
 
     Attributes:
-        numbers: shape (n, features); NaN where a film has none.
-        texts: one list of n texts a column; "" where a film has none.
+        numbers: shape (n, features); NaN if a film has none.
+        texts: one list of n texts for each column; "" if a film has none.
     """
 
     numbers: Array
@@ -61,7 +62,7 @@ class Features(NamedTuple):
 
     @property
     def is_constant(self) -> bool:
-        """Whether all films are alike in it."""
+        """True if all films have the same values."""
         numbers = self.numbers
         alike = all(
             bool(np.all(column == column[0]) or np.all(np.isnan(column.astype(np.float32)))) for column in numbers.T
@@ -71,12 +72,12 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Acquisition:
-    """The lungless features of many films.
+    """The features without the lungs of many films.
 
     Attributes:
         films: those that could be read, n in all.
-        numbers: of each group of ``images.lungless.GROUPS``, shape (n, features).
-        texts: what the headers say, n texts a name.
+        numbers: features of each group of ``images.lungless.GROUPS``, shape (n, features).
+        texts: texts of the headers, n for each name.
         skipped: the names of films that could not be read, and why.
     """
 
@@ -87,7 +88,7 @@ class Acquisition:
 
     @property
     def patients(self) -> npt.NDArray[np.int64]:
-        """Which patient each film is of, counted from 0; shape (n,). A film that names none stands alone."""
+        """Patient of each film, counted from 0; shape (n,). A film without a patient counts as one of its own."""
         names = [film.patient_id or f"film {film.path}" for film in self.films]
         return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
@@ -95,14 +96,14 @@ class Acquisition:
 def measure(
     films: Sequence[Film], on_progress: ProgressCallback = no_progress, workers: int | None = None
 ) -> Acquisition:
-    """Open every film once and take its lungless features; the order stays.
+    """Open every film once and measure its features without the lungs; the order stays.
 
     Features are kept in 16 bits where they are grey levels: 100,000 films take 100 MB.
 
     Args:
         films: rows of a manifest.
         on_progress: called with (films done, films in all).
-        workers: processes; by default one a core.
+        workers: number of processes; by default one a core.
     """
     kept: list[Film] = []
     skipped: list[tuple[str, str]] = []
@@ -141,9 +142,9 @@ def _measure_one(film: Film) -> Lungless | str:
 def folds_of(
     labels: npt.NDArray[np.bool_], patients: npt.NDArray[np.int64], folds: int = FOLDS
 ) -> npt.NDArray[np.int64]:
-    """Give each film a fold, shape (n,), 0 to folds - 1: by patient, with each class dealt evenly.
+    """Assign each film a fold, shape (n,), 0 to folds - 1: by patient, with each class spread evenly.
 
-    The order of the films does not matter to which patients stand together; the same patients, the same folds.
+    The folds do not depend on the order of the films: the same patients give the same folds.
     """
     positive = np.bincount(patients, labels) > 0
     dealt = np.random.default_rng(0).permutation(len(positive))
@@ -155,12 +156,12 @@ def folds_of(
 
 
 def out_of_fold(features: Features, labels: npt.NDArray[np.bool_], fold: npt.NDArray[np.int64]) -> Floats:
-    """Score each film by trees that saw no film of its patient; both kinds count as equally common.
+    """Score each film by trees that were fitted without its patient; both classes count as equally common.
 
     Args:
-        features: of n films.
+        features: features of n films.
         labels: shape (n,).
-        fold: shape (n,), as ``folds_of`` gives it.
+        fold: shape (n,), as ``folds_of`` returns it.
 
     Returns: log-odds, shape (n,).
     Raises: MissingExtra.
@@ -182,7 +183,8 @@ def out_of_fold(features: Features, labels: npt.NDArray[np.bool_], fold: npt.NDA
                 categorical_features=categorical,
                 max_features=_SEEN_OF_WIDE if count > _WIDE else 1.0,
             )
-            # The prior is taken off afterwards: with weights, the library bins every feature at thirty times the cost.
+            # The prior is removed afterwards: with weights, the library would bin every feature at thirty times the
+            # cost.
             model.fit(_rows(columns, rows), labels[rows])
             prior = float(np.log(labels[rows].sum() / (~labels[rows]).sum()))
             there = np.flatnonzero(fold == held_out)
@@ -197,13 +199,13 @@ def _rows(columns: Sequence[Array], rows: npt.NDArray[np.intp]) -> Floats:
 
 
 def _coded(texts: Sequence[str]) -> Floats:
-    """Texts as numbers, the commonest first; NaN where there is none."""
+    """Return texts as numbers, the most common first; NaN for an empty text."""
     order = {text: code for code, (text, _) in enumerate(Counter(filter(None, texts)).most_common(MOST_WORDS))}
     return np.array([order.get(text, MOST_WORDS) if text else np.nan for text in texts], dtype=np.float64)
 
 
 def require_trees() -> tuple[Any, Callable[[], Any]]:
-    """Give the trees, and a context in which they take one thread: on shared cores several wait for each other.
+    """Return the trees' class, and a context of one thread: on shared cores several threads wait for each other.
 
     Raises: MissingExtra.
     """
@@ -215,14 +217,14 @@ def require_trees() -> tuple[Any, Callable[[], Any]]:
     return HistGradientBoostingClassifier, lambda: threadpool_limits(1)
 
 
-_LEAST_WEIGHT: Final = 1e-3  # so that no film is left out and a share of it is known
+_LEAST_WEIGHT: Final = 1e-3  # so that no film is left out, and the weight of such films has a known limit
 
 
 def overlap_weights(labels: npt.NDArray[np.bool_], probabilities: Floats) -> Floats:
-    """Weigh each film by how usual its acquisition is in the other class; shape (n,).
+    """Weigh each film by how common its acquisition is in the other class; shape (n,).
 
-    A film with pneumonia weighs 1 - p and a normal film p, p being the probability of pneumonia by all that must
-    not matter. Weighted so, both classes look as if they had been taken alike.
+    A film with pneumonia weighs 1 - p and a normal film p, where p is the probability of pneumonia by irrelevant
+    features. With these weights both classes look as if they had been acquired alike.
 
     Source: Li, Morgan, Zaslavsky, Journal of the American Statistical Association 113 (2018), 390-400.
     """
@@ -234,7 +236,7 @@ def overlap_weights(labels: npt.NDArray[np.bool_], probabilities: Floats) -> Flo
 
 
 def clusters(acquisition: Acquisition) -> dict[str, npt.NDArray[np.int64]]:
-    """Films taken alike, once by their burnt-in marks and once by frame, grey levels and sharpness.
+    """Group films acquired alike, once by their burnt-in marks and once by frame, grey levels and sharpness.
 
     Returns: by "marks" and "exposure", the cluster of each film, shape (n,).
     Raises: MissingExtra.
@@ -246,7 +248,7 @@ def clusters(acquisition: Acquisition) -> dict[str, npt.NDArray[np.int64]]:
 
 
 def _standardised(values: Array) -> npt.NDArray[np.float32]:
-    """Each feature with mean 0 and deviation 1, the group as a whole with variance 1; constants are 0."""
+    """Return each feature with mean 0 and deviation 1, the group as a whole with variance 1; constants become 0."""
     mean, deviation = values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
     scaled = (values - mean) / np.where(deviation > 0, deviation, np.inf)
     return np.asarray(scaled.clip(-5, 5) / np.sqrt(values.shape[1]), dtype=np.float32)
@@ -267,7 +269,7 @@ def _alike(values: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
         components = min(_COMPONENTS, *sample.shape)
         principal = PCA(components, svd_solver="randomized", random_state=0).fit(sample)
         placed = principal.transform(sample)
-        distinct = len(np.unique(placed[:, 0]))  # of few films alike, fewer groups can be made than asked for
+        distinct = len(np.unique(placed[:, 0]))  # with few films, or equal ones, there are fewer groups than asked for
         means = KMeans(min(count, distinct), n_init=3, random_state=0).fit(placed)
         return np.concatenate(
             [
@@ -281,12 +283,12 @@ def _alike(values: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
 
 _ROWS: Final = ("upper", "", "lower")
 _COLUMNS: Final = ("left", "", "right")
-_MORE_OFTEN: Final = 0.3  # share of films, above that of all films, from which a mark belongs to a group
-_APART: Final = 0.75  # deviations from the mean of all films from which a property belongs to a group
+_MORE_OFTEN: Final = 0.3  # fraction of films, above that of all films, from which a mark is typical of a group
+_APART: Final = 0.75  # deviations from the mean of all films from which a property is typical of a group
 
 
 def described(kind: str, acquisition: Acquisition, films: npt.NDArray[np.bool_]) -> str:
-    """What the films of a cluster have that others have not, in a few words."""
+    """Describe in a few words what distinguishes the films of a cluster."""
     numbers = acquisition.numbers
     if kind == "marks":
         strokes = numbers["marks"] > STROKE
@@ -314,7 +316,7 @@ def described(kind: str, acquisition: Acquisition, films: npt.NDArray[np.bool_])
 
 
 def _places(excess: Floats) -> list[str]:
-    """Where marks are, in thirds of the film."""
+    """Describe where marks are, in thirds of the film."""
     thirds = np.array_split(np.arange(CELLS), 3)
     places = []
     for row, across in zip(_ROWS, thirds, strict=True):
@@ -325,5 +327,5 @@ def _places(excess: Floats) -> list[str]:
 
 
 def digest(text: str) -> int:
-    """Turn a name into a number that is the same on every machine."""
+    """Return a number for a name that is the same on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

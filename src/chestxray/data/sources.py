@@ -1,9 +1,9 @@
-"""Where films lie: folders, archives and object stores that speak S3, listed in one way and read film by film.
+"""Sources of films: folders, archives and object stores that speak S3, listed in one way and read film by film.
 
-What is a film is decided alike in all of them: by the ending of its name, or, where that says nothing, by how the
-file begins. What is left out is counted.
+In all of them a film is recognised by the ending of its name or, without a telling ending, by its first bytes. Other
+files are counted.
 
-Address and credentials of S3 are boto3's own affair: its environment variables and files. ``AWS_ENDPOINT_URL_S3``
+Address and credentials of S3 are read by boto3, from its environment variables and files. ``AWS_ENDPOINT_URL_S3``
 names a store other than Amazon's; worker processes inherit it.
 """
 
@@ -36,7 +36,7 @@ FILM_ENDINGS: Final = frozenset(
         ".gif", ".jp2", ".j2k", ".jpf", ".jpx", ".j2c", ".pgm", ".ppm", ".pnm", ".pbm", ".heic", ".heif",
     }
 )  # fmt: skip
-# Files of these are never opened to see whether they are films.
+# Files with these endings are never opened to see whether they are films.
 _NO_FILM_ENDINGS: Final = frozenset(
     {
         ".txt", ".md", ".rst", ".csv", ".tsv", ".tab", ".json", ".jsonl", ".xml", ".html", ".htm", ".pdf", ".doc",
@@ -51,12 +51,12 @@ _KINDS_NAMED: Final = 6  # kinds of file that a message lists before it counts t
 
 @dataclass(slots=True)
 class Listed:
-    """What a source holds.
+    """The content of a source.
 
     Attributes:
-        films: (path, its parts inside the source) each.
-        others: what is no film, inside the source.
-        hidden, masks: files that were passed over, by count.
+        films: a pair for each film: path, and its parts inside the source.
+        others: other files inside the source.
+        hidden, masks: numbers of skipped files.
     """
 
     films: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
@@ -65,7 +65,7 @@ class Listed:
     masks: int = 0
 
     def notes(self) -> Iterator[str]:
-        """What was left out, in sentences."""
+        """Describe what was left out, in sentences."""
         counts = Counter(name.suffix.lower() or "without an ending" for name in self.others)
         kinds = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
         if kinds:
@@ -81,10 +81,10 @@ class Listed:
 
 
 def _sorted_out(found: Iterable[tuple[str, tuple[str, ...], Callable[[], bytes]]]) -> Listed:
-    """Tell films from other files.
+    """Separate films from other files.
 
     Args:
-        found: path, parts inside the source, and what reads the first ``HEAD`` bytes.
+        found: path, parts inside the source, and a function that reads the first ``HEAD`` bytes.
     """
     listed = Listed()
     for path, parts, head in found:
@@ -101,7 +101,7 @@ def _sorted_out(found: Iterable[tuple[str, tuple[str, ...], Callable[[], bytes]]
 
 
 def _without_masks(listed: Listed) -> Listed:
-    """Leave out folders named masks that stand beside folders named images: their files show shapes, not films."""
+    """Leave out folders named masks beside folders named images: their files show shapes, not films."""
     with_images = {
         parts[:depth] for _, parts in listed.films for depth, name in enumerate(parts[:-1]) if name.lower() == "images"
     }
@@ -118,12 +118,12 @@ def _without_masks(listed: Listed) -> Listed:
 
 
 def is_hidden(parts: tuple[str, ...]) -> bool:
-    """Whether a file, or a folder around it, is hidden, or is what macOS adds to archives."""
+    """Check whether a file, or a folder around it, is hidden, or is one that macOS adds to archives."""
     return any(part.startswith((".", "__MACOSX")) for part in parts)
 
 
 def _begins_as_a_film(head: Callable[[], bytes]) -> bool:
-    from chestxray.images.decode import FORMATS  # brings numpy, which names of films do not need
+    from chestxray.images.decode import FORMATS  # imports numpy, which names of films do not need
 
     try:
         data = head()
@@ -133,7 +133,7 @@ def _begins_as_a_film(head: Callable[[], bytes]) -> bool:
 
 
 def is_film(path: Path) -> bool:
-    """Whether a file is a film by its ending, or begins as one."""
+    """Check whether a file is a film by its ending, or begins as one."""
     ending = path.suffix.lower()
     return ending in FILM_ENDINGS or _begins_as_a_film(lambda: _head_of(path))
 
@@ -144,7 +144,7 @@ def _head_of(path: Path) -> bytes:
 
 
 def list_folder(root: Path) -> Listed:
-    """The files below a folder, sorted by path; links to folders are followed, each folder once."""
+    """List the files below a folder, sorted by path; links to folders are followed, each folder once."""
     return _sorted_out(
         (str(path), path.relative_to(root).parts, lambda path=path: _head_of(path))  # type: ignore[misc]
         for path in sorted(_all_below(root))
@@ -152,7 +152,7 @@ def list_folder(root: Path) -> Listed:
 
 
 def files_below(root: Path) -> Iterator[Path]:
-    """Every film below a folder, hidden ones left out, in no order."""
+    """Yield every film below a folder, without hidden ones, in no order."""
     for path in _all_below(root):
         if not is_hidden(path.relative_to(root).parts) and path.suffix.lower() not in _NO_FILM_ENDINGS:
             yield path
@@ -174,7 +174,7 @@ def _all_below(root: Path) -> Iterator[Path]:
 
 
 def list_archive(path: Path) -> Listed:
-    """The films in an archive, in its order. Raises: SourceInvalid."""
+    """List the films in an archive, in its order. Raises: SourceInvalid."""
     outer = str(path.resolve())
     return _sorted_out(
         (f"{outer}{INSIDE}{name}", PurePosixPath(name).parts, lambda name=name: read_member(path, name, HEAD))  # type: ignore[misc]
@@ -183,7 +183,7 @@ def list_archive(path: Path) -> Listed:
 
 
 def list_store(address: str) -> Listed:
-    """The films below a prefix in S3, sorted by key. Raises: SourceInvalid."""
+    """List the films below a prefix in S3, sorted by key. Raises: SourceInvalid."""
     bucket, prefix = split_address(address)
 
     def found() -> Iterator[tuple[str, tuple[str, ...], Callable[[], bytes]]]:
@@ -197,13 +197,13 @@ def list_store(address: str) -> Listed:
 
 
 SCHEME: Final = "s3://"
-ATTEMPTS: Final = 6  # at one call, while the store is busy
-PAGE: Final = 1000  # objects a request; the protocol allows no more
+ATTEMPTS: Final = 6  # attempts of one call, while the store is busy
+PAGE: Final = 1000  # objects in a request; the protocol allows no more
 ENDPOINT_VARIABLE: Final = "AWS_ENDPOINT_URL_S3"
 
 
 def split_address(address: str) -> tuple[str, str]:
-    """Bucket and key, or prefix. Raises: SourceInvalid."""
+    """Return bucket and key, or prefix. Raises: SourceInvalid."""
     bucket, _, key = address.removeprefix(SCHEME).partition("/")
     if not bucket:
         raise SourceInvalid(f"{address}: names no bucket; write it as s3://bucket/prefix")
@@ -211,7 +211,7 @@ def split_address(address: str) -> tuple[str, str]:
 
 
 def keys_below(address: str) -> list[str]:
-    """Keys of the objects below a prefix, sorted, without what would be folders. Raises: SourceInvalid."""
+    """Return the keys of the objects below a prefix, sorted, without folder entries. Raises: SourceInvalid."""
     failures = _failures()
     try:
         return sorted(found["Key"] for found in objects_below(client(), address))
@@ -220,7 +220,7 @@ def keys_below(address: str) -> list[str]:
 
 
 def objects_below(store: Any, address: str) -> Iterator[dict[str, Any]]:
-    """Objects below a prefix as S3 lists them (``Key``, ``Size``, ...), without what would be folders.
+    """Yield objects below a prefix as S3 lists them (``Key``, ``Size``, ...), without folder entries.
 
     Raises: SourceInvalid, botocore's errors.
     """
@@ -233,12 +233,12 @@ def objects_below(store: Any, address: str) -> Iterator[dict[str, Any]]:
 
 
 def below(prefix: str) -> str:
-    """The prefix of what lies below a prefix: ``a`` is no folder of ``ab``."""
+    """Return the prefix with a slash at its end, so that ``a`` does not match ``ab``."""
     return f"{prefix.rstrip('/')}/" if prefix else ""
 
 
 def read_object(address: str, first: int | None = None) -> bytes:
-    """The bytes of one object, or the first of them. Raises: OSError, whatever is wrong."""
+    """Return the bytes of one object, or the first of them. Raises: OSError for every failure."""
     from chestxray.images.decode import MAX_BYTES
 
     bucket, key = split_address(address)
@@ -256,18 +256,18 @@ def read_object(address: str, first: int | None = None) -> bytes:
 
 @cache
 def client() -> Any:
-    """One a process; it keeps its connections open."""
+    """Return the S3 client of this process, which keeps its connections open."""
     try:
         import boto3
         from botocore.config import Config
     except ImportError as error:
         raise MissingExtra("Reading films from S3", "aws") from error
-    # A store that asks to be asked more slowly is: a film must not become unreadable because many were wanted.
+    # Slow down if the store asks for it: a film must not become unreadable because many were requested.
     return boto3.client("s3", config=Config(retries={"mode": "adaptive", "total_max_attempts": ATTEMPTS}))
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What boto3 raises where the store refuses or cannot be reached."""
+    """Return the errors that boto3 raises if the store refuses or cannot be reached."""
     try:
         from botocore.exceptions import BotoCoreError, ClientError
     except ImportError as error:
@@ -275,29 +275,29 @@ def _failures() -> tuple[type[Exception], ...]:
     return BotoCoreError, ClientError
 
 
-INSIDE: Final = "!/"  # stands between an archive and a member
+INSIDE: Final = "!/"  # separates an archive from a member
 ZSTD_ENDINGS: Final = (".tar.zst", ".tar.zstd", ".tzst")
 ARCHIVE_ENDINGS: Final = (
     ".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", *ZSTD_ENDINGS,
 )  # fmt: skip
 MAX_MEMBERS: Final = 1_000_000
-MAX_RATIO: Final = 200  # of a member's size to what it takes in the archive; a film reaches 20, a trap 1,000
+MAX_RATIO: Final = 200  # size of a member / its size in the archive; a film reaches 20, a decompression bomb 1,000
 _DAMAGED: Final = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError,
 )  # fmt: skip
 
 
 class Archive(Protocol):
-    """What the two kinds have in common."""
+    """The common interface of the two kinds of archive."""
 
     def members(self) -> Iterator[str]:
-        """Names of the regular files, in the archive's order."""
+        """Yield the names of the regular files, in the archive's order."""
 
     def open(self, name: str) -> IO[bytes]:
-        """A member's bytes. Raises: KeyError, OSError."""
+        """Open a member. Raises: KeyError, OSError."""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
 
 
 class ZipArchive:
@@ -308,7 +308,7 @@ class ZipArchive:
         self._by_name = {_tidy(_forward(info.filename)): info for info in self._zip.infolist()}
 
     def members(self) -> Iterator[str]:
-        """Names of the regular files. Raises: SourceInvalid, where one is encrypted."""
+        """Yield the names of the regular files. Raises: SourceInvalid, if one is encrypted."""
         for info in self._zip.infolist():
             if info.flag_bits & 1:
                 raise SourceInvalid(f"{self._zip.filename}: is encrypted. Unpack it with its password first")
@@ -318,21 +318,21 @@ class ZipArchive:
                 yield name
 
     def open(self, name: str) -> IO[bytes]:
-        """A member's bytes."""
+        """Open a member."""
         info = self._by_name[name]
         if info.file_size > MAX_RATIO * max(info.compress_size, 1):
             raise OSError(errno.EFBIG, f"swells to more than {MAX_RATIO} times its size in the archive")
         return self._zip.open(info)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._zip.close()
 
 
 class TarArchive:
     """A tar file, compressed (gzip, bzip2, xz, zstd) or not.
 
-    A compressed one is quick to read in its own order only.
+    A compressed file is fast to read only in its own order.
     """
 
     def __init__(self, path: Path) -> None:
@@ -341,13 +341,13 @@ class TarArchive:
         self._by_name: dict[str, tarfile.TarInfo] = {}
 
     def members(self) -> Iterator[str]:
-        """Names of the regular files: no links, no devices."""
+        """Yield the names of the regular files: no links, no devices."""
         for info in self._tar:
             if info.isreg():
                 yield info.name
 
     def open(self, name: str) -> IO[bytes]:
-        """A member's bytes."""
+        """Open a member."""
         if not self._by_name:
             self._by_name = {_tidy(info.name): info for info in self._tar if info.isreg()}
         file = self._tar.extractfile(self._by_name[name])
@@ -356,14 +356,14 @@ class TarArchive:
         return file
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._tar.close()
         if self._unpacked is not None:
             self._unpacked.close()
 
 
 class _ZstdFile(io.RawIOBase):
-    """The bytes that a zstd file unpacks to; going back begins anew."""
+    """The decompressed bytes of a zstd file; seeking back starts again from the beginning."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -406,14 +406,14 @@ class _ZstdFile(io.RawIOBase):
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the name is that of an archive."""
+    """Check whether the name is that of an archive."""
     return path.name.lower().endswith(ARCHIVE_ENDINGS)
 
 
 def members_of(path: Path) -> tuple[str, ...]:
-    """Names of the regular files in an archive, tidied, in its order; absolute and climbing ones are left out.
+    """Return the names of the regular files in an archive, in its order; unsafe paths are left out.
 
-    Raises: SourceInvalid, where it is encrypted, damaged or holds too many.
+    Raises: SourceInvalid, if it is encrypted, damaged or holds too many files.
     """
     try:
         archive = _open(path)
@@ -428,20 +428,20 @@ def members_of(path: Path) -> tuple[str, ...]:
             return tuple(names)
         finally:
             archive.close()
-    except (OSError, *_DAMAGED) as error:  # MissingExtra goes through
+    except (OSError, *_DAMAGED) as error:  # MissingExtra is not caught
         raise SourceInvalid(f"{path}: cannot be read as an archive ({error}). Copy it again") from error
 
 
 def split_path(path: str) -> tuple[Path, str] | None:
-    """An archive and a member, where a film's path names them. Folders may be named ``wow!`` or ``old.zip!``."""
+    """Split a film's path into archive and member, if it names both. Folders may be named ``wow!`` or ``old.zip!``."""
     pairs = [(Path(path[: at.start()]), path[at.end() :]) for at in re.finditer(re.escape(INSIDE), path)]
     pairs = [(outer, inner) for outer, inner in pairs if is_archive(outer)]
     return next((pair for pair in pairs if pair[0].is_file()), pairs[0] if pairs else None) if pairs else None
 
 
 def read_member(archive: Path, name: str, first: int | None = None) -> bytes:
-    """The bytes of one member, or the first of them. Raises: OSError, whatever is wrong."""
-    from chestxray.images.decode import MAX_BYTES  # brings numpy, which names of films do not need
+    """Return the bytes of one member, or the first of them. Raises: OSError for every failure."""
+    from chestxray.images.decode import MAX_BYTES  # imports numpy, which names of films do not need
 
     try:
         with _SHELF.get(archive).open(name) as file:
@@ -456,12 +456,12 @@ def read_member(archive: Path, name: str, first: int | None = None) -> bytes:
 
 
 def _tidy(name: str) -> str:
-    """A member's name without ``./`` and doubled slashes: a path that goes through a manifest loses them."""
+    """Return a member's name without ``./`` and doubled slashes, which a manifest's path cannot keep."""
     return str(PurePosixPath(name))
 
 
 def _forward(name: str) -> str:
-    """A member's name with slashes, where a program of Windows wrote it with backslashes."""
+    """Return a member's name with slashes; some Windows programs write backslashes."""
     return name.replace("\\", "/") if "/" not in name else name
 
 
@@ -470,14 +470,14 @@ def _open(path: Path) -> Archive:
 
 
 class _Shelf:
-    """The archive that was read last, kept open: its index is read once, not once a film."""
+    """Keeps the archive that was read last open, so that its index is read once and not for every film."""
 
     def __init__(self) -> None:
         self._key: tuple[Path, int, int] | None = None
         self._archive: Archive | None = None
 
     def get(self, path: Path) -> Archive:
-        """The archive, opened anew where it changed. Raises: OSError, or what the kind raises."""
+        """Return the archive, opened again if it has changed. Raises: OSError, or the errors of the kind."""
         status = path.stat()
         key = (path, status.st_size, status.st_mtime_ns)
         if self._archive is None or key != self._key:
@@ -486,7 +486,7 @@ class _Shelf:
         return self._archive
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the archive."""
         if self._archive is not None:
             self._archive.close()
         self._archive = self._key = None
@@ -497,9 +497,9 @@ atexit.register(_SHELF.close)
 
 
 def read_film(film: Film) -> bytes:
-    """The bytes of a film: a file, a member of an archive or an object in S3. Raises: OSError, where it cannot be read.
+    """Return the bytes of a film: a file, a member of an archive or an object in S3. Raises: OSError.
 
-    ``MissingExtra`` too, for an object where boto3 is not installed.
+    Also raises ``MissingExtra``, for an object in S3 if boto3 is not installed.
     """
     if film.path.startswith(SCHEME):
         return read_object(film.path)
@@ -509,9 +509,9 @@ def read_film(film: Film) -> bytes:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a film's file. Raises: OSError, also where it is no regular file or longer than a film may be.
+    """Return the bytes of a film's file. Raises: OSError, also if the file is not regular or exceeds the limit.
 
-    A pipe is not waited for, and a device or a sparse file takes no memory.
+    The function never waits for a pipe, and a device or a sparse file takes no memory.
     """
     from chestxray.images.decode import MAX_BYTES
 
@@ -526,9 +526,9 @@ def read_file(path: Path) -> bytes:
 
 
 def stamp_of(film: Film) -> str:
-    """What changes when the film's file does: its size and time of change; empty where that cannot be told.
+    """Return size and modification time of the film's file, to detect a change; empty if they are unknown.
 
-    An object in S3 has none: asking for it takes as long as reading a small film.
+    An object in S3 has no stamp: a request for it takes as long as reading a small film.
     """
     inside = split_path(film.path)
     try:
@@ -539,7 +539,7 @@ def stamp_of(film: Film) -> str:
 
 
 def name_of(film: Film) -> str:
-    """What to call a film in a message: the last part of its path."""
+    """Return the film's name in messages: the last part of its path."""
     return film.path.rsplit("/", 1)[-1]
 
 
@@ -548,7 +548,7 @@ _HANDLE: Final = re.compile(r"[\w-]+/[\w-]+(/versions/[1-9]\d*)?", re.ASCII)
 
 
 def fetch(handle: str) -> Path:
-    """The folder of a data set, downloaded unless the client has it. Raises: SourceInvalid, MissingExtra."""
+    """Return the folder of a data set, downloaded if necessary. Raises: SourceInvalid, MissingExtra."""
     try:
         import kagglehub
         from kagglehub import exceptions as its
@@ -574,9 +574,9 @@ def fetch(handle: str) -> Path:
 
 
 def downloaded(address: str, fetch_one: Callable[[str], Path] = fetch) -> Path:
-    """The folder of the data set at ``kaggle:owner/dataset``, or ``kaggle:owner/dataset/versions/2``.
+    """Return the folder of the data set at ``kaggle:owner/dataset``, or ``kaggle:owner/dataset/versions/2``.
 
-    Raises: SourceInvalid: the address is none, or the data set cannot be fetched.
+    Raises: SourceInvalid: the address is invalid, or the data set cannot be fetched.
     """
     handle = address.removeprefix(KAGGLE_SCHEME)
     if not _HANDLE.fullmatch(handle):

@@ -1,9 +1,9 @@
-"""Films to splits, patient by patient; and the gate that stops a run on leakage.
+"""Splits: films are assigned patient by patient; a check stops a run on leakage.
 
-Two keys for one patient, on purpose. The published counters (``data.labels``) may or may not name the same
-people, so the bare number is the key where splits are drawn: nobody stands on two splits, whatever the counters
-mean. Where a given split is accused, the key is the number with its counter's name: an accusation has to be
-right. ``shared_patients`` gives both counts.
+Two keys for one patient, on purpose. The published counters (``data.labels``) may or may not name the same people, so
+the bare number is the key for drawing splits: no patient is in two splits, whatever the counters mean. For reporting
+leakage of a given split, the key is the number with its counter's name: a report has to be certain. ``shared_patients``
+gives both counts.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from chestxray.files import write_atomically
 from chestxray.progress import Log, warn
 from chestxray.schema import Film, Label, Split
 
-# A given validation split is kept where it holds at least this share of the films outside the test split.
-# The 16 films of the published set (0.3%) are too few to choose anything on, so they are drawn anew.
+# A given validation split is kept if it holds at least this fraction of the films outside the test split.
+# The 16 films of the published set (0.3%) are too few to choose anything on, so that split is drawn again.
 MIN_VALIDATION: Final = 0.05
 Pairs = Sequence[tuple[str, str]]  # of perceptual hashes that are nearly the same
 
@@ -40,8 +40,8 @@ class SplitSettings:
 
     Attributes:
         validation: share of the films outside the test split, by class.
-        test: share of all films, by class; used only where the source has no test split. 0 draws none: for a
-            model to be given away, when its test films lie elsewhere.
+        test: share of all films, by class; used only if the source has no test split. 0 draws none: for a final model
+            whose test films are elsewhere.
         seed: the same seed and films give the same splits.
     """
 
@@ -63,17 +63,17 @@ def split(
     leakage_allowed: str = "",
     log: Log = warn,
 ) -> tuple[Film, ...]:
-    """Give every accepted, labelled film a split; the others get none. The order stays.
+    """Assign a split to every accepted, labelled film; other films get none. The order stays.
 
-    A given test split is respected. A given validation split is respected where it is large enough. What has
-    to be drawn is drawn by patient (by the generous key of ``data.labels``) and by class; films with the same
-    bytes, and films that are nearly the same (``data.dedup``), stay together.
+    A given test split is respected. A given validation split is respected if it is large enough. Missing splits are
+    drawn by patient (by the generous key of ``data.labels``) and by class; films with the same bytes, and films that
+    are nearly the same (``data.dedup``), stay together.
 
     Args:
         films: rows of a cleaned manifest.
         settings: shares and seed.
-        leakage_allowed: why a leaking given split is to be used all the same; empty stops the run.
-        log: told where patients are unknown: then nothing can keep a patient on one split.
+        leakage_allowed: reason to use a given split that leaks; empty stops the run.
+        log: called with a line if patients are unknown: then a patient may be in two splits.
 
     Raises:
         Leakage: the given splits share a patient or a film.
@@ -101,7 +101,7 @@ def split(
 
 
 def refuse_leakage(films: Iterable[Film], *, allowed: str = "") -> None:
-    """Stop where two splits share something, unless a reason allows it. Raises: Leakage, naming the pairs."""
+    """Stop if two splits share something, unless a reason allows it. Raises: Leakage, which names the pairs."""
     if allowed:
         return
     found = leaks(films)
@@ -117,7 +117,7 @@ def refuse_leakage(films: Iterable[Film], *, allowed: str = "") -> None:
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """One thing that two splits share: what, and one film on each split."""
+    """One thing that two splits share: its kind, and one film in each split."""
 
     what: str
     first: str
@@ -128,9 +128,9 @@ class Leak:
 
 
 def leaks(films: Iterable[Film]) -> list[Leak]:
-    """Every patient (by the full id), file (by its bytes) and picture (nearly the same) on two splits.
+    """Find every patient (by the full id), file (by its bytes) and picture (nearly the same) in two splits.
 
-    Pictures are compared where ``clean`` accepted both films: two blank films are no leak.
+    Pictures are compared if ``clean`` accepted both films: two blank films are no leak.
     """
     holders: defaultdict[tuple[str, str], dict[str, Film]] = defaultdict(dict)
     pictures: defaultdict[str, dict[str, Film]] = defaultdict(dict)
@@ -150,7 +150,7 @@ def leaks(films: Iterable[Film]) -> list[Leak]:
 
 
 def _leaking_pictures(pictures: Mapping[str, dict[str, Film]]) -> list[Leak]:
-    """Films on two splits that are nearly the same; those with the same bytes are named elsewhere."""
+    """Find films in two splits that are nearly the same, except those with the same bytes."""
     alike = [pair for hash_, splits in pictures.items() if hash_ for pair in combinations(_in_order(splits), 2)]
     if len({split for splits in pictures.values() for split in splits}) > 1:
         for one, other in near_pairs(pictures):
@@ -173,11 +173,11 @@ def _leak(what: str, one: Film, other: Film) -> Leak:
 
 @dataclass(frozen=True, slots=True)
 class SharedPatients:
-    """Patients on a given test split who are on another split too, by either key.
+    """Patients in a given test split who are in another split too, by either key.
 
     Attributes:
-        by_number: by the bare number, which merges the published counters: the most there can be.
-        by_full_key: by the number with its counter's name: those that the split is accused of.
+        by_number: by the bare number, which merges the published counters: an upper limit.
+        by_full_key: by the number with its counter's name: the certain ones.
     """
 
     by_number: int
@@ -185,7 +185,7 @@ class SharedPatients:
 
 
 def shared_patients(films: Iterable[Film]) -> SharedPatients | None:
-    """Count them both ways; None where no film has the test split."""
+    """Count these patients by both keys; None if no film is in the test split."""
     test: set[str] = set()
     others: set[str] = set()
     given = False
@@ -203,13 +203,13 @@ def shared_patients(films: Iterable[Film]) -> SharedPatients | None:
 
 
 def write_allowance(manifest: Path, document: Mapping[str, Any], reason: str) -> None:
-    """Write what is known of a split beside its manifest, as JSON, with the reason that allows its leakage."""
+    """Write the facts of a split beside its manifest, as JSON, with the reason that allows its leakage."""
     text = json.dumps({**document, "leakage_allowed": reason}, indent=2)
     write_atomically(manifest.with_suffix(".json"), text.encode())
 
 
 def read_allowance(manifest: Path) -> str:
-    """Why the splits of that manifest may leak; empty where nothing beside it says so, and the gate stands."""
+    """Return the reason that allows leakage in a manifest's splits; empty if there is none, and leakage stops a run."""
     if manifest.suffix.lower() != ".csv":
         return ""
     try:
@@ -229,7 +229,7 @@ def _unless_validation(split: str) -> str:
 
 
 def _draw(films: Sequence[Film], alike: Pairs, split_of: dict[str, str], split: Split, share: float, seed: int) -> None:
-    """Move whole groups, class by class, until the split holds its share of each class."""
+    """Move whole groups to a split, class by class, until the split holds its fraction of each class."""
     strata: defaultdict[str, list[list[Film]]] = defaultdict(list)
     for group in _groups(films, alike):
         majority = Counter(film.label for film in group).most_common(1)[0][0]
@@ -253,7 +253,7 @@ def _draw(films: Sequence[Film], alike: Pairs, split_of: dict[str, str], split: 
 
 
 def _groups(films: Sequence[Film], alike: Pairs) -> list[list[Film]]:
-    """Films that must stay together: one patient's, and those that are the same or nearly so; in order of path."""
+    """Return groups of films that must stay together (same patient, or nearly the same film), in order of path."""
     leader: dict[str, str] = {}
 
     def find(key: str) -> str:

@@ -1,7 +1,7 @@
-"""Tables of labels as people have them: any delimiter and encoding, columns by their usual names, the field's presets.
+"""Tables of labels in common forms: any delimiter and encoding, usual column names, well-known data sets.
 
-A table becomes rows of text by column; columns get roles (path, label, patient, split, cause); rows that tell of
-one film become one. Where the films lie is not known here: see ``resolve``.
+A table becomes rows of text by column; columns get roles (path, label, patient, split, cause); rows about one film are
+merged. ``Resolver`` finds the films on disk.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _MANY: Final = frozenset({"findinglabels"})  # columns that name any of many fin
 
 
 class Row(NamedTuple):
-    """One row of a table: the line that it begins on, and its cells by column, as the table has them."""
+    """One row of a table: the number of its first line, and its cells by column, as in the table."""
 
     line: int
     cells: Mapping[str, str]
@@ -62,13 +62,13 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a table says of one film.
+    """The facts that a table gives about one film.
 
     Attributes:
-        line: of its first row.
-        places: where its film may lie, likeliest first; a place that ends in ``/`` is a folder of films.
-        label, split, cause, patient_id: "" where the table says nothing.
-        said: why there is no label, where the table has a column of labels.
+        line: line of its first row.
+        places: possible places of its film, the likeliest first; a place that ends in ``/`` is a folder of films.
+        label, split, cause, patient_id: "" if the table does not state it.
+        said: why there is no label, if the table has a column of labels.
         extra: further columns.
     """
 
@@ -84,7 +84,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A table as it was understood: its entries, and what must be told of it."""
+    """A table after interpretation: its entries, and notes for the user."""
 
     entries: tuple[Entry, ...]
     roles: Mapping[str, str]
@@ -95,14 +95,14 @@ class Listing:
 
 
 def is_table(path: Path) -> bool:
-    """Whether the name is that of a table."""
+    """Check whether the name is that of a table."""
     return path.suffix.lower() in TABLE_ENDINGS
 
 
 def read_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
-    """Columns and rows of a table, without those that are blank.
+    """Return columns and rows of a table, without blank ones.
 
-    Raises: SourceInvalid, where it cannot be read; MissingExtra.
+    Raises: SourceInvalid, if it cannot be read; MissingExtra.
     """
     try:
         columns, rows = _READERS.get(path.suffix.lower(), _read_text)(path)
@@ -117,7 +117,7 @@ def _read_text(path: Path) -> tuple[tuple[str, ...], list[Row]]:
     text = _decoded(path.read_bytes())
     first, _, rest = text.partition("\n")
     delimiter = None
-    if match := re.fullmatch(r"sep=(.)\r?", first):  # how Excel is told
+    if match := re.fullmatch(r"sep=(.)\r?", first):  # the form in which Excel states the separator
         delimiter, text, first = match[1], rest, rest.partition("\n")[0]
     delimiter = delimiter or max(DELIMITERS, key=lambda mark: _unquoted(first).count(mark))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
@@ -129,7 +129,7 @@ def _unquoted(line: str) -> str:
 
 
 def _decoded(data: bytes) -> str:
-    """Text in the encoding that it begins as, else UTF-8, else that of Western Windows."""
+    """Return text in the encoding of its byte-order mark, else UTF-8, else that of Western Windows."""
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return data.decode(encoding)
@@ -142,7 +142,7 @@ def _decoded(data: bytes) -> str:
 
 
 def _table(lines: Iterable[tuple[int, Sequence[str]]], path: Path) -> tuple[tuple[str, ...], list[Row]]:
-    """The first line that is not blank is the header."""
+    """Return columns and rows; the first line that is not blank is the header."""
     columns: tuple[str, ...] = ()
     rows = []
     for line, raw in lines:
@@ -204,7 +204,7 @@ def _read_parquet(path: Path) -> tuple[tuple[str, ...], list[Row]]:
 def _as_text(value: Any) -> str:
     if value is None:
         return ""
-    if isinstance(value, float) and value.is_integer():  # a workbook knows no whole numbers
+    if isinstance(value, float) and value.is_integer():  # a workbook stores integers as floats
         return str(int(value))
     return str(value)
 
@@ -220,12 +220,12 @@ _READERS: Final[Mapping[str, Callable[[Path], tuple[tuple[str, ...], list[Row]]]
 
 
 def read_listing(path: Path, words: LabelWords, columns: Mapping[str, str] | None = None) -> Listing:
-    """Understand a table.
+    """Read and interpret a table.
 
     Args:
-        path: of the table.
-        words: what words mean.
-        columns: role -> the column that has it, where it is not one of ``ROLES``; "" for none.
+        path: the table's path.
+        words: the meaning of words.
+        columns: role -> its column, if the name is not one of ``ROLES``; "" for none.
 
     Raises: SourceInvalid, UsageError, MissingExtra.
     """
@@ -261,7 +261,7 @@ def read_listing(path: Path, words: LabelWords, columns: Mapping[str, str] | Non
 
 
 def _key(column: str) -> str:
-    """A column's name by which it is found: "Patient ID", "patient_id" and "patientId" are one."""
+    """Return the form of a column's name for comparison: "Patient ID", "patient_id" and "patientId" are equal."""
     return re.sub(r"[^0-9a-z]", "", column.lower())
 
 
@@ -302,10 +302,10 @@ class Form(NamedTuple):
     """One form of table.
 
     Attributes:
-        name: for the user; "" for the plain one.
-        recognises: by the keys of the columns, and the roles.
-        label: the meaning of a row.
-        places_needed: None, or what gives the places of a row's film instead of the column path.
+        name: name for the user; "" for the plain form.
+        recognises: function of the columns' keys and the roles: True if the table has this form.
+        label: function that returns the meaning of a row.
+        places_needed: None, or function that returns the places of a row's film instead of the column "path".
     """
 
     name: str
@@ -314,14 +314,14 @@ class Form(NamedTuple):
     places_needed: Callable[[Mapping[str, str]], tuple[str, ...]] | None = None
 
     def used(self, columns: Iterable[str]) -> set[str]:
-        """Columns that say what the label says, or where in the film: no property of the film to group by."""
+        """Return columns with the label, or with boxes in the film: they are no property to group films by."""
         return {name for name in columns if _key(name) in _BOXES | _LABELS}
 
 
 def _label_by_column(
     cells: Mapping[str, str], roles: Mapping[str, str], words: LabelWords, *, many: bool = False
 ) -> tuple[Meaning, str]:
-    """One column holds the label, or the findings."""
+    """Return the label from one column that holds the label, or the findings."""
     if "label" not in roles:
         return Said.BLANK, ""
     text = cells.get(roles["label"], "")
@@ -329,7 +329,7 @@ def _label_by_column(
 
 
 def _label_by_findings(cells: Mapping[str, str], _: Mapping[str, str], words: LabelWords) -> tuple[Meaning, str]:
-    """One column a finding: 1 present, 0 absent, -1 uncertain, blank not mentioned."""
+    """Return the label from one column for each finding: 1 present, 0 absent, -1 uncertain, blank not mentioned."""
     said = {in_one_form(name): in_one_form(value) for name, value in cells.items()}
     present = {name for name, value in said.items() if value in {"1", "true", "yes"}}
     if any(words.given.get(name, LABEL_WORDS.get(name)) == Label.PNEUMONIA for name in present):
@@ -338,13 +338,13 @@ def _label_by_findings(cells: Mapping[str, str], _: Mapping[str, str], words: La
         return Said.UNCERTAIN, ""
     if any(words.given.get(name, LABEL_WORDS.get(name)) == Label.NORMAL for name in present):
         return Label.NORMAL, ""
-    if "no finding" not in said and "pneumonia" in said:  # a column of its own: 0 is the answer no
+    if "no finding" not in said and "pneumonia" in said:  # pneumonia has its own column: 0 means no
         return words.meaning(said["pneumonia"]), said["pneumonia"]
     return (Said.OTHER if present else Said.BLANK), ""
 
 
 def _label_of_rsna(cells: Mapping[str, str], roles: Mapping[str, str], words: LabelWords) -> tuple[Meaning, str]:
-    """``Target``, or the words of the detailed classes: an opacity is what the challenge calls a pneumonia."""
+    """Return the label from ``Target``, or from the detailed classes: RSNA calls an opacity a pneumonia."""
     text = cells.get(roles["label"], "")
     if in_one_form(text) == "lung opacity" and "lung opacity" not in words.given:
         return Label.PNEUMONIA, text
@@ -390,7 +390,7 @@ FORMS: Final = (
 
 
 def _entry(row: Row, form: Form, roles: Mapping[str, str], words: LabelWords, path: Path) -> tuple[Entry, str]:
-    """A row as an entry, and the word that it has for a label, where nobody knows what it means."""
+    """Return a row as an entry, and the row's word for a label if its meaning is unknown."""
     cells = row.cells
     given = {role: cells.get(column, "") for role, column in roles.items()}
     places = form.places_needed(cells) if form.places_needed else _places(given["path"], cells)
@@ -416,7 +416,7 @@ def _entry(row: Row, form: Form, roles: Mapping[str, str], words: LabelWords, pa
 
 
 def _places(path: str, cells: Mapping[str, str]) -> tuple[str, ...]:
-    """Where a film may lie: as the path says, and in PadChest's folder of that number."""
+    """Return the possible places of a film: its path, and for PadChest the same path in its numbered folder."""
     if not path:
         return ()
     path = path if "/" in path else path.replace("\\", "/")
@@ -437,7 +437,7 @@ def _split_of(text: str, path: Path, line: int) -> str:
 
 
 def _frontal(rows: list[Row]) -> tuple[list[Row], int]:
-    """Rows without those of lateral films, where a column tells the view; and how many those were."""
+    """Return rows without those of lateral films, if a column states the view; and the number of removed rows."""
     view = next((name for row in rows[:1] for name in row.cells if _key(name) in _VIEWS), None)
     if view is None:
         return rows, 0
@@ -446,7 +446,7 @@ def _frontal(rows: list[Row]) -> tuple[list[Row], int]:
 
 
 def _merged(entries: Sequence[Entry], *, boxes: bool) -> tuple[list[Entry], list[str]]:
-    """One entry a film. Rows with boxes or readers tell of one film together; other rows must agree."""
+    """Merge rows to one entry a film. Rows with boxes or readers complement each other; other rows must agree."""
     by_film: dict[tuple[str, ...], list[Entry]] = {}
     for entry in entries:
         by_film.setdefault(entry.places, []).append(entry)
@@ -471,7 +471,7 @@ def _merged(entries: Sequence[Entry], *, boxes: bool) -> tuple[list[Entry], list
 
 
 def _one(rows: Sequence[Entry]) -> Entry:
-    """Several rows of one film: a finding in any of them counts; readers who contradict each other leave no label."""
+    """Merge several rows of one film: a finding in any row counts; contradicting readers leave no label."""
     first = rows[0]
     if len(rows) == 1:
         return first
@@ -508,15 +508,15 @@ def _about_unknown(path: Path, unknown: Counter[str], lines: Mapping[str, int]) 
 
 
 class Resolver:
-    """Finds the films of a table below a folder, however their paths were written."""
+    """Finds the films of a table below a folder, in whatever way their paths were written."""
 
     def __init__(self, root: Path, endings: frozenset[str], walk: Callable[[Path], Iterator[Path]]) -> None:
-        """Begin.
+        """Prepare the search.
 
         Args:
             root: absolute.
-            endings: those that a film may have, where the table leaves them out.
-            walk: every file below a folder.
+            endings: endings that a film may have, if the table leaves them out.
+            walk: function that yields every file below a folder.
         """
         self._root = root
         self._endings = endings
@@ -526,10 +526,10 @@ class Resolver:
         self.ambiguous: list[str] = []
 
     def find(self, place: str) -> list[Path]:
-        """The film at a place, or the films of a folder; empty where there is none.
+        """Return the film at a place, or the films of a folder; empty if there is none.
 
-        A path is tried as it stands, then without its first folders, one by one (a table written elsewhere), each
-        time with the endings that films have. Where none of its folders is here, a name that is here once is taken.
+        A path is tried unchanged, then without its first folders, one by one (for a table written elsewhere), each time
+        with the endings of films. If none of its folders exists here, a file name that occurs exactly once is taken.
         """
         folder = place.endswith("/")
         parts = PurePosixPath(place).parts

@@ -1,4 +1,4 @@
-"""Which films a model learnt from, in a form that is small, names nobody and recognises copies.
+"""The films on which a model was trained, in a small form that names no patient and recognises copies.
 
 A model that is evaluated on films that it was trained on looks perfect. So a bundle carries the hashes of its training
 films, and the perceptual hashes by which copies at another size, or saved again, are known (see ``data.dedup``).
@@ -22,9 +22,9 @@ from chestxray.schema import Film
 
 TRAINING_FILMS: Final = "training_films.json"
 VERSION: Final = 1
-_SHA_BYTES: Final = 16  # of each SHA-256: a chance of one in 2**100 that a film is accused wrongly
+_SHA_BYTES: Final = 16  # bytes of each SHA-256: a film is confused with another at a probability of one in 2**100
 _HASH_BYTES: Final = HASH_BITS // 8
-_AT_ONCE: Final = 2**22  # pairs of hashes; bounds the memory to some hundred megabytes
+_AT_ONCE: Final = 2**22  # pairs of hashes; limits the memory to some hundred megabytes
 _NAMED: Final = 3
 
 Words = npt.NDArray[np.uint64]
@@ -35,7 +35,7 @@ class TrainingFilms:
     """The films of a training.
 
     Attributes:
-        sha256: the first 16 bytes of each, sorted.
+        sha256: the first 16 bytes of each SHA-256, sorted.
         hashes: perceptual hashes, sorted, each once.
     """
 
@@ -44,7 +44,7 @@ class TrainingFilms:
 
     @classmethod
     def of(cls, films: Iterable[Film]) -> Self:
-        """Note these films."""
+        """Record these films."""
         rows = list(films)
         return cls(
             tuple(sorted({bytes.fromhex(film.sha256)[:_SHA_BYTES] for film in rows if film.sha256})),
@@ -52,7 +52,7 @@ class TrainingFilms:
         )
 
     def to_json(self) -> str:
-        """Law: ``TrainingFilms.from_json(f.to_json()) == f``."""
+        """Return the films as JSON. Law: ``TrainingFilms.from_json(f.to_json()) == f``."""
         return json.dumps(
             {
                 "version": VERSION,
@@ -64,14 +64,14 @@ class TrainingFilms:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Raises: ValueError, KeyError, TypeError: this is no such list."""
+        """Read the films from JSON. Raises: ValueError, KeyError, TypeError, if it is no such list."""
         raw = json.loads(text)
         if raw["version"] != VERSION:
             raise ValueError(f"version {raw['version']}; this program reads {VERSION}")
         return cls(_cut(raw["sha256"], _SHA_BYTES), _cut(raw["perceptual_hashes"], _HASH_BYTES))
 
     def among(self, films: Sequence[Film]) -> tuple[tuple[Film, ...], tuple[Film, ...]]:
-        """Find those that were trained on: the same files, and other files of nearly the same picture."""
+        """Find films that were trained on: the same files, and other files of nearly the same picture."""
         known = set(self.sha256)
         same = [film.sha256 != "" and bytes.fromhex(film.sha256)[:_SHA_BYTES] in known for film in films]
         near = self._near(films)
@@ -98,7 +98,10 @@ class TrainingFilms:
 
 
 def refuse_training_films(known: TrainingFilms, films: Sequence[Film], model: str) -> None:
-    """Stop where a model would be measured on films that it learnt from. Raises: Leakage, naming some of them."""
+    """Stop if a model would be evaluated on films on which it was trained.
+
+    Raises: Leakage, which names some of them.
+    """
     same, near = known.among(films)
     if not same and not near:
         return
