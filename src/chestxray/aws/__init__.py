@@ -1,1 +1,1 @@
-"""The same thing on AWS: each verb says what it will create and cost, and all of it can be found and removed again."""
+"""chestxray on AWS: each command states what it will create and cost; everything can be listed and removed again."""

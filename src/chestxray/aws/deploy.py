@@ -1,7 +1,7 @@
-"""A bundle behind HTTP in AWS: a model, an endpoint (serverless unless asked otherwise), and the schedules of its end.
+"""Deployment of a bundle: a model, an endpoint (serverless by default), and schedules that delete them.
 
-The schedules delete endpoint, configuration and model without anything of ours running. They are made before the
-endpoint is, so that nothing is left to run for ever when a command is stopped in between.
+The schedules delete endpoint, configuration and model without any program of ours running. They are created before the
+endpoint, so that nothing runs for ever if a command is stopped half-way.
 
 Source: Amazon SageMaker API reference, CreateModel, CreateEndpointConfig, CreateEndpoint, UpdateEndpoint; Amazon
 EventBridge Scheduler user guide, "Using universal targets" and "Automatic deletion".
@@ -42,12 +42,12 @@ SHORT: Final = 12  # digits of a hash in a name
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A ``model.tar.gz``.
+    """A ``model.tar.gz`` with a bundle.
 
     Attributes:
-        address: where it is, or goes, in S3.
-        stamp: for names: the same for the same weights.
-        data: what is sent there first; empty where it is there already.
+        address: its present or future address in S3.
+        stamp: part of names: the same for the same weights.
+        data: bytes to send to S3 first; empty if they are there already.
     """
 
     address: str
@@ -56,7 +56,7 @@ class Weights:
 
 
 def weights_of(cloud: Cloud, names: Names, given: str) -> Weights:
-    """The weights of a bundle, by its folder or its name in this package, or of a training job.
+    """Return the weights of a bundle (a folder, or a name in this package), or of a training job.
 
     Raises: BundleInvalid, CloudMissing, JobFailed.
     """
@@ -83,7 +83,7 @@ def weights_of(cloud: Cloud, names: Names, given: str) -> Weights:
 
 
 def ensure_model(cloud: Cloud, names: Names, weights: Weights, image: str) -> str:
-    """Make the model unless it is there. Returns: its name. Raises: CloudError."""
+    """Create the model unless it exists. Returns: its name. Raises: CloudError."""
     from botocore.exceptions import ClientError
 
     name = model_name(names, weights, image)
@@ -113,7 +113,7 @@ def ensure_model(cloud: Cloud, names: Names, weights: Weights, image: str) -> st
 
 
 def model_name(names: Names, weights: Weights, image: str) -> str:
-    """The same for the same weights in the same image."""
+    """Return the model's name: the same for the same weights in the same image."""
     digest = hashlib.sha256(f"{weights.stamp} {image}".encode()).hexdigest()[:SHORT]
     return names.stamped(f"model-{digest}")
 
@@ -129,11 +129,11 @@ def _of_bundle(names: Names, folder: Path) -> Weights:
 
 NEVER: Final = "never"
 UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
-SHORTEST: Final = timedelta(minutes=5)  # an endpoint that is still being made cannot be deleted
-AFTER: Final = timedelta(minutes=10)  # between one and the next: the endpoint is gone by then
+SHORTEST: Final = timedelta(minutes=5)  # an endpoint that is still being created cannot be deleted
+AFTER: Final = timedelta(minutes=10)  # between two deletions: by then the endpoint is gone
 TARGET: Final = "arn:aws:scheduler:::aws-sdk:sagemaker:"
 
-# In the order in which they go: operation, its parameter, policy action, word in the ARN.
+# In the order of deletion: operation, its parameter, policy action, word in the ARN.
 _ENDS: Final = (
     ("deleteEndpoint", "EndpointName", "sagemaker:DeleteEndpoint", "endpoint"),
     ("deleteEndpointConfig", "EndpointConfigName", "sagemaker:DeleteEndpointConfig", "endpoint-config"),
@@ -143,7 +143,7 @@ _ENDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What makes up an endpoint, by name."""
+    """The parts of an endpoint, by name."""
 
     endpoint: str
     config: str
@@ -151,12 +151,12 @@ class Served:
 
     @property
     def in_order(self) -> tuple[str, str, str]:
-        """As they have to go."""
+        """Names in the order of deletion."""
         return self.endpoint, self.config, self.model
 
 
 def parse_ttl(text: str) -> timedelta | None:
-    """``90m``, ``4h``, ``2d``; ``never`` is None. Raises: UsageError."""
+    """Read a lifetime: ``90m``, ``4h``, ``2d``; ``never`` is None. Raises: UsageError."""
     if text == NEVER:
         return None
     match = re.fullmatch(r"(\d{1,4})([mhd])", text)
@@ -167,10 +167,10 @@ def parse_ttl(text: str) -> timedelta | None:
 
 
 def set_expiry(cloud: Cloud, names: Names, served: Served, end: datetime | None) -> None:
-    """Make the schedules that delete it, or move those that are there; with None there are none.
+    """Create the schedules that delete an endpoint, or change existing ones; with ``end`` None remove them.
 
     Args:
-        end: with a time zone.
+        end: time of deletion, with a time zone.
 
     Raises: CloudError.
     """
@@ -188,7 +188,7 @@ def set_expiry(cloud: Cloud, names: Names, served: Served, end: datetime | None)
 
 
 def ending(names: Names, served: Served) -> list[Statement]:
-    """What the schedules may do: delete these three, by name."""
+    """Return what the schedules may do: delete these three resources, by name."""
     return [
         allow([action], arn(names, "sagemaker", f"{word}/{name}"))
         for (_, _, action, word), name in zip(_ENDS, served.in_order, strict=True)
@@ -210,7 +210,7 @@ def remove_expiry(cloud: Cloud, names: Names) -> None:
 
 
 def end_of(cloud: Cloud, names: Names) -> str:
-    """When the endpoint goes, as the schedule says it; "" where none does. Raises: botocore's errors."""
+    """Return the scheduled time of the endpoint's deletion; "" if there is none. Raises: botocore's errors."""
     from botocore.exceptions import ClientError
 
     try:
@@ -223,7 +223,10 @@ def end_of(cloud: Cloud, names: Names) -> str:
 
 
 def _ensure_group(client: Any, names: Names) -> None:
-    """Schedules have no tags; their group has. Raises: CloudForeign, botocore's errors."""
+    """Create the tagged group of schedules (schedules themselves have no tags).
+
+    Raises: CloudForeign, botocore's errors.
+    """
     from botocore.exceptions import ClientError
 
     try:
@@ -236,12 +239,12 @@ def _ensure_group(client: Any, names: Names) -> None:
 
 
 def group_tags(client: Any, group: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The tags of a group of schedules, as its service lists or describes it. Raises: botocore's errors."""
+    """Return the tags of a group of schedules, as its service lists or describes it. Raises: botocore's errors."""
     return list(client.list_tags_for_resource(ResourceArn=group["Arn"]).get("Tags", ()))
 
 
 def _set(client: Any, request: Mapping[str, Any]) -> None:
-    """Moved and not made anew, so that there is no moment without it."""
+    """Update a schedule, or create it if there is none, so that the endpoint is never without one."""
     from botocore.exceptions import ClientError
 
     try:
@@ -266,32 +269,32 @@ def _once(name: str, group: str, when: datetime, target: Mapping[str, Any]) -> d
 
 VARIANT: Final = "AllTraffic"
 SERVERLESS_MB: Final = 3072
-SERVERLESS_AT_ONCE: Final = 5  # films; more wait or are throttled
-SECONDS_A_FILM: Final = 0.5  # about, for the plan
+SERVERLESS_AT_ONCE: Final = 5  # films at once; more have to wait or are throttled
+SECONDS_A_FILM: Final = 0.5  # rough time, for the plan
 LOGS: Final = "/aws/sagemaker/Endpoints/"
 SETTLED: Final = ("InService", "Failed", "OutOfService", "UpdateRollbackFailed")
-LOG_DAYS: Final = 30  # that the endpoint's log is kept
+LOG_DAYS: Final = 30  # for which the endpoint's log is kept
 
 
 @dataclass(frozen=True, slots=True)
 class Hosting:
-    """Where a model runs.
+    """The machine or service on which a model runs.
 
     Attributes:
-        instance: its type; "" for serverless.
+        instance: type of the instance; "" for serverless.
     """
 
     instance: str = ""
 
     @property
     def variant(self) -> dict[str, Any]:
-        """As CreateEndpointConfig takes it, but for the model."""
+        """The variant in the form of CreateEndpointConfig, without the model."""
         if not self.instance:
             return {"ServerlessConfig": {"MemorySizeInMB": SERVERLESS_MB, "MaxConcurrency": SERVERLESS_AT_ONCE}}
         return {"InstanceType": self.instance, "InitialInstanceCount": 1, "InitialVariantWeight": 1.0}
 
     def item(self, names: Names, note: str) -> Item:
-        """What it costs."""
+        """Return the item of a plan: what hosting costs."""
         if self.instance:
             kind = f"endpoint on one {self.instance}"
             return Item(kind, names.endpoint, hourly=instance_hours(self.instance), note=note, does="ensure")
@@ -301,14 +304,14 @@ class Hosting:
 
 
 def served_as(names: Names, weights: Weights, image: str, hosting: Hosting) -> Served:
-    """The names that deploying it gives: the same for the same."""
+    """Return the names that a deployment gives: the same for the same content."""
     model = model_name(names, weights, image)
     digest = hashlib.sha256(json.dumps([model, hosting.variant]).encode()).hexdigest()[:12]
     return Served(names.endpoint, names.stamped(f"hosting-{digest}"), model)
 
 
 def plan_items(names: Names, served: Served, hosting: Hosting, ttl: timedelta | None) -> tuple[Item, ...]:
-    """What deploying does and costs, but for the image."""
+    """Return the items of a plan: what deploying does and costs, without the image."""
     end = "runs until it is deleted" if ttl is None else f"deleted by itself after {_in_words(ttl)}"
     items = [
         Item("bucket", names.bucket, note="kept where it is there", does="ensure"),
@@ -325,11 +328,12 @@ def plan_items(names: Names, served: Served, hosting: Hosting, ttl: timedelta | 
 def deploy(
     cloud: Cloud, names: Names, weights: Weights, image: str, hosting: Hosting, end: datetime | None, log: Log
 ) -> str:
-    """Make the endpoint, or change the one that is there; wait until it answers.
+    """Create the endpoint, or change the existing one; wait until it answers.
 
-    Where it does not come up, what was made is removed again. The schedules of its end are made before it is.
+    If it does not start, everything that was created is removed again. The schedules of its deletion are created before
+    it.
 
-    Returns: what it did: "create", "update" or "keep".
+    Returns: what was done: "create", "update" or "keep".
     Raises: JobFailed, CloudError.
     """
     served = served_as(names, weights, image, hosting)
@@ -349,7 +353,7 @@ def deploy(
         _begin(client, names, served, before, anew=anew, log=log)
         _wait(client, served, log)
     except BaseException:
-        if anew:  # nothing answered before, so nothing that anybody uses is taken away
+        if anew:  # the endpoint is new, so its removal affects no user
             _take_away(cloud, names, served, log)
         elif before is not None and before["EndpointConfigName"] != served.config:
             _back_to(cloud, names, served, before["EndpointConfigName"], end, log)
@@ -361,9 +365,9 @@ def deploy(
 
 
 def _ensure_log(cloud: Cloud, names: Names) -> None:
-    """Make the endpoint's log before SageMaker does, which gives it neither tags nor an end.
+    """Create the endpoint's log before SageMaker does, which would give it neither tags nor an expiry.
 
-    What an earlier attempt left out, because it was stopped in between, is made up for.
+    Steps that an interrupted attempt left out are done now.
     """
     client, group = cloud.client("logs"), f"{LOGS}{names.endpoint}"
     with cloud_errors(f"making the log {group}"):
@@ -377,14 +381,14 @@ def _ensure_log(cloud: Cloud, names: Names) -> None:
 
 
 def log_tags(client: Any, group: Mapping[str, Any]) -> dict[str, str]:
-    """The tags of a log, as its service lists it. Raises: botocore's errors."""
+    """Return the tags of a log, as its service lists it."""
     return dict(client.list_tags_for_resource(resourceArn=group["arn"].removesuffix(":*")).get("tags", {}))
 
 
 def _back_to(cloud: Cloud, names: Names, served: Served, config: str, end: datetime | None, log: Log) -> None:
-    """After a failed change: what runs as before keeps its end, and what was made for the change goes.
+    """Clean up after a failed change: keep the schedules of what still runs, and remove what was new.
 
-    Where the endpoint's own way back failed, part of it runs as changed: then all stays, for the next attempt.
+    If the endpoint's own rollback failed, part of it runs as changed: then everything stays, for the next attempt.
     """
     client = cloud.client("sagemaker")
     try:
@@ -401,7 +405,7 @@ def _back_to(cloud: Cloud, names: Names, served: Served, config: str, end: datet
 
 
 def _take_away(cloud: Cloud, names: Names, served: Served, log: Log) -> None:
-    """After a failure, whose reason stays the one that the user is told."""
+    """Remove everything after a failure; a second failure is only logged, so that the user sees the first reason."""
     try:
         remove(cloud, names, served, log)
     except CloudError as error:
@@ -409,7 +413,7 @@ def _take_away(cloud: Cloud, names: Names, served: Served, log: Log) -> None:
 
 
 def remove(cloud: Cloud, names: Names, served: Served, log: Log) -> None:
-    """Take away endpoint, configuration, model and schedules; what is not there is no error.
+    """Remove endpoint, configuration, model and schedules; a missing resource is no error.
 
     Raises: CloudError.
     """
@@ -435,7 +439,7 @@ def remove(cloud: Cloud, names: Names, served: Served, log: Log) -> None:
 
 
 def deployed_model(cloud: Cloud, names: Names) -> str:
-    """The model behind the endpoint. Raises: UsageError, where nothing is deployed; CloudError."""
+    """Return the model behind the endpoint. Raises: UsageError, if nothing is deployed; CloudError."""
     client = cloud.client("sagemaker")
     with cloud_errors(f"looking for the endpoint {names.endpoint}"):
         endpoint = _there(client, names.endpoint)
@@ -476,7 +480,7 @@ def _ensure_config(client: Any, names: Names, served: Served, hosting: Hosting) 
 
 
 def _has_to_be_made_anew(client: Any, before: Mapping[str, Any], hosting: Hosting) -> bool:
-    """What failed, lost its configuration, or would change between serverless and instances, cannot be updated."""
+    """Check whether an endpoint cannot be updated: it failed, has no configuration, or changes its kind of hosting."""
     if before["EndpointStatus"] in {"Failed", "OutOfService"}:
         return True
     variants = _variants(client, before["EndpointConfigName"])
@@ -516,7 +520,7 @@ def _wait(client: Any, served: Served, log: Log) -> None:
 
 
 def _remove_config(client: Any, config: str, *, keep: str) -> None:
-    """What an endpoint was made of before, once it is made of something else."""
+    """Remove the endpoint's earlier configuration and its models, after a change to another."""
     with cloud_errors(f"removing the earlier configuration {config}"):
         variants = _variants(client, config)
         if variants:
@@ -526,7 +530,7 @@ def _remove_config(client: Any, config: str, *, keep: str) -> None:
 
 
 def _variants(client: Any, config: str) -> Sequence[Mapping[str, Any]]:
-    """Of an endpoint configuration; none where it is gone."""
+    """Return the variants of an endpoint configuration; none if it does not exist."""
     from botocore.exceptions import ClientError
 
     try:

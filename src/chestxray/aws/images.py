@@ -1,4 +1,4 @@
-"""The container images that jobs and endpoints run in: whose registry they come from, and what may be given instead."""
+"""The container images of jobs and endpoints: the registry that holds them, and images that a user may give instead."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ TRAINING: Final = {
     "gpu": "pytorch:2.13-cu133-amzn2023-sagemaker",
 }
 GPU_FAMILIES: Final = ("ml.g", "ml.p")
-TOO_OLD: Final = ("ml.g3.", "ml.g3s.", "ml.p2.", "ml.p3.", "ml.p3dn.")  # older than Turing, which CUDA 13 begins with
+# GPUs older than Turing, the first generation that CUDA 13 supports
+TOO_OLD: Final = ("ml.g3.", "ml.g3s.", "ml.p2.", "ml.p3.", "ml.p3dn.")
 
 _ADDRESS: Final = re.compile(
     r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com/(?P<repository>[a-z0-9._/-]+)"
@@ -51,14 +52,14 @@ _ADDRESS: Final = re.compile(
 
 
 def has_gpu(instance: str) -> bool:
-    """Whether instances of that type have one."""
+    """Check whether instances of that type have a GPU."""
     return instance.startswith(GPU_FAMILIES)
 
 
 def training_image(region: str, instance: str) -> str:
-    """The image that a training job on such an instance runs in.
+    """Return the image in which a training job on such an instance runs.
 
-    Raises: UsageError: none is known for that region, or its CUDA does not know GPUs that old.
+    Raises: UsageError: none is known for that region, or the image's CUDA does not support such old GPUs.
     """
     if instance.startswith(TOO_OLD):
         raise UsageError(
@@ -71,11 +72,11 @@ def training_image(region: str, instance: str) -> str:
 
 
 def repository_arn(image: str, region: str) -> str:
-    """The repository of an image, as policies name it.
+    """Return the ARN of an image's repository, for policies.
 
     Args:
         image: ``ACCOUNT.dkr.ecr.REGION.amazonaws.com/REPOSITORY:TAG``, or ``@sha256:...``.
-        region: where it is pulled.
+        region: region in which the image is pulled.
 
     Raises: UsageError: SageMaker could not pull it.
     """

@@ -1,7 +1,8 @@
-"""Everything of ours that exists, found through each service's own lists; what it costs; and how it is removed.
+"""Everything of a deployment that exists, found through each service's own lists; its cost; and its removal.
 
-The tagging service knows some of these only after minutes and others never, so it is not asked. A thing is ours
-where its name and its tags say so. What has a name of ours without the tag is shown, and never removed.
+The tagging service learns of some resources only after minutes and of others never, so it is not used. A resource
+belongs to the deployment if its name and its tags say so. A resource with such a name but without the tag is shown, and
+never removed.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from chestxray.aws.storage import bucket_exists, bucket_tags, empty_bucket
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Something of ours.
+    """A resource of the deployment.
 
     Attributes:
         kind: row of KINDS.
-        name: as AWS knows it.
-        state: as its service says it, or "".
-        hourly: dollars an hour while it exists; None where the price is not known here.
-        note: what else there is to say.
-        foreign: whether it has a name of ours and not our tag, so that it is left alone.
+        name: its name in AWS.
+        state: state in the words of its service, or "".
+        hourly: dollars an hour while it exists; None if the price is not known here.
+        note: further remarks.
+        foreign: whether it has a name of ours but not our tag, so that it is not touched.
     """
 
     kind: str
@@ -41,14 +42,14 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of thing that this package makes.
+    """A kind of resource that this package creates.
 
     Attributes:
-        what: in words.
-        find: those that exist. Raises: botocore's errors.
-        remove: one of them, by name; what takes its time may still be going on afterwards.
-        is_data: whether somebody may want to keep it.
-        of_endpoint: whether it goes with the endpoint alone.
+        what: its name in words.
+        find: function that yields the existing ones. Raises: botocore's errors.
+        remove: function that removes one by name; the removal may still be in progress afterwards.
+        is_data: whether a user may want to keep it.
+        of_endpoint: whether it is removed with the endpoint alone.
     """
 
     what: str
@@ -80,7 +81,7 @@ def _hourly_of(resources: Mapping[str, Any]) -> float | None:
 
 
 def _running_jobs(client: Any, names: Names, operation: str, kind: str) -> Iterator[tuple[str, str]]:
-    """Jobs that are over stay in AWS's lists for good, and cost nothing."""
+    """Yield running jobs. Finished jobs stay in AWS's lists for good, and cost nothing."""
     for status in ("InProgress", "Stopping"):
         for page in client.get_paginator(operation).paginate(NameContains=names.deployment, StatusEquals=status):
             for item in page[f"{kind}Summaries"]:
@@ -128,7 +129,7 @@ def _cost_of(client: Any, config: str) -> tuple[float | None, str]:
 
 
 def _hosted(client: Any, names: Names, kind: str) -> Iterator[dict[str, Any]]:
-    """Endpoints, endpoint configurations or models of ours, as their service lists them."""
+    """Yield endpoints, endpoint configurations or models of the deployment, as their service lists them."""
     operation = {"Endpoint": "list_endpoints", "EndpointConfig": "list_endpoint_configs", "Model": "list_models"}[kind]
     for page in client.get_paginator(operation).paginate(NameContains=names.deployment):
         for item in page[f"{kind}s"]:
@@ -137,7 +138,7 @@ def _hosted(client: Any, names: Names, kind: str) -> Iterator[dict[str, Any]]:
 
 
 def _is_ours(client: Any, names: Names, name: str, arn: str) -> bool:
-    """By name and by tag: "chestxray-two" is another deployment than "chestxray"."""
+    """Check by name and tag whether a resource is ours: "chestxray-two" is another deployment than "chestxray"."""
     if name != names.deployment and not name.startswith(f"{names.deployment}-"):
         return False
     return names.owns(client.list_tags(ResourceArn=arn)["Tags"])
@@ -179,7 +180,7 @@ def _schedules(cloud: Cloud, names: Names) -> Iterator[Found]:
 
 
 def _delete_schedules(cloud: Cloud, _: Names, name: str) -> None:
-    """The group takes its schedules with it; they go first, since it does so in its own time."""
+    """Delete the schedules, then their group, which would delete them with a delay."""
     client = cloud.client("scheduler")
     for page in client.get_paginator("list_schedules").paginate(GroupName=name):
         for found in page["Schedules"]:
@@ -195,12 +196,12 @@ def _stacks(cloud: Cloud, names: Names) -> Iterator[Found]:
 
 
 def _delete_stack(cloud: Cloud, _: Names, name: str) -> None:
-    """Waits until it is gone, or CloudFormation says what hinders it."""
+    """Delete a stack, and wait until it is gone or CloudFormation states what prevents it."""
     stacks.remove(cloud, name, lambda _: None)
 
 
 def _images(cloud: Cloud, names: Names) -> Iterator[Found]:
-    """Stands by itself only where its stack is gone, or it was made by hand."""
+    """Yield the image repository, which exists without its stack if that is gone or the repository was made by hand."""
     from botocore.exceptions import ClientError
 
     client = cloud.client("ecr")
@@ -223,7 +224,7 @@ def _delete_images(cloud: Cloud, _: Names, name: str) -> None:
 
 
 def _logs(cloud: Cloud, names: Names) -> Iterator[Found]:
-    """Those of endpoints and builds. Those of jobs are one group for the whole account, and not ours to delete."""
+    """Yield the logs of endpoints and builds. Jobs log into groups of the whole account, which are not deleted."""
     client = cloud.client("logs")
     for prefix in (f"/aws/sagemaker/Endpoints/{names.endpoint}", f"/aws/codebuild/{names.build_stack}"):
         for page in client.get_paginator("describe_log_groups").paginate(logGroupNamePrefix=prefix):
@@ -275,7 +276,7 @@ def _delete_bucket(cloud: Cloud, _: Names, name: str) -> None:
     client.delete_bucket(Bucket=name)
 
 
-# In the order in which they have to go: what runs, then what it was made of, then what it needed.
+# In the order of deletion: running resources, then what they were made of, then what they needed.
 KINDS: Final[tuple[Kind, ...]] = (
     Kind("training job", _training_jobs, _stop_training),
     Kind("transform job", _transform_jobs, _stop_transform),

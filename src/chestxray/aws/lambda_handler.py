@@ -1,17 +1,17 @@
-"""The function behind the website: API Gateway's events in, the endpoint's answers out. Also runs as a file of its own.
+"""The website's function: it turns API Gateway's events into calls of the endpoint. Also runs as a single file.
 
     POST /v1/predict        the bytes of one film as the body, or ?key= of one that was uploaded
     GET  /v1/model          the model and its limits
     GET  /v1/upload         a form with which a larger film goes to S3, for this function to read
 
-They may stand behind any stage and any further beginning, as a REST API's own domain has one. Where an API sends one
-fixed address of another name here ("/dev/classify"), a POST to it is a POST to /v1/predict.
+Any stage, and any further prefix such as that of a REST API's own domain, may precede them. If an API sends one fixed
+address of another name here ("/dev/classify"), a POST to it is a POST to /v1/predict.
 
-Standard library and boto3 only. It asks one endpoint and one bucket, which the environment names, and opens no
-address that a caller sends. Every refusal is an RFC 9457 document, as the service's own.
+Standard library and boto3 only. The function calls one endpoint and one bucket, which the environment names, and opens
+no address that a caller sends. Every refusal is an RFC 9457 document, like those of the service.
 
-    CHESTXRAY_ENDPOINT      the endpoint to ask
-    CHESTXRAY_BUCKET        where larger films are put; without it there is no /v1/upload
+    CHESTXRAY_ENDPOINT      the endpoint to call
+    CHESTXRAY_BUCKET        for larger films; without it there is no /v1/upload
     CHESTXRAY_MAX_FILM      bytes of the largest film that may be put there
     CHESTXRAY_API_KEYS      "SHA-256 NAME" entries, joined by commas; without it, no key is asked for
     CHESTXRAY_PATH          a further path at which films are classified, with its slash
@@ -45,11 +45,12 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ConnectTimeoutError, ReadTimeoutError
 
-MAX_BODY: Final = 4_000_000  # bytes of a film in a request: in base64 it has to fit the 6 MB of a function's event
+# bytes of a film in a request: in base64 the film has to fit the 6 MB of a function's event
+MAX_BODY: Final = 4_000_000
 TIMEOUT: Final = 25  # seconds for the endpoint's answer; API Gateway itself gives up after 29 or 30
 UPLOADS: Final = "uploads/"
 KEY: Final = re.compile(rf"{UPLOADS}[0-9a-f]{{32}}")
-FORM_SECONDS: Final = 300  # for which a form to upload with is good
+FORM_SECONDS: Final = 300  # seconds for which an upload form is valid
 MEDIA_TYPES: Final = (
     "image/jpeg",
     "image/jpg",
@@ -124,17 +125,17 @@ class Refusal(Exception):
         self.kind = kind
         self.detail = detail
         self.headers = dict(headers or {})
-        self.given = dict(given or {})  # what the container said: its type and title are kept
+        self.given = dict(given or {})  # the container's own document: its type and title are kept
 
 
 @dataclass(frozen=True)
 class Request:
-    """What both payload versions say.
+    """The facts of a request that both payload versions hold.
 
     Attributes:
-        route: what of the API led here: "/v1/predict", "/{proxy+}", "$default"; "" where the event does not say.
-        headers: by names in lower case.
-        text: the body as API Gateway passed it; in base64 where ``encoded``.
+        route: the API's route that led here: "/v1/predict", "/{proxy+}", "$default"; "" if the event does not state it.
+        headers: by name in lower case.
+        text: the body as API Gateway passed it; in base64 if ``encoded``.
     """
 
     method: str
@@ -148,23 +149,23 @@ class Request:
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """One film and how it is to be classified."""
+    """One film, and how to classify it."""
 
     film: bytes = field(repr=False)
     operating_point: str | None
     heatmap: bool
 
 
-Classify = Callable[[PredictRequest], str]  # gives the prediction as JSON; raises Refusal
+Classify = Callable[[PredictRequest], str]  # returns the prediction as JSON; raises Refusal
 
 
 def handler(event: Event, context: Any) -> Answer:
-    """Answer one event by asking the endpoint."""
+    """Answer one event by calling the endpoint."""
     return answer(event, context, ask_endpoint)
 
 
 def answer(event: Event, context: Any, classify: Classify) -> Answer:
-    """Answer one event; whatever goes wrong, the caller gets a problem document."""
+    """Answer one event; after any error the caller gets a problem document."""
     began = time.monotonic()
     request_id = str(getattr(context, "aws_request_id", None) or uuid.uuid4())
     route, origin = "-", ""
@@ -179,7 +180,7 @@ def answer(event: Event, context: Any, classify: Classify) -> Answer:
             reply = _reply(200, act(request, classify), "application/json", request_id)
     except Refusal as refusal:
         reply = _problem(refusal, request_id)
-    except Exception as error:  # noqa: BLE001 - the last line: the caller learns the request id and nothing else
+    except Exception as error:  # noqa: BLE001 - the last resort: the caller learns the request id and nothing else
         _log(request=request_id, fault=type(error).__name__)
         reply = _problem(Refusal(INTERNAL, "see the log of the function"), request_id)
     reply["headers"] |= sharing(origin)
@@ -189,9 +190,9 @@ def answer(event: Event, context: Any, classify: Classify) -> Answer:
 
 
 def request_of(event: Event) -> Request:
-    """What an event of either payload version asks. Raises: Refusal.
+    """Read the request from an event of either payload version. Raises: Refusal.
 
-    A REST API sends version 1.0 without saying so.
+    A REST API sends version 1.0 without stating it.
     """
     try:
         if event.get("version") == "2.0":
@@ -215,7 +216,7 @@ def _request(event: Event, method: str, path: str, route: str) -> Request:
 
 
 def route_of(request: Request) -> tuple[Callable[[Request, Classify], str], str]:
-    """What answers a request, and its pattern for the log. Raises: Refusal."""
+    """Return the function that answers a request, and the pattern for the log. Raises: Refusal."""
     known = _known_path(request)
     methods = {method: act for (method, path), act in ROUTES.items() if path == known}
     if not methods:
@@ -226,9 +227,9 @@ def route_of(request: Request) -> tuple[Callable[[Request, Classify], str], str]
 
 
 def _known_path(request: Request) -> str:
-    """The address that a path means: a stage, or the beginning of an API's own domain, may stand before it.
+    """Return the known address that a path means; a stage, or a prefix of the API's own domain, may precede it.
 
-    An API that has one fixed address and sends it here means that films are classified there.
+    An API that sends one fixed address here classifies films at that address.
     """
     path = f"/{request.path.strip('/')}"
     for known in dict.fromkeys(known for _, known in ROUTES):
@@ -241,7 +242,7 @@ def _known_path(request: Request) -> str:
 
 
 def sharing(origin: str) -> dict[str, str]:
-    """Headers that let a page of another origin read an answer; none where its origin is not one of those."""
+    """Return headers that let a page of another origin read an answer; none if its origin is not allowed."""
     allowed = [one.strip() for one in os.environ.get("CHESTXRAY_ORIGINS", "").split(",") if one.strip()]
     if "*" in allowed:
         return {"Access-Control-Allow-Origin": "*", **SHARED}
@@ -251,25 +252,26 @@ def sharing(origin: str) -> dict[str, str]:
 
 
 def _preflight(request_id: str) -> Answer:
-    """A browser's question before it sends a film from another origin; it brings no key."""
+    """Answer a browser's preflight request, which precedes a film from another origin and carries no key."""
     reply = _reply(204, "", "application/json", request_id)
     del reply["headers"]["Content-Type"]
     return reply
 
 
 def check_key(headers: Mapping[str, str]) -> None:
-    """Raises: Refusal (401), where keys are asked for and none of them comes."""
+    """Check the key. Raises: Refusal (401), if keys are required and the request carries none of them."""
     known = [entry.split()[0] for entry in os.environ.get("CHESTXRAY_API_KEYS", "").split(",") if entry.strip()]
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
     key = headers.get("x-api-key") or (bearer.strip() if scheme.lower() == "bearer" else "")
     digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
-    fits = [hmac.compare_digest(digest, one) for one in known]  # all of them, so that each caller waits alike
+    # compare with all of them, so that the time does not depend on the caller
+    fits = [hmac.compare_digest(digest, one) for one in known]
     if known and not any(fits):
         raise Refusal(KEY_NEEDED, "the request carries no key that this service knows", {"WWW-Authenticate": "Bearer"})
 
 
 def predict(request: Request, classify: Classify) -> str:
-    """One film, classified. Raises: Refusal."""
+    """Classify one film. Raises: Refusal."""
     unknown = request.query.keys() - {"operating_point", "heatmap", "key"}
     if unknown:
         raise Refusal(INVALID, f"unknown parameters: {', '.join(sorted(name[:40] for name in unknown))}")
@@ -285,13 +287,13 @@ def predict(request: Request, classify: Classify) -> str:
 
 
 def describe(_request: Request, _classify: Classify) -> str:
-    """The bundle's description and the limits of this way in; max_upload where larger films go by the form."""
+    """Return the bundle's description and the limits of this API; max_upload if larger films use the form."""
     further = {"max_upload": int(os.environ["CHESTXRAY_MAX_FILM"])} if _takes_larger() else {}
     return json.dumps(_model() | {"max_body": MAX_BODY, "media_types": MEDIA_TYPES} | further)
 
 
 def offer_upload(_request: Request, _classify: Classify) -> str:
-    """A form for one film of bounded size under a name that nobody can guess. Raises: Refusal."""
+    """Return a form for one film of limited size, under a name that cannot be guessed. Raises: Refusal."""
     bucket, limit = _bucket(), int(os.environ["CHESTXRAY_MAX_FILM"])
     key = f"{UPLOADS}{uuid.uuid4().hex}"
     form = _client("s3").generate_presigned_post(
@@ -309,7 +311,7 @@ ROUTES: Final[Mapping[tuple[str, str], Callable[[Request, Classify], str]]] = {
 
 
 def film_in_body(request: Request) -> bytes:
-    """The bytes in a request. Raises: Refusal."""
+    """Return the bytes of the film in a request. Raises: Refusal."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in MEDIA_TYPES:
         found = f"the body is announced as {media_type[:80]!r}" if media_type else "the body has no content type"
@@ -325,7 +327,7 @@ def film_in_body(request: Request) -> bytes:
 
 def _decoded(request: Request) -> bytes:
     try:
-        return base64.b64decode(request.text, validate=True)  # also where a caller, not API Gateway, encoded it
+        return base64.b64decode(request.text, validate=True)  # also if a caller, not API Gateway, encoded it
     except (binascii.Error, ValueError):
         how = "the body is no valid base64" if request.encoded else "the bytes arrived as text, which damages them"
         raise Refusal(
@@ -334,7 +336,7 @@ def _decoded(request: Request) -> bytes:
 
 
 def film_uploaded(request: Request) -> bytes:
-    """The bytes that a caller put under a key of ours; they are deleted once read. Raises: Refusal."""
+    """Return the bytes that a caller uploaded under one of our keys, and delete them. Raises: Refusal."""
     bucket, key, limit = _bucket(), request.query["key"], int(os.environ["CHESTXRAY_MAX_FILM"])
     if not KEY.fullmatch(key):
         raise Refusal(INVALID, f"key is one that /v1/upload gave: {UPLOADS} and 32 hexadecimal digits")
@@ -346,7 +348,8 @@ def film_uploaded(request: Request) -> bytes:
             film: bytes = body.read(limit + 1)
         store.delete_object(Bucket=bucket, Key=key)
     except ClientError as error:
-        if error.response["Error"]["Code"] in {"NoSuchKey", "AccessDenied"}:  # who may not list is told the latter
+        # without permission to list, S3 reports a missing key as AccessDenied
+        if error.response["Error"]["Code"] in {"NoSuchKey", "AccessDenied"}:
             raise Refusal(NO_UPLOAD, "nothing lies under that key; each upload is classified once") from None
         raise
     if len(film) > limit:
@@ -355,7 +358,7 @@ def film_uploaded(request: Request) -> bytes:
 
 
 def ask_endpoint(wanted: PredictRequest) -> str:
-    """One try. Raises: Refusal."""
+    """Call the endpoint once. Raises: Refusal."""
     attributes = {"heatmap": "1" if wanted.heatmap else "0"}
     if wanted.operating_point is not None:
         attributes["operating_point"] = wanted.operating_point
@@ -377,7 +380,7 @@ def ask_endpoint(wanted: PredictRequest) -> str:
 
 
 def _refusal_of(error: ClientError) -> Refusal:
-    """What the endpoint's error means for the caller."""
+    """Return the refusal that an error of the endpoint means for the caller."""
     code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
     status = int(error.response["ResponseMetadata"]["HTTPStatusCode"])
     if code == "ModelError":
@@ -392,7 +395,7 @@ def _refusal_of(error: ClientError) -> Refusal:
 
 
 def _refusal_of_model(error: ClientError, status: int, message: str) -> Refusal:
-    """The container's own refusal, whose document SageMaker hands on as text."""
+    """Return the container's own refusal, whose document SageMaker passes on as text."""
     status = int(error.response.get("OriginalStatusCode") or status)
     try:
         given = json.loads(str(error.response.get("OriginalMessage") or "{}"))
@@ -426,9 +429,10 @@ def _model() -> dict[str, Any]:
 
 @functools.cache
 def _client(service: str) -> Any:
-    """One a process, kept between events; nothing is tried twice: the caller decides that."""
+    """Return this process's client, kept between events; it never retries: the caller decides about that."""
     more: dict[str, Any] = {}
-    if service == "s3":  # a form for the bucket's own address in this region, signed as every region takes it
+    # a form for the bucket's own address in this region, signed in the way that every region accepts
+    if service == "s3":
         more = {
             "signature_version": "s3v4",
             "s3": {"addressing_style": "virtual", "us_east_1_regional_endpoint": "regional"},
@@ -458,5 +462,5 @@ def _reply(status: int, body: str, media_type: str, request_id: str) -> Answer:
 
 
 def _log(**facts: Any) -> None:
-    """One line of JSON; nothing of what a caller sent."""
+    """Log one line of JSON, with nothing that a caller sent."""
     print(json.dumps(facts), flush=True)

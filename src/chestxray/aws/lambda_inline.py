@@ -1,4 +1,4 @@
-"""The function with the model in it: no endpoint, nothing that costs while it idles. The bundle lies beside it."""
+"""The function with the model in it: no endpoint, no cost while idle. The bundle is in the same archive."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from chestxray.errors import FilmError, MissingExtra
 from chestxray.inference.predictor import Predictor
 
 _ROOT: Final = Path(os.environ.get("LAMBDA_TASK_ROOT", "."))
-_predictor: Final = Predictor.load(_ROOT / "bundle")  # while the function starts, not with its first film
+_predictor: Final = Predictor.load(_ROOT / "bundle")  # loaded while the function starts, not with its first film
 
 
 def handler(event: Event, context: Any) -> Answer:
-    """Answer one event by classifying here."""
+    """Answer one event by classifying in this function."""
     return lambda_handler.answer(event, context, classify)
 
 
 def classify(wanted: PredictRequest) -> str:
-    """The prediction as JSON. Raises: Refusal."""
+    """Return the prediction as JSON. Raises: Refusal."""
     try:
         return _predictor.predict(
             wanted.film, "this film", operating_point=wanted.operating_point, heatmap=wanted.heatmap

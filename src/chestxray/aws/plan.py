@@ -1,4 +1,4 @@
-"""What a verb is about to create, and what that costs: shown before anything is done.
+"""What a command is about to create, and its cost: shown before anything is done.
 
 Prices are list prices in US dollars, of one region, without tax.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 PRICES_AS_OF: Final = "2025-06"
-PRICES_REGION: Final = "us-east-1"  # whose prices these are, wherever the deployment is
+PRICES_REGION: Final = "us-east-1"  # the region of these prices, for deployments in any region
 PRICES_NOTICE: Final = (
     f"Prices are about those of the public list of {PRICES_AS_OF} in {PRICES_REGION}, in US dollars, without tax and "
     "free tiers. "
@@ -50,13 +50,13 @@ HOURS_A_MONTH: Final = 730
 
 
 def instance_hours(instance: str, count: int = 1) -> float | None:
-    """Dollars an hour of so many instances; None for a type that is not in the table, which AWS may well offer."""
+    """Return dollars an hour for instances; None for a type that is not in the table, which AWS may well offer."""
     price = INSTANCES.get(instance)
     return None if price is None else price * count
 
 
 def dollars(amount: float | None) -> str:
-    """For people: two digits that say something, whatever the size."""
+    """Format dollars for people: two significant digits, whatever the size."""
     if amount is None:
         return "unknown"
     if amount == 0:
@@ -66,15 +66,15 @@ def dollars(amount: float | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing that a verb creates, changes or removes.
+    """One thing that a command creates, changes or removes.
 
     Attributes:
         what: the kind of thing, in words: "serverless endpoint".
-        name: as AWS will know it.
-        hourly: dollars an hour for as long as it exists, used or not; None where the price is not known here.
-        once: dollars, for doing this.
-        note: what else it costs or means: "$0.02 a thousand films", "deleted after 4 hours".
-        does: "create", "update", "keep", "ensure" (create unless it is there) or "delete".
+        name: its name in AWS.
+        hourly: dollars an hour for as long as it exists, used or not; None if the price is not known here.
+        once: dollars for this step, paid once.
+        note: further costs or effects: "$0.02 a thousand films", "deleted after 4 hours".
+        does: "create", "update", "keep", "ensure" (create unless it exists) or "delete".
     """
 
     what: str
@@ -87,28 +87,28 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that a verb will do, before it does."""
+    """Everything that a command will do, before it starts."""
 
     verb: str
     items: tuple[Item, ...]
 
     @property
     def hourly(self) -> float:
-        """Dollars an hour, once all of it exists, as far as the prices are known."""
+        """Dollars an hour, once everything exists, as far as the prices are known."""
         return sum(item.hourly or 0.0 for item in self.items if item.does != "delete")
 
     @property
     def unpriced(self) -> tuple[str, ...]:
-        """Names of what costs more than that, nobody here knows how much."""
+        """Names of items whose further cost is not known here."""
         return tuple(item.name for item in self.items if item.hourly is None and item.does != "delete")
 
     @property
     def once(self) -> float:
-        """Dollars for doing it."""
+        """Dollars paid once."""
         return sum(item.once for item in self.items)
 
     def document(self) -> dict[str, Any]:
-        """For machines."""
+        """Return the plan for machines."""
         items = [
             {name: getattr(item, name) for name in ("does", "what", "name", "hourly", "once", "note")}
             for item in self.items
@@ -118,7 +118,7 @@ class Plan:
         return {"verb": self.verb, "items": items, **totals, **about}
 
     def text(self) -> str:
-        """For people, a line an item."""
+        """Return the plan for people, one line for each item."""
         lines = [f"{self.verb} will:"]
         lines += [f"  {item.does} {item.what} {item.name}{_costs(item)}" for item in self.items]
         if not self.items:

@@ -1,4 +1,4 @@
-"""IAM roles: each may do what its one purpose needs, on resources that are named."""
+"""IAM roles: each one allows what its one purpose needs, on named resources."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
 EXECUTION: Final = "sagemaker"
 EXPIRY: Final = "expiry"
 
-# The actions that get no resource, and why. Source: AWS service authorization reference, Amazon ECR and CloudWatch.
+# Actions that cannot be limited to a resource. Source: AWS service authorization reference, Amazon ECR and CloudWatch.
 WITHOUT_RESOURCE: Final[Mapping[str, str]] = {
     "ecr:GetAuthorizationToken": "a token is the registry's, not an image's; AWS lists no resource type for it",
     "cloudwatch:PutMetricData": "figures are no resource; a condition holds it to SageMaker's own namespaces",
@@ -29,18 +29,18 @@ Answer = TypeVar("Answer")
 
 
 def arn(names: Names, service: str, resource: str, *, region: str | None = None) -> str:
-    """The name of a resource as policies have it."""
+    """Return the ARN of a resource, for policies."""
     return f"arn:aws:{service}:{names.region if region is None else region}:{names.account}:{resource}"
 
 
 def allow(actions: Sequence[str], *resources: str, **condition: Any) -> Statement:
-    """One statement of a policy."""
+    """Return one statement of a policy."""
     statement: dict[str, Any] = {"Effect": "Allow", "Action": list(actions), "Resource": list(resources)}
     return statement | ({"Condition": condition} if condition else {})
 
 
 def reading(bucket: str) -> list[Statement]:
-    """What reading a bucket of films takes."""
+    """Return the permissions for reading a bucket of films."""
     return [
         allow(("s3:ListBucket", "s3:GetBucketLocation"), f"arn:aws:s3:::{bucket}"),
         allow(("s3:GetObject",), f"arn:aws:s3:::{bucket}/*"),
@@ -48,7 +48,7 @@ def reading(bucket: str) -> list[Statement]:
 
 
 def working(names: Names) -> list[Statement]:
-    """What jobs and endpoints need beside the films: our bucket, our images, log lines and figures."""
+    """Return the permissions of jobs and endpoints beside the films: our bucket, our images, log lines, metrics."""
     own = f"arn:aws:s3:::{names.bucket}"
     logs = [arn(names, "logs", f"log-group:/aws/sagemaker/{kind}*") for kind in ("TrainingJobs", "TransformJobs")]
     logs.append(arn(names, "logs", f"log-group:/aws/sagemaker/Endpoints/{names.endpoint}*"))
@@ -68,11 +68,11 @@ def working(names: Names) -> list[Statement]:
 
 
 def deployer_policy(names: Names | None = None, films: str = "FILMS") -> str:
-    """The policy, in JSON, of whoever types these commands.
+    """Return the policy, in JSON, of the user who runs these commands.
 
     Args:
-        names: of the deployment that it is for; None leaves the words DEPLOYMENT, ACCOUNT and REGION in it.
-        films: the bucket that the films lie in.
+        names: names of the deployment; None leaves the words DEPLOYMENT, ACCOUNT and REGION in the policy.
+        films: the bucket of the films.
     """
     text = files("chestxray.aws").joinpath("deployer.policy.json").read_text(encoding="utf-8")
     if names is None:
@@ -83,10 +83,10 @@ def deployer_policy(names: Names | None = None, films: str = "FILMS") -> str:
 
 
 def ensure_execution_role(cloud: Cloud, names: Names, *buckets: str, image: str = "") -> str:
-    """The role that jobs and endpoints run as, which may read these buckets as well. Returns: its ARN.
+    """Create the role of jobs and endpoints, which may read these buckets as well. Returns: its ARN.
 
     Args:
-        image: one that is pulled from a repository other than our own.
+        image: an image in another repository than the deployment's.
 
     Raises: UsageError: SageMaker could not pull that image; CloudError.
     """
@@ -98,23 +98,23 @@ def ensure_execution_role(cloud: Cloud, names: Names, *buckets: str, image: str 
 
 
 def own_repository(names: Names) -> str:
-    """ARN of the deployment's own image repository."""
+    """Return the ARN of the deployment's own image repository."""
     return arn(names, "ecr", f"repository/{names.deployment}")
 
 
 def pulling(repository: str) -> list[Statement]:
-    """What pulling images from one repository takes."""
+    """Return the permissions for pulling images from one repository."""
     return [allow(("ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer", "ecr:BatchGetImage"), repository)]
 
 
 def ensure_role(
     cloud: Cloud, names: Names, purpose: str, service: str, policies: Mapping[str, Sequence[Statement]]
 ) -> str:
-    """Make a role that only that service in this account may take, with these policies. Returns: its ARN.
+    """Create a role that only one service in this account may assume, with these policies. Returns: its ARN.
 
-    Policies of other names that it has already stay: other jobs may be using them.
+    Existing policies of other names stay: other jobs may be using them.
 
-    Raises: CloudForeign: there is such a role and it is not this deployment's; CloudError.
+    Raises: CloudForeign: a role of that name exists and belongs to no or another deployment; CloudError.
     """
     from botocore.exceptions import ClientError
 
@@ -148,11 +148,11 @@ def delete_role(client: Any, role: str) -> None:
 
 
 def once_the_role_is_known(call: Callable[[], Answer]) -> Answer:
-    """Call again for as long as a service does not know a role, or what it may do, that IAM was just told.
+    """Repeat a call while a service does not yet know a role, or its policies, that IAM has just created.
 
     SageMaker then says that it cannot assume the role, or that the role may not do what its policy allows
     ("No S3 objects found under S3 URL ... has "s3:ListBucket" permissions"); IAM says neither how long that lasts.
-    Somebody whose role really lacks a permission waits a minute for the answer.
+    If the role really lacks a permission, the error comes after a minute.
 
     Raises: botocore's errors.
     """
@@ -169,7 +169,7 @@ def once_the_role_is_known(call: Callable[[], Answer]) -> Answer:
 
 
 def _is_about_a_role(error: Any) -> bool:
-    """Not where the caller may not do something: that says "is not authorized to perform"."""
+    """Check whether an error concerns a new role, not the caller (whose errors say "is not authorized to perform")."""
     message = str(error.response["Error"].get("Message", "")).lower()
     if "is not authorized to perform" in message and "assume" not in message:
         return False

@@ -1,6 +1,6 @@
-"""The door to AWS: region, profile and credentials found once, clients made alike, names derived from one word.
+"""Access to AWS: region, profile and credentials, clients, and the names of a deployment's resources.
 
-Refusals are translated into this package's errors.
+Errors of AWS are translated into this package's errors.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ _KEY: Final = re.compile(r"arn:aws:kms:[a-z0-9-]+:\d{12}:(key|alias)/[\w/-]+")
 _SUBNET: Final = re.compile(r"subnet-[0-9a-f]+")
 _GROUP: Final = re.compile(r"sg-[0-9a-f]+")
 _ACCOUNT: Final = re.compile(r"\d{12}")
-RESERVED: Final = ("amzn-s3-demo-", "sthree-")  # of buckets; "default" is a group of schedules
+# reserved beginnings of buckets' names; "default" is a group of schedules
+RESERVED: Final = ("amzn-s3-demo-", "sthree-")
 LONGEST: Final = (
     24  # characters: a bucket's name holds 63, of which account and region take up to 30 and words the rest
 )
@@ -48,7 +49,7 @@ LONGEST: Final = (
 class Names:
     """Names of one deployment's resources in an account and region.
 
-    Raises: UsageError: AWS would not take the deployment's name for some of them.
+    Raises: UsageError: AWS would refuse the deployment's name for some of them.
     """
 
     deployment: str
@@ -66,39 +67,42 @@ class Names:
 
     @property
     def bucket(self) -> str:
-        """Our own bucket: source archives, bundles, function code, outputs of jobs. The films' bucket is the user's."""
+        """The deployment's own bucket: archives, bundles, function code, outputs of jobs.
+
+        Films are in the user's bucket.
+        """
         return f"{self.deployment}-{self.account}-{self.region}"
 
     @property
     def endpoint(self) -> str:
-        """The endpoint; what belongs to it begins with the same word."""
+        """Name of the endpoint; names of its parts begin with the same word."""
         return self.deployment
 
     @property
     def website_stack(self) -> str:
-        """The CloudFormation stack of the website."""
+        """Name of the website's CloudFormation stack."""
         return f"{self.deployment}-website"
 
     @property
     def build_stack(self) -> str:
-        """The CloudFormation stack that builds the container's image."""
+        """Name of the CloudFormation stack that builds the container's image."""
         return f"{self.deployment}-build"
 
     def role(self, purpose: str) -> str:
-        """An IAM role's name; roles are the account's, so the region is a part of it."""
+        """Return an IAM role's name; roles belong to the whole account, so the name contains the region."""
         return f"{self.deployment}-{purpose}-{self.region}"
 
     def stamped(self, stamp: str) -> str:
-        """A name that is used once (a job, a model), ``stamp`` being a time or a hash."""
+        """Return a name that is used once (of a job, of a model); ``stamp`` is a time or a hash."""
         return f"{self.deployment}-{stamp}"
 
     def owns(self, tags: Mapping[str, str] | Iterable[Mapping[str, str]]) -> bool:
-        """Whether tags, as any service gives them, say that something is of this deployment."""
+        """Check whether tags, in the form of any service, belong to this deployment."""
         found = tags if isinstance(tags, Mapping) else {f"{_of(tag, 'key')}": f"{_of(tag, 'value')}" for tag in tags}
         return found.get(DEPLOYMENT_TAG) == self.deployment
 
     def refuse_foreign(self, what: str, name: str, tags: Mapping[str, str] | Iterable[Mapping[str, str]]) -> None:
-        """Raises: CloudForeign: the thing of that name is not this deployment's."""
+        """Check that a resource belongs to this deployment. Raises: CloudForeign."""
         if not self.owns(tags):
             raise CloudForeign(
                 f"the {what} {name} exists already without the tag {DEPLOYMENT_TAG}={self.deployment}: it is somebody "
@@ -107,25 +111,25 @@ class Names:
 
     @property
     def tags(self) -> dict[str, str]:
-        """What every resource carries."""
+        """Tags that every resource carries."""
         return {DEPLOYMENT_TAG: self.deployment, VERSION_TAG: __version__}
 
     @property
     def tag_list(self) -> list[dict[str, str]]:
-        """The tags as most services take them."""
+        """Tags in the form of most services."""
         return [{"Key": key, "Value": value} for key, value in self.tags.items()]
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What an account asks of all that is made in it; empty where it asks nothing.
+    """Rules of an account for everything that is created in it; empty if it has none.
 
     Attributes:
-        role: ARN of a role of the account's own that jobs, endpoints and schedules run as; none is made then.
-        boundary: ARN of the policy that bounds the roles that are made.
-        kms_key: ARN of the key that volumes, outputs and our bucket are encrypted with.
+        role: ARN of a role of the account's own that jobs, endpoints and schedules run as; then no role is created.
+        boundary: ARN of the policy that limits the created roles (permissions boundary).
+        kms_key: ARN of the key that encrypts volumes, outputs and our bucket.
         subnets, security_groups: of the network (VPC) that jobs and endpoints on instances run in.
-        owners: the accounts of buckets that are not this account's, by bucket.
+        owners: accounts of buckets that belong to other accounts, by bucket.
 
     Raises: UsageError.
     """
@@ -156,24 +160,24 @@ class Rules:
 
     @property
     def network(self) -> dict[str, dict[str, list[str]]]:
-        """As SageMaker's requests take it: "VpcConfig", or nothing."""
+        """Network in the form of SageMaker's requests: "VpcConfig", or nothing."""
         if not self.subnets:
             return {}
         return {"VpcConfig": {"Subnets": [*self.subnets], "SecurityGroupIds": [*self.security_groups]}}
 
     @property
     def stamp(self) -> tuple[str, ...]:
-        """What of it makes another job or model of the same order; empty where there is nothing."""
+        """The rules that make another job or model of the same order; empty if there are none."""
         return tuple(filter(None, (self.role, self.kms_key, *self.subnets, *self.security_groups)))
 
 
-ENDPOINT_VARIABLE: Final = "AWS_ENDPOINT_URL"  # boto3 reads it, and AWS_ENDPOINT_URL_<SERVICE> before it
+ENDPOINT_VARIABLE: Final = "AWS_ENDPOINT_URL"  # read by boto3, which reads AWS_ENDPOINT_URL_<SERVICE> first
 REGION_VARIABLES: Final = ("AWS_REGION", "AWS_DEFAULT_REGION")
-PARTITION: Final = "aws"  # the one that names, policies and addresses are written for
-ATTEMPTS: Final = 6  # the first try and five more, farther and farther apart
-CONNECTIONS: Final = 32  # kept open a client: the parallel upload's upper end
+PARTITION: Final = "aws"  # the partition for which names, policies and addresses are written
+ATTEMPTS: Final = 6  # the first attempt and five more, at growing intervals
+CONNECTIONS: Final = 32  # connections kept open by a client: the upper limit of the parallel upload
 
-# What AWS's many services call the same thing.
+# The errors of AWS's services, by meaning.
 _WORDS: Final[Mapping[type[CloudError], str]] = {
     CloudRefused: "AccessDenied AccessDeniedException UnauthorizedOperation AuthorizationError 403",
     CloudThrottled: "Throttling ThrottlingException ThrottledException TooManyRequestsException TooManyRequests "
@@ -199,7 +203,7 @@ _REMEDIES: Final[Mapping[type[CloudError], str]] = {
 
 
 def _of(tag: Mapping[str, str], word: str) -> str:
-    """The part of a tag; services write "Key", "key" and "TagKey"."""
+    """Return a part of a tag; services write "Key", "key" and "TagKey"."""
     return next((value for name, value in tag.items() if name.lower().removeprefix("tag") == word), "")
 
 
@@ -208,9 +212,9 @@ class Cloud:
     """An account in a region, reached with one set of credentials.
 
     Attributes:
-        region: as AWS names it, for instance ``eu-central-1``.
+        region: its name in AWS, such as ``eu-central-1``.
         account: twelve digits.
-        caller: ARN of whoever asks.
+        caller: ARN of the caller.
     """
 
     region: str
@@ -221,7 +225,7 @@ class Cloud:
     caller: str = ""
 
     def client(self, service: str) -> Any:
-        """boto3's client of a service; one each, kept."""
+        """Return boto3's client of a service; each client is created once."""
         if service not in self._clients:
             client = self._clients[service] = self._session.client(service, config=_config())
             if service == "s3":
@@ -229,12 +233,12 @@ class Cloud:
         return self._clients[service]
 
     def _state_owner(self, params: dict[str, Any], model: Any, **_: Any) -> None:
-        """Names of buckets can be guessed: S3 refuses what goes to a bucket that somebody else made first."""
+        """State the expected owner of a bucket, so that S3 refuses a bucket of the same name in another account."""
         if "Bucket" in params and "ExpectedBucketOwner" in model.input_shape.members:
             params.setdefault("ExpectedBucketOwner", self.rules.owners.get(params["Bucket"], self.account))
 
     def names(self, deployment: str) -> Names:
-        """What a deployment's resources are called in this account and region. Raises: UsageError."""
+        """Return the names of a deployment's resources in this account and region. Raises: UsageError."""
         return Names(deployment, self.account, self.region)
 
     def close(self) -> None:
@@ -245,12 +249,12 @@ class Cloud:
 
 
 def connect(region: str | None = None, profile: str | None = None, rules: Rules | None = None) -> Cloud:
-    """Find region and credentials as the AWS tools do, and ask whose they are.
+    """Find region and credentials as the AWS tools do, and ask AWS for their account.
 
     Args:
         region: by default AWS_REGION, AWS_DEFAULT_REGION, or the profile's.
         profile: of ``~/.aws/config``; by default AWS_PROFILE, or none.
-        rules: what the account asks of all that is made.
+        rules: rules of the account for everything that is created.
 
     Raises: CloudError, MissingExtra.
     """
@@ -276,7 +280,7 @@ def connect(region: str | None = None, profile: str | None = None, rules: Rules 
 
 
 def check_partition(session: Any) -> None:
-    """Raises: UsageError: the region is of a partition (China, GovCloud, ...) for which this was not made."""
+    """Check that the region is in the supported partition (not China, GovCloud, ...). Raises: UsageError."""
     from botocore.exceptions import UnknownRegionError
 
     try:
@@ -304,7 +308,7 @@ def _config() -> Any:
 
 @contextmanager
 def cloud_errors(doing: str) -> Iterator[None]:
-    """Translate what boto3 raises inside the block; ``doing`` says what was under way ("creating the endpoint x").
+    """Translate boto3's errors inside the block; ``doing`` names the step ("creating the endpoint x").
 
     Raises: CloudError.
     """
@@ -334,15 +338,15 @@ def _translated(error: Any, doing: str) -> CloudError:
 
 
 def error_code(error: Any) -> str:
-    """What the service called a botocore ClientError."""
+    """Return the error code of a botocore ClientError."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def is_missing(error: Any) -> bool:
-    """Whether a botocore ClientError says that the thing does not exist, in any of the services' ways."""
+    """Check whether a botocore ClientError means that the resource does not exist, in any service's words."""
     code, message = error_code(error), str(error.response.get("Error", {}).get("Message", ""))
     if _KINDS.get(code) is CloudMissing:
-        return True  # SageMaker and CloudFormation say "ValidationError" for almost everything
+        return True  # SageMaker and CloudFormation answer "ValidationError" for almost every error
     return code in {"ValidationException", "ValidationError"} and (
         "does not exist" in message or "Could not find" in message or "not found" in message.lower()
     )

@@ -1,4 +1,4 @@
-"""CloudFormation stacks: made or brought up to date, each step told, and removed with all that they hold."""
+"""CloudFormation stacks: created or updated with a log of each step, and removed with their content."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DEAD: Final = frozenset(
     {"ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED", "REVIEW_IN_PROGRESS"}
 )
 _GOOD: Final = frozenset({"CREATE_COMPLETE", "UPDATE_COMPLETE"})
-CAPABILITY: Final = "CAPABILITY_IAM"  # the stack makes roles; their names are CloudFormation's
+CAPABILITY: Final = "CAPABILITY_IAM"  # the stack creates roles; CloudFormation chooses their names
 
 TEMPLATES: Final = {"website": "website.yaml", "image": "build.template.json", "endpoint": "endpoint.yaml"}
 
@@ -28,7 +28,7 @@ Sleep = Callable[[float], None]
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A stack that is as it should be.
+    """A stack in its wanted state.
 
     Attributes:
         outputs: by name.
@@ -41,12 +41,12 @@ class Stack:
 
 
 def template(name: str) -> str:
-    """The text of a template; ``name`` is a key of TEMPLATES."""
+    """Return the text of a template; ``name`` is a key of TEMPLATES."""
     return files("chestxray.aws").joinpath(TEMPLATES[name]).read_text(encoding="utf-8")
 
 
 def describe(cloud: Cloud, name: str) -> Mapping[str, Any] | None:
-    """What CloudFormation says of a stack; None where there is none. Raises: CloudError."""
+    """Return CloudFormation's description of a stack; None if there is none. Raises: CloudError."""
     from botocore.exceptions import ClientError
 
     with cloud_errors(f"looking for the stack {name}"):
@@ -68,7 +68,7 @@ def deploy(
     log: Log,
     sleep: Sleep = time.sleep,
 ) -> Stack:
-    """Create a stack or bring it up to date, and wait. A stack whose creation failed is removed and made anew.
+    """Create or update a stack, and wait. A stack whose creation failed is removed and created again.
 
     Raises: CloudForeign: a stack of that name is not this deployment's; CloudError, with the first thing that failed
         and why.
@@ -98,7 +98,7 @@ def deploy(
 
 
 def remove(cloud: Cloud, name: str, log: Log, sleep: Sleep = time.sleep) -> bool:
-    """Empty a stack's buckets, delete it and wait. Returns: whether there was one. Raises: CloudError."""
+    """Empty a stack's buckets, delete it and wait. Returns: whether there was a stack. Raises: CloudError."""
     if describe(cloud, name) is None:
         return False
     with cloud_errors(f"removing the stack {name}"):
@@ -135,7 +135,7 @@ def _begin(cloud: Cloud, given: Mapping[str, Any], *, exists: bool) -> str:
 
 
 def _settled(cloud: Cloud, name: str, log: Log, sleep: Sleep, told: set[str]) -> Mapping[str, Any] | None:
-    """Wait until nothing of it is in progress, telling its resources' steps, less those that were told before."""
+    """Wait until no step is in progress, and log the steps of its resources, except those logged before."""
     while True:
         found = describe(cloud, name)
         if found is None:
@@ -150,7 +150,7 @@ def _settled(cloud: Cloud, name: str, log: Log, sleep: Sleep, told: set[str]) ->
 
 
 def _events(cloud: Cloud, name: str) -> list[dict[str, Any]]:
-    """The latest, newest first; none, where the stack is gone meanwhile."""
+    """Return the latest events, newest first; none if the stack is gone meanwhile."""
     from botocore.exceptions import ClientError
 
     with cloud_errors(f"asking what happens to the stack {name}"):
@@ -173,7 +173,7 @@ def _line(event: Mapping[str, Any]) -> str:
 
 
 def _first_failure(cloud: Cloud, name: str) -> str:
-    """Of the latest attempt: what came after it only followed from it."""
+    """Return the first failure of the latest attempt; later failures are its consequences."""
     latest: list[dict[str, Any]] = []
     for event in _events(cloud, name):
         latest.append(event)

@@ -1,7 +1,7 @@
-"""Files to S3: many at once, only what changed, every one checked by S3 itself against the SHA-256 that we computed.
+"""Upload of files to S3: in parallel, changed files only, each one checked by S3 against our SHA-256.
 
-A film that is there already is recognised by its size and the checksum that S3 stored with it, so the same command
-resumes where it was killed. Large files travel in parts, and resume in the middle.
+A film in S3 is recognised by its size and its stored checksum, so the same command resumes a killed upload. Large files
+are sent in parts, and resume in the middle.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from chestxray.data.sources import SCHEME, below, objects_below, split_address
 from chestxray.errors import CloudMissing, SourceInvalid, UsageError
 from chestxray.progress import ProgressCallback
 
-WORKERS: Final = 16  # requests under way; each waits for the network, not for the processor
+WORKERS: Final = 16  # requests at the same time; each waits for the network, not for the processor
 PUBLIC_BLOCKS: Final = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
 NO_SETTING: Final = frozenset(
     {"NoSuchTagSet", "NoSuchTagSetError", "NoSuchPublicAccessBlockConfiguration", "NoSuchLifecycleConfiguration"}
 )
-PART: Final = 64 * 2**20  # bytes a part; a file of more than this travels in parts
+PART: Final = 64 * 2**20  # bytes of a part; a larger file is sent in parts
 
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A file and the key that it has or will have."""
+    """A local file, and its key in S3."""
 
     path: Path
     key: str
@@ -39,12 +39,12 @@ class LocalFile:
 
 @dataclass(frozen=True, slots=True)
 class UploadDiff:
-    """What stands here against what lies in the bucket.
+    """The difference between local files and a bucket.
 
     Attributes:
         address: the prefix, ``s3://bucket/prefix``.
-        new, changed, same: files, by what became of them.
-        others: objects below the prefix that have no file here; they are left alone.
+        new, changed, same: files in each of these states.
+        others: objects below the prefix without a local file; they are not touched.
     """
 
     address: str
@@ -55,22 +55,22 @@ class UploadDiff:
 
     @property
     def to_send(self) -> tuple[LocalFile, ...]:
-        """New and changed ones."""
+        """New and changed files."""
         return self.new + self.changed
 
     @property
     def bytes_to_send(self) -> int:
-        """Of all of those."""
+        """Bytes of all these files."""
         return sum(file.size for file in self.to_send)
 
 
 def compare(cloud: Cloud, source: Path, address: str, on_progress: ProgressCallback) -> UploadDiff:
-    """Find what has to be sent. Asks for the checksum of whatever has a file's size already.
+    """Find the files to send. A file's checksum is requested only if the object has the same size.
 
     Args:
-        source: a folder (what it holds goes below the prefix) or one file. Hidden files are left out.
+        source: a folder (its content goes below the prefix) or one file. Hidden files are left out.
         address: ``s3://bucket/prefix``.
-        on_progress: gets (files compared, files).
+        on_progress: called with (files compared, files in all).
 
     Raises: SourceInvalid, CloudError.
     """
@@ -93,19 +93,19 @@ def compare(cloud: Cloud, source: Path, address: str, on_progress: ProgressCallb
 
 
 def without_bucket(source: Path, address: str) -> UploadDiff:
-    """As ``compare``, where the bucket has still to be made. Raises: SourceInvalid."""
+    """Compare as ``compare`` does, before the bucket exists. Raises: SourceInvalid."""
     return UploadDiff(address, tuple(local_files(source, address)), (), (), 0)
 
 
 def send(cloud: Cloud, comparison: UploadDiff, on_progress: ProgressCallback) -> None:
-    """Send what is new and changed. Raises: CloudError."""
+    """Send the new and changed files. Raises: CloudError."""
     bucket, _ = split_address(comparison.address)
     client = cloud.client("s3")
     _each(comparison.to_send, lambda file: put_file(client, bucket, file.key, file.path), on_progress)
 
 
 def upload_plan(comparison: UploadDiff, *, creates: str = "") -> Plan:
-    """What sending would do and cost; ``creates`` names our bucket where it is made first."""
+    """Return what sending would do and cost; ``creates`` names our bucket if it has to be created first."""
     count, size = len(comparison.to_send), comparison.bytes_to_send
     items = [Item("bucket", creates, note="private, encrypted")] if creates else []
     if count:
@@ -116,7 +116,7 @@ def upload_plan(comparison: UploadDiff, *, creates: str = "") -> Plan:
 
 
 def local_files(source: Path, address: str) -> list[LocalFile]:
-    """The files of a folder with their keys, sorted by key. Raises: SourceInvalid."""
+    """Return the files of a folder with their keys, sorted by key. Raises: SourceInvalid."""
     prefix = below(split_address(address)[1])
     if source.is_file():
         return [LocalFile(source, f"{prefix}{source.name}", source.stat().st_size)]
@@ -146,12 +146,12 @@ def put_bytes(client: Any, bucket: str, key: str, data: bytes, **headers: str) -
 
 
 def checksum_of_bytes(data: bytes) -> str:
-    """What S3 will keep as their SHA-256."""
+    """Return the SHA-256 in the form in which S3 stores it."""
     return _in_base64(hashlib.sha256(data).digest())
 
 
 def checksum_of(path: Path) -> str:
-    """What S3 will keep as the file's SHA-256: base64; for a file in parts that of their digests.
+    """Return a file's SHA-256 as S3 stores it: base64; for a file in parts the hash of their hashes.
 
     Source: Amazon S3 user guide, "Checking object integrity", composite checksums.
     """
@@ -163,12 +163,12 @@ def checksum_of(path: Path) -> str:
 
 
 def checksum_stored(client: Any, bucket: str, key: str) -> str:
-    """What S3 keeps as an object's SHA-256; "" where it keeps none, or there is no such object."""
+    """Return the SHA-256 that S3 stored for an object; "" if it has none, or does not exist."""
     from botocore.exceptions import ClientError
 
     try:
         head = client.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
-        return str(head.get("ChecksumSHA256", "")).partition("-")[0]  # behind the hyphen: how many parts
+        return str(head.get("ChecksumSHA256", "")).partition("-")[0]  # after the hyphen: the number of parts
     except ClientError as error:
         if is_missing(error):
             return ""
@@ -176,7 +176,7 @@ def checksum_stored(client: Any, bucket: str, key: str) -> str:
 
 
 def holds(client: Any, address: str) -> bool:
-    """Whether an object lies at an address, or below it where that ends with "/"; not where its bucket is gone.
+    """Check whether an object exists at an address, or below an address that ends with "/". False without the bucket.
 
     Raises: botocore's errors.
     """
@@ -195,9 +195,9 @@ def holds(client: Any, address: str) -> bool:
 
 
 def ensure_bucket(cloud: Cloud, names: Names) -> bool:
-    """Make our own bucket, where it is not there yet: private, encrypted, tagged. Returns: whether it was made.
+    """Create our own bucket unless it exists: private, encrypted, tagged. Returns: whether it was created.
 
-    What an earlier attempt left out, because it was stopped in between, is made up for.
+    Steps that an interrupted attempt left out are done now.
 
     Raises: CloudForeign: a bucket of that name is not this deployment's; CloudError.
     """
@@ -205,7 +205,7 @@ def ensure_bucket(cloud: Cloud, names: Names) -> bool:
     with cloud_errors(f"making the bucket {bucket}"):
         there = bucket_exists(client, bucket)
         if not there:
-            # The oldest region is the one that goes without saying.
+            # The oldest region must not be stated in the request.
             place = {} if cloud.region == "us-east-1" else {"LocationConstraint": cloud.region}
             client.create_bucket(Bucket=bucket, **({"CreateBucketConfiguration": place} if place else {}))
         tags = bucket_tags(client, bucket)
@@ -224,12 +224,12 @@ def ensure_bucket(cloud: Cloud, names: Names) -> bool:
 
 
 def bucket_tags(client: Any, bucket: str) -> list[dict[str, str]]:
-    """The tags of a bucket; none where it has none. Raises: botocore's errors."""
+    """Return the tags of a bucket, which may be none. Raises: botocore's errors."""
     return list(_setting(client.get_bucket_tagging, bucket).get("TagSet", ()))
 
 
 def _setting(ask: Callable[..., dict[str, Any]], bucket: str) -> dict[str, Any]:
-    """What a bucket's setting is; empty where it was never made. Raises: botocore's errors."""
+    """Return a setting of a bucket; empty if it was never made. Raises: botocore's errors."""
     from botocore.exceptions import ClientError
 
     try:
@@ -241,7 +241,7 @@ def _setting(ask: Callable[..., dict[str, Any]], bucket: str) -> dict[str, Any]:
 
 
 def check_region(cloud: Cloud, *addresses: str) -> None:
-    """Refuse films that lie in another region than the one whose SageMaker is to read them.
+    """Refuse films in another region than that of SageMaker, which has to read them.
 
     Raises: UsageError; CloudMissing: there is no such bucket; CloudError.
     """
@@ -258,7 +258,7 @@ def check_region(cloud: Cloud, *addresses: str) -> None:
 
 
 def bucket_exists(client: Any, bucket: str) -> bool:
-    """Whether it is there. Raises: botocore's errors, where it is somebody else's, too."""
+    """Check whether a bucket exists. Raises: botocore's errors, also if it belongs to another account."""
     from botocore.exceptions import ClientError
 
     try:
@@ -271,14 +271,15 @@ def bucket_exists(client: Any, bucket: str) -> bool:
 
 
 def is_own(names: Names, address: str) -> bool:
-    """Whether an address, ``s3://bucket/prefix``, lies in the deployment's own bucket."""
+    """Check whether an address, ``s3://bucket/prefix``, is in the deployment's own bucket."""
     return split_address(address)[0] == names.bucket
 
 
 def check_bucket(cloud: Cloud, names: Names, address: str) -> str:
-    """The bucket of an address where it has to be made first, else "".
+    """Return the bucket of an address if it has to be created first, else "".
 
-    Raises: UsageError: it is no address in S3; CloudMissing: its bucket is not there, and not ours to make.
+    Raises: UsageError: it is no address in S3; CloudMissing: the bucket does not exist, and is not the deployment's
+    own.
     """
     if not address.startswith(SCHEME):
         raise UsageError(f"{address}: not an address in S3. Write it as {SCHEME}bucket/prefix")
@@ -294,9 +295,10 @@ def check_bucket(cloud: Cloud, names: Names, address: str) -> str:
 
 
 def empty_bucket(client: Any, bucket: str) -> int:
-    """Delete every object, version and unfinished upload; only then a bucket can be deleted. Returns: how many.
+    """Delete every object, version and unfinished upload, so that the bucket can be deleted. Returns: how many.
 
-    Raises: botocore's errors; also for one object that S3 would not delete, which it tells in an answer of status 200.
+    Raises: botocore's errors; also for a single object that S3 did not delete, which it reports in an answer of status
+    200.
     """
     from botocore.exceptions import ClientError
 
@@ -317,7 +319,7 @@ def empty_bucket(client: Any, bucket: str) -> int:
 
 
 def _put_in_parts(client: Any, bucket: str, key: str, file: BinaryIO) -> None:
-    """In parts of one size, so that those which an earlier attempt sent are recognised."""
+    """Send a file in parts of one size, so that parts of an interrupted attempt are recognised."""
     kinds = {"ChecksumAlgorithm": "SHA256"}
     upload, sent = _upload_under_way(client, bucket, key)
     if not upload:
@@ -335,9 +337,10 @@ def _put_in_parts(client: Any, bucket: str, key: str, file: BinaryIO) -> None:
 
 
 def _upload_under_way(client: Any, bucket: str, key: str) -> tuple[str, dict[int, Any]]:
-    """The latest upload in parts that was begun and not ended, with the parts that arrived; "" without one.
+    """Return the latest unfinished upload in parts, with the parts that arrived; "" if there is none.
 
-    Another tool's, with another checksum or none, takes none of our parts: it is left alone, and a new one begun.
+    An upload by another tool, with another checksum or none, cannot take our parts: it is not touched, and a new one
+    begins.
     """
     pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=key)
     begun = [upload for page in pages for upload in page.get("Uploads", ()) if upload["Key"] == key]
@@ -352,7 +355,7 @@ def _upload_under_way(client: Any, bucket: str, key: str) -> tuple[str, dict[int
 
 
 def _is_the_same(part: Mapping[str, Any], data: bytes, checksum: str) -> bool:
-    """By the stored checksum; stores that list none with a part have the MD5 as its tag."""
+    """Compare a part by its stored checksum, or by its tag (MD5) for stores that list no checksums."""
     if "ChecksumSHA256" in part:
         return bool(part["ChecksumSHA256"] == checksum)
     return str(part.get("ETag", "")).strip('"') == hashlib.md5(data, usedforsecurity=False).hexdigest()
@@ -371,7 +374,7 @@ def _in_base64(digest: bytes) -> str:
 
 
 def _each(files: Sequence[LocalFile], act: Callable[[LocalFile], None], on_progress: ProgressCallback) -> None:
-    """Do it for each, several at once. The first failure, or Ctrl-C, ends it: what has not begun does not begin."""
+    """Apply a function to each file, several at once. The first failure, or Ctrl-C, stops files that have not begun."""
     with ThreadPoolExecutor(WORKERS) as pool:
         under_way = [pool.submit(act, file) for file in files]
         try:

@@ -1,4 +1,4 @@
-"""The end: everything of ours goes, in the right order, and is looked for again until none of it is left."""
+"""Teardown: everything of a deployment is removed, in the right order, and searched again until nothing is left."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ UNDER_WAY: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What was found.
+    """The resources that were found.
 
     Attributes:
-        found: everything of ours, in the order in which it has to go.
-        foreign: what has a name of ours and is not ours; it is left alone.
-        unknown: for kinds that could not be looked for, why.
+        found: everything of the deployment, in the order of deletion.
+        foreign: resources with a name of ours that are not ours; they are not touched.
+        unknown: kinds that could not be searched, and why.
     """
 
     found: tuple[Found, ...]
@@ -36,23 +36,23 @@ class Survey:
 
     @property
     def hourly(self) -> float:
-        """Dollars an hour for all of it, as far as the prices are known."""
+        """Dollars an hour for everything, as far as the prices are known."""
         return sum(item.hourly or 0.0 for item in self.found)
 
     @property
     def unpriced(self) -> tuple[str, ...]:
-        """Names of what costs more than that, nobody here knows how much."""
+        """Names of resources whose further cost is not known here."""
         return tuple(item.name for item in self.found if item.hourly is None)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What tearing down did.
+    """The result of a teardown.
 
     Attributes:
-        removed: what was there and is not any more.
-        left: what is still there, or may be.
-        problems: what went wrong on the way, in sentences.
+        removed: resources that are gone.
+        left: resources that still exist, or may.
+        problems: errors on the way, in sentences.
     """
 
     removed: tuple[Found, ...]
@@ -61,16 +61,15 @@ class Result:
 
     @property
     def is_clean(self) -> bool:
-        """Whether all is gone for certain."""
+        """True if everything is gone for certain."""
         return not self.left and not self.problems
 
 
 def survey(cloud: Cloud, names: Names, *, data: bool = True, endpoint: bool = False) -> Survey:
-    """Look for everything; a kind that may not be looked for does not hide the others.
+    """Search for all resources; a kind that may not be listed does not hide the others.
 
     Args:
-        data: also our bucket.
-        endpoint: only the endpoint, and what goes with it.
+        data: whether to include our bucket. endpoint: only the endpoint, and its parts.
     """
     found: list[Found] = []
     unknown: list[str] = []
@@ -85,7 +84,7 @@ def survey(cloud: Cloud, names: Names, *, data: bool = True, endpoint: bool = Fa
 
 
 def plan(found: Sequence[Found]) -> Plan:
-    """What ``destroy`` would do."""
+    """Return what ``destroy`` would do."""
     items = [Item(item.kind, item.name, hourly=item.hourly, note=item.note, does="delete") for item in found]
     return Plan("destroy", tuple(items))
 
@@ -100,10 +99,10 @@ def destroy(
     endpoint: bool = False,
     patience: float = PATIENCE_S,
 ) -> Result:
-    """Remove everything, going on past what fails; look again until nothing is left or patience ends.
+    """Remove everything, continue after errors, and search again until nothing is left or patience ends.
 
     Args:
-        before: what ``survey`` found, with the same ``data`` and ``endpoint``.
+        before: the result of ``survey`` with the same ``data`` and ``endpoint``.
         data: also our bucket, with the bundles and the reports' scores. The films' own bucket is never touched.
         endpoint: only the endpoint, and what goes with it.
         patience: seconds.
@@ -116,7 +115,7 @@ def destroy(
         problems: dict[tuple[str, str], str] = {}
         for kind in _kinds(data=data, endpoint=endpoint):
             if _remove_all(cloud, names, kind, told, problems, log):
-                break  # what comes next may still be needed by what is on its way out
+                break  # later kinds may still be needed by what is being deleted
         now = survey(cloud, names, data=data, endpoint=endpoint)
         stuck = bool(problems) and all((item.kind, item.name) in problems for item in now.found)
         if not now.found or stuck or time.monotonic() > until:
@@ -142,7 +141,7 @@ def _remove_all(
     problems: dict[tuple[str, str], str],
     log: Log,
 ) -> bool:
-    """Remove all of a kind. Returns: whether some of it is still on its way, without a problem."""
+    """Remove all resources of a kind. Returns: whether some are still being deleted, without a problem."""
     found = _found(cloud, names, kind)
     for item in found:
         thing = (item.kind, item.name)
@@ -164,7 +163,7 @@ def _found(cloud: Cloud, names: Names, kind: Kind) -> tuple[Found, ...]:
         with cloud_errors(f"looking for {kind.what}"):
             return tuple(item for item in kind.find(cloud, names) if not item.foreign)
     except CloudError:
-        return ()  # the survey at the end tells
+        return ()  # the survey at the end shows what is left
 
 
 def _remove(cloud: Cloud, names: Names, kind: Kind, name: str) -> None:
@@ -173,5 +172,5 @@ def _remove(cloud: Cloud, names: Names, kind: Kind, name: str) -> None:
     try:
         kind.remove(cloud, names, name)
     except ClientError as error:
-        if not is_missing(error):  # gone meanwhile
+        if not is_missing(error):  # removed meanwhile
             raise

@@ -1,4 +1,4 @@
-"""What runs inside a training job: films from the job's channels to a bundle in its model folder.
+"""The program inside a training job: from films in the job's channels to a bundle in its model folder.
 
 Started by the SageMaker training toolkit as ``train.py`` (``aws.source``), once or several times by torchrun.
 Folders come from the toolkit's SM_* variables, the recipe's fields from the job's hyperparameters.
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 BASE: Final = "/opt/ml"
 CHANNELS: Final = {"training": Split.TRAIN, "validation": Split.VAL, "test": Split.TEST}
-LONGEST_REASON: Final = 1024  # characters of the failure file that SageMaker hands on
+LONGEST_REASON: Final = 1024  # characters of the failure file that SageMaker passes on
 
-# Fields of an epoch by the name of the metric that CloudWatch makes of them.
+# Fields of an epoch by the name of their metric in CloudWatch.
 METRICS: Final[Mapping[str, str]] = {
     "train:loss": "training_loss",
     "validation:loss": "validation_loss",
@@ -47,22 +47,22 @@ METRICS: Final[Mapping[str, str]] = {
 
 
 def metric_definitions() -> list[dict[str, str]]:
-    """How CloudWatch reads the lines of ``epoch_line``."""
+    """Return the definitions by which CloudWatch reads the lines of ``epoch_line``."""
     return [{"Name": name, "Regex": rf"\b{field}=([0-9.eE+-]+);"} for name, field in METRICS.items()]
 
 
 def epoch_line(record: EpochRecord) -> str:
-    """One line an epoch, for people and for CloudWatch."""
+    """Format an epoch as one line for people and for CloudWatch."""
     figures = " ".join(f"{field}={getattr(record, field):.6g};" for field in METRICS.values())
     return f"epoch {record.epoch} of {record.epochs}: {figures}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train; end with status 0, or write down why not where SageMaker looks for the reason."""
+    """Train and end with status 0, or write the reason of the failure where SageMaker reads it."""
     given = _parser(os.environ).parse_args(arguments)
     try:
         run(given)
-    except TrainingInterrupted as error:  # a spot instance is taken away: the job resumes from its checkpoint
+    except TrainingInterrupted as error:  # a spot instance is reclaimed: the job resumes from its checkpoint
         _log(str(error))
         sys.exit(error.exit_status)
     except (ChestXrayError, OSError) as error:
@@ -74,7 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    """From the channels to the bundle. Raises: MissingExtra, where the image cannot train; what the stages raise."""
+    """Run all stages from the channels to the bundle.
+
+    Raises: MissingExtra, if the image cannot train; stages' errors.
+    """
     try:
         from chestxray.training.config import recipe_of
         from chestxray.training.distributed import is_main_process
@@ -91,11 +94,12 @@ def run(given: argparse.Namespace) -> None:
         seed=given.seed,
     )
     check_gpu(os.environ)
-    if interface := os.environ.get("SM_NETWORK_INTERFACE_NAME"):  # by which the job's instances see each other
+    # the network through which the job's instances reach each other
+    if interface := os.environ.get("SM_NETWORK_INTERFACE_NAME"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     channels = {name: Path(folder) for name, folder in _channels(given).items()}
     given.work.mkdir(parents=True, exist_ok=True)
-    with _one_after_the_other(given.work / "lock"):  # of several processes here, the first one packs
+    with _one_after_the_other(given.work / "lock"):  # the first of several processes on this machine packs the films
         if not (given.work / "pack" / "pack.json").is_file():
             _pack(channels, given, recipe)
     speaks = is_main_process()
@@ -115,10 +119,10 @@ def run(given: argparse.Namespace) -> None:
 
 
 def check_gpu(environment: Mapping[str, str]) -> None:
-    """Refuse an instance whose GPU PyTorch cannot use, which would train on its processors at the GPU's price.
+    """Refuse an instance whose GPU PyTorch cannot use: training would run on its processors at the GPU's price.
 
     Args:
-        environment: with the toolkit's SM_NUM_GPUS, which counts what the instance has.
+        environment: with the toolkit's SM_NUM_GPUS, the number of GPUs of the instance.
 
     Raises: JobFailed.
     """
@@ -133,7 +137,7 @@ def check_gpu(environment: Mapping[str, str]) -> None:
 
 
 def job_arguments(base: Path) -> list[str]:
-    """A job's hyperparameters as command line arguments, where no toolkit hands them over.
+    """Return a job's hyperparameters as command line arguments, for an image without the toolkit.
 
     Args:
         base: ``/opt/ml``; each value may be JSON, as the SageMaker Python SDK writes them.
@@ -156,7 +160,7 @@ def _plain(value: str) -> object:
 
 
 def films_of(channels: Mapping[str, Path]) -> tuple[Film, ...]:
-    """The films of the channels, each on its channel's split; those of one channel alone keep the splits they name.
+    """Return the films, each in its channel's split; with one channel only, films keep their own splits.
 
     Raises: SourceInvalid, UsageError.
     """
@@ -181,13 +185,13 @@ def _pack(channels: Mapping[str, Path], given: argparse.Namespace, recipe: Recip
 
     films = clean(films_of(channels), workers=given.workers)
     _log(f"{len(films)} films; {sum(film.is_accepted for film in films)} accepted")
-    films = split(films, SplitSettings(test=0.0, seed=given.split_seed))  # test films lie elsewhere, or in a channel
+    films = split(films, SplitSettings(test=0.0, seed=given.split_seed))  # test films are elsewhere, or in a channel
     height, width = map(int, given.size.split("x")) if given.size else spec_for(recipe).size
     write_pack(films, given.work / "pack", size=(height, width), workers=given.workers)
 
 
 def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
-    """Folders default to the toolkit's variables, and else to where SageMaker puts them."""
+    """Return the parser; folders default to the toolkit's variables, and else to SageMaker's paths."""
     base = Path(environment.get("SM_INPUT_DIR", f"{BASE}/input")).parent
     parser = argparse.ArgumentParser("train.py", description="Train on a SageMaker job's channels.")
     parser.add_argument("--epochs", type=int)
@@ -218,11 +222,11 @@ def _channels(given: argparse.Namespace) -> dict[str, str]:
 
 def _log(line: str) -> None:
     sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()  # CloudWatch shows it while the job runs
+    sys.stdout.flush()  # so that CloudWatch shows the line while the job runs
 
 
 def _fail(output: Path, error: BaseException) -> None:
-    """Write the reason for which the job fails; the first process to fail knows best."""
+    """Write the reason of a failed job; only the first process to fail writes it."""
     reason = f"{type(error).__name__}: {error}"
     _log(reason)
     output.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""A training job: our package, in script mode, on Amazon's PyTorch image.
+"""A training job: this package, in script mode, on Amazon's PyTorch image.
 
-Named after what goes into it, so that the same command finds the same job again: it follows one that runs, and
-tells the result of one that is finished.
+Its name is derived from its content, so that the same command finds the same job again: the command follows a running
+job, and reports the result of a finished one.
 
 Source: Amazon SageMaker API reference, CreateTrainingJob; sagemaker-training-toolkit, params.py.
 """
@@ -30,26 +30,26 @@ from chestxray.version import __version__
 LOGS: Final = "/aws/sagemaker/TrainingJobs"
 VOLUME_GB: Final = 30
 LOCAL_CHECKPOINTS: Final = "/opt/ml/checkpoints"
-SPOT_WAIT: Final = 2  # times the running time that a spot job may wait for instances and run, together
-LONGEST_WAIT_S: Final = 5 * 24 * 3600  # what accounts may ask for unless AWS allows them more
-TOOLKIT: Final = "sagemaker_pytorch_container.training:main"  # which starts torchrun where that is asked for
+SPOT_WAIT: Final = 2  # times the running time: limit for waiting and running of a spot job together
+LONGEST_WAIT_S: Final = 5 * 24 * 3600  # the longest time that accounts may request by default
+TOOLKIT: Final = "sagemaker_pytorch_container.training:main"  # starts torchrun if asked for
 DONE: Final = ("Completed", "Failed", "Stopped")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingOrder:
-    """What is to be trained, and where.
+    """What to train, and where.
 
     Attributes:
-        channels: by name ("training", "validation", "test"), the address of each one's films.
+        channels: address of each channel's films, by name ("training", "validation", "test").
         recipe: in TOML.
-        network: the recipe's.
-        hyperparameters: what changes in it, and what else ``training_entry`` takes.
+        network: name of the recipe's network.
+        hyperparameters: changes of the recipe, and further options of ``training_entry``.
         instance, instances: type and number.
-        processes: an instance; 0 for one a GPU, or one.
-        spot: on spare capacity, which may be taken away in between.
-        max_hours: after which AWS stops it.
-        image: that it runs in; Amazon's PyTorch image unless given.
+        processes: number on each instance; 0 for one on each GPU, or a single one.
+        spot: on spare capacity, which AWS may reclaim at any time.
+        max_hours: hours after which AWS stops the job.
+        image: container image; by default Amazon's PyTorch image.
     """
 
     channels: Mapping[str, str]
@@ -64,7 +64,7 @@ class TrainingOrder:
     image: str = ""
 
     def __post_init__(self) -> None:
-        """Raises: UsageError."""
+        """Check the order. Raises: UsageError."""
         if "training" not in self.channels:
             raise UsageError("a training job needs films to train on")
         for address in self.channels.values():
@@ -74,10 +74,10 @@ class TrainingOrder:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A job that runs or is finished.
+    """A job that runs or has finished.
 
     Attributes:
-        did: "create", or "keep" where it was there already.
+        did: "create", or "keep" if the job existed already.
     """
 
     name: str
@@ -86,13 +86,13 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class PreparedJob:
-    """A job as it will be asked for.
+    """A job before its request.
 
     Attributes:
-        stem: the name, but for a number where earlier ones of it failed.
+        stem: its name, without the number that is added after failed attempts.
         source: ``sourcedir.tar.gz``.
-        source_key: where it goes in our bucket.
-        films: objects below the addresses.
+        source_key: its key in our bucket.
+        films: number of objects below the addresses.
     """
 
     order: TrainingOrder
@@ -102,7 +102,7 @@ class PreparedJob:
     films: int
 
     def plan(self, names: Names) -> Plan:
-        """What beginning it does and costs."""
+        """Return what starting the job does and costs."""
         order = self.order
         hourly = instance_hours(order.instance, order.instances)
         kind = "spot training job, usually at half the price or less" if order.spot else "training job"
@@ -119,7 +119,7 @@ class PreparedJob:
 
 
 def prepare(cloud: Cloud, names: Names, order: TrainingOrder) -> PreparedJob:
-    """Look at the films, pack the code. Raises: CloudError, SourceInvalid, UsageError."""
+    """List the films and pack the code. Raises: CloudError, SourceInvalid, UsageError."""
     repository_arn(image_of(names, order), names.region)
     check_region(cloud, *order.channels.values())
     listing = []
@@ -138,7 +138,7 @@ def prepare(cloud: Cloud, names: Names, order: TrainingOrder) -> PreparedJob:
 
 
 def begin(cloud: Cloud, names: Names, job: PreparedJob) -> Begun:
-    """Begin the job unless one like it runs or is finished. Raises: CloudError."""
+    """Start the job unless an equal one runs or has finished. Raises: CloudError."""
     client, store = cloud.client("sagemaker"), cloud.client("s3")
 
     def has_result(found: Mapping[str, Any]) -> bool:
@@ -161,18 +161,18 @@ def begin(cloud: Cloud, names: Names, job: PreparedJob) -> Begun:
 
 
 def image_of(names: Names, order: TrainingOrder) -> str:
-    """The image that a job runs in. Raises: UsageError: none fits the instance or the region."""
+    """Return the image in which a job runs. Raises: UsageError: none fits the instance or the region."""
     return order.image or training_image(names.region, order.instance)
 
 
 def status_of(cloud: Cloud, name: str) -> str:
-    """In AWS's words: "InProgress", "Completed", ... Raises: CloudError."""
+    """Return the status in AWS's words: "InProgress", "Completed", ... Raises: CloudError."""
     with cloud_errors(f"asking for the job {name}"):
         return str(cloud.client("sagemaker").describe_training_job(TrainingJobName=name)["TrainingJobStatus"])
 
 
 def training_request(names: Names, job: PreparedJob, name: str, role: str) -> dict[str, Any]:
-    """CreateTrainingJob's request."""
+    """Return the request for CreateTrainingJob."""
     order = job.order
     own = f"{SCHEME}{names.bucket}"
     seconds = round(order.max_hours * 3600)
@@ -200,7 +200,7 @@ def training_request(names: Names, job: PreparedJob, name: str, role: str) -> di
 
 
 def follow(cloud: Cloud, name: str, log: Log) -> dict[str, Any]:
-    """Wait for the job's end, saying its states and its lines. Returns: its description.
+    """Wait for the job's end and log its states and lines. Returns: its description.
 
     Raises: JobFailed, CloudError.
     """
@@ -246,7 +246,7 @@ def _channel(name: str, address: str) -> dict[str, Any]:
 
 
 def _hyperparameters(names: Names, job: PreparedJob, name: str) -> dict[str, str]:
-    """Ours, and those that tell the toolkit what to run; each value as JSON, which is how the toolkit reads them."""
+    """Return our hyperparameters and those of the toolkit; each value as JSON, which the toolkit expects."""
     order = job.order
     toolkit: dict[str, Any] = {
         "sagemaker_program": ENTRY,
@@ -262,7 +262,7 @@ def _hyperparameters(names: Names, job: PreparedJob, name: str) -> dict[str, str
             "sagemaker_distribution_instance_groups": ["homogeneousCluster"],
         }
     if order.processes:
-        toolkit["sagemaker_mpi_num_of_processes_per_host"] = order.processes  # read for torchrun, too
+        toolkit["sagemaker_mpi_num_of_processes_per_host"] = order.processes  # read for torchrun as well
     return {key: json.dumps(value) for key, value in (toolkit | {"recipe": RECIPE}).items()} | dict(
         order.hyperparameters
     )

@@ -1,7 +1,7 @@
-"""Validation through the deployed thing itself: a batch transform over films in S3, and its answers as a table.
+"""Validation of the deployed model: a batch transform over films in S3, and its answers as a table.
 
-One record a film, one ``.out`` a key, the label from the key. The table is that of ``chestxray batch``, so the
-report is that of ``chestxray evaluate --scores``.
+Each film is one record, each key gives one ``.out``, and labels are read from keys. The table is that of ``chestxray
+batch``, so the report is that of ``chestxray evaluate --scores``.
 
 Source: Amazon SageMaker API reference, CreateTransformJob; developer guide, "Batch transform".
 """
@@ -27,7 +27,7 @@ from chestxray.progress import Log
 from chestxray.schema import Film, Prediction
 
 LOGS: Final = "/aws/sagemaker/TransformJobs"
-PAYLOAD_MB: Final = 20  # the largest film that our service takes
+PAYLOAD_MB: Final = 20  # the largest film that our service accepts
 AT_ONCE: Final = 4  # films; times the payload at most 100 MB
 ENDING: Final = ".out"
 DONE: Final = ("Completed", "Failed", "Stopped")
@@ -36,14 +36,14 @@ NO_ANSWER: Final = "the transform job gave no answer for it"
 
 @dataclass(frozen=True, slots=True)
 class TransformOrder:
-    """What is to be classified, by what.
+    """What to classify, and with which model.
 
     Attributes:
         address: the films, ``s3://bucket/prefix``.
-        model: of SageMaker, by name.
-        instance: its type.
-        stem: the job's name, but for a number where earlier ones of it failed.
-        films: objects below the address.
+        model: name of the model in SageMaker.
+        instance: type of the instance.
+        stem: the job's name, without the number that is added after failed attempts.
+        films: number of objects below the address.
     """
 
     address: str
@@ -55,12 +55,12 @@ class TransformOrder:
 
 @dataclass(frozen=True, slots=True)
 class Transformed:
-    """What a transform job gave.
+    """The result of a transform job.
 
     Attributes:
-        answers: by the film's key in its bucket, the line that came back.
+        answers: the line of output by the film's key in its bucket.
         job: its name.
-        did: "create", or "keep" where the job was there already.
+        did: "create", or "keep" if the job existed already.
     """
 
     answers: Mapping[str, str]
@@ -69,7 +69,7 @@ class Transformed:
 
 
 def prepare(cloud: Cloud, names: Names, address: str, model: str, instance: str) -> TransformOrder:
-    """Look at the films. Raises: SourceInvalid, where there are none or one is too large; CloudError."""
+    """List the films. Raises: SourceInvalid, if there are none or one is too large; CloudError."""
     if not address.startswith(SCHEME):
         raise UsageError(f'{address}: not an address in S3. Bring the films there with "chestxray aws upload"')
     check_region(cloud, address)
@@ -89,7 +89,7 @@ def prepare(cloud: Cloud, names: Names, address: str, model: str, instance: str)
 
 
 def run(cloud: Cloud, names: Names, order: TransformOrder, log: Log) -> Transformed:
-    """Begin the job, or find the one like it; wait; collect its answers. Raises: JobFailed, CloudError."""
+    """Start the job or find an equal one; wait; collect its answers. Raises: JobFailed, CloudError."""
     client, store = cloud.client("sagemaker"), cloud.client("s3")
 
     def has_result(found: Mapping[str, Any]) -> bool:
@@ -107,7 +107,7 @@ def run(cloud: Cloud, names: Names, order: TransformOrder, log: Log) -> Transfor
 
 
 def transform_request(names: Names, order: TransformOrder, name: str) -> dict[str, Any]:
-    """CreateTransformJob's request."""
+    """Return the request for CreateTransformJob."""
     bucket, prefix = split_address(order.address)
     films = {"S3DataType": "S3Prefix", "S3Uri": f"{SCHEME}{bucket}/{below(prefix)}"}
     return {
@@ -129,13 +129,13 @@ def transform_request(names: Names, order: TransformOrder, name: str) -> dict[st
 
 
 def write_scores(films: Sequence[Film], transformed: Transformed, path: Path) -> float:
-    """The answers as a table, one row a film; of films that cleaning refused or that got no answer, with the reason.
+    """Write the answers as a table, one row a film; films without a prediction have the reason.
 
     Args:
         films: cleaned; their paths are addresses in S3.
 
-    Returns: the threshold at which the answers call pneumonia.
-    Raises: SourceInvalid, where no film was classified; JobFailed, where answers are of several models.
+    Returns: the answers' threshold for pneumonia.
+    Raises: SourceInvalid, if no film was classified; JobFailed, if the answers are of several models.
     """
     predictions = {film.path: _prediction(transformed.answers, film) for film in films}
     classified = [found for found in predictions.values() if isinstance(found, Prediction)]
@@ -151,7 +151,7 @@ def write_scores(films: Sequence[Film], transformed: Transformed, path: Path) ->
 
 
 def _row(film: Film, found: Prediction | str) -> Row:
-    """As ``scores.COLUMNS``."""
+    """Return one row of the table, with the columns ``scores.COLUMNS``."""
     known = (film.path, film.label)
     if not film.is_accepted:
         why = f"{film.verdict.replace('_', ' ')}: {film.reason}"
@@ -163,7 +163,7 @@ def _row(film: Film, found: Prediction | str) -> Row:
 
 
 def _prediction(answers: Mapping[str, str], film: Film) -> Prediction | str:
-    """The answer to a film, or why there is none."""
+    """Return the answer to a film, or why there is none."""
     line = answers.get(split_address(film.path)[1])
     if line is None:
         return NO_ANSWER
@@ -172,7 +172,7 @@ def _prediction(answers: Mapping[str, str], film: Film) -> Prediction | str:
     except (ValueError, KeyError, TypeError):
         pass
     try:
-        return str(json.loads(line)["detail"])  # a problem's
+        return str(json.loads(line)["detail"])  # the line is a problem document
     except (ValueError, KeyError, TypeError):
         return f"answered with {line[:80]!r}"
 
@@ -200,7 +200,7 @@ def _follow(cloud: Cloud, name: str, log: Log) -> None:
 
 
 def _answers(cloud: Cloud, names: Names, order: TransformOrder, name: str) -> dict[str, str]:
-    """By key, what came back. AWS puts the names below the prefix below the output; the whole key is taken as well."""
+    """Return the lines of output by key. AWS stores them by the key below the prefix; the whole key works as well."""
     client, output = cloud.client("s3"), _output(names, name)
     bucket, prefix = split_address(output)
     _, films = split_address(order.address)

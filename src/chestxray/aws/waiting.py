@@ -1,4 +1,4 @@
-"""Waiting for what AWS does in its own time, and showing its log meanwhile."""
+"""Waiting for AWS, with its log shown meanwhile."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from chestxray.aws.session import cloud_errors, is_missing
 from chestxray.errors import CloudRefused, CloudThrottled, JobFailed
 from chestxray.progress import Log
 
-POLL_S: Final = 5.0  # seconds between two questions
-ATTEMPTS: Final = 50  # jobs of one name; AWS keeps the names of those that failed
+POLL_S: Final = 5.0  # seconds between two requests
+ATTEMPTS: Final = 50  # jobs of one name; AWS never frees the names of failed jobs
 
 
 def states(describe: Callable[[], Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """What a thing says of itself, again and again, without end. Raises: botocore's errors."""
+    """Yield the description of a resource again and again, without end. Raises: botocore's errors."""
     while True:
         yield describe()
         time.sleep(POLL_S)
@@ -27,12 +27,12 @@ def next_name(
     status_key: str,
     has_result: Callable[[Mapping[str, Any]], bool],
 ) -> tuple[str, str]:
-    """The job of that stem which runs or is finished, and its status; else a name that is free, and "".
+    """Return the running or finished job of a stem and its status, else a free name and "".
 
-    The names of jobs that failed, were stopped, or whose result was deleted meanwhile are taken for good, so the next
-    one gets a number.
+    The names of jobs that failed, were stopped, or whose result was deleted meanwhile are never free again, so the next
+    job gets a number.
 
-    Raises: what ``describe`` and ``has_result`` raise.
+    Raises: errors of ``describe`` and ``has_result``.
     """
     for number in range(1, ATTEMPTS):
         name = stem if number == 1 else f"{stem}-{number}"
@@ -46,7 +46,7 @@ def next_name(
 
 
 class LogTail:
-    """The lines of a job that have not been told yet; of all its log streams."""
+    """The lines of a job, from all its log streams, that have not been shown yet."""
 
     def __init__(self, client: Any, group: str, prefix: str, log: Log) -> None:
         self._client = client
@@ -57,7 +57,7 @@ class LogTail:
         self._is_closed = False
 
     def tell(self) -> None:
-        """Show what is new. A log that may not be read is named once, and ends nobody's waiting.
+        """Show new lines. A log that may not be read is mentioned once, and does not end the waiting.
 
         Raises: CloudError.
         """
@@ -66,7 +66,7 @@ class LogTail:
         try:
             self._tell()
         except CloudThrottled:
-            pass  # what is not told now is told the next time
+            pass  # lines that fail now are shown the next time
         except CloudRefused as error:
             self._log(f"{error}. Its lines are not told meanwhile")
             self._is_closed = True
@@ -94,5 +94,5 @@ class LogTail:
             for event in page["events"]:
                 self._log(event["message"])
             self._tokens[stream] = page["nextForwardToken"]
-            if page["nextForwardToken"] == token:  # which says that this was the last page
+            if page["nextForwardToken"] == token:  # the same token again means that this was the last page
                 return

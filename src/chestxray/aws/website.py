@@ -1,9 +1,9 @@
-"""The website: page, API and function as one stack, and the few things that CloudFormation does not do itself.
+"""The website: page, API and function as one stack, and the few steps that CloudFormation cannot do.
 
-The bundle's description, the page's files and the function's code all come from the bundle that the endpoint runs,
-or, inline, from the one that is put into the function. Inline, the function is a zip archive and no container image,
-because pip can fetch onnxruntime, numpy and Pillow for Lambda's system on any machine, where an image needs Docker;
-unpacked they take well under the 250 MB that Lambda allows.
+The bundle's description, the page's files and the function's code all come from the bundle that the endpoint runs, or,
+inline, from the one inside the function. Inline, the function is a zip archive and no container image, because pip can
+fetch onnxruntime, numpy and Pillow for Lambda's system on any machine, whereas an image needs Docker; unpacked they
+take well under the 250 MB that Lambda allows.
 """
 
 from __future__ import annotations
@@ -41,29 +41,31 @@ from chestxray.errors import BundleInvalid, CloudError, CloudMissing, UsageError
 from chestxray.inference.bundle import DESCRIPTION, Bundle
 from chestxray.progress import Log
 
-PYTHON: Final = "3.13"  # the function's; website.yaml says the same
+PYTHON: Final = "3.13"  # version in the function; website.yaml states the same
 OF_DICOM: Final = ("imagecodecs", "pydicom", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg")
-LIBRARIES: Final = ("lazy-loader", "numpy", "onnxruntime", "pillow", "simplejpeg", *OF_DICOM)  # as installed here
-CODECS: Final = "imagecodecs"  # has a hundred codecs in 80 MB; films need one of them, and what all of them share
+# in the versions installed here
+LIBRARIES: Final = ("lazy-loader", "numpy", "onnxruntime", "pillow", "simplejpeg", *OF_DICOM)
+CODECS: Final = "imagecodecs"  # has a hundred codecs in 80 MB; films need one of them, and its shared parts
 NEEDED_CODECS: Final = frozenset({"_jpeg8", "_shared", "_shared_cython"})
-PLATFORMS: Final = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux2014_x86_64")  # Amazon Linux 2023's
-MAX_UNPACKED: Final = 250 * 2**20  # bytes; Lambda takes no more
+# platforms of Amazon Linux 2023
+PLATFORMS: Final = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux2014_x86_64")
+MAX_UNPACKED: Final = 250 * 2**20  # bytes; the limit of Lambda
 
 _OF_THE_PACKAGE: Final = frozenset({".py", ".pyi", ".npz", ".json"})
 _ROOMS_NOT_NEEDED: Final = frozenset({"bundles", "page", "training"})
-_NOT_NEEDED: Final = frozenset({"__pycache__", "bin", "tests", "test_files"})  # of the libraries
+_NOT_NEEDED: Final = frozenset({"__pycache__", "bin", "tests", "test_files"})  # files of the libraries
 
 
 def endpoint_archive(model: str) -> bytes:
-    """The function that asks an endpoint; ``model`` is its answer to ``/v1/model``."""
+    """Return the archive of the function that calls an endpoint; ``model`` is its answer to ``/v1/model``."""
     return zipped({"lambda_handler.py": Path(lambda_handler.__file__).read_bytes(), "model.json": model.encode()})
 
 
 def inline_archive(bundle: Path, model: str, log: Log, python: str = "") -> bytes:
-    """The function that classifies films itself: our package, the bundle, and the libraries for Lambda's system.
+    """Return the archive of the function that classifies films itself: package, bundle, libraries for Lambda.
 
     Args:
-        python: version that it will run by; the function's own, unless given.
+        python: Python version of the function; by default ``PYTHON``.
 
     Raises: CloudError: too large for Lambda; UsageError: pip cannot fetch the libraries.
     """
@@ -85,9 +87,9 @@ def inline_archive(bundle: Path, model: str, log: Log, python: str = "") -> byte
 
 
 def needed_codecs(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The libraries' files without the codecs that no film needs, and without what only those load.
+    """Return the libraries' files without codecs that no film needs, and without what only those codecs load.
 
-    A shared object names what it loads, so what no kept one names is not needed.
+    A shared object names what it loads, so a file that no kept object names is not needed.
     """
 
     def is_kept(name: str) -> bool:
@@ -125,29 +127,29 @@ def _fetch_libraries(folder: Path, python: str, log: Log) -> None:
         )
 
 
-CODE: Final = "website/"  # where in our bucket the function's archives lie
-SERVERLESS_BODY: Final = 4_000_000  # bytes that an endpoint takes in one request: serverless, and on instances
+CODE: Final = "website/"  # the folder of the function's archives in our bucket
+SERVERLESS_BODY: Final = 4_000_000  # bytes that an endpoint accepts in one request: serverless, and on instances
 INSTANCE_BODY: Final = 25_000_000
 INLINE_BODY: Final = 25_000_000
-MAX_KEYS: Final = 3500  # characters of all keys: a function's environment holds 4 KB, with all else in it
+MAX_KEYS: Final = 3500  # characters of all keys: a function's environment holds 4 KB, with everything else in it
 _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?")
 _REST: Final = re.compile(r"[A-Za-z0-9_-]{1,128}(/[A-Za-z0-9._~-]+)*")
 FUNCTION_GB: Final = 1769 / 1024  # memory of the function that classifies films itself
-FILM_SECONDS: Final = 1.0  # of such a function, for a film; an estimate
+FILM_SECONDS: Final = 1.0  # for one film in such a function; an estimate
 
 
 @dataclass(frozen=True, slots=True)
 class WebsiteSettings:
-    """How the website is to be.
+    """The configuration of the website.
 
     Attributes:
         access: "key", "iam" or "open".
-        inline: the model inside the function; else the deployment's endpoint is asked.
+        inline: whether the model is inside the function; otherwise the function calls the deployment's endpoint.
         api_keys: "SHA-256 NAME" entries, joined by commas, with access "key".
-        email: who is told when the budget is reached; "" for no budget.
+        email: address for the alarm when the budget is reached; "" for no budget.
         budget: dollars a month.
         rate: requests a second; twice as many at once.
-        origins: of pages elsewhere that may ask, as ``https://ward.example.org``; or "*".
+        origins: origins of other pages that may call, such as ``https://ward.example.org``; or "*".
         rest: a REST API beside the HTTP API, as ``STAGE`` or ``STAGE/PATH``; "" for none.
 
     Raises: UsageError.
@@ -164,12 +166,12 @@ class WebsiteSettings:
 
     @property
     def rest_stage(self) -> str:
-        """Of the REST API; "" for none."""
+        """Stage of the REST API; "" for none."""
         return self.rest.strip("/").partition("/")[0]
 
     @property
     def rest_path(self) -> str:
-        """At which films are classified there, without its first slash."""
+        """Path of the REST API at which films are classified, without its first slash."""
         return self.rest.strip("/").partition("/")[2] or "classify"
 
     def __post_init__(self) -> None:
@@ -197,14 +199,14 @@ class WebsiteSettings:
 
 @dataclass(frozen=True, slots=True)
 class Website:
-    """A website that answers.
+    """A published website.
 
     Attributes:
-        address: of the page.
-        api: of the API itself; signed requests go there.
+        address: address of the page.
+        api: address of the API itself, for signed requests.
         did: "create", "update" or "keep".
-        page_files: how many of the page's files were new or changed.
-        rest: where the REST API classifies films; "" without one.
+        page_files: number of the page's files that were new or changed.
+        rest: address at which the REST API classifies films; "" without one.
     """
 
     address: str
@@ -217,7 +219,7 @@ class Website:
 
 @dataclass(frozen=True, slots=True)
 class SiteModel:
-    """What answers: a bundle's folder, behind an endpoint where that has a name."""
+    """The model behind the website: a bundle's folder, and the name of its endpoint, if any."""
 
     folder: Path
     endpoint: str
@@ -226,7 +228,7 @@ class SiteModel:
 
 @contextmanager
 def site_model(cloud: Cloud, names: Names, folder: Path | None) -> Iterator[SiteModel]:
-    """The bundle in ``folder``, inline; without one, that which the deployment's endpoint runs, fetched for as long.
+    """Yield the bundle in ``folder``, inline; without a folder, a temporary copy of the endpoint's bundle.
 
     Raises: CloudError, BundleInvalid.
     """
@@ -241,7 +243,7 @@ def site_model(cloud: Cloud, names: Names, folder: Path | None) -> Iterator[Site
 
 
 def website_plan(names: Names, settings: WebsiteSettings, there: bool) -> Plan:  # noqa: FBT001 - whether there is one
-    """What publishing will do."""
+    """Return what publishing will do."""
     per_thousand = 1000 * (HTTP_API_REQUEST + LAMBDA_REQUEST + 2 * CLOUDFRONT_REQUEST)
     if settings.inline:
         per_thousand += 1000 * FILM_SECONDS * FUNCTION_GB * LAMBDA_GB_SECOND
@@ -264,7 +266,7 @@ def website_plan(names: Names, settings: WebsiteSettings, there: bool) -> Plan: 
 
 
 def publish(cloud: Cloud, names: Names, settings: WebsiteSettings, behind: SiteModel, log: Log) -> Website:
-    """Send the code, bring the stack up to date, send the page. Raises: CloudError, UsageError."""
+    """Send the code, update the stack, send the page. Raises: CloudError, UsageError."""
     ensure_bucket(cloud, names)
     code = _send_code(cloud, names, settings, behind, log)
     parameters = {
@@ -292,17 +294,17 @@ def publish(cloud: Cloud, names: Names, settings: WebsiteSettings, behind: SiteM
 
 
 def template() -> str:
-    """The stack's template."""
+    """Return the stack's template."""
     return stacks.template("website")
 
 
 def page_files(folder: Path) -> Iterator[tuple[str, bytes, str]]:
-    """The page's files as (key, content, media type), with the description of this API for its documentation."""
+    """Yield the page's files as (key, content, media type), with this API's description for its documentation."""
     from chestxray.serving import static
 
     for key, content, media_type in static.page_files():
         short = static.SHORT_NAMES.get(f"/{key}", "").lstrip("/")
-        for name in filter(None, (key, short)):  # "/" itself is the distribution's own affair
+        for name in filter(None, (key, short)):  # the distribution itself answers "/"
             yield name, content, media_type
     yield "openapi.json", _openapi(folder), static.MEDIA_TYPES[".json"]
 
@@ -318,7 +320,7 @@ def _openapi(folder: Path) -> bytes:
 
 
 def running_model(cloud: Cloud, endpoint: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The variant and the model of an endpoint. Raises: CloudMissing."""
+    """Return the variant and the model of an endpoint. Raises: CloudMissing."""
     from botocore.exceptions import ClientError
 
     client = cloud.client("sagemaker")
@@ -337,7 +339,7 @@ def running_model(cloud: Cloud, endpoint: str) -> tuple[Mapping[str, Any], Mappi
 
 
 def _fetched_bundle(cloud: Cloud, model: Mapping[str, Any], into: Path) -> Path:
-    """The bundle in a model's archive. Raises: BundleInvalid, CloudError."""
+    """Fetch the bundle from a model's archive. Raises: BundleInvalid, CloudError."""
     address = model["PrimaryContainer"].get("ModelDataUrl", "")
     bucket, _, key = address.removeprefix("s3://").partition("/")
     archive = into / "model.tar.gz"
@@ -355,7 +357,7 @@ def _fetched_bundle(cloud: Cloud, model: Mapping[str, Any], into: Path) -> Path:
 
 
 def _send_code(cloud: Cloud, names: Names, settings: WebsiteSettings, behind: SiteModel, log: Log) -> str:
-    """Send the function's archive, where it is not there. Returns: its key."""
+    """Send the function's archive unless it is there. Returns: its key."""
     from chestxray.serving.app import describe_model
 
     model = describe_model(behind.folder, Bundle.open(behind.folder).info, MAX_BODY)
@@ -370,7 +372,7 @@ def _send_code(cloud: Cloud, names: Names, settings: WebsiteSettings, behind: Si
 
 
 def _send_page(cloud: Cloud, bucket: str, folder: Path) -> int:
-    """Send what of the page is new or changed. Returns: how many files."""
+    """Send new and changed files of the page. Returns: their number."""
     client, sent = cloud.client("s3"), 0
     with cloud_errors(f"sending the page to {bucket}"):
         for key, content, media_type in page_files(folder):
@@ -381,7 +383,7 @@ def _send_page(cloud: Cloud, bucket: str, folder: Path) -> int:
 
 
 def _forget_old_page(cloud: Cloud, distribution: str) -> None:
-    """What the edge of the network keeps of the page is fetched anew."""
+    """Make the content delivery network fetch the page again."""
     paths = {"Quantity": 1, "Items": ["/*"]}
     with cloud_errors("telling the distribution that the page changed"):
         cloud.client("cloudfront").create_invalidation(
