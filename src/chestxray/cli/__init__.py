@@ -1,4 +1,4 @@
-"""The command line: each verb parses, calls one stage and prints. Heavy imports stay inside the verbs."""
+"""The command line: each command parses, calls one stage and prints. Heavy imports stay inside the commands."""
 
 from __future__ import annotations
 

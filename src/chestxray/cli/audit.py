@@ -114,7 +114,7 @@ def audit(
 
 @dataclass(frozen=True, slots=True)
 class _Networks:
-    """The networks that an audit trains, and where they are kept."""
+    """The networks that an audit trains, and the folder of their runs."""
 
     runs: Path | None
     folds: int | None
@@ -131,7 +131,7 @@ class _Networks:
     def measured(
         self, found: Audit, films: Sequence[Film], scores: Path | None, console: Console
     ) -> tuple[Overlap | None, tuple[LeftOut, ...]]:
-        """Measure the scores of a table, or those that the networks give."""
+        """Measure the scores of a table, or those of the trained networks."""
         from chestxray.data.overlap import overlap
         from chestxray.metrics.scores import read_scores, write_scores
 
@@ -154,7 +154,7 @@ class _Networks:
 
 
 def audit_text(found: Audit, listed: int = LISTED) -> str:
-    """The findings as a person reads them: sentences first, then the figures and the groups."""
+    """Format the findings for people: sentences first, then the figures and the groups."""
     rows: list[tuple[str, ...]] = [("pneumonia told from normal by", "AUROC", "95% by patient")]
     for told in found.told:
         measure = told.measure
@@ -192,7 +192,7 @@ def audit_text(found: Audit, listed: int = LISTED) -> str:
 
 
 def overlap_text(measured: Overlap) -> str:
-    """A model's figures where both classes were taken alike."""
+    """Format a model's figures on films where both classes were acquired alike."""
     counts = " and ".join(f"{count:,.0f} {label}" for label, count in measured.effective.items())
     lines = [
         "",

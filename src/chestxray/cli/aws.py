@@ -44,7 +44,8 @@ def upload(order: Order, data: Path, address: str) -> None:
     if not order.go_ahead(storage.upload_plan(comparison, creates=creates)):
         return
     if storage.is_own(order.names, address):
-        storage.ensure_bucket(order.cloud, order.names)  # also one that an earlier attempt left half made
+        # also completes a bucket that an earlier attempt left unfinished
+        storage.ensure_bucket(order.cloud, order.names)
     with order.console.progress("Sending") as move:
         storage.send(order.cloud, comparison, move)
     sent, same = len(comparison.to_send), len(comparison.same)
@@ -121,7 +122,7 @@ def website(
     settings = WebsiteSettings(access, inline, entries, email, budget, rate, origins, rest_api)
     there = stacks.describe(order.cloud, order.names.website_stack) is not None
     if not inline:
-        running_model(order.cloud, order.names.endpoint)  # refused before a plan of what could not be made
+        running_model(order.cloud, order.names.endpoint)  # refused before the plan, because it could not be carried out
     if not order.go_ahead(website_plan(order.names, settings, there)):
         return
     with site_model(order.cloud, order.names, folder_of(bundle) if inline else None) as behind:
@@ -212,7 +213,7 @@ def _foreign_lines(foreign: Sequence[Found]) -> list[str]:
 
 
 def _ask_for_the_name(order: Order) -> None:
-    """Raises: UsageError: it was not typed, or nobody is there to type it."""
+    """Ask for the deployment's name. Raises: UsageError: it was not typed, or there is no terminal."""
     name = order.names.deployment
     if not sys.stdin.isatty():
         raise UsageError(f"destroy asks for the deployment's name, and nobody is here to type it. Give --yes ({name})")
@@ -236,7 +237,7 @@ class _InOrder(click.Group):
     """Lists the verbs in the order in which they were added."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Names of the verbs."""
+        """Return the names of the commands."""
         return list(self.commands)
 
 

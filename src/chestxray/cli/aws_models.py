@@ -92,7 +92,7 @@ def train(
 
     channels = {"training": training, "validation": validation, "test": test}
     base = recipe_of(recipe, network=network)
-    base.with_changes(**changes).without_teacher()  # refused here, not in a quarter of an hour
+    base.with_changes(**changes).without_teacher()  # refused here, not after a quarter of an hour
     wanted = training_job.TrainingOrder(
         channels={name: address for name, address in channels.items() if address},
         recipe=base.to_toml(),
@@ -142,7 +142,7 @@ def train(
 def _hyperparameters(
     changes: Mapping[str, Any], size: tuple[int, int] | None, split_seed: int, checkpoint_every: float
 ) -> dict[str, str]:
-    """What the job is told, by the names that the original work used."""
+    """Return the job's hyperparameters, with the names of the original work."""
     given = {name.replace("_", "-"): f"{value}" for name, value in changes.items() if value is not None}
     shape = {"size": f"{size[0]}x{size[1]}"} if size else {}
     return given | shape | {"split-seed": f"{split_seed}", "checkpoint-every": f"{checkpoint_every}"}
@@ -190,7 +190,7 @@ def deploy(
     lifetime = parse_ttl(ttl)
     hosting = endpoints.Hosting(instance or "")
     if image:
-        repository_arn(image, names.region)  # refused before anything is made
+        repository_arn(image, names.region)  # refused before anything is created
     weights = weights_of(cloud, names, source)
     address = image or build.image_address(names, build.image_tag(build.context()))
     served = endpoints.served_as(names, weights, address, hosting)
@@ -286,7 +286,7 @@ def validate(
 
 
 def _use_the_same_profile() -> None:
-    """Films are read from S3 by processes of their own, which know the environment only."""
+    """Put the profile into the environment, which the processes that read films from S3 inherit."""
     given = click.get_current_context().params.get("profile")
     if given:
         os.environ["AWS_PROFILE"] = given

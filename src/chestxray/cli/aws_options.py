@@ -1,4 +1,4 @@
-"""Options that every verb of "chestxray aws" has, and how a verb tells its plan."""
+"""Options of every command of "chestxray aws", and how a command shows its plan."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ Command = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Order:
-    """What a verb of "chestxray aws" is given beside its own options.
+    """What a command of "chestxray aws" receives beside its own options.
 
     Attributes:
-        console: where it prints.
+        console: where the command prints.
         cloud: the account and region.
-        names: what the deployment's resources are called there.
-        dry_run: tell the plan and do nothing.
+        names: names of the deployment's resources in the account.
+        dry_run: show the plan and do nothing.
     """
 
     console: Console
@@ -42,7 +42,7 @@ class Order:
     dry_run: bool
 
     def go_ahead(self, plan: Plan) -> bool:
-        """Tell the plan; False with --dry-run, after which the verb has nothing more to say."""
+        """Show the plan; return False with --dry-run, after which the command ends."""
         if self.dry_run:
             self.console.result({"dry_run": True, "plan": plan.document()}, f"{plan.text()}\n{CANCELLED}")
         elif not self.console.as_json:
@@ -51,7 +51,7 @@ class Order:
 
 
 def aws_options(command: Command) -> Command:
-    """Add the shared options; the command's first argument is an Order, and what boto3 raises is translated."""
+    """Add the shared options; the command's first argument is an Order, and boto3's errors are translated."""
 
     @click.option("--region", metavar="NAME", help="AWS region. [default: AWS_REGION, or the profile's]")
     @click.option(
@@ -103,7 +103,7 @@ def aws_options(command: Command) -> Command:
     return with_order
 
 
-RULES: Final = ("role", "boundary", "kms_key", "subnets", "security_groups")  # options that are Rules' fields
+RULES: Final = ("role", "boundary", "kms_key", "subnets", "security_groups")  # options that are fields of Rules
 
 
 def boundary_option(command: Command) -> Command:
@@ -118,7 +118,7 @@ def boundary_option(command: Command) -> Command:
 
 
 def rules_options(command: Command) -> Command:
-    """Add what accounts ask of jobs and endpoints: a role of one's own, a boundary, a key, a network."""
+    """Add an account's rules for jobs and endpoints: an own role, a boundary, a key, a network."""
     for option in (
         click.option("--role", metavar="ARN", default="", help="A role of your own to run as. [default: one is made]"),
         boundary_option,
@@ -149,7 +149,7 @@ def template_option(name: str) -> Callable[[Command], Command]:
 
 
 def _owners(given: tuple[str, ...]) -> dict[str, str]:
-    """Raises: UsageError."""
+    """Return the owners of buckets. Raises: UsageError."""
     pairs = [one.rpartition("=")[::2] for one in given]
     for (bucket, account), text in zip(pairs, given, strict=True):
         if not bucket or not account:

@@ -1,4 +1,4 @@
-"""What people see (progress, text) and what machines read (one JSON document)."""
+"""Output for people (progress, text) and for machines (one JSON document)."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from typing import Any, Final
 
 import click
 
-CLEAR_LINE: Final = "\r\x1b[K"  # what is said takes the bar's line; the bar is drawn anew below it
+CLEAR_LINE: Final = "\r\x1b[K"  # a logged line replaces the bar's line; the bar is drawn again below it
 BAR_CELLS: Final = 30
 BAR_EVERY_S: Final = 0.1  # seconds between two drawings of the bar
-PLAIN_EVERY_S: Final = 5.0  # seconds between lines of progress where there is no terminal
+PLAIN_EVERY_S: Final = 5.0  # seconds between lines of progress without a terminal
 
 
 class Console:
-    """Where one verb prints: its result to standard output, everything else to standard error."""
+    """Output of one command: its result on standard output, everything else on standard error."""
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
         self._bar_is_drawn = False
 
     def log(self, line: str) -> None:
-        """Tell what is going on, on a line of its own."""
+        """Log what is going on, on a line of its own."""
         click.echo(f"{CLEAR_LINE}{line}" if self._bar_is_drawn else line, err=True)
 
     def result(self, document: Any, text: str) -> None:
-        """End with the result: the document for machines or the text for people, never both."""
+        """Print the result: the document for machines or the text for people, never both."""
         click.echo(json.dumps(plain(document), indent=2) if self.as_json else text)
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar on a terminal, a line now and then elsewhere, with the rate; gives the callback that moves it.
+        """Yield the callback that moves a bar on a terminal, or prints lines elsewhere, with the rate.
 
-        The rate counts from the first call, so what was there already does not make it look faster; and anew where
-        the count begins again, as it does with every epoch.
+        The rate counts from the first call, so work that was done before does not make it look faster; it starts again
+        when the count does, as with every epoch.
         """
         on_terminal = sys.stderr.isatty()
         every = BAR_EVERY_S if on_terminal else PLAIN_EVERY_S
@@ -80,7 +80,7 @@ def _rate(count: int, seconds: float) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, paths and tuples as JSON knows them."""
+    """Return dataclasses, paths and tuples as JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -91,7 +91,7 @@ def plain(value: Any) -> Any:
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns side by side; the first is flush left, the others flush right. The first row is the header."""
+    """Format rows as columns: the first flush left, the others flush right. The first row is the header."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(

@@ -1,4 +1,4 @@
-"""The verbs from a source to a pack: collect, clean, split, pack."""
+"""The commands from a source to a pack: collect, clean, split, pack."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def clean(
     from chestxray.files import write_atomically
 
     if report is not None:
-        import jinja2  # noqa: F401 - the extra is asked for before every film is opened, not after
+        import jinja2  # noqa: F401 - the extra is checked before every film is opened, not after
         import sklearn  # noqa: F401
 
     films = read_manifest(manifest)
@@ -119,7 +119,7 @@ def clean(
 
 
 def distribution_text(distribution: Distribution, films: tuple[Film, ...], listed: int = 10) -> str:
-    """The distribution as a person reads it, and the first films with something against them."""
+    """Format the distribution for people, with the first films that have an objection."""
     labels = [label.value for label in Label]
     rows: list[tuple[str, ...]] = [("accepted films", *labels)]
     rows += [
@@ -206,7 +206,7 @@ def split(
 
 
 def split_counts(films: tuple[Film, ...]) -> dict[str, dict[str, int]]:
-    """Films and patients by split."""
+    """Count films and patients by split."""
     counts = {}
     for split in Split:
         rows = [film for film in films if film.split == split]
@@ -216,7 +216,7 @@ def split_counts(films: tuple[Film, ...]) -> dict[str, dict[str, int]]:
 
 
 def splits_text(films: tuple[Film, ...]) -> str:
-    """Films and patients by split, as a table."""
+    """Format the numbers of films and patients by split as a table."""
     counts = split_counts(films)
     columns = [*(label.value for label in Label), "patients"]
     return table(

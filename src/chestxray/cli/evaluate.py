@@ -1,4 +1,4 @@
-"""The verbs that measure: evaluate, calibrate."""
+"""The commands that evaluate: evaluate, calibrate."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def _check_refusals(
 
 
 def refusal_check_text(check: RefusalCheck) -> str:
-    """How many films are refused, by kind and by label, each with its interval and an example."""
+    """Format how many films are refused, by kind and by label, each with its interval and an example."""
     rows: list[tuple[str, ...]] = [("refused because", "films", "share", "95% interval", "for example")]
     rows += [(*_share_cells(kind), kind.example) for kind in (*check.kinds, check.refused)]
     parts = [f"{check.refused.films:,} of {check.films:,} films are refused by {check.model}", table(rows)]
@@ -219,12 +219,12 @@ def _calibrated_text(out: Path, made: Recalibrated) -> str:
 
 
 def command_line() -> str:
-    """What the user typed, for the report."""
+    """Return the command as the user typed it, for the report."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def assessment_text(assessment: Assessment) -> str:
-    """The answer of an assessment: the confusion table, and the figures with their intervals."""
+    """Format the main figures of an assessment: the confusion table, and the figures with their intervals."""
     answer, counts = assessment.answer, assessment.answer.confusion
     confusion = table(
         [
@@ -253,7 +253,7 @@ NAMED: Final = 10  # refused films that are named in the terminal
 
 
 def refusals_text(assessment: Assessment) -> str:
-    """Which films got no answer, and the figures where these count as wrong."""
+    """Format the refused films, and the figures that count them as wrong."""
     labels = Counter(film.label for film in assessment.refused)
     counts = ", ".join(f"{count:,} {label}" for label, count in sorted(labels.items()))
     lines = [f"refused, and not counted above: {len(assessment.refused):,} films ({counts})"]
@@ -266,7 +266,7 @@ def refusals_text(assessment: Assessment) -> str:
 
 
 def stress_text(stress: Stress) -> str:
-    """What shifts do to a model: the mean, and each shift with its figures."""
+    """Format the figures under shifts: the mean, and each shift."""
     rows: list[tuple[str, ...]] = [("shift", "AUROC", "sensitivity", "specificity")]
     rows += [
         (row.shift, *(_value(measure) for measure in (row.auroc, row.sensitivity, row.specificity)))
@@ -282,7 +282,7 @@ def _value(measure: Measure) -> str:
 
 
 def comparison_text(comparison: Comparison) -> str:
-    """One model beside another: each figure of both, the difference with its interval, and the tests."""
+    """Format a comparison: each figure of both models, the difference with its interval, and the tests."""
     from chestxray.evaluation.assessment import TERMS
 
     rows: list[tuple[str, ...]] = [("against", "ours", "theirs", "difference", "95% interval", "p")]

@@ -1,4 +1,4 @@
-"""The group of verbs, in the order of the pipeline, and the one place where errors become exit statuses."""
+"""The group of commands, in the order of the pipeline, and the one place where errors become exit statuses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _InOrder(click.Group):
     """Lists the verbs in the order in which they were added: the pipeline's."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Names of the verbs."""
+        """Return the names of the commands."""
         return list(self.commands)
 
 
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = _fail(error.exit_status, type(error).__name__, str(error), arguments)
     except ModuleNotFoundError as error:
         status = _fail_for_want_of(error, arguments)
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of our output has closed it
         sys.stderr.close()
         status = 1
     except OSError as error:
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail_for_want_of(error: ModuleNotFoundError, arguments: Sequence[str]) -> int:
-    """A library that an extra brings is missing. Raises: the error itself, where no extra brings it."""
+    """Report a missing library that an extra installs. Raises: the error itself, if no extra installs it."""
     from chestxray.diagnosis import extra_that_brings
 
     extra = extra_that_brings(error.name)

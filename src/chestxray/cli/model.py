@@ -1,4 +1,4 @@
-"""The verbs from a pack to answers: train, export, predict, batch. Those that measure stand in ``evaluate``."""
+"""The commands from a pack to predictions: train, export, predict, batch. Those that evaluate are in ``evaluate``."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def train(
             on_progress=move,
             log=console.log,
         )
-    if not is_main_process():  # of several under torchrun, one speaks
+    if not is_main_process():  # of several processes under torchrun, only one prints
         return
     best = summary.info.best
     text = str(out)
@@ -150,7 +150,7 @@ def train(
 
 
 def epoch_sayer(console: Console) -> Callable[[EpochRecord], None]:
-    """Prints a header, then one line an epoch."""
+    """Return a function that prints a header, then one line an epoch."""
     begun = False
     columns = (
         "epoch",
@@ -247,7 +247,7 @@ def export(
 
 
 def bundle_text(folder: Path, info: BundleInfo) -> str:
-    """A bundle in a few lines."""
+    """Format a bundle in a few lines."""
     from chestxray.inference.bundle import Bundle
     from chestxray.inference.ood import Gatekeeper
 
@@ -331,7 +331,7 @@ STDIN: Final = Path("-")
 
 
 def _paths_of(given: Sequence[str]) -> list[Path]:
-    """Files, the films in folders, and what patterns match, each once. Raises: SourceInvalid, before anything runs."""
+    """Return files, films in folders, and matches of patterns, each once. Raises: SourceInvalid, before any work."""
     from glob import glob
 
     from chestxray.data.sources import list_folder
@@ -356,20 +356,20 @@ def _paths_of(given: Sequence[str]) -> list[Path]:
 
 
 class HeatmapFolder:
-    """Heat maps as files, each film in one of its own.
+    """Heat maps as files, one file for each film.
 
-    A file is called after its film; where another film has that name, after the film's folder, too; then by number.
-    Which film a file shows stands in it as a hash of the film's path, so that the next run knows, too.
+    A file is named after its film; if another film has that name, also after the film's folder; then by number. Each
+    file holds a hash of its film's path, so that the next run recognises it.
     """
 
     def __init__(self, folder: Path, *, alone: bool) -> None:
-        """Write to that folder: the map over its film, or the map ``alone``."""
+        """Write to that folder: the map over its film, or only the map if ``alone``."""
         self._folder = folder
         self._alone = alone
-        self._taken: set[str] = set()  # without regard to case, as some file systems take names
+        self._taken: set[str] = set()  # without regard to case, which some file systems ignore
 
     def write(self, film: Path, data: bytes, overlay: bytes) -> Path:
-        """Write one film's map; returns where it lies. Raises: FilmError, OutputUnwritable."""
+        """Write one film's map; return its path. Raises: FilmError, OutputUnwritable."""
         from chestxray.files import write_atomically
         from chestxray.inference.heatmap import of_film, over_film
 

@@ -1,4 +1,4 @@
-"""Options that several verbs share."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def refuse_option(command: Command) -> Command:
 
 
 def endpoint_option(command: Command) -> Command:
-    """Add --endpoint-url, which is handed on in the environment: worker processes inherit it."""
+    """Add --endpoint-url, which is passed on in the environment: worker processes inherit it."""
     return click.option(
         "--endpoint-url",
         metavar="URL",

@@ -1,4 +1,4 @@
-"""The verbs around the pipeline: serve, key, run, doctor."""
+"""The commands around the pipeline: serve, key, run, doctor."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _bundle_of_a_container(ctx: click.Context, _param: click.Parameter, containe
 
 
 def _work_of_a_container(ctx: click.Context, _param: click.Parameter, work: str) -> None:
-    """SageMaker adds what an image is to do behind its entry point: serve, or train, which needs no bundle."""
+    """Handle the word that SageMaker adds to an image's entry point: serve, or train, which needs no bundle."""
     if work and not (ctx.params.get("container") or os.environ.get("CHESTXRAY_CONTAINER")):
         raise UsageError(f"serve takes no argument {work!r}. Name a bundle with --bundle")
     if work == "train":
@@ -75,7 +75,7 @@ def _work_of_a_container(ctx: click.Context, _param: click.Parameter, work: str)
 @click.option(
     "--container",
     is_flag=True,
-    is_eager=True,  # before the bundle, for which it has a default of its own
+    is_eager=True,  # before the bundle, for which a container has its own default
     callback=_bundle_of_a_container,
     envvar="CHESTXRAY_CONTAINER",
     help="Inside a container of SageMaker's kind: the bundle in /opt/ml/model, port 8080 of all addresses.",
@@ -118,7 +118,7 @@ def serve(
 
 
 def serve_until_stopped(console: Console, bundle: Path, options: ServeOptions) -> None:
-    """Serve a bundle; say where, once it answers."""
+    """Serve a bundle; print the address once it answers."""
     from chestxray.serving.server import serve as serve_bundle
 
     def ready(address: str) -> None:
@@ -225,30 +225,30 @@ def _farewell(result: Any) -> str:
 
 
 class RunTeller:
-    """Puts the results of the stages of a run into words; each is what the stage's own verb would print."""
+    """Reports the results of the stages of a run, each in the form of the stage's own command."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self.epoch = epoch_sayer(console)
 
     def cleaned(self, distribution: Any, films: Any) -> None:
-        """What cleaning found."""
+        """Report the result of cleaning."""
         self._console.log(distribution_text(distribution, films))
 
     def split(self, films: Any) -> None:
-        """Who stands where."""
+        """Report how many films each split holds."""
         self._console.log(splits_text(films))
 
     def audited(self, found: Any) -> None:
-        """What lies outside the lungs and tells the classes apart; the groups stand on the page."""
+        """Report what tells the classes apart outside the lungs; the groups are on the page."""
         self._console.log("\n".join(found.words))
 
     def exported(self, folder: Path, info: Any) -> None:
-        """What the bundle holds."""
+        """Report the content of the bundle."""
         self._console.log(bundle_text(folder, info))
 
     def assessed(self, assessment: Any) -> None:
-        """What the test split says."""
+        """Report the figures of the test split."""
         self._console.log(assessment_text(assessment))
 
 

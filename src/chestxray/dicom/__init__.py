@@ -1,1 +1,1 @@
-"""The hospital round trip: films arrive from the PACS as DICOM, and results go back into the same study."""
+"""The hospital workflow: films arrive from the PACS as DICOM, and results go back into the same study."""

@@ -1,11 +1,11 @@
-"""De-identified copies for research: the Basic Application Level Confidentiality Profile, by a kept library.
+"""De-identified copies for research: the Basic Application Level Confidentiality Profile, by a maintained library.
 
 The library (dicom-anonymizer) has the table of the profile (PS3.15 table E.1-1) and its actions. Three things are
 stricter here: what the profile removes is removed (the library leaves a date of the year 1 in place of a date), nested
-items are treated like the outermost level, and a UID is replaced by one that follows from it and the site's salt, so
-that the films of a study stay together however often and wherever they are copied.
+items are treated like the outermost level, and a UID is replaced by one derived from it and the site's salt, so that
+the films of a study stay together in all copies.
 
-The profile does not look at pixels: a film that says that something is burnt into it is not kept.
+The profile does not look at pixels: a film whose header states burnt-in annotations gets no copy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.dataelem import DataElement
 
-TABLE: Final = "dicomfields_2026c"  # the edition of the standard that the library's table is of
+TABLE: Final = "dicomfields_2026c"  # edition of the standard behind the library's table
 METHOD: Final = "Basic Application Level Confidentiality Profile (PS3.15 E.1), private elements removed"
 PROFILE_CODE: Final = ("113100", "DCM", "Basic Application Confidentiality Profile")
 
@@ -31,14 +31,14 @@ Action = Callable[[Any, Any], None]
 
 
 def deidentified(data: bytes, salt: str) -> bytes:
-    """Make a copy of a film that names nobody.
+    """Make a copy of a film without anything that identifies the patient.
 
     Args:
         data: a DICOM file.
-        salt: of the site; with it, the same UID always becomes the same other UID.
+        salt: the site's salt; with it, the same UID is always replaced by the same UID.
 
     Returns: a DICOM file with the same pixels.
-    Raises: UnsupportedFormat, where the film says that something is burnt into its pixels; UnreadableFilm.
+    Raises: UnsupportedFormat, if the header states burnt-in annotations; UnreadableFilm.
     """
     import pydicom
 
@@ -50,7 +50,7 @@ def deidentified(data: bytes, salt: str) -> bytes:
             if burnt_in != "YES":
                 _treat(dataset, salt)
                 return _written(dataset)
-        except Exception as error:  # noqa: BLE001 - of a copy that failed, nothing is kept; the text may quote the file
+        except Exception as error:  # noqa: BLE001 - nothing is kept of a failed copy; the error may quote the file
             raise UnreadableFilm(f"film: could not be de-identified ({type(error).__name__})") from None
     raise UnsupportedFormat("film: says that something is burnt into its pixels, so no copy of it is kept")
 
@@ -60,14 +60,14 @@ def _treat(dataset: Dataset, salt: str) -> None:
 
     for level in _levels(dataset):
         simpledicomanonymizer.anonymize_dataset(level, base_rules_gen=lambda: dict(_rules(salt)))
-    simpledicomanonymizer.dictionary.clear()  # the library remembers every UID it ever saw
+    simpledicomanonymizer.dictionary.clear()  # the library remembers every UID that it has replaced
     dataset.PatientIdentityRemoved = "YES"
     dataset.DeidentificationMethod = METHOD[:64]
     dataset.DeidentificationMethodCodeSequence = [_coded(*PROFILE_CODE)]
 
 
 def _levels(dataset: Dataset) -> Iterator[Dataset]:
-    """The outermost level, then the items of what is left of it."""
+    """Yield the outermost level, then the items of what is left of it."""
     yield dataset
     for element in list(dataset):
         if element.VR == "SQ":
@@ -77,7 +77,7 @@ def _levels(dataset: Dataset) -> Iterator[Dataset]:
 
 @lru_cache(2)
 def _rules(salt: str) -> Mapping[Any, Action]:
-    """The library's table of the profile, with our two stricter actions."""
+    """Return the library's table of the profile, with our two stricter actions."""
     from dicomanonymizer.dicomfields_selector import dicom_anonymization_database_selector
     from dicomanonymizer.simpledicomanonymizer import initialize_actions
 

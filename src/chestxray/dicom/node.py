@@ -1,6 +1,6 @@
-"""The node: two doors, a queue, workers and senders, and the order in which they start and stop.
+"""The node: two receivers (DICOM and HTTP), a queue, workers and senders, and their order of start and stop.
 
-door (receive, web) -> rules -> queue -> workers -> queue -> senders -> PACS
+receivers (receive, web) -> rules -> queue -> workers -> queue -> senders -> PACS
 """
 
 from __future__ import annotations
@@ -36,20 +36,21 @@ if TYPE_CHECKING:
 
 LOOKED_EVERY_S: Final = 0.5
 SWEPT_EVERY_S: Final = 3600.0
-TRIED_AT_MOST: Final = 2  # times that a film may end its process before it is answered with that reason
+TRIED_AT_MOST: Final = 2  # times that a film may end its process before a report states that as the reason
 
 
 class Node:
-    """A running node; to be used with ``with``.
+    """A running node, used in a ``with`` block.
 
     Attributes:
-        port, http_port: where the doors are, once it runs.
+        port, http_port: ports of the receivers, once the node runs.
     """
 
     def __init__(self, settings: NodeSettings) -> None:
-        """Open the bundle and the queue; nothing listens yet.
+        """Open the bundle and the queue; the node does not listen yet.
 
-        Raises: SettingsInvalid, BundleInvalid, SignatureInvalid; OutputUnwritable, where the folder is another node's.
+        Raises: SettingsInvalid, BundleInvalid, SignatureInvalid; OutputUnwritable, if the folder belongs to another
+        node.
         """
         if not settings.rules:
             raise SettingsInvalid("there is no [[rule]], so no film would be answered. Write one")
@@ -74,7 +75,7 @@ class Node:
     # ------------------------------------------------------------------ life
 
     def __enter__(self) -> Self:
-        """Start everything. Raises: UsageError, where an address cannot be had."""
+        """Start everything. Raises: UsageError, if an address cannot be used."""
         from chestxray.dicom.web import start_web, web_door
 
         self.queue.sweep()
@@ -98,7 +99,7 @@ class Node:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Close the doors first, then finish what is in hand; what waits is on the disk."""
+        """Close the receivers first, then finish the films in progress; waiting films stay on the disk."""
         self._stopped.set()
         self._wake.set()
         self.receiver.stop()
@@ -116,11 +117,11 @@ class Node:
     # ------------------------------------------------------------------ films in
 
     def take(self, data: bytes, ae_title: str) -> None:
-        """Take a film through either door; on return it is safe, or needs no answer.
+        """Take a film from either receiver; on return the film is safe on disk, or needs no answer.
 
         Args:
             data: a DICOM file.
-            ae_title: of the sender.
+            ae_title: AE title of the sender.
 
         Raises: OutOfRoom, FilmTooLarge, UnsupportedFormat, UnreadableFilm: the film was not taken.
         """
@@ -151,7 +152,10 @@ class Node:
     # ------------------------------------------------------------------ films classified
 
     def _work(self) -> None:
-        """Classify films until the node stops. One thread a process; it waits while the process works."""
+        """Classify films until the node stops.
+
+        Each process has one such thread, which waits while the process works.
+        """
         worker = Worker(self.settings.limits.film_seconds)
         try:
             while not self._stopped.is_set():
@@ -165,12 +169,12 @@ class Node:
             worker.stop()
 
     def _next(self) -> QueuedFilm | None:
-        with contextlib.suppress(Exception):  # a full disk: looked at again in a moment
+        with contextlib.suppress(Exception):  # a full disk is checked again a moment later
             return self.queue.next_film()
         return None
 
     def _predict(self, worker: Worker, film: QueuedFilm) -> None:
-        """Classify one film and keep its results; whatever happens, it is answered, waits, or is a dead letter."""
+        """Classify one film and keep its results; in every case the film is answered, waits, or is a dead letter."""
         facts = {"film": film.key, "rule": film.order.rule}
         try:
             found = self._classify(worker, film)
@@ -181,9 +185,9 @@ class Node:
             self.queue.put_back(film)
         except OutOfRoom:
             log.error("no room for results", extra=facts)
-        except FileNotFoundError:  # dropped meanwhile
+        except FileNotFoundError:  # the film was dropped meanwhile
             self.queue.put_back(film, SWEPT_EVERY_S)
-        except Exception as error:  # noqa: BLE001 - a film must never end the thread that classifies the others
+        except Exception as error:  # noqa: BLE001 - one film must never end the thread that classifies the others
             self._count("dead")
             log.error("a film cannot be answered", extra=facts | {"fault": type(error).__name__})
             with contextlib.suppress(Exception):
@@ -218,7 +222,7 @@ class Node:
                 self.queue.sweep()
 
     def problem(self) -> str:
-        """Say in one sentence why films are not taken or not answered; empty where all is well."""
+        """Explain in one sentence why films are not taken or not answered; empty if all is well."""
         try:
             self.queue.check_room(0)
         except OutputUnwritable as error:
@@ -229,7 +233,7 @@ class Node:
 
 
 def bundle_hash(bundle: Bundle) -> str:
-    """SHA-256 of a bundle's description: graph, calibration, thresholds; with another, a film is answered anew."""
+    """Return the SHA-256 of a bundle's description; with another hash a film is classified again."""
     return hashlib.sha256(bundle.info.to_json().encode()).hexdigest()
 
 
@@ -241,7 +245,7 @@ def run(settings: NodeSettings, ready: Callable[[Node], None], stop: threading.E
 
 
 class _Locked:
-    """A queue's folder belongs to one node at a time."""
+    """Locks a queue's folder, so that only one node at a time uses it."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -255,7 +259,7 @@ class _Locked:
             raise OutputUnwritable(f"{folder}: cannot be used as a queue ({error})") from error
 
     def release(self) -> None:
-        """Let another node have it."""
+        """Release the folder for another node."""
         os.close(self._file)
 
 

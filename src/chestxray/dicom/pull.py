@@ -1,7 +1,7 @@
-"""Retrospective studies: films are asked for at the PACS, fetched, and classified into the same table as any batch.
+"""Retrospective studies: films are found in the PACS, fetched, and classified into the same table as any batch.
 
-C-FIND and C-GET or C-MOVE, or QIDO-RS and WADO-RS. What was fetched is not fetched again, so a run that was killed
-resumes where it stood.
+C-FIND and C-GET or C-MOVE, or QIDO-RS and WADO-RS. A fetched film is not fetched again, so a run that was killed
+resumes.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _UID: Final = re.compile(r"[0-9.]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to ask for.
+    """The films to ask for.
 
     Attributes:
         study_date: one day, or a range: "20260101-20260131".
-        modalities: of the series.
+        modalities: modalities of the series.
     """
 
     study_date: str
@@ -59,14 +59,14 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A film at the PACS."""
+    """A film in the PACS."""
 
     study: str
     series: str
     instance: str
 
     def path(self, folder: Path) -> Path:
-        """Where it lies once it was fetched."""
+        """Return the path of the film once it is fetched."""
         return folder / self.study / f"{self.instance}.dcm"
 
 
@@ -81,18 +81,18 @@ def pull_batch(
     on_classified: ProgressCallback = no_progress,
     workers: int | None = None,
 ) -> BatchResult:
-    """Fetch the films of some days and classify them; killed, the same call resumes.
+    """Fetch the films of some days and classify them; after a kill the same call resumes.
 
     Args:
-        settings: of the node: bundle, operating point, AE title, certificates.
-        source: name of a destination, which is asked.
+        settings: settings of the node: bundle, operating point, AE title, certificates.
+        source: name of the destination to query.
         wanted: which films.
         out: the table: .csv, .jsonl or .parquet.
-        films: the folder for what is fetched; it is left there.
+        films: the folder for fetched films; they are kept.
         on_fetched, on_classified: called with (done, total).
-        workers: processes; by default one a core.
+        workers: number of processes; by default one a core.
 
-    Raises: PeerError, where the PACS fails; SourceInvalid, where it has no such film; SettingsInvalid, UsageError.
+    Raises: PeerError, if the PACS fails; SourceInvalid, if it has no such film; SettingsInvalid, UsageError.
     """
     destination = settings.destination(source)
     listing, fetch = (_list_by_web, _fetch_by_web) if destination.url else (_list, _fetch)
@@ -123,12 +123,12 @@ def pull_batch(
 
 
 def _belongs(path: Path, folder: Path, listed: Sequence[Listed]) -> bool:
-    """Whether a file in the folder is one of this run's films; others may lie there from other days."""
+    """Check whether a file in the folder is one of this run's films; the folder may hold films of other days."""
     return path.resolve() in {film.path(folder).resolve() for film in listed}
 
 
 class _Keeper:
-    """Writes films that arrive, and knows which have not."""
+    """Writes films that arrive, and knows which are missing."""
 
     def __init__(self, folder: Path, missing: Sequence[Listed], on_kept: Callable[[int], None]) -> None:
         self.folder = folder
@@ -136,7 +136,7 @@ class _Keeper:
         self._on_kept = on_kept
 
     def __call__(self, data: bytes, ae_title: str = "") -> None:
-        """Keep a film that was asked for; another is dropped. Raises: UnreadableFilm, OSError."""
+        """Keep a film that was asked for; drop any other. Raises: UnreadableFilm, OSError."""
         facts = facts_of(data, ae_title)
         film = self.missing.get(facts.sop_instance)
         if film is not None:
@@ -146,7 +146,7 @@ class _Keeper:
 
 
 def _checked(study: object, series: object, instance: object) -> Listed:
-    """A film by UIDs that may be part of a path. Raises: PeerError."""
+    """Return a film after a check that its UIDs may be part of a path. Raises: PeerError."""
     uids = [str(value) for value in (study, series, instance)]
     if not all(_UID.fullmatch(uid) and uid.strip(".") for uid in uids):
         raise PeerError("the PACS named a film by something that is no UID")
@@ -200,7 +200,7 @@ def _check(status: Any, destination: Destination, what: str) -> None:
 
 
 def _fetch(destination: Destination, settings: NodeSettings, films: Sequence[Listed], keep: _Keeper) -> None:
-    """Fetch series by series, over one association."""
+    """Fetch series by series, in one association."""
     by_move = destination.retrieve == "move"
     model = STUDY_MOVE if by_move else STUDY_GET
 
@@ -252,7 +252,7 @@ def _fetch_by_web(destination: Destination, _settings: NodeSettings, films: Sequ
 
     client = web_client(destination)
     for film in films:
-        whole = (("application/dicom", "*"),)  # in the syntax that it is stored in
+        whole = (("application/dicom", "*"),)  # in the transfer syntax in which it is stored
         place = (film.study, film.series, film.instance)
         found = asked_of(destination, partial(client.retrieve_instance, *place, media_types=whole))
         out = io.BytesIO()

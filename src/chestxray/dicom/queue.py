@@ -1,13 +1,13 @@
-"""The durable queue: a film is on the disk before its sender hears "success", and leaves it when its results arrived.
+"""The durable queue: a film is on disk before its sender hears "success", and stays until its results have arrived.
 
-    films/KEY.dcm          as it came, until every result was accepted
-    results/ID-KIND.dcm    made once; what is sent again is the same file
+    films/KEY.dcm          the film unchanged, until every result was accepted
+    results/ID-KIND.dcm    written once; a repeated sending uses the same file
     queue.sqlite           film: one row a film and model. delivery: one row a result and destination
 
 A KEY is a hash of the SOP Instance UID, the model and a salt of this site, so neither the database nor a log holds a
-number that somebody else could look up. Whatever moment the process is killed at, the next one finds a film that is
-not acknowledged, or one that waits, or results that wait. A result sent twice is the same instance (its UID follows
-from film and model), which a PACS keeps once.
+number that somebody else could look up. If the process is killed at any moment, a film is either not acknowledged, or
+it waits, or its results wait. A result sent twice is the same instance (its UID is derived from film and model), which
+a PACS stores once.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from typing import Any, Final
 from chestxray.dicom.settings import MEBIBYTE, Limits
 from chestxray.errors import OutputUnwritable, SourceInvalid
 
-WAITING: Final = "waiting"  # a film: to be classified. A delivery: to be sent
-ANSWERED: Final = "answered"  # a film: its results wait to be sent
-SENT: Final = "sent"  # a delivery: accepted; storage commitment is asked for next
-ASKED: Final = "asked"  # a delivery: storage commitment was asked for
-DONE: Final = "done"  # accepted; nothing of it is left but the row
+WAITING: Final = "waiting"  # a film: not classified yet. A delivery: not sent yet
+ANSWERED: Final = "answered"  # a film: its results wait for sending
+SENT: Final = "sent"  # a delivery: accepted; storage commitment is requested next
+ASKED: Final = "asked"  # a delivery: storage commitment was requested
+DONE: Final = "done"  # accepted; only the row is left
 DEAD: Final = "dead"  # given up; "chestxray dicom queue retry" tries again
 
 QUEUE_VERSION: Final = 1
-BEING_TAKEN_S: Final = 60.0  # seconds that a file without a row may be one whose row is being written
+BEING_TAKEN_S: Final = 60.0  # seconds for which a file without a row may be one whose row is being written
 HASH_LENGTH: Final = 32  # hexadecimal digits; 128 bits
 
 _TABLES: Final = """
@@ -65,17 +65,17 @@ _ENTRY: Final = ("id", "key", "state", "reason", "received", "tries", "bytes", "
 
 
 class OutOfRoom(OutputUnwritable):
-    """The disk, or the share of it that the queue may take, is full; the sender should try again later."""
+    """The disk, or the queue's part of it, is full; the sender should try again later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be done with a film, decided when it came.
+    """What to do with a film, decided when it arrived.
 
     Attributes:
-        rule: name of the rule that decided.
+        rule: name of the rule that decided it.
         send_to: names of destinations.
-        secondary_capture: whether a picture goes along.
+        secondary_capture: whether a picture is sent with the report.
     """
 
     rule: str
@@ -97,7 +97,7 @@ class QueuedFilm:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One object that answers a film: the bytes of a DICOM file, and the UIDs that name it."""
+    """One object that answers a film: the bytes of a DICOM file, and its UIDs."""
 
     kind: str
     sop_class: str
@@ -146,15 +146,15 @@ class Queue:
     def __init__(
         self, folder: Path, model: str, limits: Limits | None = None, clock: Callable[[], float] = time.time
     ) -> None:
-        """Open the queue, or begin one.
+        """Open the queue, or create a new one.
 
         Args:
             folder: for films, results and the database; only its owner may read it.
-            model: hash of all that an answer depends on but for the film.
-            limits: of disk and tries.
+            model: hash of everything that an answer depends on except the film.
+            limits: limits of disk space and attempts.
             clock: seconds since 1970.
 
-        Raises: OutputUnwritable, where the folder cannot be written or holds something else.
+        Raises: OutputUnwritable, if the folder cannot be written or holds other files.
         """
         self.folder = folder
         self.model = model
@@ -181,21 +181,21 @@ class Queue:
 
     @property
     def films(self) -> Path:
-        """The folder of the films that wait."""
+        """Folder of the waiting films."""
         return self.folder / "films"
 
     @property
     def results(self) -> Path:
-        """The folder of the results that wait."""
+        """Folder of the waiting results."""
         return self.folder / "results"
 
     def close(self) -> None:
-        """Close the database; what waits, waits."""
+        """Close the database; waiting films and results stay."""
         with self._lock:
             self._database.close()
 
     def hashed(self, value: str) -> str:
-        """Hash an identifier with this site's salt: the only form in which logs and the database hold it."""
+        """Hash an identifier with this site's salt: logs and the database hold identifiers only in this form."""
         return hashlib.blake2b(value.encode(), key=self._salt, digest_size=HASH_LENGTH // 2).hexdigest()
 
     # ------------------------------------------------------------------ films come
@@ -207,10 +207,10 @@ class Queue:
             data: the DICOM file.
             sop_instance: its SOP Instance UID.
             peer: AE title of the sender.
-            order: what is to be done with it.
+            order: what to do with it.
 
-        Returns: False where this film waits already, or was answered by this model before.
-        Raises: OutOfRoom, where nothing was kept.
+        Returns: False if this film waits already, or was answered by this model before.
+        Raises: OutOfRoom; nothing was kept then.
         """
         key = self.hashed(f"{sop_instance}\n{self.model}")
         with self._lock:
@@ -225,7 +225,7 @@ class Queue:
             raise OutOfRoom(f"{self.folder}: the film could not be kept ({error})") from error
 
     def _keep(self, beside: Path, path: Path, key: str, size: int, peer: str, order: Order) -> bool:
-        """Put a written film into its place, and its row; both, or neither. False where the row was there."""
+        """Move a written film to its place and add its row; both or neither. Return False if the row existed."""
         if self._one("SELECT 1 FROM film WHERE key = ?", key):
             return False
         try:
@@ -237,13 +237,13 @@ class Queue:
                     (key, self.model, WAITING, now, now, size, peer, json.dumps(_plain(order))),
                 )
         except (OSError, sqlite3.Error):
-            path.unlink(missing_ok=True)  # on a full disk, what is not acknowledged must not take room
+            path.unlink(missing_ok=True)  # on a full disk, a film that is not acknowledged must not take space
             raise
         self._bytes += size
         return True
 
     def check_room(self, size: int) -> None:
-        """Check that so many bytes may be kept. Raises: OutOfRoom, with the limit that forbids it."""
+        """Check that ``size`` bytes may be kept. Raises: OutOfRoom, which names the limit."""
         if self._bytes + size > self.limits.queue * MEBIBYTE:
             raise OutOfRoom(f"{self.folder}: more than limits.queue, {self.limits.queue:,} MiB, would wait here")
         free = shutil.disk_usage(self.folder).free
@@ -253,7 +253,7 @@ class Queue:
     # ------------------------------------------------------------------ films are classified
 
     def next_film(self) -> QueuedFilm | None:
-        """Take the film that waits longest; nobody else in this process gets it until it is answered or put back."""
+        """Return the film that waits longest; it is reserved in this process until answered or put back."""
         with self._lock:
             rows = self._database.execute(
                 "SELECT id, key, received, tries, order_json FROM film "
@@ -269,7 +269,10 @@ class Queue:
         return QueuedFilm(row[0], row[1], self.films / f"{row[1]}.dcm", row[2], row[3], order)
 
     def answer(self, film: QueuedFilm, results: Sequence[Result]) -> None:
-        """Keep the results of a film, one delivery for each destination. Raises: OutOfRoom, and the film waits on."""
+        """Store the results of a film, one delivery for each destination.
+
+        Raises: OutOfRoom; then the film keeps waiting.
+        """
         try:
             for result in results:
                 write_durably(self._result_path(film.id, result.kind), result.data)
@@ -292,7 +295,7 @@ class Queue:
         self._release(film)
 
     def put_back(self, film: QueuedFilm, pause: float = 0.0) -> None:
-        """Let a film wait on, at least ``pause`` seconds."""
+        """Let a film wait for at least ``pause`` more seconds."""
         with contextlib.suppress(sqlite3.Error), self._changing() as database:
             database.execute(
                 "UPDATE film SET tries = tries + 1, next_try = ? WHERE id = ?", (self._clock() + pause, film.id)
@@ -300,7 +303,7 @@ class Queue:
         self._release(film)
 
     def bury(self, film: QueuedFilm, reason: str) -> None:
-        """Make a dead letter of a film that cannot be answered at all."""
+        """Make a film a dead letter, because it cannot be answered at all."""
         with self._changing() as database:
             database.execute(
                 "UPDATE film SET state = ?, reason = ?, changed = ? WHERE id = ?",
@@ -315,7 +318,7 @@ class Queue:
     # ------------------------------------------------------------------ results go
 
     def deliveries(self, destination: str, state: str = WAITING, limit: int = 50) -> tuple[Delivery, ...]:
-        """List what waits for a destination and is due, the oldest first."""
+        """List the due deliveries of a destination, the oldest first."""
         with self._lock:
             rows = self._database.execute(
                 "SELECT d.id, d.film, f.key, d.destination, d.kind, d.sop_class, d.sop_instance, d.tries, f.received "
@@ -326,11 +329,11 @@ class Queue:
         return tuple(map(self._delivery, rows))
 
     def delivered(self, deliveries: Sequence[Delivery], *, commitment: bool) -> None:
-        """Note what a destination accepted; where no ``commitment`` follows, files that nobody waits for go."""
+        """Record accepted deliveries; without a later ``commitment``, delete files that are no longer needed."""
         self._set(deliveries, SENT if commitment else DONE)
 
     def asked(self, deliveries: Sequence[Delivery], transaction: str, wait: float) -> None:
-        """Note that storage commitment was asked for; it is asked for again after ``wait`` seconds of silence."""
+        """Record a request for storage commitment, which is repeated after ``wait`` seconds without an answer."""
         now = self._clock()
         with self._changing() as database:
             database.executemany(
@@ -339,13 +342,13 @@ class Queue:
             )
 
     def committed(self, transaction: str, stored: Sequence[str], failed: Sequence[str]) -> int:
-        """Note the answer to a request for storage commitment; what was not stored is sent again.
+        """Record the answer to a request for storage commitment; results that were not stored are sent again.
 
         Args:
             transaction: UID of the request.
             stored, failed: SOP Instance UIDs of our results.
 
-        Returns: how many results of that request were known here.
+        Returns: the number of results of that request that the queue knows.
         """
         with self._lock:
             rows = self._database.execute(
@@ -360,7 +363,7 @@ class Queue:
         return len(known)
 
     def refused(self, delivery: Delivery, reason: str) -> None:
-        """Note that a destination refused a result: it waits longer each time, and is a dead letter in the end."""
+        """Record that a destination refused a result: it waits longer each time, and finally becomes a dead letter."""
         now = self._clock()
         tired = delivery.tries + 1 >= self.limits.tries
         old = now - delivery.received > self.limits.give_up_hours * 3600
@@ -372,7 +375,7 @@ class Queue:
             self._conclude(database, delivery.film, now)
 
     def unreachable(self, destination: str, reason: str) -> None:
-        """Note that a destination did not answer: its results keep their tries, the too old become dead letters."""
+        """Record that a destination did not answer: no attempt counts, but too old results become dead letters."""
         now = self._clock()
         with self._changing() as database:
             films = database.execute(
@@ -403,11 +406,11 @@ class Queue:
             self._forget_files(film)
 
     def _conclude(self, database: sqlite3.Connection, film: int, now: float) -> str:
-        """Give a film the state that follows from its deliveries."""
+        """Set a film to the state that follows from its deliveries."""
         states = {state for (state,) in database.execute("SELECT DISTINCT state FROM delivery WHERE film = ?", (film,))}
         state = DONE if states <= {DONE} else DEAD if states <= {DONE, DEAD} else ANSWERED
         database.execute("UPDATE film SET state = ?, changed = ? WHERE id = ?", (state, now, film))
-        if state == DONE:  # by then the UIDs of the results are needed no more
+        if state == DONE:  # at that point the UIDs of the results are no longer needed
             database.execute("UPDATE delivery SET sop_instance = '' WHERE film = ?", (film,))
         return state
 
@@ -424,7 +427,7 @@ class Queue:
     # ------------------------------------------------------------------ people look
 
     def entries(self, state: str | None = None, limit: int = 1000) -> tuple[Entry, ...]:
-        """List films, the oldest first; those that are done only where they are asked for."""
+        """List films, the oldest first; finished ones only on request."""
         where, value = ("state = ?", state) if state else ("state <> ?", DONE)
         with self._lock:
             rows = self._database.execute(
@@ -447,7 +450,7 @@ class Queue:
         )
 
     def retry(self, film: int | None = None) -> int:
-        """Let a dead letter try again, or all of them; how many there were."""
+        """Make a dead letter, or all of them, wait again; return their number."""
         with self._changing() as database:
             dead = "state = ?" + ("" if film is None else " AND id = ?")
             given = (DEAD,) if film is None else (DEAD, film)
@@ -467,7 +470,7 @@ class Queue:
         return len(films)
 
     def drop(self, film: int) -> None:
-        """Forget a film with all its files, whatever its state; sent again, it is a new one. Raises: SourceInvalid."""
+        """Delete a film with all its files, in any state; if sent again, it is a new film. Raises: SourceInvalid."""
         self._forget_files(film)
         with self._changing() as database:
             if not database.execute("DELETE FROM film WHERE id = ?", (film,)).rowcount:
@@ -480,21 +483,21 @@ class Queue:
         return {state: int(found.get(state, 0)) for state in (WAITING, ANSWERED, DONE, DEAD)}
 
     def oldest(self) -> float:
-        """Age of the oldest film that is not done and not dead, in seconds; 0 where there is none."""
+        """Return the age of the oldest film that is neither done nor dead, in seconds; 0 if there is none."""
         row = self._one("SELECT MIN(received) FROM film WHERE state IN (?, ?)", WAITING, ANSWERED)
         return 0.0 if row is None or row[0] is None else max(0.0, self._clock() - row[0])
 
     def sweep(self) -> int:
-        """Delete dead letters that are too old, films of an earlier model's queue included, and files without a row.
+        """Delete dead letters that are too old, also of an earlier model, and files without a row.
 
-        Returns: how many films were forgotten.
+        Returns: the number of deleted films.
         """
         dead = self._clock() - self.limits.dead_days * 86400
         with self._lock:
             old = self._database.execute("SELECT id FROM film WHERE state = ? AND changed < ?", (DEAD, dead)).fetchall()
         for (film,) in old:
             self.drop(film)
-        with self._lock:  # no film is taken meanwhile, so what has no row is what a kill left
+        with self._lock:  # no film is taken meanwhile, so a file without a row was left by a kill
             for path in [*self.films.iterdir(), *self.results.iterdir()]:
                 if not self._is_awaited(path):
                     path.unlink(missing_ok=True)
@@ -502,7 +505,7 @@ class Queue:
         return len(old)
 
     def adopt(self) -> int:
-        """Let this model answer what an earlier one left waiting; how many films that were."""
+        """Assign films that wait for an earlier model to this model; return their number."""
         with self._changing() as database:
             found = database.execute(
                 "UPDATE film SET model = ? WHERE state = ? AND model <> ?", (self.model, WAITING, self.model)
@@ -540,7 +543,7 @@ class Queue:
             yield self._database
 
     def _site_salt(self) -> bytes:
-        """The salt that this queue's hashes are made with: drawn once, kept where only the owner reads."""
+        """Return the salt of this queue's hashes: drawn once, in a file that only the owner can read."""
         with self._changing() as database:
             database.execute("INSERT OR IGNORE INTO note VALUES ('salt', ?)", (secrets.token_hex(32),))
             return bytes.fromhex(database.execute("SELECT value FROM note WHERE name = 'salt'").fetchone()[0])
@@ -559,14 +562,14 @@ def size_of(path: Path) -> int:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, and its name into the folder, so that both survive a power cut."""
+    """Write a file completely or not at all, and sync its folder, so that both survive a power cut."""
     with written_beside(path, data) as beside:
         put_durably(beside, path)
 
 
 @contextmanager
 def written_beside(path: Path, data: bytes) -> Iterator[Path]:
-    """Write a file under a name of its own, which is gone afterwards unless it was put into its place."""
+    """Write a file under a temporary name, and delete it at the end unless it was moved to its place."""
     beside = path.with_name(f"{path.stem}.{threading.get_ident()}.part")
     try:
         with beside.open("wb") as file:
@@ -579,7 +582,7 @@ def written_beside(path: Path, data: bytes) -> Iterator[Path]:
 
 
 def put_durably(beside: Path, path: Path) -> None:
-    """Give a written file its name, and write the name into the folder."""
+    """Rename a written file, and sync its folder."""
     beside.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -1,7 +1,7 @@
-"""The DICOM door: C-ECHO, C-STORE and the reports of storage commitment, each within limits.
+"""The DICOM receiver: C-ECHO, C-STORE and the reports of storage commitment, each within limits.
 
-pynetdicom speaks the protocol. What it believes of a peer is bounded here: the length of a PDU, of a message and of
-an association, how many there are at once, and how long a TLS handshake may take.
+pynetdicom speaks the protocol. This file limits what a peer may do: the length of a PDU, of a message and of an
+association, the number of associations, and the time of a TLS handshake.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ VERIFICATION: Final = "1.2.840.10008.1.1"
 STORAGE_COMMITMENT: Final = "1.2.840.10008.1.20.1"
 COMMITMENT_INSTANCE: Final = "1.2.840.10008.1.20.1.1"
 
-# What is taken. Films "for processing" are not: what a radiologist would see of them is not in the file.
+# Accepted classes. Films "for processing" are not accepted: they lack the picture that a radiologist would see.
 FILM_CLASSES: Final[Mapping[str, str]] = {
     "1.2.840.10008.5.1.4.1.1.1": "Computed Radiography Image Storage",
     "1.2.840.10008.5.1.4.1.1.1.1": "Digital X-Ray Image Storage - For Presentation",
     "1.2.840.10008.5.1.4.1.1.7": "Secondary Capture Image Storage",
 }
 
-# The answers to C-STORE (PS3.4 table B.2-1, PS3.7 annex C), by what went wrong.
+# The answers to C-STORE (PS3.4 table B.2-1, PS3.7 annex C), by cause.
 STATUSES: Final[tuple[tuple[type[Exception], int, str], ...]] = (
     (OutOfRoom, 0xA700, "out of resources: the queue or the disk is full; send again later"),
     (FilmTooLarge, 0xA702, "out of resources: the film is larger than limits.film"),
@@ -50,8 +50,8 @@ TOO_MANY: Final = 0xA701  # more films than limits.films on one association
 NOT_AUTHORISED: Final = 0x0124
 FAILED: Final = 0xC211
 
-MAX_PDU: Final = 131_072  # bytes that we ask for; larger ones would be fewer, and take longer to give up
-LONGEST_PDU: Final = MEBIBYTE  # bytes that are read at all: of a request with every context there is
+MAX_PDU: Final = 131_072  # bytes that we ask for; larger PDUs would be fewer, but it would take longer to give up
+LONGEST_PDU: Final = MEBIBYTE  # bytes of the longest PDU that is read: a request with every possible context
 READ_AT_ONCE: Final = 65_536  # bytes
 HANDSHAKE_S: Final = 10.0
 WATCHED_EVERY_S: Final = 0.5
@@ -64,19 +64,20 @@ log: Final = logging.getLogger("chestxray.dicom")
 
 
 class Receiver:
-    """The listening side of a node's DICOM door.
+    """The listening side of a node's DICOM receiver.
 
     Attributes:
-        reports: of storage commitment that arrived.
+        reports: number of storage commitment reports that arrived.
     """
 
     def __init__(self, settings: NodeSettings, take: Intake, commit: Commitment) -> None:
-        """Prepare; nothing listens yet.
+        """Prepare the receiver; it does not listen yet.
 
         Args:
-            settings: of the node.
-            take: keeps a film, given its file's bytes and the sender's AE title; what it raises becomes a status.
-            commit: told the answers to requests for storage commitment: transaction, stored, failed.
+            settings: settings of the node.
+            take: function that keeps a film, given its file's bytes and the sender's AE title; its error becomes a
+                status.
+            commit: called with the answers to requests for storage commitment: transaction, stored, failed.
         """
         self.settings = settings
         self._take = take
@@ -88,7 +89,7 @@ class Receiver:
         self._open: dict[int, _Watched] = {}
 
     def start(self) -> int:
-        """Listen; gives the port. Raises: UsageError, where the address cannot be had; SettingsInvalid (TLS)."""
+        """Listen, and return the port. Raises: UsageError, if the address cannot be used; SettingsInvalid (TLS)."""
         silence_libraries()
         entity = ApplicationEntity(self.settings.ae_title)
         limits = self.settings.limits
@@ -131,7 +132,7 @@ class Receiver:
         return int(server.server_address[1])
 
     def stop(self) -> None:
-        """Close the door and every association."""
+        """Close the listening socket and every association."""
         self._stopped.set()
         if self._server is not None:
             for watched in list(self._open.values()):
@@ -142,7 +143,7 @@ class Receiver:
 
     @property
     def associations(self) -> int:
-        """How many connections are open."""
+        """Number of open connections."""
         return len(self._open)
 
     # ------------------------------------------------------------------ what happens on an association
@@ -154,7 +155,7 @@ class Receiver:
         self._open.pop(id(event.assoc), None)
 
     def _read(self, event: Any) -> None:
-        """Count the bytes of the message that is arriving; one that is too long ends the association."""
+        """Count the bytes of the message that is arriving; end the association if the message is too long."""
         watched = self._open.get(id(event.assoc))
         if watched is not None:
             watched.bytes += getattr(event.pdu, "pdu_length", 0)
@@ -166,7 +167,7 @@ class Receiver:
             watched.bytes = 0
 
     def _is_known(self, event: Any) -> bool:
-        """Whether the peer calls from where it may; that its AE title is known was found before."""
+        """Check whether the peer calls from an allowed address; its AE title was checked before."""
         address, title = event.assoc.requestor.address, event.assoc.requestor.ae_title.strip()
         known = [peer for peer in self.settings.peers if peer.ae_title == title]
         return not known or any(not peer.addresses or address in peer.addresses for peer in known)
@@ -184,7 +185,7 @@ class Receiver:
                 return TOO_MANY
         try:
             self._take(event.encoded_dataset(), event.assoc.requestor.ae_title.strip())
-        except Exception as error:  # noqa: BLE001 - whatever it was, the sender must not hear "success"
+        except Exception as error:  # noqa: BLE001 - after any error the sender must not hear "success"
             status = next((code for kind, code, _ in STATUSES if isinstance(error, kind)), FAILED)
             log.warning("film refused", extra={"status": f"0x{status:04X}", "fault": type(error).__name__})
             return status
@@ -203,7 +204,7 @@ class Receiver:
 
 
 class _Watched:
-    """An open connection: since when, and what it has sent."""
+    """An open connection: its start, and what it has sent."""
 
     def __init__(self, association: Any, began: float) -> None:
         self.association = association
@@ -213,7 +214,7 @@ class _Watched:
         self._is_cut = False
 
     def cut(self, why: str) -> None:
-        """Close the connection under the association; whoever reads from it notices."""
+        """Close the connection under the association; its reader notices this."""
         if not self._is_cut:
             log.warning("association cut: %s", why)
         self._is_cut = True
@@ -222,7 +223,7 @@ class _Watched:
 
 
 class _Handler(RequestHandler):
-    """A connection whose PDUs have a longest length: the library would read up to 4 GiB that a header claims."""
+    """A connection with a limit for PDUs: the library would read up to 4 GiB if a header claims that size."""
 
     def handle(self) -> None:
         association = self._create_association()
@@ -232,7 +233,7 @@ class _Handler(RequestHandler):
 
 
 def _read_bounded(connection: Any, wanted: int) -> bytearray:
-    """Read so many bytes, or fewer where the connection ends. Raises: OSError."""
+    """Read ``wanted`` bytes, or fewer if the connection ends. Raises: OSError."""
     if wanted > LONGEST_PDU:
         raise OSError("a PDU of more bytes than any that was agreed on")
     read = bytearray()
@@ -245,7 +246,7 @@ def _read_bounded(connection: Any, wanted: int) -> bytearray:
 
 
 class _Server(ThreadedAssociationServer):
-    """Bounds the connections before any of them has said a word."""
+    """Limits connections before they send anything."""
 
     daemon_threads = True
     request_queue_size = 128  # connections that the system accepts for us; with the library's 5, callers wait seconds
@@ -256,14 +257,14 @@ class _Server(ThreadedAssociationServer):
         self._counting = threading.Lock()
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept without a word: the TLS handshake belongs to the connection's own thread, not to this one."""
+        """Accept without a TLS handshake, which belongs to the connection's own thread."""
         connection, address = self.socket.accept()  # type: ignore[union-attr]
         connection.settimeout(self.ae.network_timeout)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection, address
 
     def verify_request(self, _request: Any, _address: Any) -> bool:
-        """Turn away who comes when twice the allowed number is here: the first half is told why, politely."""
+        """Refuse a connection at twice the allowed number; up to that, the association is refused with a reason."""
         with self._counting:
             here = self._greeting + len(self.active_associations)
             if here >= 2 * self.ae.maximum_associations:
@@ -272,7 +273,7 @@ class _Server(ThreadedAssociationServer):
             return True
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Shake hands where there is TLS, then hand over to the association's thread."""
+        """Do the TLS handshake, if any, then pass the connection to the association's thread."""
         try:
             if self.ssl_context is not None:
                 request.settimeout(HANDSHAKE_S)
@@ -288,7 +289,7 @@ class _Server(ThreadedAssociationServer):
 
 
 def on_commitment(commit: Commitment, event: Any) -> tuple[int, None]:
-    """Hand on a report of storage commitment (PS3.4 annex J.3.3)."""
+    """Pass on a report of storage commitment (PS3.4 annex J.3.3)."""
     information = event.event_information
     commit(
         str(information.get("TransactionUID", "")),
@@ -299,9 +300,9 @@ def on_commitment(commit: Commitment, event: Any) -> tuple[int, None]:
 
 
 def server_context(tls: Tls) -> ssl.SSLContext:
-    """Build what a TLS server needs: 1.2 or newer, ciphers with forward secrecy (PS3.15 B.9, BCP 195).
+    """Build the TLS context of the server: 1.2 or newer, ciphers with forward secrecy (PS3.15 B.9, BCP 195).
 
-    Raises: SettingsInvalid, where a certificate cannot be read.
+    Raises: SettingsInvalid, if a certificate cannot be read.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _load(context, tls)
@@ -312,7 +313,7 @@ def server_context(tls: Tls) -> ssl.SSLContext:
 
 
 def client_context(tls: Tls | None, authority: Any) -> ssl.SSLContext:
-    """Build what a TLS client needs, with our certificate where there is one. Raises: SettingsInvalid."""
+    """Build the TLS context of a client, with our certificate if there is one. Raises: SettingsInvalid."""
     context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
     if tls is not None:
         _load(context, tls)
@@ -338,7 +339,7 @@ def _trust(context: ssl.SSLContext, authority: Any) -> None:
 
 
 def silence_libraries() -> None:
-    """Keep names and numbers out of logs: the libraries would print headers; we print our own words."""
+    """Keep names and numbers out of logs: the libraries would print headers; we log our own words."""
     pynetdicom_config.LOG_HANDLER_LEVEL = "none"
     for name in ("pynetdicom", "pydicom", "dicomweb_client", "highdicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,8 +1,7 @@
 """A prediction as DICOM: a Structured Report, and a picture with the heat map; same study as the film, new series.
 
-What names the patient and the study is carried over as the bytes that stand in the film, character set and all. It is
-never decoded, so no name can be damaged on the way; everything that we write ourselves is ASCII, which every character
-set of DICOM contains.
+Elements that name the patient and the study are copied from the film byte for byte, with the character set. They are
+never decoded, so no name can be damaged; our own text is ASCII, which every character set of DICOM contains.
 
 Sources: DICOM PS3.16 TID 1500 (Measurement Report), TID 1501 (its comments: CP-1779), TID 4019 (Algorithm
 Identification); PS3.5 annex B.2 (UIDs derived from UUIDs).
@@ -43,13 +42,13 @@ EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
 REPORT: Final = "sr"
 PICTURE: Final = "sc"
 
-# What each kind of result is, for the sender and the conformance statement: SOP class, series number, description.
+# Each kind of result, for the sender and the conformance statement: SOP class, series number, description.
 KINDS: Final[Mapping[str, tuple[str, int, str]]] = {
     REPORT: (ENHANCED_SR, 9701, "Pneumonia classification - research use only"),
     PICTURE: (SECONDARY_CAPTURE, 9702, "Pneumonia heat map - research use only"),
 }
 
-SCHEME: Final = "99CHESTXRAY"  # designator of the codes that no standard has
+SCHEME: Final = "99CHESTXRAY"  # designator of codes that are in no standard
 REPORTED: Final = ("399208008", "SCT", "Plain chest X-ray")
 PNEUMONIA: Final = ("233604007", "SCT", "Pneumonia")
 LUNG: Final = ("39607008", "SCT", "Lung")
@@ -63,7 +62,7 @@ GATE: Final = ("gate", SCHEME, "Whether the model may classify the film")
 ACCEPTED: Final = ("accepted", SCHEME, "Accepted")
 REFUSED: Final = ("refused", SCHEME, "Refused")
 
-# Of the patient and the study, text elements that go over as they are (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2).
+# Text elements of patient and study that are copied unchanged (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2).
 IDENTITY: Final = frozenset(
     {
         0x00080005, 0x00080020, 0x00080030, 0x00080050, 0x00080090, 0x00080201,  # charset, study, accession, physician
@@ -88,14 +87,14 @@ MIN_WIDTH: Final = 256  # pixels of a picture, so that the notice can be read
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is to be said of a film.
+    """The content of the answer to a film.
 
     Attributes:
-        facts: of the film's header.
-        prediction: None where the film could not be read.
+        facts: facts of the film's header.
+        prediction: None if the film could not be read.
         reason: why there is no prediction.
         bundle: name of the bundle, SHA-256 of its graph, SHA-256 of its description.
-        received: when the film came: it dates the results, so that they are made byte for byte again.
+        received: arrival of the film; it dates the results, so that they can be reproduced byte for byte.
     """
 
     facts: FilmFacts
@@ -116,13 +115,13 @@ def results_of(
     """Make the objects that answer a film.
 
     Args:
-        data: the film, as it came.
-        answer: what is to be said.
+        data: the film's file, unchanged.
+        answer: the content of the answer.
         secondary_capture: whether to make the picture; a refused film has none.
         film: the decoded film, where the caller has it.
 
     Returns: the report, and the picture.
-    Raises: FilmError, where the film's header is damaged.
+    Raises: FilmError, if the film's header is damaged.
     """
     identity = identity_of(data)
     results = [_encoded(_dated(_report(answer), answer), identity, REPORT)]
@@ -138,7 +137,7 @@ def results_of(
 
 
 def identity_of(data: bytes) -> dict[int, bytes]:
-    """Find the elements that name the patient and the study: encoded anew as explicit little endian, values untouched.
+    """Return the elements that name patient and study: encoded as explicit little endian, values unchanged.
 
     Args:
         data: a DICOM file.
@@ -148,7 +147,7 @@ def identity_of(data: bytes) -> dict[int, bytes]:
     data_set = open_data_set(data, "film")
     found = {}
     for element in elements(data_set.data, data_set.start, data_set.encoding, "film"):
-        if element.tag > _LAST:  # what follows may be cut off
+        if element.tag > _LAST:  # later elements may be cut off
             break
         if element.tag in IDENTITY and element.vr != _SEQUENCE:
             value = data_set.data[element.value : element.end]
@@ -168,7 +167,7 @@ def _element(tag: int, vr: bytes, value: bytes) -> bytes:
 
 
 def _dated(dataset: Dataset, answer: Answer) -> Dataset:
-    """Date what the library dates by its own clock, so that the same answer is the same bytes."""
+    """Set dates that the library takes from its clock, so that the same answer gives the same bytes."""
     moment = answer.received
     date, time = f"{moment:%Y%m%d}", f"{moment:%H%M%S}"
     dataset.InstanceCreationDate, dataset.InstanceCreationTime = date, time
@@ -180,7 +179,7 @@ def _dated(dataset: Dataset, answer: Answer) -> Dataset:
 
 
 def _encoded(dataset: Dataset, identity: Mapping[int, bytes], kind: str) -> Result:
-    """Write a data set of ours with the film's identity in place of the one that it was built with."""
+    """Write one of our data sets with the film's identity in place of the stand-in's."""
     from pydicom.filewriter import dcmwrite
 
     out = io.BytesIO()
@@ -285,7 +284,7 @@ def _library_report(answer: Answer) -> EnhancedSR:
         series_description=description,
         manufacturer=MANUFACTURER,
         is_complete=True,
-        record_evidence=False,  # the one reference is quicker written than found by walking the tree
+        record_evidence=False,  # the single reference is faster to write than to find in the tree
         coding_schemes=[scheme],
         **_equipment(answer),
     )
@@ -294,7 +293,7 @@ def _library_report(answer: Answer) -> EnhancedSR:
 
 
 def _evidence(facts: FilmFacts) -> list[Dataset]:
-    """Name the film as what the report is about (PS3.3 C.17.2.3)."""
+    """Name the film as the subject of the report (PS3.3 C.17.2.3)."""
     from pydicom import Dataset
 
     film, series, study = Dataset(), Dataset(), Dataset()
@@ -305,7 +304,7 @@ def _evidence(facts: FilmFacts) -> list[Dataset]:
 
 
 def _instance_number(facts: FilmFacts) -> int:
-    """Number the results of one series apart: from the film's UID, since nobody counts them across restarts."""
+    """Number the results of one series by the film's UID, because no counter survives a restart."""
     return 1 + int.from_bytes(hashlib.sha256(facts.sop_instance.encode()).digest()[:3])
 
 
@@ -313,7 +312,7 @@ def _equipment(answer: Answer) -> dict[str, Any]:
     return {
         "manufacturer_model_name": _short(answer.bundle[0]),
         "software_versions": SOFTWARE,
-        "device_serial_number": answer.bundle[1],  # SHA-256, 64 characters: what the element may hold
+        "device_serial_number": answer.bundle[1],  # SHA-256, 64 characters: the longest value of the element
         "content_date": answer.received.date(),
         "content_time": answer.received.time().replace(microsecond=0),
     }
@@ -340,7 +339,7 @@ def _content(answer: Answer) -> MeasurementReport:
 
 
 def _group(answer: Answer) -> MeasurementsAndQualitativeEvaluations:
-    """One measurement group: what was found, by what, in which image; the reason where nothing was."""
+    """Return one measurement group: the finding, the algorithm, the image; or the reason for no finding."""
     from highdicom import sr
 
     prediction, facts = answer.prediction, answer.facts
@@ -423,7 +422,7 @@ def _short(text: str) -> str:
 
 
 def _stand_in(facts: FilmFacts) -> Dataset:
-    """Stand in for the film where a library wants its header: real UIDs, nobody's name."""
+    """Return a stand-in for the film where a library needs its header: real UIDs, no name."""
     from pydicom import Dataset
 
     dataset = Dataset()
@@ -457,7 +456,7 @@ def _picture(film: Image.Image, prediction: Prediction, answer: Answer) -> Datas
         sop_instance_uid=derived_uid(facts.sop_instance, answer.bundle[2], sop_class),
         instance_number=_instance_number(facts),
         manufacturer=MANUFACTURER,
-        patient_orientation=("L", "F"),  # wanted here, and emptied below: nobody measured it
+        patient_orientation=("L", "F"),  # required here, and emptied below: it was not measured
         laterality="L",
         series_description=description,
         transfer_syntax_uid=EXPLICIT_LITTLE,
@@ -467,7 +466,7 @@ def _picture(film: Image.Image, prediction: Prediction, answer: Answer) -> Datas
     source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = facts.sop_class, facts.sop_instance
     picture.SourceImageSequence = Items([source])
     picture["PatientOrientation"].value = None
-    del picture.Laterality  # of a chest there is one
+    del picture.Laterality  # a chest has no laterality
     picture.BodyPartExamined = "CHEST"
     picture.ImageType = ["DERIVED", "SECONDARY"]
     picture.DerivationDescription = "The film with the evidence for pneumonia drawn over it"

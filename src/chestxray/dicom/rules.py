@@ -1,6 +1,6 @@
-"""Which films are answered and where their results go: an ordered list of rules, and the reasons behind a decision.
+"""Which films are answered and where their results go: an ordered list of rules, and the reasons of a decision.
 
-The first rule that a film meets decides. A film that meets none is taken (the sender has done nothing wrong) and
+The first rule that a film meets decides. A film that meets no rule is accepted (the sender has made no mistake), but
 neither kept nor answered.
 """
 
@@ -17,7 +17,7 @@ from chestxray.errors import SettingsInvalid, UnreadableFilm
 from chestxray.images.dicom import age_in_years
 from chestxray.version import __version__
 
-MANUFACTURER: Final = "chestxray"  # of our own results, by which they are known when they come back
+MANUFACTURER: Final = "chestxray"  # manufacturer of our own results, which identifies them if they come back
 SOFTWARE: Final = f"chestxray {__version__}"
 
 _READ: Final = (
@@ -28,13 +28,13 @@ _READ: Final = (
 
 @dataclass(frozen=True, slots=True)
 class FilmFacts:
-    """What the rules may ask of a film. It holds no name and no number of a patient.
+    """The facts of a film that rules may use. They hold no name and no number of a patient.
 
     Attributes:
-        modality, body_part, view: in upper case, empty where the film does not say.
-        age: in years, None where the film does not say.
-        ae_title: of the sender; "STOW-RS" where the film came by the web.
-        ours: whether it is a result that this program made.
+        modality, body_part, view: in upper case, empty if the film does not state it.
+        age: in years, None if the film does not state it.
+        ae_title: AE title of the sender; "STOW-RS" if the film came by HTTP.
+        ours: whether the object is a result of this program.
     """
 
     sop_class: str
@@ -54,20 +54,20 @@ def facts_of(data: bytes, ae_title: str = "", source: str = "film") -> FilmFacts
 
     Args:
         data: the file, with preamble and file meta information.
-        ae_title: of the sender.
-        source: what to call the film in errors.
+        ae_title: AE title of the sender.
+        source: the film's name in errors.
 
-    Raises: UnreadableFilm, where the header cannot be read, or does not name its study, series and instance.
+    Raises: UnreadableFilm, if the header cannot be read, or does not name study, series and instance.
     """
     import pydicom
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a value that breaks its rule; none of ours is a reason to refuse
+            warnings.simplefilter("ignore")  # about invalid values; none of them is a reason to refuse the film
             header = pydicom.dcmread(io.BytesIO(data), specific_tags=list(_READ), stop_before_pixels=True)
             found = {name: _text(header, name) for name in _READ}
             age = age_in_years(header)
-    except Exception as error:  # noqa: BLE001 - pydicom's errors derive from anything; their text may quote the file
+    except Exception as error:  # noqa: BLE001 - pydicom's errors have no common class; their text may quote the file
         raise UnreadableFilm(f"{source}: not a DICOM file with a readable header ({type(error).__name__})") from None
     for name in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
         if not found[name]:
@@ -95,13 +95,13 @@ class Rule:
     """One rule; a condition that is left out is met by every film.
 
     Attributes:
-        name: by which ``--explain`` and the status page call it.
+        name: its name in ``--explain`` and on the status page.
         modality, body_part, view: values of the DICOM elements, any of which will do; case does not count.
-        age: years, from the first to below the second; a film that does not tell its age does not meet it.
+        age: years, from the first to below the second; a film without a stated age does not meet the condition.
         ae_title: patterns of senders, such as "CR*".
         answer: False refuses to answer the films that meet this rule.
         send_to: names of destinations.
-        secondary_capture: whether a picture with the heat map goes along with the report.
+        secondary_capture: whether a picture with the heat map is sent with the report.
     """
 
     name: str
@@ -121,7 +121,7 @@ class Rule:
             raise SettingsInvalid(f"rule {self.name}: send_to names no destination. Name one, or set answer = false")
 
     def findings(self, film: FilmFacts) -> tuple[tuple[bool, str], ...]:
-        """Test each condition that the rule has: (met, in words)."""
+        """Test each condition of the rule: (met, in words)."""
         return tuple(
             (met(wanted, found), f"{name} is {_said(found)}; the rule wants {' or '.join(map(str, wanted))}")
             for name, met, found in _conditions(film)
@@ -165,8 +165,8 @@ class Decision:
     """What happens to a film, and why, line by line.
 
     Attributes:
-        rule: that decided; None where none did.
-        reasons: in the order in which the rules were asked.
+        rule: the rule that decided; None if none did.
+        reasons: in the order in which the rules were tested.
     """
 
     answered: bool
@@ -175,7 +175,7 @@ class Decision:
 
 
 def decide(film: FilmFacts, rules: Sequence[Rule]) -> Decision:
-    """Ask the rules in order; the first whose conditions are all met decides."""
+    """Test the rules in order; the first rule whose conditions are all met decides."""
     if film.ours:
         return Decision(answered=False, rule=None, reasons=("it is a result of this program, which is never answered",))
     reasons = []

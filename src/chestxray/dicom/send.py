@@ -1,6 +1,6 @@
-"""Results on their way: one thread a destination, which waits longer after each failure.
+"""Sending of results: one thread for each destination, which waits longer after each failure.
 
-A destination that cannot be reached costs no result one of its tries; a result that it refuses loses one.
+An unreachable destination does not count as an attempt of its results; a refusal does.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
 ACCEPTED: Final = frozenset({SUCCESS, 0xB000, 0xB006, 0xB007})  # success, or a warning about elements (PS3.4 B.2.3)
-ASKED_AT_MOST: Final = 3  # times for a commitment that never comes; then the success of C-STORE counts
-COMMITMENT_S: Final = 300.0  # seconds until it is asked for again
+ASKED_AT_MOST: Final = 3  # requests for a commitment that never comes; then the success of C-STORE counts
+COMMITMENT_S: Final = 300.0  # seconds until the request is repeated
 LOOKED_EVERY_S: Final = 0.5
-TIMEOUT_S: Final = 30.0  # of a peer's answer
+TIMEOUT_S: Final = 30.0  # seconds for a peer's answer
 
 
 class Sender:
@@ -47,7 +47,7 @@ class Sender:
 
     Attributes:
         last_success: seconds since 1970, 0 before the first.
-        sent: results that were accepted.
+        sent: number of accepted results.
     """
 
     def __init__(self, destination: Destination, settings: NodeSettings, queue: Queue) -> None:
@@ -56,21 +56,21 @@ class Sender:
         self.queue = queue
         self.last_success = 0.0
         self.sent = 0
-        self.failures = 0  # in a row
+        self.failures = 0  # consecutive failures
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"to-{destination.name}", daemon=True)
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start sending."""
         self._thread.start()
 
     def wake(self) -> None:
-        """Say that something waits."""
+        """Tell the thread that a result waits."""
         self._wake.set()
 
     def stop(self) -> None:
-        """End after what is being sent; what waits, waits."""
+        """Stop after the result that is being sent; waiting results stay."""
         self._stopped.set()
         self._wake.set()
         self._thread.join()
@@ -81,7 +81,7 @@ class Sender:
             try:
                 self._round()
                 self.failures = 0
-            except Exception as error:  # noqa: BLE001 - a thread that ends would leave results unsent for ever
+            except Exception as error:  # noqa: BLE001 - without this thread, results would never be sent
                 limits = self.settings.limits
                 pause = min(limits.longest_pause, limits.first_pause * 2.0 ** min(self.failures, 32))
                 self.failures += 1
@@ -95,7 +95,7 @@ class Sender:
             self._wake.clear()
 
     def _round(self) -> None:
-        """Send all that is due. Raises: PeerError."""
+        """Send everything that is due. Raises: PeerError."""
         name = self.destination.name
         while not self._stopped.is_set():
             waiting = self.queue.deliveries(name)
@@ -133,7 +133,7 @@ class Sender:
             return
         try:
             answer = peer.send_c_store(result)
-        except ValueError:  # no context for this class: that is an answer, too
+        except ValueError:  # no context for this class: this counts as an answer too
             self.queue.refused(delivery, "the destination takes no such objects (no presentation context)")
             return
         if "Status" not in answer:
@@ -160,14 +160,14 @@ class Sender:
         transaction = derived_uid("commitment", name, str(time.time_ns()))
         self.queue.asked(fresh, transaction, COMMITMENT_S)
         answer, _ = peer.send_n_action(_commitment_of(fresh, transaction), 1, STORAGE_COMMITMENT, COMMITMENT_INSTANCE)
-        if answer.get("Status") != SUCCESS:  # it offers the service and does not grant it to us
+        if answer.get("Status") != SUCCESS:  # the peer offers the service and does not grant it to us
             self.queue.delivered(fresh, commitment=False)
 
     # ------------------------------------------------------------------ STOW-RS
 
     def _by_web(self, waiting: Sequence[Delivery]) -> None:
         client = web_client(self.destination)
-        left = self.queue.deliveries(self.destination.name, SENT)  # of a time when it was an AE
+        left = self.queue.deliveries(self.destination.name, SENT)  # sent before, while this destination was an AE
         if left:
             self.queue.delivered(left, commitment=False)
         for delivery in waiting:
@@ -206,7 +206,7 @@ def _commitment_of(deliveries: Sequence[Delivery], transaction: str) -> Dataset:
 
 
 def _own_words(error: Exception) -> str:
-    """Tell what happened without quoting a foreign message, which may hold an address or a name."""
+    """Describe an error without quoting the peer's message, which may hold an address or a name."""
     return str(error) if isinstance(error, PeerError) else f"unexpected: {type(error).__name__}"
 
 
@@ -226,13 +226,13 @@ def association(
 
     Args:
         destination: an AE.
-        settings: for our own AE title and certificate.
+        settings: settings with our AE title and certificate.
         contexts: SOP classes to propose, in the two uncompressed little endian syntaxes.
-        on_report: handles N-EVENT-REPORT.
-        store: handles C-STORE, for C-GET.
+        on_report: handler of N-EVENT-REPORT.
+        store: handler of C-STORE, for C-GET.
         held: SOP classes that C-GET may bring, in every syntax that we decode.
 
-    Raises: PeerError, where nobody answers or the association is refused.
+    Raises: PeerError, if the peer does not answer or refuses the association.
     """
     from pynetdicom import evt
     from pynetdicom.ae import ApplicationEntity
@@ -245,7 +245,7 @@ def association(
     for sop_class in contexts:
         entity.add_requested_context(sop_class, [EXPLICIT_LITTLE, IMPLICIT_LITTLE])
     for sop_class in held:
-        for syntax in SYNTAXES:  # a context each: else the peer would choose one, and refuse films in others
+        for syntax in SYNTAXES:  # a context for each: otherwise the peer would choose one, and refuse films in others
             entity.add_requested_context(sop_class, syntax)
     handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, on_report)] if on_report else []
     if store is not None:
@@ -287,12 +287,12 @@ def web_client(destination: Destination) -> DICOMwebClient:
     if destination.authority is not None:
         session.verify = str(destination.authority)
     client = DICOMwebClient(destination.url, session=session)
-    client.set_http_retry_params(retry=False)  # the queue tries again, and remembers
+    client.set_http_retry_params(retry=False)  # the queue repeats attempts, and remembers them
     return client
 
 
 def asked_of(destination: Destination, ask: Callable[[], Any]) -> Any:
-    """Ask a DICOMweb server something. Raises: PeerError, without the foreign message."""
+    """Send a request to a DICOMweb server. Raises: PeerError, without the peer's message."""
     import requests
 
     try:

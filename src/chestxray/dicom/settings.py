@@ -1,6 +1,6 @@
-"""What one node is told in its TOML file: where it listens, whom it hears, where results go, how much it takes on.
+"""The settings of a node, from its TOML file: addresses, peers, destinations, rules, limits.
 
-An unknown key is refused with the nearest known one; a value of another kind is refused with the kind that is wanted.
+An unknown key is refused with the nearest known one; a value of a wrong type is refused with the expected type.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ HIGHEST_PORT: Final = 65535
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much the node takes on. Sizes are in mebibytes.
+    """Limits of the node. Sizes are in mebibytes.
 
     Attributes:
-        associations: that may be open at once.
-        association_seconds: that one may last.
-        idle_seconds: without a word from the peer.
-        film: one instance.
-        films: that one association may send.
-        queue: all films and results that wait on disk.
-        free: left on the disk; below it no film is taken. Results of films that wait are written there.
-        film_seconds: that classifying one film may take.
-        first_pause, longest_pause: seconds between two tries to send; each pause is twice the one before.
-        tries: of sending one result that its destination refuses, before it becomes a dead letter.
+        associations: number that may be open at once.
+        association_seconds: longest time of one association.
+        idle_seconds: longest time without data from the peer.
+        film: size of one instance.
+        films: number that one association may send.
+        queue: size of all films and results that wait on disk.
+        free: space left on the disk for results of waiting films; with less, no film is taken.
+        film_seconds: longest time for classifying one film.
+        first_pause, longest_pause: seconds between two attempts to send; each pause is twice the one before.
+        tries: attempts to send a result that its destination refuses, before it becomes a dead letter.
         give_up_hours: until a result that could not be sent becomes a dead letter.
         dead_days: until a dead letter is deleted.
     """
@@ -70,7 +70,7 @@ class Tls:
     """Certificates, in PEM: the node's own, and the authority whose certificates peers must show.
 
     Attributes:
-        client_authority: where it is empty, peers need no certificate; the list of AE titles then is the only check.
+        client_authority: if empty, peers need no certificate; then the list of AE titles is the only check.
     """
 
     certificate: Path
@@ -80,11 +80,11 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Somebody who may send films.
+    """A system that may send films.
 
     Attributes:
         ae_title: the calling AE title.
-        addresses: from which it calls; empty for any.
+        addresses: addresses from which it calls; empty for any.
     """
 
     ae_title: str
@@ -96,14 +96,15 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A place for results, and for questions about studies: an AE (host, port, ae_title) or a DICOMweb address (url).
+    """A destination of results, and of queries for studies: an AE (host, port, ae_title) or a DICOMweb address (url).
 
     Attributes:
-        tls: whether the AE speaks TLS; the node then shows its own certificate.
-        authority: certificate in PEM by which the destination is known; the system's where None.
-        user, password_variable: HTTP basic authentication; the password stands in that environment variable.
+        tls: whether the AE uses TLS; the node then presents its own certificate.
+        authority: certificate in PEM that verifies the destination; None takes the system's.
+        user, password_variable: HTTP basic authentication; ``password_variable`` names the environment variable with
+            the password.
         token_variable: environment variable with a bearer token.
-        commitment: whether storage commitment is asked for, where the AE offers it.
+        commitment: whether to request storage commitment if the AE offers it.
         retrieve: how "chestxray dicom batch" fetches films of an AE: "get" (C-GET), or "move" (C-MOVE, for which the
             PACS has to know our host and port).
     """
@@ -133,7 +134,7 @@ class Destination:
             raise SettingsInvalid(f"destination {self.name}: url = {self.url!r}: not an http or https address")
 
     def secret(self, variable: str) -> str:
-        """Read a secret from the environment. Raises: SettingsInvalid, where it is not there."""
+        """Read a secret from the environment. Raises: SettingsInvalid, if it is missing."""
         value = os.environ.get(variable, "")
         if not value:
             raise SettingsInvalid(f"destination {self.name}: the environment variable {variable} is empty")
@@ -142,19 +143,19 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class NodeSettings:
-    """Everything that a node is told.
+    """All settings of a node.
 
     Attributes:
-        ae_title, host, port: of the DICOM door; port 0 takes a free one.
-        http_port: of the STOW-RS door, the metrics and the status page, on the same host; 0 takes a free one.
+        ae_title, host, port: of the DICOM receiver; port 0 takes a free one.
+        http_port: port of STOW-RS, the metrics and the status page, on the same host; 0 takes a free one.
         folder: for the queue, which holds films until their results were accepted.
         bundle: a folder, or the name of one that comes with the package.
-        operating_point: by name; the bundle's default where empty.
-        require_age: whether a film that does not tell its age is refused; else the report says "age not stated".
-        workers: processes that classify; 0 for one a core.
-        verify_key: public key whose holder must have signed the bundle.
-        keys_file: API keys for the HTTP door, as for "chestxray serve".
-        research_folder: where de-identified copies of the answered films are kept; nothing is kept where None.
+        operating_point: its name; empty takes the bundle's default.
+        require_age: whether a film without a stated age is refused; otherwise the report says "age not stated".
+        workers: number of processes that classify; 0 for one a core.
+        verify_key: public key that must verify the bundle's signature.
+        keys_file: API keys for HTTP, as for "chestxray serve".
+        research_folder: where de-identified copies of the answered films are kept; None keeps none.
     """
 
     folder: Path
@@ -176,7 +177,10 @@ class NodeSettings:
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises: SettingsInvalid; also where other machines reach the node and nothing tells who may call."""
+        """Check the settings.
+
+        Raises: SettingsInvalid, also if other machines can call without any check of the caller.
+        """
         _check_ae_title("node.ae_title", self.ae_title)
         _check_port("node.port", self.port)
         _check_port("node.http_port", self.http_port)
@@ -195,7 +199,7 @@ class NodeSettings:
 
     @classmethod
     def from_toml(cls, text: str, source: str) -> NodeSettings:
-        """Read the settings. Raises: SettingsInvalid, naming the file and the key."""
+        """Read the settings. Raises: SettingsInvalid, which names the file and the key."""
         try:
             raw = tomllib.loads(text)
             _check_keys(raw, ("node", "limits", "tls", "peer", "destination", "rule"), "table")
@@ -216,7 +220,7 @@ class NodeSettings:
 
     @classmethod
     def read(cls, path: Path) -> NodeSettings:
-        """Read a file; paths in it are taken from the folder that it lies in. Raises: SettingsInvalid."""
+        """Read a file; paths in it are relative to its folder. Raises: SettingsInvalid."""
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -226,7 +230,7 @@ class NodeSettings:
         return _with_base(settings, base)
 
     def destination(self, name: str) -> Destination:
-        """Find a destination by its name. Raises: SettingsInvalid, naming the nearest."""
+        """Find a destination by its name. Raises: SettingsInvalid, which names the nearest one."""
         for destination in self.destinations:
             if destination.name == name:
                 return destination

@@ -1,6 +1,6 @@
-"""The HTTP door: STOW-RS, and what whoever watches the node asks for.
+"""The HTTP receiver: STOW-RS, and the addresses for monitoring.
 
-POST /dicom-web/studies          films in (DICOM PS3.18 section 10.5); a key is needed where there are any
+POST /dicom-web/studies          films in (DICOM PS3.18 section 10.5); a key is needed if any are set
 GET  /healthz, /readyz           whether the process lives, and whether films are taken
 GET  /metrics                    Prometheus' text format
 GET  /                           a page for people: depth and age of the queue, last success of each destination
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     from chestxray.dicom.node import Node
 
 DICOM_JSON: Final = "application/dicom+json"
-STOW: Final = "STOW-RS"  # stands where rules ask for the sender's AE title
+STOW: Final = "STOW-RS"  # in place of the sender's AE title in rules
 MAX_PARTS: Final = 200  # films of one request
 _OPEN: Final = frozenset({"/healthz", "/readyz"})
 
 
 def web_door(node: Node) -> tuple[uvicorn.Server, KeyRing]:
-    """Make the server of a node's HTTP door. Raises: UsageError, where other machines reach it without a key."""
+    """Make the server of a node's HTTP receiver. Raises: UsageError, if other machines can reach it without a key."""
     settings = node.settings
     keys = KeyRing.gather(settings.keys_file)
     if not keys and not is_loopback(settings.host):
@@ -81,20 +81,20 @@ def _certificates(settings: NodeSettings) -> dict[str, Any]:
 
 
 class _QuietServer(uvicorn.Server):
-    """A server in a thread of its own: the signals belong to the node."""
+    """A server in its own thread; signals are handled by the node."""
 
     def install_signal_handlers(self) -> None:
-        """Leave the signals alone."""
+        """Do nothing: signals are handled by the node."""
 
     def capture_signals(self) -> Any:
-        """Leave the signals alone."""
+        """Do nothing: signals are handled by the node."""
         from contextlib import nullcontext
 
         return nullcontext()
 
 
 def start_web(server: uvicorn.Server) -> tuple[threading.Thread, int]:
-    """Serve in a thread; gives it and the port. Raises: UsageError, where the address cannot be had."""
+    """Serve in a thread; return it and the port. Raises: UsageError, if the address cannot be used."""
     thread = threading.Thread(target=_run, args=(server,), name="http-door", daemon=True)
     thread.start()
     while not server.started and thread.is_alive():
@@ -107,7 +107,7 @@ def start_web(server: uvicorn.Server) -> tuple[threading.Thread, int]:
 def _run(server: uvicorn.Server) -> None:
     import contextlib
 
-    with contextlib.suppress(SystemExit):  # uvicorn's way to say that the address is taken
+    with contextlib.suppress(SystemExit):  # uvicorn's way to report that the address is taken
         server.run()
 
 
@@ -143,7 +143,7 @@ def _stow(node: Node) -> Answerer:
 
 
 class _Parts:
-    """The films of one request, taken one by one as they arrive whole."""
+    """The films of one request, taken one by one as each becomes complete."""
 
     def __init__(self, largest: int, boundary: str) -> None:
         self.ready: list[bytes] = []
@@ -163,7 +163,7 @@ class _Parts:
         self._parser.write(piece)
 
     def keep(self, node: Node, study: str | None) -> None:
-        """Hand the films that are whole to the node."""
+        """Pass complete films to the node."""
         from chestxray.dicom.rules import facts_of
 
         data = self.ready.pop(0)
@@ -175,14 +175,14 @@ class _Parts:
                 self.failed.append((sop_class, sop_instance, 0xA900))
                 return
             node.take(data, STOW)
-        except Exception as error:  # noqa: BLE001 - as for C-STORE: the sender must not hear "stored"
+        except Exception as error:  # noqa: BLE001 - as for C-STORE: after any error the sender must not hear "stored"
             status = next((code for kind, code, _ in STATUSES if isinstance(error, kind)), FAILED)
             self.failed.append((sop_class, sop_instance, status))
         else:
             self.stored.append((sop_class, sop_instance))
 
     def answer(self) -> dict[str, Any]:
-        """Tell what was stored and what was not, as DICOM JSON (PS3.18 section I.2)."""
+        """Report what was stored and what was not, as DICOM JSON (PS3.18 section I.2)."""
         document: dict[str, Any] = {}
         if self.stored:
             document["00081199"] = {"vr": "SQ", "Value": [_reference(*one) for one in self.stored]}
@@ -253,7 +253,7 @@ def _status_page(node: Node) -> Answerer:
 
 
 def status_page(node: Node) -> str:
-    """Write the page: numbers and names of destinations, nothing of any film."""
+    """Write the page: numbers and names of destinations, nothing about any film."""
     counts = node.queue.counts()
     said: Mapping[str, str] = {
         "model": f"{node.bundle.info.name}, bundle {node.queue.model[:12]}",

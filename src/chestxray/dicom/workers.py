@@ -1,4 +1,4 @@
-"""Films are classified in processes of their own: a decoder that dies or hangs takes no other film with it."""
+"""Worker processes that classify films: a decoder that dies or hangs affects no other film."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from chestxray.inference.predictor import Predictor
 from chestxray.schema import BundleInfo
 
 ENDED: Final = "the process that read it came to an end or took too long: too little memory, or a fault of a decoder"
-STARTING_S: Final = 120.0  # seconds that a process may take to load the bundle and the libraries
+STARTING_S: Final = 120.0  # seconds in which a process has to load the bundle and the libraries
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A film to be classified.
+    """A film to classify.
 
     Attributes:
-        bundle: its folder, its description and the hash of that.
-        refused: a reason not to read the pixels at all; empty where they are to be read.
-        require_age: refuse a film that does not tell its age.
-        research: a folder for a de-identified copy, and the site's salt; None where nothing is kept.
+        bundle: its folder, its description and the hash of the description.
+        refused: reason not to read the pixels at all; empty to read them.
+        require_age: refuse a film without a stated age.
+        research: a folder for a de-identified copy, and the site's salt; None keeps no copy.
     """
 
     path: Path
@@ -51,7 +51,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Classified:
-    """What a process gives back: the results, and the outcome by the word that the metrics count."""
+    """The result of a process: the result objects, and the outcome in the words of the metrics."""
 
     results: tuple[Result, ...]
     outcome: str
@@ -65,17 +65,17 @@ class Worker:
     """One process, which classifies one film at a time."""
 
     def __init__(self, seconds: float) -> None:
-        """Nothing is started before the first film.
+        """Set the limit; the process starts with the first film.
 
         Args:
-            seconds: that a film may take.
+            seconds: longest time for one film.
         """
         self.seconds = seconds
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
 
     def predict(self, task: Task) -> Classified:
-        """Classify a film. Raises: Lost, and the next film gets a new process; what ``classified`` raises."""
+        """Classify a film. Raises: Lost, after which the next film gets a new process; errors of ``classified``."""
         seconds = self.seconds
         if self._pipe is None:
             self._start()
@@ -102,7 +102,7 @@ class Worker:
         self._process = process
 
     def stop(self) -> None:
-        """End the process, whatever it does."""
+        """End the process in any state."""
         if self._pipe is not None:
             with contextlib.suppress(OSError):
                 self._pipe.close()
@@ -121,20 +121,20 @@ def _serve(pipe: Connection) -> None:
             return
         try:
             answer: Classified | Exception = classified(task)
-        except Exception as error:  # noqa: BLE001 - handed on as it is, but for a cause that cannot travel
+        except Exception as error:  # noqa: BLE001 - passed on unchanged, except for a cause that cannot be pickled
             error.__cause__ = None
             answer = error if isinstance(error, FilmError | OSError) else RuntimeError(type(error).__name__)
         pipe.send(answer)
 
 
 def classified(task: Task) -> Classified:
-    """Classify a film in this process and make its results. Raises: OSError; FilmError, where the header is damaged."""
+    """Classify a film in this process and make its results. Raises: OSError; FilmError, if the header is damaged."""
     data = task.path.read_bytes()
     folder, description, digest = task.bundle
     predictor = _predictor(folder, description, task.require_age)
     prediction, film, reason = None, None, task.refused
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of values in a header that break a rule: not ours to mend, and not to quote
+        warnings.simplefilter("ignore")  # about invalid header values: not ours to correct, and not to quote
         if not reason:
             try:
                 film = decode(data, "film")  # once, for the network and for the picture
@@ -157,7 +157,7 @@ def classified(task: Task) -> Classified:
 
 
 def _keep(data: bytes, sop_instance: str, folder: Path, salt: str) -> None:
-    """Keep a de-identified copy under its new UID; one that cannot be made is not kept, and ends nothing."""
+    """Keep a de-identified copy under its new UID; a copy that fails is left out, and stops nothing."""
     with contextlib.suppress(FilmError, OSError):
         write_atomically(folder / f"{derived_uid('research', salt, sop_instance)}.dcm", deidentified(data, salt))
 
