@@ -1,6 +1,6 @@
 """Chest X-rays in, calibrated pneumonia probabilities out. Research software, not a medical device.
 
-Every verb of the command line is a function here, by the same name (those of ``chestxray aws`` excepted):
+Every command of the command line is a function here, by the same name (except those of ``chestxray aws``):
 
     films = chestxray.split(chestxray.clean(chestxray.collect("films")))
     chestxray.pack(films, "pack")
@@ -8,9 +8,9 @@ Every verb of the command line is a function here, by the same name (those of ``
     chestxray.export("training", "bundle")
     print(chestxray.predict("film.jpeg", "bundle").probability)
 
-Films are values, tuples of ``Film``; what lies on disk is named by its path. Every error on purpose is a
-``ChestXrayError``; ``chestxray.errors`` has their tree. ``__init__.pyi`` lists the names; each is imported when
-it is used first.
+Films are values, tuples of ``Film``; files on disk are given by their paths. Every deliberate error is a
+``ChestXrayError``; ``chestxray.errors`` shows the tree. ``__init__.pyi`` lists the names; each is imported when it is
+used first.
 """
 
 import os

@@ -1,7 +1,7 @@
 """The functions behind ``import chestxray`` that put a stage together from paths and names.
 
-The command line calls the same ones; other public functions are the stages' own. What a function needs is imported
-where it is called, so that nothing heavy is loaded before it is used.
+The command line calls the same functions; other public functions are those of the stages. Each function imports what it
+needs when it is called, so that no heavy library is loaded before it is used.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def pack(
 
     Args:
         films: rows of a split manifest.
-        out: folder to write, whole or not at all.
-        size: (height, width) in pixels; that of ``alexnet5`` where None.
-        resize: how films of another shape get there.
+        out: folder to write, completely or not at all.
+        size: (height, width) in pixels; None takes that of ``alexnet5``.
+        resize: how films of another shape are resized.
         on_progress: called with (films done, films in all).
-        workers: processes; by default one a core.
-        engine: who decodes: "local", processes of this machine, or "ray" (extra ray).
-        leakage_allowed: why splits that leak are to be packed all the same; kept in the description.
+        workers: number of processes; by default one a core.
+        engine: where films are decoded: "local", in processes of this machine, or "ray" (extra ray).
+        leakage_allowed: reason to pack splits that leak; kept in the description.
 
     Raises: as ``data.pack.write_pack``.
     """
@@ -75,13 +75,13 @@ def pack(
 
 
 def recipe(given: Recipe | Place = "default", **changes: Any) -> Recipe:
-    """Give a recipe of this package by its name, or read one from a TOML file, with changes.
+    """Return a recipe of this package by its name, or read one from a TOML file, with changes.
 
     Args:
         given: a name, a TOML file, or a recipe.
         changes: fields to replace, as ``epochs=3``.
 
-    Raises: RecipeInvalid, naming the nearest field or the recipes that there are.
+    Raises: RecipeInvalid, which names the nearest field or the existing recipes.
     """
     from chestxray.training.config import recipe_of
 
@@ -103,25 +103,25 @@ def train(
     on_progress: ProgressCallback = no_progress,
     log: Callable[[str], None] | None = None,
 ) -> RunSummary:
-    """Train a network on a pack; killed at any moment, the same call goes on where it stood.
+    """Train a network on a pack; after a kill the same call resumes.
 
     Args:
         pack: the folder of a pack.
         out: the folder for weights, metrics and learning curves.
         recipe: how to train: a recipe, the name of one of this package, or a TOML file.
-        teachers: finished runs on the same pack that it learns from, where the recipe has ``distillation``.
+        teachers: finished runs on the same pack from which the network learns, if the recipe has ``distillation``.
         device: "auto", "cpu" or "cuda".
-        checkpoints: their folder; by default one in ``out``.
-        restart: train from the beginning, whatever stands in ``out``.
-        trackers: "tensorboard" or "mlflow", told about each epoch too.
-        compiled: let torch compile the network first, where it can.
+        checkpoints: folder of the checkpoints; by default one in ``out``.
+        restart: train from the beginning, whatever ``out`` holds.
+        trackers: "tensorboard" or "mlflow", which receive each epoch too.
+        compiled: let torch compile the network first, if possible.
         on_epoch: called with the figures of each epoch.
         on_progress: called with (films done, films in all).
-        log: told in a line what it will cost, and what is gone on with.
+        log: called with a line about the expected cost, and about a resumed checkpoint.
 
-    Of several processes under torchrun, only the first calls back.
+    Of several processes under torchrun, only the first one calls these functions.
 
-    Raises: RecipeInvalid, MissingExtra, and what ``training.run.train_run`` raises.
+    Raises: RecipeInvalid, MissingExtra, and the errors of ``training.run.train_run``.
     """
     from chestxray.progress import no_log
     from chestxray.training.config import recipe_of
@@ -153,10 +153,10 @@ def blend(
     on_progress: ProgressCallback = no_progress,
     log: Log = no_log,
 ) -> RunSummary:
-    """Average the best weights of finished runs, and write the result as a run of its own, ready for export.
+    """Average the best weights of finished runs, and write the result as a new run, ready for export.
 
     Args:
-        runs: at least two, of one recipe but for the seed, on the pack.
+        runs: at least two, of one recipe except for the seed, on the pack.
         pack_folder: the pack.
         out: the new run's folder; an earlier run there is replaced.
         device: "auto", "cpu" or "cuda".
@@ -180,16 +180,16 @@ def export(
     pack: Place | None = None,
     notes: Sequence[str] = (),
 ) -> BundleInfo:
-    """Turn a training run into a bundle, or several runs on one pack into a bundle that answers with their mean.
+    """Export a training run as a bundle, or several runs on one pack as a bundle with their mean log-odds.
 
     Args:
         runs: the folder of a finished run, or several.
         out: the bundle's folder.
-        name: what predictions call the model.
-        compact: weights in 16 bits, and no second copy of them to train on with.
-        refuse: sources of pictures that the bundle must not answer, each a place or ``WORDS=PLACE``.
-        pack: that the runs were trained on; needed with ``refuse``.
-        notes: what was measured elsewhere, in sentences, for the model card.
+        name: the model's name in predictions.
+        compact: weights in 16 bits, without the second copy for further training.
+        refuse: sources of pictures that the bundle must refuse, each a place or ``WORDS=PLACE``.
+        pack: the pack on which the runs were trained; needed with ``refuse``.
+        notes: results that were measured elsewhere, in sentences, for the model card.
 
     Raises: as ``training.export.export_run``.
     """
@@ -226,21 +226,21 @@ def evaluate(
     reporter: Reporter = SILENT,
     settings: CollectSettings | None = None,
 ) -> Assessment:
-    """Measure a bundle on labelled films, each figure with its count and its 95% interval, and write the report.
+    """Evaluate a bundle on labelled films, each figure with count and 95% interval, and write the report.
 
     Args:
         bundle: a folder, or the name of a bundle that comes with this package.
         source: a manifest, or a folder of labelled films.
         out: the folder for the report.
-        split: the split to evaluate on; by default "test" where the source has one, else every film.
+        split: the split to evaluate on; by default "test" if the source has one, else every film.
         against: compare on the same films with a bundle or a table of scores, or with "original", the published counts.
-        threshold: from which a table of scores in ``against`` calls pneumonia; one half where None.
-        conformal: the error rate of the conformal sets; by default 0.1 where the bundle holds validation scores.
+        threshold: from which a table of scores in ``against`` means pneumonia; None takes one half.
+        conformal: the error rate of the conformal sets; by default 0.1 if the bundle holds validation scores.
         stress: evaluate the films under sixteen shifts as well.
-        workers: processes that read films; by default one a core.
-        command: what the user did, for the report.
-        reporter: told about progress.
-        settings: how a source that is no manifest is read, as ``collect`` takes it.
+        workers: number of processes that read films; by default one a core.
+        command: the user's command, for the report.
+        reporter: shows the progress.
+        settings: how to read a source that is no manifest, as for ``collect``.
 
     Raises: as ``evaluation.evaluate.evaluate_bundle``; SourceInvalid, ManifestInvalid.
     """
@@ -269,15 +269,15 @@ def evaluate_scores(
     threshold: float | None = None,
     command: str = "",
 ) -> Assessment:
-    """Measure any model by its table of scores (path, label, score, patient_id), and write the report.
+    """Evaluate any model by its table of scores (path, label, score, patient_id), and write the report.
 
     Args:
-        scores: the table, as ``batch`` writes it or as anybody else does.
+        scores: the table, from ``batch`` or from another program.
         out: the folder for the report.
-        split: the split to evaluate on; by default "test" where the table has one, else every row.
+        split: the split to evaluate on; by default "test" if the table has one, else every row.
         against: another table of scores of the same films, or "original", the published counts.
-        threshold: from which the table calls pneumonia; one half where None.
-        command: what the user did, for the report.
+        threshold: from which a score means pneumonia; None takes one half.
+        command: the user's command, for the report.
 
     Raises: as ``evaluation.evaluate.evaluate_table``.
     """
@@ -298,15 +298,15 @@ def calibrate(
     workers: int | None = None,
     reporter: Reporter = SILENT,
 ) -> Recalibrated:
-    """Fit a bundle's calibration and operating points anew on local films; graph and weights stay as they are.
+    """Fit calibration and operating points again on local films; graph and weights stay the same.
 
     Args:
         bundle: a folder, or the name of a bundle that comes with this package.
         source: a manifest, or a folder of labelled films of both classes.
         out: the new bundle's folder.
         split: the split of a manifest to use; by default every film.
-        workers: processes that read films; by default one a core.
-        reporter: told about progress.
+        workers: number of processes that read films; by default one a core.
+        reporter: shows the progress.
 
     Raises: as ``evaluation.calibrate.calibrate_bundle``; SourceInvalid, ManifestInvalid.
     """
@@ -319,14 +319,14 @@ def calibrate(
 
 
 def sign(bundle: Place, private_key: Place, password: str | None = None) -> Path:
-    """Sign every file of a bundle, as it is now, and give the signature's file.
+    """Sign every file of a bundle, as it is now, and return the signature's file.
 
     Args:
         bundle: its folder.
         private_key: an elliptic-curve key in PEM.
-        password: of the private key; None where it has none.
+        password: password of the private key; None if it has none.
 
-    Raises: BundleInvalid, SignatureInvalid; UsageError, where the key is none; OSError.
+    Raises: BundleInvalid, SignatureInvalid; UsageError, if the key is invalid; OSError.
     """
     from chestxray.inference.signature import sign_bundle
 
@@ -340,8 +340,8 @@ def verify(bundle: Place, public_key: Place) -> BundleInfo:
         bundle: its folder.
         public_key: the key whose holder must have signed, in PEM.
 
-    Returns: the description of the bundle, as it was signed.
-    Raises: SignatureInvalid, BundleInvalid; UsageError, where the key is none.
+    Returns: the signed description of the bundle.
+    Raises: SignatureInvalid, BundleInvalid; UsageError, if the key is invalid.
     """
     from chestxray.inference.signature import open_signed
 
@@ -358,15 +358,15 @@ def load(
     verify_key: Place | None = None,
     require_age: bool = False,
 ) -> Predictor:
-    """A model, ready to use: ``load()("film.jpeg").probability``.
+    """Return a model, ready to use: ``load()("film.jpeg").probability``.
 
     Args:
         bundle: the folder that "chestxray export" or "chestxray run" wrote, or the name of a bundle that comes with
             this package: "pneumonia".
-        threads: of one forward pass; by default one a core, at most four.
-        verify_key: the public key whose holder must have signed the bundle; by default the one that the environment
-            variable CHESTXRAY_VERIFY_KEY names, and without that any bundle is loaded.
-        require_age: refuse films whose file states no age; else they are answered with the note "age not stated".
+        threads: number of threads of one forward pass; by default one a core, at most four.
+        verify_key: public key that must verify the bundle's signature; by default the key that the environment variable
+            CHESTXRAY_VERIFY_KEY names, and without either any bundle is loaded.
+        require_age: refuse films whose file states no age; otherwise they are answered with the note "age not stated".
 
     Raises: BundleInvalid, SignatureInvalid.
     """
@@ -396,11 +396,11 @@ def predict(
         film: a path, bytes, an open file, a NumPy array or torch tensor (uint8, uint16, or float in 0 to 1; H x W,
             H x W x 3 or 1 x H x W), a PIL image or a pydicom data set.
         bundle: a folder, or the name of a bundle that comes with this package.
-        operating_point: name of one of the bundle's; the bundle's default where None.
-        heatmap: whether to draw where the evidence lies.
+        operating_point: name of one of the bundle's operating points; None takes the default.
+        heatmap: whether to draw a heat map of the evidence.
         verify_key, require_age: as for ``load``.
 
-    Raises: OSError; FilmError, where the film cannot be read; BundleInvalid, SignatureInvalid.
+    Raises: OSError; FilmError, if the film cannot be read; BundleInvalid, SignatureInvalid.
     """
     predictor = load(bundle, verify_key=verify_key, require_age=require_age)
     answer: Prediction = predictor(film, operating_point=operating_point, heatmap=heatmap)
@@ -420,22 +420,23 @@ def batch(
     require_age: bool = False,
     settings: CollectSettings | None = None,
 ) -> BatchResult:
-    """Classify every film of a source and write one row a film; killed, the same call goes on where it stood.
+    """Classify every film of a source and write one row a film; after a kill the same call resumes.
 
     Args:
         source: a manifest, or whatever ``collect`` takes; labels are not needed.
         out: the table: .csv, .jsonl or .parquet (extra parquet).
         bundle: a folder, or the name of a bundle that comes with this package.
-        operating_point: name of one of the bundle's; the bundle's default where None.
-        engine: who classifies: "local", processes of this machine, or "ray" (extra ray).
+        operating_point: name of one of the bundle's operating points; None takes the default.
+        engine: where films are classified: "local", in processes of this machine, or "ray" (extra ray).
         on_progress: called with (films done, films in all).
-        workers: processes; by default one a core.
+        workers: number of processes; by default one a core.
         verify_key, require_age: as for ``load``.
-        settings: how a source that is no manifest is read, as ``collect`` takes it.
+        settings: how to read a source that is no manifest, as for ``collect``.
 
     Raises:
-        SourceInvalid: there is no film, or none of them could be classified; then the table says why, film by film.
-        UsageError: no such engine; and what ``inference.batch.run_batch`` raises.
+        SourceInvalid: there is no film, or none of them could be classified; then the table has the reason for each
+            film.
+        UsageError: no such engine; and the errors of ``inference.batch.run_batch``.
     """
     from chestxray.data.collect import CollectSettings, films_of
     from chestxray.inference.batch import REFUSED, predict_groups, run_batch
@@ -463,10 +464,10 @@ def batch(
 
 
 def key(name: str) -> tuple[str, str]:
-    """Make a key for a caller of the service, and the entry by which the service knows it.
+    """Make a key for a caller of the service, and the entry by which the service recognises the key.
 
     Args:
-        name: whose key it is: 1 to 40 letters, digits, dots, dashes and underscores.
+        name: name of the key's holder: 1 to 40 letters, digits, dots, dashes and underscores.
 
     Returns: the key, which is stored nowhere, and the line for the service's key file.
     Raises: UsageError.

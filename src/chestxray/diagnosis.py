@@ -1,4 +1,4 @@
-"""What is installed, what is missing, which devices would be used: what a person is asked for first."""
+"""Diagnosis of an installation: what is installed, what is missing, which devices would be used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chestxray.errors import ChestXrayError
 from chestxray.inference.bundle import DEFAULT, folder_of
 from chestxray.version import __version__
 
-# What each extra brings, by the names to import and to install.
+# The modules of each extra, by their names for import and for installation.
 EXTRAS: Final = {
     "report": {
         "matplotlib": "matplotlib",
@@ -57,7 +57,7 @@ BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome")
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding; ``ok`` is False where something that a verb needs is missing."""
+    """One finding; ``ok`` is False if something that a command needs is missing."""
 
     name: str
     finding: str
@@ -66,13 +66,13 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """All findings, in the order in which they are told."""
+    """All findings, in the order of the report."""
 
     checks: tuple[Check, ...]
 
 
 def diagnose(bundle: Path | str = DEFAULT) -> Diagnosis:
-    """Look at this installation; ``bundle`` is the folder or the name of the default bundle."""
+    """Check this installation; ``bundle`` is the folder or the name of the default bundle."""
     checks = [
         Check("chestxray", f"{__version__} on Python {platform.python_version()}, {platform.platform()}"),
         Check("cores", f"{cores()} may be used"),
@@ -90,7 +90,7 @@ def diagnose(bundle: Path | str = DEFAULT) -> Diagnosis:
 
 
 def extra_that_brings(module: str | None) -> str | None:
-    """The extra that installs a module of that name; None where no extra does."""
+    """Return the extra that installs a module; None if no extra does."""
     top = (module or "").split(".")[0]
     return next((extra for extra, modules in EXTRAS.items() if top in modules), None)
 

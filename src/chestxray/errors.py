@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as one tree.
+"""All deliberate errors of this package, as one tree.
 
     ChestXrayError
     ├── UsageError                exit 2: the request itself makes no sense
@@ -9,7 +9,7 @@
     │   ├── OutputExists
     │   ├── FilmTypeInvalid       also a TypeError
     │   └── FilmValueInvalid      also a ValueError
-    ├── DataError                 exit 1: the request is fine, the data is not
+    ├── DataError                 exit 1: the request is valid, the data is not
     │   ├── SourceInvalid
     │   ├── ManifestInvalid
     │   ├── PackInvalid
@@ -39,20 +39,20 @@
             └── TruncatedFilm
 
 Each message names the file, the fact and the remedy. Exceptions of other libraries are translated
-where they arise, so whoever calls this package catches ``ChestXrayError`` and nothing else.
+where they arise, so a caller of this package has to catch only ``ChestXrayError``.
 """
 
 from __future__ import annotations
 
 
 class ChestXrayError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every deliberate error of this package."""
 
     exit_status = 1
 
 
 class UsageError(ChestXrayError):
-    """The request itself makes no sense: an option, a recipe, a missing extra."""
+    """The request itself is invalid: an option, a recipe, a missing extra."""
 
     exit_status = 2
 
@@ -66,30 +66,30 @@ class OutOfRange(UsageError, ValueError):
 
 
 class SettingsInvalid(UsageError):
-    """The settings of a DICOM node name an unknown key or hold a value that makes no sense."""
+    """The settings of a DICOM node name an unknown key or hold an invalid value."""
 
 
 class MissingExtra(UsageError):
-    """An optional dependency is not installed; the message says which extra brings it."""
+    """An optional dependency is not installed; the message names the extra that installs it."""
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f'{what} needs an extra. Install it with: pip install "chestxray[{extra}]"')
 
 
 class OutputExists(UsageError):
-    """The output is there already and is not ours to overwrite."""
+    """The output exists already and is not an earlier output of the same kind."""
 
 
 class FilmTypeInvalid(UsageError, TypeError):
-    """What was given in place of a film is none: another type, shape or kind of number."""
+    """An argument is no film: it has another type, shape or kind of number."""
 
 
 class FilmValueInvalid(UsageError, ValueError):
-    """The pixels that were given lie out of range."""
+    """The pixels of an argument are out of range."""
 
 
 class DataError(ChestXrayError):
-    """The request is fine, the data is not."""
+    """The request is valid, the data is not."""
 
 
 class SourceInvalid(DataError):
@@ -97,7 +97,7 @@ class SourceInvalid(DataError):
 
 
 class ManifestInvalid(DataError):
-    """A manifest cannot be read, or a row of it holds nonsense."""
+    """A manifest cannot be read, or one of its rows is invalid."""
 
 
 class PackInvalid(DataError):
@@ -113,15 +113,15 @@ class BundleInvalid(DataError):
 
 
 class SignatureInvalid(BundleInvalid):
-    """A bundle is not signed, not by this key, or was changed since."""
+    """A bundle is not signed, is not signed with this key, or has changed since."""
 
 
 class Leakage(DataError):
-    """A patient or a film stands on two splits."""
+    """A patient or a film is in two splits."""
 
 
 class DegenerateLabels(DataError):
-    """A statistic needs both classes and only one occurs."""
+    """A statistic needs both classes, and only one occurs."""
 
 
 class TrainingDiverged(DataError):
@@ -129,37 +129,37 @@ class TrainingDiverged(DataError):
 
 
 class CloudError(ChestXrayError):
-    """AWS refused or failed; the message says what was under way and what the service answered."""
+    """AWS refused or failed; the message names the step and the answer of the service."""
 
 
 class CredentialsMissing(CloudError):
-    """No credentials, or none that AWS knows; or no region."""
+    """There are no credentials, or AWS does not know them; or the region is missing."""
 
     exit_status = 2
 
 
 class CredentialsExpired(CloudError):
-    """The credentials were good once."""
+    """The credentials have expired."""
 
 
 class CloudRefused(CloudError):
-    """The credentials are good and may not do this."""
+    """The credentials are valid, but do not permit the action."""
 
 
 class CloudThrottled(CloudError):
-    """Too many requests, also after all the retries."""
+    """There were too many requests, even after all retries."""
 
 
 class CloudMissing(CloudError):
-    """What was asked for does not exist in this account and region."""
+    """A requested resource does not exist in this account and region."""
 
 
 class CloudForeign(CloudError):
-    """Something of the name that is needed exists and is not of this deployment."""
+    """A resource with a needed name exists and belongs to no or another deployment."""
 
 
 class QuotaReached(CloudError):
-    """The account may have no more of it."""
+    """A quota of the account is used up."""
 
 
 class CloudUnreachable(CloudError):
@@ -167,19 +167,19 @@ class CloudUnreachable(CloudError):
 
 
 class JobFailed(CloudError):
-    """What AWS was to do for us (a job, an endpoint, a build) ended badly; the message says why."""
+    """A job, an endpoint or a build in AWS failed; the message gives the reason."""
 
 
 class PeerError(ChestXrayError):
-    """Another DICOM node refused, failed, or cannot be reached; the message says which, and what it answered."""
+    """Another DICOM node refused, failed, or cannot be reached; the message names the node and its answer."""
 
 
 class OutputUnwritable(ChestXrayError):
-    """What was computed cannot be kept: the disk is full, the folder read-only or gone."""
+    """A result cannot be written: the disk is full, the folder is read-only or gone."""
 
 
 class TrainingInterrupted(ChestXrayError):
-    """Training was asked to stop, and wrote a checkpoint first."""
+    """Training was asked to stop, and has written a checkpoint."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
@@ -187,25 +187,25 @@ class TrainingInterrupted(ChestXrayError):
 
 
 class FilmError(ChestXrayError):
-    """One film cannot be classified. ``http_status`` is what the service answers."""
+    """One film cannot be classified. ``http_status`` is the status of the service's answer."""
 
     http_status = 422
 
 
 class UnsupportedFormat(FilmError):
-    """The bytes are of no format that this package reads."""
+    """The bytes are in no format that this package reads."""
 
     http_status = 415
 
 
 class FilmTooLarge(FilmError):
-    """More bytes or pixels than the limits allow; found before anything is decoded."""
+    """The film has more bytes or pixels than the limits allow; found before decoding."""
 
     http_status = 413
 
 
 class UnreadableFilm(FilmError):
-    """The format is known and the content is damaged."""
+    """The format is known, but the content is damaged."""
 
 
 class TruncatedFilm(UnreadableFilm):

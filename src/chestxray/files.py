@@ -1,4 +1,4 @@
-"""Files written whole or not at all, never over what is not ours, and named by their hash."""
+"""Files that are written completely or not at all, never over other files, and identified by their hash."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from chestxray.errors import OutputExists, OutputUnwritable
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 _CANNOT_BE_RENAMED: Final = frozenset({errno.EBUSY, errno.EXDEV, errno.EPERM})  # mount points, and folders on them
-_OF_THE_DISK: Final = frozenset({"lost+found"})  # stands in the root of a file system, and is nobody's
+_OF_THE_DISK: Final = frozenset({"lost+found"})  # in the root of a file system; belongs to no user
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: to a name beside it, synced, then renamed. Raises: OutputUnwritable."""
+    """Write a file completely or not at all: under another name, synced, then renamed. Raises: OutputUnwritable."""
     with file_written_whole(path) as file:
         file.write(data)
 
 
 @contextmanager
 def file_written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Give a file beside ``path`` to write, piece by piece; it takes the name ``path`` only if the block succeeds.
+    """Yield a file beside ``path`` for writing piece by piece; it is renamed to ``path`` only if the block succeeds.
 
-    A link is followed. What is no regular file (``/dev/stdout``, a pipe) is written to as it stands.
+    A link is followed. A file that is not regular (``/dev/stdout``, a pipe) is written directly.
 
-    Raises: OutputUnwritable, naming ``path`` and never the file beside it.
+    Raises: OutputUnwritable, which names ``path`` and never the file beside it.
     """
     path = place_of(path)
     with _refusals_told(path):
@@ -54,7 +54,7 @@ def file_written_whole(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _refusals_told(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write into one sentence about ``path``. Raises: OutputUnwritable."""
+    """Turn the system's errors of writing into one sentence about ``path``. Raises: OutputUnwritable."""
     beside = _beside(path)
     try:
         yield
@@ -72,7 +72,7 @@ def _refusals_told(path: Path) -> Iterator[None]:
 
 
 def _take_place(beside: Path, path: Path) -> None:
-    """Give a file its name; a file that is mounted by itself cannot be renamed over, and is written anew."""
+    """Rename a file to its place; write it anew if the place is a mounted file, which no rename can replace."""
     try:
         beside.replace(path)
     except OSError as error:
@@ -85,14 +85,14 @@ def _take_place(beside: Path, path: Path) -> None:
 
 
 def refuse_to_replace(path: Path, is_ours: Callable[[bytes], bool], what: str) -> None:
-    """Check that nothing stands at ``path`` but an earlier output of the same kind, or an empty file.
+    """Check that ``path`` is free, empty, or an earlier output of the same kind.
 
     Args:
-        path: of an output that is a file.
-        is_ours: whether a file that begins so is one; called with at most 64 KiB.
-        what: the kind, for the error.
+        path: path of an output file.
+        is_ours: function of a file's first bytes, at most 64 KiB: True if the file is such an output.
+        what: name of the kind, for the error.
 
-    Raises: OutputExists; OutputUnwritable, where a file stands in the way of its folder.
+    Raises: OutputExists; OutputUnwritable, if a file has the name of its folder.
     """
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
     if not nearest.is_dir():
@@ -108,7 +108,7 @@ def refuse_to_replace(path: Path, is_ours: Callable[[bytes], bool], what: str) -
 
 
 def check_document(path: Path, *keys: str) -> None:
-    """Check that a JSON document may be written there: nothing stands there, or one with one of these keys.
+    """Check that a JSON document may be written to ``path``: it is free, or a document with one of these keys.
 
     Raises: OutputExists.
     """
@@ -124,17 +124,17 @@ def check_document(path: Path, *keys: str) -> None:
 
 
 def place_of(path: Path) -> Path:
-    """Where an output lies: the end of a link, so that what is renamed is never the link itself."""
+    """Return the path of an output, behind a link if there is one, so that a rename never replaces the link."""
     return path.resolve() if path.is_symlink() else path
 
 
 def may_be_replaced(path: Path, marker: str) -> bool:
-    """Whether nothing stands at ``path``, or an empty folder, or one that holds the file ``marker``."""
+    """Check whether ``path`` is free, an empty folder, or a folder with the file ``marker``."""
     return not path.exists() or (path.is_dir() and ((path / marker).is_file() or not _held(path)))
 
 
 def _held(folder: Path) -> list[Path]:
-    """What a folder holds, but for what a file system or a killed run of ours left there."""
+    """Return the content of a folder, except files of the file system or of a killed run."""
     return [
         path
         for path in folder.iterdir()
@@ -144,13 +144,12 @@ def _held(folder: Path) -> list[Path]:
 
 @contextmanager
 def folder_written_whole(path: Path, marker: str) -> Iterator[Path]:
-    """Give a folder beside ``path`` to fill; it takes the name ``path`` only if the block succeeds.
+    """Yield a folder beside ``path`` to fill; it is renamed to ``path`` only if the block succeeds.
 
-    A folder that already stands at ``path`` is replaced where it holds the file ``marker`` (so it is an
-    earlier output of the same kind) or is empty. A link is followed. A mount point cannot be renamed: its contents
-    are exchanged instead, ``marker`` last.
+    A folder at ``path`` is replaced if it holds the file ``marker`` (so it is an earlier output of the same kind) or is
+    empty. A link is followed. A mount point cannot be renamed: its contents are exchanged instead, ``marker`` last.
 
-    Raises: OutputExists, before anything is written, where something else stands there; OutputUnwritable.
+    Raises: OutputExists, before anything is written, if ``path`` holds something else; OutputUnwritable.
     """
     if not may_be_replaced(path, marker):
         raise OutputExists(f"{path}: exists and is not a folder that this command wrote. Give another --out")
@@ -170,7 +169,7 @@ def folder_written_whole(path: Path, marker: str) -> Iterator[Path]:
 
 
 def _renamed(beside: Path, path: Path) -> bool:
-    """Put a folder in the place of another; whether the system let it."""
+    """Rename a folder to the place of another; return whether the system allowed it."""
     try:
         if path.exists():
             shutil.rmtree(path)
@@ -183,7 +182,7 @@ def _renamed(beside: Path, path: Path) -> bool:
 
 
 def _exchange(beside: Path, path: Path, marker: str) -> None:
-    """Put what a folder holds into another that cannot be renamed: the marker goes first and comes last."""
+    """Move the content of a folder into one that cannot be renamed: the marker is removed first and added last."""
     (path / marker).unlink(missing_ok=True)
     for old in _held(path):
         if old.is_dir() and not old.is_symlink():
@@ -195,7 +194,7 @@ def _exchange(beside: Path, path: Path, marker: str) -> None:
 
 
 def sha256_of_file(path: Path) -> str:
-    """SHA-256 of a file's bytes as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -209,14 +208,14 @@ _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def as_cell(text: str) -> str:
-    """A text as it is written into a CSV file: a program for tables must not take it for a formula.
+    """Return a text for a CSV file in a form that no spreadsheet program takes for a formula.
 
-    What begins like one gets an apostrophe before it, numbers excepted; ``of_cell`` takes it away again.
+    A text that begins like a formula gets an apostrophe before it, except numbers; ``of_cell`` removes it again.
     Law: ``of_cell(as_cell(text)) == text``. Source: OWASP, CSV Injection.
     """
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
 def of_cell(text: str) -> str:
-    """The text that ``as_cell`` wrote."""
+    """Return the text that ``as_cell`` wrote."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text

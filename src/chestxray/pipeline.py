@@ -1,4 +1,4 @@
-"""Several stages in a row: what ``run`` does, as a function.
+"""The whole pipeline: the stages of ``run`` in order, as a function.
 
 source -> manifest.csv -> clean.csv -> split.csv (and audit) -> pack -> training -> bundle -> scores.csv -> report
 """
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """What ``run`` does besides the films.
+    """The settings of ``run`` besides the films.
 
     Attributes:
         recipe: how to train: a recipe, the name of one of this package, or a TOML file.
         device: where to train.
-        size: (height, width) of the network's input, in pixels; None for the size that the network was made for.
-        split_seed: draws the splits that the source does not give.
-        synthetic_patients: patients to draw where there is no source.
-        refuse: sources of pictures that the bundle must not answer, each a place or ``WORDS=PLACE``.
-        workers: processes that read films.
-        command: what the user typed, for the report.
-        collecting: what the source does not say of its films.
+        size: (height, width) of the network's input, in pixels; None takes the network's own size.
+        split_seed: seed for drawing the splits that the source does not give.
+        synthetic_patients: number of synthetic patients if there is no source.
+        refuse: sources of pictures that the bundle must refuse, each a place or ``WORDS=PLACE``.
+        workers: number of processes that read films.
+        command: the user's command, for the report.
+        collecting: facts about the films that the source does not state.
     """
 
     recipe: Recipe | Path | str = "default"
@@ -58,13 +58,13 @@ class RunSettings:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What ``run`` made.
+    """The result of ``run``.
 
     Attributes:
-        bundle, report: where they lie; the report as an HTML file.
+        bundle, report: their paths; the report is an HTML file.
         validation: the record of the best epoch.
-        assessment: on the test split.
-        seconds: that each stage took.
+        assessment: the evaluation on the test split.
+        seconds: time of each stage, in seconds.
     """
 
     bundle: Path
@@ -75,47 +75,47 @@ class RunResult:
 
 
 class Teller(Protocol):
-    """Whoever puts the results of the stages into words as they come."""
+    """Reports the results of the stages as they come."""
 
     def cleaned(self, distribution: Distribution, films: Sequence[Film]) -> None:
-        """What cleaning found."""
+        """Report the result of cleaning."""
 
     def split(self, films: Sequence[Film]) -> None:
-        """Who stands where."""
+        """Report how many films each split holds."""
 
     def audited(self, found: Audit) -> None:
-        """What a network could learn in place of the disease."""
+        """Report what a network could learn in place of the disease."""
 
     def epoch(self, record: EpochRecord) -> None:
-        """What an epoch gave."""
+        """Report the figures of an epoch."""
 
     def exported(self, folder: Path, info: BundleInfo) -> None:
-        """What the bundle holds."""
+        """Report the content of the bundle."""
 
     def assessed(self, assessment: Assessment) -> None:
-        """What the test split says."""
+        """Report the figures of the test split."""
 
 
 class _SilentTeller:
-    """Puts nothing into words."""
+    """Reports nothing."""
 
     def cleaned(self, distribution: Distribution, films: Sequence[Film]) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def split(self, films: Sequence[Film]) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def audited(self, found: Audit) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def epoch(self, record: EpochRecord) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def exported(self, folder: Path, info: BundleInfo) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def assessed(self, assessment: Assessment) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
 
 _SILENT_TELLER: Final = _SilentTeller()
@@ -123,7 +123,7 @@ _SILENT_TELLER: Final = _SilentTeller()
 
 @dataclass(slots=True)
 class _Stages:
-    """Announces each stage and keeps its time."""
+    """Announces each stage and measures its time."""
 
     reporter: Reporter
     seconds: dict[str, float] = field(default_factory=dict)
@@ -144,16 +144,16 @@ def run(
     reporter: Reporter = SILENT,
     teller: Teller = _SILENT_TELLER,
 ) -> RunResult:
-    """Films to a measured bundle: every stage in order, each output in ``out`` under its own name.
+    """Run every stage in order, from films to an evaluated bundle, each output in ``out`` under its own name.
 
     Args:
-        source: a folder of films, or whatever else ``collect`` takes; None draws synthetic films first.
+        source: a folder of films, or another source that ``collect`` accepts; None draws synthetic films first.
         out: the folder; outputs of an earlier run there are replaced.
         settings: everything else.
-        reporter: told about progress.
-        teller: told the results as they come.
+        reporter: shows the progress.
+        teller: reports the results as they come.
 
-    Raises: what the stages raise.
+    Raises: the errors of the stages.
     """
     from chestxray.training.config import recipe_of
     from chestxray.training.export import export_run

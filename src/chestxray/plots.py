@@ -1,7 +1,7 @@
-"""Pictures for whoever looks before believing: films, their distribution, scaling, a network, an answer.
+"""Pictures for inspection: films, their distribution, scaling, a network, an answer.
 
-Each function gives a matplotlib figure, which a notebook shows and ``figure.savefig("name.png")`` writes. The extra
-"report" brings matplotlib.
+Each function returns a matplotlib figure, which a notebook shows and ``figure.savefig("name.png")`` writes. The extra
+"report" installs matplotlib.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Grey = npt.NDArray[np.uint8]
 
 ACROSS: Final = 4  # films side by side
-SHOWN: Final = 320  # pixels, height of a film in a picture
+SHOWN: Final = 320  # pixels: height of a film in a picture
 COLOURS: Final = {Label.NORMAL.value: COOL, Label.PNEUMONIA.value: WARM}
 _UNDER: Final = 30  # characters of a line under a film
 
@@ -47,11 +47,11 @@ _UNDER: Final = 30  # characters of a line under a film
 
 
 def plot_films(films: Sequence[Film], titles: Sequence[str] = ()) -> Figure:
-    """Films side by side, each with its name, its label and what cleaning says of it.
+    """Plot films side by side, each with its name, its label and its verdict from cleaning.
 
     Args:
         films: rows of a manifest; a film that cannot be read is an empty frame.
-        titles: one a film, in place of its name and label.
+        titles: one for each film, in place of its name and label.
     """
     across = max(1, min(ACROSS, len(films)))
     down = max(1, math.ceil(len(films) / across))
@@ -89,13 +89,13 @@ def _show(axes: Axes, film: Film) -> None:
 
 
 def _log(axes: Axes, what: str) -> None:
-    """A word where there is nothing to draw."""
+    """Write a message where there is nothing to draw."""
     axes.set(xticks=[], yticks=[])
     axes.text(0.5, 0.5, what, ha="center", va="center", fontsize=8, color=MUTED, transform=axes.transAxes)
 
 
 def _shown(data: bytes, name: str) -> Grey:
-    """A film in its own proportions, SHOWN pixels high."""
+    """Return a film in its own proportions, SHOWN pixels high."""
     film = decode(data, name, at_least=(SHOWN, SHOWN))
     return resample(film.pixels, SHOWN, max(1, round(SHOWN * film.width / film.height)), Resize.SQUEEZE, film.frame)
 
@@ -104,7 +104,7 @@ def _shown(data: bytes, name: str) -> Grey:
 
 
 def plot_distribution(films: Sequence[Film]) -> Figure:
-    """What a cleaned manifest holds: accepted films by side and label, their sizes, and what cleaning set aside."""
+    """Plot a cleaned manifest: accepted films by split and label, their sizes, and the films that cleaning rejected."""
     with _figure(10.5, 3.4) as figure:
         sides, sizes, set_aside = figure.subplots(1, 3)
         accepted = [film for film in films if film.is_accepted]
@@ -155,14 +155,14 @@ def _draw_set_aside(axes: Axes, films: Sequence[Film]) -> None:
 
 
 def plot_scaling(film: Film, size: tuple[int, int] = (112, 160), levels: Levels = Levels.EQUALISED) -> Figure:
-    """A film, and what the network would see of it under each policy of scaling.
+    """Plot a film, and the network's input under each policy of scaling.
 
     Args:
         film: a row of a manifest.
         size: (height, width) of the network's input, in pixels.
-        levels: what becomes of the film's grey levels.
+        levels: how the film's grey levels are mapped.
 
-    Raises: OSError, FilmError, where it cannot be read.
+    Raises: OSError, FilmError, if the film cannot be read.
     """
     data, name = read_film(film), name_of(film)
     radiograph = decode(data, name)
@@ -183,10 +183,10 @@ def plot_scaling(film: Film, size: tuple[int, int] = (112, 160), levels: Levels 
 
 
 def plot_network(network: str = "alexnet5", size: tuple[int, int] | None = None) -> Figure:
-    """A network as the sizes that a film takes on its way through it, with what each stage has to learn.
+    """Plot a network as the sizes of a film on its way through the layers, with the parameters of each stage.
 
     Args:
-        network: row of the table of networks: alexnet5, residual, efficientnet_lite0.
+        network: name of a row in the table of networks: alexnet5, residual, efficientnet_lite0.
         size: (height, width) of the film in pixels; by default the network's own.
 
     Raises: RecipeInvalid, MissingExtra.
@@ -212,9 +212,9 @@ _TILT: Final = 0.3  # how far the depth of a stage leans to the right and up
 
 
 def _draw_stage(axes: Axes, stage: Stage, left: float, film: Stage) -> float:
-    """A box as high as the rows, as deep as the columns and as thick as the channels, by roots and logarithms.
+    """Draw a box whose sides stand for rows, columns and channels, by square roots and logarithms.
 
-    Returns: how far it reaches to the right.
+    Returns: its right edge.
     """
     high, deep = 2 * math.sqrt(stage.rows / film.rows), 2 * math.sqrt(stage.columns / film.columns)
     if stage.rows == stage.columns == 1:
@@ -258,13 +258,13 @@ def _label_of(stage: Stage) -> str:
 
 
 def plot_answer(film: Path | str | bytes, answer: Prediction) -> Figure:
-    """A film beside its heat map, with what the model answers.
+    """Plot a film beside its heat map, with the model's answer.
 
     Args:
         film: its path, or the bytes of its file.
-        answer: of this film, asked for with ``heatmap=True``; without, the film is shown alone.
+        answer: the answer to this film, made with ``heatmap=True``; without a heat map the film is shown alone.
 
-    Raises: OSError, FilmError, where it cannot be read.
+    Raises: OSError, FilmError, if the film cannot be read.
     """
     data, name = (film, "film") if isinstance(film, bytes) else (Path(film).read_bytes(), Path(film).name)
     panels: list[npt.NDArray[np.uint8]] = [_shown(data, name)]
@@ -294,7 +294,7 @@ def _answered(answer: Prediction) -> str:
 
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[Figure]:
-    """White paper of so many inches, in the style of the reports. Raises: MissingExtra."""
+    """Open a figure of so many inches on white, in the style of the reports. Raises: MissingExtra."""
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""How long work reports what it does: a line of text, or how many of its items are done.
+"""Progress reports of long work: a line of text, or the number of finished items.
 
 A stage takes the callbacks ``ProgressCallback`` and ``Log``; a function that runs several stages takes a
 ``Reporter``, of which the console of the command line is one.
@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Protocol
 
 ProgressCallback = Callable[[int, int], None]  # (items done, items in all)
-Log = Callable[[str], None]  # one line of text, without its end
+Log = Callable[[str], None]  # one line of text, without a line break
 
 
 def no_progress(done: int, total: int) -> None:
@@ -24,7 +24,7 @@ def no_log(line: str) -> None:
 
 
 def warn(line: str) -> None:
-    """Report to Python's logging, which prints warnings where nobody set it up: what must not go unheard."""
+    """Report to Python's logging, which prints warnings by default, so that the line is not lost."""
     logging.getLogger("chestxray").warning("%s", line)
 
 
@@ -35,7 +35,7 @@ class Reporter(Protocol):
         """Report one line."""
 
     def progress(self, label: str) -> AbstractContextManager[ProgressCallback]:
-        """Give the callback that moves a progress bar with this label, as long as the context lasts."""
+        """Yield the callback that moves a progress bar with this label, until the block ends."""
 
 
 class SilentReporter:
@@ -45,7 +45,7 @@ class SilentReporter:
         """Report nothing."""
 
     def progress(self, label: str) -> AbstractContextManager[ProgressCallback]:  # noqa: ARG002 - the protocol's
-        """Give a callback that does nothing."""
+        """Yield a callback that does nothing."""
         return nullcontext(no_progress)
 
 
@@ -53,5 +53,5 @@ SILENT: Final = SilentReporter()
 
 
 def said(count: int, one: str, many: str) -> str:
-    """A count with its words: ``said(1, "file is no film", "files are no films")``."""
+    """Return a count with its words: ``said(1, "file is no film", "files are no films")``."""
     return f"{count:,} {one if count == 1 else many}"

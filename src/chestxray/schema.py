@@ -1,11 +1,11 @@
-"""The vocabulary: four contracts between the stages, standard library only.
+"""The vocabulary of the package: four contracts between the stages, standard library only.
 
     Manifest    manifest.csv     one Film a row           collect, clean, split -> pack, batch
     Pack        pack.json        PackInfo                 pack -> train, evaluate
     Bundle      bundle.json      BundleInfo               export -> predict, serve
     Prediction  JSON             Prediction               predict -> everybody
 
-Each is a frozen dataclass that cannot hold nonsense, with one round-trip law: reading what was written
+Each is a frozen dataclass that refuses invalid values, with one round-trip law: reading what was written
 gives an equal value. Stages know these contracts, not each other.
 """
 
@@ -41,16 +41,16 @@ INTENDED_USE: Final = (
     "Research and teaching on frontal chest radiographs of children (the published training films are "
     "antero-posterior views of patients aged one to five years, from one hospital). " + NOTICE
 )
-# Years, from the first to below the second, outside of which a DICOM film that tells an age is refused. The published
-# training films are of children aged one to five. Those years lie in two of the age classes of ICH E11(R1) section
-# 2.5, "infants and toddlers" and "children"; the newborn before them and the adolescents after have other chests.
+# Years, from the first to below the second; a DICOM film with a stated age outside is refused. The published
+# training films are of children aged one to five. Those years are in two of the age classes of ICH E11(R1) section
+# 2.5, "infants and toddlers" and "children"; newborns before them and adolescents after have different chests.
 INTENDED_AGES: Final = (28 / 365.25, 12.0)
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class Label(StrEnum):
-    """What a film is known to show. The order gives the class index: pneumonia is positive."""
+    """What a film shows. The order gives the class index: pneumonia is positive."""
 
     NORMAL = "normal"
     PNEUMONIA = "pneumonia"
@@ -62,7 +62,7 @@ class Label(StrEnum):
 
 
 class Split(StrEnum):
-    """The split that a film stands on."""
+    """The split of a film."""
 
     TRAIN = "train"
     VAL = "val"
@@ -70,7 +70,7 @@ class Split(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What ``clean`` found. Only accepted films are packed; nothing is ever deleted."""
+    """The result of ``clean``. Only accepted films are packed; nothing is ever deleted."""
 
     ACCEPTED = "accepted"
     UNREADABLE = "unreadable"
@@ -89,17 +89,17 @@ class Verdict(StrEnum):
 class Resize(StrEnum):
     """How a film of any shape becomes a picture of one shape."""
 
-    SQUEEZE = "squeeze"  # each axis scaled on its own: the aspect ratio is lost, no pixel is
-    LETTERBOX = "letterbox"  # aspect ratio kept, black bars added
-    CROP = "crop"  # aspect ratio kept, the centre taken
+    SQUEEZE = "squeeze"  # each axis is scaled on its own: the aspect ratio is lost, no pixel is
+    LETTERBOX = "letterbox"  # the aspect ratio is kept, black bars are added
+    CROP = "crop"  # the aspect ratio is kept, the centre is cut out
 
 
 class Levels(StrEnum):
-    """What becomes of a film's grey levels on their way to the network."""
+    """How a film's grey levels are mapped on their way to the network."""
 
-    STORED = "stored"  # nothing: a dark export stays dark
-    STRETCHED = "stretched"  # the middle's darkest and brightest hundredth become black and white
-    EQUALISED = "equalised"  # the same, and then drawn towards the levels' ranks within the film
+    STORED = "stored"  # unchanged: a dark export stays dark
+    STRETCHED = "stretched"  # the darkest and brightest hundredth of the film's middle become black and white
+    EQUALISED = "equalised"  # the same, and then moved towards the levels' ranks within the film
 
 
 # --------------------------------------------------------------------------- manifest
@@ -110,19 +110,19 @@ class Film:
     """One row of a manifest. Empty text and zero mean "not known yet".
 
     Attributes:
-        path: absolute path in memory; relative to the manifest on disk where it lies below it.
+        path: absolute path in memory; relative to the manifest on disk if the film is below the manifest's folder.
         label: "normal", "pneumonia" or "".
         split: "train", "val", "test" or "".
         patient_id: the name of the patient as the source gives it, with its counter's name.
-        cause: "bacteria", "virus" or "": what the pneumonia came from, for subgroups.
-        sha256: of the file's bytes, 64 hexadecimal digits.
+        cause: "bacteria", "virus" or "": cause of the pneumonia, for subgroups.
+        sha256: hash of the file's bytes, 64 hexadecimal digits.
         width, height: in pixels, after the EXIF orientation was applied.
         channels: as stored in the file (a greyscale film may be stored with 3).
         bit_depth: bits a sample, as stored.
         perceptual_hash: 512-bit difference hash, 128 hexadecimal digits.
-        verdict, reason: what ``clean`` found, and why in one sentence.
-        mean_level: of the pixels, black 0 and white 1, rounded to 4 decimals.
-        extra: further columns of the source, as (name, value) sorted by name; an empty value is none.
+        verdict, reason: the result of ``clean``, and its reason in one sentence.
+        mean_level: mean of the pixels, black 0 and white 1, rounded to 4 decimals.
+        extra: further columns of the source, as (name, value) sorted by name; empty values are left out.
     """
 
     path: str
@@ -159,18 +159,18 @@ class Film:
 
     @property
     def is_accepted(self) -> bool:
-        """Whether ``clean`` found nothing against this film."""
+        """True if ``clean`` found no objection to this film."""
         return self.verdict == Verdict.ACCEPTED
 
 
 FILM_COLUMNS: Final = tuple(f.name for f in dataclasses.fields(Film) if f.name != "extra")
 _NUMBERS: Final = {"width": int, "height": int, "channels": int, "bit_depth": int, "mean_level": float}
-_AS_WRITTEN: Final = frozenset({"path", "patient_id"})  # their spaces are theirs
+_AS_WRITTEN: Final = frozenset({"path", "patient_id"})  # spaces in these belong to the value
 VERSION_COLUMN: Final = "manifest_version"
 
 
 def _further(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Further columns in one form: single spaces, no empty value, sorted. Raises: ManifestInvalid."""
+    """Return further columns in one form: single spaces, no empty value, sorted. Raises: ManifestInvalid."""
     tidy = sorted((" ".join(name.split()), " ".join(value.split())) for name, value in pairs)
     names = [name for name, value in tidy if value]
     if len(set(names)) < len(names) or not {"", *FILM_COLUMNS, VERSION_COLUMN}.isdisjoint(names):
@@ -179,24 +179,24 @@ def _further(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
 
 
 def check_manifest(path: Path | str) -> None:
-    """Check that a manifest may be written there: nothing stands there, or a manifest. Raises: OutputExists."""
+    """Check that a manifest may be written to ``path``: it is free, or a manifest. Raises: OutputExists."""
     column = VERSION_COLUMN.encode()
     refuse_to_replace(Path(path), lambda head: column in head.split(b"\n", 1)[0], "a manifest")
 
 
 def write_manifest(films: Iterable[Film], path: Path | str) -> None:
-    """Write films as CSV, whole or not at all. Law: ``read_manifest(p)`` gives the same films.
+    """Write films as CSV, completely or not at all. Law: ``read_manifest(p)`` returns the same films.
 
-    Names of files that are no text are written as the bytes that they are.
+    Names of files that are no valid text are written as their bytes.
 
-    Raises: OutputExists, where something else stands there; OutputUnwritable.
+    Raises: OutputExists, if ``path`` is another file; OutputUnwritable.
     """
     path = Path(path)
     check_manifest(path)
     base = path.parent.resolve()
     out = io.StringIO(newline="")
     rows = tuple(films)
-    # Quotes round everything, since a bare carriage return inside a name would end the row.
+    # Quote every value, because a bare carriage return inside a name would end the row.
     returns = any("\r" in film.path or "\r" in film.patient_id for film in rows)
     writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL)
     further = sorted({name for film in rows for name, _ in film.extra})
@@ -211,7 +211,7 @@ def write_manifest(films: Iterable[Film], path: Path | str) -> None:
 
 
 def read_manifest(path: Path | str) -> tuple[Film, ...]:
-    """Read a manifest. Raises: ManifestInvalid, with the line that is at fault."""
+    """Read a manifest. Raises: ManifestInvalid, which names the line."""
     path = Path(path)
     try:
         data = path.read_bytes()
@@ -259,7 +259,7 @@ def _as_stored(path: str, base: Path) -> str:
 
 
 def member(kind: type[Choice], value: Choice | str) -> Choice:
-    """Give the member of an enumeration that has this value. Raises: OutOfRange, naming the members."""
+    """Return the member of an enumeration that has this value. Raises: OutOfRange, which names the members."""
     try:
         return kind(value)
     except ValueError as error:
@@ -268,13 +268,13 @@ def member(kind: type[Choice], value: Choice | str) -> Choice:
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """Everything between a decoded film and the network's input.
+    """All steps between a decoded film and the network's input.
 
     Attributes:
-        height, width: of the network's input, in pixels.
-        resize: how a film of another shape gets there.
-        mean, std: of the grey level over all pixels of the training films, black 0, white 1.
-        levels: what becomes of a film's grey levels; bundles and packs from before 2026-11-28 keep them as stored.
+        height, width: size of the network's input, in pixels.
+        resize: how a film of another shape is resized.
+        mean, std: mean and deviation of the grey level over all pixels of the training films, black 0, white 1.
+        levels: how a film's grey levels are mapped; bundles and packs from before 2026-11-28 keep them as stored.
     """
 
     height: int
@@ -303,13 +303,14 @@ class Preprocessing:
 
 @dataclass(frozen=True, slots=True)
 class PackInfo:
-    """``pack.json``: what the array beside it holds.
+    """The content of ``pack.json``: a description of the array beside it.
 
     Attributes:
         count: films in ``images.npy``, in the order of the pack's own ``manifest.csv``.
         preprocessing: the size, the policy and the statistics of the training rows.
         fingerprint: SHA-256 over each film's hash, label, split and patient, in order.
-        leakage_allowed: empty; or the reason that was given for using splits that share patients or films.
+        leakage_allowed: the reason that was given for using splits that share patients or films; empty if they share
+            none.
         decoder: SHA-256 of the code that read the films; with another, nothing is copied from this pack.
     """
 
@@ -321,12 +322,12 @@ class PackInfo:
     decoder: str = ""
 
     def to_json(self) -> str:
-        """Law: ``PackInfo.from_json(i.to_json()) == i``."""
+        """Return the description as JSON. Law: ``PackInfo.from_json(i.to_json()) == i``."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     @classmethod
     def from_json(cls, text: str, source: str = "pack.json") -> Self:
-        """Raises: PackInvalid, when it is not a pack of this version."""
+        """Read a description. Raises: PackInvalid, if it is not a pack of this version."""
         try:
             raw = json.loads(text)
             if raw["version"] != PACK_VERSION:
@@ -337,7 +338,7 @@ class PackInfo:
 
 
 def fingerprint(films: Iterable[Film]) -> str:
-    """SHA-256 that names a data set: the same films, labels, splits and patients in the same order."""
+    """Return the SHA-256 that identifies a data set: the same films, labels, splits and patients in the same order."""
     digest = hashlib.sha256()
     for film in films:
         digest.update(
@@ -351,13 +352,13 @@ def fingerprint(films: Iterable[Film]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
-    """A named threshold on the calibrated probability, with what it reached where it was chosen.
+    """A named threshold on the calibrated probability, with its figures on the films on which it was chosen.
 
-    A film is called pneumonia where ``probability >= threshold``.
+    A film is classified as pneumonia if ``probability >= threshold``.
 
     Attributes:
         sensitivity, specificity: on the films named by ``chosen_on``, in 0 to 1.
-        positives, negatives: how many films these two were measured on.
+        positives, negatives: numbers of films on which these two were measured.
     """
 
     name: str
@@ -375,23 +376,24 @@ class OperatingPoint:
 
 @dataclass(frozen=True, slots=True)
 class BundleInfo:
-    """``bundle.json``: all that is needed to classify a film, and to know what classified it.
+    """The content of ``bundle.json``: everything that is needed to classify a film, and to identify the model.
 
     Attributes:
-        network: row of the table of networks.
-        preprocessing: what the network was trained on; serving applies the same.
+        network: name of a row in the table of networks.
+        preprocessing: the preprocessing of the training films; serving applies the same.
         temperature, bias: the probability is ``1 / (1 + exp(-(logit + bias) / temperature))``; the
             temperature is above 0.
         operating_points: at least one; ``default_operating_point`` names one of them.
-        operating_points_left_out: why there is no point of some other name, in sentences.
+        operating_points_left_out: why further points are missing, in sentences.
         training_data: fingerprint of the pack that the network was trained on.
         files: SHA-256 of every other file of the bundle, by name.
-        leakage_allowed: empty; or the reason that was given for training on splits that share patients or films.
-        intended_ages: of patients, in years: from the first, to below the second. A DICOM film that tells another age
-            is refused. None for any.
-        typical_peak: where the scale of heat maps ends at the earliest: the log-odds before calibration that a whole
-            film would have if each cell of its map said as much as the strongest one, in the lower quartile of
-            validation films with pneumonia. None where nobody measured it.
+        leakage_allowed: the reason that was given for training on splits that share patients or films; empty if they
+            share none.
+        intended_ages: ages of patients, in years: from the first, to below the second. A DICOM film with another stated
+            age is refused. None for any age.
+        typical_peak: the lowest end of the heat-map scale: the log-odds before calibration that a whole film would have
+            if each cell of its map argued as its strongest one, as the lower quartile of validation films with
+            pneumonia. None if it was not measured.
     """
 
     name: str
@@ -430,7 +432,7 @@ class BundleInfo:
             raise OutOfRange('the list of files has no "model.onnx"')
 
     def operating_point(self, name: str | None = None) -> OperatingPoint:
-        """The point of that name, or the default one. Raises: BundleInvalid, naming those that exist."""
+        """Return the point of that name, or the default. Raises: BundleInvalid, which names the existing ones."""
         wanted = name or self.default_operating_point
         for point in self.operating_points:
             if point.name == wanted:
@@ -441,16 +443,16 @@ class BundleInfo:
 
     @property
     def model_sha256(self) -> str:
-        """Of ``model.onnx``: it names the model in every prediction."""
+        """SHA-256 of ``model.onnx``, which identifies the model in every prediction."""
         return self.files["model.onnx"]
 
     def to_json(self) -> str:
-        """Law: ``BundleInfo.from_json(i.to_json()) == i``."""
+        """Return the description as JSON. Law: ``BundleInfo.from_json(i.to_json()) == i``."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     @classmethod
     def from_json(cls, text: str, source: str = "bundle.json") -> Self:
-        """Raises: BundleInvalid, when it is not a bundle of this version."""
+        """Read a description. Raises: BundleInvalid, if it is not a bundle of this version."""
         try:
             raw = json.loads(text)
             if raw["version"] != BUNDLE_VERSION:
@@ -474,11 +476,11 @@ class BundleInfo:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Whether the model may classify the film at all, and if not, why in one sentence.
+    """Whether the model may classify the film at all and, if not, why in one sentence.
 
     Attributes:
-        score: how unlike the films that the model is meant for it looks, 0 to 1, refused above one half; None where
-            something else spoke against the film before, or the bundle does not know what its films look like.
+        score: out-of-distribution score of the film, 0 to 1, refused above one half; None if the film was refused
+            before for another reason, or if the bundle has no detector.
     """
 
     accepted: bool
@@ -499,13 +501,13 @@ class Prediction:
     """The answer to one film.
 
     Attributes:
-        film_sha256: of the bytes that were classified.
+        film_sha256: SHA-256 of the bytes that were classified.
         gate: accepted, or refused and why; a refused film has neither label nor probability.
         probability: of pneumonia, calibrated, 0 to 1.
-        label: "pneumonia" where probability >= threshold, else "normal".
+        label: "pneumonia" if probability >= threshold, else "normal".
         operating_point, threshold: the named point that was applied.
-        heatmap: PNG as base64 text, where it was asked for: how each place argued for pneumonia.
-        notes: what a reader of the answer has to know of the film, each in half a sentence: that its age is not stated,
+        heatmap: PNG as base64 text, if asked for: the strength of each place's evidence for pneumonia.
+        notes: remarks on the film for the reader of the answer, each a short clause: that its age is not stated, or
             which values of its header were ignored.
         model, model_sha256: the bundle's name and the hash of its graph.
     """
@@ -533,9 +535,9 @@ class Prediction:
 
     @property
     def scores(self) -> list[dict[str, str | float]]:
-        """Labels with their probabilities, likeliest first, as image classifiers of ``transformers`` give them.
+        """Labels with their probabilities, likeliest first, in the form of ``transformers``' image classifiers.
 
-        Empty where the film was refused.
+        Empty if the film was refused.
         """
         if self.probability is None:
             return []
@@ -553,7 +555,7 @@ class Prediction:
         )
 
     def _repr_html_(self) -> str:
-        """The answer, and the heat map where it was asked for, for notebooks."""
+        """Return the answer as HTML for notebooks, with the heat map if there is one."""
         picture = (
             f'<br><img alt="heat map" style="background: black" src="data:image/png;base64,{self.heatmap}">'
             if self.heatmap
@@ -562,12 +564,12 @@ class Prediction:
         return f"<b>{html.escape(repr(self))}</b>{picture}<br><small>{html.escape(self.notice)}</small>"
 
     def to_json(self) -> str:
-        """Law: ``Prediction.from_json(p.to_json()) == p``."""
+        """Return the prediction as JSON. Law: ``Prediction.from_json(p.to_json()) == p``."""
         fields = {name: getattr(self, name) for name in self.__slots__}
         return json.dumps(fields | {"gate": self.gate.to_dict()})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Raises: ValueError, KeyError or TypeError, when it is no prediction."""
+        """Read a prediction. Raises: ValueError, KeyError or TypeError, if it is no prediction."""
         raw = json.loads(text)
         return cls(**{**raw, "gate": Gate(**raw["gate"])})

@@ -1,3 +1,3 @@
-"""The version of this package, said once: pyproject.toml reads it from here."""
+"""The version of this package, in the one place from which pyproject.toml reads it."""
 
 __version__ = "0.1.0"

@@ -1,1 +1,1 @@
-"""Films that show no patient: drawn chests, their faults, and pictures that no model should answer."""
+"""Pictures of no patient: synthetic films, their faults, and pictures that a model must refuse."""

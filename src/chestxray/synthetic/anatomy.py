@@ -1,4 +1,4 @@
-"""A child's chest as sums of thickness: what the rays pass through, place by place.
+"""A child's chest as sums of thickness: the tissue that the rays pass through at each pixel.
 
 Lengths are in units of the rib cage's greatest half width. x runs from the midline to the patient's left,
 which is the right of the film; y runs downwards from the middle of the lungs. Attenuation is 0 in air and
@@ -21,21 +21,21 @@ SIDES: Final = (-1, 1)  # the patient's right and left, as signs of x
 
 LUNG_BASE: Final = 0.75  # y of the greatest width
 CAGE_HEIGHT: Final = 1.85  # from there up to the top of the rib cage
-LUNG_EDGE: Final = 0.5  # a pixel belongs to the lung where more than this share of it is lung
+LUNG_EDGE: Final = 0.5  # a pixel belongs to the lung if more than this fraction of it is lung
 VERTEBRA: Final = 0.155  # height of a vertebra with its disc
-BRANCHINGS: Final = 4  # how often a vessel forks on its way to the pleura
+BRANCHINGS: Final = 4  # number of forks of a vessel on its way to the pleura
 
 
 @dataclass(frozen=True, slots=True)
 class Anatomy:
-    """What one patient's films have in common. Lengths in half widths of the rib cage.
+    """Properties that all films of one patient share. Lengths in half widths of the rib cage.
 
     Attributes:
         heart: its size, 1 is the mean.
         heart_tilt: radians by which its long axis points down to the patient's left.
         mediastinum: half width of the shadow above the heart.
-        thymus: how much wider the thymus makes it, 0 for none.
-        domes: y of the top of the diaphragm, right and left; the right one stands higher.
+        thymus: how much wider the thymus makes the shadow, 0 for none.
+        domes: y of the top of the diaphragm, right and left; the right one is higher.
         rib_spacing, rib_drop: from rib to rib, and how far a rib falls from the spine to the side.
         rib_phase: where the first rib starts, 0 to 1 of the spacing.
         wall: thickness of the soft tissue outside the ribs.
@@ -60,7 +60,7 @@ class Anatomy:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How the patient lies on the film.
+    """The position of the patient on the film.
 
     Attributes:
         x, y: shape (h, w), the chest coordinates of each pixel.
@@ -80,7 +80,7 @@ class View:
     breath: float
 
     def pixel(self, x: float, y: float) -> Point:
-        """Column and row of a place in the chest."""
+        """Return column and row of a place in the chest."""
         cos, sin = np.cos(self.angle), np.sin(self.angle)
         column = self.origin[0] + self.unit * (cos * x - sin * y)
         return float(column), float(self.origin[1] + self.unit * (sin * x + cos * y))
@@ -90,8 +90,8 @@ class Chest(NamedTuple):
     """A healthy chest. Each field has the view's shape.
 
     Attributes:
-        attenuation: of everything together.
-        air: what the attenuation lacks because the lungs are full of air.
+        attenuation: total attenuation.
+        air: attenuation that is missing because the lungs are full of air.
         lungs: share of lung, 0 to 1, with soft edges.
         body: share of body, 0 to 1.
         vessels: the tree of lung vessels, 0 to 1, drawn beyond the lungs too.
@@ -105,7 +105,7 @@ class Chest(NamedTuple):
 
 
 def random_anatomy(rng: np.random.Generator) -> Anatomy:
-    """One patient."""
+    """Draw the anatomy of one patient at random."""
     right_dome = rng.normal(0.50, 0.05)
     return Anatomy(
         heart=rng.normal(1.0, 0.06),
@@ -124,7 +124,7 @@ def random_anatomy(rng: np.random.Generator) -> Anatomy:
 
 
 def random_view(rng: np.random.Generator, height: int, width: int) -> View:
-    """One pose on a film of that many pixels."""
+    """Draw one pose at random, on a film of that many pixels."""
     unit = min(height / rng.uniform(2.1, 2.5), width / rng.uniform(2.15, 2.5))
     origin = (width * rng.normal(0.5, 0.02), height * rng.normal(0.53, 0.02))
     angle = rng.normal(0.0, 0.035)
@@ -138,7 +138,7 @@ def random_view(rng: np.random.Generator, height: int, width: int) -> View:
 
 
 def chest_of(anatomy: Anatomy, view: View) -> Chest:
-    """Everything healthy that casts a shadow."""
+    """Return every shadow of a healthy chest."""
     trunk = _trunk(anatomy, view)
     cage = np.sqrt(1 - np.clip((LUNG_BASE - view.y) / CAGE_HEIGHT, 0, 0.985) ** 2)
     outward = np.abs(view.x) / cage  # 0 at the midline, 1 at the ribs' outer edge
@@ -165,20 +165,20 @@ def chest_of(anatomy: Anatomy, view: View) -> Chest:
 
 
 def smooth(t: Field) -> Field:
-    """A step without corners: 0 for t <= 0, 1 for t >= 1, a cubic between."""
+    """Return a smooth step: 0 for t <= 0, 1 for t >= 1, a cubic between."""
     t = np.clip(t, 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def noise(rng: np.random.Generator, height: int, width: int, cells: float) -> Field:
-    """Smooth noise of mean 0 and deviation near 1, with about ``cells`` lumps along the longer side."""
+    """Return smooth noise of mean 0 and deviation near 1, with about ``cells`` lumps along the longer side."""
     scale = cells / max(height, width)
     small = rng.standard_normal((max(3, round(height * scale)), max(3, round(width * scale))), dtype=np.float32)
     return 1.4 * np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def ellipse(view: View, centre: Point, axes: Point, tilt: float = 0.0) -> Field:
-    """Distance from the centre, 1 on the ellipse; ``tilt`` in radians, clockwise on the film."""
+    """Return the distance from the centre, 1 on the ellipse; ``tilt`` in radians, clockwise on the film."""
     cos, sin = np.float32(np.cos(tilt)), np.float32(np.sin(tilt))
     dx, dy = view.x - np.float32(centre[0]), view.y - np.float32(centre[1])
     return _length((cos * dx + sin * dy) / np.float32(axes[0]), (cos * dy - sin * dx) / np.float32(axes[1]))
@@ -188,7 +188,7 @@ def ellipse(view: View, centre: Point, axes: Point, tilt: float = 0.0) -> Field:
 
 
 def _trunk(anatomy: Anatomy, view: View) -> Field:
-    """Trunk, neck, arms and chin, all rounded: the rays' way through an ellipse grows as a root."""
+    """Return trunk, neck, arms and chin, all rounded: the thickness of an ellipse follows a square root."""
     half = 0.98 + anatomy.wall + 0.03 * view.y - (0.34 + anatomy.wall / 2) * smooth((-0.3 - view.y) / 0.75)
     squares = (
         0.78 * smooth((view.y + 1.6) / 0.9) * _round(view.x / half)
@@ -203,7 +203,7 @@ def _trunk(anatomy: Anatomy, view: View) -> Field:
 
 
 def _mediastinum(anatomy: Anatomy, view: View) -> Field:
-    """Heart, great vessels and thymus: the white middle, further to the patient's left."""
+    """Return heart, great vessels and thymus: the white middle, further to the patient's left."""
     size, half = anatomy.heart, anatomy.mediastinum
     width = half * (1 + anatomy.thymus * 4 * smooth((view.y + 1.0) / 0.4) * smooth((0.1 - view.y) / 0.3))
     column = smooth((width - np.abs(view.x - 0.01)) / 0.07)
@@ -219,10 +219,10 @@ def _mediastinum(anatomy: Anatomy, view: View) -> Field:
 
 
 def _below_diaphragm(anatomy: Anatomy, view: View) -> Field:
-    """Where the abdomen lies in the beam: below a dome on each side."""
+    """Return where the abdomen is in the beam: below a dome on each side."""
     edges = []
     for side, top in zip(SIDES, anatomy.domes, strict=True):
-        away = view.x * side - np.float32(0.42)  # beyond the dome's top, towards the side
+        away = view.x * side - np.float32(0.42)  # distance beyond the dome's top, towards the side
         lateral = np.maximum(away, 0)
         edges.append(np.float32(top + 0.5 * (view.breath - 1)) + 0.3 * away * away + 0.6 * lateral * lateral)
     left = smooth(view.x / 0.3 + 0.5)
@@ -230,7 +230,7 @@ def _below_diaphragm(anatomy: Anatomy, view: View) -> Field:
 
 
 def _airways(view: View) -> Field:
-    """Trachea and main bronchi: air in the midline."""
+    """Return trachea and main bronchi: air in the midline."""
     lumen = np.maximum(
         _round(_distance(view, (-0.015, -1.6), (-0.02, -0.36)) / 0.055),
         0.6 * _round(_distance(view, (-0.02, -0.36), (-0.2, -0.16)) / 0.045),
@@ -244,7 +244,7 @@ def _airways(view: View) -> Field:
 
 
 def _ribs(anatomy: Anatomy, view: View, outward: Field) -> Field:
-    """All ribs at once: one profile repeated along y, after the curve of the ribs is taken out.
+    """Return all ribs at once: one profile repeated along y, with the curve of the ribs removed.
 
     A rib leaves the spine level, bends down at the side (``rib_drop``) and comes forward again, lower.
     """
@@ -267,7 +267,7 @@ def _ribs(anatomy: Anatomy, view: View, outward: Field) -> Field:
 
 
 def _spine(anatomy: Anatomy, view: View) -> Field:
-    """Vertebrae and discs, with pedicles and spinous processes."""
+    """Return vertebrae and discs, with pedicles and spinous processes."""
     off = view.x - np.float32(anatomy.curve) * np.sin(2.2 * view.y)
     turns = view.y / VERTEBRA + anatomy.rib_phase
     along = np.abs(turns - np.rint(turns)) * 2  # 0 in the middle of a body, 1 in the disc
@@ -283,7 +283,7 @@ def _spine(anatomy: Anatomy, view: View) -> Field:
 
 
 def _shoulder_bones(view: View) -> Field:
-    """Clavicles, shoulder blades and upper arms."""
+    """Return clavicles, shoulder blades and upper arms."""
     shadow = np.zeros_like(view.x)
     for side, elbow in zip(SIDES, view.elbows, strict=True):
         x = view.x * side
@@ -304,7 +304,7 @@ def _shoulder_bones(view: View) -> Field:
 
 
 def vessel_shadows(anatomy: Anatomy, view: View, thicker: float = 1.0) -> Field:
-    """The tree of lung vessels, 0 to 1. Shape as the view's."""
+    """Return the tree of lung vessels, 0 to 1, in the shape of the view."""
     height, width = view.x.shape
     image = Image.new("L", (2 * width, 2 * height))
     draw = ImageDraw.Draw(image)
@@ -319,7 +319,7 @@ def vessel_shadows(anatomy: Anatomy, view: View, thicker: float = 1.0) -> Field:
 
 
 def _vessel_tree(rng: np.random.Generator) -> list[tuple[float, float, float, float, float]]:
-    """Segments from each hilum outwards; each fork is thinner and turns a little."""
+    """Return segments from each hilum outwards; each fork is thinner and turns a little."""
     segments: list[tuple[float, float, float, float, float]] = []
     for side in SIDES:
         for heading in np.linspace(-1.25, 1.35, 8):
@@ -336,7 +336,7 @@ def _forked(
     bud: tuple[Point, float, float],
     segments: list[tuple[float, float, float, float, float]],
 ) -> list[tuple[Point, float, float]]:
-    """Grow one bud by a segment, which is added to ``segments``; give the two buds at its end."""
+    """Grow one bud by a segment, which is added to ``segments``; return the two buds at its end."""
     (x, y), heading, thickness = bud
     length = rng.uniform(0.10, 0.21)
     end = (x + side * length * np.cos(heading), y + length * np.sin(heading))
@@ -345,12 +345,12 @@ def _forked(
 
 
 def _round(distance: Field) -> Field:
-    """Square of the thickness of a ball or a cylinder, 1 in its middle, 0 from distance 1 on."""
+    """Return the squared thickness of a ball or a cylinder, 1 in its middle, 0 from distance 1 on."""
     return np.clip(1 - distance * distance, 0, 1)
 
 
 def _distance(view: View, start: Point, end: Point) -> Field:
-    """Distance of each pixel from a line segment."""
+    """Return the distance of each pixel from a line segment."""
     dx, dy = end[0] - start[0], end[1] - start[1]
     px, py = view.x - np.float32(start[0]), view.y - np.float32(start[1])
     along = np.clip((px * np.float32(dx) + py * np.float32(dy)) / np.float32(dx * dx + dy * dy), 0, 1)

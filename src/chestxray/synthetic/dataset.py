@@ -1,9 +1,9 @@
-"""A folder of drawn chest X-rays in the published layout: the whole pipeline runs without a download.
+"""A folder of synthetic chest X-rays in the published layout, with which the whole pipeline runs without a download.
 
     FOLDER/train|val|test/NORMAL|PNEUMONIA/person12_bacteria_34.jpeg
-    FOLDER/synthetic_films.json     what each file is, where its opacities lie, which files are faulty on purpose
+    FOLDER/synthetic_films.json     content of each file, position of its opacities, files that are faulty on purpose
 
-These are drawings. A network that reads them well has proved that the pipeline works, and nothing else.
+These are drawings. A network that classifies them well proves only that the pipeline works.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ SYNTHETIC_NOTICE: Final = (
     "anything about patients."
 )
 
-VALIDATION_FILMS: Final = 8  # a class: the published validation folder holds 16 films in all
+VALIDATION_FILMS: Final = 8  # of each class: the published validation folder holds 16 films in all
 TEST_SHARE: Final = 0.17  # of each class's patients
-VIRUS_SHARE: Final = 0.35  # of the patients with pneumonia; the published films have 1,345 of 3,875
+VIRUS_SHARE: Final = 0.35  # of the patients with pneumonia; of the published films 1,345 of 3,875
 MAX_FILMS: Final = 99  # of one patient
 MIN_WIDTH: Final = 128  # pixels
 MAX_WIDTH: Final = 4096
-SECOND_SERIES: Final = 0.5  # of the normal patients carry the names of the second series
-MIN_PATIENTS: Final = 4  # a class, so that each folder gets one
-ASPECTS: Final = (1.0, 1.5)  # width to height, as most published films have it
+SECOND_SERIES: Final = 0.5  # of the normal patients have names of the second series
+MIN_PATIENTS: Final = 4  # of each class, so that each folder gets one
+ASPECTS: Final = (1.0, 1.5)  # width / height of most published films
 JPEG_QUALITY: Final = 90
-RGB_SHARE: Final = 0.1  # films stored with three equal channels
+RGB_SHARE: Final = 0.1  # of the films are stored with three equal channels
 PNG_SHARE: Final = 0.04
 
 
@@ -69,9 +69,9 @@ class SyntheticSettings:
     """What to draw.
 
     Attributes:
-        patients: how many; each stands in one folder only.
-        films_per_patient: the most; a patient has 1 to that many. In the validation folder each has one.
-        min_width, max_width: of a film, in pixels; the height follows from an aspect of 1.0 to 1.5.
+        patients: number of patients; each is in one folder only.
+        films_per_patient: largest number; a patient has 1 to that many films, and one in the validation folder.
+        min_width, max_width: width of a film, in pixels; the height follows from an aspect of 1.0 to 1.5.
         prevalence: share of patients with pneumonia.
         seed: the same settings draw the same pixels, on any number of processes.
         faults: add one file of each fault to the training folder.
@@ -104,7 +104,7 @@ class SyntheticSettings:
 
     @property
     def sick(self) -> int:
-        """How many patients have pneumonia."""
+        """Number of patients with pneumonia."""
         return round(self.patients * self.prevalence)
 
 
@@ -129,7 +129,7 @@ class PlannedFilm(NamedTuple):
 
     @property
     def patient_id(self) -> str:
-        """As the name tells it."""
+        """Patient id in the file's name."""
         named = parse_name(Path(self.path).stem)
         return named.patient_id if named else ""
 
@@ -140,14 +140,14 @@ def write_synthetic_films(
     on_progress: ProgressCallback = no_progress,
     workers: int | None = None,
 ) -> tuple[Path, ...]:
-    """Draw all films and write them, whole or not at all.
+    """Draw all films and write them, completely or not at all.
 
     Args:
         on_progress: called with (films drawn, films in all).
-        workers: processes; by default one a core.
+        workers: number of processes; by default one a core.
 
     Returns: the films' paths, in the order of ``synthetic_films.json``.
-    Raises: OutputExists, where something else stands at ``folder``.
+    Raises: OutputExists, if ``folder`` exists and holds something else.
     """
     folder = Path(folder)
     plan = plan_of(settings)
@@ -166,7 +166,7 @@ def write_synthetic_films(
 
 
 def _draw_file(folder: Path, settings: SyntheticSettings, film: PlannedFilm) -> dict[str, Any]:
-    """Draw one film and write its file; give its row of ``synthetic_films.json``."""
+    """Draw one film and write its file; return its row of ``synthetic_films.json``."""
     anatomy = random_anatomy(_random(settings, film.patient))
     rng = _random(settings, film.patient, film.film)
     width = int(rng.integers(settings.min_width, settings.max_width, endpoint=True))
@@ -179,7 +179,7 @@ def _draw_file(folder: Path, settings: SyntheticSettings, film: PlannedFilm) -> 
 
 
 def _random(settings: SyntheticSettings, *key: int) -> np.random.Generator:
-    """A stream of its own for each patient and film, whichever process draws it."""
+    """Return a random generator for each patient and film, independent of the process."""
     return np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=key))
 
 
@@ -189,7 +189,7 @@ def _told(film: PlannedFilm) -> dict[str, Any]:
 
 
 def _description(settings: SyntheticSettings, plan: Iterable[PlannedFilm], rows: dict[str, dict[str, Any]]) -> str:
-    """``synthetic_films.json``. Boxes are [left, upper, right, lower] in pixels."""
+    """Return ``synthetic_films.json``. Boxes are [left, upper, right, lower] in pixels."""
     faults = {
         film.path: {"fault": film.fault, **({"copy_of": film.copy_of} if film.copy_of else {})}
         for film in plan
@@ -204,7 +204,7 @@ def _description(settings: SyntheticSettings, plan: Iterable[PlannedFilm], rows:
 
 
 def plan_of(settings: SyntheticSettings) -> tuple[PlannedFilm, ...]:
-    """Every file to be written. Patient numbers are unique across the counters, hence across the folders."""
+    """Plan every file to write. Patient numbers are unique across the counters, hence across the folders."""
     rng = _random(settings)
     numbers = rng.permutation(np.arange(1, settings.patients + 1))
     sides = [*_sides(settings.sick), *_sides(settings.patients - settings.sick)]
@@ -227,7 +227,7 @@ def plan_of(settings: SyntheticSettings) -> tuple[PlannedFilm, ...]:
 
 
 def _sides(patients: int) -> list[Split]:
-    """Where the patients of one class stand: a handful for validation, a share for the test, else training."""
+    """Assign a split to each patient of one class: a few validate, a fraction tests, the others train."""
     val, test = min(VALIDATION_FILMS, patients // 4), max(1, round(TEST_SHARE * patients))
     return [Split.VAL] * val + [Split.TEST] * test + [Split.TRAIN] * (patients - val - test)
 
@@ -241,7 +241,7 @@ def _name(cause: str, patient: int, film: int, running: int, series: str = "IM")
 
 
 def _faulty(settings: SyntheticSettings, plan: list[PlannedFilm], counter: Counter[str]) -> list[PlannedFilm]:
-    """One file of each fault, all in the training folder, each of a patient with no other film, bar the copies."""
+    """Plan one file of each fault, all in the training folder; except copies, each has a patient of its own."""
     faulty = []
     for row, fault in enumerate(FAULTS, start=1):
         cause = (HEALTHY, BACTERIA)[row % 2]
@@ -251,7 +251,7 @@ def _faulty(settings: SyntheticSettings, plan: list[PlannedFilm], counter: Count
         faulty.append(PlannedFilm(path, cause, patient, 1, fault=fault))
     normal = [film for film in plan if film.path.startswith(_folder(Split.TRAIN, HEALTHY))]
     for fault, original, cause in (("duplicate", normal[0], HEALTHY), ("two_labels", normal[-1], BACTERIA)):
-        # The duplicate stays with its patient; the other label brings the name of another patient.
+        # The duplicate stays with its patient; the other label requires the name of another patient.
         patient = settings.patients + len(FAULTS) + 1 if cause else original.patient
         counter[cause] += 1
         stem, ending = Path(original.path).stem, Path(original.path).suffix
@@ -287,7 +287,7 @@ def _text(_pixels: Pixels) -> bytes:
 
 
 def _coloured(pixels: Pixels) -> bytes:
-    """The film in false colours, from blue to red."""
+    """Return the film in false colours, from blue to red."""
     picture = np.stack([pixels, pixels // 2, 255 - pixels], axis=-1)
     out = io.BytesIO()
     Image.fromarray(picture).save(out, "JPEG", quality=JPEG_QUALITY)
@@ -295,7 +295,7 @@ def _coloured(pixels: Pixels) -> bytes:
 
 
 def _blank(pixels: Pixels) -> bytes:
-    """An exposure of nothing: fog and a trace of grain."""
+    """Return an empty exposure: fog and a trace of grain."""
     return _encoded(16 + pixels % 3, "L")
 
 
@@ -303,7 +303,7 @@ def _tiny(pixels: Pixels) -> bytes:
     return _encoded(np.asarray(Image.fromarray(pixels).resize((48, 40))), "L")
 
 
-# What may be wrong with a file, from a well-drawn film to the bytes that are written instead.
+# Functions from a well-drawn film to the faulty bytes that are written in its place.
 FAULTS: Final[dict[str, Callable[[Pixels], bytes]]] = {
     "truncated": _truncated,
     "empty": _empty,

@@ -1,7 +1,7 @@
-"""One drawn film: a chest, what is wrong with it, and how it was exposed.
+"""One synthetic film: a chest, its disease, and its exposure.
 
 Nothing but the shadows in the lungs depends on the class. Exposure, contrast, size, marker, collimation and
-grain are drawn without looking at it, so a network that tells the classes apart has looked at the lungs.
+grain do not depend on the class, so a network that tells the classes apart uses the lungs.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from chestxray.synthetic.anatomy import (
 
 Mask = npt.NDArray[np.bool_]
 
-DRAWING_SIDE: Final = 272  # pixels of the longer side while drawing; the film is enlarged from it
+DRAWING_SIDE: Final = 272  # pixels of the longer side while drawing; the film is enlarged afterwards
 MILDEST: Final = 0.5  # severity of the subtlest pneumonia
-MASK_SHARE: Final = 0.35  # an opacity reaches as far as its density stays above this share of its peak
-CONSOLIDATION: Final = 0.95  # share of the air that severe disease displaces where it is densest
-INTERSTITIAL: Final = 0.75  # the same, for a thickened network between air sacs that stay open
+MASK_SHARE: Final = 0.35  # an opacity reaches as far as its density exceeds this fraction of its peak
+CONSOLIDATION: Final = 0.95  # fraction of the air that severe disease displaces at its densest place
+INTERSTITIAL: Final = 0.75  # the same, for a thickened network between open air sacs
 
-BACTERIAL_KINDS: Final = (0.45, 0.4, 0.15)  # odds of a lobe, of several patches, of one round patch
-VIRAL_PATCH: Final = 0.3  # of the viral films show a patch besides the net
-DEEP: Final = 0.9  # a patch is centred where more than this share of the pixel is lung
+BACTERIAL_KINDS: Final = (0.45, 0.4, 0.15)  # probabilities of a lobe, of several patches, of one round patch
+VIRAL_PATCH: Final = 0.3  # of the viral films show a patch beside the net
+DEEP: Final = 0.9  # a patch is centred where more than this fraction of the pixel is lung
 
 ELECTRODES: Final = 0.15  # of the films
 COLLIMATED: Final = 0.5  # of the edges
-RIGHT_MARKED: Final = 0.8  # of the films carry an R, the others an L
+RIGHT_MARKED: Final = 0.8  # of the films show an R, the others an L
 
 BACTERIA: Final = "bacteria"
 VIRUS: Final = "virus"
@@ -61,17 +61,17 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SyntheticFilm:
-    """A drawn film and what is known about it.
+    """A synthetic film and its known facts.
 
     Attributes:
         pixels: shape (height, width), uint8, black is 0.
-        label: normal, or pneumonia where there is a cause.
+        label: normal, or pneumonia if there is a cause.
         cause: "bacteria", "virus" or "".
-        patient_id: as the file name will tell it.
+        patient_id: as in the file name.
         severity: 0 for a normal film, else ``MILDEST`` (subtle) to 1 (obvious).
-        opacity: shape of the pixels: where the opacities lie; always within ``lungs``.
-        lungs: shape of the pixels: the lung fields, without heart and diaphragm.
-        boxes: one round each opacity.
+        opacity: shape of the pixels: mask of the opacities; always within ``lungs``.
+        lungs: shape of the pixels: mask of the lung fields, without heart and diaphragm.
+        boxes: one box around each opacity.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -85,12 +85,12 @@ class SyntheticFilm:
 
 
 class Opacity(NamedTuple):
-    """One shadow that does not belong in a lung.
+    """One abnormal shadow in a lung.
 
     Attributes:
-        density: 0 to 1, smooth; it says how far the opacity reaches.
+        density: 0 to 1, smooth; it defines the extent of the opacity.
         texture: factor on the density, about 1.
-        displaced: share of the air that is gone where density and texture are 1 and the disease is severe.
+        displaced: fraction of the air that is displaced where density and texture are 1 and the disease is severe.
     """
 
     density: Field
@@ -101,7 +101,7 @@ class Opacity(NamedTuple):
 def draw_film(
     anatomy: Anatomy, cause: str, rng: np.random.Generator, *, height: int, width: int, patient_id: str = ""
 ) -> SyntheticFilm:
-    """Draw one film of a patient, with a pose and an exposure of its own.
+    """Draw one film of a patient, with its own pose and exposure.
 
     Args:
         cause: "bacteria" or "virus" for pneumonia, "" for a normal film.
@@ -109,7 +109,7 @@ def draw_film(
     """
     shrunk = DRAWING_SIDE / max(height, width)
     view = random_view(rng, round(height * shrunk), round(width * shrunk))
-    # Two streams, so that the disease takes no draws away from the exposure.
+    # Two random streams, so that the disease does not change the exposure.
     illness, exposure = rng.spawn(2)
     chest = chest_of(anatomy, view)
     attenuation = chest.attenuation + _haze(exposure, chest)
@@ -136,7 +136,7 @@ def draw_film(
 
 
 def _opacities(cause: str, rng: np.random.Generator, anatomy: Anatomy, view: View, chest: Chest) -> list[Opacity]:
-    """The shadows of one film; a virus thickens both lungs, bacteria fill a part of one or two."""
+    """Return the opacities of one film; a virus thickens both lungs, bacteria fill a part of one or two."""
     if not cause:
         return []
     if cause == VIRUS:
@@ -149,7 +149,7 @@ def _opacities(cause: str, rng: np.random.Generator, anatomy: Anatomy, view: Vie
 
 
 def _lobar(rng: np.random.Generator, view: View, chest: Chest, side: int) -> Opacity:
-    """A lobe without air: sharp where the fissure bounds it, fading on the other side, bronchi left dark."""
+    """Return a lobe without air: sharp at the fissure, fading on the other side, with dark bronchi."""
     height, width = view.x.shape
     upper, lower = ((-1.1, -0.12), (-0.4, 0.3), (-0.1, 0.95))[rng.integers(3)]
     slanted = view.y - rng.uniform(-0.35, 0.1) * np.abs(view.x) - np.float32(rng.normal(0, 0.04))
@@ -161,7 +161,7 @@ def _lobar(rng: np.random.Generator, view: View, chest: Chest, side: int) -> Opa
 
 
 def _patchy(rng: np.random.Generator, view: View, chest: Chest, count: int) -> list[Opacity]:
-    """Blots with ragged edges, more often low in the lungs; a single one is large and round."""
+    """Return patches with ragged edges, more often low in the lungs; a single one is large and round."""
     height, width = view.x.shape
     rows, columns = np.nonzero(chest.lungs > DEEP)
     odds = 1.2 + view.y[rows, columns].clip(-1, 1)
@@ -178,7 +178,7 @@ def _patchy(rng: np.random.Generator, view: View, chest: Chest, count: int) -> l
 
 
 def _interstitial(rng: np.random.Generator, anatomy: Anatomy, view: View, side: int) -> Opacity:
-    """A net of fine lines, densest round the hilum, with thickened vessels."""
+    """Return a net of fine lines, densest round the hilum, with thickened vessels."""
     height, width = view.x.shape
     far = ellipse(view, (side * 0.3, 0.05), (rng.uniform(0.6, 0.9), rng.uniform(0.6, 0.9)))
     density = (0.25 + 0.75 * smooth(1.25 - far)) * smooth(view.x * side / 0.05)
@@ -189,7 +189,7 @@ def _interstitial(rng: np.random.Generator, anatomy: Anatomy, view: View, side: 
 
 
 def _haze(rng: np.random.Generator, chest: Chest) -> Field:
-    """Harmless unevenness of every body: fat, muscle, clothes."""
+    """Return the harmless unevenness of every body: fat, muscle, clothes."""
     height, width = chest.body.shape
     coarse, fine = noise(rng, height, width, 5), noise(rng, height, width, 40)
     return (0.022 * coarse + 0.008 * fine) * chest.body
@@ -201,7 +201,7 @@ def _haze(rng: np.random.Generator, chest: Chest) -> Field:
 def _exposed(
     attenuation: Field, body: Mask, rng: np.random.Generator, height: int, width: int
 ) -> npt.NDArray[np.uint8]:
-    """Attenuation to grey levels, as an automatic exposure would: the body's mean meets a target."""
+    """Convert attenuation to grey levels with an automatic exposure: the body's mean meets a target."""
     white = np.quantile(attenuation[::3, ::3], rng.uniform(0.97, 0.998)) * rng.uniform(1.0, 1.12)
     levels = np.clip((attenuation + 0.01) / np.float32(white), 0, 1)
     levels = levels ** np.float32(_gamma_for(levels[::3, ::3][body[::3, ::3]], rng.normal(0.58, 0.05)))
@@ -216,7 +216,7 @@ def _exposed(
 
 
 def _gamma_for(levels: Field, target: float) -> float:
-    """The exponent that takes the mean of the levels to the target, by bisection."""
+    """Find the exponent that brings the mean of the levels to the target, by bisection."""
     low, high = 0.4, 2.5
     for _ in range(8):
         middle = (low + high) / 2
@@ -250,7 +250,7 @@ def _with_markers(film: Image.Image, rng: np.random.Generator) -> Field:
 
 
 def _draw_electrodes(draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, height: int) -> None:
-    """Two or three discs, each with its lead to the film's edge."""
+    """Draw two or three discs, each with its lead to the film's edge."""
     radius = 0.014 * height
     for across, down in rng.uniform((0.25, 0.15), (0.75, 0.85), (rng.integers(2, 4), 2)) * (width, height):
         level = float(rng.uniform(190, 240))
@@ -259,7 +259,7 @@ def _draw_electrodes(draw: ImageDraw.ImageDraw, rng: np.random.Generator, width:
 
 
 def _enlarged(mask: Mask, height: int, width: int) -> Mask:
-    """A mask of the drawing at the film's size."""
+    """Return a mask of the drawing at the film's size."""
     image = Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
     return np.asarray(image).astype(np.bool_)
 

@@ -1,7 +1,7 @@
-"""Pictures that the gate learns from besides the training films: films somewhat shifted, films spoilt, and drawings.
+"""Training pictures of the gate besides the training films: films slightly shifted, films spoilt, and drawings.
 
-Every function gives a picture of the shape that it is given, or of (SIDE, SIDE), uint8, and draws from the generator
-that it is handed. Nothing here is a picture that somebody took: what packages ship is kept for the tests.
+Every function returns a picture of its argument's shape, or of (SIDE, SIDE), uint8, and takes the random generator as
+an argument. No photograph is used here: photographs in packages are reserved for the tests.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from chestxray.synthetic.films import BACTERIA, HEALTHY, VIRUS, draw_film
 Pixels = npt.NDArray[np.uint8]
 Random = np.random.Generator
 
-SIDE: Final = 64  # pixels: enough for the gate's thumbnail of 24, and quick to turn
+SIDE: Final = 64  # pixels: enough for the gate's thumbnail of 24, and fast to rotate
 WHITE: Final = 255
 SYNTHETIC_HEIGHT: Final = 200  # pixels
-DRESSED: Final = 0.5  # of the films take each of another's exposure and low frequencies; half as many its edges
-INNER: Final = 0.9  # of a radius: within that lies what a slice of a body shows
-ROUND: Final = 0.6  # of the things in a heap
-ALIKE: Final = 0.3  # of the drawings have two sides alike
-BLURRED: Final = 0.4  # ... and so many are blurred
-LINES, POLYGON, ELLIPSE, BOX = range(4)  # what a sketch is made of
+# probability of taking another film's exposure, and of taking its low frequencies; half of it for the edges
+DRESSED: Final = 0.5
+INNER: Final = 0.9  # of the radius: the inner part, which holds the organs in a slice of a body
+ROUND: Final = 0.6  # of the objects in a heap
+ALIKE: Final = 0.3  # of the drawings are symmetrical
+BLURRED: Final = 0.4  # ... and this fraction is blurred
+LINES, POLYGON, ELLIPSE, BOX = range(4)  # the elements of a sketch
 
 
 def _by_chance(rng: Random, share: float) -> bool:
@@ -37,13 +38,13 @@ def _by_chance(rng: Random, share: float) -> bool:
 
 
 def shrunk(plane: Pixels, side: int = SIDE) -> Pixels:
-    """A picture of any shape, squeezed to ``side`` x ``side``."""
+    """Return a picture of any shape, squeezed to ``side`` x ``side``."""
     return np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize((side, side), Image.Resampling.BILINEAR))
 
 
 @cache
 def synthetic_films(count: int, seed: int) -> tuple[Pixels, ...]:
-    """Drawn chests, healthy and ill by turns."""
+    """Return synthetic films, healthy and ill in turn."""
     pictures = []
     for number in range(count):
         rng = np.random.default_rng((seed, number))
@@ -58,7 +59,7 @@ def synthetic_films(count: int, seed: int) -> tuple[Pixels, ...]:
 
 
 def perturbed(film: Pixels, rng: Random) -> Pixels:
-    """As another scanner, another child or another radiographer might have made it."""
+    """Return the film as another scanner, another child or another radiographer might have made it."""
     moved = _moved(
         film,
         rng.uniform(-14, 14),
@@ -74,10 +75,10 @@ def perturbed(film: Pixels, rng: Random) -> Pixels:
 
 
 def in_clothes_of(film: Pixels, donor: Pixels, rng: Random) -> Pixels:
-    """A film with what its unit gave it taken from another, each by chance: low frequencies, grey levels, edges.
+    """Return a film with low frequencies, grey levels or edges of another unit's film, each by chance.
 
     Without this the fit tells collections apart by their exposure and their borders, and not patients by their bodies:
-    of adult films in the clothes of children's it then refused 38%, and with it 97%.
+    of adult films with properties of children's films it then refused 38%, and with it 97%.
     """
     if _by_chance(rng, DRESSED):
         film = _with_low_frequencies(film, donor, rng.uniform(1.0, 4.0))
@@ -92,7 +93,7 @@ def in_clothes_of(film: Pixels, donor: Pixels, rng: Random) -> Pixels:
 
 
 def _with_low_frequencies(film: Pixels, donor: Pixels, radius: float) -> Pixels:
-    """The donor's amplitudes up to so many cycles over the film; the phases stay."""
+    """Return the film with the donor's amplitudes up to ``radius`` cycles over the film; the phases stay."""
     own, other = np.fft.rfft2(film.astype(np.float64)), np.fft.rfft2(donor.astype(np.float64))
     low = np.hypot(np.fft.fftfreq(len(film), 1 / len(film))[:, None], np.arange(own.shape[1])) <= radius
     amplitudes = np.where(low, np.abs(other), np.abs(own))
@@ -102,7 +103,7 @@ def _with_low_frequencies(film: Pixels, donor: Pixels, radius: float) -> Pixels:
 
 
 def _with_grey_levels(film: Pixels, donor: Pixels) -> Pixels:
-    """The donor's histogram."""
+    """Return the film with the donor's histogram."""
     order = np.empty(film.size, np.uint8)
     order[np.argsort(film, axis=None, kind="stable")] = np.sort(donor, axis=None)
     means = np.bincount(film.ravel(), order, WHITE + 1) / np.maximum(np.bincount(film.ravel(), minlength=WHITE + 1), 1)
@@ -111,7 +112,7 @@ def _with_grey_levels(film: Pixels, donor: Pixels) -> Pixels:
 
 
 def _moved(film: Pixels, degrees: float, zoom: npt.ArrayLike = (1.0, 1.0), move: npt.ArrayLike = (0.0, 0.0)) -> Pixels:
-    """Turned about its middle, enlarged along each axis, and moved by a share of its side; black comes in."""
+    """Rotate a film about its middle, enlarge it by axis, and move it by a fraction of its side; fill with black."""
     height, width = film.shape
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     matrix = np.array([[cosine, sine], [-sine, cosine]]) / np.asarray(zoom)[:, None]
@@ -131,21 +132,21 @@ def _tilted(film: Pixels, rng: Random) -> Pixels:
 
 
 def _cut(film: Pixels, rng: Random) -> Pixels:
-    """A part of a chest, too small to be one."""
+    """Return a part of a chest, too small to count as one."""
     side = int(SIDE * rng.uniform(0.2, 0.45))
     top, left = rng.integers(0, SIDE - side + 1, 2)
     return shrunk(film[top : top + side, left : left + side])
 
 
 def _strip(film: Pixels, rng: Random) -> Pixels:
-    """The whole breadth or height, but little of the other."""
+    """Return the whole width or height, but little of the other."""
     side = int(SIDE * rng.uniform(0.15, 0.4))
     start = rng.integers(0, SIDE - side + 1)
     return shrunk(film[start : start + side] if _by_chance(rng, 0.5) else film[:, start : start + side])
 
 
 def _on_a_page(film: Pixels, rng: Random) -> Pixels:
-    """A small film on a large page, or four of them."""
+    """Return a small film on a large page, or four of them."""
     small = shrunk(film, SIDE // 2)
     if _by_chance(rng, 0.3):
         return np.tile(small, (2, 2))
@@ -156,7 +157,7 @@ def _on_a_page(film: Pixels, rng: Random) -> Pixels:
 
 
 def _two_films(film: Pixels, rng: Random) -> Pixels:
-    """Two films beside or above each other, the second another exposure of the same or its mirror image."""
+    """Return two films beside or above each other: the second is another exposure of the same, or its mirror image."""
     other = film[:, ::-1] if _by_chance(rng, 0.5) else _moved(film, rng.uniform(-8, 8))
     gap = int(rng.integers(0, 4))
     pair = np.full((SIDE, 2 * SIDE + gap), rng.choice((0, WHITE)), dtype=np.uint8)
@@ -165,7 +166,7 @@ def _two_films(film: Pixels, rng: Random) -> Pixels:
 
 
 def _screenshot(film: Pixels, rng: Random) -> Pixels:
-    """A film within a program's window: bars, buttons and lines of words around it."""
+    """Return a film within a program's window: bars, buttons and lines of words around it."""
     side = int(SIDE * rng.uniform(0.5, 0.8))
     page = np.full((SIDE, SIDE), int(rng.choice((0, 30, 60, 200, 240, WHITE))), dtype=np.uint8)
     picture = Image.fromarray(page)
@@ -181,7 +182,7 @@ def _screenshot(film: Pixels, rng: Random) -> Pixels:
 
 
 def _phone_picture(film: Pixels, rng: Random) -> Pixels:
-    """A film on a light box or a screen, taken from the side by a camera: edges, glare and slant."""
+    """Return a film on a light box or a screen, photographed from the side: edges, glare and slant."""
     inset = rng.uniform(0.04, 0.3, 8) * SIDE * (1, 1, 1, -1, -1, -1, -1, 1)
     corners = inset + np.array([0, 0, 0, SIDE, SIDE, SIDE, SIDE, 0])
     around = np.full((SIDE, SIDE), int(rng.integers(0, 256)), dtype=np.uint8)
@@ -199,9 +200,9 @@ def _phone_picture(film: Pixels, rng: Random) -> Pixels:
 
 
 def _lateral(film: Pixels, rng: Random) -> Pixels:
-    """A chest from the side, made of the halves of one from the front: both lungs over each other, the spine behind.
+    """Return a lateral chest, made of the halves of a frontal one: both lungs over each other, the spine behind.
 
-    The heart lies in front and below, the shoulders above; vertebrae stand as steps along the spine.
+    The heart is in front and below, the shoulders above; vertebrae are steps along the spine.
     """
     middle = int(SIDE * rng.uniform(0.42, 0.58))
     halves = [film[:, :middle][:, ::-1], film[:, middle:]]
@@ -228,7 +229,7 @@ def _lateral(film: Pixels, rng: Random) -> Pixels:
 
 
 def _oblique(film: Pixels, rng: Random) -> Pixels:
-    """A chest turned so far that its spine lies near one side: one lung wide, the other narrow."""
+    """Return a chest turned so far that its spine is near one side: one lung wide, the other narrow."""
     place = int(SIDE * rng.uniform(0.16, 0.27))
     half = SIDE // 2
     narrow = Image.fromarray(np.ascontiguousarray(film[:, :half])).resize((place, SIDE), Image.Resampling.BILINEAR)
@@ -239,7 +240,7 @@ def _oblique(film: Pixels, rng: Random) -> Pixels:
 
 Spoiling = Callable[[Pixels, Random], Pixels]
 
-# What may have happened to a chest film, by the name of its kind; each kind's ways by turns.
+# Ways of spoiling a chest film, by the name of their kind; the ways of each kind are used in turn.
 SPOILT: Final[dict[str, tuple[Spoiling, ...]]] = {
     "turned films": (
         lambda film, _: np.rot90(film, 1),
@@ -265,7 +266,7 @@ SPOILT: Final[dict[str, tuple[Spoiling, ...]]] = {
 
 
 def _heap(rng: Random) -> Pixels:
-    """Things that hide each other, as in a photograph: the dead leaves model.
+    """Draw objects that hide each other, as in a photograph: the dead leaves model.
 
     Source: Lee, Mumford and Huang, "Occlusion models for natural images", IJCV 41 (2001).
     """
@@ -281,7 +282,7 @@ def _heap(rng: Random) -> Pixels:
 
 
 def _cloud(rng: Random) -> Pixels:
-    """Noise, from white to very smooth, as in textures."""
+    """Draw noise, from white to very smooth, as in textures."""
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(SIDE), np.fft.fftfreq(SIDE)))
     frequency[0, 0] = 1.0
     spectrum = np.fft.fft2(rng.normal(size=(SIDE, SIDE))) / frequency ** rng.uniform(0.0, 2.2)
@@ -292,7 +293,7 @@ def _cloud(rng: Random) -> Pixels:
 
 
 def _page(rng: Random) -> Pixels:
-    """Lines of words."""
+    """Draw lines of words."""
     paper, ink = (WHITE, int(rng.integers(0, 90))) if _by_chance(rng, 0.7) else (int(rng.integers(0, 60)), WHITE)
     picture = Image.new("L", (SIDE, SIDE), paper)
     pen = ImageDraw.Draw(picture)
@@ -308,7 +309,7 @@ def _page(rng: Random) -> Pixels:
 
 
 def _sketch(rng: Random) -> Pixels:
-    """A few lines, polygons, ellipses and boxes."""
+    """Draw a few lines, polygons, ellipses and boxes."""
     picture = Image.new("L", (SIDE, SIDE), int(rng.choice((0, WHITE, int(rng.integers(0, 256))))))
     pen = ImageDraw.Draw(picture)
     for kind in rng.integers(0, BOX + 1, int(rng.integers(1, 12))):
@@ -327,7 +328,7 @@ def _sketch(rng: Random) -> Pixels:
 
 
 def _section(rng: Random) -> Pixels:
-    """A bright oval with things inside on black, as in computed tomography, magnetic resonance or of a head."""
+    """Draw a bright oval with objects inside on black, as in tomography, magnetic resonance or a skull film."""
     down, across = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     turn, (right, below) = rng.uniform(0, np.pi), rng.uniform(-0.15, 0.15, 2)
     along = (across - right) * np.cos(turn) + (down - below) * np.sin(turn)
@@ -346,7 +347,7 @@ def _section(rng: Random) -> Pixels:
 
 
 def _axial(rng: Random) -> Pixels:
-    """A slice through a chest: an oval body, two dark lungs, ribs, a vertebra, a heart between."""
+    """Draw a slice through a chest: an oval body, two dark lungs, ribs, a vertebra, a heart between."""
     down, across = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     wide, high, below = rng.uniform(0.65, 0.98), rng.uniform(0.42, 0.8), rng.uniform(-0.15, 0.15)
     down = down - below
@@ -383,12 +384,12 @@ def _capsule(pen: ImageDraw.ImageDraw, ends: npt.NDArray[np.float64], width: flo
         pen.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=grey)
 
 
-_FINE: Final = 4  # times SIDE, on which bones are drawn
+_FINE: Final = 4  # times SIDE: the size at which bones are drawn
 _JOINTS: Final = np.array([[0.115], [0.52], [0.83], [1.035], [1.15]])  # of a ray: where its bones meet
 
 
 def _bone(pen: ImageDraw.ImageDraw, ends: npt.NDArray[np.float64], width: float, rng: Random) -> None:
-    """One long bone: bright shell, darker marrow, thick ends."""
+    """Draw one long bone: bright shell, darker marrow, thick ends."""
     shell = int(rng.integers(170, 256))
     _capsule(pen, ends, width, shell)
     _capsule(pen, ends, width * 0.45, int(shell * rng.uniform(0.6, 0.9)))
@@ -398,7 +399,7 @@ def _bone(pen: ImageDraw.ImageDraw, ends: npt.NDArray[np.float64], width: float,
 
 
 def _hand(rng: Random) -> Pixels:
-    """A hand from above: five rays of bones in soft tissue, a palm and a wrist, turned by chance."""
+    """Draw a hand from above: five rays of bones in soft tissue, a palm and a wrist, turned at random."""
     side = SIDE * _FINE
     picture = Image.new("L", (side, side), int(rng.integers(0, 50)))
     pen = ImageDraw.Draw(picture)
@@ -430,7 +431,7 @@ def _hand(rng: Random) -> Pixels:
 
 
 def _limb(rng: Random) -> Pixels:
-    """A long bone or two, a joint, soft tissue beside them: arm, leg, knee, foot."""
+    """Draw a long bone or two, a joint, soft tissue beside them: arm, leg, knee, foot."""
     side = SIDE * _FINE
     picture = Image.new("L", (side, side), int(rng.integers(0, 60)))
     pen = ImageDraw.Draw(picture)
@@ -452,7 +453,7 @@ def _limb(rng: Random) -> Pixels:
 
 
 def _head(rng: Random) -> Pixels:
-    """A skull or a pelvis: bright rings within soft tissue, with openings."""
+    """Draw a skull or a pelvis: bright rings within soft tissue, with openings."""
     side = SIDE * _FINE
     picture = Image.new("L", (side, side), int(rng.integers(0, 60)))
     pen = ImageDraw.Draw(picture)
@@ -480,7 +481,7 @@ def _head(rng: Random) -> Pixels:
 
 
 def _laid(picture: Image.Image, rng: Random) -> Pixels:
-    """Bones as a detector shows them: turned, enlarged, soft, with grain."""
+    """Return bones as a detector shows them: turned, enlarged, soft, with grain."""
     small = shrunk(np.asarray(picture.resize((SIDE * 2, SIDE * 2), Image.Resampling.BOX)))
     laid = _moved(
         small,
@@ -494,7 +495,7 @@ def _laid(picture: Image.Image, rng: Random) -> Pixels:
 
 
 def _ramp(rng: Random) -> Pixels:
-    """Grey levels that rise across, outwards, or in waves."""
+    """Draw grey levels that rise across, outwards, or in waves."""
     down, across = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     turn = rng.uniform(0, 2 * np.pi)
     straight = across * np.cos(turn) + down * np.sin(turn)
@@ -505,7 +506,7 @@ def _ramp(rng: Random) -> Pixels:
     return picture
 
 
-# By the name of their kind; by turns within it, and those named twice are the most varied.
+# By the name of their kind; used in turn, and those named twice are the most varied.
 DRAWN: Final[dict[str, tuple[Callable[[Random], Pixels], ...]]] = {
     "photographs, pages and drawings": (_heap, _cloud, _page, _sketch, _heap, _ramp),
     "slices of the body": (_section, _axial),
@@ -514,7 +515,7 @@ DRAWN: Final[dict[str, tuple[Callable[[Random], Pixels], ...]]] = {
 
 
 def drawing(kind: str, number: int, rng: Random) -> Pixels:
-    """Of that kind, in the way whose turn it is; some with two sides alike, as faces and things have, some blurred."""
+    """Draw a picture of a kind, in each of its ways in turn; some are symmetrical like faces, some blurred."""
     ways = DRAWN[kind]
     picture = ways[number % len(ways)](rng)
     if _by_chance(rng, ALIKE):
