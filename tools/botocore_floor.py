@@ -22,7 +22,19 @@ from botocore.model import ServiceModel, Shape
 ROOT: Final = Path(__file__).resolve().parents[1]
 OUT: Final = ROOT / "tests" / "support" / "botocore_floor.json"
 SERVICES: Final = (
-    *("cloudformation", "cloudfront", "codebuild", "ecr", "iam", "logs", "s3", "sagemaker", "scheduler", "sts"),
+    *(
+        "cloudformation",
+        "cloudfront",
+        "codebuild",
+        "ecr",
+        "iam",
+        "logs",
+        "s3",
+        "sagemaker",
+        "scheduler",
+        "service-quotas",
+        "sts",
+    ),
 )
 
 

@@ -15,8 +15,8 @@ import yaml
 import live_moto
 from chestxray.aws import stacks, website
 from chestxray.aws.deploy import Served, ending
-from chestxray.aws.roles import WITHOUT_RESOURCE, reading, working
-from chestxray.aws.session import Names
+from chestxray.aws.roles import WITHOUT_RESOURCE, joining_network, reading, using_key, working
+from chestxray.aws.session import Names, Rules
 from live_moto import ACCOUNT
 from policies import as_list, statements
 from request_checks import POLICY, actions_of, is_allowed
@@ -24,6 +24,9 @@ from typed import run
 
 NAMES: Final = Names("clinic", ACCOUNT, "us-east-1")
 MANAGED_POLICY: Final = 6144  # characters but blanks
+RULES: Final = Rules(
+    kms_key=f"arn:aws:kms:us-east-1:{ACCOUNT}:key/films", subnets=("subnet-1a",), security_groups=("sg-2b",)
+)
 SERVED: Final = Served("clinic", "clinic-hosting-1", "clinic-model-1")
 
 
@@ -54,6 +57,9 @@ def everything() -> Iterator[Any]:
         "jobs and endpoints": working(NAMES),
         "films": reading("films"),
         "expiry": ending(NAMES, SERVED),
+        "endpoint": yaml.load(stacks.template("endpoint"), _Loader)["Resources"],  # noqa: S506 - a SafeLoader
+        "network": joining_network(NAMES, RULES),
+        "key": using_key(RULES),
     }
     for place, document in found.items():
         in_it = list(statements(document))
@@ -79,7 +85,16 @@ def test_a_statement_names_its_actions_and_its_resources(statement: Mapping[str,
 @pytest.mark.parametrize("statement", list(everything()))
 def test_a_resource_is_of_this_deployment_or_is_what_the_job_is_about(statement: Mapping[str, Any]) -> None:
     """By account and name; what stars stand for begins with a word of ours, or of the service that writes there."""
-    ours = (NAMES.deployment, "films", "TrainingJobs", "TransformJobs", "763104351884:repository/pytorch")
+    ours = (
+        NAMES.deployment,
+        "films",
+        "network-interface/",
+        "subnet-1a",
+        "sg-2b",
+        "TrainingJobs",
+        "TransformJobs",
+        "763104351884:repository/pytorch",
+    )
     for resource in as_list(statement.get("Resource", [])):
         if isinstance(resource, str) and resource.startswith("arn:"):
             before_stars = resource.partition("*")[0]
@@ -87,7 +102,8 @@ def test_a_resource_is_of_this_deployment_or_is_what_the_job_is_about(statement:
 
 
 def test_what_gets_no_resource_is_what_aws_gives_none_and_figures_are_held_to_their_namespaces() -> None:
-    assert set(WITHOUT_RESOURCE) == {"ecr:GetAuthorizationToken", "cloudwatch:PutMetricData"}
+    own = {action for action in WITHOUT_RESOURCE if not action.startswith("ec2:Describe")}  # of networks, if any
+    assert own == {"ecr:GetAuthorizationToken", "cloudwatch:PutMetricData"}
     figures = next(found for found in working(NAMES) if found["Action"] == ["cloudwatch:PutMetricData"])
     assert figures["Condition"]["StringEquals"]["cloudwatch:namespace"] == [
         "/aws/sagemaker/TrainingJobs",

@@ -35,6 +35,8 @@ OF_S3: Final = {
     "CompleteMultipartUpload": ("PutObject",),
     "CreateMultipartUpload": ("PutObject",),
     "DeleteObjects": ("DeleteObject", "DeleteObjectVersion"),
+    "GetBucketEncryption": ("GetEncryptionConfiguration",),
+    "PutBucketEncryption": ("PutEncryptionConfiguration",),
     "GetBucketLifecycleConfiguration": ("GetLifecycleConfiguration",),
     "GetPublicAccessBlock": ("GetBucketPublicAccessBlock",),
     "HeadBucket": ("ListBucket",),
@@ -68,6 +70,7 @@ def actions_of(name: str) -> set[str]:
     if service == "sts":
         return set()  # whose credentials these are may be asked by all
     own = OF_S3.get(operation, (operation,)) if service == "s3" else (operation,)
+    service = {"service-quotas": "servicequotas"}.get(service, service)
     return {f"{service}:{action}" for action in own} | set(BESIDE.get(name, ()))
 
 

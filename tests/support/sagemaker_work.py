@@ -22,6 +22,7 @@ from typing import Any, Final
 import boto3
 
 from chestxray.aws import build
+from chestxray.aws.training_job import TOOLKIT
 
 BIN: Final = Path(sys.executable).parent
 READY_S: Final = 120.0  # in which a container has to answer /ping
@@ -134,7 +135,8 @@ class TrainingRun:
             **os.environ,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "SAGEMAKER_BASE_DIR": str(self.tree),
-            **self.request["Environment"],
+            "SAGEMAKER_TRAINING_MODULE": TOOLKIT,  # as Amazon's image has it
+            **self.request.get("Environment", {}),
             "TRAINING_JOB_NAME": self.request["TrainingJobName"],
             "PIP_NO_INDEX": "1",  # what the source archive needs has to be here
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",

@@ -92,7 +92,12 @@ _NOT_NEEDED: Final = frozenset({"bundles", "page"})
 
 
 def source_archive(recipe: str, network: str) -> bytes:
-    """Return the archive of a training job.
+    """Return the archive of ``source_files``."""
+    return tarred(source_files(recipe, network))
+
+
+def source_files(recipe: str, network: str) -> dict[str, bytes]:
+    """Return what a training job runs, by name: ``train.py``, ``requirements.txt``, the recipe and this package.
 
     Args:
         recipe: in TOML.
@@ -102,7 +107,7 @@ def source_archive(recipe: str, network: str) -> bytes:
     files[ENTRY] = _SCRIPT.encode()
     files[RECIPE] = recipe.encode()
     files["requirements.txt"] = "".join(f"{line}\n" for line in requirements(network)).encode()
-    return tarred(files)
+    return files
 
 
 def requirements(network: str) -> list[str]:

@@ -13,12 +13,13 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 from chestxray.aws.archives import tarred
+from chestxray.aws.images import takes_key
 from chestxray.aws.plan import SERVERLESS_GB_SECOND, Item, dollars, instance_hours
 from chestxray.aws.roles import (
     EXPIRY,
@@ -60,6 +61,12 @@ def weights_of(cloud: Cloud, names: Names, given: str) -> Weights:
 
     Raises: BundleInvalid, CloudMissing, JobFailed.
     """
+    weights = _weights_of(cloud, names, given)
+    asked = " ".join(cloud.rules.stamp)
+    return replace(weights, stamp=f"{weights.stamp} {asked}") if asked else weights
+
+
+def _weights_of(cloud: Cloud, names: Names, given: str) -> Weights:
     if Path(given).is_dir() or given in shipped_bundles():
         return _of_bundle(names, folder_of(given))
     client = cloud.client("sagemaker")
@@ -107,6 +114,7 @@ def ensure_model(cloud: Cloud, names: Names, weights: Weights, image: str) -> st
                 "ExecutionRoleArn": role,
                 "PrimaryContainer": {"Image": image, "ModelDataUrl": weights.address},
                 "Tags": names.tag_list,
+                **cloud.rules.network,
             }
             once_the_role_is_known(lambda: client.create_model(**request))
     return name
@@ -348,7 +356,7 @@ def deploy(
     _ensure_log(cloud, names)
     anew = before is None or _has_to_be_made_anew(client, before, hosting)
     try:
-        _ensure_config(client, names, served, hosting)
+        _ensure_config(cloud, names, served, hosting)
         set_expiry(cloud, names, served, end)
         _begin(client, names, served, before, anew=anew, log=log)
         _wait(client, served, log)
@@ -464,9 +472,11 @@ def _there(client: Any, name: str) -> Mapping[str, Any] | None:
     return found
 
 
-def _ensure_config(client: Any, names: Names, served: Served, hosting: Hosting) -> None:
+def _ensure_config(cloud: Cloud, names: Names, served: Served, hosting: Hosting) -> None:
     from botocore.exceptions import ClientError
 
+    client, key = cloud.client("sagemaker"), cloud.rules.kms_key
+    encrypted = {"KmsKeyId": key} if key and hosting.instance and takes_key(hosting.instance) else {}
     with cloud_errors(f"creating the endpoint configuration {served.config}"):
         try:
             client.describe_endpoint_config(EndpointConfigName=served.config)
@@ -475,7 +485,7 @@ def _ensure_config(client: Any, names: Names, served: Served, hosting: Hosting) 
                 raise
             variant = {"VariantName": VARIANT, "ModelName": served.model, **hosting.variant}
             client.create_endpoint_config(
-                EndpointConfigName=served.config, ProductionVariants=[variant], Tags=names.tag_list
+                EndpointConfigName=served.config, ProductionVariants=[variant], Tags=names.tag_list, **encrypted
             )
 
 

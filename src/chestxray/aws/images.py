@@ -51,6 +51,15 @@ _ADDRESS: Final = re.compile(
 )
 
 
+# Their own disks are encrypted by their hardware, and SageMaker refuses a key for them.
+OWN_DISKS: Final = re.compile(r"ml\.(g4dn|g5|g6|g6e|p4d|p4de|p5|p5e|p5en|\w+d|\w+dn)\.")
+
+
+def takes_key(instance: str) -> bool:
+    """Whether a key of the account's encrypts such instances' volumes. Source: API reference, ResourceConfig."""
+    return not OWN_DISKS.match(instance)
+
+
 def has_gpu(instance: str) -> bool:
     """Check whether instances of that type have a GPU."""
     return instance.startswith(GPU_FAMILIES)

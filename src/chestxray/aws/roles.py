@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Final, TypeVar
 
-from chestxray.aws.images import repository_arn
-from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
+from chestxray.aws.images import REGISTRIES, repository_arn
+from chestxray.aws.session import Cloud, Names, Rules, cloud_errors, is_missing
 
 EXECUTION: Final = "sagemaker"
 EXPIRY: Final = "expiry"
@@ -19,6 +19,11 @@ EXPIRY: Final = "expiry"
 WITHOUT_RESOURCE: Final[Mapping[str, str]] = {
     "ecr:GetAuthorizationToken": "a token is the registry's, not an image's; AWS lists no resource type for it",
     "cloudwatch:PutMetricData": "figures are no resource; a condition holds it to SageMaker's own namespaces",
+    "ec2:DescribeNetworkInterfaces": "AWS lists no resource type for what describes a network",
+    "ec2:DescribeVpcs": "the same",
+    "ec2:DescribeDhcpOptions": "the same",
+    "ec2:DescribeSubnets": "the same",
+    "ec2:DescribeSecurityGroups": "the same",
 }
 NEW_ROLE_S: Final = 60.0  # seconds until a new role is known everywhere; usually under ten
 RETRY_S: Final = 3.0
@@ -67,19 +72,49 @@ def working(names: Names) -> list[Statement]:
     ]
 
 
-def deployer_policy(names: Names | None = None, films: str = "FILMS") -> str:
+def deployer_policy(names: Names | None = None, films: str = "FILMS", rules: Rules | None = None) -> str:
     """Return the policy, in JSON, of the user who runs these commands.
 
     Args:
         names: names of the deployment; None leaves the words DEPLOYMENT, ACCOUNT and REGION in the policy.
         films: the bucket of the films.
+        rules: the role that may be passed on and the key that may be used, as well.
     """
     text = files("chestxray.aws").joinpath("deployer.policy.json").read_text(encoding="utf-8")
     if names is None:
         return text
     for word, value in (("DEPLOYMENT", names.deployment), ("ACCOUNT", names.account), ("REGION", names.region)):
         text = text.replace(word, value)
-    return text.replace("FILMS", films)
+    text = text.replace("FILMS", films)
+    if rules is None or not (rules.role or rules.kms_key):
+        return text
+    document = json.loads(text)
+    if rules.role:
+        services = ["sagemaker.amazonaws.com", "scheduler.amazonaws.com"]
+        document["Statement"].append(
+            allow(("iam:PassRole",), rules.role, StringEquals={"iam:PassedToService": services})
+        )
+    document["Statement"] += using_key(rules) if rules.kms_key else []
+    return json.dumps(document, indent=2) + "\n"
+
+
+def policy_of_own_role(names: Names, films: str, rules: Rules) -> str:
+    """The policy, in JSON, that a role of one's own needs: what the roles have that these commands would make.
+
+    Args:
+        films: the bucket that the films lie in.
+    """
+    statements = [*working(names), *reading(films)]
+    if account := REGISTRIES.get(names.region):  # of Amazon's training images
+        statements += pulling(f"arn:aws:ecr:{names.region}:{account}:repository/pytorch")
+    kinds = (("Endpoint", "endpoint/"), ("EndpointConfig", "endpoint-config/"), ("Model", "model/"))
+    statements += [
+        allow((f"sagemaker:Delete{kind}",), arn(names, "sagemaker", f"{word}{names.deployment}*"))
+        for kind, word in kinds
+    ]
+    statements += using_key(rules) if rules.kms_key else []
+    statements += joining_network(names, rules) if rules.subnets else []
+    return json.dumps({"Version": "2012-10-17", "Statement": statements}, indent=2) + "\n"
 
 
 def ensure_execution_role(cloud: Cloud, names: Names, *buckets: str, image: str = "") -> str:
@@ -94,7 +129,27 @@ def ensure_execution_role(cloud: Cloud, names: Names, *buckets: str, image: str 
     if image and (repository := repository_arn(image, names.region)) != own_repository(names):
         policies[f"pull-{hashlib.sha256(repository.encode()).hexdigest()[:12]}"] = pulling(repository)
     policies |= {f"read-{bucket}": reading(bucket) for bucket in buckets if bucket != names.bucket}
+    policies |= {"key": using_key(cloud.rules)} if cloud.rules.kms_key else {}
+    policies |= {"network": joining_network(names, cloud.rules)} if cloud.rules.subnets else {}
     return ensure_role(cloud, names, EXECUTION, "sagemaker.amazonaws.com", policies)
+
+
+def using_key(rules: Rules) -> list[Statement]:
+    """What volumes, outputs and our bucket take, once a key encrypts them. Source: SageMaker guide, "KMS"."""
+    actions = ("kms:Decrypt", "kms:DescribeKey", "kms:GenerateDataKey")
+    grant = allow(("kms:CreateGrant",), rules.kms_key, Bool={"kms:GrantIsForAWSResource": "true"})
+    return [allow(actions, rules.kms_key), grant]
+
+
+def joining_network(names: Names, rules: Rules) -> list[Statement]:
+    """What running in somebody's VPC takes. Source: SageMaker guide, "CreateTrainingJob API: permissions for VPC"."""
+    interfaces = arn(names, "ec2", "network-interface/*")
+    places = [arn(names, "ec2", f"subnet/{one}") for one in rules.subnets]
+    places += [arn(names, "ec2", f"security-group/{one}") for one in rules.security_groups]
+    changes = ("ec2:CreateNetworkInterface", "ec2:CreateNetworkInterfacePermission", "ec2:DeleteNetworkInterface")
+    further = ("ec2:DeleteNetworkInterfacePermission",)
+    looks = [action for action in WITHOUT_RESOURCE if action.startswith("ec2:")]
+    return [allow((*changes, *further), interfaces, *places), *(allow((look,), "*") for look in looks)]
 
 
 def own_repository(names: Names) -> str:
@@ -112,13 +167,17 @@ def ensure_role(
 ) -> str:
     """Create a role that only one service in this account may assume, with these policies. Returns: its ARN.
 
-    Existing policies of other names stay: other jobs may be using them.
+    With a role of the account's own, nothing is created or changed. Existing policies of other names stay: other jobs
+    may be using them.
 
     Raises: CloudForeign: a role of that name exists and belongs to no or another deployment; CloudError.
     """
     from botocore.exceptions import ClientError
 
+    if cloud.rules.role:
+        return cloud.rules.role
     client, role = cloud.client("iam"), names.role(purpose)
+    bound = {"PermissionsBoundary": cloud.rules.boundary} if cloud.rules.boundary else {}
     trust = {
         "Effect": "Allow",
         "Principal": {"Service": service},
@@ -133,8 +192,15 @@ def ensure_role(
             if not is_missing(error):
                 raise
             found = client.create_role(
-                RoleName=role, AssumeRolePolicyDocument=_policy([trust]), Tags=names.tag_list, Description=purpose
+                RoleName=role,
+                AssumeRolePolicyDocument=_policy([trust]),
+                Tags=names.tag_list,
+                Description=purpose,
+                **bound,
             )["Role"]
+        else:
+            if bound and found.get("PermissionsBoundary", {}).get("PermissionsBoundaryArn") != cloud.rules.boundary:
+                client.put_role_permissions_boundary(RoleName=role, **bound)
         for name, statements in policies.items():
             client.put_role_policy(RoleName=role, PolicyName=name, PolicyDocument=_policy(statements))
     return str(found["Arn"])

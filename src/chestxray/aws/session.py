@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from chestxray.errors import (
@@ -32,6 +32,7 @@ DEPLOYMENT_TAG: Final = "chestxray:deployment"
 VERSION_TAG: Final = "chestxray:version"
 
 _DEPLOYMENT: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+CALLER: Final = "caller"
 _ROLE: Final = re.compile(r"arn:aws:iam::\d{12}:role/[\w+=,.@/-]+")
 _POLICY: Final = re.compile(r"arn:aws:iam::(\d{12}|aws):policy/[\w+=,.@/-]+")
 _KEY: Final = re.compile(r"arn:aws:kms:[a-z0-9-]+:\d{12}:(key|alias)/[\w/-]+")
@@ -125,7 +126,8 @@ class Rules:
     """Rules of an account for everything that is created in it; empty if it has none.
 
     Attributes:
-        role: ARN of a role of the account's own that jobs, endpoints and schedules run as; then no role is created.
+        role: ARN of a role of the account's own that jobs, endpoints and schedules run as, or "caller": the role
+            of the caller, for instance of a notebook; then no role is created.
         boundary: ARN of the policy that limits the created roles (permissions boundary).
         kms_key: ARN of the key that encrypts volumes, outputs and our bucket.
         subnets, security_groups: of the network (VPC) that jobs and endpoints on instances run in.
@@ -143,7 +145,7 @@ class Rules:
 
     def __post_init__(self) -> None:
         for option, given, kind, example in (
-            ("--role", (self.role,), _ROLE, "arn:aws:iam::123456789012:role/sagemaker"),
+            ("--role", (self.role.replace(CALLER, ""),), _ROLE, "arn:aws:iam::123456789012:role/sagemaker"),
             ("--permissions-boundary", (self.boundary,), _POLICY, "arn:aws:iam::123456789012:policy/boundary"),
             ("--kms-key", (self.kms_key,), _KEY, "arn:aws:kms:eu-central-1:123456789012:key/1234abcd-..."),
             ("--subnet", self.subnets, _SUBNET, "subnet-0a1b2c3d"),
@@ -276,7 +278,26 @@ def connect(region: str | None = None, profile: str | None = None, rules: Rules 
         caller = session.client("sts", config=_config())
         found = caller.get_caller_identity()
         caller.close()
-    return Cloud(session.region_name, found["Account"], session, rules=rules or Rules(), caller=found["Arn"])
+    rules = rules or Rules()
+    if rules.role == CALLER:
+        rules = replace(rules, role=role_of(found["Arn"]))
+    return Cloud(session.region_name, found["Account"], session, rules=rules, caller=found["Arn"])
+
+
+def principal_of(caller: str) -> str:
+    """The user or role behind what STS calls a caller; "" for an account's root user."""
+    if assumed := re.fullmatch(r"arn:aws:sts::(\d{12}):assumed-role/([^/]+)/.+", caller):
+        path = "service-role/" if assumed[2].startswith("AmazonSageMaker-ExecutionRole") else ""  # as the console makes
+        return f"arn:aws:iam::{assumed[1]}:role/{path}{assumed[2]}"
+    return "" if caller.endswith(":root") else caller
+
+
+def role_of(caller: str) -> str:
+    """The role behind a caller, as a notebook of SageMaker Studio has one. Raises: UsageError: it has none."""
+    found = principal_of(caller)
+    if not _ROLE.fullmatch(found):
+        raise UsageError(f"--role {CALLER}: {caller} is no role, which a notebook in SageMaker has. Give a role's ARN")
+    return found
 
 
 def check_partition(session: Any) -> None:
@@ -314,6 +335,7 @@ def cloud_errors(doing: str) -> Iterator[None]:
     """
     try:
         from botocore import exceptions as boto
+        from botocore.parsers import ResponseParserError
     except ImportError as error:
         raise MissingExtra("This verb", "aws") from error
     try:
@@ -326,6 +348,9 @@ def cloud_errors(doing: str) -> Iterator[None]:
         raise CredentialsExpired(f"{error}. {_REMEDIES[CredentialsExpired]}") from error
     except (boto.HTTPClientError, boto.EndpointConnectionError) as error:
         raise CloudUnreachable(f"{doing}: {error}. {_REMEDIES[CloudUnreachable]}") from error
+    except ResponseParserError as error:
+        what = "what answered is not AWS: a proxy, perhaps, or another server"
+        raise CloudUnreachable(f"{doing}: {what}. {_REMEDIES[CloudUnreachable]}") from error
     except boto.BotoCoreError as error:
         raise CloudError(f"{doing}: {error}") from error
 

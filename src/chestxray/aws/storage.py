@@ -24,6 +24,7 @@ WORKERS: Final = 16  # requests at the same time; each waits for the network, no
 PUBLIC_BLOCKS: Final = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
 NO_SETTING: Final = frozenset(
     {"NoSuchTagSet", "NoSuchTagSetError", "NoSuchPublicAccessBlockConfiguration", "NoSuchLifecycleConfiguration"}
+    | {"ServerSideEncryptionConfigurationNotFoundError"}
 )
 PART: Final = 64 * 2**20  # bytes of a part; a larger file is sent in parts
 
@@ -216,6 +217,10 @@ def ensure_bucket(cloud: Cloud, names: Names) -> bool:
         blocks = dict.fromkeys(PUBLIC_BLOCKS, True)
         if _setting(client.get_public_access_block, bucket).get("PublicAccessBlockConfiguration") != blocks:
             client.put_public_access_block(Bucket=bucket, PublicAccessBlockConfiguration=blocks)
+        if cloud.rules.kms_key and _key_of(client, bucket) != cloud.rules.kms_key:
+            wanted = {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": cloud.rules.kms_key}
+            rule = {"ApplyServerSideEncryptionByDefault": wanted, "BucketKeyEnabled": True}
+            client.put_bucket_encryption(Bucket=bucket, ServerSideEncryptionConfiguration={"Rules": [rule]})
         if not _setting(client.get_bucket_lifecycle_configuration, bucket).get("Rules"):
             abandoned = {"ID": "abandoned-parts", "Status": "Enabled", "Filter": {"Prefix": ""}}
             abandoned["AbortIncompleteMultipartUpload"] = {"DaysAfterInitiation": 7}
@@ -226,6 +231,13 @@ def ensure_bucket(cloud: Cloud, names: Names) -> bool:
 def bucket_tags(client: Any, bucket: str) -> list[dict[str, str]]:
     """Return the tags of a bucket, which may be none. Raises: botocore's errors."""
     return list(_setting(client.get_bucket_tagging, bucket).get("TagSet", ()))
+
+
+def _key_of(client: Any, bucket: str) -> str:
+    """The key that a bucket encrypts with; "" for S3's own. Raises: botocore's errors."""
+    found = _setting(client.get_bucket_encryption, bucket).get("ServerSideEncryptionConfiguration", {})
+    rules = [rule.get("ApplyServerSideEncryptionByDefault", {}) for rule in found.get("Rules", ())]
+    return next((str(rule.get("KMSMasterKeyID", "")) for rule in rules), "")
 
 
 def _setting(ask: Callable[..., dict[str, Any]], bucket: str) -> dict[str, Any]:

@@ -12,18 +12,20 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
-from chestxray.aws.archives import ENTRY, RECIPE, source_archive
-from chestxray.aws.images import has_gpu, repository_arn, training_image
+from chestxray.aws.archives import ENTRY, RECIPE, source_archive, source_files
+from chestxray.aws.images import has_gpu, repository_arn, takes_key, training_image
 from chestxray.aws.plan import Item, Plan, instance_hours
 from chestxray.aws.roles import ensure_execution_role, once_the_role_is_known
-from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
+from chestxray.aws.session import Cloud, Names, Rules, cloud_errors, is_missing
 from chestxray.aws.storage import check_region, checksum_stored, ensure_bucket, holds, put_bytes
 from chestxray.aws.training_entry import metric_definitions
 from chestxray.aws.waiting import LogTail, next_name, states
 from chestxray.data.sources import SCHEME, below, objects_below, split_address
 from chestxray.errors import JobFailed, SourceInvalid, UsageError
+from chestxray.files import write_atomically
 from chestxray.progress import Log
 from chestxray.version import __version__
 
@@ -132,6 +134,7 @@ def prepare(cloud: Cloud, names: Names, order: TrainingOrder) -> PreparedJob:
     source = source_archive(order.recipe, order.network)
     what = [__version__, order.recipe, listing, dict(order.hyperparameters)]
     where = [order.instance, order.instances, order.processes, order.spot, *([order.image] if order.image else [])]
+    where += cloud.rules.stamp
     digest = hashlib.sha256(json.dumps([what, where]).encode())
     key = f"sources/{hashlib.sha256(source).hexdigest()[:16]}/sourcedir.tar.gz"
     return PreparedJob(order, names.stamped(f"train-{digest.hexdigest()[:12]}"), source, key, len(listing))
@@ -148,16 +151,46 @@ def begin(cloud: Cloud, names: Names, job: PreparedJob) -> Begun:
         name, status = next_name(lambda name: _described(client, name), job.stem, "TrainingJobStatus", has_result)
     if status:
         return Begun(name, "keep")
-    ensure_bucket(cloud, names)
-    buckets = {split_address(address)[0] for address in job.order.channels.values()}
-    role = ensure_execution_role(cloud, names, *sorted(buckets), image=image_of(names, job.order))
-    with cloud_errors("sending the source archive"):
-        if not checksum_stored(store, names.bucket, job.source_key):
-            put_bytes(store, names.bucket, job.source_key, job.source)
-    request = training_request(names, job, name, role)
+    request = training_request(names, job, name, _provide(cloud, names, job), cloud.rules)
     with cloud_errors(f"creating the training job {name}"):
         once_the_role_is_known(lambda: client.create_training_job(**request))
     return Begun(name, "create")
+
+
+def _provide(cloud: Cloud, names: Names, job: PreparedJob) -> str:
+    """Make the bucket and the role, and send the source. Returns: the role's ARN. Raises: CloudError."""
+    ensure_bucket(cloud, names)
+    buckets = {split_address(address)[0] for address in job.order.channels.values()}
+    role = ensure_execution_role(cloud, names, *sorted(buckets), image=image_of(names, job.order))
+    store = cloud.client("s3")
+    with cloud_errors("sending the source archive"):
+        if not checksum_stored(store, names.bucket, job.source_key):
+            put_bytes(store, names.bucket, job.source_key, job.source)
+    return role
+
+
+def write_source(order: TrainingOrder, folder: Path) -> list[str]:
+    """Write what ``sagemaker.pytorch.PyTorch(entry_point="train.py", source_dir=...)`` takes. Returns: the names.
+
+    Beside the code: ``hyperparameters.json`` and ``metric_definitions.json``, for the arguments of those names.
+    """
+    files = source_files(order.recipe, order.network)
+    given = {"recipe": RECIPE, **order.hyperparameters}
+    files["hyperparameters.json"] = f"{json.dumps(given, indent=2)}\n".encode()
+    files["metric_definitions.json"] = f"{json.dumps(metric_definitions(), indent=2)}\n".encode()
+    for name, data in files.items():
+        write_atomically(folder / name, data)
+    return sorted(files)
+
+
+def pipeline_step(cloud: Cloud, names: Names, job: PreparedJob) -> dict[str, Any]:
+    """Make what the job needs, and no job. Returns: a Training step for the definition of a SageMaker Pipeline.
+
+    Source: SageMaker Model Building Pipeline definition JSON schema, 2020-12-01, TrainingStep. Raises: CloudError.
+    """
+    request = training_request(names, job, job.stem, _provide(cloud, names, job), cloud.rules)
+    del request["TrainingJobName"]  # a pipeline names the jobs of its executions itself
+    return {"Name": "Train", "Type": "Training", "Arguments": request}
 
 
 def image_of(names: Names, order: TrainingOrder) -> str:
@@ -171,12 +204,22 @@ def status_of(cloud: Cloud, name: str) -> str:
         return str(cloud.client("sagemaker").describe_training_job(TrainingJobName=name)["TrainingJobStatus"])
 
 
-def training_request(names: Names, job: PreparedJob, name: str, role: str) -> dict[str, Any]:
+def training_request(
+    names: Names, job: PreparedJob, name: str, role: str, rules: Rules | None = None
+) -> dict[str, Any]:
     """Return the request for CreateTrainingJob."""
+    rules = rules or Rules()
+    key = {"KmsKeyId": rules.kms_key} if rules.kms_key else {}
     order = job.order
     own = f"{SCHEME}{names.bucket}"
     seconds = round(order.max_hours * 3600)
-    resources = {"InstanceType": order.instance, "InstanceCount": order.instances, "VolumeSizeInGB": VOLUME_GB}
+    resources: dict[str, Any] = {
+        "InstanceType": order.instance,
+        "InstanceCount": order.instances,
+        "VolumeSizeInGB": VOLUME_GB,
+    }
+    if rules.kms_key and takes_key(order.instance):
+        resources["VolumeKmsKeyId"] = rules.kms_key
     stopping = {"MaxRuntimeInSeconds": seconds}
     wait = max(seconds, min(seconds * SPOT_WAIT, LONGEST_WAIT_S))
     return {
@@ -190,12 +233,13 @@ def training_request(names: Names, job: PreparedJob, name: str, role: str) -> di
         "HyperParameters": _hyperparameters(names, job, name),
         "Environment": {"SAGEMAKER_TRAINING_MODULE": TOOLKIT},
         "InputDataConfig": [_channel(channel, address) for channel, address in order.channels.items()],
-        "OutputDataConfig": {"S3OutputPath": f"{own}/jobs"},
+        "OutputDataConfig": {"S3OutputPath": f"{own}/jobs", **key},
         "ResourceConfig": resources,
         "StoppingCondition": stopping | ({"MaxWaitTimeInSeconds": wait} if order.spot else {}),
         "EnableManagedSpotTraining": order.spot,
         "CheckpointConfig": {"S3Uri": f"{own}/checkpoints/{name}", "LocalPath": LOCAL_CHECKPOINTS},
         "Tags": names.tag_list,
+        **rules.network,
     }
 
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from chestxray.aws.images import takes_key
 from chestxray.aws.roles import once_the_role_is_known
-from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
+from chestxray.aws.session import Cloud, Names, Rules, cloud_errors, is_missing
 from chestxray.aws.storage import WORKERS, check_region, holds
 from chestxray.aws.waiting import LogTail, next_name, states
 from chestxray.data.sources import SCHEME, below, objects_below, split_address
@@ -84,7 +85,9 @@ def prepare(cloud: Cloud, names: Names, address: str, model: str, instance: str)
             "more), which would end the job. Move such films elsewhere"
         )
     listing = [[item["Key"], item["Size"], item["ETag"]] for item in found]
-    digest = hashlib.sha256(json.dumps([address, model, instance, listing]).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(json.dumps([address, model, instance, listing, *cloud.rules.stamp]).encode()).hexdigest()[
+        :12
+    ]
     return TransformOrder(address, model, instance, names.stamped(f"validate-{digest}"), len(found))
 
 
@@ -99,15 +102,18 @@ def run(cloud: Cloud, names: Names, order: TransformOrder, log: Log) -> Transfor
         name, status = next_name(lambda name: _described(client, name), order.stem, "TransformJobStatus", has_result)
     if not status:
         with cloud_errors(f"creating the transform job {name}"):
-            once_the_role_is_known(lambda: client.create_transform_job(**transform_request(names, order, name)))
+            once_the_role_is_known(
+                lambda: client.create_transform_job(**transform_request(names, order, name, cloud.rules))
+            )
     else:
         log(f"{name}: this very job was there already; nothing was created")
     _follow(cloud, name, log)
     return Transformed(_answers(cloud, names, order, name), name, "keep" if status else "create")
 
 
-def transform_request(names: Names, order: TransformOrder, name: str) -> dict[str, Any]:
+def transform_request(names: Names, order: TransformOrder, name: str, rules: Rules | None = None) -> dict[str, Any]:
     """Return the request for CreateTransformJob."""
+    key = rules.kms_key if rules else ""
     bucket, prefix = split_address(order.address)
     films = {"S3DataType": "S3Prefix", "S3Uri": f"{SCHEME}{bucket}/{below(prefix)}"}
     return {
@@ -122,8 +128,17 @@ def transform_request(names: Names, order: TransformOrder, name: str) -> dict[st
             "SplitType": "None",
             "CompressionType": "None",
         },
-        "TransformOutput": {"S3OutputPath": _output(names, name), "Accept": "application/json", "AssembleWith": "None"},
-        "TransformResources": {"InstanceType": order.instance, "InstanceCount": 1},
+        "TransformOutput": {
+            "S3OutputPath": _output(names, name),
+            "Accept": "application/json",
+            "AssembleWith": "None",
+            **({"KmsKeyId": key} if key else {}),
+        },
+        "TransformResources": {
+            "InstanceType": order.instance,
+            "InstanceCount": 1,
+            **({"VolumeKmsKeyId": key} if key and takes_key(order.instance) else {}),
+        },
         "Tags": names.tag_list,
     }
 

@@ -10,7 +10,7 @@ import click
 
 from chestxray.aws.session import DEPLOYMENT_TAG
 from chestxray.cli.aws_models import deploy, train, validate
-from chestxray.cli.aws_options import Order, aws_options, boundary_option, template_option
+from chestxray.cli.aws_options import Order, aws_options, boundary_option, rules_options, template_option
 from chestxray.cli.console import plain, table
 from chestxray.cli.options import BUNDLE_VARIABLE, PATH, complete_bundle
 from chestxray.errors import UsageError
@@ -133,15 +133,52 @@ def website(
 
 @click.command()
 @click.option("--films", metavar="BUCKET", default="FILMS", help="The bucket of your films. [default: left open]")
+@click.option("--of-role", is_flag=True, help="Instead that of a role of your own, for --role of the other verbs.")
+@rules_options
 @aws_options
-def policy(order: Order, films: str) -> None:
+def policy(order: Order, films: str, of_role: bool) -> None:  # noqa: FBT001 - click passes it by name
     """Print the policy, in JSON, that whoever types these commands needs in this account.
 
     Give it to whoever administers the account: "chestxray aws policy --films hospital > deployer.json".
     """
-    from chestxray.aws.roles import deployer_policy
+    from chestxray.aws.roles import deployer_policy, policy_of_own_role
 
-    click.echo(deployer_policy(order.names, films), nl=False)
+    rules = order.cloud.rules
+    click.echo(
+        policy_of_own_role(order.names, films, rules) if of_role else deployer_policy(order.names, films, rules),
+        nl=False,
+    )
+
+
+@click.command()
+@click.option("--films", metavar="BUCKET", default="", help="The bucket of your films. [default: only our own]")
+@click.option("--training", metavar="TYPE", default="ml.g4dn.xlarge", show_default=True, help="Instances to train on.")
+@click.option("--spot", is_flag=True, help="On spare capacity, which has a quota of its own.")
+@click.option("--transform", metavar="TYPE", default="ml.m5.large", show_default=True, help="Instance to validate on.")
+@click.option("--hosting", metavar="TYPE", default="", help="Instance of the endpoint. [default: serverless]")
+@rules_options
+@aws_options
+def doctor(
+    order: Order,
+    films: str,
+    training: str,
+    spot: bool,  # noqa: FBT001 - click passes it by name
+    transform: str,
+    hosting: str,
+) -> None:
+    """Look whether the account is ready: credentials, region, quotas, permissions, images. Changes nothing.
+
+    Permissions are simulated by IAM itself. Exit status 1 where something would fail; what could not be found out is
+    said and counts for nothing.
+    """
+    from chestxray.aws.doctor import Wanted, examine
+
+    found = list(examine(order.cloud, order.names, Wanted(training, transform, hosting, films, spot)))
+    marks = {True: "ok", False: "no", None: "?"}
+    rows = [(marks[item.ok], item.name, item.finding) for item in found]
+    order.console.result({"findings": plain(found)}, table(rows))
+    if any(item.ok is False for item in found):
+        sys.exit(1)
 
 
 @click.command()
@@ -230,7 +267,7 @@ def _table(found: Sequence[Found], *, cost: bool) -> str:
     return table(rows)
 
 
-VERBS: Final[tuple[click.Command, ...]] = (policy, upload, train, deploy, validate, website, status, destroy)
+VERBS: Final[tuple[click.Command, ...]] = (doctor, policy, upload, train, deploy, validate, website, status, destroy)
 
 
 class _InOrder(click.Group):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from chestxray.cli.aws_options import Order, aws_options
+from chestxray.cli.aws_options import Order, aws_options, rules_options, template_option
 from chestxray.cli.evaluate import assessment_text, command_line
 from chestxray.cli.model import RECIPE_OPTIONS
-from chestxray.cli.options import Command, Size, complete_network, complete_recipe, out_option, workers_option
+from chestxray.cli.options import PATH, Command, Size, complete_network, complete_recipe, out_option, workers_option
 from chestxray.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,7 +61,17 @@ def _recipe_changes(command: Command) -> Command:
     "--max-hours", type=click.FloatRange(0.1, 120), default=24.0, show_default=True, help="After which AWS stops it."
 )
 @click.option("--checkpoint-every", type=click.FloatRange(1.0), default=60.0, show_default=True, help="Seconds.")
+@click.option(
+    "--source-only",
+    type=PATH,
+    metavar="FOLDER",
+    help="Only write the source folder and hyperparameters for sagemaker.pytorch.PyTorch(...); asks AWS nothing.",
+)
+@click.option(
+    "--pipeline-step", is_flag=True, help="Begin no job; print it as a step of a SageMaker Pipeline, in JSON."
+)
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait for its end, showing its log.")
+@rules_options
 @aws_options
 def train(
     order: Order,
@@ -78,6 +89,8 @@ def train(
     spot: bool,  # noqa: FBT001 - click passes it by name
     max_hours: float,
     checkpoint_every: float,
+    source_only: Path | None,
+    pipeline_step: bool,  # noqa: FBT001 - the same
     wait: bool,  # noqa: FBT001 - the same
     **changes: Any,
 ) -> None:
@@ -105,8 +118,19 @@ def train(
         max_hours=max_hours,
         image=image,
     )
+    if source_only is not None:
+        names = training_job.write_source(wanted, source_only)
+        document = {"source": source_only, "entry": "train.py", "hyperparameters": wanted.hyperparameters}
+        order.console.result(
+            document | {"files": len(names)},
+            f"{source_only}: {len(names)} files, for PyTorch(entry_point='train.py', source_dir='{source_only}', ...)",
+        )
+        return
     job = training_job.prepare(order.cloud, order.names, wanted)
     if not order.go_ahead(job.plan(order.names)):
+        return
+    if pipeline_step:
+        click.echo(json.dumps(training_job.pipeline_step(order.cloud, order.names, job), indent=2))
         return
     begun = training_job.begin(order.cloud, order.names, job)
     name = begun.name
@@ -163,6 +187,8 @@ def _farewell(name: str) -> str:
     "--ttl", default="4h", show_default=True, help='After which AWS deletes it by itself: 90m, 4h, 2d, or "never".'
 )
 @click.option("--image", metavar="ADDRESS", help="An image in your registry. [default: built in AWS from this code]")
+@template_option("endpoint")
+@rules_options
 @aws_options
 def deploy(
     order: Order,
@@ -186,6 +212,8 @@ def deploy(
 
     if serverless and instance:
         raise UsageError("--serverless and --instance contradict each other. Give one of them")
+    if order.cloud.rules.subnets and not instance:
+        raise UsageError("a serverless endpoint cannot join a network. Give --instance too, or leave out --subnet")
     cloud, names, log = order.cloud, order.names, order.console.log
     lifetime = parse_ttl(ttl)
     hosting = endpoints.Hosting(instance or "")
@@ -216,6 +244,7 @@ def deploy(
 @click.option("--image", metavar="ADDRESS", help="With --model: an image in your registry. [default: built in AWS]")
 @click.option("--instance", default="ml.m5.large", show_default=True, help="Type of the one instance.")
 @workers_option
+@rules_options
 @aws_options
 def validate(
     order: Order,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -31,15 +31,30 @@ class Order:
 
     Attributes:
         console: where the command prints.
-        cloud: the account and region.
-        names: names of the deployment's resources in the account.
+        reach: finds the account and region, when they are first needed.
+        deployment: the word that all names are made of.
         dry_run: show the plan and do nothing.
     """
 
     console: Console
-    cloud: Cloud
-    names: Names
+    reach: Callable[[], Cloud]
+    deployment: str
     dry_run: bool
+
+    @cached_property
+    def cloud(self) -> Cloud:
+        """The account and region. Raises: CloudError, UsageError."""
+        return self.reach()
+
+    @cached_property
+    def names(self) -> Names:
+        """What the deployment's resources are called there. Raises: UsageError."""
+        return self.cloud.names(self.deployment)
+
+    def close(self) -> None:
+        """Close the connections, if there are any."""
+        if "cloud" in vars(self):
+            self.cloud.close()
 
     def go_ahead(self, plan: Plan) -> bool:
         """Show the plan; return False with --dry-run, after which the command ends."""
@@ -93,12 +108,13 @@ def aws_options(command: Command) -> Command:
         **kwargs: Any,
     ) -> Any:
         given = {field: kwargs.pop(field) for field in RULES if field in kwargs}
-        cloud = connect(region, profile, Rules(**given, owners=_owners(bucket_owners)))
+        rules = Rules(**given, owners=_owners(bucket_owners))
+        order = Order(console, lambda: connect(region, profile, rules), deployment, dry_run)
         try:
             with cloud_errors(f"chestxray aws {click.get_current_context().info_name}"):
-                return command(Order(console, cloud, cloud.names(deployment), dry_run), *args, **kwargs)
+                return command(order, *args, **kwargs)
         finally:
-            cloud.close()
+            order.close()
 
     return with_order
 
@@ -120,7 +136,12 @@ def boundary_option(command: Command) -> Command:
 def rules_options(command: Command) -> Command:
     """Add an account's rules for jobs and endpoints: an own role, a boundary, a key, a network."""
     for option in (
-        click.option("--role", metavar="ARN", default="", help="A role of your own to run as. [default: one is made]"),
+        click.option(
+            "--role",
+            metavar="ARN",
+            default="",
+            help='A role of your own to run as, or "caller": the notebook\'s. [default: one is made]',
+        ),
         boundary_option,
         click.option(
             "--kms-key", metavar="ARN", default="", help="The key to encrypt volumes, outputs and our bucket with."

@@ -1,0 +1,164 @@
+"""What stands between these commands and an account, asked before anything is made: nothing here changes anything.
+
+Source: Service Quotas API reference, ListServiceQuotas; IAM API reference, SimulatePrincipalPolicy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from chestxray.aws import build
+from chestxray.aws.images import REGISTRIES, repository_arn, training_image
+from chestxray.aws.roles import deployer_policy
+from chestxray.aws.session import Cloud, Names, cloud_errors, principal_of
+from chestxray.errors import ChestXrayError, CloudError
+
+QUOTA_REMEDY: Final = "Ask for more under Service Quotas, Amazon SageMaker, or choose another type of instance"
+AT_ONCE: Final = 60  # actions in one simulation, so that its answer is one page
+SHOWN: Final = 6  # of what is missing; the rest is counted
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        ok: False where something will fail, None where that could not be found out.
+    """
+
+    name: str
+    finding: str
+    ok: bool | None = True
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What somebody means to do, as far as it needs quotas and images.
+
+    Attributes:
+        training, transform, hosting: types of instances; ``hosting`` is "" for a serverless endpoint.
+        films: the bucket that the films lie in; "" where it is not known.
+    """
+
+    training: str = "ml.g4dn.xlarge"
+    transform: str = "ml.m5.large"
+    hosting: str = ""
+    films: str = ""
+    spot: bool = False
+
+    @property
+    def quotas(self) -> tuple[str, ...]:
+        """Names of the quotas, as AWS has them."""
+        kind = "spot training job" if self.spot else "training job"
+        hosting = (f"{self.hosting} for endpoint usage",) if self.hosting else ()
+        return (f"{self.training} for {kind} usage", f"{self.transform} for transform job usage", *hosting)
+
+
+def examine(cloud: Cloud, names: Names, wanted: Wanted) -> Iterator[Finding]:
+    """Look at credentials, region, quotas, permissions and images, in that order; one failure hides no other."""
+    yield Finding("credentials", f"account {cloud.account}, as {cloud.caller}")
+    yield _region(cloud)
+    for name, look in (("quotas", _quotas), ("permissions", _permissions), ("images", _images)):
+        try:
+            with cloud_errors(f"looking at {name}"):
+                yield from look(cloud, names, wanted)
+        except CloudError as error:
+            yield Finding(name, f"not known: {error}", ok=None)
+
+
+def _region(cloud: Cloud) -> Finding:
+    if cloud.region not in REGISTRIES:
+        return Finding("region", f"{cloud.region}: no registry of Amazon's training images is known there", ok=False)
+    return Finding("region", f"{cloud.region}; films have to lie there too")
+
+
+def _quotas(cloud: Cloud, _: Names, wanted: Wanted) -> Iterator[Finding]:
+    """Applied ones, and AWS's own where an account has none of its own."""
+    client = cloud.client("service-quotas")
+    found: dict[str, float] = {}
+    for operation in ("list_aws_default_service_quotas", "list_service_quotas"):
+        for page in client.get_paginator(operation).paginate(ServiceCode="sagemaker"):
+            found |= {quota["QuotaName"]: quota["Value"] for quota in page["Quotas"]}
+    for name in wanted.quotas:
+        if name not in found:
+            yield Finding("quota", f"{name}: AWS lists no such quota; is the type of instance right?", ok=None)
+        elif found[name] < 1:
+            yield Finding("quota", f"{name}: {found[name]:g}. {QUOTA_REMEDY}", ok=False)
+        else:
+            yield Finding("quota", f"{name}: {found[name]:g}")
+
+
+def _permissions(cloud: Cloud, names: Names, wanted: Wanted) -> Iterator[Finding]:
+    """Every statement of the deployer's policy, simulated for whoever asks."""
+    principal = principal_of(cloud.caller)
+    if not principal:
+        yield Finding("permissions", f"{cloud.caller} may do everything: use a role instead for daily work", ok=True)
+        return
+    statements = json.loads(deployer_policy(names, wanted.films or names.bucket, cloud.rules))["Statement"]
+    denied = sorted({action for statement in statements for action in _denied(cloud, principal, statement)})
+    count = sum(len(statement["Action"]) for statement in statements)
+    if denied:
+        more = f" and {len(denied) - SHOWN} more" if len(denied) > SHOWN else ""
+        remedy = 'Give the policy that "chestxray aws policy" prints'
+        yield Finding("permissions", f"denied: {', '.join(denied[:SHOWN])}{more}. {remedy} to {principal}", ok=False)
+    else:
+        yield Finding("permissions", f"all {count} that these commands take")
+
+
+def _denied(cloud: Cloud, principal: str, statement: Mapping[str, Any]) -> Iterator[str]:
+    """Actions of one statement that the principal may not do on its resources."""
+    resources = statement["Resource"] if isinstance(statement["Resource"], list) else [statement["Resource"]]
+    entries = [
+        {"ContextKeyName": key, "ContextKeyValues": [_first(value)], "ContextKeyType": "string"}
+        for condition in statement.get("Condition", {}).values()
+        for key, value in condition.items()
+    ]
+    actions = [action for action in statement["Action"] if "*" not in action]
+    for start in range(0, len(actions), AT_ONCE):
+        given = {"PolicySourceArn": principal, "ActionNames": actions[start : start + AT_ONCE]}
+        given |= {"ContextEntries": entries} if entries else {}
+        denied_everywhere: set[str] = set(given["ActionNames"])
+        for resource in resources:  # an action takes some of a statement's resources, not all: a bucket or its objects
+            answer = cloud.client("iam").simulate_principal_policy(**given, ResourceArns=[_example(resource)])
+            results = answer["EvaluationResults"]
+            denied_everywhere -= {item["EvalActionName"] for item in results if item["EvalDecision"] == "allowed"}
+        yield from denied_everywhere
+
+
+def _first(value: str | Sequence[str]) -> str:
+    return value if isinstance(value, str) else value[0]
+
+
+def _example(resource: str) -> str:
+    """A resource that a pattern stands for."""
+    return resource if resource == "*" else resource.replace("*", "example")
+
+
+def _images(cloud: Cloud, names: Names, wanted: Wanted) -> Iterator[Finding]:
+    try:
+        address = training_image(cloud.region, wanted.training)
+    except ChestXrayError as error:
+        yield Finding("image for training", str(error), ok=False)
+    else:
+        yield _image_of_amazon(cloud, address)
+    tag = build.image_tag(build.context())
+    there = build.image_is_there(cloud, names, tag)
+    yield Finding("image for serving", f"{tag}: {'built' if there else 'the first deploy builds it, in some minutes'}")
+
+
+def _image_of_amazon(cloud: Cloud, address: str) -> Finding:
+    from botocore.exceptions import ClientError
+
+    account, _, rest = repository_arn(address, cloud.region).removeprefix(f"arn:aws:ecr:{cloud.region}:").partition(":")
+    given = {"registryId": account, "repositoryName": rest.removeprefix("repository/")}
+    given["imageIds"] = [{"imageTag": address.rpartition(":")[2]}]  # type: ignore[assignment]
+    try:
+        found = cloud.client("ecr").batch_get_image(**given)
+    except ClientError as error:
+        return Finding("image for training", f"{address}: not known ({error.response['Error']['Code']})", ok=None)
+    if found.get("images"):
+        return Finding("image for training", address)
+    return Finding("image for training", f"{address}: is not there. Give train an --image", ok=False)
