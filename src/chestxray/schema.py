@@ -492,7 +492,7 @@ class Gate:
             raise OutOfRange(f"score {self.score}: must lie in 0 to 1")
 
     def to_dict(self) -> dict[str, Any]:
-        """Law: ``Gate(**gate.to_dict()) == gate``."""
+        """Return the gate as a dictionary. Law: ``Gate(**gate.to_dict()) == gate``."""
         return {"accepted": self.accepted, "reason": self.reason, "score": self.score}
 
 

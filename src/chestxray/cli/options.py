@@ -31,7 +31,7 @@ Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]
 
 
 def _offering(names: Callable[[click.Context], Iterable[str]], beside: str = "") -> Completer:
-    """Complete names; beside them files ("file") or folders ("dir"), where an option takes these too."""
+    """Return a completer of names, and of files ("file") or folders ("dir") if an option accepts these too."""
 
     def complete(ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
         paths = [CompletionItem(begun, type=beside)] if beside else []
@@ -53,14 +53,14 @@ def _networks(_ctx: click.Context) -> Iterable[str]:
 
 
 def _points(ctx: click.Context) -> Iterable[str]:
-    """The operating points of the bundle that stands on the line already, or of the usual one."""
+    """Return the operating points of the bundle on the command line, or of the default bundle."""
     from chestxray.inference.bundle import Bundle
 
     try:
         return [
             point.name for point in Bundle.open(folder_of(ctx.params.get("bundle") or DEFAULT)).info.operating_points
         ]
-    except ChestXrayError:  # it is being typed
+    except ChestXrayError:  # the bundle's name is not complete yet
         return []
 
 

@@ -185,5 +185,5 @@ def _end_with_the_parent() -> None:
 
 
 def each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """All results of some items that travel together."""
+    """Return the results of the items of one chunk."""
     return [function(item) for item in items]

@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 
 class Mapper(Protocol):
-    """``map(function, items)`` somewhere, results in order: see ``parallel.map_in_order``."""
+    """A way to apply a function to items, with results in order: see ``parallel.map_in_order``."""
 
     def __call__(
         self,
@@ -36,11 +36,11 @@ class Mapper(Protocol):
         on_progress: ProgressCallback = no_progress,
         workers: int | None = None,
     ) -> Iterator[Result]:
-        """Give the results in the order of the items."""
+        """Yield the results in the order of the items."""
 
 
 def mapper_of(engine: str) -> Mapper:
-    """Who opens films: "local", processes of this machine, or "ray". Raises: UsageError, for any other name."""
+    """Return the mapper of an engine: "local" (processes of this machine) or "ray". Raises: UsageError."""
     engines: dict[str, Mapper] = {"local": map_in_order, "ray": map_in_order_on_ray}
     if engine not in engines:
         raise UsageError(f"there is no engine {engine!r}; there are {', '.join(engines)}")
@@ -53,16 +53,16 @@ def map_in_order_on_ray(
     on_progress: ProgressCallback = no_progress,
     workers: int | None = None,
 ) -> Iterator[Result]:
-    """``map(function, items)`` on the workers of Ray.
+    """Apply a function to items on the workers of Ray, like ``map(function, items)``.
 
-    Items travel in chunks, and so many chunks are under way that every worker is busy: what waits in Ray's store does
-    not grow with the number of items.
+    Items are sent in chunks, with just enough chunks in flight to keep every worker busy: what waits in Ray's store
+    does not grow with the number of items.
 
     Args:
         function: importable by its name; an exception that it raises ends the iteration.
-        items: all of them, so that progress can be told.
+        items: all of them, so that progress can be shown.
         on_progress: called with (done, total) as results are taken.
-        workers: of one core each; by default as many as Ray has cores.
+        workers: number of workers, of one core each; by default as many as Ray has cores.
 
     Raises: MissingExtra.
     """
@@ -88,9 +88,9 @@ def map_in_order_on_ray(
 
 @contextmanager
 def started() -> Iterator[Any]:
-    """Ray, started or joined. It reports to nobody, and is silent: its errors are raised here.
+    """Start or join Ray, without usage reports and log output; its errors are raised here.
 
-    Raises: MissingExtra; DataError, where it does not start.
+    Raises: MissingExtra; DataError, if Ray does not start.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -113,7 +113,7 @@ def started() -> Iterator[Any]:
 
 
 def _join(ray: Any, where: dict[str, Any]) -> None:
-    """Raises: DataError."""
+    """Connect to Ray, with several attempts on this machine. Raises: DataError."""
     for last in (False,) * (TRIES - 1) + (True,):
         try:
             ray.init(**where, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

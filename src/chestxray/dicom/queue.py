@@ -554,7 +554,7 @@ def _plain(order: Order) -> dict[str, Any]:
 
 
 def size_of(path: Path) -> int:
-    """Size of a file in bytes; 0 where it has gone meanwhile, as files of a running node do."""
+    """Return the size of a file in bytes; 0 if it is gone meanwhile, as files of a running node may be."""
     try:
         return path.stat().st_size
     except FileNotFoundError:

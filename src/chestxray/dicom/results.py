@@ -209,7 +209,7 @@ def _report(answer: Answer) -> EnhancedSR:
 
 
 def _own_words(answer: Answer) -> tuple[str, ...]:
-    """Everything in a report that two films of one shape do not share, in a fixed order."""
+    """Return every value that differs between the reports of two films of one shape, in a fixed order."""
     facts, bundle = answer.facts, answer.bundle[2]
     prediction = answer.prediction
     probability = 0.0 if prediction is None else prediction.probability or 0.0
@@ -236,7 +236,7 @@ _NUMBERS: Final[Mapping[str, Any]] = {"DS": _decimal, "FD": float, "IS": int}
 
 
 def _shape(answer: Answer) -> Answer:
-    """The answer with placeholders in place of what is the film's own: equal for all films of one shape."""
+    """Return the answer with placeholders for the film's own values: equal for all films of one shape."""
     prediction = answer.prediction
     if prediction is not None:
         threshold, sick = prediction.threshold, prediction.label == "pneumonia"
@@ -256,7 +256,7 @@ def _shape(answer: Answer) -> Answer:
 
 @lru_cache(64)
 def _built(shape: Answer) -> tuple[EnhancedSR, tuple[tuple[DataElement, int], ...]]:
-    """Let the library build the report of a shape, which takes it longer than the network takes for a film.
+    """Build the report of a shape with the library, which takes longer than the network takes for a film.
 
     Returns: the report, and its elements that hold a placeholder, each with the place of its word in ``_own_words``.
     """

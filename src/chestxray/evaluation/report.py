@@ -218,7 +218,7 @@ def page_of(
 
 
 def _gate_shares(provenance: Provenance, level: float) -> list[Measure]:
-    """How many of each kind of picture the gate refuses, at the limit that is used."""
+    """Return the proportion of each kind of picture that the gate refuses, at the limit in use."""
     if (gate := provenance.gate) is None:
         return []
     counts = ((kind, part, gate.counts[kind]) for kind, part in gate.at_limit.items())

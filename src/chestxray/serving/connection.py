@@ -533,7 +533,7 @@ class Connection(asyncio.Protocol):
 
 @lru_cache(64)
 def _written_before(kind: Kind, detail: str, *, close: bool, retry: bool) -> bytes:
-    """A refusal but for its request's id: at ten times the capacity, writing each anew would take a sixth of a core."""
+    """Return a refusal with a placeholder for the request id; cached, because at overload building each is costly."""
     return written_out(kind, detail, _SOME_ID.decode(), close=close, retry=retry)
 
 

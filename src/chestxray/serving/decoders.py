@@ -153,7 +153,7 @@ def _message(read: Callable[[int], bytes | None]) -> bytes | None:
 
 
 def _send(stream: BufferedRWPair, *messages: bytes) -> None:
-    """All of them at once: each write wakes whoever reads."""
+    """Send all messages in one write, because each write wakes the reader."""
     stream.write(b"".join(part for each in messages for part in (LENGTH.pack(len(each)), each)))
     stream.flush()
 
