@@ -76,7 +76,7 @@ def _region(cloud: Cloud) -> Finding:
 
 
 def _quotas(cloud: Cloud, _: Names, wanted: Wanted) -> Iterator[Finding]:
-    """Applied ones, and AWS's own where an account has none of its own."""
+    """Return the applied quotas, and AWS's defaults where the account has none of its own."""
     client = cloud.client("service-quotas")
     found: dict[str, float] = {}
     for operation in ("list_aws_default_service_quotas", "list_service_quotas"):
@@ -92,7 +92,7 @@ def _quotas(cloud: Cloud, _: Names, wanted: Wanted) -> Iterator[Finding]:
 
 
 def _permissions(cloud: Cloud, names: Names, wanted: Wanted) -> Iterator[Finding]:
-    """Every statement of the deployer's policy, simulated for whoever asks."""
+    """Simulate every statement of the deployer's policy for the caller."""
     principal = principal_of(cloud.caller)
     if not principal:
         yield Finding("permissions", f"{cloud.caller} may do everything: use a role instead for daily work", ok=True)
@@ -109,7 +109,7 @@ def _permissions(cloud: Cloud, names: Names, wanted: Wanted) -> Iterator[Finding
 
 
 def _denied(cloud: Cloud, principal: str, statement: Mapping[str, Any]) -> Iterator[str]:
-    """Actions of one statement that the principal may not do on its resources."""
+    """Return the actions of one statement that the principal may not do on its resources."""
     resources = statement["Resource"] if isinstance(statement["Resource"], list) else [statement["Resource"]]
     entries = [
         {"ContextKeyName": key, "ContextKeyValues": [_first(value)], "ContextKeyType": "string"}
@@ -133,7 +133,7 @@ def _first(value: str | Sequence[str]) -> str:
 
 
 def _example(resource: str) -> str:
-    """A resource that a pattern stands for."""
+    """Return an example of a resource that matches a pattern."""
     return resource if resource == "*" else resource.replace("*", "example")
 
 

@@ -56,7 +56,7 @@ OWN_DISKS: Final = re.compile(r"ml\.(g4dn|g5|g6|g6e|p4d|p4de|p5|p5e|p5en|\w+d|\w
 
 
 def takes_key(instance: str) -> bool:
-    """Whether a key of the account's encrypts such instances' volumes. Source: API reference, ResourceConfig."""
+    """Check whether a key of the account encrypts such instances' volumes. Source: API reference, ResourceConfig."""
     return not OWN_DISKS.match(instance)
 
 

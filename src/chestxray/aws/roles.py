@@ -99,7 +99,7 @@ def deployer_policy(names: Names | None = None, films: str = "FILMS", rules: Rul
 
 
 def policy_of_own_role(names: Names, films: str, rules: Rules) -> str:
-    """The policy, in JSON, that a role of one's own needs: what the roles have that these commands would make.
+    """Return the policy, in JSON, that an account's own role needs: that of the roles which we would create.
 
     Args:
         films: the bucket that the films lie in.
@@ -135,14 +135,14 @@ def ensure_execution_role(cloud: Cloud, names: Names, *buckets: str, image: str 
 
 
 def using_key(rules: Rules) -> list[Statement]:
-    """What volumes, outputs and our bucket take, once a key encrypts them. Source: SageMaker guide, "KMS"."""
+    """Return the permissions for volumes, outputs and our bucket under a key. Source: SageMaker guide, "KMS"."""
     actions = ("kms:Decrypt", "kms:DescribeKey", "kms:GenerateDataKey")
     grant = allow(("kms:CreateGrant",), rules.kms_key, Bool={"kms:GrantIsForAWSResource": "true"})
     return [allow(actions, rules.kms_key), grant]
 
 
 def joining_network(names: Names, rules: Rules) -> list[Statement]:
-    """What running in somebody's VPC takes. Source: SageMaker guide, "CreateTrainingJob API: permissions for VPC"."""
+    """Return the permissions for a VPC. Source: SageMaker guide, "CreateTrainingJob API: permissions for VPC"."""
     interfaces = arn(names, "ec2", "network-interface/*")
     places = [arn(names, "ec2", f"subnet/{one}") for one in rules.subnets]
     places += [arn(names, "ec2", f"security-group/{one}") for one in rules.security_groups]

@@ -285,7 +285,7 @@ def connect(region: str | None = None, profile: str | None = None, rules: Rules 
 
 
 def principal_of(caller: str) -> str:
-    """The user or role behind what STS calls a caller; "" for an account's root user."""
+    """Return the user or role behind the caller that STS names; "" for an account's root user."""
     if assumed := re.fullmatch(r"arn:aws:sts::(\d{12}):assumed-role/([^/]+)/.+", caller):
         path = "service-role/" if assumed[2].startswith("AmazonSageMaker-ExecutionRole") else ""  # as the console makes
         return f"arn:aws:iam::{assumed[1]}:role/{path}{assumed[2]}"
@@ -293,7 +293,7 @@ def principal_of(caller: str) -> str:
 
 
 def role_of(caller: str) -> str:
-    """The role behind a caller, as a notebook of SageMaker Studio has one. Raises: UsageError: it has none."""
+    """Return the role behind a caller, such as a notebook of SageMaker Studio. Raises: UsageError, without a role."""
     found = principal_of(caller)
     if not _ROLE.fullmatch(found):
         raise UsageError(f"--role {CALLER}: {caller} is no role, which a notebook in SageMaker has. Give a role's ARN")

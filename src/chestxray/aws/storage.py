@@ -234,7 +234,7 @@ def bucket_tags(client: Any, bucket: str) -> list[dict[str, str]]:
 
 
 def _key_of(client: Any, bucket: str) -> str:
-    """The key that a bucket encrypts with; "" for S3's own. Raises: botocore's errors."""
+    """Return the key with which a bucket encrypts; "" for S3's own. Raises: botocore's errors."""
     found = _setting(client.get_bucket_encryption, bucket).get("ServerSideEncryptionConfiguration", {})
     rules = [rule.get("ApplyServerSideEncryptionByDefault", {}) for rule in found.get("Rules", ())]
     return next((str(rule.get("KMSMasterKeyID", "")) for rule in rules), "")
