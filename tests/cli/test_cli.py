@@ -207,8 +207,9 @@ def test_predict_answers_the_good_films_and_exits_1_for_the_bad(
     blank.write_bytes(encoded(np.full((100, 100), 3, np.uint8)))
     outcome = chestxray("predict", film_paths[0], text, blank, "--bundle", bundle)
     assert outcome.status == 1
-    good, unreadable, refused, notice = outcome.out.strip().splitlines()
+    good, note, unreadable, refused, notice = outcome.out.strip().splitlines()
     assert "probability" in good
+    assert note.startswith("  note: age not stated")
     assert "not a DICOM, JPEG, PNG, TIFF, " in unreadable
     assert "cannot classify: its grey levels are almost uniform" in refused
     assert notice == NOTICE

@@ -58,7 +58,7 @@ def test_the_strongest_place_is_drawn_at_full_strength_and_what_speaks_against_s
     alpha = alpha_of(overlay_png(strength, (400, 500), PREPROCESSING))
     row, column = np.unravel_index(alpha.argmax(), alpha.shape)
     assert (row * 7 // alpha.shape[0], column * 10 // alpha.shape[1]) == (2, 6)
-    assert alpha.max() >= 180
+    assert alpha.max() >= 160  # of 255: at full strength the film still shows through
     assert alpha[0, 0] == 0
     assert alpha[-1, -1] == 0
     assert alpha_of(overlay_png(-np.abs(strength), (400, 500), PREPROCESSING)).max() == 0

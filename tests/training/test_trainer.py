@@ -197,6 +197,21 @@ def test_a_mirror_image_is_exact() -> None:
     torch.testing.assert_close(flipped, films.flip(3), rtol=0, atol=1e-2)
 
 
+def test_noise_is_of_single_pixels_or_shared_by_neighbours_and_as_strong_as_drawn() -> None:
+    """In about half of the batches a pixel says nothing of the next; in the others up to three share their grain."""
+    alike, strengths = [], []
+    for seed in range(40):
+        films = torch.full((8, 1, 96, 96), 127.5)
+        grain = augment(films, Augmentation(noise=12.0), generator(seed)) - films
+        left, right = grain[..., :-1].flatten(), grain[..., 1:].flatten()
+        alike.append(float(torch.corrcoef(torch.stack([left, right]))[0, 1]))
+        strengths.append(float(grain.std()))
+    single = sum(abs(value) < 0.05 for value in alike)
+    assert 10 <= single <= 30
+    assert max(alike) > 0.5
+    assert all(0.0 < strength < 12.0 * 1.05 for strength in strengths)
+
+
 def test_rotation_keeps_lengths_on_a_film_that_is_not_square() -> None:
     """A disc stays a disc: a rotation in the grid's own units would make an ellipse of it."""
     rows, columns = np.mgrid[0:100, 0:200]

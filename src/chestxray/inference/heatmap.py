@@ -27,7 +27,7 @@ Float32Array = npt.NDArray[np.float32]
 FILM: Final = "Source"  # the PNG text chunk that names the film
 LONG_SIDE: Final = 512  # pixels of the overlay; the map under it has about ten cells a side
 FILM_SIDE: Final = 1024  # pixels: largest size of a film drawn with its map; a smaller film keeps its own size
-FAINTEST: Final = 0.1  # of the scale: weaker evidence stays transparent
+FAINTEST: Final = 0.07  # of the scale: weaker evidence stays transparent
 FLOOR: Final = 0.65  # of the typical peak: the lowest end of the scale
 CONTOURS: Final = (0.25, 0.5, 0.75)  # of the scale: the levels of the contour lines
 
@@ -51,7 +51,7 @@ _COLOURS: Final = np.array(
     ]
 )
 ALPHA: Final = np.array(
-    [[FAINTEST, 0], [0.2, 90], [0.6, 130], [1.0, 170]]
+    [[FAINTEST, 0], [0.12, 90], [0.6, 130], [1.0, 170]]
 )  # strength to alpha: the film stays readable
 
 

@@ -23,7 +23,7 @@ CONFIRMING_PRECISION: Final = 0.97
 BALANCED: Final = "balanced"
 GOALS: Final = {
     "screening": f"sensitivity at least {SCREENING_SENSITIVITY}",
-    "balanced": "the largest sum of sensitivity and specificity",
+    "balanced": "sensitivity and specificity equally high",
     "confirming": f"precision at least {CONFIRMING_PRECISION}",
 }
 
@@ -214,8 +214,9 @@ def choose_operating_points(
 ) -> tuple[OperatingPoint, ...]:
     """Choose up to three named thresholds, in rising order, with their figures on the films they were chosen on.
 
-    - ``balanced``: the largest sum of sensitivity and specificity (Youden); of equals the lowest, since a
-      missed pneumonia costs more than a false alarm.
+    - ``balanced``: the smaller one of sensitivity and specificity is as large as it can be, so neither is bought
+      with the other; of equals the largest sum, then the lowest threshold, since a missed pneumonia costs more than a
+      false alarm. (The largest sum alone, Youden's index, may give up much of one for little of the other.)
     - ``screening``: the highest threshold with a sensitivity of at least 0.99, but not above ``balanced``.
     - ``confirming``: the lowest threshold with a precision of at least 0.97, but not below ``balanced``.
 
@@ -233,7 +234,7 @@ def choose_operating_points(
     """
     positive, values = both_classes(labels, probabilities)
     table = _candidates(positive, values)
-    balanced = int(np.argmax(table.youden))
+    balanced = int(np.lexsort((-table.sum, -table.smaller))[0])
     reach = np.flatnonzero(table.sensitivity >= SCREENING_SENSITIVITY)
     screening = min(int(reach[-1]), balanced)
     precise = np.flatnonzero(table.precision[balanced:] >= CONFIRMING_PRECISION)
@@ -280,8 +281,9 @@ class _Candidates(NamedTuple):
     sensitivity: FloatArray
     specificity: FloatArray
     precision: FloatArray
-    # sensitivity + specificity over a common denominator, as integers, so that equal values compare equal
-    youden: npt.NDArray[np.int64]
+    # in common units, as integers, so that equal values compare equal
+    smaller: npt.NDArray[np.int64]  # of sensitivity and specificity
+    sum: npt.NDArray[np.int64]  # of both
 
 
 def _candidates(positive: Targets, values: FloatArray) -> _Candidates:
@@ -294,7 +296,8 @@ def _candidates(positive: Targets, values: FloatArray) -> _Candidates:
         sensitivity=tp / positives,
         specificity=tn / negatives,
         precision=tp / (tp + fp),
-        youden=tp * negatives + tn * positives,
+        smaller=np.minimum(tp * negatives, tn * positives),
+        sum=tp * negatives + tn * positives,
     )
 
 

@@ -20,6 +20,7 @@ from chestxray.training.config import Augmentation
 WHITE: Final = 255.0
 BANDS_PRESENT: Final = 0.5  # probability that a film with bands has one along a given edge
 BLACK_BANDS: Final = 0.6  # probability that the bands are black
+COARSEST_GRAIN: Final = 3.0  # pixels along each axis that share one value of the noise, at most
 
 
 class Row(NamedTuple):
@@ -156,9 +157,18 @@ def resolution(films: Tensor, settings: Augmentation, generator: Generator) -> T
 
 
 def noise(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
-    """Add independent Gaussian noise to every pixel, of a strength drawn for each film."""
+    """Add Gaussian grain, of a strength drawn for each film.
+
+    Half of the batches get grain of single pixels; in the others up to three neighbours along each axis share theirs,
+    as in films that were enlarged after they had been taken. One coarseness a batch, so that a batch stays one array.
+    """
     strength = _uniform(films, settings.noise, generator).abs()
-    grain = torch.randn(films.shape, generator=generator, device=films.device, dtype=films.dtype)
+    drawn = torch.rand((), generator=generator, device=films.device)
+    coarse = 1.0 + (COARSEST_GRAIN - 1.0) * max(0.0, 2.0 * float(drawn) - 1.0)
+    size = tuple(max(1, round(side / coarse)) for side in films.shape[2:])
+    grain = torch.randn((*films.shape[:2], *size), generator=generator, device=films.device, dtype=films.dtype)
+    if size != films.shape[2:]:
+        grain = functional.interpolate(grain, films.shape[2:], mode="nearest")
     return (films + strength * grain).clamp(0.0, WHITE)
 
 
