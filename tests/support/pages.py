@@ -96,10 +96,13 @@ def lines_of(block: Block) -> list[str]:
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
+OTHER_PROGRAMS: Final = frozenset({"pip", "useradd", "systemctl"})  # they name the package, or a user of that name
+
+
 def commands_of(block: Block, program: str = "chestxray") -> Iterator[list[str]]:
     """The arguments of every call of a program in a block of commands, wherever in a line it stands."""
     for words in _simple_commands(block):
-        if program in words and not words[0].endswith("pip"):
+        if program in words and Path(words[0]).name not in OTHER_PROGRAMS:
             yield words[words.index(program) + 1 :]
 
 
