@@ -126,6 +126,7 @@ def test_an_endpoint_that_does_not_come_up_says_why_and_is_taken_away(
     assert boto3.client("sagemaker").list_endpoints()["Endpoints"] == []
 
 
+@pytest.mark.slow
 def test_a_change_that_does_not_come_up_ends_and_leaves_what_ran_with_its_end(
     service: SageMaker, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +146,7 @@ def test_a_change_that_does_not_come_up_ends_and_leaves_what_ran_with_its_end(
     assert there < what_is_there()
 
 
+@pytest.mark.slow
 def test_destroy_endpoint_ends_the_endpoint_alone(
     service: SageMaker, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,6 +199,7 @@ def connect_to(names: Names) -> Iterator[Cloud]:
     cloud.close()
 
 
+@pytest.mark.slow
 def test_an_image_of_another_repository_can_be_pulled_and_one_that_cannot_is_refused_first(
     service: SageMaker, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,6 +216,7 @@ def test_an_image_of_another_repository_can_be_pulled_and_one_that_cannot_is_ref
     boto3.client("ecr").delete_repository(repositoryName="hospital/chest", force=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("operation", "code", "kind"),
     [
@@ -232,6 +236,7 @@ def test_a_failure_at_any_step_is_one_sentence_and_destroy_leaves_nothing(
     assert what_is_there() == set()
 
 
+@pytest.mark.slow
 def test_destroy_goes_on_past_what_it_cannot_remove_and_says_so(
     service: SageMaker, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,6 +254,7 @@ def test_destroy_goes_on_past_what_it_cannot_remove_and_says_so(
     assert told(capsys, "aws", "destroy", "--yes")["removed"] == []  # there is nothing to do
 
 
+@pytest.mark.slow
 def test_destroy_leaves_other_deployments_and_the_data_where_asked(
     service: SageMaker, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -319,6 +325,7 @@ def test_validation_refuses_what_would_fail_in_the_job(
     boto3.client("s3").delete_bucket(Bucket="large")
 
 
+@pytest.mark.slow
 def test_an_image_is_built_by_a_stack_of_its_own_and_only_once(
     empty: SageMaker, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -269,6 +269,7 @@ def deploy_bundle(cloud: Cloud, bundle: Path, name: str, **variant: Any) -> None
     client.create_endpoint(EndpointName=name, EndpointConfigName=name)
 
 
+@pytest.mark.slow
 def test_the_website_describes_the_bundle_that_the_endpoint_runs(cloud: Cloud, bundle: Path) -> None:
     deploy_bundle(cloud, bundle, "ward", ServerlessConfig={"MemorySizeInMB": 2048, "MaxConcurrency": 2})
     with site_model(cloud, cloud.names("ward"), None) as behind:

@@ -240,6 +240,7 @@ def test_a_batch_in_which_nothing_can_be_classified_exits_1(chestxray: Run, bund
     assert "the file is empty" in (tmp_path / "scores.csv").read_text()
 
 
+@pytest.mark.slow
 def test_evaluate_writes_a_report_that_needs_no_network(
     chestxray: Run, bundle: Path, synthetic_films: Path, tmp_path: Path
 ) -> None:
@@ -325,6 +326,7 @@ def test_an_output_that_cannot_be_written_is_one_line(chestxray: Run, tmp_path: 
     assert "a.png" in outcome.err
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_not_ours_is_never_overwritten(
     chestxray: Run, pack: Path, training: Path, bundle: Path, synthetic_films: Path, tmp_path: Path
 ) -> None:

@@ -164,6 +164,7 @@ def test_a_column_of_the_manifest_that_tells_the_class_is_named_and_one_that_nam
     }
 
 
+@pytest.mark.slow
 def test_splits_taken_differently_are_told_even_where_each_has_its_own_mix_of_classes(tmp_path: Path) -> None:
     films = films_with(tmp_path / "films", no_shortcut)
     rng = np.random.default_rng(3)
@@ -233,6 +234,7 @@ def test_no_patient_is_scored_by_trees_that_saw_it() -> None:
 # --------------------------------------------------------------------------- overlap
 
 
+@pytest.mark.slow
 def test_a_model_that_follows_the_shortcut_loses_where_the_classes_overlap(tmp_path: Path) -> None:
     """Nine tenths of the pneumonia films and one tenth of the normal ones carry a mark, which one model follows."""
     rng = np.random.default_rng(1)
@@ -287,6 +289,7 @@ def test_the_page_says_what_the_audit_says_and_shows_the_groups(
         write_audit(marked[1], tmp_path / "mine", "Films")
 
 
+@pytest.mark.slow
 def test_the_verb_exits_with_0_unless_a_limit_is_passed(
     marked: tuple[tuple[Film, ...], Audit],
     clean_films: tuple[Film, ...],

@@ -40,6 +40,7 @@ def allow(pack: Path) -> None:
     (pack / "pack.json").write_text(info.to_json())
 
 
+@pytest.mark.slow
 def test_the_reason_stands_in_run_bundle_metrics_and_card(leaking: Path, tmp_path: Path) -> None:
     recipe = Recipe(epochs=1, batch_size=8, precision="float32")
     with pytest.raises(Leakage, match="p1"):

@@ -232,6 +232,7 @@ def test_films_of_one_class_calibrate_nothing(
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_evaluating_on_the_films_of_the_calibration_carries_a_warning(
     chestxray: Run, local: Path, bundle: Path, local_films: Path, tmp_path: Path
 ) -> None:
@@ -264,6 +265,7 @@ def test_conformal_sets_are_fitted_on_the_logits_that_the_bundle_brings(
     assert found["single"] + found["both"] + found["neither"] == document["assessment"]["films"]
 
 
+@pytest.mark.slow
 def test_the_worst_errors_are_small_jpegs_and_the_page_stays_small(
     chestxray: Run, bundle: Path, local_films: Path, tmp_path: Path
 ) -> None:
@@ -274,6 +276,7 @@ def test_the_worst_errors_are_small_jpegs_and_the_page_stays_small(
     assert len(page) < 2_000_000
 
 
+@pytest.mark.slow
 def test_a_bundle_without_stored_logits_is_evaluated_without_sets_unless_they_are_asked_for(
     chestxray: Run, bundle: Path, local_films: Path, tmp_path: Path
 ) -> None:
@@ -290,6 +293,7 @@ def test_a_bundle_without_stored_logits_is_evaluated_without_sets_unless_they_ar
     assert (status, document["assessment"]["conformal"]) == (0, None)
 
 
+@pytest.mark.slow
 def test_leakage_stops_evaluating_unless_the_split_allowed_it_and_the_report_then_says_so(
     chestxray: Run, bundle: Path, synthetic_rows: Sequence[Film], tmp_path: Path
 ) -> None:

@@ -132,6 +132,7 @@ def predictor(bundle: Path) -> Predictor:
     return Predictor.load(bundle)
 
 
+@pytest.mark.slow
 @pytest.mark.real_films
 @pytest.mark.parametrize("name", shipped_bundles())
 def test_a_quarter_of_the_map_is_visible_where_pneumonia_is_suspected_and_hardly_any_elsewhere(

@@ -289,6 +289,7 @@ def test_the_metrics_hold_what_the_gate_was_measured_to_refuse(bundle: Path) -> 
 # --------------------------------------------------------------------------- the fit
 
 
+@pytest.mark.slow
 def test_the_same_films_give_the_same_gate(pixels: Sequence[Array]) -> None:
     patients = [str(number) for number in range(len(pixels))]
     assert fit_detector(pixels, patients).to_json() == fit_detector(pixels, patients).to_json()

@@ -30,7 +30,17 @@ PAGES: Final = pages()
 BLOCKS: Final = tuple(block for page in PAGES for block in page.blocks)
 
 # Pages that train a network; the others take seconds.
-SLOW: Final = frozenset({"README.md", "docs/tutorial/your-own-films.md", "docs/how-to/several-processes.md"})
+SLOW: Final = frozenset(
+    {
+        "README.md",
+        "docs/explanation/shortcuts.md",
+        "docs/explanation/stress-validation.md",
+        "docs/how-to/compare.md",
+        "docs/how-to/recalibrate.md",
+        "docs/how-to/several-processes.md",
+        "docs/tutorial/your-own-films.md",
+    }
+)
 
 NOT_RUN: Final = frozenset(
     {

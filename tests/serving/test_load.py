@@ -176,6 +176,7 @@ def ends_under_load(bundle: Path, cases: Sequence[Case], folder: Path, times: in
         one_end_under_load(bundle, cases, folder / f"{number}.log", chance.uniform(0.0, 0.6))
 
 
+@pytest.mark.slow
 def test_no_film_that_was_taken_on_is_lost_when_the_service_is_ended(
     bundle: Path, cases: list[Case], tmp_path: Path
 ) -> None:

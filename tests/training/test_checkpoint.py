@@ -165,6 +165,7 @@ def killed_and_finished(pack: Path, out: Path, rng: np.random.Generator, kills: 
     raise AssertionError("unreachable: the last one is waited for")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_ten_times_ends_with_the_weights_of_one_that_was_not(
     pack: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -256,6 +257,7 @@ def test_checkpoints_elsewhere_are_enough_where_the_run_itself_is_lost(
 # --------------------------------------------------------------------------- the same command, another command
 
 
+@pytest.mark.slow
 def test_the_same_command_on_a_finished_run_trains_nothing_and_says_so(pack: Path, tmp_path: Path) -> None:
     first = train_run(pack, tmp_path / "run", RECIPE)
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "run").iterdir()}
@@ -353,6 +355,7 @@ def test_a_request_during_the_last_evaluating_lets_the_run_finish(pack: Path, tm
 # --------------------------------------------------------------------------- no room
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(pack: Path, stopped: Path, undisturbed: Path) -> None:
     recipe = stopped / "recipe.toml"
     limited = ["bash", "-c", 'ulimit -f 1000; exec "$@"', "bash"]  # blocks of 1024 bytes; a checkpoint is larger

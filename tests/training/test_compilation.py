@@ -30,6 +30,7 @@ def train(pack: Path, out: Path, *options: str, **environment: str) -> subproces
     )
 
 
+@pytest.mark.slow
 def test_without_a_compiler_training_goes_on_uncompiled_and_says_so(tmp_path: Path) -> None:
     pack = write_small_pack(tmp_path / "pack")
     cache = str(tmp_path / "cache")

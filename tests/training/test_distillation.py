@@ -68,6 +68,7 @@ def test_the_loss_is_the_cross_entropy_with_labels_and_teacher_in_their_shares(
     assert loss == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_student_of_nothing_but_its_teacher_comes_to_agree_with_it(
     pack: Path, teachers: list[Path], tmp_path: Path
 ) -> None:
@@ -88,6 +89,7 @@ def table_of(run: Path) -> np.ndarray:
     return ValidationTable.read(run / "validation.csv", info.files["validation.csv"]).logits
 
 
+@pytest.mark.slow
 def test_a_taught_run_names_its_teachers_goes_on_with_them_and_with_no_others(
     pack: Path, teachers: list[Path], tmp_path: Path
 ) -> None:

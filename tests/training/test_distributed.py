@@ -63,6 +63,7 @@ def figures(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_trains(pack: Path, recipe_file: Path, tmp_path: Path) -> None:
     one = train_run(pack, tmp_path / "one", RECIPE)
     arguments = ("train", pack, "--out", tmp_path / "two", "--recipe", recipe_file, "--json")

@@ -87,6 +87,7 @@ def test_a_compact_bundle_is_half_as_large_and_answers_alike(folder: Path, plane
     np.testing.assert_allclose(Predictor.load(folder / "compact").logits(planes)[0], logits, atol=0.05)
 
 
+@pytest.mark.slow
 def test_a_blend_is_a_run_with_the_mean_weights(folder: Path) -> None:
     runs = [folder / "transfer0", folder / "transfer1"]
     summary = blend_runs(runs, folder / "pack", folder / "blend")

@@ -483,6 +483,7 @@ def test_the_pictures_are_pictures(run_folder: Path) -> None:
     assert "validation loss" in svg
 
 
+@pytest.mark.slow
 def test_another_run_takes_the_place_of_an_earlier_one_only_when_told_to_and_of_nothing_else(tmp_path: Path) -> None:
     write_small_pack(tmp_path / "pack")
     recipe = QUICK.with_changes(epochs=1)

@@ -261,6 +261,7 @@ def test_of_thousands_of_films_only_what_is_in_sight_stands_in_the_document(
     expect(page.locator(".pick[aria-current]")).to_be_in_viewport()
 
 
+@pytest.mark.slow
 def test_a_service_with_little_room_classifies_them_all_in_the_end(
     visit: Opener, predictor: Predictor, film_paths: tuple[Path, ...], tmp_path: Path, complaints: list[str]
 ) -> None:

@@ -2,7 +2,7 @@
 
 import { make } from "./dom.js";
 
-const LEVELS = [95, 120, 145]; // alpha of the overlay at a quarter, a half and three quarters of its scale
+const LEVELS = [101, 122, 145]; // alpha of the overlay at a quarter, a half and three quarters of its scale
 
 /** overlay: an image that has loaded; returns the address of another one. */
 export function linesOf(overlay) {
