@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import itertools
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -214,6 +215,18 @@ def resident_mib(process: int) -> float:
             continue
         total += int(text.partition("\nPss:")[2].split()[0])
     return total / 1024
+
+
+def processor_seconds(process: int) -> float:
+    """Processor time that a process and all below it have taken so far; of those that are still there."""
+    seconds = 0.0
+    for each in (process, *descendants(process)):
+        try:
+            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime, man 5 proc
+    return seconds
 
 
 def children(process: int) -> list[int]:

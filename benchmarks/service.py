@@ -3,8 +3,9 @@
 python benchmarks/service.py BUNDLE FILM... [--peers-python PATH] [--requests 600] [--rounds 3] [--json]
 
 Each server runs alone on this machine, in turn, round after round: one caller for p50 and p99, then as many as keep
-it busy for requests a second; every answer is compared with the graph's own. Memory is the proportional set size of
-all of its processes under load; start-up is from the command to the first answer. The floor is decode plus network in
+it busy for requests a second and the processor time of all its processes; every answer is compared with the graph's
+own. Memory is the proportional set size of all of its processes under load; start-up is from the command to the
+first answer. The floor is decode plus network in
 this process. The peers live in environments of their own, since BentoML and Ray cannot share one; a peer that is
 installed in none of them is reported as not run:
 
@@ -36,7 +37,7 @@ from pathlib import Path
 
 from chestxray.inference.bundle import folder_of
 from chestxray.inference.predictor import Predictor
-from http_load import Callers, Case, as_form, as_it_is, descendants, resident_mib, right
+from http_load import Callers, Case, as_form, as_it_is, descendants, processor_seconds, resident_mib, right
 from side_by_side import machine
 
 HERE = Path(__file__).parent
@@ -88,6 +89,7 @@ class Row:
     rate: float
     memory: float
     wrong: int
+    processor: float
 
 
 def main() -> None:
@@ -148,11 +150,21 @@ def measure(server: Server, arguments: argparse.Namespace, python: Path, cases: 
         alone = asyncio.run(
             Callers(address, server.path, predict, server.wrap).closed(cases, arguments.requests // 2, 1)
         )
+        before = processor_seconds(process)
         busy = asyncio.run(
             Callers(address, server.path, predict, server.wrap).closed(cases, arguments.requests, AT_ONCE)
         )
         faults = [each.wrong + len(each.lost) + each.refused + sum(each.other.values()) for each in (alone, busy)]
-        return Row(first, alone.quantile(0.5), alone.quantile(0.99), busy.goodput, resident_mib(process), sum(faults))
+        processor = (processor_seconds(process) - before) / max(1, busy.answered)
+        return Row(
+            first,
+            alone.quantile(0.5),
+            alone.quantile(0.99),
+            busy.goodput,
+            resident_mib(process),
+            sum(faults),
+            processor,
+        )
 
 
 def close(case: Case, body: bytes) -> bool:
@@ -222,7 +234,8 @@ def show(rows: dict[str, list[Row]], missing: dict[str, str], floor: float, *, a
     for name, row in medians.items():
         latency = f"p50 alone {1e3 * row['p50']:7.2f} ms, p99 {1e3 * row['p99']:7.2f} ms"
         rest = f"{row['memory']:7.0f} MiB   first answer after {row['start']:5.2f} s   {row['wrong']:.0f} not right"
-        print(f"  {name:20} {row['rate']:8.1f} a second   {latency}   {rest}")
+        rate = f"{row['rate']:8.1f} a second, {1e3 * row['processor']:6.2f} ms of processor time each"
+        print(f"  {name:20} {rate}   {latency}   {rest}")
     for name, why in missing.items():
         print(f"  {name:20} not measured: {why}")
 
