@@ -59,7 +59,7 @@ test: $(STAMP) browser pacs ## all tests but the slow ones
 	@$(BIN)/pytest -m "not slow and not soak" -n auto
 
 test-slow: $(STAMP) browser pacs ## the slow tests
-	@$(BIN)/pytest -m slow
+	@$(BIN)/pytest -m slow -n auto
 
 # Other Pythons than the checkout's, where they are at hand: decoding, figures, formats, without torch.
 PYTHONS ?= python3.11 python3.12 python3.13

@@ -43,7 +43,6 @@ COMPRESSED = {  # by pydicom's own encoders
 LIBJPEG = {"1.2.840.10008.1.2.4.51": False, "1.2.840.10008.1.2.4.57": True, "1.2.840.10008.1.2.4.70": True}  # lossless
 NATIVE = {str(uid): name for name, uid in dicoms.NATIVE.items()}
 EVERY_SYNTAX = (*NATIVE, JPEG, *LIBJPEG, *COMPRESSED)
-LOSSY = frozenset({JPEG, "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91"})
 
 
 @lru_cache(64)
