@@ -13,8 +13,7 @@ import click
 
 from chestxray.cli.aws_options import Order, aws_options, rules_options, template_option
 from chestxray.cli.evaluate import assessment_text, command_line
-from chestxray.cli.model import RECIPE_OPTIONS
-from chestxray.cli.options import PATH, Command, Size, complete_network, complete_recipe, out_option, workers_option
+from chestxray.cli.options import PATH, Size, out_option, recipe_options, workers_option
 from chestxray.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,27 +26,11 @@ _DONE: Final = {
 }
 
 
-def _recipe_changes(command: Command) -> Command:
-    for name, kind, what in reversed(RECIPE_OPTIONS):
-        command = click.option(name, type=kind, default=None, help=f"{what} [default: the recipe's]")(command)
-    return command
-
-
 @click.command()
 @click.argument("training", metavar="s3://BUCKET/PREFIX")
 @click.option("--validation", metavar="ADDRESS", help="Films to validate on. [default: drawn from the others]")
 @click.option("--test", metavar="ADDRESS", help="Test films, so that none of them is trained on unnoticed.")
-@click.option(
-    "--recipe",
-    default="default",
-    show_default=True,
-    shell_complete=complete_recipe,
-    help="A recipe of this package, or a TOML file.",
-)
-@click.option(
-    "--network", default=None, shell_complete=complete_network, help="A network by name. [default: the recipe's]"
-)
-@_recipe_changes
+@recipe_options
 @click.option("--size", type=Size(), default=None, help="Height and width in pixels. [default: the network's]")
 @click.option("--split-seed", type=int, default=0, show_default=True, help="The same seed draws the same splits.")
 @click.option("--instance", default="ml.g4dn.xlarge", show_default=True, help="Type of the instances.")

@@ -17,18 +17,16 @@ from chestxray.cli.console import Console, plain, table
 from chestxray.cli.options import (
     FILE,
     FOLDER,
-    Command,
     bundle_option,
     collect_options,
     complete_bundle,
-    complete_device,
-    complete_network,
     complete_point,
-    complete_recipe,
+    device_option,
     endpoint_option,
     engine_option,
     json_option,
     out_option,
+    recipe_options,
     refuse_option,
     require_age_option,
     verify_key_option,
@@ -43,41 +41,11 @@ if TYPE_CHECKING:
     from chestxray.training.record import EpochRecord
 
 
-RECIPE_OPTIONS: Final[tuple[tuple[str, type, str], ...]] = (
-    ("--epochs", int, "Passes over the training films."),
-    ("--batch-size", int, "Films a step."),
-    ("--learning-rate", float, "The highest."),
-    ("--seed", int, "Of weights, order, augmentation and dropout."),
-)
-
-
-def recipe_options(command: Command) -> Command:
-    """Add --network, --recipe, --device and the fields of a recipe that people change most."""
-    for name, kind, what in reversed(RECIPE_OPTIONS):
-        command = click.option(name, type=kind, default=None, help=f"{what} [default: the recipe's]")(command)
-    command = click.option(
-        "--device",
-        default="auto",
-        show_default=True,
-        shell_complete=complete_device,
-        help="auto, cpu or cuda: where to train.",
-    )(command)
-    command = click.option(
-        "--recipe",
-        default="default",
-        show_default=True,
-        shell_complete=complete_recipe,
-        help="default, default-distilled, small, distilled, transfer, original, or a TOML file.",
-    )(command)
-    return click.option(
-        "--network", default=None, shell_complete=complete_network, help="A network by name. [default: the recipe's]"
-    )(command)
-
-
 @click.command()
 @click.argument("pack", type=FOLDER)
 @out_option("The folder for weights, metrics and learning curves.", folder=True)
 @recipe_options
+@device_option
 @click.option(
     "--teacher",
     "teachers",
@@ -192,7 +160,7 @@ def epoch_sayer(console: Console) -> Callable[[EpochRecord], None]:
 @click.argument("runs", type=FOLDER, nargs=-1, required=True)
 @click.option("--pack", type=FOLDER, required=True, help="The pack that the runs were trained on.")
 @out_option("The folder for the blended run.", folder=True)
-@click.option("--device", default="auto", show_default=True, shell_complete=complete_device, help="auto, cpu or cuda.")
+@device_option
 @json_option
 def blend(console: Console, runs: tuple[Path, ...], pack: Path, out: Path, device: str) -> None:
     """Average the weights of runs that differ in their seed.

@@ -213,6 +213,41 @@ def refuse_option(command: Command) -> Command:
     )(command)
 
 
+_RECIPE_FIELDS: Final[tuple[tuple[str, type, str], ...]] = (
+    ("--epochs", int, "Passes over the training films."),
+    ("--batch-size", int, "Films a step."),
+    ("--learning-rate", float, "The highest."),
+    ("--seed", int, "Of weights, order, augmentation and dropout."),
+)
+
+
+def recipe_options(command: Command) -> Command:
+    """Add --network, --recipe and the fields of a recipe that people change most."""
+    for name, kind, what in reversed(_RECIPE_FIELDS):
+        command = click.option(name, type=kind, default=None, help=f"{what} [default: the recipe's]")(command)
+    command = click.option(
+        "--recipe",
+        default="default",
+        show_default=True,
+        shell_complete=complete_recipe,
+        help="default, default-distilled, small, distilled, transfer, original, or a TOML file.",
+    )(command)
+    return click.option(
+        "--network", default=None, shell_complete=complete_network, help="A network by name. [default: the recipe's]"
+    )(command)
+
+
+def device_option(command: Command) -> Command:
+    """Add --device."""
+    return click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        shell_complete=complete_device,
+        help="auto, cpu or cuda: where to train.",
+    )(command)
+
+
 def endpoint_option(command: Command) -> Command:
     """Add --endpoint-url, which is passed on in the environment: worker processes inherit it."""
     return click.option(

@@ -12,7 +12,7 @@ import click
 from chestxray.cli.console import Console, plain
 from chestxray.cli.data import distribution_text, splits_text
 from chestxray.cli.evaluate import assessment_text, command_line
-from chestxray.cli.model import bundle_text, epoch_sayer, recipe_options
+from chestxray.cli.model import bundle_text, epoch_sayer
 from chestxray.cli.options import (
     BUNDLE_VARIABLE,
     FOLDER,
@@ -20,7 +20,9 @@ from chestxray.cli.options import (
     Size,
     bundle_option,
     collect_options,
+    device_option,
     json_option,
+    recipe_options,
     refuse_option,
     require_age_option,
     verify_key_option,
@@ -146,6 +148,7 @@ def key(console: Console, name: str) -> None:
 @click.argument("source", required=False)
 @click.option("--out", type=FOLDER, default="run", show_default=True, help="The folder for everything that is made.")
 @recipe_options
+@device_option
 @click.option("--size", type=Size(), default=None, help="Height and width in pixels. [default: the network's]")
 @click.option("--split-seed", type=int, default=0, show_default=True, help="The same seed draws the same splits.")
 @click.option(
@@ -181,7 +184,7 @@ def run(
 ) -> None:
     """Do it all, from films to a measured bundle.
 
-    Collects, cleans, splits, packs, trains, exports, evaluates on the test split; then serves where asked.
+    Collects, cleans, splits, audits, packs, trains, exports, evaluates on the test split; then serves where asked.
 
     SOURCE is a folder of films, a table, an archive or a prefix in S3, as for "collect". Without one, synthetic films
     are drawn first, so that nothing has to be downloaded.
