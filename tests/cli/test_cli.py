@@ -108,6 +108,8 @@ def test_completion_is_printed_for_each_shell(chestxray: Run, shell: str) -> Non
         ("train pack --recipe tr", ["file,tr", "plain,transfer"]),
         ("train pack --network a", ["plain,alexnet5"]),
         ("train pack --device c", ["plain,cpu", "plain,cuda"]),
+        ("audit split.csv --recipe tr", ["file,tr", "plain,transfer"]),
+        ("audit split.csv --device c", ["plain,cpu", "plain,cuda"]),
         ("evaluate pneu", ["dir,pneu", "plain,pneumonia"]),
         ("predict --heat", ["plain,--heatmap"]),
     ],

@@ -104,6 +104,29 @@ def test_the_verb_keeps_the_scores_and_shows_the_model_on_the_page(
     assert f"group {document['left_out'][0]['group']}, left out of training" in page
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["--folds", "2"], "Give --runs FOLDER"),
+        (["--leave-out", "1"], "Give --runs FOLDER"),
+        (["--folds", "2", "--runs", "RUNS", "--scores", "SCORES"], "Leave --scores out"),
+        (["--folds", "2", "--runs", "RUNS", "--recipe", "transfr"], "transfer"),
+        (["--folds", "2", "--runs", "RUNS", "--recipe", "distilled"], "needs a teacher"),
+        (["--scores", "SCORES"], "SCORES"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_a_film_is_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], typed: Sequence[str], said: str
+) -> None:
+    write_manifest([Film(str(tmp_path / "gone.png"), label="normal")], tmp_path / "films.csv")
+    with pytest.raises(SystemExit) as end:
+        main(["audit", str(tmp_path / "films.csv"), *typed])
+    assert end.value.code
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert "gone.png" not in printed  # which is what opening the films ends with
+
+
 def test_networks_without_a_place_for_them_are_refused_before_a_film_is_opened(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from chestxray.cli.console import Console, plain, table
-from chestxray.cli.options import FILE, FOLDER, endpoint_option, json_option, workers_option
+from chestxray.cli.options import (
+    FILE,
+    FOLDER,
+    device_option,
+    endpoint_option,
+    json_option,
+    recipe_options,
+    workers_option,
+)
 from chestxray.errors import UsageError
-from chestxray.schema import Film, read_manifest
+from chestxray.schema import read_manifest
 
 if TYPE_CHECKING:
     from chestxray.data.audit import Audit
     from chestxray.data.overlap import LeftOut, Overlap
+    from chestxray.metrics.scores import ScoreTable
+    from chestxray.training.cross_validation import CrossValidation
 
 LISTED = 10  # groups in the terminal; the page has all
 
@@ -52,9 +61,8 @@ LISTED = 10  # groups in the terminal; the page has all
     help="Train a network without each of so many groups of films taken alike, the largest first; measure it there.",
 )
 @click.option("--runs", type=FOLDER, default=None, help="Keep these networks here; killed, the same command goes on.")
-@click.option("--recipe", default="default", show_default=True, help="How to train them: a name, or a TOML file.")
-@click.option("--epochs", type=int, default=None, help="Passes over the training films. [default: the recipe's]")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda: where to train them.")
+@recipe_options
+@device_option
 @workers_option
 @endpoint_option
 @json_option
@@ -68,9 +76,9 @@ def audit(
     leave_out: int | None,
     runs: Path | None,
     recipe: str,
-    epochs: int | None,
     device: str,
     workers: int | None,
+    **changes: Any,
 ) -> int:
     """Ask what a network could learn in place of the disease.
 
@@ -78,32 +86,42 @@ def audit(
     of a film, its marks, grey levels, sharpness, size, file, and each further column? How well are the splits? Which
     films were taken alike, and which of these groups hold one class only? Needs the extra report.
 
-    With --folds and --leave-out networks are trained as well, which takes as many times as long as "train" does. They
-    tell how well a model does where both classes were taken alike, and on films taken unlike all that it saw.
+    With --folds and --leave-out networks are trained as well, by the options of "train", which takes as many times as
+    long. They tell how well a model does where both classes were taken alike, and on films unlike all that it saw.
 
     The exit status is 0 whatever is found, unless --fail-above says otherwise.
     """
     from chestxray.data.audit import audit as audit_films
+    from chestxray.data.overlap import overlap
     from chestxray.data.report import write_audit
+    from chestxray.metrics.scores import read_scores
+    from chestxray.training.config import recipe_of
 
-    ways = _Networks(runs, folds, leave_out, recipe, epochs, device, workers)
+    # What can be wrong with the request is found before the films are opened, not after.
     if folds and scores is not None:
         raise UsageError("--folds makes the scores that it measures. Leave --scores out")
+    if (folds or leave_out) and runs is None:
+        raise UsageError("--folds and --leave-out train networks. Give --runs FOLDER, where they are kept")
+    if folds or leave_out:
+        from chestxray.training.cross_validation import CrossValidation
+    how = recipe_of(recipe, **changes).without_teacher()
+    scored = read_scores(scores) if scores is not None else None
     films = read_manifest(split)
     with console.progress("Auditing") as move:
         found = audit_films(films, move, workers)
-    measured, left_out = ways.measured(found, films, scores, console)
+    left_out: tuple[LeftOut, ...] = ()
+    if runs is not None and (folds or leave_out):
+        networks = CrossValidation(films, found, runs, how, device, workers, console)
+        scored = _scored(networks, folds) if folds else scored
+        left_out = networks.by_group(leave_out) if leave_out else ()
+    measured = None
+    if scored is not None:
+        measured = overlap(found, dict(zip(scored.paths, scored.probabilities.tolist(), strict=True)))
     if out is not None:
         write_audit(found, out, f"Shortcuts in {split.name}", measured, left_out)
     above = found.exceeds(fail_above) if fail_above is not None else ()
-    document = {**found.to_json(), "above": [told.name for told in above]}
-    lines = [audit_text(found)]
-    if measured is not None:
-        document["overlap"] = plain(measured)
-        lines.append(overlap_text(measured))
-    if left_out:
-        document["left_out"] = plain(left_out)
-        lines += ["", *(f"trained without group {row.group} ({row.title}): {row.measure}" for row in left_out)]
+    document = _document(found, measured, left_out) | {"above": [told.name for told in above]}
+    lines = _lines(found, measured, left_out)
     if out is not None:
         lines.append(f"report: {out / 'index.html'}")
     if above:
@@ -112,45 +130,31 @@ def audit(
     return 1 if above else 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Networks:
-    """The networks that an audit trains, and the folder of their runs."""
+def _scored(networks: CrossValidation, folds: int) -> ScoreTable:
+    """Score every film by a network that did not see its patient, and keep the scores beside the networks."""
+    from chestxray.metrics.scores import write_scores
 
-    runs: Path | None
-    folds: int | None
-    leave_out: int | None
-    recipe: str
-    epochs: int | None
-    device: str
-    workers: int | None
+    table = networks.by_patient(folds)
+    write_scores(table, networks.runs / "scores.csv")
+    return table
 
-    def __post_init__(self) -> None:
-        if (self.folds or self.leave_out) and self.runs is None:
-            raise UsageError("--folds and --leave-out train networks. Give --runs FOLDER, where they are kept")
 
-    def measured(
-        self, found: Audit, films: Sequence[Film], scores: Path | None, console: Console
-    ) -> tuple[Overlap | None, tuple[LeftOut, ...]]:
-        """Measure the scores of a table, or those of the trained networks."""
-        from chestxray.data.overlap import overlap
-        from chestxray.metrics.scores import read_scores, write_scores
+def _document(found: Audit, measured: Overlap | None, left_out: Sequence[LeftOut]) -> dict[str, Any]:
+    document = found.to_json()
+    if measured is not None:
+        document["overlap"] = plain(measured)
+    if left_out:
+        document["left_out"] = plain(left_out)
+    return document
 
-        table = read_scores(scores) if scores is not None else None
-        left_out: tuple[LeftOut, ...] = ()
-        if self.runs is not None:
-            from chestxray.training.config import recipe_of
-            from chestxray.training.cross_validation import CrossValidation
 
-            how = recipe_of(self.recipe, epochs=self.epochs).without_teacher()
-            networks = CrossValidation(films, found, self.runs, how, self.device, self.workers, console)
-            if self.folds:
-                table = networks.by_patient(self.folds)
-                write_scores(table, self.runs / "scores.csv")
-            if self.leave_out:
-                left_out = networks.by_group(self.leave_out)
-        if table is None:
-            return None, left_out
-        return overlap(found, dict(zip(table.paths, table.probabilities.tolist(), strict=True))), left_out
+def _lines(found: Audit, measured: Overlap | None, left_out: Sequence[LeftOut]) -> list[str]:
+    lines = [audit_text(found)]
+    if measured is not None:
+        lines.append(overlap_text(measured))
+    if left_out:
+        lines += ["", *(f"trained without group {row.group} ({row.title}): {row.measure}" for row in left_out)]
+    return lines
 
 
 def audit_text(found: Audit, listed: int = LISTED) -> str:
