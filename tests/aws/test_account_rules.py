@@ -151,6 +151,7 @@ def test_buckets_of_other_accounts_are_named_with_their_owners() -> None:
     "wrong",
     [
         {"role": "sagemaker"},
+        {"role": "callercaller"},
         {"boundary": "arn:aws:iam::1:policy/x"},
         {"kms_key": "alias/films"},
         {"subnets": ("vpc-1",), "security_groups": ("sg-1",)},
@@ -162,6 +163,11 @@ def test_buckets_of_other_accounts_are_named_with_their_owners() -> None:
 def test_what_cannot_be_is_refused_before_anything_is_asked(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Rules(**wrong)
+
+
+def test_a_roles_name_may_hold_the_word_that_stands_for_the_callers_own() -> None:
+    arn = f"arn:aws:iam::{ACCOUNT}:role/caller"
+    assert Rules(role=arn).role == arn
 
 
 def test_a_notebooks_own_role_is_found_behind_its_credentials() -> None:

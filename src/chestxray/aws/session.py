@@ -145,7 +145,7 @@ class Rules:
 
     def __post_init__(self) -> None:
         for option, given, kind, example in (
-            ("--role", (self.role.replace(CALLER, ""),), _ROLE, "arn:aws:iam::123456789012:role/sagemaker"),
+            ("--role", (self.role,) if self.role != CALLER else (), _ROLE, "arn:aws:iam::123456789012:role/sagemaker"),
             ("--permissions-boundary", (self.boundary,), _POLICY, "arn:aws:iam::123456789012:policy/boundary"),
             ("--kms-key", (self.kms_key,), _KEY, "arn:aws:kms:eu-central-1:123456789012:key/1234abcd-..."),
             ("--subnet", self.subnets, _SUBNET, "subnet-0a1b2c3d"),
