@@ -41,7 +41,7 @@ from chestxray.data.collect import collect
 from chestxray.inference.batch import run_batch
 from chestxray.inference.bundle import Bundle, folder_of
 from hospital import DX, JPEG, modality_film, settings_text
-from http_load import descendants
+from http_load import processor_seconds
 from live_orthanc import Orthanc, free_port, orthanc, until
 from side_by_side import machine
 
@@ -202,15 +202,6 @@ def node_round(pacs: Orthanc, port: int, node: int, halves: list[Path]) -> Round
         if sender.wait():
             raise SystemExit("a film was not taken")
     return Round(60 * films / taken, 1000 * (processor_seconds(node) - cpu) / films)
-
-
-def processor_seconds(process: int) -> float:
-    """Seconds of processor that a process and those that it started have had. Linux only."""
-    total = 0
-    for each in [process, *descendants(process)]:
-        fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / os.sysconf("SC_CLK_TCK")
 
 
 def reports_in(pacs: Orthanc) -> int:

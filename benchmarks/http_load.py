@@ -218,7 +218,7 @@ def resident_mib(process: int) -> float:
 
 
 def processor_seconds(process: int) -> float:
-    """Processor time that a process and all below it have taken so far; of those that are still there."""
+    """Processor time that a process and all below it have taken so far; of those that are still there. Linux only."""
     seconds = 0.0
     for each in (process, *descendants(process)):
         try:
