@@ -5,12 +5,10 @@ from __future__ import annotations
 import ast
 import base64
 import hashlib
-import http.server
 import json
 import shutil
 import socket
 import sys
-import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +30,7 @@ from chestxray.schema import NOTICE, Prediction
 from chestxray.serving import problems, service
 from drawing import encoded, textured
 from live_lambda import event
+from stand_in import StandIn, serving
 
 VERSIONS = sorted(path.stem for path in live_lambda.EVENTS.glob("*.json"))
 HANDLER = Path(lambda_handler.__file__)
@@ -305,30 +304,16 @@ def answering(asked: list[tuple[int, str, dict[str, Any]]]) -> Iterator[tuple[st
     """A server that refuses as the runtime does; gives its address and the paths that were asked."""
     paths: list[str] = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Refusing(StandIn):
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
+            self.body()
             paths.append(self.path)
             status, name, document = asked[0]
-            body = json.dumps(document).encode()
-            self.send_response(status)
-            self.send_header("x-amzn-ErrorType", name)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            headers = [("x-amzn-ErrorType", name), ("Content-Type", "application/json")]
+            self.reply(status, json.dumps(document).encode(), headers)
 
-        def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002 - the base's name
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", paths
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Refusing) as address:
+        yield address, paths
 
 
 def test_each_refusal_of_the_endpoint_has_its_status_and_is_tried_once(folder: Path, tmp_path: Path) -> None:

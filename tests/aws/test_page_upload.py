@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import re
 import threading
@@ -23,6 +22,7 @@ from chestxray.aws.website import page_files
 from chestxray.inference.predictor import Predictor
 from driving import CHROMIUM, FLAGS, choose, expect_answer_for
 from live_lambda import event
+from stand_in import StandIn, serving
 
 pytestmark = [
     pytest.mark.slow,
@@ -85,42 +85,23 @@ def website(function: Call, bundle: Path, policy: str) -> Iterator[str]:
     files = {f"/{key}": (content, kind) for key, content, kind in page_files(bundle)}
     one_by_one = threading.Lock()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Distribution(StandIn):
         def do_GET(self) -> None:
             path, _, query = self.path.partition("?")
             if path in files or path == "/":
                 content, kind = files.get(path, files["/index.html"])
-                self._reply(200, content, {"Content-Type": kind, "Content-Security-Policy": policy})
+                self.reply(200, content, [("Content-Type", kind), ("Content-Security-Policy", policy)])
                 return
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            asked = event(method=self.command, path=path, body=body, query=dict(urllib.parse.parse_qsl(query)))
+            asked = event(method=self.command, path=path, body=self.body(), query=dict(urllib.parse.parse_qsl(query)))
             asked["headers"] |= {name.lower(): value for name, value in self.headers.items()}
             with one_by_one:
                 answer = function(asked)
-            self._reply(answer["statusCode"], answer["body"].encode(), answer["headers"])
+            self.reply(answer["statusCode"], answer["body"].encode(), answer["headers"].items())
 
-        do_POST = do_GET  # noqa: N815 - the base's name
+        do_POST = do_GET
 
-        def _reply(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002 - the base's name
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Distribution) as found:
+        yield found
 
 
 @pytest.fixture

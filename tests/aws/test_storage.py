@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +30,7 @@ from chestxray.errors import (
     QuotaReached,
     UsageError,
 )
+from stand_in import StandIn, serving
 from typed import run
 
 MANY = 400  # files, of which a killed upload has sent some
@@ -218,23 +217,14 @@ def test_each_refusal_is_an_error_of_its_own_with_its_remedy(
     monkeypatch.setattr(session, "ATTEMPTS", 1)
     body = f"<Error><Code>{code}</Code><Message>told by AWS.</Message></Error>".encode()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Refusing(StandIn):
         def do_GET(self) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.reply(status, body)
 
-        def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002 - the base's name
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_address[1]}")
+    with serving(Refusing) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
         with pytest.raises(CloudError, match="listing films: .*told by AWS") as caught, cloud_errors("listing films"):
             cloud.client("s3").list_objects_v2(Bucket="films")
-        server.shutdown()
-        thread.join()
     assert type(caught.value) is kind
     assert remedy in str(caught.value)
 

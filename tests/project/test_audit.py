@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from stand_in import StandIn, serving
 from supply_chain import NOT_AUDITED, Audit, audit, read_audit
 
 ADVISORY = {
@@ -25,30 +24,21 @@ ADVISORY = {
 }
 
 
-class Advisories(BaseHTTPRequestHandler):
+class Advisories(StandIn):
     """Knows one weakness, of one package."""
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        asked = json.loads(self.body())
         answer = {"vulns": [ADVISORY]} if asked["package"]["name"] == "shaky" else {}
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps(answer).encode())
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        self.reply(200, json.dumps(answer).encode())
 
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Advisories) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serving(Advisories) as address:
         monkeypatch.setenv("PIP_AUDIT_VULNERABILITY_SERVICE", "osv")
-        monkeypatch.setenv("PIP_AUDIT_OSV_URL", f"http://127.0.0.1:{server.server_port}/v1/query")
+        monkeypatch.setenv("PIP_AUDIT_OSV_URL", f"{address}/v1/query")
         yield
-        server.shutdown()
-        thread.join()
 
 
 def requirements(folder: Path, *lines: str) -> Path:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import threading
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from policies import as_list, statements
+from stand_in import StandIn, serving
 
 NAMESPACE = "https://iam.amazonaws.com/doc/2010-05-08/"
 
@@ -51,11 +50,9 @@ def running(policy: Mapping[str, Any], quotas: Mapping[str, float], own: Mapping
         own: what the account has in their place.
     """
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Advisers(StandIn):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            body = self.body().decode()
             operation = self.headers.get("X-Amz-Target", "").rpartition(".")[2]
             if operation:
                 assert json.loads(body)["ServiceCode"] == "sagemaker"
@@ -63,19 +60,7 @@ def running(policy: Mapping[str, Any], quotas: Mapping[str, float], own: Mapping
                 answer = json.dumps({"Quotas": [{"QuotaName": name, "Value": value} for name, value in known.items()]})
             else:
                 answer = simulated(policy, urllib.parse.parse_qs(body))
-            data = answer.encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+            self.reply(200, answer.encode())
 
-        def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002 - the base's name
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Advisers) as address:
+        yield address

@@ -11,15 +11,15 @@ import os
 import queue
 import subprocess
 import sys
-import threading
 import time
 import urllib.parse
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
+
+from stand_in import StandIn, serving
 
 MAX_EVENT: Final = 6 * 2**20  # bytes of a synchronous event, and of its answer; Lambda takes no more
 EVENTS: Final = Path(__file__).with_name("events")  # as AWS documents them, one a payload version and kind of API
@@ -82,70 +82,50 @@ def running(
 ) -> Iterator[Function]:
     """Run a function's folder as Lambda does, until the block ends; ``flags`` are the interpreter's."""
     function = Function(log)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _runtime_api(function))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "OMP_NUM_THREADS") if name in os.environ}
     variables = {
-        "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{server.server_address[1]}",
         "AWS_LAMBDA_FUNCTION_NAME": "chestxray-website",
         "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512",
         "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
         "LAMBDA_TASK_ROOT": str(folder),
     }
-    with log.open("w") as out:
-        process = function.process = subprocess.Popen(
-            [sys.executable, *flags, "-m", "awslambdaric", handler],
-            cwd=folder,
-            env={**inherited, **variables, **environment},
-            stdout=out,
-            stderr=out,
-        )
-    try:
-        yield function
-    finally:
-        process.kill()
-        process.wait()
-        function.events.put(("", b""))  # lets go whoever waits for an event
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(_runtime_api(function)) as address:
+        variables["AWS_LAMBDA_RUNTIME_API"] = address.removeprefix("http://")
+        with log.open("w") as out:
+            process = function.process = subprocess.Popen(
+                [sys.executable, *flags, "-m", "awslambdaric", handler],
+                cwd=folder,
+                env={**inherited, **variables, **environment},
+                stdout=out,
+                stderr=out,
+            )
+        try:
+            yield function
+        finally:
+            process.kill()
+            process.wait()
+            function.events.put(("", b""))  # lets go whoever waits for an event
 
 
-def _runtime_api(function: Function) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+def _runtime_api(function: Function) -> type[StandIn]:
+    class RuntimeApi(StandIn):
         def do_GET(self) -> None:
             assert self.path == f"{PREFIX}/invocation/next"
             request_id, event = function.events.get()
             if not request_id:
                 self.close_connection = True
                 return
-            self._answer(
-                200,
-                event,
-                {
-                    "Lambda-Runtime-Aws-Request-Id": request_id,
-                    "Lambda-Runtime-Deadline-Ms": str(int(time.time() * 1000) + 29_000),
-                    "Lambda-Runtime-Invoked-Function-Arn": "arn:aws:lambda:us-east-1:123456789012:function:website",
-                    "Content-Type": "application/json",
-                    "Lambda-Runtime-Trace-Id": "Root=1-5e66d96f-7491f09xmpl79d18acf3d050",
-                },
-            )
+            headers = {
+                "Lambda-Runtime-Aws-Request-Id": request_id,
+                "Lambda-Runtime-Deadline-Ms": str(int(time.time() * 1000) + 29_000),
+                "Lambda-Runtime-Invoked-Function-Arn": "arn:aws:lambda:us-east-1:123456789012:function:website",
+                "Content-Type": "application/json",
+                "Lambda-Runtime-Trace-Id": "Root=1-5e66d96f-7491f09xmpl79d18acf3d050",
+            }
+            self.reply(200, event, headers.items())
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            function.answers.put((self.path.rpartition("/")[2], body))
-            self._answer(202, b'{"status": "OK"}', {})
+            function.answers.put((self.path.rpartition("/")[2], self.body()))
+            self.reply(202, b'{"status": "OK"}')
 
-        def _answer(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002 - the base's name
-
-    return Handler
+    return RuntimeApi

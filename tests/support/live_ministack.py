@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import http.server
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
 from chestxray.aws import stacks
 from live_moto import ACCOUNT
+from stand_in import StandIn, serving
 
 PROGRAM: Final = os.environ.get("MINISTACK") or str(Path(sys.prefix) / "ministack" / "bin" / "ministack")
 needed = pytest.mark.skipif(not shutil.which(PROGRAM), reason="ministack is not here: make test-soak installs it")
@@ -60,45 +59,28 @@ def running(log: Path, **environment: str) -> Iterator[str]:
 def edge(aws: str, made: Mapping[str, str]) -> Iterator[str]:
     """The way to the distribution, whose name no resolver knows here: the page by its rules, /v1/* from the API."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Edge(StandIn):
         def do_GET(self) -> None:
             to_api = self.path.startswith("/v1/")
             host = made["api" if to_api else "address"].split("/")[2].partition(":")[0]
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             headers = {"Host": host, "X-Forwarded-Proto": "https"}
             for name in ("Content-Type", "Origin", "Access-Control-Request-Method"):
                 if name in self.headers:
                     headers[name] = self.headers[name]
-            request = urllib.request.Request(f"{aws}{self.path}", body or None, headers, method=self.command)  # noqa: S310
+            request = urllib.request.Request(f"{aws}{self.path}", self.body() or None, headers, method=self.command)  # noqa: S310
             try:
                 answer = urllib.request.urlopen(request)  # noqa: S310 - on loopback
             except urllib.error.HTTPError as refusal:
                 answer = refusal  # type: ignore[assignment]
             with answer:
-                data = answer.read()
-                self.send_response(answer.status)
-                for name, value in answer.headers.items():
-                    if name.lower() not in {"content-length", "transfer-encoding", "connection"}:
-                        self.send_header(name, value)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+                of_the_way = {"content-length", "transfer-encoding", "connection"}
+                passed_on = [item for item in answer.headers.items() if item[0].lower() not in of_the_way]
+                self.reply(answer.status, answer.read(), passed_on)
 
-        do_POST = do_OPTIONS = do_GET  # noqa: N815 - the base's names
+        do_POST = do_OPTIONS = do_GET
 
-        def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002 - the base's name
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Edge) as address:
+        yield address
 
 
 def template_without_budget() -> str:

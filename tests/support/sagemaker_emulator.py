@@ -13,7 +13,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,10 +24,12 @@ from botocore.validate import ParamValidator
 
 import live_moto
 from sagemaker_work import LOGS, Container, Log, TrainingRun, final_metrics, program, put_archive, transform, unpacked
+from stand_in import StandIn, serving
 
 REGION: Final = "us-east-1"
 MODEL: Final = botocore.session.get_session().get_service_model("sagemaker")
 MAX_BODY: Final = {"serverless": 4 * 2**20, "instances": 25 * 2**20}  # of InvokeEndpoint
+JSON: Final = ("Content-Type", "application/x-amz-json-1.1")
 INVOKE_S: Final = 60
 TRANSFORM_PAYLOADS_MB: Final = 100  # MaxConcurrentTransforms * MaxPayloadInMB may not exceed it
 
@@ -436,48 +437,32 @@ class SageMaker:
         self._get("TransformJob", request["TransformJobName"])["TransformJobStatus"] = "Stopping"
 
 
-def _handler(service: SageMaker) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+def _handler(service: SageMaker) -> type[StandIn]:
+    class Emulator(StandIn):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            body = self.body()
             try:
                 if match := re.fullmatch(r"/endpoints/([^/]+)/invocations", self.path):
-                    self._reply(*service.invoke(match[1], body, dict(self.headers)))
+                    status, data, kind = service.invoke(match[1], body, dict(self.headers))
+                    self.reply(status, data, [("Content-Type", kind)])
                     return
                 operation = self.headers.get("X-Amz-Target", "").removeprefix("SageMaker.")
                 answer = service.answer(operation, json.loads(body or b"{}"))
-                self._reply(200, json.dumps(answer).encode(), "application/x-amz-json-1.1")
+                self.reply(200, json.dumps(answer).encode(), [JSON])
             except Refused as refused:
                 document = {"__type": refused.code, "message": str(refused), "Message": str(refused)}
-                kinds = {"x-amzn-ErrorType": refused.code}
-                self._reply(refused.status, json.dumps(document).encode(), "application/x-amz-json-1.1", kinds)
+                headers = [JSON, ("x-amzn-ErrorType", refused.code)]
+                self.reply(refused.status, json.dumps(document).encode(), headers)
 
-        def _reply(self, status: int, body: bytes, kind: str, further: dict[str, str] | None = None) -> None:
-            self.send_response(status)
-            for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **(further or {})}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            """Say nothing."""
-
-    return Handler
+    return Emulator
 
 
 @contextmanager
 def running(folder: Path) -> Iterator[tuple[SageMaker, str]]:
     """Serve until the block ends; gives the service and its address."""
     service = SageMaker(folder)
-    with ThreadingHTTPServer(("127.0.0.1", 0), _handler(service)) as server:
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
+    with serving(_handler(service)) as address:
         try:
-            yield service, f"http://127.0.0.1:{server.server_address[1]}"
+            yield service, address
         finally:
             service.close()
-            server.shutdown()
-            thread.join()

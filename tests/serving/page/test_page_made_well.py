@@ -5,12 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import threading
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,7 @@ from chestxray.serving import static
 from chestxray.serving.app import ServiceSettings
 from driving import DESKTOP, PHONE, Opener, choose, expect_answer_for, shift_of, wait_for_all, wait_for_answer
 from live_service import running
+from stand_in import serving
 
 KILOBYTE = 1000
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
@@ -206,16 +205,9 @@ def test_links_lead_to_files_so_that_any_server_can_serve_the_folder(visit: Open
                 assert page.request.get(f"{address}/{link.removeprefix(address).lstrip('./')}").ok, link
 
 
-@contextmanager
-def plain_server(folder: Path) -> Iterator[str]:
+def plain_server(folder: Path) -> AbstractContextManager[str]:
     """A server of files that knows nothing of the service, as a bucket is one; gives its address."""
-    handler = partial(QuietFiles, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    return serving(partial(QuietFiles, directory=str(folder)))
 
 
 class QuietFiles(SimpleHTTPRequestHandler):
