@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import copy
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,13 +16,14 @@ import pytest
 from cfnlint.api import lint_file
 
 import live_advisers
-from chestxray.aws import roles, stacks, waiting
+from chestxray.aws import deploy, roles, stacks, waiting
 from chestxray.aws.images import takes_key
 from chestxray.aws.roles import deployer_policy, policy_of_own_role
 from chestxray.aws.session import Names, Rules, connect, principal_of, role_of
 from chestxray.cli import main
 from chestxray.errors import UsageError
 from live_moto import ACCOUNT
+from policies import as_list, statements
 from sagemaker_account import IMAGE, account, put_image
 from sagemaker_emulator import SageMaker
 from typed import run, told
@@ -198,6 +201,60 @@ def test_the_templates_are_printed_as_they_are_and_are_ones_that_cloudformation_
     path = tmp_path / stacks.TEMPLATES[name]
     path.write_text(printed)
     assert [str(match) for match in lint_file(path)] == []
+
+
+@pytest.mark.usefixtures("empty")
+def test_the_template_of_an_endpoint_asks_for_what_the_verb_asks_for() -> None:
+    """On an instance, with a key and a network: moto makes no serverless endpoints, and trips over absent policies."""
+    hosting = deploy.Hosting("ml.m5.large")
+    values = {"Image": IMAGE, "Bucket": "films", "Key": "model.tar.gz", "InstanceType": hosting.instance}
+    values |= {"KmsKey": KEY, "Subnets": "subnet-1a,subnet-2b", "SecurityGroups": "sg-3c"}
+    stack = boto3.client("cloudformation")
+    stack.create_stack(
+        StackName="of-a-template",
+        TemplateBody=stacks.template("endpoint"),
+        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in values.items()],
+        Capabilities=[stacks.CAPABILITY],
+    )
+    found = stack.describe_stack_resources(StackName="of-a-template")["StackResources"]
+    made = {item["LogicalResourceId"]: item["PhysicalResourceId"] for item in found}
+
+    iam = boto3.client("iam")
+    policies = {}
+    for name in iam.list_role_policies(RoleName=made["Role"])["PolicyNames"]:
+        document = iam.get_role_policy(RoleName=made["Role"], PolicyName=name)["PolicyDocument"]
+        policies[name] = list(statements(ast.literal_eval(document)))  # moto keeps a template's policy as Python's text
+    assert policies.keys() == {"work", "key", "network"}
+    assert actions_in(policies["work"]) <= actions_in([*roles.working(NAMES), *roles.reading("films")])
+    rules = Rules(kms_key=KEY, subnets=tuple(VPC["Subnets"]), security_groups=tuple(VPC["SecurityGroupIds"]))
+    assert actions_in(policies["key"]) <= actions_in(roles.using_key(rules))
+    network = roles.joining_network(NAMES, rules)
+    assert actions_in(policies["network"]) == actions_in(network)
+    places, ours = (policy[0]["Resource"] for policy in (policies["network"], network))
+    assert [place.rpartition(":")[2] for place in places] == [place.rpartition(":")[2] for place in ours]
+
+    sagemaker = boto3.client("sagemaker", endpoint_url=os.environ["AWS_ENDPOINT_URL"])  # where the stack made them
+    (config,) = sagemaker.list_endpoint_configs()["EndpointConfigs"]
+    (variant,) = sagemaker.describe_endpoint_config(EndpointConfigName=config["EndpointConfigName"])[
+        "ProductionVariants"
+    ]
+    assert variant["VariantName"] == deploy.VARIANT
+    assert variant.items() >= hosting.variant.items()
+    model = sagemaker.describe_model(ModelName=variant["ModelName"])
+    assert model.get("VpcConfig") == VPC
+    (log,) = boto3.client("logs").describe_log_groups(logGroupNamePrefix=deploy.LOGS)["logGroups"]
+    assert (log["logGroupName"], log["retentionInDays"]) == (f"{deploy.LOGS}{NAMES.endpoint}", deploy.LOG_DAYS)
+    stack.delete_stack(StackName="of-a-template")
+    sagemaker.close()
+
+
+def test_the_template_of_a_serverless_endpoint_has_the_size_that_the_verb_gives_it() -> None:
+    size = ", ".join(f"{name}: {value}" for name, value in deploy.Hosting().variant["ServerlessConfig"].items())
+    assert f"ServerlessConfig: !If [IsServerless, {{{size}}}, " in stacks.template("endpoint")
+
+
+def actions_in(policy: Iterable[Mapping[str, Any]]) -> set[str]:
+    return {action for statement in policy for action in as_list(statement["Action"])}
 
 
 def test_the_source_is_written_without_an_account(
