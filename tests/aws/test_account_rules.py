@@ -326,6 +326,10 @@ def test_what_may_not_be_looked_at_is_not_known_and_hides_nothing_else(
     assert (by["credentials"]["ok"], by["permissions"]["ok"]) == (True, None), found
     assert "what answered is not AWS" in by["permissions"]["finding"]
     assert "image for serving" in by
+    run("aws", "doctor")
+    lines = capsys.readouterr().out.splitlines()
+    begins = {line.index(item["finding"]) for line, item in zip(lines, found["findings"], strict=True)}
+    assert len(begins) == 1, lines
 
 
 def test_the_policy_of_a_role_of_ones_own_names_its_key_and_its_network() -> None:

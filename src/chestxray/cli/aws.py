@@ -11,7 +11,7 @@ import click
 from chestxray.aws.session import DEPLOYMENT_TAG
 from chestxray.cli.aws_models import deploy, train, validate
 from chestxray.cli.aws_options import Order, aws_options, boundary_option, rules_options, template_option
-from chestxray.cli.console import plain, table
+from chestxray.cli.console import columns, plain, table
 from chestxray.cli.options import BUNDLE_VARIABLE, PATH, complete_bundle
 from chestxray.errors import UsageError
 from chestxray.inference.bundle import DEFAULT, folder_of
@@ -176,7 +176,7 @@ def doctor(
     found = list(examine(order.cloud, order.names, Wanted(training, transform, hosting, films, spot)))
     marks = {True: "ok", False: "no", None: "?"}
     rows = [(marks[item.ok], item.name, item.finding) for item in found]
-    order.console.result({"findings": plain(found)}, table(rows))
+    order.console.result({"findings": plain(found)}, columns(rows))
     if any(item.ok is False for item in found):
         sys.exit(1)
 

@@ -90,6 +90,12 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def columns(rows: Sequence[tuple[str, ...]]) -> str:
+    """Format rows of text as columns, all flush left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
 def table(rows: Sequence[tuple[str, ...]]) -> str:
     """Format rows as columns: the first flush left, the others flush right. The first row is the header."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

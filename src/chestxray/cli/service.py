@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from chestxray.cli.console import Console, plain
+from chestxray.cli.console import Console, columns, plain
 from chestxray.cli.data import distribution_text, splits_text
 from chestxray.cli.evaluate import assessment_text, command_line
 from chestxray.cli.model import bundle_text, epoch_sayer
@@ -262,7 +262,4 @@ def doctor(console: Console) -> None:
     from chestxray.diagnosis import diagnose
 
     diagnosis = diagnose(os.environ.get(BUNDLE_VARIABLE) or DEFAULT)
-    rows = [(check.name, check.finding) for check in diagnosis.checks]
-    width = max(len(name) for name, _ in rows)
-    text = "\n".join(f"{name.ljust(width)}  {finding}" for name, finding in rows)
-    console.result(plain(diagnosis), text)
+    console.result(plain(diagnosis), columns([(check.name, check.finding) for check in diagnosis.checks]))
