@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from chestxray.aws import build
-from chestxray.aws.images import REGISTRIES, repository_arn, training_image
+from chestxray.aws.images import REGISTRIES, training_image
 from chestxray.aws.roles import deployer_policy
-from chestxray.aws.session import Cloud, Names, cloud_errors, principal_of
+from chestxray.aws.session import Cloud, Names, cloud_errors, error_code, principal_of
 from chestxray.errors import ChestXrayError, CloudError
 
 QUOTA_REMEDY: Final = "Ask for more under Service Quotas, Amazon SageMaker, or choose another type of instance"
@@ -152,13 +152,13 @@ def _images(cloud: Cloud, names: Names, wanted: Wanted) -> Iterator[Finding]:
 def _image_of_amazon(cloud: Cloud, address: str) -> Finding:
     from botocore.exceptions import ClientError
 
-    account, _, rest = repository_arn(address, cloud.region).removeprefix(f"arn:aws:ecr:{cloud.region}:").partition(":")
-    given = {"registryId": account, "repositoryName": rest.removeprefix("repository/")}
-    given["imageIds"] = [{"imageTag": address.rpartition(":")[2]}]  # type: ignore[assignment]
+    repository, _, tag = address.partition("/")[2].partition(":")
     try:
-        found = cloud.client("ecr").batch_get_image(**given)
+        found = cloud.client("ecr").batch_get_image(
+            registryId=REGISTRIES[cloud.region], repositoryName=repository, imageIds=[{"imageTag": tag}]
+        )
     except ClientError as error:
-        return Finding("image for training", f"{address}: not known ({error.response['Error']['Code']})", ok=None)
+        return Finding("image for training", f"{address}: not known ({error_code(error)})", ok=None)
     if found.get("images"):
         return Finding("image for training", address)
     return Finding("image for training", f"{address}: is not there. Give train an --image", ok=False)
