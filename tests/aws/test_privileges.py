@@ -10,15 +10,13 @@ from typing import Any, Final
 
 import boto3
 import pytest
-import yaml
 
 import live_moto
-from chestxray.aws import stacks, website
 from chestxray.aws.deploy import Served, ending
 from chestxray.aws.roles import WITHOUT_RESOURCE, joining_network, reading, using_key, working
 from chestxray.aws.session import Names, Rules
 from live_moto import ACCOUNT
-from policies import as_list, statements
+from policies import as_list, statements, template
 from request_checks import POLICY, actions_of, is_allowed
 from typed import run
 
@@ -30,34 +28,15 @@ RULES: Final = Rules(
 SERVED: Final = Served("clinic", "clinic-hosting-1", "clinic-model-1")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML with CloudFormation's short functions, which become their text."""
-
-
-_Loader.add_multi_constructor(
-    "!",
-    lambda loader, suffix, node: (
-        f"{suffix} {loader.construct_scalar(node)}"
-        if isinstance(node, yaml.ScalarNode)
-        else loader.construct_sequence(node, deep=True)
-    ),
-)
-
-
-def build_template() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(stacks.template("image"))
-    return found
-
-
 def everything() -> Iterator[Any]:
     """Templates and what the verbs give to roles."""
     found = {
-        "website": yaml.load(website.template(), _Loader)["Resources"],  # noqa: S506 - a SafeLoader
-        "build": build_template()["Resources"],
+        "website": template("website")["Resources"],
+        "build": template("image")["Resources"],
         "jobs and endpoints": working(NAMES),
         "films": reading("films"),
         "expiry": ending(NAMES, SERVED),
-        "endpoint": yaml.load(stacks.template("endpoint"), _Loader)["Resources"],  # noqa: S506 - a SafeLoader
+        "endpoint": template("endpoint")["Resources"],
         "network": joining_network(NAMES, RULES),
         "key": using_key(RULES),
     }
@@ -145,8 +124,7 @@ def test_the_deployers_policy_fits_into_one_and_names_this_deployment(
 
 
 def test_the_deployers_policy_names_the_service_of_each_resource_of_the_stacks() -> None:
-    templates = [yaml.load(website.template(), _Loader), build_template()]  # noqa: S506 - a SafeLoader
-    types = {resource["Type"] for template in templates for resource in template["Resources"].values()}
+    types = {resource["Type"] for name in ("website", "image") for resource in template(name)["Resources"].values()}
     service = {"ApiGatewayV2": "apigateway"}
     allowed = {action.partition(":")[0] for statement in POLICY for action in statement["Action"]}
     assert {service.get(word := kind.split("::")[1], word.lower()) for kind in types} <= allowed

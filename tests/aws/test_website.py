@@ -18,7 +18,6 @@ from typing import Any, Final
 import boto3
 import numpy as np
 import pytest
-import yaml
 from imagecodecs import ljpeg_encode
 from PIL import Image
 from playwright.sync_api import sync_playwright
@@ -29,6 +28,7 @@ import live_lambda
 import live_ministack
 import live_moto
 import live_service
+import policies
 from chestxray.aws import lambda_handler, stacks, storage
 from chestxray.aws import website as sites
 from chestxray.aws.session import Cloud, connect
@@ -52,23 +52,9 @@ Outputs: {Bucket: {Value: !Ref Box}}
 """
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML with CloudFormation's short functions, which become {"!Ref": ...}."""
-
-
-_Loader.add_multi_constructor(
-    "!",
-    lambda loader, suffix, node: {
-        f"!{suffix}": loader.construct_scalar(node)
-        if isinstance(node, yaml.ScalarNode)
-        else loader.construct_sequence(node, deep=True)
-    },
-)
-
-
 @pytest.fixture(scope="module")
 def template() -> dict[str, Any]:
-    return dict(yaml.load(TEMPLATE.read_text(), _Loader))  # noqa: S506 - a SafeLoader
+    return policies.template("website")
 
 
 def test_cfn_lint_finds_nothing() -> None:
