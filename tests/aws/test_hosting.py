@@ -13,7 +13,7 @@ from typing import Any
 import boto3
 import pytest
 
-from chestxray.aws import build, roles, stacks, transform, waiting
+from chestxray.aws import build, roles, transform, waiting
 from chestxray.aws.deploy import parse_ttl
 from chestxray.aws.images import repository_arn, training_image
 from chestxray.aws.session import Cloud, Names, connect
@@ -362,12 +362,6 @@ def test_lifetimes_are_exact_and_never_has_to_be_typed() -> None:
     for nonsense in ("4", "1m", "0h", "h", "-4h", "4 h", "forever"):
         with pytest.raises(UsageError, match="give 5m or more"):
             parse_ttl(nonsense)
-
-
-def test_the_template_is_one_that_cloudformation_takes() -> None:
-    from cfnlint.api import lint_file
-
-    assert [str(match) for match in lint_file(ROOT / "src/chestxray/aws" / stacks.TEMPLATES["image"])] == []
 
 
 def test_the_image_installs_what_the_package_declares() -> None:
