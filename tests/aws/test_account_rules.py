@@ -134,6 +134,11 @@ def test_a_pipeline_step_is_the_job_without_its_name_and_begins_nothing(
     step = json.loads(capsys.readouterr().out)
     assert (step["Type"], "TrainingJobName" in step["Arguments"]) == ("Training", False)
     assert len(boto3.client("sagemaker").list_training_jobs()["TrainingJobSummaries"]) == before
+    checkpoints = step["Arguments"]["CheckpointConfig"]
+    own, execution = checkpoints["S3Uri"]["Std:Join"]["Values"]
+    assert own.startswith(f"s3://{NAMES.bucket}/checkpoints/chestxray-train-")
+    assert execution == {"Get": "Execution.PipelineExecutionId"}, "films may have changed between two executions"
+    checkpoints["S3Uri"] = f"{own}/abcdefghijkl"  # as a pipeline puts it in
     boto3.client("sagemaker").create_training_job(TrainingJobName="of-a-pipeline-1", **step["Arguments"])
 
 

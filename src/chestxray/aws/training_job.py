@@ -186,10 +186,14 @@ def write_source(order: TrainingOrder, folder: Path) -> list[str]:
 def pipeline_step(cloud: Cloud, names: Names, job: PreparedJob) -> dict[str, Any]:
     """Make what the job needs, and no job. Returns: a Training step for the definition of a SageMaker Pipeline.
 
+    Each execution of the pipeline has checkpoints of its own: those of an earlier one may be of other films.
+
     Source: SageMaker Model Building Pipeline definition JSON schema, 2020-12-01, TrainingStep. Raises: CloudError.
     """
     request = training_request(names, job, job.stem, _provide(cloud, names, job), cloud.rules)
     del request["TrainingJobName"]  # a pipeline names the jobs of its executions itself
+    places = [request["CheckpointConfig"]["S3Uri"], {"Get": "Execution.PipelineExecutionId"}]
+    request["CheckpointConfig"]["S3Uri"] = {"Std:Join": {"On": "/", "Values": places}}
     return {"Name": "Train", "Type": "Training", "Arguments": request}
 
 
