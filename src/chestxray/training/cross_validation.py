@@ -95,10 +95,9 @@ class CrossValidation:
         others = folds_of(self.found.labels, self.found.patient_of) == 0
         measured = []
         for group in self._largest()[:groups]:
-            inside = self.found.group_of[group.kind] == group.number
-            of_group = np.isin(self.found.patient_of, self.found.patient_of[inside])
-            scores = self._held_out(of_group | others, f"without-group-{group.number}")
-            measure = group_measure(self.found, group, np.flatnonzero(of_group | others), scores)
+            held_out = self._patients_of(group) | others
+            scores = self._held_out(held_out, f"without-group-{group.number}")
+            measure = group_measure(self.found, group, np.flatnonzero(held_out), scores)
             if measure is not None:
                 measured.append(LeftOut(group.number, f"{group.kind}: {group.title}", measure))
         return tuple(measured)
@@ -107,11 +106,15 @@ class CrossValidation:
         """Return the groups that leave enough patients of both classes to train on, the largest first."""
         found, labels, patients = [], self.found.labels, self.found.patient_of
         for group in self.found.groups:
-            inside = self.found.group_of[group.kind] == group.number
-            left = ~np.isin(patients, patients[inside])
+            left = ~self._patients_of(group)
             if all(len(np.unique(patients[left & of])) >= 2 * FEWEST for of in (labels, ~labels)):
                 found.append(group)
         return sorted(found, key=lambda group: -group.films)
+
+    def _patients_of(self, group: AcquisitionGroup) -> Mask:
+        """Return all films of the patients in a group: none of them may be trained on without it."""
+        inside = self.found.group_of[group.kind] == group.number
+        return np.isin(self.found.patient_of, self.found.patient_of[inside])
 
     def _require_patients(self) -> None:
         for label, of_class in ((Label.NORMAL, ~self.found.labels), (Label.PNEUMONIA, self.found.labels)):
