@@ -391,15 +391,21 @@ class Gatekeeper:
 
     def in_words(self) -> str:
         """Describe in one line what the gate refuses, with the measured counts."""
-        parts = []
+        counts = ""
         if self.likeness:
-            counts = f"of pictures that set the limits, {_counted(self.likeness.refused)}"
+            counts = f" (of pictures that set the limits, {_counted(self.likeness.refused)}"
             if self.likeness.validation:
                 counts += f"; of validation films, which set none, {_counted(self.likeness.validation)}"
-            parts.append(f"pictures unlike the training films ({counts})")
-        if self.ages:
-            parts.append(f"DICOM films of patients outside of {ages_in_words(self.ages)}")
-        return f"refuses {', and '.join(parts)}" if parts else "refuses no film for its looks or its patient's age"
+            counts += ")"
+        return refusals_in_words(self.ages, by_looks=self.likeness is not None, counts=counts)
+
+
+def refusals_in_words(ages: tuple[float, float] | None, *, by_looks: bool, counts: str = "") -> str:
+    """Describe in one line what a gate refuses; ``counts`` follow what it refuses for its looks."""
+    parts = [f"pictures unlike the training films{counts}"] if by_looks else []
+    if ages:
+        parts.append(f"DICOM films of patients outside of {ages_in_words(ages)}")
+    return f"refuses {', and '.join(parts)}" if parts else "refuses no film for its looks or its patient's age"
 
 
 def _counted(refused: Mapping[str, Share]) -> str:

@@ -23,7 +23,7 @@ from chestxray.evaluation.model_card import gate_figures, gate_table, header, me
 from chestxray.evaluation.robustness import CLEAN, measured_again, pooled, reliance, under_shifts
 from chestxray.files import folder_written_whole
 from chestxray.inference.bundle import DESCRIPTION, GRAPH, write_bundle
-from chestxray.inference.ood import GATE, OODDetector, ages_in_words
+from chestxray.inference.ood import GATE, OODDetector, ages_in_words, refusals_in_words
 from chestxray.inference.predictor import Predictor
 from chestxray.metrics.calibration import Calibration, calibrated, choose_operating_points, fit_calibration, left_out
 from chestxray.schema import INTENDED_AGES, BundleInfo, Split
@@ -203,7 +203,7 @@ def model_card(
         intended_use=bundle.intended_use.replace(bundle.notice, "").strip(),
         ages=ages,
         elsewhere="\n".join(["", "## Measured elsewhere", "", *(f"- {note}" for note in notes), ""]) if notes else "",
-        refuses=_refuses(bundle, metrics.get("gate")),
+        refuses=refusals_in_words(bundle.intended_ages, by_looks=bool(metrics.get("gate"))),
         counts=_counts(metrics.get("gate")),
         training_films=runs[0].training_films,
         validation_films=runs[0].validation_films,
@@ -213,13 +213,6 @@ def model_card(
         version=bundle.package_version,
         device=runs[0].device,
     )
-
-
-def _refuses(bundle: BundleInfo, gate: Mapping[str, Any] | None) -> str:
-    parts = ["pictures unlike the training films"] if gate else []
-    if bundle.intended_ages:
-        parts.append(f"DICOM films of patients outside of {ages_in_words(bundle.intended_ages)}")
-    return f"refuses {', and '.join(parts)}" if parts else "refuses no film for its looks or its patient's age"
 
 
 def _counts(gate: Mapping[str, Any] | None) -> str:
