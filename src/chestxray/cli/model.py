@@ -20,11 +20,11 @@ from chestxray.cli.options import (
     bundle_option,
     collect_options,
     complete_bundle,
-    complete_point,
     device_option,
     endpoint_option,
     engine_option,
     json_option,
+    operating_point_option,
     out_option,
     recipe_options,
     refuse_option,
@@ -235,12 +235,7 @@ def bundle_text(folder: Path, info: BundleInfo) -> str:
 @bundle_option
 @verify_key_option
 @require_age_option
-@click.option(
-    "--operating-point",
-    default=None,
-    shell_complete=complete_point,
-    help="One of the bundle's, by name. [default: the bundle's]",
-)
+@operating_point_option
 @click.option(
     "--heatmap", type=FOLDER, default=None, help="Write each film there as PNG, with its heat map: where evidence lies."
 )
@@ -385,12 +380,7 @@ def _answer_line(answer: dict[str, Any]) -> str:
 @bundle_option
 @verify_key_option
 @require_age_option
-@click.option(
-    "--operating-point",
-    default=None,
-    shell_complete=complete_point,
-    help="One of the bundle's, by name. [default: the bundle's]",
-)
+@operating_point_option
 @engine_option("classifies")
 @collect_options
 @workers_option

@@ -116,6 +116,16 @@ def verify_key_option(command: Command) -> Command:
     )(command)
 
 
+def operating_point_option(command: Command) -> Command:
+    """Add --operating-point."""
+    return click.option(
+        "--operating-point",
+        default=None,
+        shell_complete=complete_point,
+        help="One of the bundle's, by name. [default: the bundle's]",
+    )(command)
+
+
 def require_age_option(command: Command) -> Command:
     """Add --require-age."""
     return click.option(
