@@ -77,8 +77,8 @@ def train(
 ) -> None:
     """Train a network on a pack.
 
-    Keeps the weights of the best epoch by validation AUROC under shifts, and the last; writes one line an epoch to
-    metrics.jsonl, and the learning curves as a plot.
+    Keeps the weights of the best epoch by validation AUROC under shifts and exchanges, and the last; writes one line
+    an epoch to metrics.jsonl, and the learning curves as a plot.
 
     Killed at any moment, the same command goes on where it stood, and ends with the same weights. SIGTERM and
     Ctrl-C end the step under way and write a checkpoint first; the exit status is then 143 or 130. On a finished
