@@ -107,7 +107,6 @@ def test_the_verb_keeps_the_scores_and_shows_the_model_on_the_page(
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["--folds", "2"], "Give --runs FOLDER"),
         (["--leave-out", "1"], "Give --runs FOLDER"),
         (["--folds", "2", "--runs", "RUNS", "--scores", "SCORES"], "Leave --scores out"),
         (["--folds", "2", "--runs", "RUNS", "--recipe", "transfr"], "transfer"),
