@@ -136,13 +136,13 @@ def _overwritten(data: bytes) -> bool:
     head = data[data.rfind(b"\xff\xd9", 0, scan) + 2 : scan]  # after the thumbnail that EXIF may hold
     if _USUAL_CODES not in head:
         return False
-    start, end = scan + _HEAD_OF_SCAN, data.find(b"\xff\xd9", scan)
-    every = np.frombuffer(data, np.uint8)[start : end : _RUN // 2]
+    start, half = scan + _HEAD_OF_SCAN, _RUN // 2
+    every = np.frombuffer(data, np.uint8)[start::half]
     for at in np.flatnonzero(every[1:] == every[:-1]):
-        first = start + int(at) * (_RUN // 2)
-        run = data[first : first + _RUN // 2]
-        if run.count(run[:1]) == len(run):
-            return True
+        first = start + int(at) * half
+        run = data[first : first + half]
+        if run.count(run[:1]) == half:  # hardly any film has one, so that the end of its data is looked for here
+            return first + half < data.find(b"\xff\xd9", scan)
     return False
 
 
