@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -25,7 +26,7 @@ from chestxray.inference.bundle import Bundle
 from chestxray.inference.ood import Prepared
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Prediction
-from chestxray.serving.decoders import DecoderLimits, DecoderPool, Turns
+from chestxray.serving.decoders import DecoderLimits, DecoderPool, DecodersGone, Turns
 from chestxray.serving.metrics import Metrics
 from chestxray.serving.service import PredictionQueue, ServiceSettings
 from drawing import encoded, textured
@@ -195,6 +196,34 @@ def test_a_nursery_that_dies_is_replaced_as_well(bundle: Path, film: bytes) -> N
             os.kill(process, signal.SIGKILL)
         answers = [ask(address, film) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 200]
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_nursery_that_dies_at_birth_is_replaced_once(
+    bundle: Path, film: bytes, monkeypatch: pytest.MonkeyPatch, deaths: int
+) -> None:
+    """It has ended before it could be told what to do."""
+    start, started = subprocess.Popen, []
+
+    def dying(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        dies = len(started) < deaths
+        process = start([sys.executable, "-c", ""] if dies else command, **options)
+        started.append(process)
+        if dies:
+            process.wait()
+        return process
+
+    async def work() -> None:
+        async with pool_of(bundle) as pool:
+            if deaths == 1:
+                assert (await pool.prepare(film)).plane is not None
+            else:
+                with pytest.raises(DecodersGone, match="no decoding process starts"):
+                    await pool.prepare(film)
+            assert len(started) == 2
+
+    monkeypatch.setattr(subprocess, "Popen", dying)
+    run(work())
 
 
 def test_a_decoder_that_stands_still_is_killed_and_its_film_read_by_another(bundle: Path, film: bytes) -> None:

@@ -295,9 +295,10 @@ class DecoderPool:
         self._closed = False
         self._plane_bytes = bundle.info.preprocessing.height * bundle.info.preprocessing.width
 
-    def launch(self) -> None:
-        """Start the nursery now, so that its imports run beside the caller's own."""
+    def launch(self) -> _Nursery:
+        """Start the nursery, whose imports then run beside the caller's own. Raises: OSError, if it dies at birth."""
         self._nursery = _Nursery(self._bundle, self._limits)
+        return self._nursery
 
     async def prepare(self, data: bytes, caller: str = "") -> Prepared:
         """Decode the bytes of one film.
@@ -388,10 +389,7 @@ class DecoderPool:
             raise RuntimeError("the decoders are closed")
         for _ in range(2):
             try:
-                if self._nursery is None:
-                    self.launch()
-                nursery = self._nursery
-                assert nursery is not None  # noqa: S101 - launched above
+                nursery = self._nursery or self.launch()
             except OSError:  # it ended before it had heard what to do
                 continue
             try:
