@@ -177,7 +177,9 @@ def test_films_that_waited_for_one_nursery_share_the_one_that_replaces_it(bundle
         async with pool_of(bundle, size=3) as pool:
             others = nurseries()
             pool.launch()
-            (nursery,) = set(nurseries()) - set(others)
+            while not (launched := set(nurseries()) - set(others)):  # its command line shows a little later
+                await asyncio.sleep(0.01)
+            (nursery,) = launched
             os.kill(nursery, signal.SIGSTOP)
             waiting = [asyncio.create_task(pool.prepare(film)) for _ in range(3)]
             await asyncio.sleep(0.1)  # all of them wait for it
