@@ -31,8 +31,6 @@ def preprocess(
     """Turn the bytes of one film into the network's input: shape (height, width), uint8.
 
     Raises: the errors of ``decode``.
-
-    Raises: what ``decode`` raises.
     """
     film = decode(data, source, at_least=(height, width))
     return resample(film.pixels, height, width, resize, film.frame, levels)

@@ -212,7 +212,7 @@ class BatchResult:
         scores: the table that was written.
         journal: the file that records which films were classified.
         films: rows of the table.
-        classified: films that this run opened; the others were in the journal.
+        predicted: films that this run opened; the others were in the journal.
         calls: number of films by their label at the operating point, or "refused".
     """
 
