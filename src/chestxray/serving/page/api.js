@@ -45,16 +45,18 @@ export async function describe() {
 /** Classify one film; model: what describe() gave. Returns {answer, ms}; ms is the whole way there and back. */
 export async function predict(film, model, heatmap = false) {
   if (film.size > Math.min(LARGE, model.max_body)) return (await import("./send.js")).predictLarge(film, model, heatmap);
-  const type = ["image/jpeg", "image/png"].includes(film.type) ? film.type : "application/octet-stream";
   const began = performance.now();
   const response = await ask(`/v1/predict${heatmap ? "?heatmap=1" : ""}`, {
     method: "POST",
-    headers: { "Content-Type": type },
+    headers: { "Content-Type": typeOf(film) },
     body: film,
   });
   const answer = await response.json();
   return { answer, ms: performance.now() - began };
 }
+
+/** The media type that a film is sent as: what browsers take other files for is not passed on. */
+export const typeOf = ({ type }) => (["image/jpeg", "image/png"].includes(type) ? type : "application/octet-stream");
 
 /** The film as the service decoded it: a PNG of 8 grey bits. */
 export async function drawn(film) {

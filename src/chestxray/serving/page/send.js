@@ -1,7 +1,7 @@
 // Large films: how much of them has left is shown, which fetch does not tell, and what a request cannot hold goes by the
 // form of /v1/upload. Fetched with the first such film.
 
-import { BY_STATUS, Failure, PATIENCE, ask, silence } from "./api.js";
+import { BY_STATUS, Failure, PATIENCE, ask, silence, typeOf } from "./api.js";
 import { $, make } from "./dom.js";
 import { bytes } from "./words.js";
 
@@ -16,8 +16,6 @@ export async function predictLarge(film, { max_body: body, max_upload: most = bo
       : await ask(`/v1/predict${query && `?${query}`}`, { method: "POST", headers: { "Content-Type": typeOf(film) }, body: film }, send);
   return { answer: await response.json(), ms: performance.now() - began };
 }
-
-const typeOf = ({ type }) => (["image/jpeg", "image/png"].includes(type) ? type : "application/octet-stream");
 
 function tooLarge(size, limit) {
   const [title, advice] = BY_STATUS[413];
