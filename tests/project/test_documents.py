@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import os
 import re
@@ -75,6 +76,24 @@ def test_every_fenced_block_is_of_a_known_kind() -> None:
 
 def test_no_command_hides_in_an_indented_block() -> None:
     assert [page.name for page in PAGES if re.search(r"^[ \t]+(```|~~~)|^~~~", page.text, re.MULTILINE)] == []
+
+
+def literals() -> set[str]:
+    """Every text of the code, without what f-strings fill in."""
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "src").rglob("*.py"))
+    nodes = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return {node.value for node in nodes if isinstance(node.value, str)}
+
+
+def test_each_message_of_the_troubleshooting_page_is_one_that_the_code_prints() -> None:
+    text = (ROOT / "docs" / "how-to" / "troubleshooting.md").read_text(encoding="utf-8")
+    heads = re.findall(r"^(`.+)\n: ", text, re.MULTILINE)
+    messages = {message for head in heads for message in re.findall(r"`([^`]* [^`]*)`", head)}
+    of_others = {"No matching distribution found for chestxray"}  # pip's
+    parts = {part for message in messages - of_others for part in re.split(r"\s*\.\.\.\s*|SIGTERM", message) if part}
+    code = literals()
+    assert len(messages) > 10
+    assert {part for part in parts if not any(part.strip() in literal for literal in code)} == set()
 
 
 def test_the_reasons_for_not_running_a_block_are_few_and_known() -> None:
