@@ -92,7 +92,7 @@ class Course:
 
     Attributes:
         seconds: of training so far.
-        evaluated: (seconds, AUROC) pairs.
+        results: (seconds, AUROC) pairs.
         reached: seconds at the first of the evaluations that reached the target, or None.
     """
 
