@@ -284,21 +284,6 @@ class SageMaker:
         self._get("Model", request["ModelName"])
         del self.things["Model"][request["ModelName"]]
 
-    def create_model_package_group(self, request: dict[str, Any]) -> dict[str, Any]:
-        return self._add("ModelPackageGroup", request["ModelPackageGroupName"], request)
-
-    def describe_model_package_group(self, request: dict[str, Any]) -> dict[str, Any]:
-        return self._described("ModelPackageGroup", request["ModelPackageGroupName"])
-
-    def create_model_package(self, request: dict[str, Any]) -> dict[str, Any]:
-        group = request["ModelPackageGroupName"]
-        self._get("ModelPackageGroup", group)
-        number = 1 + sum(name.startswith(f"{group}/") for name in self.things["ModelPackage"])
-        return self._add("ModelPackage", f"{group}/{number}", request, ModelPackageStatus="Completed")
-
-    def describe_model_package(self, request: dict[str, Any]) -> dict[str, Any]:
-        return self._described("ModelPackage", request["ModelPackageName"].partition("model-package/")[2])
-
     def create_endpoint_config(self, request: dict[str, Any]) -> dict[str, Any]:
         for variant in request["ProductionVariants"]:
             self._get("Model", variant["ModelName"])
