@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,6 +149,16 @@ def test_old_dead_letters_and_files_that_nobody_knows_are_swept(queue: Queue, cl
     clock.now += LIMITS.dead_days * 86400 + 1
     assert queue.sweep() == 1
     assert queue.entries() == ()
+
+
+def test_a_film_whose_writing_was_killed_is_swept_and_one_that_is_being_written_is_not(queue: Queue) -> None:
+    left, written = queue.films / "left.1.part", queue.films / "written.2.part"
+    for path in (left, written):
+        path.write_bytes(b"half of a film")
+    long_ago = time.time() - 2 * module.BEING_TAKEN_S
+    os.utime(left, (long_ago, long_ago))
+    queue.sweep()
+    assert list(queue.films.iterdir()) == [written]
 
 
 def test_a_queue_that_is_full_says_so_and_keeps_nothing(tmp_path: Path) -> None:

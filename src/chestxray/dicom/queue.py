@@ -38,7 +38,7 @@ DONE: Final = "done"  # accepted; only the row is left
 DEAD: Final = "dead"  # given up; "chestxray dicom queue retry" tries again
 
 QUEUE_VERSION: Final = 1
-BEING_TAKEN_S: Final = 60.0  # seconds for which a file without a row may be one whose row is being written
+BEING_TAKEN_S: Final = 60.0  # seconds for which a file without a row may be one that is being written, or whose row is
 HASH_LENGTH: Final = 32  # hexadecimal digits; 128 bits
 
 _TABLES: Final = """
@@ -515,7 +515,7 @@ class Queue:
     def _is_awaited(self, path: Path) -> bool:
         if path.parent == self.films:
             with contextlib.suppress(FileNotFoundError):  # it has just been put into its place, or dropped
-                if path.suffix == ".part" or time.time() - path.stat().st_mtime < BEING_TAKEN_S:
+                if time.time() - path.stat().st_mtime < BEING_TAKEN_S:
                     return True
             return bool(self._one("SELECT 1 FROM film WHERE key = ? AND state <> ?", path.stem, DONE))
         film = path.stem.partition("-")[0]
