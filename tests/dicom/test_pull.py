@@ -65,6 +65,21 @@ def test_the_films_of_some_days_are_fetched_once_and_classified(
         pull_batch(node, "pacs", Wanted("20250101"), table, films)
 
 
+@here
+def test_a_film_without_an_age_is_refused_as_the_node_does(
+    pacs: Orthanc, tmp_path: Path, film_paths: tuple[Path, ...]
+) -> None:
+    pacs.post("/instances", modality_film(grey(film_paths[0]), PatientAge="", PatientBirthDate=""))
+    address = f'url = "{pacs.url}/dicom-web"'
+    reasons = []
+    for asked in ("false", "true"):
+        node = settings(tmp_path / "queue", pacs.dicom, destination=address, node=f"require_age = {asked}")
+        pull_batch(node, "pacs", Wanted("20260115"), tmp_path / f"{asked}.csv", tmp_path / "films", workers=1)
+        reasons += [row["reason"] for row in rows_of(tmp_path / f"{asked}.csv")]
+    assert reasons[0] == ""
+    assert reasons[1].startswith("its file states no age")
+
+
 def test_a_pacs_that_is_not_there_is_named(tmp_path: Path) -> None:
     node = settings(tmp_path / "queue", free_port())
     with pytest.raises(PeerError, match="destination pacs: nobody answers there"):

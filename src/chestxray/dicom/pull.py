@@ -84,7 +84,7 @@ def pull_batch(
     """Fetch the films of some days and classify them; after a kill the same call resumes.
 
     Args:
-        settings: settings of the node: bundle, operating point, AE title, certificates.
+        settings: settings of the node: bundle, operating point, ages, AE title, certificates.
         source: name of the destination to query.
         wanted: which films.
         out: the table: .csv, .jsonl or .parquet.
@@ -119,6 +119,7 @@ def pull_batch(
         operating_point=settings.operating_point or None,
         on_progress=on_classified,
         workers=workers,
+        require_age=settings.require_age,
     )
 
 
