@@ -439,18 +439,17 @@ def batch(
         UsageError: no such engine; and the errors of ``inference.batch.run_batch``.
     """
     from chestxray.data.collect import CollectSettings, films_of
+    from chestxray.data.ray import engine_of
     from chestxray.inference.batch import REFUSED, predict_groups, run_batch
     from chestxray.inference.ray import predict_groups_on_ray
 
-    engines = {"local": predict_groups, "ray": predict_groups_on_ray}
-    if engine not in engines:
-        raise UsageError(f"there is no engine {engine!r}; there are {', '.join(engines)}")
+    predict = engine_of(engine, {"local": predict_groups, "ray": predict_groups_on_ray})
     result = run_batch(
         _opened(bundle, verify_key),
         films_of(source, labels_needed=False, settings=settings or CollectSettings()),
         Path(out),
         operating_point=operating_point,
-        engine=engines[engine],
+        engine=predict,
         on_progress=on_progress,
         workers=workers,
         require_age=require_age,

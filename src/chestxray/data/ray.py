@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
@@ -24,6 +24,7 @@ _QUIET: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Engine = TypeVar("Engine")
 
 
 class Mapper(Protocol):
@@ -42,9 +43,14 @@ class Mapper(Protocol):
 def mapper_of(engine: str) -> Mapper:
     """Return the mapper of an engine: "local" (processes of this machine) or "ray". Raises: UsageError."""
     engines: dict[str, Mapper] = {"local": map_in_order, "ray": map_in_order_on_ray}
-    if engine not in engines:
-        raise UsageError(f"there is no engine {engine!r}; there are {', '.join(engines)}")
-    return engines[engine]
+    return engine_of(engine, engines)
+
+
+def engine_of(name: str, engines: Mapping[str, Engine]) -> Engine:
+    """Return the engine of that name. Raises: UsageError, which lists the names."""
+    if name not in engines:
+        raise UsageError(f"there is no engine {name!r}; there are {', '.join(engines)}")
+    return engines[name]
 
 
 def map_in_order_on_ray(
