@@ -147,6 +147,30 @@ def test_an_error_on_ray_is_the_error_itself() -> None:
     assert done.stdout == "told nowhere\n", done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", [False, True])
+def test_ray_works_with_as_many_workers_as_were_asked_for(cluster: bool) -> None:
+    pytest.importorskip("ray")
+    code = (
+        "import os, time, ray\n"
+        "from chestxray.data.ray import ADDRESS_VARIABLE, map_in_order_on_ray as run\n"
+        "def span(_):\n"
+        "    began = time.time()\n"
+        "    time.sleep(0.02)\n"
+        "    return began, time.time()\n"
+        f"if {cluster}:\n"
+        "    from ray.cluster_utils import Cluster\n"
+        "    cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 3, 'include_dashboard': False})\n"
+        "    os.environ[ADDRESS_VARIABLE] = cluster.address\n"
+        "spans = sorted(run(span, range(80), workers=1))\n"
+        "print(all(before[1] <= after[0] for before, after in zip(spans, spans[1:])))\n"
+        f"if {cluster}:\n"
+        "    cluster.shutdown()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_an_engine_that_nobody_knows_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(UsageError, match=r"no engine 'spark'; there are local, ray"):
         mapper_of("spark")

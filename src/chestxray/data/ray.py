@@ -76,11 +76,13 @@ def map_in_order_on_ray(
     on_progress(0, total)
     if not items:
         return
-    with started() as ray:
-        size = workers or int(ray.cluster_resources().get("CPU", 1))
+    with started(workers) as ray:
+        has = int(ray.cluster_resources().get("CPU", 1))
+        size = workers or has
+        ahead = AHEAD if size >= has else 1  # a larger cluster would work on whatever is in flight
         task = ray.remote(num_cpus=1)(each)
         chunks = iter(items[start : start + CHUNK] for start in range(0, total, CHUNK))
-        waiting = deque(task.remote(function, chunk) for chunk in islice(chunks, size * AHEAD))
+        waiting = deque(task.remote(function, chunk) for chunk in islice(chunks, size * ahead))
         while waiting:
             try:
                 results = ray.get(waiting.popleft())
@@ -93,8 +95,11 @@ def map_in_order_on_ray(
 
 
 @contextmanager
-def started() -> Iterator[Any]:
+def started(workers: int | None = None) -> Iterator[Any]:
     """Start or join Ray, without usage reports and log output; its errors are raised here.
+
+    Args:
+        workers: number of cores for a Ray that is started here; by default all of this machine.
 
     Raises: MissingExtra; DataError, if Ray does not start.
     """
@@ -106,7 +111,7 @@ def started() -> Iterator[Any]:
     except ImportError as error:
         raise MissingExtra("The engine ray", "ray") from error
     address = os.environ.get(ADDRESS_VARIABLE)
-    where: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": cores()}
+    where: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": workers or cores()}
     _join(ray, where)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
