@@ -14,7 +14,15 @@ import pytest
 
 from chestxray.cli.evaluate import assessment_text
 from chestxray.errors import OutputExists, UsageError
-from chestxray.evaluation.assessment import HALF, CohortStep, Provenance, RefusedFilm, assess, counting_refusals
+from chestxray.evaluation.assessment import (
+    HALF,
+    CohortStep,
+    GateCurve,
+    Provenance,
+    RefusedFilm,
+    assess,
+    counting_refusals,
+)
 from chestxray.evaluation.report import (
     GUIDELINES,
     decimal,
@@ -287,6 +295,13 @@ def test_the_page_shows_provenance_cohort_and_notice(report):
     text = page_of(report).text
     for piece in (NOTICE, PROVENANCE.title, PROVENANCE.model_sha256, PROVENANCE.leakage, PROVENANCE.command, "cut off"):
         assert piece in text
+
+
+def test_what_the_gate_refuses_stands_there_as_it_was_counted(assessment, tmp_path):
+    curve = {"films": (0.1235, 0.0012)}  # of four decimals, from which no count of many films follows
+    gate = GateCurve("refuses adults", (0.5, 0.9), 0.5, curve, {"films": 100_003}, {"films": 12_347})
+    write_report(assessment, tmp_path / "report", dataclasses.replace(PROVENANCE, gate=gate))
+    assert "12,347 of 100,003" in page_of(tmp_path / "report").text
 
 
 def test_every_sheet_of_paper_carries_the_notice(report):

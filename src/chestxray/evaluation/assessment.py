@@ -74,6 +74,7 @@ class GateCurve:
         limit: the limit in use.
         refused: proportion of each kind of picture that is refused at each of ``limits``.
         counts: number of pictures of each kind.
+        refused_here: number of pictures of each kind that are refused at the limit in use.
     """
 
     words: str
@@ -81,12 +82,7 @@ class GateCurve:
     limit: float
     refused: Mapping[str, tuple[float, ...]]
     counts: Mapping[str, int]
-
-    @property
-    def at_limit(self) -> dict[str, float]:
-        """Proportion of each kind that is refused at the limit in use, 0 to 1."""
-        place = min(range(len(self.limits)), key=lambda index: abs(self.limits[index] - self.limit))
-        return {kind: shares[place] for kind, shares in self.refused.items()}
+    refused_here: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)

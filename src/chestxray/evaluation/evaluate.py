@@ -247,8 +247,14 @@ def _gate(bundle: Path) -> GateCurve | None:
     likeness = gatekeeper.likeness
     if likeness is None:
         return None
-    counts = {kind: share.of for kind, share in likeness.refused.items()}
-    return GateCurve(gatekeeper.in_words(), likeness.curve_limits, REFUSED_ABOVE, likeness.curve, counts)
+    return GateCurve(
+        words=gatekeeper.in_words(),
+        limits=likeness.curve_limits,
+        limit=REFUSED_ABOVE,
+        refused=likeness.curve,
+        counts={kind: share.of for kind, share in likeness.refused.items()},
+        refused_here={kind: share.refused for kind, share in likeness.refused.items()},
+    )
 
 
 def _leakage(split: str | None, *allowed: str, is_known: bool) -> str:

@@ -221,8 +221,11 @@ def _gate_shares(provenance: Provenance, level: float) -> list[Measure]:
     """Return the proportion of each kind of picture that the gate refuses, at the limit in use."""
     if (gate := provenance.gate) is None:
         return []
-    counts = ((kind, part, gate.counts[kind]) for kind, part in gate.at_limit.items())
-    return [share(kind, round(part * count), count, level, "No such picture.") for kind, part, count in counts if count]
+    return [
+        share(kind, gate.refused_here[kind], count, level, "No such picture.")
+        for kind, count in gate.counts.items()
+        if count
+    ]
 
 
 # --------------------------------------------------------------------------- numbers as text
