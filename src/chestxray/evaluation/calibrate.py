@@ -111,7 +111,8 @@ def calibrate_bundle(
         left_out=left_out(points),
     )
     known = metrics_of(bundle, before)
-    metrics |= {name: known[name] for name in ("gate",) if name in known}  # the gate is not fitted again
+    if "gate" in known:  # it is not fitted again
+        metrics["gate"] = known["gate"]
     metrics["before"] = {name: v for name, v in known.items() if name not in {model_card.LOGITS, "before", "gate"}}
     default = before.default_operating_point
     info = dataclasses.replace(
