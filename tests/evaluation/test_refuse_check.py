@@ -73,6 +73,16 @@ def test_the_terminal_names_the_share_and_an_example(
     assert "50.0%" in text
 
 
+@pytest.mark.parametrize("option", ["--out=somewhere", "--split=test", "--stress", "--against=original"])
+def test_it_takes_no_option_of_an_evaluation(
+    bundle: Path, folder: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", str(bundle), "--refuse-check", str(folder), option])
+    assert end.value.code == 2
+    assert "--refuse-check" in capsys.readouterr().err
+
+
 def test_it_takes_no_other_source_and_needs_a_film(
     bundle: Path, folder: Path, predictor: Predictor, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -112,7 +112,8 @@ def evaluate(
     from chestxray import api
 
     if refuse_check is not None:
-        if source is not None or scores is not None or out is not None:
+        others = (source, out, scores, against, threshold, conformal, split)
+        if stress or any(given is not None for given in others):
             raise UsageError(
                 "--refuse-check prints what is refused of its own SOURCE: give it BUNDLE alone, or nothing"
             )
