@@ -161,6 +161,24 @@ def test_a_film_whose_writing_was_killed_is_swept_and_one_that_is_being_written_
     assert list(queue.films.iterdir()) == [written]
 
 
+def test_results_that_find_no_room_cost_the_film_no_tries(queue: Queue, clock: Clock) -> None:
+    queue.take(b"film", "1.2.3", "PACS", ORDER)
+    (queue.results / "1-sr.dcm").mkdir()  # no file can take that place
+    for _ in range(4):
+        film = queue.next_film()
+        assert film is not None
+        assert film.tries == 0
+        with pytest.raises(OutOfRoom, match="a result could not be kept"):
+            queue.answer(film, RESULTS)
+        assert queue.next_film() is None
+        clock.now += LIMITS.longest_pause
+    (queue.results / "1-sr.dcm").rmdir()
+    film = queue.next_film()
+    assert film is not None
+    queue.answer(film, RESULTS)
+    assert len(queue.deliveries("pacs")) == 2
+
+
 def test_a_queue_that_is_full_says_so_and_keeps_nothing(tmp_path: Path) -> None:
     queue = Queue(tmp_path / "queue", "model", replace(LIMITS, queue=1))
     assert queue.take(b"x" * 700_000, "1.1", "PACS", ORDER)

@@ -185,6 +185,7 @@ class Node:
             self.queue.put_back(film)
         except OutOfRoom:
             log.error("no room for results", extra=facts)
+            self._stopped.wait(LOOKED_EVERY_S)  # the full disk may hold no longer pause of the film either
         except FileNotFoundError:  # the film was dropped meanwhile
             self.queue.put_back(film, SWEPT_EVERY_S)
         except Exception as error:  # noqa: BLE001 - one film must never end the thread that classifies the others

@@ -288,17 +288,20 @@ class Queue:
                     ],
                 )
         except (OSError, sqlite3.Error) as error:
-            self.put_back(film, self._pause(film.tries))
+            waited = self._clock() - film.received
+            pause = min(self.limits.longest_pause, max(self.limits.first_pause, waited))
+            self.put_back(film, pause, tried=False)
             raise OutOfRoom(f"{self.folder}: a result could not be kept ({error})") from error
         with self._lock:
             self._bytes += sum(len(result.data) for result in results)
         self._release(film)
 
-    def put_back(self, film: QueuedFilm, pause: float = 0.0) -> None:
-        """Let a film wait for at least ``pause`` more seconds."""
+    def put_back(self, film: QueuedFilm, pause: float = 0.0, *, tried: bool = True) -> None:
+        """Let a film wait for at least ``pause`` more seconds; ``tried`` if it may be the film's own fault."""
         with contextlib.suppress(sqlite3.Error), self._changing() as database:
             database.execute(
-                "UPDATE film SET tries = tries + 1, next_try = ? WHERE id = ?", (self._clock() + pause, film.id)
+                "UPDATE film SET tries = tries + ?, next_try = ? WHERE id = ?",
+                (int(tried), self._clock() + pause, film.id),
             )
         self._release(film)
 
