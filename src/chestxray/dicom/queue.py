@@ -373,7 +373,7 @@ class Queue:
         with self._changing() as database:
             database.execute(
                 "UPDATE delivery SET state = ?, reason = ?, tries = tries + 1, next_try = ?, changed = ? WHERE id = ?",
-                (DEAD if tired or old else WAITING, reason, now + self._pause(delivery.tries), now, delivery.id),
+                (DEAD if tired or old else WAITING, reason, now + self.limits.pause(delivery.tries), now, delivery.id),
             )
             self._conclude(database, delivery.film, now)
 
@@ -388,9 +388,6 @@ class Queue:
             ).fetchall()
             for (film,) in set(films):
                 self._conclude(database, film, now)
-
-    def _pause(self, tries: int) -> float:
-        return float(min(self.limits.longest_pause, self.limits.first_pause * 2.0 ** min(tries, 32)))
 
     def _set(self, deliveries: Sequence[Delivery], state: str) -> None:
         now = self._clock()

@@ -82,8 +82,7 @@ class Sender:
                 self._round()
                 self.failures = 0
             except Exception as error:  # noqa: BLE001 - without this thread, results would never be sent
-                limits = self.settings.limits
-                pause = min(limits.longest_pause, limits.first_pause * 2.0 ** min(self.failures, 32))
+                pause = self.settings.limits.pause(self.failures)
                 self.failures += 1
                 facts = {"destination": self.destination.name, "fault": type(error).__name__, "pause": pause}
                 log.warning("destination failed", extra=facts | {"reason": _own_words(error)})

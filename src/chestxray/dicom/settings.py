@@ -64,6 +64,10 @@ class Limits:
             if name != "free" and not getattr(self, name) > 0:
                 raise SettingsInvalid(f"limits.{name} = {getattr(self, name)}: must be above 0")
 
+    def pause(self, failures: int) -> float:
+        """Return the seconds until the next attempt to send, after so many failures before this one."""
+        return float(min(self.longest_pause, self.first_pause * 2.0 ** min(failures, 32)))
+
 
 @dataclass(frozen=True, slots=True)
 class Tls:
