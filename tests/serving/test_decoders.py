@@ -26,7 +26,7 @@ from chestxray.inference.bundle import Bundle
 from chestxray.inference.ood import Prepared
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Prediction
-from chestxray.serving.decoders import DecoderLimits, DecoderPool, DecodersGone, Turns
+from chestxray.serving.decoders import DecoderLimits, DecoderPool, DecodersGone, FairSemaphore
 from chestxray.serving.metrics import Metrics
 from chestxray.serving.service import PredictionQueue, ServiceSettings
 from drawing import encoded, textured
@@ -46,7 +46,7 @@ async def pool_of(bundle: Path, size: int = 1, limits: DecoderLimits | None = No
         pool.close()
 
 
-def nurseries() -> list[int]:
+def fork_servers() -> list[int]:
     """Of this process."""
     return [child for child in children(os.getpid()) if b"chestxray.serving.decoders" in cmdline(child)]
 
@@ -58,7 +58,7 @@ def cmdline(process: int) -> bytes:
 
 
 def decoders() -> list[int]:
-    return [decoder for nursery in nurseries() for decoder in children(nursery)]
+    return [decoder for fork_server in fork_servers() for decoder in children(fork_server)]
 
 
 def the_decoder_since(others: list[int]) -> int:
@@ -175,17 +175,17 @@ def test_films_that_waited_for_one_nursery_share_the_one_that_replaces_it(bundle
 
     async def work() -> None:
         async with pool_of(bundle, size=3) as pool:
-            others = nurseries()
+            others = fork_servers()
             pool.launch()
-            while not (launched := set(nurseries()) - set(others)):  # its command line shows a little later
+            while not (launched := set(fork_servers()) - set(others)):  # its command line shows a little later
                 await asyncio.sleep(0.01)
-            (nursery,) = launched
-            os.kill(nursery, signal.SIGSTOP)
+            (fork_server,) = launched
+            os.kill(fork_server, signal.SIGSTOP)
             waiting = [asyncio.create_task(pool.prepare(film)) for _ in range(3)]
             await asyncio.sleep(0.1)  # all of them wait for it
-            os.kill(nursery, signal.SIGKILL)
+            os.kill(fork_server, signal.SIGKILL)
             assert all(same(each, here) for each in await asyncio.gather(*waiting))
-            assert len(set(nurseries()) - set(others)) == 1
+            assert len(set(fork_servers()) - set(others)) == 1
 
     here = Predictor.load(bundle).prepare(film, "this film")
     run(work())
@@ -194,7 +194,7 @@ def test_films_that_waited_for_one_nursery_share_the_one_that_replaces_it(bundle
 def test_a_nursery_that_dies_is_replaced_as_well(bundle: Path, film: bytes) -> None:
     with running(Predictor.load(bundle), ServiceSettings(workers=1)) as address:
         ask(address, film)
-        for process in [*decoders(), *nurseries()]:
+        for process in [*decoders(), *fork_servers()]:
             os.kill(process, signal.SIGKILL)
         answers = [ask(address, film) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 200]
@@ -279,13 +279,13 @@ def test_idle_decoders_that_are_killed_cost_the_next_films_nothing(bundle: Path,
 def test_a_caller_whose_films_cost_much_waits_behind_those_whose_films_do_not() -> None:
     order: list[str] = []
 
-    async def one(turns: Turns, caller: str, seconds: float) -> None:
+    async def one(turns: FairSemaphore, caller: str, seconds: float) -> None:
         async with turns.one(caller):
             order.append(caller)
             await asyncio.sleep(seconds)
 
     async def work() -> None:
-        turns = Turns(1)
+        turns = FairSemaphore(1)
         await one(turns, "greedy", 0.05)
         waiting = [asyncio.create_task(one(turns, "greedy", 0.05)) for _ in range(4)]
         await asyncio.sleep(0)
@@ -298,7 +298,7 @@ def test_a_caller_whose_films_cost_much_waits_behind_those_whose_films_do_not() 
 
 def test_who_gives_up_waiting_for_a_decoder_takes_no_place_along() -> None:
     async def work() -> None:
-        turns = Turns(1)
+        turns = FairSemaphore(1)
         async with turns.one("a"):
             waiting = asyncio.create_task(turns.one("b").__aenter__())
             await asyncio.sleep(0)
@@ -312,7 +312,7 @@ def test_who_gives_up_waiting_for_a_decoder_takes_no_place_along() -> None:
 def test_no_process_outlives_its_service(bundle: Path, film: bytes) -> None:
     with running(Predictor.load(bundle), ServiceSettings(workers=2)) as address:
         ask(address, film)
-        processes = [*decoders(), *nurseries()]
+        processes = [*decoders(), *fork_servers()]
         assert len(processes) >= 2
     deadline = time.monotonic() + 30
     while alive := [process for process in processes if Path(f"/proc/{process}").exists()]:

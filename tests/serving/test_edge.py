@@ -18,7 +18,7 @@ from chestxray.inference.bundle import folder_of
 from chestxray.inference.predictor import Predictor
 from chestxray.serving.connection import ConnectionLimits
 from chestxray.serving.exchange import Malformed, read_head
-from chestxray.serving.security import Guesses, HostRule, KeyRing, new_key
+from chestxray.serving.security import FailedAttempts, HostRule, KeyRing, new_key
 from chestxray.serving.service import ServiceSettings
 from chestxray.serving.static import EXAMPLES
 from http_load import Callers, Case, resident_mib
@@ -212,15 +212,15 @@ def test_a_form_that_ends_early_is_refused(service: str, film: bytes) -> None:
 
 def test_wrong_keys_wait_longer_each_time_and_are_told_of_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     now = [1000.0]
-    guesses = Guesses(lambda: now[0])
+    guesses = FailedAttempts(lambda: now[0])
     pauses = [guesses.pause_for("10.1.2.3") for _ in range(8)]
     assert pauses == sorted(pauses)
-    assert pauses[0] < pauses[-1] <= Guesses.LONGEST_PAUSE
+    assert pauses[0] < pauses[-1] <= FailedAttempts.LONGEST_PAUSE
     assert guesses.pause_for("10.9.9.9") == pauses[0]
     now[0] += 61
     guesses.pause_for("10.1.2.3")
-    told = [(vars(record)["caller"], vars(record)["since_last"]) for record in caplog.records]
-    assert told == [("10.1.2.3", 1), ("10.9.9.9", 1), ("10.1.2.3", 8)]
+    logged = [(vars(record)["caller"], vars(record)["since_last"]) for record in caplog.records]
+    assert logged == [("10.1.2.3", 1), ("10.9.9.9", 1), ("10.1.2.3", 8)]
 
 
 def test_a_wrong_key_makes_no_other_caller_wait(predictor: Predictor, film: bytes) -> None:

@@ -23,7 +23,7 @@ from chestxray.dicom.receive import FILM_CLASSES, Receiver, log
 from chestxray.dicom.rules import FilmFacts, decide, facts_of
 from chestxray.dicom.send import Sender
 from chestxray.dicom.settings import MEBIBYTE, NodeSettings
-from chestxray.dicom.workers import ENDED, Classified, Lost, Task, Worker
+from chestxray.dicom.workers import ENDED, Classified, Task, Worker, WorkerDied
 from chestxray.errors import FilmError, FilmTooLarge, OutputUnwritable, SettingsInvalid, UnsupportedFormat
 from chestxray.images.dicom import open_data_set
 from chestxray.images.dicom_pixels import SYNTAXES
@@ -76,13 +76,13 @@ class Node:
 
     def __enter__(self) -> Self:
         """Start everything. Raises: UsageError, if an address cannot be used."""
-        from chestxray.dicom.web import start_web, web_door
+        from chestxray.dicom.web import start_web, web_app
 
         self.queue.sweep()
         if adopted := self.queue.adopt():
             log.info("films of an earlier model are answered by this one", extra={"films": adopted})
         try:
-            server, _ = web_door(self)
+            server, _ = web_app(self)
             self.port = self.receiver.start()
             thread, self.http_port = start_web(server)
             self._web = server, thread
@@ -179,7 +179,7 @@ class Node:
         try:
             found = self._classify(worker, film)
             self.queue.answer(film, found.results)
-        except Lost:
+        except WorkerDied:
             self._count("lost")
             log.warning("a worker ended", extra=facts)
             self.queue.put_back(film)

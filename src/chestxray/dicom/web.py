@@ -31,7 +31,7 @@ from chestxray.dicom.settings import MEBIBYTE, NodeSettings
 from chestxray.errors import UsageError
 from chestxray.schema import NOTICE
 from chestxray.serving.metrics import CONTENT_TYPE, Metrics
-from chestxray.serving.security import LOOPBACK_NAMES, Door, Edge, HostRule, KeyRing, is_loopback
+from chestxray.serving.security import LOOPBACK_NAMES, ApiKeyMiddleware, Edge, HostRule, KeyRing, is_loopback
 
 if TYPE_CHECKING:
     from chestxray.dicom.node import Node
@@ -42,7 +42,7 @@ MAX_PARTS: Final = 200  # films of one request
 _OPEN: Final = frozenset({"/healthz", "/readyz"})
 
 
-def web_door(node: Node) -> tuple[uvicorn.Server, KeyRing]:
+def web_app(node: Node) -> tuple[uvicorn.Server, KeyRing]:
     """Make the server of a node's HTTP receiver. Raises: UsageError, if other machines can reach it without a key."""
     settings = node.settings
     keys = KeyRing.gather(settings.keys_file)
@@ -64,7 +64,7 @@ def web_door(node: Node) -> tuple[uvicorn.Server, KeyRing]:
         routes=routes,
         middleware=[
             Middleware(Edge, hosts=hosts, observe=node.metrics.observe),
-            Middleware(Door, keys=keys, open_paths=_OPEN),
+            Middleware(ApiKeyMiddleware, keys=keys, open_paths=_OPEN),
         ],
     )
     config = uvicorn.Config(

@@ -57,7 +57,7 @@ class Classified:
     outcome: str
 
 
-class Lost(Exception):
+class WorkerDied(Exception):
     """The process ended, or took too long."""
 
 
@@ -75,7 +75,7 @@ class Worker:
         self._pipe: Connection | None = None
 
     def predict(self, task: Task) -> Classified:
-        """Classify a film. Raises: Lost, after which the next film gets a new process; errors of ``classified``."""
+        """Classify a film. Raises: WorkerDied (the next film gets a new process); errors of ``classified``."""
         seconds = self.seconds
         if self._pipe is None:
             self._start()
@@ -83,10 +83,10 @@ class Worker:
         assert self._pipe is not None  # noqa: S101 - it was made above
         try:
             self._pipe.send(task)
-            answer = self._pipe.recv() if self._pipe.poll(seconds) else Lost()
+            answer = self._pipe.recv() if self._pipe.poll(seconds) else WorkerDied()
         except (EOFError, OSError):
-            answer = Lost()
-        if isinstance(answer, Lost):
+            answer = WorkerDied()
+        if isinstance(answer, WorkerDied):
             self.stop()
         if isinstance(answer, BaseException):
             raise answer

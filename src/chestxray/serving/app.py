@@ -33,7 +33,7 @@ from chestxray.serving import metrics, openapi
 from chestxray.serving.decoders import DecoderPool
 from chestxray.serving.problems import INVALID_REQUEST, NOT_FOUND, WRONG_METHOD, Refusal, problem_response
 from chestxray.serving.sagemaker import add_sagemaker_routes
-from chestxray.serving.security import Door, Edge
+from chestxray.serving.security import ApiKeyMiddleware, Edge
 from chestxray.serving.service import MEBIBYTE, MEDIA_TYPES, PredictParameters, Service, ServiceSettings
 from chestxray.serving.static import PAGE_NOT_FOUND, page_routes
 from chestxray.version import __version__
@@ -147,7 +147,7 @@ def _surround(app: FastAPI, service: Service, open_paths: frozenset[str]) -> Non
     """Add the middleware layers round the routes, from the innermost to the outermost."""
     settings = service.settings
     app.add_middleware(Shortcut, service=service)
-    app.add_middleware(Door, keys=settings.keys, open_paths=open_paths)
+    app.add_middleware(ApiKeyMiddleware, keys=settings.keys, open_paths=open_paths)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -77,7 +77,7 @@ class ConnectionLimits:
 
 
 @dataclass(slots=True)
-class Front:
+class ServerState:
     """State that all connections of a service share.
 
     Attributes:
@@ -140,8 +140,8 @@ class Connection(asyncio.Protocol):
             who has a head, then who has asked before; among equals, who brought something last.
     """
 
-    def __init__(self, front: Front) -> None:
-        self.front = front
+    def __init__(self, state: ServerState) -> None:
+        self.state = state
         self.loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
@@ -179,16 +179,16 @@ class Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write_eof")  # noqa: S101 - or uvloop's
         self._transport = transport  # type: ignore[assignment]
         self._client, self._server = _address(transport, "peername"), _address(transport, "sockname")
-        front = self.front
-        front.connections.add(self)
-        if len(front.connections) > front.limits.places and not front.make_room(self):
-            self._end(front.problem(NO_PLACE, "as many connections are open as may be", retry=True))
+        state = self.state
+        state.connections.add(self)
+        if len(state.connections) > state.limits.places and not state.make_room(self):
+            self._end(state.problem(NO_PLACE, "as many connections are open as may be", retry=True))
             return
-        self._arm(front.limits.head_seconds)
+        self._arm(state.limits.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - why does not matter
         """Stop the timers, abandon the open exchanges, and give the place back."""
-        self.front.connections.discard(self)
+        self.state.connections.discard(self)
         for timer in (self._timer, self._answer_timer):
             if timer is not None:
                 timer.cancel()
@@ -203,7 +203,7 @@ class Connection(asyncio.Protocol):
         self._last = self.loop.time()
         if self._lingered is not None:
             self._lingered += len(data)
-            if self._lingered > self.front.limits.linger_bytes:
+            if self._lingered > self.state.limits.linger_bytes:
                 self.abort()
             return
         if self._deaf:
@@ -220,7 +220,7 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError:
             self._refuse(*(self._fault or (BAD_REQUEST, "what arrived is not HTTP/1.1")))
             return
-        limits = self.front.limits
+        limits = self.state.limits
         if self._in_head and self._head_bytes > limits.head_bytes:
             self._refuse(HEAD_TOO_LONG, f"address and headers are longer than {limits.head_bytes:,} bytes")
         elif self._arriving is not None and (
@@ -242,7 +242,7 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Pause the answer, and abort after ``answer_seconds`` if the caller has not fetched it."""
         self._writable = asyncio.Event()
-        self._answer_timer = self.loop.call_later(self.front.limits.answer_seconds, self.abort)
+        self._answer_timer = self.loop.call_later(self.state.limits.answer_seconds, self.abort)
 
     def resume_writing(self) -> None:
         """Continue the answer, because the caller fetches it again."""
@@ -275,10 +275,10 @@ class Connection(asyncio.Protocol):
         """
         self._in_head = False
         size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
-        if size > self.front.limits.head_bytes:
-            self._fault = (HEAD_TOO_LONG, f"address and headers are longer than {self.front.limits.head_bytes:,} bytes")
+        if size > self.state.limits.head_bytes:
+            self._fault = (HEAD_TOO_LONG, f"address and headers are longer than {self.state.limits.head_bytes:,} bytes")
             raise Malformed
-        if len(self._queue) > self.front.limits.pipelined:
+        if len(self._queue) > self.state.limits.pipelined:
             self.abort()
             raise Malformed
         method, version = self._parser.get_method(), self._parser.get_http_version()
@@ -327,21 +327,21 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:  # the timer bounds the head only; the application bounds the time of the body
             self._timer.cancel()
             self._timer = None
-        if self.front.full(exchange.scope["method"].encode(), exchange.scope["raw_path"]):
-            if self.front.must_hold():
-                self.front.held += 1
+        if self.state.full(exchange.scope["method"].encode(), exchange.scope["raw_path"]):
+            if self.state.must_hold():
+                self.state.held += 1
                 self._pause()
-                self.loop.call_later(self.front.limits.hold_seconds, self._end_of_hold, exchange)
+                self.loop.call_later(self.state.limits.hold_seconds, self._end_of_hold, exchange)
             else:
                 self._shed(exchange)
             return
         self._run(exchange)
 
     def _end_of_hold(self, exchange: Exchange) -> None:
-        self.front.held -= 1
+        self.state.held -= 1
         if exchange.gone:
             return
-        if self.front.full(exchange.scope["method"].encode(), exchange.scope["raw_path"]):
+        if self.state.full(exchange.scope["method"].encode(), exchange.scope["raw_path"]):
             self._shed(exchange)
         else:
             self._run(exchange)
@@ -349,12 +349,12 @@ class Connection(asyncio.Protocol):
     def _shed(self, exchange: Exchange) -> None:
         exchange.settle()
         detail = "as many films are waiting as may wait"
-        exchange.answer(self.front.problem(OVERLOADED, detail, close=exchange.closes, retry=True))
+        exchange.answer(self.state.problem(OVERLOADED, detail, close=exchange.closes, retry=True))
 
     def _run(self, exchange: Exchange) -> None:
         task = self.loop.create_task(exchange.run())
-        self.front.tasks.add(task)
-        task.add_done_callback(self.front.tasks.discard)
+        self.state.tasks.add(task)
+        task.add_done_callback(self.state.tasks.discard)
 
     def answered(self, exchange: Exchange) -> None:
         """Continue after an answer: with the next request, the rest of this one's body, or the end."""
@@ -377,9 +377,9 @@ class Connection(asyncio.Protocol):
         """Set the time limit between two requests, or for the rest of a body that nobody reads."""
         if self._queue:
             return
-        limits = self.front.limits
+        limits = self.state.limits
         begun = self._arriving is not None or self._begun
-        if self.front.leaving and not begun:
+        if self.state.leaving and not begun:
             self._leave()
         else:
             self._arm(limits.head_seconds if begun else limits.idle_seconds)
@@ -398,7 +398,7 @@ class Connection(asyncio.Protocol):
             self._arriving = None
         self._fault = (kind, detail)
         if not self._queue:
-            self._end(self.front.problem(kind, detail))
+            self._end(self.state.problem(kind, detail))
 
     def _end(self, answer: bytes) -> None:
         self.write(answer)
@@ -410,7 +410,7 @@ class Connection(asyncio.Protocol):
         if transport is None or self._lingered is not None or transport.is_closing():
             return
         self._deaf = True
-        limits = self.front.limits
+        limits = self.state.limits
         if self._arriving is None and (self._eof or self._last_word):
             transport.close()
             self._arm_abort(limits.answer_seconds)
@@ -420,28 +420,28 @@ class Connection(asyncio.Protocol):
         self.resume()
         # A caller that has sent everything it announced needs only the time in which its next request would arrive.
         patient = self._arriving is not None or self._in_a_body
-        self._arm_abort(limits.linger_seconds if patient and not self.front.leaving else SHORT_LINGER)
+        self._arm_abort(limits.linger_seconds if patient and not self.state.leaving else SHORT_LINGER)
 
     # ------------------------------------------------------------------ for whoever answers
 
     @property
     def app(self) -> ASGIApp:
         """The application that answers the requests."""
-        return self.front.app
+        return self.state.app
 
     @property
     def leaving(self) -> bool:
         """True once the service is about to stop."""
-        return self.front.leaving
+        return self.state.leaving
 
     @property
     def skipped_bytes(self) -> int:
         """Largest rest of an unread body that is skipped, in bytes; see ``ConnectionLimits``."""
-        return self.front.limits.skipped_bytes
+        return self.state.limits.skipped_bytes
 
     def failure(self) -> bytes:
         """Return the answer that replaces one that the application could not give."""
-        return self.front.problem(INTERNAL, "see the log of the service")
+        return self.state.problem(INTERNAL, "see the log of the service")
 
     def write(self, data: bytes) -> None:
         """Send data; do nothing if the connection has closed."""
@@ -525,7 +525,7 @@ class Connection(asyncio.Protocol):
         """Close a connection whose head or unread body took too long; answer only if part of a head had arrived."""
         self._timer = None
         if self._arriving is None and self._begun:
-            self._refuse(SLOW_HEAD, f"the head did not arrive within {self.front.limits.head_seconds:g} seconds")
+            self._refuse(SLOW_HEAD, f"the head did not arrive within {self.state.limits.head_seconds:g} seconds")
         elif self._transport is not None:
             self._transport.close()
             self._arm_abort(1.0)

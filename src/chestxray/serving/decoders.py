@@ -1,10 +1,10 @@
 """The process that decodes what callers send, and does nothing else: hostile bytes meet only the decoders.
 
-    service -- control socket --> nursery: imports the readers once and forks a decoder when asked to
+    service -- control socket --> fork server: imports the readers once and forks a decoder when asked to
     service -- film socket -----> decoder: a film in, a plane out, until something goes wrong
 
 A fork of a process that holds the readers and no threads takes milliseconds and shares its memory, so that a
-decoder which dies is cheap to replace. ``multiprocessing``'s own fork server would do the same, but runs the
+decoder which dies is cheap to replace. ``multiprocessing``'s own forkserver would do the same, but runs the
 caller's main module anew in each child and lets the two sides exchange pickles: what hostile bytes may have
 taken over must not send anything that is executed.
 
@@ -59,7 +59,7 @@ MAX_DRAWN: Final = 2 * DRAWN_SIDE**2  # bytes: a PNG of pure noise takes less
 
 
 def main() -> None:
-    """Run the nursery: read the bundle's description, then fork a decoder for each socket that arrives."""
+    """Run the fork server: read the bundle's description, then fork a decoder for each socket that arrives."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the service decides when to end
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system reaps children that ended
@@ -193,7 +193,7 @@ class DecoderLimits:
     require_age: bool = False
 
 
-class _Lost(Exception):
+class _DecoderDied(Exception):
     """A decoder ended while it decoded a film."""
 
     def __init__(self, *, by_its_own_clock: bool) -> None:
@@ -201,7 +201,7 @@ class _Lost(Exception):
         self.by_its_own_clock = by_its_own_clock
 
 
-class Turns:
+class FairSemaphore:
     """A limited number of places; each free place goes to the waiting caller that used them least of late.
 
     One caller's costly films wait for each other and not before another caller's cheap one. The use that a caller has
@@ -264,7 +264,7 @@ class Turns:
 
 
 @dataclass(frozen=True, slots=True)
-class _Question(Generic[T]):
+class _DecodeRequest(Generic[T]):
     """What a decoder is asked for, and how its answer is read.
 
     Attributes:
@@ -289,16 +289,16 @@ class DecoderPool:
         self.replaced = 0
         self._bundle = bundle
         self._limits = limits or DecoderLimits()
-        self._turns = Turns(size)
+        self._semaphore = FairSemaphore(size)
         self._idle: list[_Decoder] = []
-        self._nursery: _Nursery | None = None
+        self._fork_server: _ForkServer | None = None
         self._closed = False
         self._plane_bytes = bundle.info.preprocessing.height * bundle.info.preprocessing.width
 
-    def launch(self) -> _Nursery:
-        """Start the nursery, whose imports then run beside the caller's own. Raises: OSError, if it dies at birth."""
-        self._nursery = _Nursery(self._bundle, self._limits)
-        return self._nursery
+    def launch(self) -> _ForkServer:
+        """Start the fork server; its imports run beside the caller's own. Raises: OSError, if it dies at once."""
+        self._fork_server = _ForkServer(self._bundle, self._limits)
+        return self._fork_server
 
     async def prepare(self, data: bytes, caller: str = "") -> Prepared:
         """Decode the bytes of one film.
@@ -311,44 +311,44 @@ class DecoderPool:
 
         Raises: FilmError; DecodersGone, if decoders end under a film that is within its limits, or none starts.
         """
-        return await self._asked(_Question(PREPARE, self._plane_bytes, self._understood), data, caller)
+        return await self._asked(_DecodeRequest(PREPARE, self._plane_bytes, self._understood), data, caller)
 
     async def draw(self, data: bytes, caller: str = "") -> bytes:
         """Decode the bytes of one film and draw it for people, as a grey PNG.
 
         Arguments and errors as of ``prepare``.
         """
-        return await self._asked(_Question(DRAW, MAX_DRAWN, _drawn), data, caller)
+        return await self._asked(_DecodeRequest(DRAW, MAX_DRAWN, _drawn), data, caller)
 
-    async def _asked(self, question: _Question[T], data: bytes, caller: str) -> T:
-        async with self._turns.one(caller):
+    async def _asked(self, request: _DecodeRequest[T], data: bytes, caller: str) -> T:
+        async with self._semaphore.one(caller):
             decoder = self._awake() or await self._new()
             try:
-                answer = await self._exchange(decoder, question, data)
-            except _Lost as lost:
+                answer = await self._exchange(decoder, request, data)
+            except _DecoderDied as lost:
                 if lost.by_its_own_clock:
                     raise UnreadableFilm(self._why_dead()) from None
-                answer = await self._once_more(question, data)
+                answer = await self._once_more(request, data)
         if isinstance(answer, FilmError):
             raise answer
         return answer
 
-    async def _once_more(self, question: _Question[T], data: bytes) -> T | FilmError:
+    async def _once_more(self, request: _DecodeRequest[T], data: bytes) -> T | FilmError:
         try:
-            return await self._exchange(await self._new(), question, data)
-        except _Lost as lost:
+            return await self._exchange(await self._new(), request, data)
+        except _DecoderDied as lost:
             if lost.by_its_own_clock:
                 raise UnreadableFilm(self._why_dead()) from None
             raise DecodersGone("the processes that read this film ended before they had read it") from None
 
-    async def _exchange(self, decoder: _Decoder, question: _Question[T], data: bytes) -> T | FilmError:
-        """Ask one decoder one question about a film and return its answer. Raises: _Lost, if the decoder ends."""
+    async def _exchange(self, decoder: _Decoder, request: _DecodeRequest[T], data: bytes) -> T | FilmError:
+        """Send one request about a film to one decoder and return its answer. Raises: _DecoderDied."""
         clock = asyncio.get_running_loop().time
         began = clock()
         try:
             # the decoder hangs: its own alarm did not end it
             async with asyncio.timeout(self._limits.seconds + GRACE_SECONDS):
-                answer = question.understand(*await decoder.exchange(question.wanted, data, question.longest))
+                answer = request.understand(*await decoder.exchange(request.wanted, data, request.longest))
         # the decoder is dead, hangs, or sends nonsense
         except (EOFError, OSError, ValueError, KeyError, TypeError) as error:
             decoder.kill()
@@ -356,7 +356,7 @@ class DecoderPool:
             took = clock() - began
             hung = isinstance(error, TimeoutError)
             log.warning("decoder died", extra={"bytes": len(data), "seconds": round(took, 2), "hung": hung})
-            raise _Lost(by_its_own_clock=took >= self._limits.seconds and not hung) from error
+            raise _DecoderDied(by_its_own_clock=took >= self._limits.seconds and not hung) from error
         except BaseException:  # the exchange was cancelled half-way: the rest of its answer would reach the wrong film
             decoder.kill()
             raise
@@ -379,25 +379,25 @@ class DecoderPool:
         for decoder in self._idle:
             decoder.kill()
         self._idle.clear()
-        if self._nursery is not None:
-            self._nursery.close()
-            self._nursery = None
+        if self._fork_server is not None:
+            self._fork_server.close()
+            self._fork_server = None
 
     async def _new(self) -> _Decoder:
-        """Start and return a new decoder; replace a nursery that died, once."""
+        """Start and return a new decoder; replace a fork server that died, once."""
         if self._closed:
             raise RuntimeError("the decoders are closed")
         for _ in range(2):
             try:
-                nursery = self._nursery or self.launch()
-            except OSError:  # it ended before it had heard what to do
+                fork_server = self._fork_server or self.launch()
+            except OSError:  # it ended before it read its first request
                 continue
             try:
-                return await _Decoder.fork(nursery)
+                return await _Decoder.fork(fork_server)
             except (EOFError, OSError, TimeoutError):
-                nursery.close()
-                if self._nursery is nursery:  # else another film has replaced it meanwhile
-                    self._nursery = None
+                fork_server.close()
+                if self._fork_server is fork_server:  # else another film has replaced it meanwhile
+                    self._fork_server = None
         raise DecodersGone("no decoding process starts; standard error has its last words")
 
     def _why_dead(self) -> str:
@@ -435,7 +435,7 @@ def _error_in(head: Mapping[str, Any]) -> FilmError:
     return _ERRORS[head["error"]](str(head["message"]))
 
 
-class _Nursery:
+class _ForkServer:
     """The process that forks decoders."""
 
     def __init__(self, bundle: Bundle, limits: DecoderLimits) -> None:
@@ -485,12 +485,12 @@ class _Decoder:
         self._handle = -1  # a handle of the process: a kill can never hit another process with the same number
 
     @classmethod
-    async def fork(cls, nursery: _Nursery) -> _Decoder:
+    async def fork(cls, fork_server: _ForkServer) -> _Decoder:
         """Fork a decoder and connect to it. Raises: EOFError, OSError, TimeoutError, if no decoder starts."""
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                nursery.fork(theirs)
+                fork_server.fork(theirs)
             except OSError:
                 ours.close()
                 raise

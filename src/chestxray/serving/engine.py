@@ -20,7 +20,7 @@ from fastapi import FastAPI
 
 from chestxray.inference.predictor import Predictor
 from chestxray.serving.app import create_app
-from chestxray.serving.connection import Connection, ConnectionLimits, Front
+from chestxray.serving.connection import Connection, ConnectionLimits, ServerState
 from chestxray.serving.decoders import DecoderPool
 from chestxray.serving.logs import log
 from chestxray.serving.service import DRAIN_SECONDS, Service, ServiceSettings
@@ -70,24 +70,24 @@ class FilmServer:
     async def _serve(self, sockets: list[socket.socket]) -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._tell)
-        front = Front(self._app, within_files(self._limits), self._full, self._service.metrics.observe)
+        state = ServerState(self._app, within_files(self._limits), self._full, self._service.metrics.observe)
         async with self._app.router.lifespan_context(self._app):
             servers = [
-                await loop.create_server(lambda: Connection(front), sock=each, backlog=socket.SOMAXCONN)
+                await loop.create_server(lambda: Connection(state), sock=each, backlog=socket.SOMAXCONN)
                 for each in sockets
             ]
-            with self._signals(loop, front):
+            with self._signals(loop, state):
                 if self.on_start is not None:
                     self.on_start(address_of(sockets[0]))
                 while not self.should_exit:
                     await asyncio.sleep(TICK)
                     if self._leave_at is not None and loop.time() >= self._leave_at:
                         self.should_exit = True
-                await self._end(front, servers, sockets)
+                await self._end(state, servers, sockets)
 
-    async def _end(self, front: Front, servers: list[asyncio.Server], sockets: list[socket.socket]) -> None:
+    async def _end(self, state: ServerState, servers: list[asyncio.Server], sockets: list[socket.socket]) -> None:
         """Accept no more connections; set a time limit for the requests that are under way, and wait for them."""
-        front.leaving = True
+        state.leaving = True
         self._service.begin_to_stop()
         for each in sockets:
             turn_away(each)
@@ -96,18 +96,18 @@ class FilmServer:
             server.close()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + DRAIN_SECONDS + 2
-        while (front.connections or front.tasks) and loop.time() < deadline:
-            for connection in tuple(front.connections):
+        while (state.connections or state.tasks) and loop.time() < deadline:
+            for connection in tuple(state.connections):
                 connection.leave()
             await asyncio.sleep(TICK / 10)
-        for connection in tuple(front.connections):
+        for connection in tuple(state.connections):
             connection.abort()
 
     def _full(self, method: bytes, path: bytes) -> bool:
         return self._service.queue.full and method == b"POST" and path.startswith(TAKES_FILMS)
 
     @contextmanager
-    def _signals(self, loop: asyncio.AbstractEventLoop, front: Front) -> Iterator[None]:
+    def _signals(self, loop: asyncio.AbstractEventLoop, state: ServerState) -> Iterator[None]:
         """Handle SIGTERM (not ready now, stopped after LEAVING_SECONDS) and SIGINT or a second signal (stopped now)."""
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -115,7 +115,7 @@ class FilmServer:
 
         def terminate() -> None:
             self._service.ready = False
-            front.leaving = True
+            state.leaving = True
             if self._leave_at is None:
                 self._leave_at = loop.time() + LEAVING_SECONDS
             else:

@@ -1,7 +1,7 @@
 """The layers between network and application: host names, keys, headers, request ids, one log line a request.
 
 ``Edge`` wraps the whole application, so that every answer carries its headers: the page, a refusal, and also an
-unexpected failure. ``Door`` comes next, and refuses callers without a key before any work is done.
+unexpected failure. ``ApiKeyMiddleware`` comes next, and refuses callers without a key before any work is done.
 """
 
 from __future__ import annotations
@@ -220,14 +220,14 @@ class Edge:
         route = getattr(scope.get("route"), "path", "-")
         self.observe(route, status, seconds)
         facts = {"request": scope["state"]["request_id"], "method": method, "route": route, "status": status}
-        if scope["state"].get("untold"):
+        if scope["state"].get("unlogged"):
             return
         if holder := scope["state"].get("holder"):
             facts["key"] = holder
         log.info("request", extra=facts | {"ms": round(seconds * 1000, 1)})
 
 
-class Guesses:
+class FailedAttempts:
     """Wrong keys by caller: each one makes the next answer wait longer, and one log line a minute reports them."""
 
     FIRST_PAUSE: Final = 0.1  # seconds; doubled by each further wrong key
@@ -253,10 +253,10 @@ class Guesses:
             self._callers.popitem(last=False)
         known.last = now
         known.count += 1
-        known.untold += 1
-        if known.told is None or now - known.told >= self.A_MINUTE:
-            log.warning("wrong keys", extra={"caller": caller, "since_last": known.untold, "in_all": known.count})
-            known.told, known.untold = now, 0
+        known.unlogged += 1
+        if known.logged is None or now - known.logged >= self.A_MINUTE:
+            log.warning("wrong keys", extra={"caller": caller, "since_last": known.unlogged, "in_all": known.count})
+            known.logged, known.unlogged = now, 0
         return float(min(self.FIRST_PAUSE * 2 ** min(known.count - 1, 10), self.LONGEST_PAUSE))
 
     async def wait(self, caller: str) -> None:
@@ -273,15 +273,15 @@ class Guesses:
 
 @dataclass(slots=True)
 class _Caller:
-    """Times on the clock of ``Guesses``, and counts of wrong keys: in all, and since the last log line."""
+    """Times on the clock of ``FailedAttempts``, and counts of wrong keys: in all, and since the last log line."""
 
     last: float
-    told: float | None = None
+    logged: float | None = None
     count: int = 0
-    untold: int = 0
+    unlogged: int = 0
 
 
-class Door:
+class ApiKeyMiddleware:
     """ASGI middleware: refuses a caller without a key, before a body is read.
 
     Attributes:
@@ -293,7 +293,7 @@ class Door:
         self.app = app
         self.keys = keys
         self.open_paths = open_paths
-        self._guesses = Guesses()
+        self._failed_attempts = FailedAttempts()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse the request, or pass it on."""
@@ -302,8 +302,8 @@ class Door:
                 self._check_key(scope)
         except Refusal as refusal:
             if carries_key(Headers(scope=scope)):
-                scope["state"]["untold"] = True  # wrong keys have their own log line, one a minute
-                await self._guesses.wait(scope["client"][0] if scope["client"] else "")
+                scope["state"]["unlogged"] = True  # wrong keys have their own log line, one a minute
+                await self._failed_attempts.wait(scope["client"][0] if scope["client"] else "")
             request_id = scope["state"]["request_id"]
             answer = problem_response(refusal.kind, refusal.detail, request_id, refusal.headers)
             await answer(scope, receive, send)
