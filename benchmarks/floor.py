@@ -23,7 +23,7 @@ from chestxray.data.collect import collect
 from chestxray.data.sources import read_film
 from chestxray.images.preprocess import levelled
 from chestxray.inference.bundle import Bundle, folder_of
-from chestxray.inference.ood import likeness_of
+from chestxray.inference.ood import detector_of
 from chestxray.inference.predictor import Predictor
 from side_by_side import report, take_turns
 
@@ -80,7 +80,7 @@ def main() -> None:
         "network alone, one film, 1 thread": partial(one.logits, planes[:1]),
         "network alone, one film, 2 threads": partial(two.logits, planes[:1]),
     }
-    detector, info = likeness_of(Bundle.open(arguments.bundle)), one.info
+    detector, info = detector_of(Bundle.open(arguments.bundle)), one.info
     exact = planes[0].astype(np.float32)
     alone[LEVELS] = partial(levelled, exact, info.preprocessing.levels)
     if detector:

@@ -17,7 +17,7 @@ from chestxray import errors
 from chestxray.cli.main import chestxray_group
 from chestxray.evaluation.model_card import gate_figures, gate_table
 from chestxray.inference.bundle import BUNDLES, DEFAULT, Bundle, shipped_bundles
-from chestxray.inference.ood import likeness_of
+from chestxray.inference.ood import detector_of
 from chestxray.inference.predictor import Predictor
 from chestxray.serving.app import MODEL_CARD, create_app
 
@@ -214,7 +214,7 @@ def _figures(name: str) -> tuple[str, ...]:
 
 def model_refusals() -> str:
     """How much of each kind of picture the gate of the bundle refuses that comes with the package."""
-    detector = likeness_of(Bundle.open(BUNDLES / DEFAULT))
+    detector = detector_of(Bundle.open(BUNDLES / DEFAULT))
     return gate_table(gate_figures(detector)) if detector else "It refuses nothing for its looks."
 
 

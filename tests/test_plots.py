@@ -154,12 +154,12 @@ def test_a_film_too_small_for_a_network_is_refused() -> None:
 
 def test_an_answer_is_drawn_beside_its_film_with_its_heat_map(bundle: Path, film_paths: Sequence[Path]) -> None:
     answer = chestxray.predict(film_paths[0], bundle, heatmap=True)
-    figure = chestxray.plot_answer(film_paths[0], answer)
+    figure = chestxray.plot_prediction(film_paths[0], answer)
     film, mapped = pictures_in(figure)
     assert (film.ndim, mapped.ndim) == (2, 3)
     assert film.shape[1] / film.shape[0] == pytest.approx(mapped.shape[1] / mapped.shape[0], abs=0.01)
     assert f"{answer.label}: probability {answer.probability:.3f}" in figure.get_suptitle()
-    alone = chestxray.plot_answer(film_paths[0].read_bytes(), chestxray.predict(film_paths[0], bundle))
+    alone = chestxray.plot_prediction(film_paths[0].read_bytes(), chestxray.predict(film_paths[0], bundle))
     assert len(pictures_in(alone)) == 1
 
 
@@ -168,6 +168,6 @@ def test_a_refused_film_is_shown_with_the_reason_and_without_a_number(
 ) -> None:
     coloured = next(Path(film.path) for film in synthetic_rows if film.verdict == "coloured")
     answer = chestxray.predict(coloured, bundle, heatmap=True)
-    figure = chestxray.plot_answer(coloured, answer)
+    figure = chestxray.plot_prediction(coloured, answer)
     assert len(pictures_in(figure)) == 1
     assert figure.get_suptitle() == f"not classified: {answer.gate.reason}"

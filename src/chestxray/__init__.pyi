@@ -27,7 +27,7 @@ from .api import doctor as doctor
 
 # plots
 from .plots import plot_films as plot_films, plot_distribution as plot_distribution, plot_scaling as plot_scaling
-from .plots import plot_network as plot_network, plot_answer as plot_answer
+from .plots import plot_network as plot_network, plot_prediction as plot_prediction
 
 # what they take and give
 from .schema import Film as Film, PackInfo as PackInfo, BundleInfo as BundleInfo, Prediction as Prediction

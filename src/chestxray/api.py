@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from chestxray.training.run_folder import RunSummary
 
 
-Place = Path | str
+StrPath = Path | str
 
 
 # --------------------------------------------------------------------------- training
@@ -37,7 +37,7 @@ Place = Path | str
 
 def pack(
     films: Iterable[Film],
-    out: Place,
+    out: StrPath,
     *,
     size: tuple[int, int] | None = None,
     resize: Resize | str = Resize.SQUEEZE,
@@ -74,7 +74,7 @@ def pack(
     )
 
 
-def recipe(given: Recipe | Place = "default", **changes: Any) -> Recipe:
+def recipe(given: Recipe | StrPath = "default", **changes: Any) -> Recipe:
     """Return a recipe of this package by its name, or read one from a TOML file, with changes.
 
     Args:
@@ -89,13 +89,13 @@ def recipe(given: Recipe | Place = "default", **changes: Any) -> Recipe:
 
 
 def train(
-    pack: Place,
-    out: Place,
-    recipe: Recipe | Place = "default",
+    pack: StrPath,
+    out: StrPath,
+    recipe: Recipe | StrPath = "default",
     *,
-    teachers: Sequence[Place] = (),
+    teachers: Sequence[StrPath] = (),
     device: str = "auto",
-    checkpoints: Place | None = None,
+    checkpoints: StrPath | None = None,
     restart: bool = False,
     trackers: Sequence[str] = (),
     compiled: bool = False,
@@ -126,7 +126,7 @@ def train(
     from chestxray.progress import no_log
     from chestxray.training.config import recipe_of
     from chestxray.training.distributed import is_main_process
-    from chestxray.training.run import Keeping, no_report, train_run
+    from chestxray.training.run import RunOptions, no_report, train_run
 
     if not is_main_process():
         on_epoch, on_progress, log = None, no_progress, None
@@ -136,7 +136,7 @@ def train(
         recipe_of(recipe),
         teachers=[Path(run) for run in teachers],
         device=device,
-        keeping=Keeping(Path(checkpoints) if checkpoints else None, restart=restart, trackers=tuple(trackers)),
+        options=RunOptions(Path(checkpoints) if checkpoints else None, restart=restart, trackers=tuple(trackers)),
         compiled=compiled,
         on_epoch=on_epoch or no_report,
         on_progress=on_progress,
@@ -145,9 +145,9 @@ def train(
 
 
 def blend(
-    runs: Sequence[Place],
-    pack_folder: Place,
-    out: Place,
+    runs: Sequence[StrPath],
+    pack_folder: StrPath,
+    out: StrPath,
     *,
     device: str = "auto",
     on_progress: ProgressCallback = no_progress,
@@ -171,13 +171,13 @@ def blend(
 
 
 def export(
-    runs: Place | Sequence[Place],
-    out: Place,
+    runs: StrPath | Sequence[StrPath],
+    out: StrPath,
     name: str = "pneumonia",
     *,
     compact: bool = False,
     refuse: Sequence[str] = (),
-    pack: Place | None = None,
+    pack: StrPath | None = None,
     notes: Sequence[str] = (),
 ) -> BundleInfo:
     """Export a training run as a bundle, or several runs on one pack as a bundle with their mean log-odds.
@@ -212,12 +212,12 @@ def export(
 
 
 def evaluate(
-    bundle: Place,
-    source: Place,
-    out: Place,
+    bundle: StrPath,
+    source: StrPath,
+    out: StrPath,
     *,
     split: str | None = None,
-    against: Place | None = None,
+    against: StrPath | None = None,
     threshold: float | None = None,
     conformal: float | None = None,
     stress: bool = False,
@@ -261,11 +261,11 @@ def evaluate(
 
 
 def evaluate_scores(
-    scores: Place,
-    out: Place,
+    scores: StrPath,
+    out: StrPath,
     *,
     split: str | None = None,
-    against: Place | None = None,
+    against: StrPath | None = None,
     threshold: float | None = None,
     command: str = "",
 ) -> Assessment:
@@ -290,9 +290,9 @@ def evaluate_scores(
 
 
 def calibrate(
-    bundle: Place,
-    source: Place,
-    out: Place,
+    bundle: StrPath,
+    source: StrPath,
+    out: StrPath,
     *,
     split: str | None = None,
     workers: int | None = None,
@@ -318,7 +318,7 @@ def calibrate(
     return calibrate_bundle(folder_of(bundle), films_of(source), Path(source), Path(out), reporter, settings)
 
 
-def sign(bundle: Place, private_key: Place, password: str | None = None) -> Path:
+def sign(bundle: StrPath, private_key: StrPath, password: str | None = None) -> Path:
     """Sign every file of a bundle, as it is now, and return the signature's file.
 
     Args:
@@ -333,7 +333,7 @@ def sign(bundle: Place, private_key: Place, password: str | None = None) -> Path
     return sign_bundle(folder_of(bundle), Path(private_key), password)
 
 
-def verify(bundle: Place, public_key: Place) -> BundleInfo:
+def verify(bundle: StrPath, public_key: StrPath) -> BundleInfo:
     """Check that the holder of a key signed a bundle, and that no file was changed, added or lost since.
 
     Args:
@@ -352,10 +352,10 @@ def verify(bundle: Place, public_key: Place) -> BundleInfo:
 
 
 def load(
-    bundle: Place = DEFAULT,
+    bundle: StrPath = DEFAULT,
     threads: int | None = None,
     *,
-    verify_key: Place | None = None,
+    verify_key: StrPath | None = None,
     require_age: bool = False,
 ) -> Predictor:
     """Return a model, ready to use: ``load()("film.jpeg").probability``.
@@ -375,7 +375,7 @@ def load(
     return Predictor(_opened(bundle, verify_key), threads, require_age=require_age)
 
 
-def _opened(bundle: Place, verify_key: Place | None) -> Bundle:
+def _opened(bundle: StrPath, verify_key: StrPath | None) -> Bundle:
     from chestxray.inference.signature import open_bundle
 
     return open_bundle(folder_of(bundle), Path(verify_key) if verify_key else None)
@@ -383,11 +383,11 @@ def _opened(bundle: Place, verify_key: Place | None) -> Bundle:
 
 def predict(
     film: Any,
-    bundle: Place = DEFAULT,
+    bundle: StrPath = DEFAULT,
     *,
     operating_point: str | None = None,
     heatmap: bool = False,
-    verify_key: Place | None = None,
+    verify_key: StrPath | None = None,
     require_age: bool = False,
 ) -> Prediction:
     """Classify one film. For several, ``load`` the bundle once and call it.
@@ -408,15 +408,15 @@ def predict(
 
 
 def batch(
-    source: Place,
-    out: Place,
-    bundle: Place = DEFAULT,
+    source: StrPath,
+    out: StrPath,
+    bundle: StrPath = DEFAULT,
     *,
     operating_point: str | None = None,
     engine: str = "local",
     on_progress: ProgressCallback = no_progress,
     workers: int | None = None,
-    verify_key: Place | None = None,
+    verify_key: StrPath | None = None,
     require_age: bool = False,
     settings: CollectSettings | None = None,
 ) -> BatchResult:
@@ -476,7 +476,7 @@ def key(name: str) -> tuple[str, str]:
     return new_key(name)
 
 
-def doctor(bundle: Place = DEFAULT) -> Diagnosis:
+def doctor(bundle: StrPath = DEFAULT) -> Diagnosis:
     """Report what is installed, what is missing, and which devices would be used.
 
     Args:

@@ -74,7 +74,7 @@ class RunResult:
     seconds: dict[str, float]
 
 
-class Teller(Protocol):
+class StageReporter(Protocol):
     """Reports the results of the stages as they come."""
 
     def cleaned(self, distribution: Distribution, films: Sequence[Film]) -> None:
@@ -96,7 +96,7 @@ class Teller(Protocol):
         """Report the figures of the test split."""
 
 
-class _SilentTeller:
+class _SilentStageReporter:
     """Reports nothing."""
 
     def cleaned(self, distribution: Distribution, films: Sequence[Film]) -> None:
@@ -118,7 +118,7 @@ class _SilentTeller:
         """Do nothing."""
 
 
-_SILENT_TELLER: Final = _SilentTeller()
+_SILENT: Final = _SilentStageReporter()
 
 
 @dataclass(slots=True)
@@ -142,7 +142,7 @@ def run(
     out: Path | str,
     settings: RunSettings = RunSettings(),
     reporter: Reporter = SILENT,
-    teller: Teller = _SILENT_TELLER,
+    stage_reporter: StageReporter = _SILENT,
 ) -> RunResult:
     """Run every stage in order, from films to an evaluated bundle, each output in ``out`` under its own name.
 
@@ -151,14 +151,14 @@ def run(
         out: the folder; outputs of an earlier run there are replaced.
         settings: everything else.
         reporter: shows the progress.
-        teller: reports the results as they come.
+        stage_reporter: reports the results as they come.
 
     Raises: the errors of the stages.
     """
     from chestxray.training.config import recipe_of
     from chestxray.training.export import export_run
     from chestxray.training.networks import spec_for
-    from chestxray.training.run import Keeping, train_run
+    from chestxray.training.run import RunOptions, train_run
 
     out, recipe, stage = Path(out), recipe_of(settings.recipe).without_teacher(), _Stages(reporter)
     height, width = size = settings.size or spec_for(recipe).size
@@ -174,15 +174,15 @@ def run(
     with stage("clean", f"{len(films):,} films are opened and checked; nothing is deleted") as move:
         films = clean(films, move, settings.workers, log=reporter.log)
         write_manifest(films, out / "clean.csv")
-    teller.cleaned(describe(films), films)
+    stage_reporter.cleaned(describe(films), films)
     with stage("split", "by patient, so that nobody stands on two splits"):
         films = split(films, SplitSettings(seed=settings.split_seed), log=reporter.log)
         write_manifest(films, out / "split.csv")
-    teller.split(films)
+    stage_reporter.split(films)
     with stage("audit", "what a network could learn in place of the disease") as move:
         found = audit(films, move, settings.workers)
         write_audit(found, out / "audit", f"Shortcuts in {source}")
-    teller.audited(found)
+    stage_reporter.audited(found)
     with stage("pack", f"films are decoded once, to {height} x {width} pixels") as move:
         write_pack(films, out / "pack", size=size, on_progress=move, workers=settings.workers)
     with stage("train", f"{recipe.network} on {settings.device}") as move:
@@ -191,14 +191,14 @@ def run(
             out / "training",
             recipe,
             device=settings.device,
-            keeping=Keeping(replace=True),
-            on_epoch=teller.epoch,
+            options=RunOptions(replace=True),
+            on_epoch=stage_reporter.epoch,
             on_progress=move,
             log=reporter.log,
         )
     with stage("export", "graph, weights, calibration, operating points, model card"):
         info = export_run(out / "training", out / "bundle", refuse=settings.refuse, pack=out / "pack")
-    teller.exported(out / "bundle", info)
+    stage_reporter.exported(out / "bundle", info)
     with stage("evaluate", "on the test split"):
         assessment = evaluate_bundle(
             out / "bundle",
@@ -208,5 +208,5 @@ def run(
             reporter,
             EvaluationSettings(split=Split.TEST.value, command=settings.command, workers=settings.workers),
         )
-    teller.assessed(assessment)
+    stage_reporter.assessed(assessment)
     return RunResult(out / "bundle", out / "report" / "index.html", summary.info.best, assessment, stage.seconds)

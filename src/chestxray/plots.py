@@ -55,7 +55,7 @@ def plot_films(films: Sequence[Film], titles: Sequence[str] = ()) -> Figure:
     """
     across = max(1, min(ACROSS, len(films)))
     down = max(1, math.ceil(len(films) / across))
-    texts = list(titles) or [_told(film) for film in films]
+    texts = list(titles) or [_caption(film) for film in films]
     with _figure(2.7 * across, 3.1 * down) as figure:
         panels = figure.subplots(down, across, squeeze=False)
         for axes in panels.flat:
@@ -69,7 +69,7 @@ def plot_films(films: Sequence[Film], titles: Sequence[str] = ()) -> Figure:
     return figure
 
 
-def _told(film: Film) -> str:
+def _caption(film: Film) -> str:
     lines = [name_of(film), film.label or "unlabelled"]
     if film.verdict and not film.is_accepted:
         lines.append(film.reason)
@@ -106,15 +106,15 @@ def _shown(data: bytes, name: str) -> Grey:
 def plot_distribution(films: Sequence[Film]) -> Figure:
     """Plot a cleaned manifest: accepted films by split and label, their sizes, and the films that cleaning rejected."""
     with _figure(10.5, 3.4) as figure:
-        sides, sizes, set_aside = figure.subplots(1, 3)
+        splits, sizes, set_aside = figure.subplots(1, 3)
         accepted = [film for film in films if film.is_accepted]
-        _draw_sides(sides, accepted)
+        _draw_splits(splits, accepted)
         _draw_sizes(sizes, accepted)
         _draw_set_aside(set_aside, films)
     return figure
 
 
-def _draw_sides(axes: Axes, films: Sequence[Film]) -> None:
+def _draw_splits(axes: Axes, films: Sequence[Film]) -> None:
     names = [side.value for side in Split if any(film.split == side for film in films)]
     names += [""] * any(not film.split for film in films)
     for shift, (label, colour) in zip((-0.2, 0.2), COLOURS.items(), strict=True):
@@ -257,7 +257,7 @@ def _label_of(stage: Stage) -> str:
 # --------------------------------------------------------------------------- an answer
 
 
-def plot_answer(film: Path | str | bytes, answer: Prediction) -> Figure:
+def plot_prediction(film: Path | str | bytes, answer: Prediction) -> Figure:
     """Plot a film beside its heat map, with the model's answer.
 
     Args:

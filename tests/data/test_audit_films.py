@@ -112,10 +112,10 @@ def test_films_without_a_shortcut_give_no_alarm(clean_audit: Audit) -> None:
 def test_a_planted_shortcut_is_named(name: str, tmp_path: Path) -> None:
     plant, group = PLANTS[name]
     found = audit(films_with(tmp_path / "films", plant), workers=1)
-    assert group in {told.name for told in found.alarms}
-    (told,) = (told for told in found.told if told.name == group)
-    assert told.measure.value is not None
-    assert told.measure.value > 0.95
+    assert group in {alarm.name for alarm in found.alarms}
+    (row,) = (row for row in found.separability if row.name == group)
+    assert row.measure.value is not None
+    assert row.measure.value > 0.95
     assert "right for the wrong reason" in found.words[0]
 
 
@@ -156,7 +156,7 @@ def test_a_column_of_the_manifest_that_tells_the_class_is_named_and_one_that_nam
         for row, film in enumerate(clean_films)
     ]
     found = audit(films, workers=1)
-    assert [told.name for told in found.alarms] == ["column scanner"]
+    assert [group.name for group in found.alarms] == ["column scanner"]
     assert found.columns_left_out == ("accession",)
     assert {(group.kind, group.normal, group.pneumonia) for group in found.risks} == {
         ("scanner", FILMS, 0),
@@ -173,13 +173,13 @@ def test_splits_taken_differently_are_told_even_where_each_has_its_own_mix_of_cl
         for film in films
     ]
     (alike,) = audit(mixed, workers=1).splits
-    assert not alike.told[0].is_alarm
+    assert not alike.separability[0].is_alarm
     for film in mixed:
         if film.split == "test":
             corner_mark(Image.open(film.path)).save(film.path)
     (different,) = audit(mixed, workers=1).splits
-    assert different.told[0].is_alarm
-    assert next(told for told in different.told if told.name == "marks").is_alarm
+    assert different.separability[0].is_alarm
+    assert next(group for group in different.separability if group.name == "marks").is_alarm
 
 
 def test_jpeg_quality_of_one_class_shows_in_the_files_metadata() -> None:
@@ -213,7 +213,7 @@ def test_films_that_cannot_be_used_are_counted_and_none_at_all_is_an_error(
 
 def test_one_class_alone_gives_no_figure_and_no_alarm(clean_films: tuple[Film, ...]) -> None:
     found = audit([film for film in clean_films if film.label == "normal"][:45], workers=1)
-    assert all(told.measure.value is None for told in found.told)
+    assert all(group.measure.value is None for group in found.separability)
     assert (found.alarms, found.risks) == ((), ())
 
 

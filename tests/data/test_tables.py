@@ -13,7 +13,7 @@ import pytest
 
 from chestxray.data.clean import clean
 from chestxray.data.collect import CollectSettings, collect, films_of, survey
-from chestxray.data.labels import LabelWords, Said, parse_name
+from chestxray.data.labels import LabelWords, NoLabel, parse_name
 from chestxray.data.patients import patient_group, without_nobody
 from chestxray.data.split import split
 from chestxray.errors import SourceInvalid, UsageError
@@ -274,15 +274,15 @@ def test_a_word_that_nobody_knows_is_asked_for_and_never_guessed(films: Path) ->
         ("Viral_Pneumonia", Label.PNEUMONIA),
         ("1.0", Label.PNEUMONIA),
         ("Pneumonia|Infiltration", Label.PNEUMONIA),
-        ("['normal', 'pneumonia']", Said.CONTRADICTORY),
-        ("Effusion|Mass", Said.OTHER),
-        ("", Said.BLANK),
-        ("NaN", Said.BLANK),
-        ("-1.0", Said.UNCERTAIN),
-        ("rule out pneumonia", Said.UNKNOWN),
+        ("['normal', 'pneumonia']", NoLabel.CONTRADICTORY),
+        ("Effusion|Mass", NoLabel.OTHER),
+        ("", NoLabel.BLANK),
+        ("NaN", NoLabel.BLANK),
+        ("-1.0", NoLabel.UNCERTAIN),
+        ("rule out pneumonia", NoLabel.UNKNOWN),
     ],
 )
-def test_a_word_counts_as_a_whole(text: str, meaning: Label | Said) -> None:
+def test_a_word_counts_as_a_whole(text: str, meaning: Label | NoLabel) -> None:
     assert LabelWords().meaning(text) == meaning
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import live_orthanc
-from chestxray.dicom.pull import Wanted, pull_batch
+from chestxray.dicom.pull import Search, pull_batch
 from chestxray.dicom.settings import NodeSettings
 from chestxray.errors import PeerError, SourceInvalid, UsageError
 from hospital import grey, modality_film, settings, settings_text
@@ -51,18 +51,18 @@ def test_the_films_of_some_days_are_fetched_once_and_classified(
     title = 'ae_title = "PULLER"'
     node = settings(tmp_path / "queue", running.dicom, port=port, destination=address, node=title)
     table, films = tmp_path / "january.csv", tmp_path / "films"
-    result = pull_batch(node, "pacs", Wanted("20260101-20260131"), table, films, workers=1)
+    result = pull_batch(node, "pacs", Search("20260101-20260131"), table, films, workers=1)
     assert (result.films, result.predicted) == (4, 4)
     assert len(list(films.rglob("*.dcm"))) == 4
     assert all(row["score"] or row["reason"] for row in rows_of(table))
     before = table.read_bytes()
-    again = pull_batch(node, "pacs", Wanted("20260101-20260131"), table, films, workers=1)
+    again = pull_batch(node, "pacs", Search("20260101-20260131"), table, films, workers=1)
     assert (again.films, again.predicted) == (4, 0)
     assert table.read_bytes() == before
-    march = pull_batch(node, "pacs", Wanted("20260315"), tmp_path / "march.csv", films, workers=1)
+    march = pull_batch(node, "pacs", Search("20260315"), tmp_path / "march.csv", films, workers=1)
     assert march.films == 1
     with pytest.raises(SourceInvalid, match="pacs has no film of 20250101"):
-        pull_batch(node, "pacs", Wanted("20250101"), table, films)
+        pull_batch(node, "pacs", Search("20250101"), table, films)
 
 
 @here
@@ -74,7 +74,7 @@ def test_a_film_without_an_age_is_refused_as_the_node_does(
     reasons = []
     for asked in ("false", "true"):
         node = settings(tmp_path / "queue", pacs.dicom, destination=address, node=f"require_age = {asked}")
-        pull_batch(node, "pacs", Wanted("20260115"), tmp_path / f"{asked}.csv", tmp_path / "films", workers=1)
+        pull_batch(node, "pacs", Search("20260115"), tmp_path / f"{asked}.csv", tmp_path / "films", workers=1)
         reasons += [row["reason"] for row in rows_of(tmp_path / f"{asked}.csv")]
     assert reasons[0] == ""
     assert reasons[1].startswith("its file states no age")
@@ -83,13 +83,13 @@ def test_a_film_without_an_age_is_refused_as_the_node_does(
 def test_a_pacs_that_is_not_there_is_named(tmp_path: Path) -> None:
     node = settings(tmp_path / "queue", free_port())
     with pytest.raises(PeerError, match="destination pacs: nobody answers there"):
-        pull_batch(node, "pacs", Wanted("20260101"), tmp_path / "x.csv", tmp_path / "films")
+        pull_batch(node, "pacs", Search("20260101"), tmp_path / "x.csv", tmp_path / "films")
 
 
 @pytest.mark.parametrize("date", ["yesterday", "2026-01-01", "20260101-", "-20260101"])
 def test_a_date_that_is_none_is_refused(date: str) -> None:
     with pytest.raises(UsageError, match="write a day or a range"):
-        Wanted(date)
+        Search(date)
 
 
 # --------------------------------------------------------------------------- the command line

@@ -296,15 +296,15 @@ def test_the_same_films_give_the_same_gate(pixels: Sequence[Array]) -> None:
 
 
 def test_a_gate_of_a_handful_of_films_is_wide(pixels: Sequence[Array]) -> None:
-    likeness = fit_detector(pixels[:3], ["a", "b", "b"])
-    assert [film for film in pixels if likeness.score(film) > REFUSED_ABOVE] == []
+    detector = fit_detector(pixels[:3], ["a", "b", "b"])
+    assert [film for film in pixels if detector.score(film) > REFUSED_ABOVE] == []
 
 
 def test_an_even_picture_has_a_thumbnail_and_is_refused(predictor: Predictor) -> None:
     grey = np.full((112, 160), 90, dtype=np.uint8)
     assert np.abs(thumbnail(grey)).max() == 0.0
-    likeness = Gatekeeper.of(Bundle.open(predictor.folder)).likeness
-    assert likeness.score(grey) > REFUSED_ABOVE
+    detector = Gatekeeper.of(Bundle.open(predictor.folder)).detector
+    assert detector.score(grey) > REFUSED_ABOVE
 
 
 # --------------------------------------------------------------------------- real films
@@ -355,11 +355,11 @@ def test_real_films_pass_and_pictures_of_anything_else_do_not(real_films: Path, 
     training = [path for path, patient in patients.items() if _side_of(patient) > 1]
     unseen = [_grey(path) for path, patient in patients.items() if _side_of(patient) <= 1]
     planes = [preprocess(path.read_bytes(), path.name, *size) for path in training]
-    likeness = fit_detector(planes, [patients[path] for path in training])
+    detector = fit_detector(planes, [patients[path] for path in training])
 
     def refused(pictures: Sequence[Array]) -> float:
         seen = [resample(np.ascontiguousarray(picture), *size) for picture in pictures]
-        return float(np.mean([likeness.score(plane) > REFUSED_ABOVE for plane in seen]))
+        return float(np.mean([detector.score(plane) > REFUSED_ABOVE for plane in seen]))
 
     assert len(unseen) > 300
     assert refused(unseen) <= 0.02

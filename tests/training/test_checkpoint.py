@@ -23,7 +23,7 @@ from chestxray.files import sha256_of_file
 from chestxray.training.checkpoint import Checkpoint, CheckpointFolder, Origin
 from chestxray.training.config import Augmentation, Recipe
 from chestxray.training.record import EpochRecord
-from chestxray.training.run import CHECKPOINTS, Keeping, train_run
+from chestxray.training.run import CHECKPOINTS, RunOptions, train_run
 from chestxray.training.run_folder import BEST, FINISHED, LAST, METRICS, RUN_FILES, VALIDATION, RunInfo
 from chestxray.training.trainer import Training
 from packs import small_pack, write_small_pack
@@ -145,7 +145,7 @@ LONGEST = 2.0  # seconds that a process lives before it is killed: about what th
 def trained(pack: Path, out: Path, every: float) -> None:
     """What the killed processes run."""
     torch.set_num_threads(1)
-    train_run(pack, out, RECIPE, keeping=Keeping(every=every))
+    train_run(pack, out, RECIPE, options=RunOptions(every=every))
 
 
 def killed_and_finished(pack: Path, out: Path, rng: np.random.Generator, kills: int) -> int:
@@ -190,7 +190,7 @@ def test_two_hundred_kills_change_nothing(pack: Path, undisturbed: Path, tmp_pat
 def stopped(pack: Path, tmp_path: Path) -> Path:
     """A run that ended between two steps of its second epoch, with a checkpoint of each step."""
     with pytest.raises(Stop):
-        train_run(pack, tmp_path / "run", RECIPE, keeping=Keeping(every=0.0), on_progress=stop_after(9))
+        train_run(pack, tmp_path / "run", RECIPE, options=RunOptions(every=0.0), on_progress=stop_after(9))
     return tmp_path / "run"
 
 
@@ -230,7 +230,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_trained_unasked(pack: Path, sto
         path.write_bytes(cut(path.read_bytes()))
     with pytest.raises(RunInvalid, match="no checkpoint is whole. Train from the beginning with --restart"):
         train_run(pack, stopped, RECIPE)
-    train_run(pack, stopped, RECIPE, keeping=Keeping(restart=True))
+    train_run(pack, stopped, RECIPE, options=RunOptions(restart=True))
     assert_same(stopped, undisturbed)
 
 
@@ -248,8 +248,8 @@ def test_checkpoints_elsewhere_are_enough_where_the_run_itself_is_lost(
     elsewhere.mkdir()
     (elsewhere / "notes.txt").write_text("mine")
     with pytest.raises(Stop):
-        train_run(pack, tmp_path / "lost", RECIPE, keeping=Keeping(elsewhere, every=0.0), on_progress=stop_after(14))
-    train_run(pack, tmp_path / "run", RECIPE, keeping=Keeping(elsewhere))
+        train_run(pack, tmp_path / "lost", RECIPE, options=RunOptions(elsewhere, every=0.0), on_progress=stop_after(14))
+    train_run(pack, tmp_path / "run", RECIPE, options=RunOptions(elsewhere))
     assert_same(tmp_path / "run", undisturbed)
     assert [path.name for path in elsewhere.iterdir()] == ["notes.txt"]
 
@@ -268,7 +268,7 @@ def test_the_same_command_on_a_finished_run_trains_nothing_and_says_so(pack: Pat
     assert said == [
         f"{tmp_path / 'run'}: this run is finished, and training again would give the same. Begin anew with --restart"
     ]
-    assert not train_run(pack, tmp_path / "run", RECIPE, keeping=Keeping(restart=True)).was_there
+    assert not train_run(pack, tmp_path / "run", RECIPE, options=RunOptions(restart=True)).was_there
 
 
 def test_a_finished_run_that_was_damaged_since_is_not_called_finished(pack: Path, tmp_path: Path) -> None:
@@ -283,10 +283,10 @@ def test_checkpoints_of_another_recipe_or_pack_are_refused_with_what_differs(
 ) -> None:
     elsewhere = stopped / CHECKPOINTS
     with pytest.raises(OutputExists, match=r"checkpoints: holds another run: its recipe has seed = 0, this one 5\."):
-        train_run(pack, tmp_path / "other", RECIPE.with_changes(seed=5), keeping=Keeping(elsewhere))
+        train_run(pack, tmp_path / "other", RECIPE.with_changes(seed=5), options=RunOptions(elsewhere))
     other = write_small_pack(tmp_path / "pack", contrast=20.0)
     with pytest.raises(OutputExists, match="holds another run: it was trained on another pack"):
-        train_run(other, tmp_path / "other", RECIPE, keeping=Keeping(elsewhere))
+        train_run(other, tmp_path / "other", RECIPE, options=RunOptions(elsewhere))
     train_run(pack, stopped, RECIPE)
     assert_same(stopped, undisturbed)
 
@@ -374,9 +374,9 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(pack: Path, stopp
 
 def test_a_folder_that_cannot_be_written_is_found_before_anything_is_trained(pack: Path, tmp_path: Path) -> None:
     steps: list[int] = []
-    for keeping, out in ((Keeping(Path("/proc/checkpoints")), tmp_path / "run"), (Keeping(), Path("/proc/run"))):
+    for options, out in ((RunOptions(Path("/proc/checkpoints")), tmp_path / "run"), (RunOptions(), Path("/proc/run"))):
         with pytest.raises(OutputUnwritable, match=r"/proc/\w+.*: cannot be written"):
-            train_run(pack, out, RECIPE, keeping=keeping, on_progress=lambda done, _total: steps.append(done))
+            train_run(pack, out, RECIPE, options=options, on_progress=lambda done, _total: steps.append(done))
     assert steps == []
 
 

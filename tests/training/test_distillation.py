@@ -15,7 +15,7 @@ from chestxray.errors import OutputExists, RunInvalid, UsageError
 from chestxray.training.config import Augmentation, Recipe
 from chestxray.training.ensemble import teacher_of
 from chestxray.training.export import export_run
-from chestxray.training.run import Keeping, train_run
+from chestxray.training.run import RunOptions, train_run
 from chestxray.training.run_folder import LAST, RunInfo, ValidationTable
 from chestxray.training.trainer import Training
 from packs import small_pack, write_small_pack
@@ -106,7 +106,7 @@ def test_a_taught_run_names_its_teachers_goes_on_with_them_and_with_no_others(
 
     stop.steps = 0
     with pytest.raises(Stopped):
-        train_run(pack, tmp_path / "cut", STUDENTS, teachers=teachers, keeping=Keeping(every=0.0), on_progress=stop)
+        train_run(pack, tmp_path / "cut", STUDENTS, teachers=teachers, options=RunOptions(every=0.0), on_progress=stop)
     with pytest.raises(OutputExists, match="learnt from another teacher"):
         train_run(pack, tmp_path / "cut", STUDENTS, teachers=teachers[::-1])
     ended = train_run(pack, tmp_path / "cut", STUDENTS, teachers=teachers)

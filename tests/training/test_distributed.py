@@ -123,7 +123,7 @@ def test_what_is_drawn_for_a_share_is_that_part_of_what_is_drawn_for_the_whole(
 def test_one_process_has_nothing_to_exchange() -> None:
     scores = torch.ones(3, 2, requires_grad=True)
     assert SINGLE_PROCESS.whole(scores, 3) is scores
-    assert SINGLE_PROCESS.told(b"words") == b"words"
+    assert SINGLE_PROCESS.broadcast_bytes(b"words") == b"words"
     assert not SINGLE_PROCESS.any(False)
 
 

@@ -29,14 +29,14 @@ def record(epoch: int) -> EpochRecord:
 
 
 def tell(name: str, folder: Path, epochs: range) -> None:
-    with track(name, folder, RECIPE, told=epochs.start - 1) as tracker:
+    with track(name, folder, RECIPE, recorded=epochs.start - 1) as tracker:
         for epoch in epochs:
             tracker.epoch(record(epoch))
 
 
 def interrupted(name: str, folder: Path) -> None:
-    """Told about two epochs, then a third that the checkpoint does not know, then gone on with from the second."""
-    with suppress(KeyboardInterrupt), track(name, folder, RECIPE, told=0) as tracker:
+    """Record two epochs, then a third that the checkpoint does not know; then resume from the second."""
+    with suppress(KeyboardInterrupt), track(name, folder, RECIPE, recorded=0) as tracker:
         for epoch in (1, 2, 3):
             tracker.epoch(record(epoch))
         raise KeyboardInterrupt
@@ -81,7 +81,7 @@ def test_mlflow_holds_one_run_with_the_recipe_and_every_epoch(server: str, tmp_p
 def test_an_interrupted_run_is_marked_at_mlflow(server: str, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    with pytest.raises(KeyboardInterrupt), track("mlflow", tmp_path, RECIPE, told=0):
+    with pytest.raises(KeyboardInterrupt), track("mlflow", tmp_path, RECIPE, recorded=0):
         raise KeyboardInterrupt
     run = MlflowClient(tracking_uri=server).get_run((tmp_path / MLFLOW_RUN).read_text())
     assert run.info.status == "FAILED"
@@ -91,7 +91,7 @@ def test_mlflow_without_a_server_and_an_unknown_tracker_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(RecipeInvalid, match="no tracker 'wandb'; there are tensorboard, mlflow"):
-        track("wandb", tmp_path, RECIPE, told=0)
+        track("wandb", tmp_path, RECIPE, recorded=0)
     pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(RecipeInvalid, match="the tracker mlflow needs a server: set MLFLOW_TRACKING_URI"):

@@ -35,7 +35,7 @@ from chestxray.training.dataset import splits_of
 from chestxray.training.exchange import EXCHANGED, exchange
 from chestxray.training.networks import build
 from chestxray.training.optim import epochs_of, learning_rate_at, optimiser_of
-from chestxray.training.run import Keeping, train_run
+from chestxray.training.run import RunOptions, train_run
 from chestxray.training.run_folder import DESCRIPTION, METRICS, RUN_FILES, RunInfo, ValidationTable
 from chestxray.training.trainer import Epoch, train
 from chestxray.training.weights import hash_of, read_weights, write_weights
@@ -493,7 +493,7 @@ def test_another_run_takes_the_place_of_an_earlier_one_only_when_told_to_and_of_
     with pytest.raises(OutputExists, match=r"holds another run: its recipe has epochs = 2, this one 1\. Give another"):
         train_run(tmp_path / "pack", tmp_path / "run", recipe)
     assert (tmp_path / "run" / DESCRIPTION).read_bytes() == before
-    train_run(tmp_path / "pack", tmp_path / "run", recipe, keeping=Keeping(replace=True))
+    train_run(tmp_path / "pack", tmp_path / "run", recipe, options=RunOptions(replace=True))
     assert len((tmp_path / "run" / METRICS).read_text().splitlines()) == 1
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
     (tmp_path / "thesis").mkdir()
@@ -522,7 +522,7 @@ def test_a_run_that_cannot_start_leaves_the_earlier_one(tmp_path: Path, run_fold
     before = (run_folder / DESCRIPTION).read_bytes()
     write_small_pack(tmp_path / "pack", validation=(4, 0))
     with pytest.raises(DegenerateLabels):
-        train_run(tmp_path / "pack", run_folder, QUICK, keeping=Keeping(restart=True))
+        train_run(tmp_path / "pack", run_folder, QUICK, options=RunOptions(restart=True))
     assert (run_folder / DESCRIPTION).read_bytes() == before
 
 

@@ -82,7 +82,7 @@ def run(given: argparse.Namespace) -> None:
         from chestxray.training.config import recipe_of
         from chestxray.training.distributed import is_main_process
         from chestxray.training.export import export_run
-        from chestxray.training.run import Keeping, train_run
+        from chestxray.training.run import RunOptions, train_run
     except ModuleNotFoundError as error:
         raise MissingExtra(f"Training ({error.name} is not in this image)", "train") from error
 
@@ -107,7 +107,7 @@ def run(given: argparse.Namespace) -> None:
         given.work / "pack",
         given.work / "training",
         recipe,
-        keeping=Keeping(given.checkpoints, every=given.checkpoint_every),
+        options=RunOptions(given.checkpoints, every=given.checkpoint_every),
         on_epoch=(lambda record: _log(epoch_line(record))) if speaks else (lambda _: None),
         log=_log if speaks else (lambda _: None),
     )

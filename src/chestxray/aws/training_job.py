@@ -75,7 +75,7 @@ class TrainingOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class StartedJob:
     """A job that runs or has finished.
 
     Attributes:
@@ -140,7 +140,7 @@ def prepare(cloud: Cloud, names: Names, order: TrainingOrder) -> PreparedJob:
     return PreparedJob(order, names.stamped(f"train-{digest.hexdigest()[:12]}"), source, key, len(listing))
 
 
-def begin(cloud: Cloud, names: Names, job: PreparedJob) -> Begun:
+def begin(cloud: Cloud, names: Names, job: PreparedJob) -> StartedJob:
     """Start the job unless an equal one runs or has finished. Raises: CloudError."""
     client, store = cloud.client("sagemaker"), cloud.client("s3")
 
@@ -150,11 +150,11 @@ def begin(cloud: Cloud, names: Names, job: PreparedJob) -> Begun:
     with cloud_errors(f"looking for the job {job.stem}"):
         name, status = next_name(lambda name: _described(client, name), job.stem, "TrainingJobStatus", has_result)
     if status:
-        return Begun(name, "keep")
+        return StartedJob(name, "keep")
     request = training_request(names, job, name, _provide(cloud, names, job), cloud.rules)
     with cloud_errors(f"creating the training job {name}"):
         once_the_role_is_known(lambda: client.create_training_job(**request))
-    return Begun(name, "create")
+    return StartedJob(name, "create")
 
 
 def _provide(cloud: Cloud, names: Names, job: PreparedJob) -> str:

@@ -120,12 +120,12 @@ def audit(
     if out is not None:
         write_audit(found, out, f"Shortcuts in {split.name}", measured, left_out)
     above = found.exceeds(fail_above) if fail_above is not None else ()
-    document = _document(found, measured, left_out) | {"above": [told.name for told in above]}
+    document = _document(found, measured, left_out) | {"above": [group.name for group in above]}
     lines = _lines(found, measured, left_out)
     if out is not None:
         lines.append(f"report: {out / 'index.html'}")
     if above:
-        lines.append(f"above {fail_above}: {', '.join(told.title for told in above)}")
+        lines.append(f"above {fail_above}: {', '.join(group.title for group in above)}")
     console.result(document, "\n".join(lines))
     return 1 if above else 0
 
@@ -160,16 +160,16 @@ def _lines(found: Audit, measured: Overlap | None, left_out: Sequence[LeftOut]) 
 def audit_text(found: Audit, listed: int = LISTED) -> str:
     """Format the findings for people: sentences first, then the figures and the groups."""
     rows: list[tuple[str, ...]] = [("pneumonia told from normal by", "AUROC", "95% by patient")]
-    for told in found.told:
-        measure = told.measure
+    for group in found.separability:
+        measure = group.measure
         if measure.value is None or measure.interval is None:
-            rows.append((told.title, "-", measure.note))
+            rows.append((group.title, "-", measure.note))
         else:
             rows.append(
-                (told.title, f"{measure.value:.3f}", f"{measure.interval.low:.3f} to {measure.interval.high:.3f}")
+                (group.title, f"{measure.value:.3f}", f"{measure.interval.low:.3f} to {measure.interval.high:.3f}")
             )
     lines = [*found.words, "", table(rows)]
-    lines += [f"{d.one} told from {d.other}, within a class: {told}" for d in found.splits for told in d.told]
+    lines += [f"{d.one} told from {d.other}, within a class: {group}" for d in found.splits for group in d.separability]
     if found.groups:
         groups: list[tuple[str, ...]] = [("films taken alike", "normal", "pneumonia", "risk")]
         groups += [

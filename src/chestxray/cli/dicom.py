@@ -194,7 +194,7 @@ def batch(
     Films that were fetched are kept in --films and not fetched again: a run that was killed resumes. The table is that
     of "chestxray batch".
     """
-    from chestxray.dicom.pull import Wanted, pull_batch
+    from chestxray.dicom.pull import Search, pull_batch
     from chestxray.dicom.settings import NodeSettings
 
     folder = films or out.with_name(f"{out.name}.films")
@@ -202,7 +202,7 @@ def batch(
         result = pull_batch(
             NodeSettings.read(config),
             source,
-            Wanted(study_date, modalities),
+            Search(study_date, modalities),
             out,
             folder,
             on_fetched=fetched,

@@ -203,7 +203,7 @@ def run(
         command=command_line(),
         collecting=settings,
     )
-    result = pipeline.run(source, out, run_settings, console, RunTeller(console))
+    result = pipeline.run(source, out, run_settings, console, ConsoleStageReporter(console))
     document = {
         "out": out,
         "bundle": result.bundle,
@@ -227,7 +227,7 @@ def _farewell(result: Any) -> str:
     return f"\nbundle: {result.bundle}\nreport: {result.report}\ntime:   {stages}\n{NOTICE}"
 
 
-class RunTeller:
+class ConsoleStageReporter:
     """Reports the results of the stages of a run, each in the form of the stage's own command."""
 
     def __init__(self, console: Console) -> None:

@@ -68,7 +68,7 @@ REMEDIES: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Separability:
     """How well one group of features tells two sets of films apart, out of fold.
 
     Attributes:
@@ -133,12 +133,12 @@ class SplitDifference:
 
     Attributes:
         one, other: the splits.
-        told: the first is "together"; the groups of features follow if that one is an alarm.
+        separability: the first is "together"; the groups of features follow if that one is an alarm.
     """
 
     one: str
     other: str
-    told: tuple[Told, ...]
+    separability: tuple[Separability, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,7 +149,7 @@ class Audit:
         normal, pneumonia: films of each class that were audited.
         patients: number of different patients; a film without a patient counts as one.
         unlabelled, skipped: number of films without a label; names of films that cannot be read, and why.
-        told: how well each group of features tells the classes apart.
+        separability: how well each group of features tells the classes apart.
         splits: how well the splits are told apart.
         groups: groups of films acquired alike, the purest and largest first.
         columns_left_out: columns of the manifest that name films, not kinds of films.
@@ -165,7 +165,7 @@ class Audit:
     patients: int
     unlabelled: int
     skipped: tuple[tuple[str, str], ...]
-    told: tuple[Told, ...]
+    separability: tuple[Separability, ...]
     splits: tuple[SplitDifference, ...]
     groups: tuple[AcquisitionGroup, ...]
     columns_left_out: tuple[str, ...]
@@ -177,10 +177,10 @@ class Audit:
     group_of: Mapping[str, Numbers]
 
     @property
-    def alarms(self) -> tuple[Told, ...]:
+    def alarms(self) -> tuple[Separability, ...]:
         """Groups of features that tell the classes apart, the strongest first."""
-        found = [told for told in self.told if told.is_alarm]
-        return tuple(sorted(found, key=lambda told: told.measure.value or 0.0, reverse=True))
+        found = [group for group in self.separability if group.is_alarm]
+        return tuple(sorted(found, key=lambda group: group.measure.value or 0.0, reverse=True))
 
     @property
     def risks(self) -> tuple[AcquisitionGroup, ...]:
@@ -192,15 +192,15 @@ class Audit:
         """Findings in sentences, the most important first."""
         return tuple(_words(self))
 
-    def exceeds(self, limit: float) -> tuple[Told, ...]:
+    def exceeds(self, limit: float) -> tuple[Separability, ...]:
         """Return the groups of features whose AUROC is above a limit, and whose interval is above one half."""
         return tuple(
-            told
-            for told in self.told
-            if told.measure.value is not None
-            and told.measure.value > limit
-            and told.measure.interval is not None
-            and told.measure.interval.low > 1 / 2
+            group
+            for group in self.separability
+            if group.measure.value is not None
+            and group.measure.value > limit
+            and group.measure.interval is not None
+            and group.measure.interval.low > 1 / 2
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -237,10 +237,10 @@ def audit(films: Sequence[Film], on_progress: ProgressCallback = no_progress, wo
     labels = np.array([film.label == Label.PNEUMONIA for film in found.films])
     patients = found.patients
     columns, left_out = _columns(found)
-    told, probabilities = [], np.full(len(labels), 0.5)
+    rows, probabilities = [], np.full(len(labels), 0.5)
     for name, title, features in _features(found, columns):
-        row, scores = _told(name, title, features, labels, patients)
-        told.append(row)
+        row, scores = _separability(name, title, features, labels, patients)
+        rows.append(row)
         if name == "together":
             probabilities = 1 / (1 + np.exp(-scores.clip(-30, 30)))
     groups, group_of = _groups(found, labels, patients, columns)
@@ -251,7 +251,7 @@ def audit(films: Sequence[Film], on_progress: ProgressCallback = no_progress, wo
         patients=len(np.unique(patients)),
         unlabelled=len(usable) - len(labelled),
         skipped=found.skipped,
-        told=tuple(told),
+        separability=tuple(rows),
         splits=tuple(_splits(found, labels, patients)),
         groups=groups,
         columns_left_out=left_out,
@@ -314,9 +314,9 @@ def _together(found: Acquisition) -> Features:
     return Features(np.concatenate([found.numbers[name].astype(np.float32) for name in names], axis=1))
 
 
-def _told(
+def _separability(
     name: str, title: str, features: Features, targets: Mask, patients: Numbers, classes: Mask | None = None
-) -> tuple[Told, Floats]:
+) -> tuple[Separability, Floats]:
     """Measure how well features tell two sets of films apart; return the figure and the scores behind it.
 
     Args:
@@ -326,10 +326,10 @@ def _told(
     fewest = min(len(np.unique(patients[targets])), len(np.unique(patients[~targets])))
     if fewest < FEWEST:
         note = f"no figure: of one kind there are films of {fewest} patients, and {FEWEST} are needed"
-        return Told(name, title, Measure("auroc", None, None, len(targets), note=note)), nothing
+        return Separability(name, title, Measure("auroc", None, None, len(targets), note=note)), nothing
     if features.is_constant:
         note = "tells nothing: all films are alike in it"
-        return Told(name, title, Measure("auroc", None, None, len(targets), note=note)), nothing
+        return Separability(name, title, Measure("auroc", None, None, len(targets), note=note)), nothing
     fold = folds_of(targets, patients)
     scores = compared = out_of_fold(features, targets, fold)
     if classes is not None:
@@ -337,7 +337,7 @@ def _told(
         for of_class in (classes, ~classes):
             compared[of_class] = midranks(scores[of_class]) / (np.count_nonzero(of_class) + 1)
     value, interval = clustered_area(targets, compared, patients)
-    return Told(name, title, Measure("auroc", value, interval, len(targets), by_patient=interval)), scores
+    return Separability(name, title, Measure("auroc", value, interval, len(targets), by_patient=interval)), scores
 
 
 def _splits(found: Acquisition, labels: Mask, patients: Numbers) -> Iterator[SplitDifference]:
@@ -349,13 +349,13 @@ def _splits(found: Acquisition, labels: Mask, patients: Numbers) -> Iterator[Spl
         if not there.any() or there.all():
             continue
         of_films = (there, patients[rows], labels[rows])
-        told = _told("together", TITLES["together"], _of_rows(_together(found), rows), *of_films)[0]
+        group = _separability("together", TITLES["together"], _of_rows(_together(found), rows), *of_films)[0]
         more = []
-        if told.is_alarm:
+        if group.is_alarm:
             for name in (*PICTURE_GROUPS, "size"):
                 part = _of_rows(Features(found.numbers[name]), rows)
-                more.append(_told(name, TITLES[name], part, *of_films)[0])
-        yield SplitDifference(Split.TRAIN.value, other.value, (told, *more))
+                more.append(_separability(name, TITLES[name], part, *of_films)[0])
+        yield SplitDifference(Split.TRAIN.value, other.value, (group, *more))
 
 
 def _of_rows(features: Features, rows: npt.NDArray[np.intp]) -> Features:
@@ -466,10 +466,10 @@ NAMED: Final = 5  # groups that the sentences name; the others are counted
 
 
 def _words(found: Audit) -> Iterator[str]:
-    measured = [told for told in found.told if told.measure.value is not None]
-    alone = [told for told in found.alarms if told.name != "together"] or list(found.alarms)
+    measured = [group for group in found.separability if group.measure.value is not None]
+    alone = [group for group in found.alarms if group.name != "together"] or list(found.alarms)
     if not measured:
-        yield f"Nothing can be said of shortcuts: {found.told[0].measure.note}."
+        yield f"Nothing can be said of shortcuts: {found.separability[0].measure.note}."
     elif alone:
         best = alone[0].measure
         how = "almost perfectly" if (best.value or 0.0) >= NEARLY else "without a look at the lungs"
@@ -477,20 +477,20 @@ def _words(found: Audit) -> Iterator[str]:
             f"{alone[0].title} alone tell{'s' if alone[0].name.startswith('column') else ''} pneumonia from normal "
             f"{how}, with {_figure(best)}: a network trained on these films can be right for the wrong reason."
         )
-        yield from (f"{told.title}: {_figure(told.measure)}." for told in found.alarms if told is not alone[0])
+        yield from (f"{group.title}: {_figure(group.measure)}." for group in found.alarms if group is not alone[0])
     else:
-        nearest = max(measured, key=lambda told: told.measure.value or 0.0)
+        nearest = max(measured, key=lambda group: group.measure.value or 0.0)
         yield (
             "No shortcut was found: of what lies outside the lungs, "
             f"{nearest.title[0].lower()}{nearest.title[1:]} tells pneumonia from normal best, "
             f"with {_figure(nearest.measure)}."
         )
     for difference in found.splits:
-        told = difference.told[0]
-        if told.is_alarm:
+        group = difference.separability[0]
+        if group.is_alarm:
             yield (
                 f"The splits {difference.one} and {difference.other} were taken differently: within a class they are "
-                f"told apart with {_figure(told.measure)}."
+                f"told apart with {_figure(group.measure)}."
             )
     yield from (f"Group {group.number}: {group.risk}" for group in found.risks[:NAMED])
     if len(found.risks) > NAMED:

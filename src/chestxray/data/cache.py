@@ -156,7 +156,7 @@ FOUND: Final = (
 WRITTEN_EVERY: Final = 64  # films; the most that an interruption loses
 
 
-class Seen:
+class FindingsCache:
     """Findings by path, each with the stamp of its file at that time."""
 
     def __init__(self, file: IO[str], found: dict[str, tuple[str, list[Any]]]) -> None:

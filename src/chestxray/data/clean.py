@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from chestxray.data.cache import Seen
+from chestxray.data.cache import FindingsCache
 from chestxray.data.dedup import near_pairs
 from chestxray.data.patients import about_patients, without_nobody
 from chestxray.data.ray import Mapper, mapper_of
@@ -59,7 +59,7 @@ def clean(
     if seen is None:
         examined = tuple(mapper(examine, films, on_progress, workers))
     else:
-        with Seen.open(Path(seen)) as known:
+        with FindingsCache.open(Path(seen)) as known:
             examined = _examined(films, known, mapper, on_progress, workers)
     cleaned, note = without_nobody(_compared(examined))
     for line in (*filter(None, [note]), *about_patients([film for film in cleaned if film.is_accepted])):
@@ -68,7 +68,7 @@ def clean(
 
 
 def _examined(
-    films: Sequence[Film], known: Seen, mapper: Mapper, on_progress: ProgressCallback, workers: int | None
+    films: Sequence[Film], known: FindingsCache, mapper: Mapper, on_progress: ProgressCallback, workers: int | None
 ) -> tuple[Film, ...]:
     """Return every film with its earlier findings, or examined now. Stamps are taken first, to detect later changes."""
     stamps = [stamp_of(film) for film in films]

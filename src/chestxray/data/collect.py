@@ -15,7 +15,7 @@ from typing import Final
 
 from chestxray.data import sources
 from chestxray.data.folders import Folders
-from chestxray.data.labels import LabelWords, Said, parse_name
+from chestxray.data.labels import LabelWords, NoLabel, parse_name
 from chestxray.data.patients import patient_in, pattern_of, without_nobody, written_in_several_ways
 from chestxray.data.sources import FILM_ENDINGS, Listed, files_below, is_archive, split_path
 from chestxray.data.tables import TABLE_ENDINGS, Entry, Resolver, columns_of, is_table, read_listing
@@ -331,7 +331,7 @@ def _film_of_entry(entry: Entry, path: str, rules: _Rules) -> Film:
     if entry.places[0].endswith("/"):
         parts = (*parts, PurePosixPath(path).name)
     from_path = _film(path, parts, Folders([parts], rules.words), rules.pattern)
-    may_be_named = entry.said in {"", Said.BLANK}
+    may_be_named = entry.said in {"", NoLabel.BLANK}
     label = entry.label or (from_path.label if may_be_named else "")
     return Film(
         path=path,

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from chestxray.data.labels import CAUSES, PAIRS, SPLIT_WORDS, YES_AND_NO, LabelWords, Meaning, Said, in_one_form
+from chestxray.data.labels import CAUSES, PAIRS, SPLIT_WORDS, YES_AND_NO, LabelWords, Meaning, NoLabel, in_one_form
 from chestxray.schema import Label, Split
 
 Parts = tuple[str, ...]
@@ -74,7 +74,7 @@ class Folders:
         found: Counter[str] = Counter()
         for folder, count in self._counts.items():
             place = self.of((*folder, ""))
-            if place.meaning is Said.UNKNOWN and place.class_folder:
+            if place.meaning is NoLabel.UNKNOWN and place.class_folder:
                 found[place.class_folder] += count
         return found
 
@@ -82,28 +82,28 @@ class Folders:
         split = next((SPLIT_WORDS[word] for word in map(in_one_form, reversed(folder)) if word in SPLIT_WORDS), None)
         cause = next((CAUSES[word] for word in map(in_one_form, reversed(folder)) if word in CAUSES), "")
         decided, name = self._decided(folder)
-        if decided is Said.UNKNOWN:
+        if decided is NoLabel.UNKNOWN:
             name = self._class_folder(folder)
         label = decided if isinstance(decided, Label) else None
-        may_be_named = decided is Said.UNKNOWN and not name
+        may_be_named = decided is NoLabel.UNKNOWN and not name
         return Place(label, split, cause, may_be_named, name, decided)
 
     def _decided(self, folder: Parts) -> tuple[Meaning, str]:
         """Return the meaning of the nearest folder that has one; a cause inside a pneumonia folder means pneumonia."""
         for depth in range(len(folder) - 1, -1, -1):
             meaning = self._meaning(folder[:depth], folder[depth])
-            if meaning is Said.OTHER and in_one_form(folder[depth]) in CAUSES:
+            if meaning is NoLabel.OTHER and in_one_form(folder[depth]) in CAUSES:
                 outer, name = self._decided(folder[:depth])
                 if outer == Label.PNEUMONIA:
                     return outer, name
-            if meaning is not Said.UNKNOWN:
+            if meaning is not NoLabel.UNKNOWN:
                 return meaning, folder[depth]
-        return Said.UNKNOWN, ""
+        return NoLabel.UNKNOWN, ""
 
     def _meaning(self, parent: Parts, name: str) -> Meaning:
         meaning = self._words.of_folder(name)
         word = in_one_form(name)
-        if meaning is Said.UNKNOWN and word in YES_AND_NO:
+        if meaning is NoLabel.UNKNOWN and word in YES_AND_NO:
             beside = {in_one_form(other) for other in self._beside[parent]}
             if beside in PAIRS:
                 return YES_AND_NO[word]
@@ -114,7 +114,7 @@ class Folders:
         for depth in range(len(folder)):
             parent = folder[:depth]
             if in_one_form(folder[depth]) not in SPLIT_WORDS and any(
-                self._meaning(parent, other) is not Said.UNKNOWN for other in self._beside[parent]
+                self._meaning(parent, other) is not NoLabel.UNKNOWN for other in self._beside[parent]
             ):
                 return folder[depth]
         return ""
@@ -123,6 +123,6 @@ class Folders:
 def _in_words(place: Place) -> str:
     if isinstance(place.meaning, Label):
         return place.meaning.value
-    if place.meaning is Said.UNKNOWN:
+    if place.meaning is NoLabel.UNKNOWN:
         return "not known" if place.class_folder else "by name"
     return f"left without a label ({place.meaning.value})"

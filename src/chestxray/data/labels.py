@@ -94,7 +94,7 @@ SPLIT_WORDS: Final[Mapping[str, Split]] = {
 _PARTS: Final = re.compile(r"[|;,]")  # between the findings of one film
 
 
-class Said(StrEnum):
+class NoLabel(StrEnum):
     """Why a word gives no label."""
 
     BLANK = "blank"
@@ -104,7 +104,7 @@ class Said(StrEnum):
     UNKNOWN = "unknown"
 
 
-Meaning = Label | Said
+Meaning = Label | NoLabel
 
 NO_LABEL: Final = "none"  # the user's word for "leave these without a label"
 
@@ -161,41 +161,41 @@ class LabelWords:
             one_of_many: whether the column names any of many findings, so that an unknown word is one of them.
         """
         whole = self._word(text)
-        if whole is not Said.UNKNOWN:
+        if whole is not NoLabel.UNKNOWN:
             return whole
         inner = text.strip()
         listed = inner.startswith("[") and inner.endswith("]")
         parts = [part for part in _PARTS.split(inner[1:-1] if listed else inner) if part.strip(" '\"")]
         if len(parts) > 1 or listed:
-            said = {self._word(part) for part in parts} - {Said.BLANK}
+            said = {self._word(part) for part in parts} - {NoLabel.BLANK}
             if Label.PNEUMONIA in said:
-                return Said.CONTRADICTORY if Label.NORMAL in said else Label.PNEUMONIA
+                return NoLabel.CONTRADICTORY if Label.NORMAL in said else Label.PNEUMONIA
             if said == {Label.NORMAL}:
                 return Label.NORMAL
-            return Said.OTHER if said else Said.BLANK
-        return Said.OTHER if one_of_many else Said.UNKNOWN
+            return NoLabel.OTHER if said else NoLabel.BLANK
+        return NoLabel.OTHER if one_of_many else NoLabel.UNKNOWN
 
     def _word(self, text: str) -> Meaning:
         word = in_one_form(text)
         if word in self.given:
-            return self.given[word] or Said.OTHER
+            return self.given[word] or NoLabel.OTHER
         for words in (LABEL_WORDS, YES_AND_NO):
             if word in words:
                 return words[word]
         if word in BLANK or word in UNCERTAIN:
-            return Said.BLANK if word in BLANK else Said.UNCERTAIN
-        return Said.OTHER if word in OTHER_FINDINGS else Said.UNKNOWN
+            return NoLabel.BLANK if word in BLANK else NoLabel.UNCERTAIN
+        return NoLabel.OTHER if word in OTHER_FINDINGS else NoLabel.UNKNOWN
 
     def of_folder(self, name: str) -> Meaning:
         """Return the meaning of a folder's name, in any place. 0 and 1 have a meaning only together (``PAIRS``)."""
         word = in_one_form(name)
         if word in self.given:
-            return self.given[word] or Said.OTHER
+            return self.given[word] or NoLabel.OTHER
         if word in LABEL_WORDS:
             return LABEL_WORDS[word]
         if word in OTHER_FINDINGS:
-            return Said.OTHER
-        return Said.UNCERTAIN if word in UNCERTAIN - {"-1"} else Said.UNKNOWN
+            return NoLabel.OTHER
+        return NoLabel.UNCERTAIN if word in UNCERTAIN - {"-1"} else NoLabel.UNKNOWN
 
 
 class NamedFilm(NamedTuple):

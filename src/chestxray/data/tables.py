@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
 
-from chestxray.data.labels import CAUSES, LABEL_WORDS, SPLIT_WORDS, LabelWords, Meaning, Said, in_one_form
+from chestxray.data.labels import CAUSES, LABEL_WORDS, SPLIT_WORDS, LabelWords, Meaning, NoLabel, in_one_form
 from chestxray.errors import MissingExtra, SourceInvalid, UsageError
 from chestxray.progress import said
 from chestxray.schema import FILM_COLUMNS, VERSION_COLUMN, Label
@@ -323,7 +323,7 @@ def _label_by_column(
 ) -> tuple[Meaning, str]:
     """Return the label from one column that holds the label, or the findings."""
     if "label" not in roles:
-        return Said.BLANK, ""
+        return NoLabel.BLANK, ""
     text = cells.get(roles["label"], "")
     return words.meaning(text, one_of_many=many or _key(roles["label"]) in _MANY), text
 
@@ -335,12 +335,12 @@ def _label_by_findings(cells: Mapping[str, str], _: Mapping[str, str], words: La
     if any(words.given.get(name, LABEL_WORDS.get(name)) == Label.PNEUMONIA for name in present):
         return Label.PNEUMONIA, ""
     if said.get("pneumonia") in {"-1", "uncertain"}:
-        return Said.UNCERTAIN, ""
+        return NoLabel.UNCERTAIN, ""
     if any(words.given.get(name, LABEL_WORDS.get(name)) == Label.NORMAL for name in present):
         return Label.NORMAL, ""
     if "no finding" not in said and "pneumonia" in said:  # pneumonia has its own column: 0 means no
         return words.meaning(said["pneumonia"]), said["pneumonia"]
-    return (Said.OTHER if present else Said.BLANK), ""
+    return (NoLabel.OTHER if present else NoLabel.BLANK), ""
 
 
 def _label_of_rsna(cells: Mapping[str, str], roles: Mapping[str, str], words: LabelWords) -> tuple[Meaning, str]:
@@ -412,7 +412,7 @@ def _entry(row: Row, form: Form, roles: Mapping[str, str], words: LabelWords, pa
         said="" if isinstance(meaning, Label) or ("label" not in roles and not form.name) else meaning.value,
         extra=tuple((name, value) for name, value in cells.items() if name not in used and value),
     )
-    return entry, text if meaning is Said.UNKNOWN else ""
+    return entry, text if meaning is NoLabel.UNKNOWN else ""
 
 
 def _places(path: str, cells: Mapping[str, str]) -> tuple[str, ...]:
@@ -478,7 +478,7 @@ def _one(rows: Sequence[Entry]) -> Entry:
     labels = {row.label for row in rows}
     others = [row.said for row in rows if row.said]
     if Label.PNEUMONIA in labels:
-        label, said = ("", Said.CONTRADICTORY.value) if Label.NORMAL in labels else (Label.PNEUMONIA.value, "")
+        label, said = ("", NoLabel.CONTRADICTORY.value) if Label.NORMAL in labels else (Label.PNEUMONIA.value, "")
     else:
         label, said = (Label.NORMAL.value, "") if labels == {Label.NORMAL} else ("", others[0] if others else "")
     same = set(first.extra).intersection(*(row.extra for row in rows))

@@ -41,7 +41,7 @@ _UID: Final = re.compile(r"[0-9.]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Search:
     """The films to ask for.
 
     Attributes:
@@ -73,7 +73,7 @@ class Listed:
 def pull_batch(
     settings: NodeSettings,
     source: str,
-    wanted: Wanted,
+    wanted: Search,
     out: Path,
     films: Path,
     *,
@@ -157,7 +157,7 @@ def _checked(study: object, series: object, instance: object) -> Listed:
 # --------------------------------------------------------------------------- C-FIND, C-GET, C-MOVE
 
 
-def _list(destination: Destination, settings: NodeSettings, wanted: Wanted) -> Iterator[Listed]:
+def _list(destination: Destination, settings: NodeSettings, wanted: Search) -> Iterator[Listed]:
     with association(destination, settings, [STUDY_FIND]) as peer:
         studies = _found(peer, destination, "STUDY", StudyDate=wanted.study_date, StudyInstanceUID="")
         for study in studies:
@@ -227,7 +227,7 @@ def _fetch(destination: Destination, settings: NodeSettings, films: Sequence[Lis
 # --------------------------------------------------------------------------- QIDO-RS, WADO-RS
 
 
-def _list_by_web(destination: Destination, _settings: NodeSettings, wanted: Wanted) -> Iterator[Listed]:
+def _list_by_web(destination: Destination, _settings: NodeSettings, wanted: Search) -> Iterator[Listed]:
     client = web_client(destination)
     ask = partial(asked_of, destination)
     with warnings.catch_warnings():

@@ -244,16 +244,16 @@ def cohort(examined: Sequence[Film], usable: Sequence[Film], scored: Sequence[Sc
 def _gate(bundle: Path) -> GateCurve | None:
     """Return what the report shows of the bundle's gate. Raises: BundleInvalid."""
     gatekeeper = Gatekeeper.of(Bundle.open(bundle))
-    likeness = gatekeeper.likeness
-    if likeness is None:
+    detector = gatekeeper.detector
+    if detector is None:
         return None
     return GateCurve(
         words=gatekeeper.in_words(),
-        limits=likeness.curve_limits,
+        limits=detector.curve_limits,
         limit=REFUSED_ABOVE,
-        refused=likeness.curve,
-        counts={kind: share.of for kind, share in likeness.refused.items()},
-        refused_here={kind: share.refused for kind, share in likeness.refused.items()},
+        refused=detector.curve,
+        counts={kind: share.of for kind, share in detector.refused.items()},
+        refused_here={kind: share.refused for kind, share in detector.refused.items()},
     )
 
 

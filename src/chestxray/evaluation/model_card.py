@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chestxray.evaluation.robustness import CLEAN
-from chestxray.inference.ood import WORDS, OODDetector, Share
+from chestxray.inference.ood import WORDS, OODDetector, RefusedCount
 from chestxray.metrics.calibration import Calibration, brier_score, calibrated, expected_calibration_error
 from chestxray.metrics.intervals import Interval, delong_interval, wilson_interval
 from chestxray.metrics.metrics import Confusion, auroc
@@ -303,7 +303,7 @@ def _origin(kind: str) -> str:
     return "training" if kind in FILMS else "made" if kind in WORDS else "given"
 
 
-def _refused(kind: str, origin: str, share: Share) -> dict[str, Any]:
+def _refused(kind: str, origin: str, share: RefusedCount) -> dict[str, Any]:
     figure = _figure(share.refused, share.of)
     return {"kind": kind, "origin": origin, "refused": figure.pop("numerator"), "of": figure.pop("films"), **figure}
 

@@ -83,7 +83,7 @@ WORDS: Final = {
 ARRAYS: Final = ("centre", "axes", "deviations", "hidden", "hidden_bias", "output", "output_bias", "limits")
 
 
-class Share(NamedTuple):
+class RefusedCount(NamedTuple):
     """How many pictures of a kind were refused, of how many."""
 
     refused: int
@@ -202,11 +202,11 @@ class OODDetector:
     output: Float32Array
     output_bias: Float32Array
     limits: Float32Array
-    refused: Mapping[str, Share]
+    refused: Mapping[str, RefusedCount]
     curve_limits: tuple[float, ...] = ()
     curve: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     looks: Looks | None = None
-    validation: Mapping[str, Share] = field(default_factory=dict)
+    validation: Mapping[str, RefusedCount] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         pixels, axes = self.axes.shape
@@ -302,11 +302,11 @@ class OODDetector:
                 raise BundleInvalid(f"{source}: gate version {raw['version']}; this program reads up to {GATE_VERSION}")
             return cls(
                 **{name: _unpacked(raw["arrays"][name]) for name in ARRAYS},
-                refused={name: Share(*counts) for name, counts in raw["refused"].items()},
+                refused={name: RefusedCount(*counts) for name, counts in raw["refused"].items()},
                 curve_limits=tuple(raw["curve_limits"]),
                 curve={name: tuple(values) for name, values in raw["curve"].items()},
                 looks=Looks.from_json(raw["looks"]) if "looks" in raw else None,
-                validation={name: Share(*counts) for name, counts in raw.get("validation", {}).items()},
+                validation={name: RefusedCount(*counts) for name, counts in raw.get("validation", {}).items()},
             )
         except (ValueError, TypeError, KeyError) as error:
             raise BundleInvalid(f"{source}: not a gate ({error!r}). Export the run again") from error
@@ -351,18 +351,18 @@ class Gatekeeper:
     Attributes:
         ages: ages of the patients for whom the model is meant, in years: from the first, to below the second; None for
             any.
-        likeness: the out-of-distribution detector; None if the bundle has none.
+        detector: the out-of-distribution detector; None if the bundle has none.
         require_age: whether a film whose file states no age is refused; otherwise it is classified, with a note.
     """
 
     ages: tuple[float, float] | None = None
-    likeness: OODDetector | None = None
+    detector: OODDetector | None = None
     require_age: bool = False
 
     @classmethod
     def of(cls, bundle: Bundle, *, require_age: bool = False) -> Self:
         """Return the gate of a bundle; a bundle without one refuses nothing. Raises: BundleInvalid."""
-        return cls(bundle.info.intended_ages, likeness_of(bundle), require_age)
+        return cls(bundle.info.intended_ages, detector_of(bundle), require_age)
 
     def predict(self, film: Radiograph, plane: Plane) -> Gate:
         """Decide whether the model may classify a film.
@@ -371,13 +371,13 @@ class Gatekeeper:
             film: the decoded film.
             plane: the same film as the network's input.
         """
-        score = self.likeness.score(plane) if self.likeness else None
+        score = self.detector.score(plane) if self.detector else None
         if self.ages and film.patient_age_years is not None and not _within(film.patient_age_years, self.ages):
             age = age_in_words(film.patient_age_years)
             reason = f"its file gives an age of {age}, and the model is for {ages_in_words(self.ages)}"
             return Gate(accepted=False, reason=reason, score=score)
-        if self.likeness and score is not None and score > REFUSED_ABOVE:
-            return Gate(accepted=False, reason=self.likeness.reason(plane, score), score=score)
+        if self.detector and score is not None and score > REFUSED_ABOVE:
+            return Gate(accepted=False, reason=self.detector.reason(plane, score), score=score)
         if self.require_age and film.patient_age_years is None:
             reason = "its file states no age, and this service answers only where one is stated (--require-age)"
             return Gate(accepted=False, reason=reason, score=score)
@@ -392,12 +392,12 @@ class Gatekeeper:
     def in_words(self) -> str:
         """Describe in one line what the gate refuses, with the measured counts."""
         counts = ""
-        if self.likeness:
-            counts = f" (of pictures that set the limits, {_counted(self.likeness.refused)}"
-            if self.likeness.validation:
-                counts += f"; of validation films, which set none, {_counted(self.likeness.validation)}"
+        if self.detector:
+            counts = f" (of pictures that set the limits, {_counted(self.detector.refused)}"
+            if self.detector.validation:
+                counts += f"; of validation films, which set none, {_counted(self.detector.validation)}"
             counts += ")"
-        return refusals_in_words(self.ages, by_looks=self.likeness is not None, counts=counts)
+        return refusals_in_words(self.ages, by_looks=self.detector is not None, counts=counts)
 
 
 def refusals_in_words(ages: tuple[float, float] | None, *, by_looks: bool, counts: str = "") -> str:
@@ -408,11 +408,11 @@ def refusals_in_words(ages: tuple[float, float] | None, *, by_looks: bool, count
     return f"refuses {', and '.join(parts)}" if parts else "refuses no film for its looks or its patient's age"
 
 
-def _counted(refused: Mapping[str, Share]) -> str:
+def _counted(refused: Mapping[str, RefusedCount]) -> str:
     return ", ".join(f"{share.refused:,} of {share.of:,} {kind}" for kind, share in refused.items())
 
 
-def likeness_of(bundle: Bundle) -> OODDetector | None:
+def detector_of(bundle: Bundle) -> OODDetector | None:
     """Return the detector in ``gate.json`` of a bundle; None if the bundle has none. Raises: BundleInvalid."""
     if GATE not in bundle.info.files:
         return None

@@ -24,7 +24,7 @@ COVERAGES: Final = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 # --------------------------------------------------------------------------- risk and coverage
 
 
-class Kept(NamedTuple):
+class CoveragePoint(NamedTuple):
     """The most certain films, at least the proportion asked for; films of one margin stay together.
 
     Attributes:
@@ -52,7 +52,7 @@ class RiskCoverage:
     coverage: FloatArray
     risk: FloatArray
     area: float
-    kept: tuple[Kept, ...]
+    kept: tuple[CoveragePoint, ...]
 
 
 def risk_coverage(
@@ -74,7 +74,7 @@ def risk_coverage(
     for wanted in COVERAGES:
         row = int(np.searchsorted(films, math.ceil(wanted * n - 1e-9)))
         rate = share("error_rate", int(errors[row]), int(films[row]), level, "")
-        kept.append(Kept(float(films[row] / n), rate, int(missed[row]), int(errors[row] - missed[row])))
+        kept.append(CoveragePoint(float(films[row] / n), rate, int(missed[row]), int(errors[row] - missed[row])))
     risk = errors / films
     area = float(np.sum(np.diff(films, prepend=0) * risk) / n)
     return RiskCoverage(films / n, risk, area, tuple(kept))

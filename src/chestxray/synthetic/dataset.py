@@ -160,7 +160,7 @@ def write_synthetic_films(
         for film in plan:
             if film.copy_of:
                 shutil.copyfile(beside / film.copy_of, beside / film.path)
-                rows[film.path] = {**rows[film.copy_of], **_told(film)}
+                rows[film.path] = {**rows[film.copy_of], **_known_of(film)}
         (beside / MARKER).write_text(_description(settings, plan, rows), encoding="utf-8")
     return tuple(folder / film.path for film in plan)
 
@@ -175,7 +175,7 @@ def _draw_file(folder: Path, settings: SyntheticSettings, film: PlannedFilm) -> 
     data = FAULTS[film.fault](drawn.pixels) if film.fault else _encoded(drawn.pixels, film.stored)
     (folder / film.path).write_bytes(data)
     boxes = [] if film.fault else [list(box) for box in drawn.boxes]
-    return {**_told(film), "severity": round(drawn.severity, 3), "boxes": boxes}
+    return {**_known_of(film), "severity": round(drawn.severity, 3), "boxes": boxes}
 
 
 def _random(settings: SyntheticSettings, *key: int) -> np.random.Generator:
@@ -183,7 +183,7 @@ def _random(settings: SyntheticSettings, *key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=key))
 
 
-def _told(film: PlannedFilm) -> dict[str, Any]:
+def _known_of(film: PlannedFilm) -> dict[str, Any]:
     label = Label.PNEUMONIA if film.cause else Label.NORMAL
     return {"label": str(label), "cause": film.cause, "patient_id": film.patient_id}
 
@@ -207,11 +207,11 @@ def plan_of(settings: SyntheticSettings) -> tuple[PlannedFilm, ...]:
     """Plan every file to write. Patient numbers are unique across the counters, hence across the folders."""
     rng = _random(settings)
     numbers = rng.permutation(np.arange(1, settings.patients + 1))
-    sides = [*_sides(settings.sick), *_sides(settings.patients - settings.sick)]
+    splits = [*_splits_of(settings.sick), *_splits_of(settings.patients - settings.sick)]
     counter: Counter[str] = Counter()
     plan: list[PlannedFilm] = []
     for place in np.argsort(numbers):
-        patient, split = int(numbers[place]), sides[place]
+        patient, split = int(numbers[place]), splits[place]
         cause = HEALTHY
         if place < settings.sick:
             cause = VIRUS if rng.random() < VIRUS_SHARE else BACTERIA
@@ -226,7 +226,7 @@ def plan_of(settings: SyntheticSettings) -> tuple[PlannedFilm, ...]:
     return (*plan, *_faulty(settings, plan, counter)) if settings.faults else tuple(plan)
 
 
-def _sides(patients: int) -> list[Split]:
+def _splits_of(patients: int) -> list[Split]:
     """Assign a split to each patient of one class: a few validate, a fraction tests, the others train."""
     val, test = min(VALIDATION_FILMS, patients // 4), max(1, round(TEST_SHARE * patients))
     return [Split.VAL] * val + [Split.TEST] * test + [Split.TRAIN] * (patients - val - test)

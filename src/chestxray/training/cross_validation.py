@@ -26,7 +26,7 @@ from chestxray.progress import SILENT, Reporter
 from chestxray.schema import Film, Label, Split
 from chestxray.training.config import Recipe
 from chestxray.training.networks import spec_for
-from chestxray.training.run import Keeping, train_run
+from chestxray.training.run import RunOptions, train_run
 from chestxray.training.run_folder import VALIDATION, ValidationTable
 
 Mask = npt.NDArray[np.bool_]
@@ -140,7 +140,7 @@ class CrossValidation:
                 self.runs / name,
                 self.recipe,
                 device=self.device,
-                keeping=Keeping(replace=True),
+                options=RunOptions(replace=True),
                 on_progress=move,
                 log=self.reporter.log,
             )

@@ -35,7 +35,7 @@ class Teacher:
         return Teacher(tuple(moved), self.hashes)
 
     @torch.no_grad()
-    def shares(self, films: Tensor) -> Tensor:
+    def probabilities(self, films: Tensor) -> Tensor:
         """Return the probability of each class, shape (n, classes), for grey levels (n, 1, height, width)."""
         films = films.contiguous(memory_format=torch.channels_last)
         return torch.stack([network(films) for network in self.networks]).mean(dim=0).softmax(dim=1)

@@ -82,7 +82,7 @@ class World:
         """Check whether the argument is true in any process."""
         return wanted if self.size == 1 else bool(self.sum(_on_its_device(int(wanted))).item())
 
-    def told(self, words: bytes) -> bytes:
+    def broadcast_bytes(self, words: bytes) -> bytes:
         """Send bytes from the first process to all; every process returns them."""
         if self.size == 1:
             return words

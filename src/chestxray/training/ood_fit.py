@@ -34,7 +34,7 @@ from chestxray.inference.ood import (
     Float32Array,
     Looks,
     OODDetector,
-    Share,
+    RefusedCount,
     coded,
     picture,
     thumbnail,
@@ -142,16 +142,16 @@ def fitted_to(pack: Pack, refuse: Sequence[Refused] = ()) -> OODDetector:
     return dataclasses.replace(detector, validation=_of_validation(detector, pack))
 
 
-def _of_validation(detector: OODDetector, pack: Pack) -> dict[str, Share]:
+def _of_validation(detector: OODDetector, pack: Pack) -> dict[str, RefusedCount]:
     """Count how many of the validation films are refused, by label; these films set no limit."""
     rows = pack.rows(Split.VAL)
     labels = np.array([pack.films[row].label for row in rows])
     return {str(label): _share(detector, pack, rows[labels == label]) for label in np.unique(labels) if label}
 
 
-def _share(detector: OODDetector, pack: Pack, rows: npt.NDArray[np.intp]) -> Share:
+def _share(detector: OODDetector, pack: Pack, rows: npt.NDArray[np.intp]) -> RefusedCount:
     scores = detector.scores([pack.images[row] for row in rows])
-    return Share(int(np.sum(scores > REFUSED_ABOVE)), len(rows))
+    return RefusedCount(int(np.sum(scores > REFUSED_ABOVE)), len(rows))
 
 
 def pictures_to_refuse(source: str, preprocessing: Preprocessing) -> Refused:
@@ -221,14 +221,14 @@ def fit_detector(
         part(drawn[SYNTHETIC_FILMS[0] :], kept=True),
     )
     maker = _Maker(levels, rng)
-    likeness = _fitted(fitted, maker)
+    detector = _fitted(fitted, maker)
     scarce = not kept.films
     if not scarce or any(len(some) >= FEWEST_GIVEN for some in fitted.given.values()):
-        likeness = dataclasses.replace(likeness, looks=_looks(fitted, maker))
+        detector = dataclasses.replace(detector, looks=_looks(fitted, maker))
     unseen = kept._replace(films=fitted.films, labels=fitted.labels) if scarce else kept
-    kinds = {kind: likeness.distances(pictures) for kind, pictures in maker.kinds(unseen).items()}
-    chests = likeness.distances(maker.levelled(unseen.synthetic_films))
-    return _measured(_stored(_limited(likeness, kinds, chests, unseen.labels, wide=scarce)), kinds)
+    kinds = {kind: detector.distances(pictures) for kind, pictures in maker.kinds(unseen).items()}
+    chests = detector.distances(maker.levelled(unseen.synthetic_films))
+    return _measured(_stored(_limited(detector, kinds, chests, unseen.labels, wide=scarce)), kinds)
 
 
 def _kept_back(patients: Sequence[str], few: int = FEW) -> list[bool]:
@@ -238,9 +238,9 @@ def _kept_back(patients: Sequence[str], few: int = FEW) -> list[bool]:
     return chosen if len(names) >= few and not all(chosen) else [False] * len(names)
 
 
-def _stored(likeness: OODDetector) -> OODDetector:
+def _stored(detector: OODDetector) -> OODDetector:
     """Return the gate as it will be read back, with 16 bits a number, so that what is measured is what is used."""
-    return OODDetector.from_json(likeness.to_json())
+    return OODDetector.from_json(detector.to_json())
 
 
 # --------------------------------------------------------------------------- pictures
@@ -436,7 +436,7 @@ def _without_torch(kinds: tuple[str, ...], layers: nn.Sequential, dense: nn.Line
 
 
 def _limited(
-    likeness: OODDetector,
+    detector: OODDetector,
     kinds: dict[str, npt.NDArray[np.float64]],
     chests: npt.NDArray[np.float64],
     labels: npt.NDArray[np.intp],
@@ -453,7 +453,7 @@ def _limited(
     """
     films, shifted = kinds["films"], kinds["shifted films"]
     allowed = np.array([REFUSED_OF_FILMS] * 3), np.array([REFUSED_OF_SHIFTED] * 3)
-    if likeness.looks:
+    if detector.looks:
         allowed = np.array([0.0] * 3 + [LOOKS_REFUSED]), np.array([REFUSED_OF_SHIFTED] * 3 + [LOOKS_SHIFTED])
 
     def beyond(distances: npt.NDArray[np.float64], shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -470,18 +470,18 @@ def _limited(
     if wide:
         further = np.array([*FURTHER, FURTHER[0]])[: len(limits)]
         limits = limits + FEW / len(films) * further * np.array([1.0, *limits[1:3], 1.0])[: len(limits)]
-    elif likeness.looks:
+    elif detector.looks:
         limits[:3] += WIDER * np.array([1.0, *limits[1:3]])
-    looks = dataclasses.replace(likeness.looks, limit=float(limits[3])) if likeness.looks else None
-    return dataclasses.replace(likeness, limits=limits[:3].astype(np.float32), looks=looks)
+    looks = dataclasses.replace(detector.looks, limit=float(limits[3])) if detector.looks else None
+    return dataclasses.replace(detector, limits=limits[:3].astype(np.float32), looks=looks)
 
 
-def _measured(likeness: OODDetector, kinds: dict[str, npt.NDArray[np.float64]]) -> OODDetector:
+def _measured(detector: OODDetector, kinds: dict[str, npt.NDArray[np.float64]]) -> OODDetector:
     """Add the counts and the curve of refused pictures."""
-    scores = {kind: likeness.scores_of(distances) for kind, distances in kinds.items()}
+    scores = {kind: detector.scores_of(distances) for kind, distances in kinds.items()}
     return dataclasses.replace(
-        likeness,
-        refused={kind: Share(int(np.sum(of > REFUSED_ABOVE)), len(of)) for kind, of in scores.items()},
+        detector,
+        refused={kind: RefusedCount(int(np.sum(of > REFUSED_ABOVE)), len(of)) for kind, of in scores.items()},
         curve_limits=SCORE_LIMITS,
         curve={kind: tuple(round(float(np.mean(of > at)), 4) for at in SCORE_LIMITS) for kind, of in scores.items()},
     )

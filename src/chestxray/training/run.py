@@ -102,8 +102,8 @@ SPARED_S: Final = 5.0  # seconds; an epoch that ends so soon after a checkpoint 
 
 
 @dataclass(frozen=True, slots=True)
-class Keeping:
-    """How a run is kept on disk.
+class RunOptions:
+    """What a run writes beside its results, and whether it may start anew.
 
     Attributes:
         checkpoints: folder of the checkpoints; by default inside the run's folder.
@@ -133,7 +133,7 @@ def train_run(
     *,
     teachers: Sequence[Path] = (),
     device: str = "auto",
-    keeping: Keeping | None = None,
+    options: RunOptions | None = None,
     compiled: bool = False,
     on_epoch: Callable[[EpochRecord], None] = no_report,
     on_progress: ProgressCallback = no_progress,
@@ -150,7 +150,7 @@ def train_run(
         recipe: how to train.
         teachers: finished runs on the same pack, if the recipe has ``distillation``.
         device: as for ``trainer.train``.
-        keeping: how the run is kept on disk.
+        options: checkpoints, restart and trackers.
         compiled: let torch compile the network first, if possible.
         on_epoch: called after each epoch, when its line has been written.
         on_progress: called with (films done, films in all) after each step.
@@ -164,7 +164,7 @@ def train_run(
         TrainingInterrupted: SIGTERM or SIGINT arrived; a checkpoint has been written.
         Also the errors of ``Pack.open`` and ``trainer.train``.
     """
-    keeping = keeping or Keeping()
+    options = options or RunOptions()
     for part in out.glob(f".{DESCRIPTION}.*.part"):  # a process that is killed at its start leaves only this file
         part.unlink()
     if not may_be_replaced(out, DESCRIPTION):
@@ -174,15 +174,15 @@ def train_run(
             log = no_log
         pack = Pack.open(pack_folder)
         teacher = teacher_of(teachers, recipe, pack)
-        folder = CheckpointFolder(keeping.checkpoints or out / CHECKPOINTS)
+        folder = CheckpointFolder(options.checkpoints or out / CHECKPOINTS)
         origin = Origin.of(pack, recipe, teacher.hashes if teacher else ())
-        found = _found_by_all(world, out, folder, origin, keeping, log)
+        found = _found_by_all(world, out, folder, origin, options, log)
         if isinstance(found, RunSummary):
             return found
         training = Training(pack, recipe, device=own_device, world=world, teacher=teacher)
         if compiled:
             training.step = compiled_where_possible(training.step, log)
-        run = _Run(out, folder, training, keeping, found, log)
+        run = _Run(out, folder, training, options, found, log)
         with stop_requests() as stop:
             return run.to_the_end(stop, on_epoch, on_progress)
 
@@ -191,32 +191,32 @@ def train_run(
 
 
 def _found_by_all(
-    world: World, out: Path, folder: CheckpointFolder, origin: Origin, keeping: Keeping, log: Log
+    world: World, out: Path, folder: CheckpointFolder, origin: Origin, options: RunOptions, log: Log
 ) -> RunSummary | Checkpoint | None:
     """Return what the folder holds, read by the first process and sent to the others."""
     if world.size == 1:
-        return _found(out, folder, origin, keeping, log)
-    found = _found(out, folder, origin, keeping, log) if world.is_main else None
+        return _found(out, folder, origin, options, log)
+    found = _found(out, folder, origin, options, log) if world.is_main else None
     summary = found if isinstance(found, RunSummary) else None
     words = [summary.info.to_json(), *map(json.dumps, map(dataclasses.asdict, summary.records))] if summary else []
-    told = world.told("\n\n\n".join(words).encode()).decode()
-    if told:
-        info, *records = told.split("\n\n\n")
+    received = world.broadcast_bytes("\n\n\n".join(words).encode()).decode()
+    if received:
+        info, *records = received.split("\n\n\n")
         return RunSummary(out, RunInfo.from_json(info), tuple(EpochRecord(**json.loads(r)) for r in records), True)  # noqa: FBT003
     files = found.to_files() if isinstance(found, Checkpoint) else (b"", b"")
-    text, data = world.told(files[0]), world.told(files[1])
+    text, data = world.broadcast_bytes(files[0]), world.broadcast_bytes(files[1])
     return Checkpoint.from_files(text, data) if text else None
 
 
 def _found(
-    out: Path, folder: CheckpointFolder, origin: Origin, keeping: Keeping, log: Log
+    out: Path, folder: CheckpointFolder, origin: Origin, options: RunOptions, log: Log
 ) -> RunSummary | Checkpoint | None:
     """Return the finished run, or the checkpoint to resume, or None. Raises: OutputExists, RunInvalid."""
-    if keeping.restart:
+    if options.restart:
         return None
     info = RunInfo.read(out) if (out / DESCRIPTION).is_file() else None
     if info is not None and (apart := info.origin.apart_from(origin)):
-        _refuse_unless_replaced(out, apart, keeping)
+        _refuse_unless_replaced(out, apart, options)
         return None
     if info is not None and info.state == FINISHED:
         summary = read_finished(out, info)
@@ -224,13 +224,13 @@ def _found(
         return summary
     checkpoint = folder.latest(log)
     if checkpoint is not None and (apart := checkpoint.origin.apart_from(origin)):
-        _refuse_unless_replaced(folder.folder, apart, keeping)
+        _refuse_unless_replaced(folder.folder, apart, options)
         return None
     return checkpoint
 
 
-def _refuse_unless_replaced(folder: Path, apart: str, keeping: Keeping) -> None:
-    if not keeping.replace:
+def _refuse_unless_replaced(folder: Path, apart: str, options: RunOptions) -> None:
+    if not options.replace:
         raise OutputExists(
             f"{folder}: holds another run: {apart}. Give another --out (or --checkpoints), or --restart to replace it"
         )
@@ -247,7 +247,7 @@ class _Run:
         out: Path,
         folder: CheckpointFolder,
         training: Training,
-        keeping: Keeping,
+        options: RunOptions,
         checkpoint: Checkpoint | None,
         log: Log,
     ) -> None:
@@ -256,7 +256,7 @@ class _Run:
         self._writes = step.world.is_main
         self._folder = folder
         self._out = RunFolder(out, step.pack, step.splits.validation)
-        self._every = keeping.every
+        self._every = options.every
         self._log = log
         self._best = checkpoint.best if checkpoint else None
         self._seconds_before = checkpoint.seconds if checkpoint else 0.0
@@ -269,7 +269,7 @@ class _Run:
         if self._writes:
             self._begin(anew=checkpoint is None)
         self._trackers: tuple[Tracker, ...] = ()
-        self._wanted_trackers = keeping.trackers if self._writes else ()
+        self._wanted_trackers = options.trackers if self._writes else ()
 
     def _begin(self, *, anew: bool) -> None:
         if anew:
@@ -295,10 +295,10 @@ class _Run:
             self._after_step()
 
         with ExitStack() as trackers:
-            told = len(self._training.records)
+            recorded = len(self._training.records)
             for name in self._wanted_trackers:
                 self._trackers += (
-                    trackers.enter_context(track(name, self._out.folder, self._training.step.recipe, told)),
+                    trackers.enter_context(track(name, self._out.folder, self._training.step.recipe, recorded)),
                 )
             for epoch in self._training.epochs(on_progress, after_step):
                 self._keep(epoch)
@@ -359,8 +359,8 @@ class _Run:
         if self._writes:
             info = self._out.finish(info, training.records, last, self._seconds())
             self._folder.clear()
-        told = world.told(info.to_json().encode() if self._writes else b"")
-        return RunSummary(self._out.folder, RunInfo.from_json(told.decode()), tuple(training.records))
+        received = world.broadcast_bytes(info.to_json().encode() if self._writes else b"")
+        return RunSummary(self._out.folder, RunInfo.from_json(received.decode()), tuple(training.records))
 
 
 PEAK_FILMS: Final = 256  # validation films with pneumonia, at most, on which the scale of heat maps is measured

@@ -42,20 +42,20 @@ class Tracker(Protocol):
         """Record an epoch that has ended."""
 
 
-def track(name: str, folder: Path, recipe: Recipe, told: int) -> AbstractContextManager[Tracker]:
+def track(name: str, folder: Path, recipe: Recipe, recorded: int) -> AbstractContextManager[Tracker]:
     """Open a tracker until the block ends; a run that fails inside the block is marked as failed.
 
     Args:
         name: name of a row of the table.
         folder: the run's folder.
         recipe: recorded beside the figures.
-        told: epochs that were recorded before an interruption.
+        recorded: epochs that were recorded before an interruption.
 
     Raises: RecipeInvalid: no such tracker, or it cannot be reached. MissingExtra.
     """
     if name not in TRACKERS:
         raise RecipeInvalid(f"there is no tracker {name!r}; there are {', '.join(TRACKERS)}")
-    return TRACKERS[name](folder, recipe, told)
+    return TRACKERS[name](folder, recipe, recorded)
 
 
 class _TensorBoard:
@@ -69,16 +69,16 @@ class _TensorBoard:
 
 
 @contextmanager
-def _tensorboard(folder: Path, recipe: Recipe, told: int) -> Iterator[Tracker]:
+def _tensorboard(folder: Path, recipe: Recipe, recorded: int) -> Iterator[Tracker]:
     """Write event files in ``tensorboard/`` of the run's folder."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingExtra("The tracker tensorboard", "tensorboard") from error
     place = folder / TENSORBOARD_FOLDER
-    if not told:
+    if not recorded:
         shutil.rmtree(place, ignore_errors=True)
-    with SummaryWriter(place, purge_step=told + 1) as writer:
+    with SummaryWriter(place, purge_step=recorded + 1) as writer:
         writer.add_text("recipe", f"```toml\n{recipe.to_toml()}```")
         yield _TensorBoard(writer)
 
@@ -94,7 +94,7 @@ class _MLflow:
 
 
 @contextmanager
-def _mlflow(folder: Path, recipe: Recipe, told: int) -> Iterator[Tracker]:
+def _mlflow(folder: Path, recipe: Recipe, recorded: int) -> Iterator[Tracker]:
     """Record a run at MLFLOW_TRACKING_URI, in the experiment MLFLOW_EXPERIMENT_NAME or "chestxray"."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # only that server may learn of a run
     try:
@@ -107,7 +107,7 @@ def _mlflow(folder: Path, recipe: Recipe, told: int) -> Iterator[Tracker]:
         raise RecipeInvalid(f"the tracker mlflow needs a server: set {MLFLOW_SERVER}")
     try:
         client = MlflowClient(tracking_uri=server)
-        run = _mlflow_run(client, folder / MLFLOW_RUN, recipe, told)
+        run = _mlflow_run(client, folder / MLFLOW_RUN, recipe, recorded)
         status = "FAILED"
         try:
             yield _MLflow(client, run)
@@ -118,9 +118,9 @@ def _mlflow(folder: Path, recipe: Recipe, told: int) -> Iterator[Tracker]:
         raise RecipeInvalid(f"MLflow at {server}: {error}. The same command without it goes on") from error
 
 
-def _mlflow_run(client: Any, note: Path, recipe: Recipe, told: int) -> str:
+def _mlflow_run(client: Any, note: Path, recipe: Recipe, recorded: int) -> str:
     """Return the id of the run that began before an interruption, else of a new one."""
-    if told and note.is_file():
+    if recorded and note.is_file():
         run = note.read_text(encoding="utf-8").strip()
         client.update_run(run, status="RUNNING")
         return run

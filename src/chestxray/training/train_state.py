@@ -153,7 +153,7 @@ class TrainState(NamedTuple):
             films, targets = mixed(films, targets, self.recipe.mixup, generator)
         share = self.world.share_of(len(batch))
         if self.teacher:
-            taught = self.world.whole(self.teacher.shares(films[share]), len(batch))
+            taught = self.world.whole(self.teacher.probabilities(films[share]), len(batch))
             targets = targets.lerp(taught, self.recipe.distillation)
         with self.world.as_one(len(batch)):
             shown = resized(films[share], size or self.pack.info.preprocessing.size)
