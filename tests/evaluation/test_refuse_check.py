@@ -97,7 +97,7 @@ def test_it_takes_no_other_source_and_needs_a_film(
 @pytest.mark.parametrize(
     ("reason", "kind"),
     [
-        ("it does not look like a frontal chest film, but like an adult's film (score 0.93; ...", "an adult's film"),
+        ("it looks like an adult's film, which this model was not trained on (score 0.93; ...", "an adult's film"),
         ("it does not look like a frontal chest film (score 0.61; refused above 0.50)", "unlike the training films"),
         ("it looks like the negative of a chest film. Invert it (score 1.00; ...", "a negative"),
         ("its grey levels are those of a negative: its middle is darker", "a negative"),

@@ -38,6 +38,9 @@ JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 JPEG_LS = "1.2.840.10008.1.2.4.80"
 JPEG_LS_NEAR = "1.2.840.10008.1.2.4.81"
 JPEG_2000 = "1.2.840.10008.1.2.4.90"
+HTJ2K = "1.2.840.10008.1.2.4.201"
+HTJ2K_RPCL = "1.2.840.10008.1.2.4.202"
+HTJ2K_LOSSY = "1.2.840.10008.1.2.4.203"
 
 Levels = npt.NDArray[np.generic]
 
@@ -214,6 +217,13 @@ def test_every_step_of_the_grayscale_pipeline_gives_its_exact_levels(name: str) 
     assert np.abs(pixels.astype(int) - expected.astype(int)).max() <= 1
 
 
+def htj2k(pixels: Levels, syntax: str = HTJ2K, **elements: object) -> bytes:
+    """A high-throughput JPEG 2000 by OpenJPH, whose order of progression is RPCL."""
+    stream = imagecodecs.htj2k_encode(pixels, reversible=True, rgb=False)
+    assert stream[stream.index(b"\xff\x52") + 5] == 2  # RPCL
+    return coded([stream], syntax, pixels, **elements)
+
+
 JPEG = encoded(GREY, "JPEG", quality=90)
 CODED = {
     "RLE 8": (compressed(GREY, RLE), GREY),
@@ -238,6 +248,17 @@ CODED = {
     "JPEG 2000 with a window": (
         compressed(WIDE, JPEG_2000, BitsStored=12, WindowCenter=1500, WindowWidth=2000), linear(WIDE, 1500, 2000),
     ),
+    "HTJ2K 8": (htj2k(GREY), GREY),
+    "HTJ2K 12": (htj2k(WIDE, BitsStored=12), spread(WIDE)),
+    "HTJ2K 16": (htj2k((WIDE * 16).astype(np.uint16)), spread(WIDE)),
+    "HTJ2K signed": (htj2k(SIGNED), spread(SIGNED)),
+    "HTJ2K with a window, in MONOCHROME1": (
+        htj2k(WIDE, BitsStored=12, WindowCenter=1500, WindowWidth=2000, PhotometricInterpretation="MONOCHROME1"),
+        65535 - linear(WIDE, 1500, 2000),
+    ),
+    "HTJ2K RPCL": (htj2k(WIDE, HTJ2K_RPCL, BitsStored=12), spread(WIDE)),
+    "HTJ2K of any kind, without loss": (htj2k(WIDE, HTJ2K_LOSSY, BitsStored=12), spread(WIDE)),
+    "HTJ2K RGB": (htj2k(RGB), GREY),
     "JPEG 2000 RGB": (compressed(RGB, JPEG_2000, PhotometricInterpretation="YBR_RCT"), GREY),
     "uncompressed RGB": (native(RGB), GREY),
     "uncompressed RGB, planes apart": (
@@ -315,6 +336,20 @@ def test_a_frame_in_several_pieces_is_one_frame() -> None:
 def test_near_lossless_stays_within_its_bound() -> None:
     data = compressed_near(GREY, 3)
     assert np.abs(decode(data, "film").pixels.astype(int) - GREY).max() <= 3
+
+
+def test_high_throughput_jpeg_2000_with_loss_is_near_the_film_without_loss() -> None:
+    stream = imagecodecs.htj2k_encode(WIDE, reversible=False)
+    film = decode(coded([stream], HTJ2K_LOSSY, WIDE, BitsStored=12, WindowCenter=2048, WindowWidth=4096), "film")
+    assert np.abs(film.pixels / 16.0 - WIDE).max() <= 16
+
+
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+def test_high_throughput_jpeg_2000_that_ends_early_is_refused_by_name(part: float) -> None:
+    stream = imagecodecs.htj2k_encode(WIDE, reversible=True)
+    cut = coded([stream[: int(part * len(stream))]], HTJ2K, WIDE, BitsStored=12)
+    with pytest.raises(UnreadableFilm, match=r"^film\.dcm: "):
+        decode(cut, "film.dcm")
 
 
 def compressed_near(pixels: npt.NDArray[np.uint8], error: int) -> bytes:
@@ -564,6 +599,7 @@ except MissingExtra as error:
     [
         ("", ["pydicom"], "Reading DICOM needs an extra"),
         (JPEG_2000, ["pylibjpeg"], "Reading DICOM in JPEG 2000 lossless (pylibjpeg-openjpeg) needs an extra"),
+        (HTJ2K, ["pylibjpeg"], "Reading DICOM in HTJ2K lossless (pylibjpeg-openjpeg) needs an extra"),
         (JPEG_LS, ["jpeg_ls"], "Reading DICOM in JPEG-LS lossless (pyjpegls) needs an extra"),
         ("1.2.840.10008.1.2.4.70", ["imagecodecs"], "Reading DICOM in JPEG lossless SV1 (imagecodecs) needs an extra"),
     ],
@@ -574,6 +610,8 @@ def test_without_the_extra_the_error_names_it(tmp_path: Path, syntax: str, missi
         path.write_bytes(native(GREY))
     elif syntax.endswith("70"):
         path.write_bytes(coded([lossless_jpeg(GREY.astype(np.uint16), 8)], syntax, GREY))
+    elif syntax == HTJ2K:
+        path.write_bytes(htj2k(GREY))
     else:
         path.write_bytes(compressed(GREY, syntax))
     done = subprocess.run([sys.executable, "-c", WITHOUT, path, *missing], capture_output=True, text=True, check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,7 +52,9 @@ def other_levels(draw: st.DrawFn, film: Grey) -> npt.NDArray[np.generic]:
     levels = np.rint((gain * shown + offset) * (2**bits - 1))
     if draw(st.booleans()) and bits < 16:
         levels[draw(st.integers(0, 9)), draw(st.integers(0, 9))] = 2**16 - 1 if bits > 8 else 255
-    pixels = levels.clip(0, 255).astype(np.uint8) if bits == 8 else levels.astype(np.uint16)
+    if bits > 8:
+        levels += draw(st.sampled_from([0, 2**15])) if bits < 16 else 0  # signed values stored as unsigned ones
+    pixels = levels.clip(0, 255).astype(np.uint8) if bits == 8 else levels.clip(0, 65535).astype(np.uint16)
     return np.iinfo(pixels.dtype).max - pixels if draw(st.integers(0, 5)) == 0 else pixels
 
 
@@ -103,8 +106,22 @@ def test_values_of_fewer_bits_in_16_are_stretched_and_answered_as_the_film(
         assert answer.probability == pytest.approx(model(encoded(film)).probability, abs=0.05)
 
 
-def test_an_empty_exposure_of_any_depth_is_refused(model: Predictor) -> None:
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+@pytest.mark.parametrize("offset", [1024, 2**15, 49000])
+def test_values_above_an_offset_are_stretched_and_answered_as_the_film(
+    model: Predictor, drawn: Sequence[Grey], bits: int, offset: int
+) -> None:
+    for film in drawn:
+        raised = (np.rint(film / 255 * (2**bits - 1)) + offset).astype(np.uint16)
+        answer = model(encoded(raised))
+        assert answer.gate.accepted, answer.gate.reason
+        assert answer.probability == pytest.approx(model(encoded(film)).probability, abs=0.05)
+
+
+@pytest.mark.parametrize("offset", [0, 2**15])
+def test_an_empty_exposure_of_any_depth_is_refused(model: Predictor, offset: int) -> None:
     noise = np.random.default_rng(3).normal(size=(256, 256))
-    for bits in (10, 12, 16):
-        empty = (2 ** (bits - 1) + noise * 2**bits / 250).astype(np.uint16)
+    heel = np.linspace(-0.5, 0.5, 256)[:, None]  # the tube's: one end of an exposure is brighter
+    for bits, unevenness in itertools.product((10, 12, 14), (0.0, 0.02, 0.05)):
+        empty = (2 ** (bits - 1) + (noise / 250 + unevenness * heel) * 2**bits + offset).astype(np.uint16)
         assert model(encoded(empty)).gate.reason.startswith("its grey levels are almost uniform")

@@ -13,13 +13,24 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image, ImageFilter
 
 from chestxray.data.labels import parse_name
 from chestxray.errors import BundleInvalid, FilmError
 from chestxray.images.preprocess import preprocess, resample
-from chestxray.inference.bundle import Bundle
-from chestxray.inference.ood import GATE, REFUSED_ABOVE, Gatekeeper, OODDetector, prepare, thumbnail
+from chestxray.inference.bundle import DEFAULT, Bundle, folder_of
+from chestxray.inference.ood import (
+    GATE,
+    KERNELS,
+    PICTURE_SIDE,
+    REFUSED_ABOVE,
+    Gatekeeper,
+    OODDetector,
+    detector_of,
+    prepare,
+    thumbnail,
+)
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import INTENDED_AGES, BundleInfo, Gate, Preprocessing, Resize
 from chestxray.training.ood_fit import fit_detector
@@ -123,6 +134,21 @@ def test_the_score_depends_neither_on_the_films_resolution_nor_on_that_of_the_in
         gates = [prepare(encoded(x), "film", one, gatekeeper).gate for x in (film, small) for one in inputs]
         scores = [gate.score for gate in gates]
         assert max(scores) - min(scores) < 0.06, scores
+
+
+def test_the_convolutional_network_is_that_of_pytorch() -> None:
+    detector = detector_of(Bundle.open(folder_of(DEFAULT)))
+    assert detector is not None
+    assert detector.looks is not None
+    pictures = np.random.default_rng(0).integers(0, 256, (3, PICTURE_SIDE, PICTURE_SIDE), np.uint8)
+    seen = (torch.from_numpy(pictures)[:, None].float() - 128) / 64
+    for side, filters, bias in zip(KERNELS, detector.looks.filters, detector.looks.biases, strict=True):
+        weights = torch.from_numpy(filters.T.reshape(len(bias), -1, side, side))
+        seen = torch.relu(torch.conv2d(seen, weights, torch.from_numpy(bias), stride=2, padding=side // 2))
+    expected = seen.permute(0, 2, 3, 1).flatten(1) @ torch.from_numpy(detector.looks.dense)
+    logits = detector.looks.logits(pictures)
+    assert np.allclose(logits, expected.numpy() + detector.looks.dense_bias, atol=1e-3)
+    assert np.allclose(logits[1:2], detector.looks.logits(pictures[1:2]), atol=1e-4)
 
 
 # --------------------------------------------------------------------------- age

@@ -25,7 +25,7 @@ UNREADABLE: Final = "cannot be read as a film"
 _KINDS: Final = (
     (r"it looks like a chest film (turned|that stands)", "a film that was turned"),
     (r"it looks like the negative|its grey levels are those of a negative", "a negative"),
-    (r"it does not look like a frontal chest film, but like ([^(]+?) \(score", r"\1"),
+    (r"it looks like (.+?), which this model was not trained on", r"\1"),
     (r"it does not look like a frontal chest film", "unlike the training films"),
     (r"its file gives an age", "another age, by its file"),
     (r"its file states no age", "no age in its file"),

@@ -100,7 +100,7 @@ def levelled(exact: Exact | Plane, levels: Levels) -> Plane:
     counts = np.bincount(stretched[middle].ravel(), minlength=WHITE + 1)
     ranks = (np.cumsum(counts) - counts / 2) / inside.size * WHITE
     table = np.rint((1 - RANKED) * np.arange(WHITE + 1) + RANKED * ranks).astype(np.uint8)
-    equalised: Plane = table[stretched]
+    equalised: Plane = np.take(table, stretched)
     return equalised
 
 

@@ -17,6 +17,9 @@ MAX_COLOURED: Final = 0.05  # fraction of pixels; a coloured annotation on a gre
 MIN_SIDE: Final = 64  # pixels; in smaller films ribs and vessels cannot be told apart
 MAX_ASPECT: Final = 3.0  # longer side / shorter side; published chest films stay below 2.5
 MIN_DEVIATION: Final = 0.02  # of the grey level, 0 to 1; an empty exposure stays below it
+MIN_STRUCTURE: Final = 0.85  # of the deviation is left where areas are averaged: films keep 0.95, noise 0.15
+MIN_SHAPE: Final = 0.05  # by which middle and sides differ, as in ``brightness_of_middle``, in every published film
+AREAS: Final = 32  # areas a side over which a film is averaged; each has 4 x 4 pixels or more
 WHITE: Final = 255
 DEFECTIVE: Final = 0.001  # of a film's pixels may be brighter than its white
 
@@ -116,7 +119,7 @@ def objection_to(film: Radiograph) -> Objection | None:
 
 def _objection_to_pixels(film: Radiograph) -> Objection | None:
     deviation = deviation_of(film.pixels) / _white_of(film.pixels)
-    if deviation < MIN_DEVIATION:
+    if deviation < MIN_DEVIATION and not _is_raised(film.pixels):
         reason = f"its grey levels are almost uniform: they deviate by {deviation:.1%} (at least {MIN_DEVIATION:.0%})"
         return Objection(Verdict.BLANK, reason)
     if min(film.width, film.height) < MIN_FILM_SIDE:
@@ -143,6 +146,23 @@ def _white_of(pixels: Pixels) -> int:
     step = max(1, height // LOOKED_AT, width // LOOKED_AT)
     brightest = int(np.quantile(pixels[::step, ::step], 1.0 - DEFECTIVE, method="lower"))
     return int((1 << max(brightest.bit_length(), WHITE.bit_length())) - 1)
+
+
+def _is_raised(pixels: Pixels) -> bool:
+    """Check whether values of fewer bits lie above an offset, as signed values that were stored as unsigned ones.
+
+    Such a film deviates little, as an empty exposure does, but not in noise: areas differ, and so do middle and sides.
+    """
+    height, width = pixels.shape
+    if pixels.dtype == np.uint8 or min(height, width) < MIN_FILM_SIDE:
+        return False
+    step = max(1, height // LOOKED_AT, width // LOOKED_AT)
+    looked_at = pixels[::step, ::step].astype(np.float32)
+    low, high = np.quantile(looked_at, (DEFECTIVE, 1.0 - DEFECTIVE))
+    levels = looked_at.clip(low, high) - low
+    areas = np.asarray(Image.fromarray(levels).resize((AREAS, AREAS), Image.Resampling.BOX))
+    noise = max(MIN_STRUCTURE * float(levels.std()), MIN_DEVIATION * float(high - low), 1.0)
+    return float(areas.std()) > noise and abs(brightness_of_middle(pixels)) > MIN_SHAPE
 
 
 def deviation_of(pixels: Pixels) -> float:

@@ -108,6 +108,7 @@ class Looks:
     dense: Float32Array
     dense_bias: Float32Array
     limit: float = 0.0
+    _by_place: tuple[Float32Array, ...] = field(init=False, repr=False, default=())  # filters, channels innermost
 
     def __post_init__(self) -> None:
         before, cells = 1, PICTURE_SIDE // 2 ** len(KERNELS)
@@ -121,6 +122,13 @@ class Looks:
         arrays = (*self.filters, *self.biases, self.dense, self.dense_bias, np.array(self.limit))
         if not all(np.isfinite(array).all() for array in arrays):
             raise ValueError("an array holds something else than numbers")
+        by_place = [
+            np.ascontiguousarray(
+                filters.reshape(-1, side, side, filters.shape[1]).transpose(1, 2, 0, 3).reshape(filters.shape)
+            )
+            for side, filters in zip(KERNELS, self.filters, strict=True)
+        ]
+        object.__setattr__(self, "_by_place", tuple(by_place))
 
     def logits(self, pictures: Plane) -> Float32Array:
         """Return the logits of "film" and of each kind: shape (n, kinds + 1).
@@ -128,17 +136,21 @@ class Looks:
         Args:
             pictures: shape (n, PICTURE_SIDE, PICTURE_SIDE), uint8.
         """
-        features: Float32Array = ((pictures.astype(np.float32) - np.float32(128)) / np.float32(64))[..., None]
-        for side, filters, bias in zip(KERNELS, self.filters, self.biases, strict=True):
-            rim = side // 2
-            number, rows, columns, channels = features.shape  # np.pad takes as long as a layer
-            padded = np.zeros((number, rows + 2 * rim, columns + 2 * rim, channels), np.float32)
-            padded[:, rim : rim + rows, rim : rim + columns] = features
-            windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), axis=(1, 2))[:, ::2, ::2]
-            number, rows, columns = windows.shape[:3]
-            seen = windows.reshape(number * rows * columns, -1) @ filters + bias
-            features = np.maximum(seen, 0.0).reshape(number, rows, columns, -1)
-        scores: Float32Array = features.reshape(len(pictures), -1) @ self.dense + self.dense_bias
+        number, size = len(pictures), PICTURE_SIDE
+        padded, inside = _with_rim(number, size, 1, KERNELS[0])
+        np.subtract(pictures[..., None], np.float32(128), out=inside)
+        inside /= np.float32(64)
+        features = inside
+        for layer, (side, filters, bias) in enumerate(zip(KERNELS, self._by_place, self.biases, strict=True)):
+            size //= 2
+            features = _windows(padded, side, size).reshape(-1, len(filters)) @ filters
+            features += bias
+            features = features.reshape(number, size, size, -1)
+            if layer + 1 < len(KERNELS):  # the next layer's input is written where that layer looks for it
+                padded, inside = _with_rim(number, size, features.shape[-1], KERNELS[layer + 1])
+                np.maximum(features, 0.0, out=inside)
+        np.maximum(features, 0.0, out=features)
+        scores: Float32Array = features.reshape(number, -1) @ self.dense + self.dense_bias
         return scores
 
     def log_odds(self, pictures: Plane) -> npt.NDArray[np.float64]:
@@ -275,7 +287,7 @@ class OODDetector:
             words = REMEDIES[best][1]
         elif self.looks and self.looks.log_odds(upright[None])[0] > self.looks.limit:
             kind = self.looks.kind(upright)
-            words = f"{UNLIKE}, but like {WORDS.get(kind, kind)}"
+            words = f"it looks like {WORDS.get(kind, kind)}, which this model was not trained on"
         else:
             words = UNLIKE
         return f"{words} (score {score:.2f}; refused above {REFUSED_ABOVE:.2f})"
@@ -312,6 +324,24 @@ class OODDetector:
             raise BundleInvalid(f"{source}: not a gate ({error!r}). Export the run again") from error
 
 
+def _with_rim(number: int, size: int, channels: int, side: int) -> tuple[Float32Array, Float32Array]:
+    """Return an empty array with a rim of zeros for filters of that side, and its part without the rim."""
+    rim = side // 2
+    padded = np.zeros((number, size + 2 * rim, size + 2 * rim, channels), np.float32)
+    return padded, padded[:, rim : rim + size, rim : rim + size]
+
+
+def _windows(padded: Float32Array, side: int, size: int) -> Float32Array:
+    """Return a view of every second square of that side: shape (n, size, size, side, side * channels).
+
+    NumPy's ``sliding_window_view`` takes as long as a whole layer.
+    """
+    number, _, _, channels = padded.shape
+    picture, row, column, value = padded.strides
+    shape, strides = (number, size, size, side, side * channels), (picture, 2 * row, 2 * column, row, value)
+    return np.ndarray(shape, np.float32, padded, strides=strides)
+
+
 def picture(plane: Plane) -> Plane:
     """Return a picture resized to ``PICTURE_SIDE`` x ``PICTURE_SIDE`` pixels."""
     side = (PICTURE_SIDE, PICTURE_SIDE)
@@ -321,8 +351,8 @@ def picture(plane: Plane) -> Plane:
 def thumbnail(plane: Plane) -> Float32Array:
     """Return a picture at ``SIDE`` x ``SIDE`` pixels, with mean 0 and deviation about 1: shape (p,)."""
     small = np.asarray(Image.fromarray(plane).resize((SIDE, SIDE), Image.Resampling.BILINEAR), dtype=np.float32)
-    levels = small - small.mean()
-    shape: Float32Array = (levels / (levels.std() + np.float32(FLAT))).ravel()
+    levels = (small - small.mean()).ravel()
+    shape: Float32Array = levels / (np.sqrt(levels @ levels / np.float32(levels.size)) + np.float32(FLAT))
     return shape
 
 

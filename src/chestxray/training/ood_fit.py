@@ -103,7 +103,7 @@ class Refused(NamedTuple):
     """Pictures that a bundle must not answer, of one kind.
 
     Attributes:
-        kind: the words for them in refusals, as in "it does not look like a frontal chest film, but like {kind}".
+        kind: the words for them in refusals, as in "it looks like {kind}, which this model was not trained on".
         planes: the pictures preprocessed for the network, each (height, width), uint8.
         patients: the patient of each picture; a picture without one counts as a patient of its own.
     """
