@@ -47,13 +47,13 @@ READ: Final = """() => {
     const marked = (name) => performance.getEntriesByName(name)[0];
     const [chosen, shown, answered] = ["chosen", "shown", "answered"].map(marked);
     const files = [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")];
-    const own = files.filter(({ name }) => !/\\/v1\\/|\\/examples\\/|^blob:/.test(name));
+    const start = files.filter(({ name, startTime }) => startTime < chosen.startTime && !name.startsWith("blob:"));
     return {
       "first paint, ms": first.startTime,
       "film after the choice, ms": shown.startTime - chosen.startTime,
       "answer after the choice, ms": answered.startTime - chosen.startTime,
       "cumulative layout shift": shift,
-      "own code on the wire, bytes": own.reduce((sum, { encodedBodySize }) => sum + encodedBodySize, 0),
+      "the start page on the wire, bytes": start.reduce((sum, { encodedBodySize }) => sum + encodedBodySize, 0),
     };
 }"""
 

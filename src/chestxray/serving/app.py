@@ -14,6 +14,7 @@ nothing that a caller sends is stored.
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from chestxray.serving.problems import INVALID_REQUEST, NOT_FOUND, WRONG_METHOD,
 from chestxray.serving.sagemaker import add_sagemaker_routes
 from chestxray.serving.security import ApiKeyMiddleware, Edge
 from chestxray.serving.service import MEBIBYTE, MEDIA_TYPES, PredictParameters, Service, ServiceSettings
-from chestxray.serving.static import PAGE_NOT_FOUND, page_routes
+from chestxray.serving.static import PAGE_NOT_FOUND, packed_or_plain, page_routes
 from chestxray.version import __version__
 
 __all__ = ["MEBIBYTE", "ServiceSettings", "create_app"]
@@ -160,7 +161,8 @@ def _surround(app: FastAPI, service: Service, open_paths: frozenset[str]) -> Non
 
 
 def _add_film_routes(app: FastAPI, service: Service) -> None:
-    model = describe_model(service.predictor.folder, service.predictor.info, service.settings.max_body)
+    model = describe_model(service.predictor.folder, service.predictor.info, service.settings.max_body).encode()
+    model_packed = gzip.compress(model, mtime=0)
 
     @app.post(PREDICT, summary="Classify one film", tags=["films"], **openapi.film_in(Prediction))
     async def predict(request: Request, parameters: Annotated[PredictParameters, Query()]) -> Response:
@@ -183,9 +185,9 @@ def _add_film_routes(app: FastAPI, service: Service) -> None:
         return await service.draw(request)
 
     @app.get("/v1/model", summary="The model", tags=["films"], **openapi.json_out(ModelDescription))
-    async def describe() -> Response:
+    async def describe(request: Request) -> Response:
         """Return the bundle's description, its model card, and the limits of this service."""
-        return Response(model, media_type="application/json")
+        return packed_or_plain(request, model, model_packed, "application/json", {"Vary": "Accept-Encoding"})
 
 
 def _add_health_routes(app: FastAPI, service: Service) -> None:

@@ -113,4 +113,6 @@ def complete(app: FastAPI, operating_points: Sequence[str], open_paths: frozense
                 if parameter["name"] == "operating_point":
                     parameter["description"] = "A named threshold of this bundle; its default one where left out."
                     parameter["schema"] = {"type": "string", "enum": list(operating_points)}
+                elif parameter["name"] == "heatmap":
+                    parameter["description"] = "Whether the answer holds the heat map as well: a PNG in base64."
     document["x-problems"] = [kind._asdict() for kind in KINDS]

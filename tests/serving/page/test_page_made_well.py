@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from chestxray.inference.predictor import Predictor
 from chestxray.serving import static
@@ -165,18 +165,29 @@ def fetched(page: Page) -> dict[str, int]:
         """() => [performance.getEntriesByType("navigation")[0], ...performance.getEntriesByType("resource")]
             .map((entry) => [new URL(entry.name).pathname, entry.encodedBodySize])"""
     )
-    return {path: size for path, size in entries if not path.startswith(("/v1/", "/examples/"))}
+    return dict(entries)
 
 
-def test_the_page_is_small(visit: Opener, browser: Browser, address: str, tmp_path: Path) -> None:
-    """Under 40 kB of our own code on the wire, the reader of DICOM with it; and its scripts as they are written."""
+def test_the_page_is_small(visit: Opener) -> None:
+    """Under 40 kB on the wire: all that is loaded at the start, thumbnails and the model's description with it."""
     page = visit()
-    page.evaluate("import('/dicom.js')")
-    on_the_wire = fetched(page)
-    assert {"/", "/style.css", "/main.js", "/dicom.js"} <= set(on_the_wire)
-    assert sum(on_the_wire.values()) < 40 * KILOBYTE
-    at_first = {path for path in on_the_wire if path.endswith(".js")} - {"/dicom.js"}
-    assert sum(len(page.request.get(address + path).body()) for path in at_first) < 72 * KILOBYTE
+    expect(page.locator(".point").first).to_be_visible()
+    page.wait_for_function("[...document.images].every((image) => image.complete)")
+    at_first = fetched(page)
+    assert {"/", "/style.css", "/main.js", "/thumbnails/lobe.webp", "/v1/model"} <= set(at_first)
+    assert sum(at_first.values()) < 40 * KILOBYTE
+    assert not {"/worklist.js", "/dicom.js", "/paper.js", "/csv.js", "/lines.js", "/send.js"} & set(at_first)
+
+
+def test_scripts_and_styles_are_served_without_the_lines_that_are_comments_alone() -> None:
+    served = {path: content.decode() for path, content, _ in static.page_files() if path.endswith((".js", ".css"))}
+    for path, content in served.items():
+        written = (static.PAGE / path).read_text(encoding="utf-8")
+        assert len(content) < len(written), path
+        assert not re.search(r"^\s*(//|/\*)", content, re.MULTILINE), path
+        code = [line.strip() for line in written.splitlines() if re.match(r"\s*[^\s/*]", line)]
+        missing = [line for line in code if line not in content.splitlines()]
+        assert all(re.search(r"\*/$", line) for line in missing), path  # the last line of a comment of several
 
 
 def test_a_file_is_the_same_with_and_without_compression(address: str) -> None:

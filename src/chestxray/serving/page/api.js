@@ -25,7 +25,7 @@ export const BY_STATUS = {
   403: ["This page may not ask the service", "Tell whoever runs the service the address of this page.", false],
   408: ["The film took too long to arrive", "Send it again over a better connection.", true],
   413: ["This film is too large", "Export a smaller copy, for instance as JPEG.", false],
-  415: ["This is not a film that can be read here", "Send a JPEG, PNG or DICOM file of one chest film.", false],
+  415: ["This is not a film that can be read here", "Send a JPEG, PNG, DICOM or TIFF file of one chest film.", false],
   404: ["The service has no such address", "It may be older than this page. Reload the page.", false],
   422: ["This film cannot be read", "The file is damaged or incomplete. Copy or export it again.", false],
   429: ["Too many films in a short time", "Wait a little, then try again.", true],

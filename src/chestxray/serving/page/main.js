@@ -8,11 +8,11 @@ import { takeFilms } from "./intake.js";
 import { asFailure, makeQueue } from "./queue.js";
 import * as viewer from "./viewer.js";
 import { plural } from "./words.js";
-import { listed, neighbour, onWishes, placeOf, reveal, showWorklist, tally } from "./worklist.js";
 
 const state = { model: null, point: null, films: [], shown: [undefined], active: 0, heat: false, saved: true };
 const queue = makeQueue(predictOne, answered);
 const current = () => state.shown[state.active];
+let list = null; // worklist.js, fetched with the second film
 
 // ------------------------------------------------------------------ drawing
 
@@ -30,8 +30,8 @@ function drawNow() {
   const { films, shown, active, point, heat } = state;
   viewer.showFilms(shown, active, shown.map((item) => captionOf(item, point)), heat);
   showAnswer(current(), point, queue.held, (item) => (item ? again([item]) : start()));
-  showWorklist(films, current(), point, lookAt);
-  const place = placeOf(current(), films);
+  list?.showWorklist(films, current(), point, lookAt);
+  const place = list?.placeOf(current(), films);
   $("#film-name").textContent = current()?.name ?? "";
   $("#save").hidden = $("#print").hidden = !current()?.answer;
   $("#place").hidden = films.length < 2 || !place;
@@ -51,7 +51,17 @@ function add(files, leftOut) {
   choose(films[0]);
   if (first) viewer.focusPane(state.active); // the button that had the focus is gone
   if (state.shown.length > 1 && films[1]) state.shown[1 - state.active] ??= films[1];
+  if (state.films.length > 1 && !list) fetchList();
   queue.add(films);
+}
+
+async function fetchList() {
+  try {
+    list = await import("./worklist.js");
+  } catch (error) {
+    return say(`No worklist. ${asFailure(error).title}. Reload the page.`);
+  }
+  draw();
 }
 
 function choose(film) {
@@ -67,10 +77,10 @@ function lookAt(film) {
 }
 
 function step(steps) {
-  if (!current() || state.films.length < 2) return;
-  const film = neighbour(current(), steps, state.films);
+  if (!current() || state.films.length < 2 || !list) return;
+  const film = list.neighbour(current(), steps, state.films);
   choose(film);
-  reveal(film);
+  list.reveal(film);
   say(spoken(film, state.point));
 }
 
@@ -102,7 +112,7 @@ function answered(film) {
   if (queue.held) return askForKey();
   if (!film.answer && !film.failure) return;
   if (film === current()) say(spoken(film, state.point));
-  else if (state.films.every((other) => other.answer || other.failure)) say(tally(state.films, state.point));
+  else if (state.films.every((other) => other.answer || other.failure)) say(list?.tally(state.films, state.point) ?? spoken(film, state.point));
 }
 
 async function fetchHeat(film) {
@@ -129,7 +139,7 @@ function useHeat(on) {
 function compare() {
   if (!current()) return;
   if (state.shown.length === 1) {
-    const other = state.films.length > 1 ? neighbour(current(), 1, state.films) : undefined;
+    const other = state.films.length > 1 ? list?.neighbour(current(), 1, state.films) : undefined;
     state.shown.push(other);
     state.active = other ? 0 : 1;
     if (state.heat) fetchHeat(other);
@@ -221,7 +231,7 @@ async function savePicture() {
 
 async function printList() {
   const { tableOf } = await import("./paper.js");
-  const paper = tableOf(listed(state.films), tally(state.films, state.point));
+  const paper = tableOf(list.listed(state.films), list.tally(state.films, state.point));
   document.body.append(paper);
   document.documentElement.dataset.paper = "list";
   print();
@@ -232,7 +242,6 @@ async function printList() {
 $("#details").open = matchMedia("(min-width: 75rem) and (min-height: 47rem)").matches; // where there is room
 viewer.setTheStage(activate);
 viewer.onHeat(useHeat);
-onWishes();
 takeFilms(add);
 takeCommands({
   move: () => viewer.useTool("move"),

@@ -231,31 +231,31 @@ function showHead(films) {
   }
 }
 
-export function onWishes() {
-  const apply = (changes) => {
-    Object.assign(wish, changes);
-    arrange();
-    box.scrollTop = 0;
-    showWorklist(last.films, last.current, last.point, last.choose);
-  };
-  $("#chips").append(
-    ...CHIPS.map(([value, words]) => {
-      const checked = value === wish.show;
-      const input = { type: "radio", name: "show", value, checked, onchange: () => apply({ show: value }) };
-      return make("label", { class: "chip" }, make("input", input), make("span", {}, words, " ", make("small")));
-    }),
-  );
-  $("#find").addEventListener("input", ({ target }) => apply({ find: target.value }));
-  for (const button of $("#worklist").querySelectorAll("[data-sort]")) {
-    const { sort } = button.dataset;
-    button.addEventListener("click", () => apply({ sort, down: wish.sort === sort ? !wish.down : sort === "probability" }));
-  }
-  const settle = () => setTimeout(() => last && showWorklist(last.films, last.current, last.point, last.choose));
-  $("#worklist").addEventListener("focusout", settle);
-  $("#worklist table").addEventListener("mouseleave", settle);
-  $("#worklist").addEventListener("keydown", walk);
-  let frame = 0;
-  const look = () => (frame ||= requestAnimationFrame(() => [(frame = 0), last && showRows()]));
-  box.addEventListener("scroll", look, { passive: true });
-  new ResizeObserver(look).observe(box);
+// ------------------------------------------------------------------ what is listened to
+
+const apply = (changes) => {
+  Object.assign(wish, changes);
+  arrange();
+  box.scrollTop = 0;
+  showWorklist(last.films, last.current, last.point, last.choose);
+};
+$("#chips").append(
+  ...CHIPS.map(([value, words]) => {
+    const checked = value === wish.show;
+    const input = { type: "radio", name: "show", value, checked, onchange: () => apply({ show: value }) };
+    return make("label", { class: "chip" }, make("input", input), make("span", {}, words, " ", make("small")));
+  }),
+);
+$("#find").addEventListener("input", ({ target }) => apply({ find: target.value }));
+for (const button of $("#worklist").querySelectorAll("[data-sort]")) {
+  const { sort } = button.dataset;
+  button.addEventListener("click", () => apply({ sort, down: wish.sort === sort ? !wish.down : sort === "probability" }));
 }
+const settle = () => setTimeout(() => last && showWorklist(last.films, last.current, last.point, last.choose));
+$("#worklist").addEventListener("focusout", settle);
+$("#worklist table").addEventListener("mouseleave", settle);
+$("#worklist").addEventListener("keydown", walk);
+let frame = 0;
+const look = () => (frame ||= requestAnimationFrame(() => [(frame = 0), last && showRows()]));
+box.addEventListener("scroll", look, { passive: true });
+new ResizeObserver(look).observe(box);
