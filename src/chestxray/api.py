@@ -245,7 +245,6 @@ def evaluate(
     Raises: as ``evaluation.evaluate.evaluate_bundle``; SourceInvalid, ManifestInvalid.
     """
     from chestxray.data.collect import CollectSettings, films_of
-    from chestxray.data.patients import about_patients
     from chestxray.evaluation.evaluate import EvaluationSettings, evaluate_bundle
     from chestxray.evaluation.report import require_report_extra
 
@@ -254,8 +253,6 @@ def evaluate(
         raise UsageError("--threshold is for a table of scores; a bundle brings its operating points")
     other = None if against is None else str(against)
     films = films_of(source, settings=settings or CollectSettings(), log=reporter.log)
-    for line in about_patients([film for film in films if film.label and split in {None, film.split}]):
-        reporter.log(line)
     wanted = EvaluationSettings(split, other, threshold, conformal, command, workers, stress)
     return evaluate_bundle(folder_of(bundle), films, Path(source), Path(out), reporter, wanted)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import html
 import json
@@ -25,6 +26,7 @@ from chestxray.data.split import refuse_leakage
 from chestxray.errors import Leakage, OutputExists
 from chestxray.schema import Film, Verdict, read_manifest
 from drawing import encoded, textured, write_film
+from rows import row
 
 
 def folder_of_faults(root: Path) -> Path:
@@ -254,6 +256,18 @@ def test_the_report_shows_each_verdict_the_copies_and_the_shortcuts(tmp_path: Pa
     document = json.loads((tmp_path / "report/data.json").read_text())
     assert document["distribution"]["accepted"] == report.distribution.accepted == 4
     assert [shortcut["name"] for shortcut in document["shortcuts"]] == ["width", "height", "aspect", "mean_level"]
+
+
+def test_the_property_that_tells_the_classes_apart_best_is_the_risk() -> None:
+    heights = {"normal": 1200, "pneumonia": 700}
+    films = [
+        dataclasses.replace(row(number, label), height=heights[label] + number, width=900 + number, mean_level=0.5)
+        for label in heights
+        for number in range(12)
+    ]
+    assert summarise(films).risk == "height alone tells the classes apart with an AUROC of 1.00"
+    assert summarise(films[:12]).risk == ""
+    assert summarise([dataclasses.replace(film, height=700) for film in films]).risk == ""
 
 
 @settings(max_examples=40)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from chestxray.cli.evaluate import reliance_text, stress_text
 from chestxray.data.pack import Pack
 from chestxray.evaluation.robustness import CLEAN, measured_again, pooled, predict_under_stress, under_shifts
 from chestxray.images.exchange import EXCHANGED_FROM, EXCHANGES, condition
@@ -112,3 +113,9 @@ def test_a_bundle_evaluated_under_shifts_answers_as_its_run_did(training: Path, 
     assert [row.exchange for row in relied.rows] == [one.name for one in EXCHANGES]
     for row in found.rows[1:]:
         assert row.auroc.value == pytest.approx(roc_auc_score(labels, expected[row.shift]), abs=0.02)
+    said = stress_text(found)
+    assert f"{found.worst.auroc.value:.4f} at worst ({found.worst.shift})" in said
+    assert [line.split()[0] for line in said.splitlines()[2:]] == [row.shift for row in found.rows]
+    told = reliance_text(relied)
+    assert f"the largest gap is {relied.worst.gap:+.4f} ({relied.worst.exchange.replace('_', ' ')})" in told
+    assert all(row.exchange.replace("_", " ") in told for row in relied.rows)

@@ -109,11 +109,12 @@ def clean(
             copy_rejected(cleaned, quarantine, move)
     if report is not None:
         with console.progress("Auditing") as move:
-            write_data_report(cleaned, report, f"Films of {manifest.name}", move, workers)
+            risk = write_data_report(cleaned, report, f"Films of {manifest.name}", move, workers).risk
     distribution = describe(cleaned)
     write_atomically(out.with_suffix(".json"), json.dumps(plain(distribution), indent=2).encode())
     text = distribution_text(distribution, cleaned)
     if report is not None:
+        text += f"\nshortcut risk: {risk}" if risk else ""
         text += f"\nreport: {report / 'index.html'}"
     console.result({"manifest": out, **plain(distribution)}, text)
 

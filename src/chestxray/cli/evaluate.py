@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from chestxray.evaluation.assessment import Assessment
     from chestxray.evaluation.calibrate import Recalibrated
     from chestxray.evaluation.refuse_check import RefusalCheck, RefusedKind
-    from chestxray.evaluation.robustness import Stress
+    from chestxray.evaluation.robustness import Reliance, Stress
     from chestxray.metrics.comparison import Comparison
     from chestxray.metrics.intervals import Measure
 
@@ -247,6 +247,8 @@ def assessment_text(assessment: Assessment) -> str:
         parts.append(refusals_text(assessment))
     if assessment.stress:
         parts.append(stress_text(assessment.stress))
+    if assessment.reliance:
+        parts.append(reliance_text(assessment.reliance))
     if assessment.comparison:
         parts.append(comparison_text(assessment.comparison))
     return "\n".join([*parts, *(f"Note: {limit}" for limit in assessment.limits)])
@@ -276,8 +278,30 @@ def stress_text(stress: Stress) -> str:
         for row in stress.rows
     ]
     worst = stress.worst
-    head = f"under shifts: AUROC {stress.mean_auroc:.4f} on average, {_value(worst.auroc)} at worst ({worst.shift})"
+    head = (
+        f"under {len(stress.rows) - 1} shifts: AUROC {stress.mean_auroc:.4f} on average, "
+        f'{_value(worst.auroc)} at worst ({worst.shift}); sensitivity and specificity at "{stress.point}"'
+    )
     return "\n".join([head, table(rows)])
+
+
+def reliance_text(reliance: Reliance) -> str:
+    """Format the figures with what must not matter exchanged: the largest gap, and each exchange."""
+    rows: list[tuple[str, ...]] = [("exchanged", "AUROC, other class", "own class", "gap", "95% interval")]
+    for row in reliance.rows:
+        ends = f"{row.gap_interval.low:+.4f} to {row.gap_interval.high:+.4f}" if row.gap_interval else "-"
+        name = row.exchange.replace("_", " ")
+        rows.append((name, _value(row.other), _value(row.own), f"{row.gap:+.4f}", ends))
+    worst = reliance.worst
+    head = (
+        "with what must not matter taken from a film of the other class, and of its own: the largest gap is "
+        f"{worst.gap:+.4f} ({worst.exchange.replace('_', ' ')})"
+    )
+    overall = (
+        f'at "{reliance.point}" over films as they are, shifted and exchanged: sensitivity '
+        f"{_value(reliance.sensitivity)}, specificity {_value(reliance.specificity)}"
+    )
+    return "\n".join([head, table(rows), overall])
 
 
 def _value(measure: Measure) -> str:

@@ -46,6 +46,7 @@ BINS: Final = 24  # bins of each histogram
 SHEET: Final = 24  # films on the contact sheet of a verdict
 PAIRS: Final = 12  # duplicates shown side by side
 THUMBNAIL: Final = 112  # pixels: height of a thumbnail
+RISKY: Final = 0.6  # AUROC of a property alone from which on the page warns of it
 _QUALITY: Final = 80
 
 COPIES: Final = frozenset({Verdict.DUPLICATE, Verdict.NEAR_DUPLICATE, Verdict.CONFLICTING})
@@ -90,6 +91,15 @@ class DataReport:
     distribution: Distribution
     shortcuts: tuple[Shortcut, ...]
     films_a_patient: dict[int, int]
+
+    @property
+    def risk(self) -> str:
+        """The property that tells the classes apart best, in words; empty if none passes RISKY."""
+        known = {shortcut.title: shortcut.auroc for shortcut in self.shortcuts if shortcut.auroc is not None}
+        title = max(known, key=known.__getitem__, default="")
+        if not title or known[title] < RISKY:
+            return ""
+        return f"{title.split(',')[0].lower()} alone tells the classes apart with an AUROC of {known[title]:.2f}"
 
 
 def summarise(films: Sequence[Film]) -> DataReport:

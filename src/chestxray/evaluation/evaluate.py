@@ -23,6 +23,7 @@ from PIL import Image
 
 from chestxray.data.clean import clean
 from chestxray.data.pack import labels_of
+from chestxray.data.patients import about_patients
 from chestxray.data.sources import name_of, read_film
 from chestxray.data.split import read_allowance, refuse_leakage
 from chestxray.data.training_films import TRAINING_FILMS, TrainingFilms, refuse_training_films
@@ -63,6 +64,7 @@ _LEAKAGE_STATEMENT: Final = "No patient and no identical film stands on two spli
 _LEAKAGE_NONE: Final = (
     "None of these films, and no copy of one at another size, is among those that the model learnt from."
 )
+_THRESHOLDS_UNKNOWN: Final = "Whether its thresholds were chosen on some of them is not known: a bundle does not say."
 _LEAKAGE_UNKNOWN: Final = "The source names no splits, so whether the model was trained on these films was not checked."
 
 
@@ -263,11 +265,9 @@ def _leakage(split: str | None, *allowed: str, is_known: bool) -> str:
     ``is_known``: whether the bundle states the films on which it was trained, so that they were compared.
     """
     if reasons := sorted({reason for reason in allowed if reason}):
-        return (
-            f"The splits of the split share patients or films. This was allowed, with the reason: {'; '.join(reasons)}"
-        )
+        return f"The splits share patients or films. This was allowed, with the reason: {'; '.join(reasons)}"
     if is_known:
-        return f"{_LEAKAGE_NONE} {_LEAKAGE_STATEMENT}" if split else _LEAKAGE_NONE
+        return f"{_LEAKAGE_NONE} {_LEAKAGE_STATEMENT if split else _THRESHOLDS_UNKNOWN}"
     return _LEAKAGE_STATEMENT if split else _LEAKAGE_UNKNOWN
 
 
@@ -284,10 +284,12 @@ def examine(
     split = settings.split
     if split is None and any(film.split == Split.TEST for film in films):
         split = Split.TEST.value
-    if all(film.verdict for film in films):
-        return films, split
-    with reporter.progress("Cleaning") as move:
-        return clean(films, move, settings.workers), split
+    if not all(film.verdict for film in films):
+        with reporter.progress("Cleaning") as move:  # says by itself where patients are unknown
+            return clean(films, move, settings.workers, log=reporter.log), split
+    for line in about_patients([film for film in films if film.label and settings.split in {None, film.split}]):
+        reporter.log(line)
+    return films, split
 
 
 def _provenance(source: Path, settings: EvaluationSettings) -> Provenance:

@@ -246,7 +246,7 @@ CHOSEN_HERE: Final = (
 )
 
 LEAKAGE_ALLOWED: Final = (
-    "The splits of the split share patients or films, so the figures are too good. This was allowed, with the reason:"
+    "The splits share patients or films, so the figures are too good. This was allowed, with the reason:"
 )
 
 WEIGHTS: Final = "weights.safetensors"
