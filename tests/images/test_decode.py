@@ -20,7 +20,7 @@ from PIL import Image
 from chestxray.errors import FilmTooLarge, TruncatedFilm, UnreadableFilm, UnsupportedFormat
 from chestxray.images.decode import MAX_BYTES, MAX_PIXELS, decode
 from chestxray.images.preprocess import levelled, onto_film, preprocess, resample
-from chestxray.images.quality import brightness_of_middle, objection_to, perceptual_hash
+from chestxray.images.quality import brightness_of_middle, counts_of, objection_to, perceptual_hash
 from chestxray.schema import Levels, Preprocessing, Resize, Verdict
 from drawing import encoded, gradient, png_claiming, textured
 
@@ -328,6 +328,16 @@ def test_a_truly_coloured_picture_is_objected_to_and_a_coloured_marker_is_not() 
     marked = RGB.copy()
     marked[:10, :10] = (255, 0, 0)
     assert objection_to(decode(encoded(marked), "marked")) is None
+
+
+@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_grey_levels_are_counted_alike_in_8_and_16_bits(step: int, depth: type[np.unsignedinteger]) -> None:
+    pixels = textured(1, 90, 70).astype(depth)[::step, 1::step]
+    levels, expected = np.unique(pixels, return_counts=True)
+    counts = counts_of(pixels)
+    assert counts[levels].tolist() == expected.tolist()
+    assert counts.sum() == pixels.size
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def levelled(exact: Exact | Plane, levels: Levels) -> Plane:
     inside = exact[middle].ravel()
     last = inside.size - 1
     places = [round(last * DARKEST), round(last * (1 - DARKEST))]
-    low, high = np.partition(inside, places)[places].astype(np.float64)
+    low, high = np.sort(inside)[places].astype(np.float64)  # for so few numbers faster than np.partition
     gain = WHITE / (high - low) if high > low else 0.0
     stretched: Plane = np.rint((exact - low) * gain).clip(0, WHITE).astype(np.uint8)
     if levels is Levels.STRETCHED:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from chestxray.images.decode import Pixels, Radiograph
@@ -169,10 +170,23 @@ def deviation_of(pixels: Pixels) -> float:
     """Return the standard deviation of all grey levels, from counts for 8 bits, in a fifth of the time."""
     if pixels.dtype != np.uint8:
         return float(pixels.std())
-    counts = np.array(Image.fromarray(pixels).histogram(), dtype=np.float64)
+    counts = counts_of(pixels).astype(np.float64)
     levels = np.arange(len(counts))
     mean = counts @ levels / pixels.size
     return float(np.sqrt(counts @ (levels - mean) ** 2 / pixels.size))
+
+
+def counts_of(pixels: Pixels) -> npt.NDArray[np.int64]:
+    """Return how often each grey level occurs; 8 bits are counted by Pillow, in half of NumPy's time.
+
+    Args:
+        pixels: shape (h, w), uint8 or uint16; may be a view with steps.
+
+    Returns: shape (levels,); it may end at the highest level that occurs.
+    """
+    if pixels.dtype != np.uint8:
+        return np.bincount(pixels.ravel())
+    return np.array(Image.fromarray(np.ascontiguousarray(pixels)).histogram(), dtype=np.int64)
 
 
 def _odd_shape(film: Radiograph) -> str:
@@ -255,7 +269,7 @@ def objection_to_levels(pixels: Pixels) -> str:
     height, width = pixels.shape
     step = max(1, height // LOOKED_AT, width // LOOKED_AT)
     rows, columns = height // MARGIN, width // MARGIN
-    counts = np.bincount(pixels[rows : height - rows : step, columns : width - columns : step].ravel())
+    counts = counts_of(pixels[rows : height - rows : step, columns : width - columns : step])
     occur = np.flatnonzero(counts)
     shares = counts / counts.sum()
     white, black = float(shares[occur[-1]]), float(shares[occur[0]])
@@ -294,7 +308,7 @@ def brightness_of_middle(pixels: Pixels) -> float:
     sides = (mean(0.0, 1.0, 0.0, 0.06) + mean(0.0, 1.0, 0.94, 1.0)) / 2
     lungs = (mean(0.3, 0.6, 0.2, 0.38) + mean(0.3, 0.6, 0.62, 0.8)) / 2
     white = float(np.iinfo(pixels.dtype).max)
-    counts = np.bincount(pixels[:: max(1, height // 128), :: max(1, width // 128)].ravel())
+    counts = counts_of(pixels[:: max(1, height // 128), :: max(1, width // 128)])
     below = np.cumsum(counts)
     darkest, brightest = np.searchsorted(below, (0.01 * below[-1], 0.99 * below[-1]))
     span = min(1.0, float(brightest - darkest) / white / FEWEST_BRIGHT) or 1.0  # finds dark negatives too

@@ -81,7 +81,8 @@ def grey_of_colour(colour: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8]
         colour: shape (height, width, 3), red, green, blue.
     """
     red, green, blue = colour[..., 0], colour[..., 1], colour[..., 2]
-    if np.array_equal(red, green) and np.array_equal(red, blue):
-        return np.ascontiguousarray(red), 0.0
+    first = np.ascontiguousarray(red)
+    if np.array_equal(first, green) and np.array_equal(first, blue):
+        return first, 0.0
     spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
     return np.asarray(Image.fromarray(colour).convert("L")), float(np.mean(spread > COLOUR_SPREAD))
