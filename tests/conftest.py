@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -51,13 +52,17 @@ def synthetic_films(shared: Callable[[str, Callable[[Path], object]], Path]) -> 
 
 
 @pytest.fixture(scope="session")
-def synthetic_rows(synthetic_films: Path) -> tuple[Film, ...]:
+def synthetic_rows(shared: Callable[[str, Callable[[Path], object]], Path], synthetic_films: Path) -> tuple[Film, ...]:
     """The synthetic films, collected, cleaned and split."""
     from chestxray.data.clean import clean
     from chestxray.data.collect import collect
     from chestxray.data.split import split
+    from chestxray.schema import read_manifest, write_manifest
 
-    return split(clean(collect(synthetic_films), workers=1))
+    def make(path: Path) -> None:
+        write_manifest(split(clean(collect(synthetic_films), workers=1)), path)
+
+    return read_manifest(shared("synthetic.csv", make))
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +101,11 @@ def film_paths(synthetic_rows: Sequence[Film]) -> tuple[Path, ...]:
 def film(film_paths: Sequence[Path]) -> bytes:
     """The bytes of one accepted JPEG film."""
     return film_paths[0].read_bytes()
+
+
+def pytest_sessionfinish() -> None:
+    if support := sys.modules.get("live_moto"):
+        support.close_idle()
 
 
 def _real_films() -> Path | None:

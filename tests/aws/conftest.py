@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import botocore.handlers
+import botocore.loaders
+import botocore.session
 import pytest
 
 from request_checks import check_request
+
+
+@pytest.fixture(autouse=True, scope="session")
+def read_models_once() -> Iterator[None]:
+    """Sessions of one process share the descriptions of the services, which each would parse anew (0.3 s a command)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(botocore.session, "create_loader", functools.cache(botocore.loaders.create_loader))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -46,7 +46,7 @@ def places(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
     folder = tmp_path_factory.mktemp("places")
     with (
         live_service.process(bundle, folder / "serve.log") as (service, _),
-        live_moto.running(folder / "moto.log") as moto,
+        live_moto.running() as moto,
     ):
         yield {"AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": service, "AWS_ENDPOINT_URL_S3": moto}
 

@@ -45,7 +45,7 @@ def made_large(film: bytes, size: int) -> bytes:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of an S3 with a bucket for large films."""
-    with live_moto.running(tmp_path_factory.mktemp("store") / "moto.log") as moto:
+    with live_moto.running() as moto:
         client = boto3.client(
             "s3",
             endpoint_url=moto,

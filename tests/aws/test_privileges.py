@@ -108,7 +108,7 @@ def test_the_deployers_policy_fits_into_one_and_names_this_deployment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each call that any test here makes is held against it in conftest.py; its size against what IAM takes."""
-    with live_moto.running(tmp_path / "log") as address:
+    with live_moto.running() as address:
         for name, value in {**live_moto.CREDENTIALS, "AWS_ENDPOINT_URL": address}.items():
             monkeypatch.setenv(name, value)
         assert run("aws", "policy", "--films", "hospital", "--deployment", "clinic") == 0

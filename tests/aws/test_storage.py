@@ -38,7 +38,7 @@ MANY = 400  # files, of which a killed upload has sent some
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with live_moto.running(tmp_path_factory.mktemp("aws") / "log") as found:
+    with live_moto.running() as found:
         yield found
 
 

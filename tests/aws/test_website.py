@@ -221,7 +221,7 @@ def test_the_page_that_is_sent_is_the_page_that_is_served_here(bundle: Path, tmp
 
 @pytest.fixture(scope="module")
 def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with live_moto.running(tmp_path_factory.mktemp("moto") / "log") as found:
+    with live_moto.running() as found:
         yield found
 
 

@@ -37,7 +37,7 @@ OTHERS = {"set/readme.txt": b"", "set/train/": b"", "setting/NORMAL/a.png": b"",
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with live_moto.running(tmp_path_factory.mktemp("s3") / "log") as found:
+    with live_moto.running() as found:
         yield found
 
 

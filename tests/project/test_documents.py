@@ -277,7 +277,7 @@ STARTS: Final[dict[str, Maker]] = {
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, synthetic_films: Path) -> Iterator[dict[str, str]]:
     """An S3 store on this machine, with films in its bucket "hospital"; gives the environment that leads there."""
-    with live_moto.running(tmp_path_factory.mktemp("store") / "log") as address:
+    with live_moto.running() as address:
         keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
         client = boto3.client("s3", endpoint_url=address, **keys)
         client.create_bucket(Bucket="hospital")

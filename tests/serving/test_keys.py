@@ -16,7 +16,7 @@ import live_service
 from chestxray.cli.main import chestxray_group
 from chestxray.errors import UsageError
 from chestxray.inference.predictor import Predictor
-from chestxray.serving.security import VARIABLE, HostRule, KeyRing, new_key
+from chestxray.serving.security import VARIABLE, FailedAttempts, HostRule, KeyRing, new_key
 from chestxray.serving.service import ServiceSettings
 from live_service import running
 
@@ -33,7 +33,12 @@ OTHER_KEY, OTHER_ENTRY = new_key("research")
 def client(bundle: Path) -> Iterator[httpx.Client]:
     keys = KeyRing.from_text(f"# callers\n{ENTRY}\n{OTHER_ENTRY}  # until June\n", "keys")
     settings = ServiceSettings(keys=keys, cors_origins=(ORIGIN,))
-    with running(Predictor.load(bundle), settings) as address, httpx.Client(base_url=address, timeout=30) as opened:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        running(Predictor.load(bundle), settings) as address,
+        httpx.Client(base_url=address, timeout=30) as opened,
+    ):
+        patch.setattr(FailedAttempts, "LONGEST_PAUSE", 0.0)  # how long they wait is tested with the edge
         yield opened
 
 

@@ -30,7 +30,7 @@ def account(folder: Path) -> Iterator[SageMaker]:
     """One before moto. Environment variables lead all of boto3, here and in processes, to both servers."""
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        live_moto.running(folder / "moto.log") as moto,
+        live_moto.running() as moto,
         sagemaker_emulator.running(folder) as (service, address),
         led_to(moto, address, service),
     ):
