@@ -18,7 +18,7 @@ SERVE ?= 1
 PORT ?= 8000
 AUDIT ?= 1
 
-.PHONY: help run serve test test-slow test-soak test-pythons check coverage lint docs dist check-supply-chain browser pacs benchmarks picture clean
+.PHONY: help run serve test test-slow test-soak test-pythons check lock coverage lint docs dist check-supply-chain browser pacs benchmarks picture clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1  \2/p' $(MAKEFILE_LIST)
@@ -28,12 +28,14 @@ define NEW_ENOUGH
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than 3.11" >&2; exit 1; }
 endef
 
-# torch comes first and pinned: without it a resolver may choose a build with gigabytes of GPU libraries.
-$(STAMP): pyproject.toml constraints.txt
+# Archives whose SHA-256 stands in requirements.lock, and no others. torch is not there, since its builds with and without
+# GPU libraries lie on different indexes; it is pinned, so that no resolver chooses one with gigabytes of them.
+$(STAMP): pyproject.toml constraints.txt requirements.lock
 	$(NEW_ENOUGH)
 	@echo "Setting up $(VENV) (once; a few minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "pip>=25.1"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[all]" --group dev --group docs
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --group sagemaker || \
@@ -55,11 +57,15 @@ $(LIGHT)/.installed: pyproject.toml constraints.txt
 	@$(LIGHT)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
+# One process more than cores, since some tests wait. Each takes neighbouring tests, so what a file shares is made once.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+PARALLEL := -n $(WORKERS) --dist worksteal
+
 test: $(STAMP) browser pacs ## all tests but the slow ones
-	@$(BIN)/pytest -m "not slow and not soak" -n auto
+	@$(BIN)/pytest -m "not slow and not soak" $(PARALLEL)
 
 test-slow: $(STAMP) browser pacs ## the slow tests
-	@$(BIN)/pytest -m slow -n auto
+	@$(BIN)/pytest -m slow $(PARALLEL)
 
 # Other Pythons than the checkout's, where they are at hand: decoding, figures, formats, without torch.
 PYTHONS ?= python3.11 python3.12 python3.13
@@ -83,9 +89,13 @@ $(MINISTACK): $(STAMP)
 	@$(PYTHON) -m venv $@ && $@/bin/python -m pip install -q --disable-pip-version-check ministack==1.5.33 boto3 || \
 	  { rm -rf $@; echo "make: no ministack here, so the tests of the AWS stack will be reported as not run"; }
 
+lock: $(STAMP) ## requirements.lock anew, after a change of pyproject.toml or constraints.txt (asks a network)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check "uv>=0.8"
+	@$(BIN)/python tools/lock.py
+
 coverage: $(STAMP) browser pacs ## which lines and branches the quick tests reach; htmlcov/index.html
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest -m "not slow and not soak" -n auto -q
+	@$(BIN)/coverage run -m pytest -m "not slow and not soak" $(PARALLEL) -q
 	@$(BIN)/coverage combine -q && $(BIN)/coverage html -q && $(BIN)/coverage report --skip-covered
 
 lint: $(STAMP) ## ruff and mypy

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 import chestxray
 from chestxray import diagnosis
-from requirements import BUILD, CORE, EXTRAS, GROUPS, OURS, closure, names, pins
+from requirements import BUILD, CORE, EXTRAS, GROUPS, OURS, closure, locked, names, pins
 
 SOURCES = Path(chestxray.__file__).parent
 EVERYTHING = (
@@ -37,6 +37,8 @@ USED_BY_OTHERS = {
 }
 
 INSTALLERS = {"pip"}  # makes the environment, so it cannot be pinned by it
+OF_SEVERAL_INDEXES = {"torch"}  # its builds with and without GPU libraries: the same version, other archives
+ON_OTHER_PLATFORMS = {"appnope", "colorama", "pywin32"}  # macOS and Windows; the constraints are of Linux
 
 PERMISSIVE = {
     *("0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0"),
@@ -143,8 +145,15 @@ def test_nothing_is_pinned_that_nothing_needs() -> None:
     assert [name for name in pins() if name in here and name not in needed] == []
 
 
+def test_the_lock_has_hashes_of_every_pin_that_a_checkout_installs_and_of_no_other_version() -> None:
+    needed = set(closure(EVERYTHING).installed) - INSTALLERS - OF_SEVERAL_INDEXES
+    versions = {name: version for name, (version, _) in locked().items() if name not in ON_OTHER_PLATFORMS}
+    assert versions == {name: version for name, version in pins().items() if name in needed}
+    assert [name for name, (_, hashes) in locked().items() if not hashes] == []
+
+
 def test_the_lists_of_versions_name_no_place_to_fetch_them_from() -> None:
-    for name in ("constraints.txt", "pyproject.toml"):
+    for name in ("constraints.txt", "requirements.lock", "pyproject.toml"):
         text = (SOURCES.parents[1] / name).read_text(encoding="utf-8")
         text = re.sub(r"\[project\.urls\]\n(?:\w+ = .*\n)+", "", text)  # for readers; nothing is fetched from there
         assert not re.search(r"https?://|index-url|find-links", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -46,6 +47,13 @@ def pins() -> dict[str, str]:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
     return {canonicalize_name(name): version for name, version in pairs}
+
+
+def locked() -> dict[str, tuple[str, list[str]]]:
+    """requirements.lock: version and hashes by canonical name."""
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    found = re.findall(r"^([\w.-]+)==(\S+)[^\n]*((?:\n +--hash=sha256:[0-9a-f]{64}(?: \\)?)*)$", text, re.MULTILINE)
+    return {canonicalize_name(name): (version, hashes.split("--hash=")[1:]) for name, version, hashes in found}
 
 
 def closure(requirements: Iterable[str]) -> Closure:
