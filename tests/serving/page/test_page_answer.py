@@ -307,13 +307,18 @@ def test_paper_shows_the_answer_and_the_list_without_the_tools(visit: Opener, fi
     choose(page, *film_paths[:3])
     wait_for_all(page)
     page.get_by_role("button", name="Print list").click()
-    printed = page.wait_for_function("globalThis.printed").json_value()
+    printed = page.wait_for_function("() => globalThis.printed").json_value()
     assert all(path.name in printed for path in film_paths[:3])
+    assert re.search(r"Operating point \S+: suspected from [\d.]+%.*Model \S+, \w{12}; \d{4}-", printed, re.DOTALL)
     expect(page.locator(".paper")).to_have_count(0)
     page.emulate_media(media="print")
     expect(page.locator("#tools")).to_be_hidden()
     expect(page.locator("#headline")).to_be_visible()
     expect(page.locator(".notice")).to_be_visible()
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    expect(page.locator("#printed")).to_contain_text("20")
+    sheet = page.pdf(format="A4", print_background=True, prefer_css_page_size=True)
+    assert len(re.findall(rb"/Type\s*/Page\b", sheet)) == 1
 
 
 def test_a_person_at_an_unknown_address_gets_a_page_and_a_program_a_problem(

@@ -172,7 +172,7 @@ def test_the_page_is_small(visit: Opener) -> None:
     """Under 40 kB on the wire: all that is loaded at the start, thumbnails and the model's description with it."""
     page = visit()
     expect(page.locator(".point").first).to_be_visible()
-    page.wait_for_function("[...document.images].every((image) => image.complete)")
+    page.wait_for_function("() => [...document.images].every((image) => image.complete)")
     at_first = fetched(page)
     assert {"/", "/style.css", "/main.js", "/thumbnails/lobe.webp", "/v1/model"} <= set(at_first)
     assert sum(at_first.values()) < 40 * KILOBYTE

@@ -231,7 +231,7 @@ async function savePicture() {
 
 async function printList() {
   const { tableOf } = await import("./paper.js");
-  const paper = tableOf(list.listed(state.films), list.tally(state.films, state.point));
+  const paper = tableOf(list.listed(state.films), list.tally(state.films, state.point), state.point);
   document.body.append(paper);
   document.documentElement.dataset.paper = "list";
   print();
@@ -280,6 +280,7 @@ $("#save").addEventListener("click", savePicture);
 $("#key-form").addEventListener("submit", takeKey);
 $("#help").addEventListener("click", ({ target }) => target === $("#help") && target.close());
 addEventListener("online", retryAll);
+addEventListener("beforeprint", () => ($("#printed").textContent = new Date().toLocaleString()));
 addEventListener("beforeunload", (event) => state.films.length > 1 && !state.saved && event.preventDefault());
 drawNow();
 start();

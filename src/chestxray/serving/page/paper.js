@@ -41,13 +41,16 @@ function linesOf({ gate, probability, notes = [], film_sha256: sha256, model, mo
   return [
     ...said,
     ...notes.map((note) => `Note: ${note}`),
-    `Model ${model}, ${abbreviated(graph)}; film SHA-256 ${abbreviated(sha256)}; ${new Date().toISOString().slice(0, 16).replace("T", " ")} UTC`,
+    `Model ${model}, ${abbreviated(graph)}; film SHA-256 ${abbreviated(sha256)}; ${stamp()}`,
     notice,
   ];
 }
 
+const stamp = () => `${new Date().toISOString().slice(0, 16).replace("T", " ")} UTC`;
+
 /** rows: as listed() of worklist.js gives them; returns a section to be printed. */
-export function tableOf(rows, title) {
+export function tableOf(rows, title, point) {
+  const model = rows.find(({ film }) => film.answer)?.film.answer;
   const cells = ({ film, words }) => [
     film.name,
     words,
@@ -60,6 +63,8 @@ export function tableOf(rows, title) {
     { class: "paper" },
     make("h2", {}, "Worklist"),
     make("p", {}, title),
+    point && make("p", {}, `Operating point ${point.name}: suspected from ${percent(point.threshold)}`),
+    model ? make("p", {}, `Model ${model.model}, ${abbreviated(model.model_sha256)}; ${stamp()}`) : null,
     make(
       "table",
       {},
