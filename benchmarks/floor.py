@@ -1,16 +1,20 @@
 """The floor under every way of serving: what decoding and the network take inside one process.
 
     python benchmarks/floor.py BUNDLE [FOLDER] [--films 32] [--rounds 20] [--json]
+    python benchmarks/floor.py BUNDLE FILM... --answers 200
 
 One film alone and a batch of 32, on one thread and on two; decoding (with the gate and the scaling) is always on one.
 The gate's score and the grey levels are timed alone as well, and their share of a whole prediction is printed.
-Films are read into memory first: what a disk takes is no part of this.
+Films are read into memory first: what a disk takes is no part of this. With ``--answers`` the films' probabilities and
+the seconds of so many predictions on one thread, in turn, are printed as JSON, for other benchmarks. The libraries'
+own threads are off: idle ones spin, and take the time of the one that works.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import time
 from collections.abc import Callable
@@ -25,7 +29,7 @@ from chestxray.images.preprocess import levelled
 from chestxray.inference.bundle import Bundle, folder_of
 from chestxray.inference.ood import detector_of
 from chestxray.inference.predictor import Predictor
-from side_by_side import report, take_turns
+from side_by_side import anew_on_one_thread, report, take_turns
 
 ALONE = "decode + network, one film, 1 thread"
 LEVELS = "grey levels alone"
@@ -59,18 +63,36 @@ def processor_time(way: Callable[[], object], rounds: int) -> float:
     return min(taken)
 
 
+def answers(bundle: Path, paths: list[Path], times: int) -> dict[str, list[float | None]]:
+    """The films' probabilities, and the seconds of ``times`` predictions, in turn."""
+    predictor = Predictor.load(bundle, threads=1)
+    films = [path.read_bytes() for path in paths]
+    found = [predictor.predict(data, "film").probability for data in films]
+    seconds = []
+    for data in itertools.islice(itertools.cycle(films), times):
+        began = time.perf_counter()
+        predictor.predict(data, "film")
+        seconds.append(time.perf_counter() - began)
+    return {"answers": found, "seconds": seconds}
+
+
 def main() -> None:
     """Measure and print; each way's milliseconds are those of one film."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     data = Path(os.environ.get("CHESTXRAY_DATA") or Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("bundle", type=folder_of)
-    parser.add_argument("folder", type=Path, nargs="?", default=data / "chest_xray")
+    parser.add_argument("films_or_folder", type=Path, nargs="*", default=[data / "chest_xray"])
+    parser.add_argument("--answers", type=int, metavar="N", help="time N predictions of these films, print JSON")
     parser.add_argument("--films", type=int, default=32, help="of a batch")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.answers:
+        print(json.dumps(answers(arguments.bundle, arguments.films_or_folder, arguments.answers)))
+        return
+    (folder,) = arguments.films_or_folder
     one, two = (Predictor.load(arguments.bundle, threads=threads) for threads in (1, 2))
-    found = (read_film(film) for film in collect(arguments.folder, labels_needed=False))
+    found = (read_film(film) for film in collect(folder, labels_needed=False))
     films = list(itertools.islice((data for data in found if results(one, data)), arguments.films))
     planes = np.stack([one.prepare(data, "film").plane for data in films])
     alone = {
@@ -93,7 +115,7 @@ def main() -> None:
     }
     ways = {name: partial(repeatedly, way, len(films)) for name, way in alone.items()} | together
     timings = take_turns(ways, arguments.rounds)
-    report(f"{arguments.folder.name}, in process", timings, ALONE, len(films), as_json=arguments.json)
+    report(f"{folder.name}, in process", timings, ALONE, len(films), as_json=arguments.json)
     if not arguments.json:
         taken = {name: processor_time(way, arguments.rounds) for name, way in ways.items() if name in PARTS}
         for name in PARTS[1:]:
@@ -103,4 +125,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    anew_on_one_thread()
     main()

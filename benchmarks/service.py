@@ -5,9 +5,9 @@ python benchmarks/service.py BUNDLE FILM... [--peers-python PATH] [--requests 60
 Each server runs alone on this machine, in turn, round after round: one caller for p50 and p99, then as many as keep
 it busy for requests a second and the processor time of all its processes; every answer is compared with the graph's
 own. Memory is the proportional set size of all of its processes under load; start-up is from the command to the
-first answer. The floor is decode plus network in
-this process. The peers live in environments of their own, since BentoML and Ray cannot share one; a peer that is
-installed in none of them is reported as not run:
+first answer. The floor is decode plus network, one film after the other on one thread, in a process that does nothing
+else, before and after the servers. The peers live in environments of their own, since BentoML and Ray cannot share
+one; a peer that is installed in none of them is reported as not run:
 
     python -m venv peers && peers/bin/pip install -c constraints.txt torch==2.13.0      # first, as the Makefile says
     peers/bin/pip install -e ".[train]" litserve python-multipart "ray[serve]" flask gunicorn
@@ -36,7 +36,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chestxray.inference.bundle import folder_of
-from chestxray.inference.predictor import Predictor
 from http_load import Callers, Case, as_form, as_it_is, descendants, processor_seconds, resident_mib, right
 from side_by_side import machine
 
@@ -44,6 +43,7 @@ HERE = Path(__file__).parent
 START_SECONDS = 120
 AT_ONCE = 8  # callers that keep a server busy
 CLOSE = 1e-3  # of a probability: the original's way computes with another library
+FLOOR_FILMS = 200
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="name of a server; repeatable")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    cases, floor = references(arguments.bundle, arguments.films)
+    cases, before = references(arguments.bundle, arguments.films)
     rows: dict[str, list[Row]] = {}
     missing = {}
     chosen = [server for server in SERVERS if not arguments.only or server.name in arguments.only]
@@ -117,20 +117,18 @@ def main() -> None:
             rows.setdefault(server.name, []).append(measure(server, arguments, python, cases))
         except NoAnswer as why:
             missing[server.name] = str(why)
+    _, after = references(arguments.bundle, arguments.films)
+    floor = statistics.median(before + after)
     show({name: each for name, each in rows.items() if each}, missing, floor, as_json=arguments.json)
 
 
-def references(bundle: Path, films: list[Path]) -> tuple[list[Case], float]:
-    """What each film gets alone, and the seconds that decode plus network take in this process, their median."""
-    predictor = Predictor.load(bundle)
-    contents = [film.read_bytes() for film in films]
-    cases = [Case.of(data, predictor.predict(data, "film").probability) for data in contents]
-    seconds = []
-    for data in (contents * 200)[:200]:
-        began = time.perf_counter()
-        predictor.predict(data, "film")
-        seconds.append(time.perf_counter() - began)
-    return [case for case in cases if case.probability is not None], statistics.median(seconds)
+def references(bundle: Path, films: list[Path]) -> tuple[list[Case], list[float]]:
+    """What each film gets alone, and the seconds that decode plus network take; in a process that does only this."""
+    command = [sys.executable, HERE / "floor.py", bundle, *films, "--answers", str(FLOOR_FILMS)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found = json.loads(done.stdout)
+    cases = [Case.of(film.read_bytes(), answer) for film, answer in zip(films, found["answers"], strict=True)]
+    return [case for case in cases if case.probability is not None], found["seconds"]
 
 
 def measure(server: Server, arguments: argparse.Namespace, python: Path, cases: list[Case]) -> Row:
@@ -234,6 +232,7 @@ def show(rows: dict[str, list[Row]], missing: dict[str, str], floor: float, *, a
     for name, row in medians.items():
         latency = f"p50 alone {1e3 * row['p50']:7.2f} ms, p99 {1e3 * row['p99']:7.2f} ms"
         rest = f"{row['memory']:7.0f} MiB   first answer after {row['start']:5.2f} s   {row['wrong']:.0f} not right"
+        latency += f" ({row['p50'] / floor:.2f} x the floor)"
         rate = f"{row['rate']:8.1f} a second, {1e3 * row['processor']:6.2f} ms of processor time each"
         print(f"  {name:20} {rate}   {latency}   {rest}")
     for name, why in missing.items():

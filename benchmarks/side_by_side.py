@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,13 @@ def take_turns(ways: Mapping[str, Callable[[], object]], repetitions: int) -> li
             if count:
                 seconds[name].append(time.perf_counter() - started)
     return [Timing(name, tuple(values)) for name, values in seconds.items()]
+
+
+def anew_on_one_thread() -> None:
+    """Start this program anew, once, with the libraries' own threads off; they read these variables when imported."""
+    wanted = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | wanted)  # noqa: S606 - itself
 
 
 def machine() -> str:
