@@ -88,6 +88,13 @@ def test_a_progressive_film_with_a_hole_is_refused_or_hardly_changed(name: str) 
     assert all(np.abs(pixels - whole).mean() < 0.5 for pixels in scored)
 
 
+@pytest.mark.parametrize("value", [0, 0x55])
+def test_a_progressive_film_overwritten_by_one_value_is_refused(value: int) -> None:
+    data, rng = film("progressive"), random.Random(8)  # noqa: S311
+    holes = (rng.randrange(*scan_of(data)) for _ in range(PLACES))
+    assert not [at for at in holes if accepted(data[:at] + bytes([value]) * HOLE + data[at + HOLE :])]
+
+
 def test_colour_with_a_hole_is_refused() -> None:
     data = encoded(drawn().convert("RGB"), "JPEG", quality=90)
     rng = random.Random(1)  # noqa: S311
@@ -113,6 +120,9 @@ def test_what_stands_behind_the_picture_or_in_its_header_is_no_damage() -> None:
     drawn().save(with_small_one, "JPEG", quality=90, comment=bytes(4000) + data[: 8 * HOLE])
     assert accepted(data + bytes(4000))
     assert accepted(with_small_one.getvalue())
+    behind, scans = io.BytesIO(), film("progressive")
+    drawn().save(behind, "JPEG", quality=90, progressive=True, comment=scans[: 8 * HOLE] + bytes(4000) + scans[-HOLE:])
+    assert accepted(behind.getvalue() + bytes(4000))
 
 
 def test_empty_borders_are_no_damage() -> None:

@@ -7,8 +7,11 @@ through simplejpeg, which reports damage that Pillow ignores. The levels are the
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -62,6 +65,7 @@ _COLOUR_SPACES: Final = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 _INKS: Final = 4
 # The usual codes of luminance (ITU-T T.81, table K.5): their lengths, and the first of their symbols.
 _USUAL_CODES: Final = bytes.fromhex("0002010303020403050504040000017d0102030004110512")
+_PROGRESSIVE_FRAME: Final = b"\xff\xc2"
 _HEAD_OF_SCAN: Final = 14  # bytes, at most, before the coded data of a scan of four components
 _RUN: Final = 64  # bytes of one value; the search is sure to find half of it
 _TIFF_BITS: Final = 258
@@ -128,22 +132,44 @@ def intact_jpeg(data: bytes, colours: str, size: tuple[int, int], factor: int = 
 
 
 def _overwritten(data: bytes) -> bool:
-    """Check whether a part was overwritten by one value, in a way that no encoder with the usual codes writes.
+    """Check whether a part was overwritten by one value, in a way that no encoder writes.
 
-    Under these codes an empty block of the picture takes six bits, so that not even black repeats with every byte.
+    Under the usual codes an empty block of the picture takes six bits, so that not even black repeats with every byte.
+    Codes made for a picture may write it as zeros, but hardly in a progressive file's scans of higher frequencies:
+    these state the length of a run of empty blocks.
     """
     scan = data.rfind(b"\xff\xda")
     head = data[data.rfind(b"\xff\xd9", 0, scan) + 2 : scan]  # after the thumbnail that EXIF may hold
-    if _USUAL_CODES not in head:
-        return False
-    start, half = scan + _HEAD_OF_SCAN, _RUN // 2
-    every = np.frombuffer(data, np.uint8)[start::half]
+    if _PROGRESSIVE_FRAME in head:
+        frame = data.rfind(_PROGRESSIVE_FRAME, 0, scan)  # metadata, which may hold anything, stand before it
+        scans = data[frame : data.find(b"\xff\xd9", frame)]
+        return any(_repeats(scans, *part) for part in _scans_of_frequencies(scans))
+    return _USUAL_CODES in head and _repeats(data, scan + _HEAD_OF_SCAN, data.find(b"\xff\xd9", scan))
+
+
+def _repeats(data: bytes, start: int, end: int) -> bool:
+    """Check whether coded data have a run of one value; hardly any film has one."""
+    half = _RUN // 2
+    every = np.frombuffer(data, np.uint8)[start:end:half]
     for at in np.flatnonzero(every[1:] == every[:-1]):
         first = start + int(at) * half
-        run = data[first : first + half]
-        if run.count(run[:1]) == half:  # hardly any film has one, so that the end of its data is looked for here
-            return first + half < data.find(b"\xff\xd9", scan)
+        if first + half < end and data.count(data[first : first + 1], first, first + half) == half:
+            return True
     return False
+
+
+def _scans_of_frequencies(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield where the coded data of scans begin and end, but for scans of mean levels, whose emptiness may be zeros.
+
+    Args:
+        data: a progressive file from its frame header to its end.
+    """
+    scans = [match.start() for match in re.finditer(rb"\xff\xda", data)]
+    for scan, following in pairwise([*scans, len(data)]):
+        begin = scan + 8 + 2 * int.from_bytes(data[scan + 4 : scan + 5])  # T.81 figure B.4: two bytes a component
+        codes = data.find(b"\xff\xc4", begin, following)  # of the next scan
+        if data[begin - 3 : begin - 2] > b"\0":  # the lowest frequency
+            yield begin, codes if codes >= 0 else following
 
 
 def _grey_of_jpeg(pixels: npt.NDArray[np.uint8], orientation: int, *, inverted: bool) -> tuple[Pixels, float]:
