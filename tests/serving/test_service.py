@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -29,7 +30,7 @@ from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE, Prediction
 from chestxray.serving import static
 from chestxray.serving.app import MEBIBYTE, ServiceSettings, create_app
-from chestxray.serving.logs import JsonLines
+from chestxray.serving.logs import JsonLines, Patient, whole_lines
 from chestxray.serving.problems import KINDS
 from chestxray.serving.security import VARIABLE, HostRule, is_loopback
 from chestxray.serving.server import ServeOptions, serve
@@ -462,6 +463,39 @@ def test_the_log_has_one_line_a_request_and_nothing_that_a_caller_wrote(
     last = json.loads(lines[2])
     assert (last["event"], last["route"], last["status"]) == ("request", "/v1/predict", 415)
     assert last["request"] == response.headers["X-Request-Id"]
+
+
+@given(st.lists(st.integers(1, 60), max_size=30))
+def test_lines_of_the_log_are_written_in_blocks_that_a_pipe_takes_whole(lengths: list[int]) -> None:
+    lines = [b"x" * (length - 1) + b"\n" for length in lengths]
+    blocks = list(whole_lines(lines, 40))
+    assert b"".join(blocks) == b"".join(lines)
+    assert all(block.endswith(b"\n") and (len(block) <= 40 or block.count(b"\n") == 1) for block in blocks)
+    for block, after in itertools.pairwise(blocks):
+        assert len(block) + after.index(b"\n") + 1 > 40, "as few blocks as there can be"
+
+
+def test_two_logs_that_share_a_pipe_do_not_mix_their_lines() -> None:
+    """As those of several processes do; the reader is slow, so that the pipe is full most of the time."""
+    ours, theirs = os.pipe()
+    logs = [Patient(theirs) for _ in range(2)]
+    record = logging.makeLogRecord({"msg": "x" * 700, "levelname": "INFO"})
+
+    def write() -> None:
+        for _ in range(600):
+            for one in logs:
+                one.emit(record)
+        for one in logs:
+            while one._lines.unfinished_tasks:  # noqa: SLF001 - flush() gives up on slow readers
+                threading.Event().wait(0.005)
+        os.close(theirs)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with os.fdopen(ours, "rb", buffering=0) as reader:
+        found = b"".join(iter(lambda: reader.read(3000), b""))
+    writer.join()
+    assert [json.loads(line)["event"] for line in found.splitlines()] == ["x" * 700] * 1200
 
 
 # --------------------------------------------------------------------------- the page's files

@@ -11,11 +11,12 @@ import json
 import logging
 import os
 import queue
+import select
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,17 +83,33 @@ class Patient(logging.Handler):
             lines = [self._lines.get()]
             while not self._lines.empty() and len(lines) < AT_ONCE:
                 lines.append(self._lines.get())
-            line = b"".join(lines)
+            taken = len(lines)
             if self._dropped:
                 dropped, self._dropped = self._dropped, 0
-                line += (
-                    json.dumps({"level": "warning", "event": "log lines dropped", "lines": dropped}).encode() + b"\n"
-                )
+                told = {"level": "warning", "event": "log lines dropped", "lines": dropped}
+                lines.append(f"{json.dumps(told)}\n".encode())
             with contextlib.suppress(OSError):  # the log is closed, or its reader has gone
-                while line:
-                    line = line[os.write(self._descriptor, line) :]
-            for _ in lines:
+                for block in whole_lines(lines):
+                    rest = block
+                    while rest:
+                        rest = rest[os.write(self._descriptor, rest) :]
+            for _ in range(taken):
                 self._lines.task_done()
+
+
+def whole_lines(lines: Iterable[bytes], most: int = select.PIPE_BUF) -> Iterator[bytes]:
+    """Yield the lines joined to blocks of at most ``most`` bytes; a longer line is a block of its own.
+
+    A pipe takes a block of that size whole, so that lines of several processes do not mix. Source: POSIX, write().
+    """
+    block = b""
+    for line in lines:
+        if block and len(block) + len(line) > most:
+            yield block
+            block = b""
+        block += line
+    if block:
+        yield block
 
 
 def occupy_standard_streams() -> None:
