@@ -26,8 +26,8 @@ ORDER = (
     ("training",),
     ("serving",),
     ("dicom",),
-    ("aws",),
     ("diagnosis",),
+    ("aws",),
     ("pipeline", "api", "plots"),
     ("cli",),
 )

@@ -57,11 +57,15 @@ BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome")
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding; ``ok`` is False if something that a command needs is missing."""
+    """One thing that was looked at.
+
+    Attributes:
+        ok: False if something that a command needs is missing, None if that could not be found out.
+    """
 
     name: str
     finding: str
-    ok: bool = True
+    ok: bool | None = True
 
 
 @dataclass(frozen=True, slots=True)

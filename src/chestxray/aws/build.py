@@ -6,6 +6,8 @@ The tag is a hash of the content, so that the same code is built once.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from chestxray.aws import stacks
@@ -27,26 +29,39 @@ def context() -> dict[str, bytes]:
     return package_files(without=_NOT_IN_THE_IMAGE)
 
 
-def image_tag(files: dict[str, bytes]) -> str:
-    """Return the tag: version and hash of the image's content."""
+@dataclass(frozen=True, slots=True)
+class Image:
+    """The image of this code, whether it is built or not.
+
+    Attributes:
+        address: in the deployment's own repository.
+        tag: version and hash of the content.
+        files: what it is built from, by name.
+    """
+
+    address: str
+    tag: str
+    files: Mapping[str, bytes] = field(repr=False)
+
+
+def image_of(names: Names) -> Image:
+    """Read the files of this package, and return the image that holds them."""
+    files = context()
     digest = hashlib.sha256()
     for name in sorted(files):
         digest.update(f"{name} {hashlib.sha256(files[name]).hexdigest()}\n".encode())
-    return f"{__version__}-{digest.hexdigest()[:12]}"
+    tag = f"{__version__}-{digest.hexdigest()[:12]}"
+    address = f"{names.account}.dkr.ecr.{names.region}.amazonaws.com/{names.deployment}:{tag}"
+    return Image(address, tag, files)
 
 
-def image_address(names: Names, tag: str) -> str:
-    """Return the address of the image with that tag, whether it exists or not."""
-    return f"{names.account}.dkr.ecr.{names.region}.amazonaws.com/{names.deployment}:{tag}"
-
-
-def image_is_there(cloud: Cloud, names: Names, tag: str) -> bool:
-    """Check whether the image exists. Raises: CloudError."""
+def image_is_there(cloud: Cloud, names: Names, image: Image) -> bool:
+    """Check whether the image is built. Raises: CloudError."""
     from botocore.exceptions import ClientError
 
-    with cloud_errors(f"looking for the image {names.deployment}:{tag}"):
+    with cloud_errors(f"looking for the image {names.deployment}:{image.tag}"):
         try:
-            given = {"repositoryName": names.deployment, "imageIds": [{"imageTag": tag}]}
+            given = {"repositoryName": names.deployment, "imageIds": [{"imageTag": image.tag}]}
             return bool(cloud.client("ecr").describe_images(**given)["imageDetails"])
         except ClientError as error:
             if is_missing(error) or error.response["Error"]["Code"] == "ImageNotFoundException":
@@ -54,35 +69,31 @@ def image_is_there(cloud: Cloud, names: Names, tag: str) -> bool:
             raise
 
 
-def plan_of_image(cloud: Cloud, names: Names) -> tuple[Item, ...]:
+def plan_of_image(cloud: Cloud, names: Names, image: Image) -> tuple[Item, ...]:
     """Return what ``ensure_image`` does and costs. Raises: CloudError."""
-    tag = image_tag(context())
-    address = image_address(names, tag)
-    if image_is_there(cloud, names, tag):
-        return (Item("image", address, does="keep"),)
+    if image_is_there(cloud, names, image):
+        return (Item("image", image.address, does="keep"),)
     once = BUILD_MINUTES * CODEBUILD_MINUTE
     return (
         Item("stack", names.build_stack, note="repository of images, build project, its role", does="ensure"),
-        Item("image", address, once=once, note=f"built in AWS, about {BUILD_MINUTES} minutes", does="build"),
+        Item("image", image.address, once=once, note=f"built in AWS, about {BUILD_MINUTES} minutes", does="build"),
     )
 
 
-def ensure_image(cloud: Cloud, names: Names, log: Log) -> str:
-    """Build the image of this code unless it exists. Returns: its address. Raises: JobFailed, CloudError."""
-    files = context()
-    tag = image_tag(files)
-    if not image_is_there(cloud, names, tag):
-        ensure_bucket(cloud, names)
-        key = f"builds/{tag}.zip"
-        with cloud_errors("sending what the image is built from"):
-            put_bytes(cloud.client("s3"), names.bucket, key, zipped(files))
-        values = {"Repository": names.deployment, "Project": names.build_stack, "Bucket": names.bucket}
-        values["PermissionsBoundary"] = cloud.rules.boundary
-        stacks.deploy(cloud, names, names.build_stack, stacks.template("image"), values, log)
-        _build(cloud, names, key, tag, log)
-        if not image_is_there(cloud, names, tag):
-            raise JobFailed(f"the build of {tag} ended well, and there is no such image. Repeat the command")
-    return image_address(names, tag)
+def ensure_image(cloud: Cloud, names: Names, image: Image, log: Log) -> None:
+    """Build the image unless it exists. Raises: JobFailed, CloudError."""
+    if image_is_there(cloud, names, image):
+        return
+    ensure_bucket(cloud, names)
+    key = f"builds/{image.tag}.zip"
+    with cloud_errors("sending what the image is built from"):
+        put_bytes(cloud.client("s3"), names.bucket, key, zipped(image.files))
+    values = {"Repository": names.deployment, "Project": names.build_stack, "Bucket": names.bucket}
+    values["PermissionsBoundary"] = cloud.rules.boundary
+    stacks.deploy(cloud, names, names.build_stack, stacks.template("image"), values, log)
+    _build(cloud, names, key, image.tag, log)
+    if not image_is_there(cloud, names, image):
+        raise JobFailed(f"the build of {image.tag} ended well, and there is no such image. Repeat the command")
 
 
 def _build(cloud: Cloud, names: Names, key: str, tag: str, log: Log) -> None:

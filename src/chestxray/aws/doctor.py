@@ -14,24 +14,12 @@ from chestxray.aws import build
 from chestxray.aws.images import REGISTRIES, training_image
 from chestxray.aws.roles import deployer_policy
 from chestxray.aws.session import Cloud, Names, cloud_errors, error_code, principal_of
+from chestxray.diagnosis import Check
 from chestxray.errors import ChestXrayError, CloudError
 
 QUOTA_REMEDY: Final = "Ask for more under Service Quotas, Amazon SageMaker, or choose another type of instance"
 AT_ONCE: Final = 60  # actions in one simulation, so that its answer is one page
 SHOWN: Final = 6  # of what is missing; the rest is counted
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        ok: False where something will fail, None where that could not be found out.
-    """
-
-    name: str
-    finding: str
-    ok: bool | None = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,25 +45,25 @@ class Wanted:
         return (f"{self.training} for {kind} usage", f"{self.transform} for transform job usage", *hosting)
 
 
-def examine(cloud: Cloud, names: Names, wanted: Wanted) -> Iterator[Finding]:
+def examine(cloud: Cloud, names: Names, wanted: Wanted) -> Iterator[Check]:
     """Look at credentials, region, quotas, permissions and images, in that order; one failure hides no other."""
-    yield Finding("credentials", f"account {cloud.account}, as {cloud.caller}")
+    yield Check("credentials", f"account {cloud.account}, as {cloud.caller}")
     yield _region(cloud)
     for name, look in (("quotas", _quotas), ("permissions", _permissions), ("images", _images)):
         try:
             with cloud_errors(f"looking at {name}"):
                 yield from look(cloud, names, wanted)
         except CloudError as error:
-            yield Finding(name, f"not known: {error}", ok=None)
+            yield Check(name, f"not known: {error}", ok=None)
 
 
-def _region(cloud: Cloud) -> Finding:
+def _region(cloud: Cloud) -> Check:
     if cloud.region not in REGISTRIES:
-        return Finding("region", f"{cloud.region}: no registry of Amazon's training images is known there", ok=False)
-    return Finding("region", f"{cloud.region}; films have to lie there too")
+        return Check("region", f"{cloud.region}: no registry of Amazon's training images is known there", ok=False)
+    return Check("region", f"{cloud.region}; films have to lie there too")
 
 
-def _quotas(cloud: Cloud, _: Names, wanted: Wanted) -> Iterator[Finding]:
+def _quotas(cloud: Cloud, _: Names, wanted: Wanted) -> Iterator[Check]:
     """Return the applied quotas, and AWS's defaults where the account has none of its own."""
     client = cloud.client("service-quotas")
     found: dict[str, float] = {}
@@ -84,18 +72,18 @@ def _quotas(cloud: Cloud, _: Names, wanted: Wanted) -> Iterator[Finding]:
             found |= {quota["QuotaName"]: quota["Value"] for quota in page["Quotas"]}
     for name in wanted.quotas:
         if name not in found:
-            yield Finding("quota", f"{name}: AWS lists no such quota; is the type of instance right?", ok=None)
+            yield Check("quota", f"{name}: AWS lists no such quota; is the type of instance right?", ok=None)
         elif found[name] < 1:
-            yield Finding("quota", f"{name}: {found[name]:g}. {QUOTA_REMEDY}", ok=False)
+            yield Check("quota", f"{name}: {found[name]:g}. {QUOTA_REMEDY}", ok=False)
         else:
-            yield Finding("quota", f"{name}: {found[name]:g}")
+            yield Check("quota", f"{name}: {found[name]:g}")
 
 
-def _permissions(cloud: Cloud, names: Names, wanted: Wanted) -> Iterator[Finding]:
+def _permissions(cloud: Cloud, names: Names, wanted: Wanted) -> Iterator[Check]:
     """Simulate every statement of the deployer's policy for the caller."""
     principal = principal_of(cloud.caller)
     if not principal:
-        yield Finding("permissions", f"{cloud.caller} may do everything: use a role instead for daily work", ok=True)
+        yield Check("permissions", f"{cloud.caller} may do everything: use a role instead for daily work", ok=True)
         return
     statements = json.loads(deployer_policy(names, wanted.films or names.bucket, cloud.rules))["Statement"]
     denied = sorted({action for statement in statements for action in _denied(cloud, principal, statement)})
@@ -103,9 +91,9 @@ def _permissions(cloud: Cloud, names: Names, wanted: Wanted) -> Iterator[Finding
     if denied:
         more = f" and {len(denied) - SHOWN} more" if len(denied) > SHOWN else ""
         remedy = 'Give the policy that "chestxray aws policy" prints'
-        yield Finding("permissions", f"denied: {', '.join(denied[:SHOWN])}{more}. {remedy} to {principal}", ok=False)
+        yield Check("permissions", f"denied: {', '.join(denied[:SHOWN])}{more}. {remedy} to {principal}", ok=False)
     else:
-        yield Finding("permissions", f"all {count} that these commands take")
+        yield Check("permissions", f"all {count} that these commands take")
 
 
 def _denied(cloud: Cloud, principal: str, statement: Mapping[str, Any]) -> Iterator[str]:
@@ -137,19 +125,20 @@ def _example(resource: str) -> str:
     return resource if resource == "*" else resource.replace("*", "example")
 
 
-def _images(cloud: Cloud, names: Names, wanted: Wanted) -> Iterator[Finding]:
+def _images(cloud: Cloud, names: Names, wanted: Wanted) -> Iterator[Check]:
     try:
         address = training_image(cloud.region, wanted.training)
     except ChestXrayError as error:
-        yield Finding("image for training", str(error), ok=False)
+        yield Check("image for training", str(error), ok=False)
     else:
         yield _image_of_amazon(cloud, address)
-    tag = build.image_tag(build.context())
-    there = build.image_is_there(cloud, names, tag)
-    yield Finding("image for serving", f"{tag}: {'built' if there else 'the first deploy builds it, in some minutes'}")
+    image = build.image_of(names)
+    there = build.image_is_there(cloud, names, image)
+    state = "built" if there else "the first deploy builds it, in some minutes"
+    yield Check("image for serving", f"{image.tag}: {state}")
 
 
-def _image_of_amazon(cloud: Cloud, address: str) -> Finding:
+def _image_of_amazon(cloud: Cloud, address: str) -> Check:
     from botocore.exceptions import ClientError
 
     repository, _, tag = address.partition("/")[2].partition(":")
@@ -158,7 +147,7 @@ def _image_of_amazon(cloud: Cloud, address: str) -> Finding:
             registryId=REGISTRIES[cloud.region], repositoryName=repository, imageIds=[{"imageTag": tag}]
         )
     except ClientError as error:
-        return Finding("image for training", f"{address}: not known ({error_code(error)})", ok=None)
+        return Check("image for training", f"{address}: not known ({error_code(error)})", ok=None)
     if found.get("images"):
-        return Finding("image for training", address)
-    return Finding("image for training", f"{address}: is not there. Give train an --image", ok=False)
+        return Check("image for training", address)
+    return Check("image for training", f"{address}: is not there. Give train an --image", ok=False)
