@@ -232,7 +232,7 @@ def test_the_template_of_an_endpoint_asks_for_what_the_verb_asks_for() -> None:
     assert policies.keys() == {"work", "key", "network"}
     assert actions_in(policies["work"]) <= actions_in([*roles.working(NAMES), *roles.reading("films")])
     rules = Rules(kms_key=KEY, subnets=tuple(VPC["Subnets"]), security_groups=tuple(VPC["SecurityGroupIds"]))
-    assert actions_in(policies["key"]) <= actions_in(roles.using_key(rules))
+    assert as_pairs(policies["key"]) == as_pairs(roles.using_key(rules))
     network = roles.joining_network(NAMES, rules)
     assert actions_in(policies["network"]) == actions_in(network)
     places, ours = (policy[0]["Resource"] for policy in (policies["network"], network))
@@ -256,6 +256,11 @@ def test_the_template_of_an_endpoint_asks_for_what_the_verb_asks_for() -> None:
 def test_the_template_of_a_serverless_endpoint_has_the_size_that_the_verb_gives_it() -> None:
     size = ", ".join(f"{name}: {value}" for name, value in deploy.Hosting().variant["ServerlessConfig"].items())
     assert f"ServerlessConfig: !If [IsServerless, {{{size}}}, " in stacks.template("endpoint")
+
+
+def as_pairs(policy: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    """What is allowed, on what and under which condition, one way or the other of writing it."""
+    return [(sorted(as_list(one["Action"])), as_list(one["Resource"]), one.get("Condition", {})) for one in policy]
 
 
 def actions_in(policy: Iterable[Mapping[str, Any]]) -> set[str]:
@@ -292,7 +297,7 @@ def ask(empty: SageMaker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
             for service in ("IAM", "SERVICE_QUOTAS"):
                 monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", address)
             found = told(capsys, "aws", "doctor", "--films", "films", *options)
-        return found | {"by": {item["name"]: item for item in found["findings"]}}
+        return found | {"by": {item["name"]: item for item in found["checks"]}}
 
     monkeypatch.setattr("chestxray.aws.doctor.principal_of", lambda _: f"arn:aws:iam::{ACCOUNT}:user/ward")
     return examined
@@ -316,7 +321,7 @@ def test_what_an_account_lacks_is_named_with_its_remedy(ask: Any) -> None:
     found = ask(policy, {})
     assert found["exit"] == 1
     assert "denied: iam:PassRole, sagemaker:CreateModel. Give the policy" in found["by"]["permissions"]["finding"]
-    quotas = [item for item in found["findings"] if item["name"] == "quota"]
+    quotas = [item for item in found["checks"] if item["name"] == "quota"]
     assert [item["ok"] for item in quotas] == [False, False]
     assert "ml.g4dn.xlarge for training job usage: 0. Ask for more" in quotas[0]["finding"]
 
@@ -327,13 +332,13 @@ def test_what_may_not_be_looked_at_is_not_known_and_hides_nothing_else(
     """Moto knows neither SageMaker's quotas nor simulation: each is said, and the rest is looked at."""
     monkeypatch.setattr("chestxray.aws.doctor.principal_of", lambda _: f"arn:aws:iam::{ACCOUNT}:user/ward")
     found = told(capsys, "aws", "doctor")
-    by = {item["name"]: item for item in found["findings"]}
+    by = {item["name"]: item for item in found["checks"]}
     assert (by["credentials"]["ok"], by["permissions"]["ok"]) == (True, None), found
     assert "what answered is not AWS" in by["permissions"]["finding"]
     assert "image for serving" in by
     run("aws", "doctor")
     lines = capsys.readouterr().out.splitlines()
-    begins = {line.index(item["finding"]) for line, item in zip(lines, found["findings"], strict=True)}
+    begins = {line.index(item["finding"]) for line, item in zip(lines, found["checks"], strict=True)}
     assert len(begins) == 1, lines
 
 
