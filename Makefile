@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LIGHT := .venv-light
 MINISTACK := $(VENV)/ministack
+SAGEMAKER_SDK := $(VENV)/sagemaker-sdk
 
 DATA ?=
 OUT ?= run
@@ -81,7 +82,7 @@ test-pythons: ## the tests that need no torch, on each of PYTHONS that is here
 	  $(VENV)-$$version/bin/python -m pytest -q -m "not slow and not soak and not browser" -n auto \
 	    tests/images tests/metrics tests/test_schema.py tests/test_layout.py || exit 1; done
 
-test-soak: $(STAMP) $(MINISTACK) browser pacs ## hundreds of kills, ends and damages, and AWS end to end (half an hour and more)
+test-soak: $(STAMP) $(MINISTACK) $(SAGEMAKER_SDK) browser pacs ## hundreds of kills, ends and damages, and AWS end to end (half an hour and more)
 	@$(BIN)/pytest -m soak
 
 # The tests' stand-in for AWS. It needs a botocore of its own, so it has an environment of its own.
@@ -92,6 +93,11 @@ $(MINISTACK): $(STAMP)
 lock: $(STAMP) ## requirements.lock anew, after a change of pyproject.toml or constraints.txt (asks a network)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check "uv>=0.8"
 	@$(BIN)/python tools/lock.py
+
+# SageMaker's own SDK wants older libraries beside it than ours; an environment of its own, too.
+$(SAGEMAKER_SDK): $(STAMP)
+	@$(PYTHON) -m venv $@ && $@/bin/python -m pip install -q --disable-pip-version-check "sagemaker==2.257.7" || \
+	  { rm -rf $@; echo "make: no SageMaker SDK here, so its tests will be reported as not run"; }
 
 coverage: $(STAMP) browser pacs ## which lines and branches the quick tests reach; htmlcov/index.html
 	@$(BIN)/coverage erase

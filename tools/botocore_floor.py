@@ -1,6 +1,6 @@
 """Writes down what the lowest boto3 that the package allows knows of the requests that it makes.
 
-    pip install --no-deps --target FOLDER botocore==1.36.0      # as pyproject.toml has it for boto3
+    pip install --no-deps --target FOLDER botocore==1.40.61     # as pyproject.toml has it for boto3
     python tools/botocore_floor.py FOLDER
 
 The tests hold each request of the AWS verbs against this file, so that a parameter which only a newer boto3 knows is

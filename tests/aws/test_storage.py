@@ -327,7 +327,14 @@ def test_an_address_without_its_scheme_is_no_bucket(s3: Any, folder: Path, capsy
     assert keys(s3) == []
 
 
-@pytest.mark.parametrize(("region", "fact"), [("cn-north-1", "belongs to aws-cn"), ("mars-1", "no such region")])
+@pytest.mark.parametrize(
+    ("region", "fact"),
+    [
+        ("cn-north-1", "belongs to aws-cn"),
+        ("mars-1", "no such region"),
+        ("eu-centrl-1", "knows no SageMaker there. Is eu-central-1 meant?"),
+    ],
+)
 def test_other_partitions_and_regions_that_are_none_are_refused_first(s3: Any, region: str, fact: str) -> None:
     with pytest.raises(UsageError, match=fact):
         connect(region)

@@ -81,11 +81,20 @@ def test_a_job_trains_a_bundle_and_the_same_command_finds_it_again(
     jobs = len(boto3.client("sagemaker").list_training_jobs()["TrainingJobSummaries"])
     assert trained(capsys, "s3://films/set/train", "--recipe", recipe, *SMALL)["job"] == found["job"]
     assert len(boto3.client("sagemaker").list_training_jobs()["TrainingJobSummaries"]) == jobs
-    assert run("aws", "destroy", "--yes") == 0  # the job stays in AWS's list, its bundle does not
+    bucket, _, key = found["artifacts"].removeprefix("s3://").partition("/")
+    boto3.client("s3").delete_object(Bucket=bucket, Key=key)
     gone = told(capsys, "aws", "deploy", found["job"], "--image", IMAGE)
     assert "was deleted meanwhile. Train it again" in gone["error"]["message"]
     anew = trained(capsys, "s3://films/set/train", "--recipe", recipe, *SMALL, "--no-wait")
     assert (anew["did"], anew["job"]) == ("create", f"{found['job']}-2")
+    kept = told(capsys, "aws", "destroy", "--yes", "--keep-data")
+    assert kept["exit"] == 0, kept
+    records = boto3.client("sagemaker").list_training_jobs()["TrainingJobSummaries"]
+    assert {item["TrainingJobName"] for item in records} >= {found["job"], anew["job"]}
+    assert run("aws", "destroy", "--yes") == 0
+    assert boto3.client("sagemaker").list_training_jobs()["TrainingJobSummaries"] == []
+    gone = told(capsys, "aws", "deploy", found["job"], "--image", IMAGE)
+    assert "neither a bundle here nor a training job" in gone["error"]["message"]
 
 
 @pytest.mark.soak
@@ -179,8 +188,10 @@ def test_ctrl_c_leaves_the_job_running_and_destroy_stops_it_and_leaves_nothing_b
     running = boto3.client("sagemaker").list_training_jobs(StatusEquals="InProgress")["TrainingJobSummaries"]
     assert len(running) == 1
     assert run("aws", "destroy", "--yes") == 0
-    name = running[0]["TrainingJobName"]
-    assert boto3.client("sagemaker").describe_training_job(TrainingJobName=name)["TrainingJobStatus"] == "Stopped"
+    asked = [(operation, request) for operation, request in service.requests if operation.endswith("TrainingJob")]
+    name = {"TrainingJobName": running[0]["TrainingJobName"]}
+    assert asked.index(("StopTrainingJob", name)) < asked.index(("DeleteTrainingJob", name))
+    assert boto3.client("sagemaker").list_training_jobs()["TrainingJobSummaries"] == []
     assert boto3.client("iam").list_roles()["Roles"] == []
     assert [bucket["Name"] for bucket in boto3.client("s3").list_buckets()["Buckets"]] == ["films"]
 

@@ -6,6 +6,7 @@ through the same parsing and the same repetition. Clients of the tests and of th
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import types
@@ -17,9 +18,12 @@ from typing import Any, Final
 
 import botocore.endpoint
 import botocore.handlers
+import botocore.loaders
+import botocore.session
 import pytest
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.exceptions import ReadTimeoutError
+from botocore.httpsession import URLLib3Session
 from botocore.retries.bucket import TokenBucket
 from urllib3.response import HTTPResponse
 
@@ -51,7 +55,8 @@ class Door:
         asked: "service.Operation", in order.
         refuse: status and code for a request, or None to let it through.
         waited: seconds between repetitions, none of which were waited for.
-        faults: by "service.Operation", "denied" or "timeout".
+        faults: by "service.Operation": "denied", "throttled", "timeout" (it never arrived) or "lost" (it was carried
+            out, and the answer never arrived).
         before: by "service.Operation", what to do before it is sent.
     """
 
@@ -61,6 +66,7 @@ class Door:
     faults: dict[str, str] = field(default_factory=dict)
     before: dict[str, Callable[[], None]] = field(default_factory=dict)
     times: Counter[str] = field(default_factory=Counter)
+    _session: URLLib3Session = field(default_factory=URLLib3Session)
 
     def __call__(self, request: AWSPreparedRequest, event_name: str, **_: Any) -> AWSResponse | None:
         agent = request.headers.get("User-Agent", b"")
@@ -72,13 +78,17 @@ class Door:
         self.times[asked] += 1
         if asked in self.before:
             self.before[asked]()
-        if self.faults.get(asked) == "timeout":
+        fault = self.faults.get(asked)
+        if fault == "lost":
+            self._session.send(request)
+        if fault in {"timeout", "lost"}:
             raise ReadTimeoutError(endpoint_url=request.url)
-        refused = DENIED if asked in self.faults else self.refuse(service, self.times[asked])
+        known = {"denied": DENIED, "throttled": throttled(service)}
+        refused = known[fault] if fault else self.refuse(service, self.times[asked])
         return _answer(request, service, *refused) if refused else None
 
     def fail(self, asked: str, fault: str) -> None:
-        """Until it is taken out of ``faults``, that operation is "denied", or ends in a "timeout"."""
+        """Let that operation fail until it is taken out of ``faults``."""
         self.faults[asked] = fault
 
     def begin(self) -> None:
@@ -104,9 +114,13 @@ def at_first(times: int) -> Refusal:
 
 @contextmanager
 def watched() -> Iterator[Door]:
-    """Clients that are made inside the block go through the door, and wait for nothing."""
+    """Clients that are made inside the block go through the door, and wait for nothing.
+
+    Their services' models are read once, not once a command.
+    """
     door = Door()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(botocore.session, "create_loader", functools.cache(botocore.loaders.create_loader))
         patch.setattr(
             botocore.handlers, "BUILTIN_HANDLERS", [*botocore.handlers.BUILTIN_HANDLERS, ("before-send", door)]
         )

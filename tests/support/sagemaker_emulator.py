@@ -23,7 +23,18 @@ from botocore.model import Shape
 from botocore.validate import ParamValidator
 
 import live_moto
-from sagemaker_work import LOGS, Container, Log, TrainingRun, final_metrics, program, put_archive, transform, unpacked
+from sagemaker_work import (
+    LOGS,
+    Container,
+    Log,
+    TrainingRun,
+    Within,
+    final_metrics,
+    program,
+    put_archive,
+    transform,
+    unpacked,
+)
 from stand_in import StandIn, serving
 
 REGION: Final = "us-east-1"
@@ -70,7 +81,8 @@ class SageMaker:
 
     Attributes:
         faults: by operation, what it answers (code, message) before it does its work; one each time.
-        runs_containers: whether endpoints run what they are made of; without, they are in service at once.
+        runs_containers: whether jobs and endpoints run what they are made of; without, endpoints are in service and
+            training jobs over at once, and films are classified in this process.
         requests: (operation, request), as they came.
         updates: statuses in which updates of endpoints end that do not come up; one each time.
     """
@@ -83,7 +95,7 @@ class SageMaker:
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.things: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)  # by kind and name
         self._runs: dict[str, TrainingRun] = {}
-        self._containers: dict[str, Container] = {}
+        self._containers: dict[str, Container | Within] = {}
         self._threads: list[threading.Thread] = []
         self._taken_away: set[str] = set()
 
@@ -201,6 +213,12 @@ class SageMaker:
 
     def _train(self, name: str) -> None:
         job = self.things["TrainingJob"][name]
+        if not self.runs_containers:
+            address = f"{job['OutputDataConfig']['S3OutputPath']}/{name}/output/model.tar.gz"
+            put_archive(self.folder / "nothing", address)
+            job |= {"ModelArtifacts": {"S3ModelArtifacts": address}, "SecondaryStatus": "Completed"}
+            job["TrainingJobStatus"] = "Completed"
+            return
         log = Log(LOGS["training"], f"{name}/algo-1-{round(time.time())}")
         for attempt in range(1, 10):
             run = self._runs[name] = TrainingRun(job, self.folder / "jobs" / name / str(attempt))
@@ -255,6 +273,12 @@ class SageMaker:
         job["TrainingJobStatus"] = "Stopping"
         if run := self._runs.get(request["TrainingJobName"]):
             self._work(run.end)
+
+    def delete_training_job(self, request: dict[str, Any]) -> None:
+        job = self._get("TrainingJob", request["TrainingJobName"])
+        if job["TrainingJobStatus"] not in {"Completed", "Failed", "Stopped"}:
+            raise Refused("Only jobs that have ended can be deleted", "ResourceInUse")
+        del self.things["TrainingJob"][request["TrainingJobName"]]
 
     # ----- models, configurations, endpoints
 
@@ -346,10 +370,12 @@ class SageMaker:
         if earlier:
             earlier.close()
 
-    def _container(self, model: str, environment: dict[str, str]) -> Container:
+    def _container(self, model: str, environment: dict[str, str]) -> Container | Within:
         container = self._get("Model", model)["PrimaryContainer"]
         folder = self.folder / "containers" / f"{model}-{time.monotonic_ns()}"
         unpacked(container["ModelDataUrl"], folder / "model")
+        if not self.runs_containers:
+            return Within(folder / "model")
         code = program(folder / "program")
         return Container(folder / "model", code, folder / "log", {**container.get("Environment", {}), **environment})
 
@@ -387,6 +413,19 @@ class SageMaker:
         if status != 200:
             raise Refused(f"Received error ({status}) from primary with message {answer!r}", "ModelError", 424)
         return status, answer, kind
+
+    # ----- the registry of models
+
+    def create_model_package_group(self, request: dict[str, Any]) -> dict[str, Any]:
+        return self._add("ModelPackageGroup", request["ModelPackageGroupName"], request)
+
+    def list_model_package_groups(self, request: dict[str, Any]) -> dict[str, Any]:
+        return self._listed("ModelPackageGroup", "ModelPackageGroupSummaryList", request)
+
+    def create_model_package(self, request: dict[str, Any]) -> dict[str, Any]:
+        group = self._get("ModelPackageGroup", request["ModelPackageGroupName"])["ModelPackageGroupName"]
+        versions = [name for name in self.things["ModelPackage"] if name.startswith(f"{group}/")]
+        return self._add("ModelPackage", f"{group}/{len(versions) + 1}", request)
 
     # ----- transform jobs
 

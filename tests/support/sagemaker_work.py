@@ -23,6 +23,7 @@ import boto3
 
 from chestxray.aws import build
 from chestxray.aws.training_job import TOOLKIT
+from chestxray.inference.predictor import Predictor
 
 BIN: Final = Path(sys.executable).parent
 READY_S: Final = 120.0  # in which a container has to answer /ping
@@ -254,7 +255,24 @@ class Container:
         self.process.wait(30)
 
 
-def transform(request: Mapping[str, Any], container: Container, stopped: Callable[[], bool]) -> None:
+class Within:
+    """A container's answers, given in this process: the films are classified, and no server is started."""
+
+    def __init__(self, model: Path) -> None:
+        self._predictor = Predictor.load(model)
+
+    def becomes_ready(self) -> bool:
+        return True
+
+    def must_become_ready(self) -> None: ...
+
+    def call(self, body: bytes, _headers: Mapping[str, str], _timeout: float) -> tuple[int, bytes, str]:
+        return 200, self._predictor.predict(body, "film").to_json().encode(), "application/json"
+
+    def close(self) -> None: ...
+
+
+def transform(request: Mapping[str, Any], container: Container | Within, stopped: Callable[[], bool]) -> None:
     """Every object to the container, every answer to ``.out``. Raises: ValueError, which fails the job."""
     source, target = request["TransformInput"], request["TransformOutput"]["S3OutputPath"]
     bucket, prefix = split_address(source["DataSource"]["S3DataSource"]["S3Uri"])

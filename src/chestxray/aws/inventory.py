@@ -7,7 +7,7 @@ never removed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -61,17 +61,20 @@ class Kind:
 
 # --------------------------------------------------------------------------- what runs
 
+RUNNING: Final = ("InProgress", "Stopping")
+ENDED: Final = ("Completed", "Failed", "Stopped")
+
 
 def _training_jobs(cloud: Cloud, names: Names) -> Iterator[Found]:
     client = cloud.client("sagemaker")
-    for name, status in _running_jobs(client, names, "list_training_jobs", "TrainingJob"):
+    for name, status in _jobs(client, names, "list_training_jobs", "TrainingJob", RUNNING):
         found = client.describe_training_job(TrainingJobName=name)["ResourceConfig"]
         yield Found("training job", name, status, _hourly_of(found))
 
 
 def _transform_jobs(cloud: Cloud, names: Names) -> Iterator[Found]:
     client = cloud.client("sagemaker")
-    for name, status in _running_jobs(client, names, "list_transform_jobs", "TransformJob"):
+    for name, status in _jobs(client, names, "list_transform_jobs", "TransformJob", RUNNING):
         found = client.describe_transform_job(TransformJobName=name)["TransformResources"]
         yield Found("transform job", name, status, _hourly_of(found))
 
@@ -80,9 +83,14 @@ def _hourly_of(resources: Mapping[str, Any]) -> float | None:
     return instance_hours(resources["InstanceType"], resources["InstanceCount"])
 
 
-def _running_jobs(client: Any, names: Names, operation: str, kind: str) -> Iterator[tuple[str, str]]:
-    """Yield running jobs. Finished jobs stay in AWS's lists for good, and cost nothing."""
-    for status in ("InProgress", "Stopping"):
+def _training_records(cloud: Cloud, names: Names) -> Iterator[Found]:
+    for name, status in _jobs(cloud.client("sagemaker"), names, "list_training_jobs", "TrainingJob", ENDED):
+        yield Found("training job record", name, status, note="names the bundle that deploy finds by it")
+
+
+def _jobs(client: Any, names: Names, operation: str, kind: str, statuses: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield name and status of our jobs in one of these statuses."""
+    for status in statuses:
         for page in client.get_paginator(operation).paginate(NameContains=names.deployment, StatusEquals=status):
             for item in page[f"{kind}Summaries"]:
                 if _is_ours(client, names, item[f"{kind}Name"], item[f"{kind}Arn"]):
@@ -91,6 +99,10 @@ def _running_jobs(client: Any, names: Names, operation: str, kind: str) -> Itera
 
 def _stop_training(cloud: Cloud, _: Names, name: str) -> None:
     cloud.client("sagemaker").stop_training_job(TrainingJobName=name)
+
+
+def _delete_training_record(cloud: Cloud, _: Names, name: str) -> None:
+    cloud.client("sagemaker").delete_training_job(TrainingJobName=name)
 
 
 def _stop_transform(cloud: Cloud, _: Names, name: str) -> None:
@@ -288,5 +300,6 @@ KINDS: Final[tuple[Kind, ...]] = (
     Kind("image repository", _images, _delete_images),
     Kind("log", _logs, _delete_log),
     Kind("role", _roles, _delete_role),
+    Kind("training job record", _training_records, _delete_training_record, is_data=True),
     Kind("bucket", _bucket, _delete_bucket, is_data=True),
 )

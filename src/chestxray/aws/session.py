@@ -5,6 +5,7 @@ Errors of AWS are translated into this package's errors.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -301,7 +302,7 @@ def role_of(caller: str) -> str:
 
 
 def check_partition(session: Any) -> None:
-    """Check that the region is in the supported partition (not China, GovCloud, ...). Raises: UsageError."""
+    """Check that there is such a region, in the supported partition (not China, GovCloud, ...). Raises: UsageError."""
     from botocore.exceptions import UnknownRegionError
 
     try:
@@ -312,6 +313,13 @@ def check_partition(session: Any) -> None:
         raise UsageError(
             f"--region {session.region_name}: belongs to {partition}, whose accounts, addresses and services differ "
             f"(no CloudFront or no serverless endpoints as here). Only regions of {PARTITION} are supported"
+        )
+    known = session.get_available_regions("sagemaker", partition)
+    if session.region_name not in known:  # the partition is told by a pattern, which words with a slip fit as well
+        (near,) = difflib.get_close_matches(session.region_name, known, n=1, cutoff=0.0)
+        raise UsageError(
+            f"--region {session.region_name}: this boto3 knows no SageMaker there. Is {near} meant? If the "
+            "region is new, update boto3"
         )
 
 

@@ -287,14 +287,19 @@ def is_own(names: Names, address: str) -> bool:
     return split_address(address)[0] == names.bucket
 
 
+def check_order(source: Path, address: str) -> None:
+    """Check what needs no account. Raises: UsageError: no address in S3; SourceInvalid: there is no such source."""
+    if not address.startswith(SCHEME):
+        raise UsageError(f"{address}: not an address in S3. Write it as {SCHEME}bucket/prefix")
+    if not source.exists():
+        raise SourceInvalid(f"{source}: is not there")
+
+
 def check_bucket(cloud: Cloud, names: Names, address: str) -> str:
     """Return the bucket of an address if it has to be created first, else "".
 
-    Raises: UsageError: it is no address in S3; CloudMissing: the bucket does not exist, and is not the deployment's
-    own.
+    Raises: CloudMissing: the bucket does not exist, and is not the deployment's own.
     """
-    if not address.startswith(SCHEME):
-        raise UsageError(f"{address}: not an address in S3. Write it as {SCHEME}bucket/prefix")
     bucket, _ = split_address(address)
     with cloud_errors(f"looking for the bucket {bucket}"):
         if bucket_exists(cloud.client("s3"), bucket):

@@ -69,7 +69,8 @@ def survey(cloud: Cloud, names: Names, *, data: bool = True, endpoint: bool = Fa
     """Search for all resources; a kind that may not be listed does not hide the others.
 
     Args:
-        data: whether to include our bucket. endpoint: only the endpoint, and its parts.
+        data: whether to include our bucket, and the records of training jobs.
+        endpoint: only the endpoint, and its parts.
     """
     found: list[Found] = []
     unknown: list[str] = []
@@ -103,7 +104,8 @@ def destroy(
 
     Args:
         before: the result of ``survey`` with the same ``data`` and ``endpoint``.
-        data: also our bucket, with the bundles and the reports' scores. The films' own bucket is never touched.
+        data: also our bucket, with the bundles and the reports' scores, and the records of training jobs, by which
+            bundles are found. The films' own bucket is never touched.
         endpoint: only the endpoint, and what goes with it.
         patience: seconds.
     """

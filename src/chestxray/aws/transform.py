@@ -69,10 +69,14 @@ class Transformed:
     did: str
 
 
-def prepare(cloud: Cloud, names: Names, address: str, model: str, instance: str) -> TransformOrder:
-    """List the films. Raises: SourceInvalid, if there are none or one is too large; CloudError."""
+def check_address(address: str) -> None:
+    """Check that films are named by an address in S3, which takes no account. Raises: UsageError."""
     if not address.startswith(SCHEME):
         raise UsageError(f'{address}: not an address in S3. Bring the films there with "chestxray aws upload"')
+
+
+def prepare(cloud: Cloud, names: Names, address: str, model: str, instance: str) -> TransformOrder:
+    """List the films. Raises: SourceInvalid, if there are none or one is too large; CloudError."""
     check_region(cloud, address)
     with cloud_errors(f"listing {address}"):
         found = list(objects_below(cloud.client("s3"), address))

@@ -11,7 +11,7 @@ from chestxray.errors import CloudRefused, CloudThrottled, JobFailed
 from chestxray.progress import Log
 
 POLL_S: Final = 5.0  # seconds between two requests
-ATTEMPTS: Final = 50  # jobs of one name; AWS never frees the names of failed jobs
+ATTEMPTS: Final = 50  # jobs of one name; those of failed jobs stay taken
 
 
 def states(describe: Callable[[], Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -29,8 +29,8 @@ def next_name(
 ) -> tuple[str, str]:
     """Return the running or finished job of a stem and its status, else a free name and "".
 
-    The names of jobs that failed, were stopped, or whose result was deleted meanwhile are never free again, so the next
-    job gets a number.
+    The names of jobs that failed, were stopped, or whose result was deleted meanwhile are free again only once their
+    records are deleted, so the next job gets a number.
 
     Raises: errors of ``describe`` and ``has_result``.
     """

@@ -10,7 +10,7 @@ import click
 
 from chestxray.aws.session import DEPLOYMENT_TAG
 from chestxray.cli.aws_models import deploy, train, validate
-from chestxray.cli.aws_options import Order, aws_options, boundary_option, rules_options, template_option
+from chestxray.cli.aws_options import Order, aws_options, boundary_option, is_typed, rules_options, template_option
 from chestxray.cli.console import columns, plain, table
 from chestxray.cli.options import BUNDLE_VARIABLE, PATH, complete_bundle
 from chestxray.errors import UsageError
@@ -36,6 +36,7 @@ def upload(order: Order, data: Path, address: str) -> None:
     """
     from chestxray.aws import storage
 
+    storage.check_order(data, address)
     creates = storage.check_bucket(order.cloud, order.names, address)
     with order.console.progress("Comparing") as move:
         comparison = (
@@ -119,6 +120,10 @@ def website(
     entries = ""
     if api_keys is not None:
         entries = ",".join(f"{digest} {name}" for name, digest in KeyRing.gather(api_keys).hashes.items())
+    if is_typed("bundle") and not inline:
+        raise UsageError("--bundle belongs to --inline: else the page is that of what the endpoint runs. Give both")
+    if is_typed("budget") and not email:
+        raise UsageError("--budget belongs to --email, who is told when it is reached. Give both")
     settings = WebsiteSettings(access, inline, entries, email, budget, rate, origins, rest_api)
     there = stacks.describe(order.cloud, order.names.website_stack) is not None
     if not inline:
@@ -176,7 +181,7 @@ def doctor(
     found = list(examine(order.cloud, order.names, Wanted(training, transform, hosting, films, spot)))
     marks = {True: "ok", False: "no", None: "?"}
     rows = [(marks[item.ok], item.name, item.finding) for item in found]
-    order.console.result({"findings": plain(found)}, columns(rows))
+    order.console.result({"checks": plain(found)}, columns(rows))
     if any(item.ok is False for item in found):
         sys.exit(1)
 
@@ -209,7 +214,7 @@ def status(order: Order, cost: bool) -> None:  # noqa: FBT001 - click passes it 
 @click.command()
 @click.option("--endpoint", is_flag=True, help="Only the endpoint, with its configuration, model and schedules.")
 @click.option("--yes", is_flag=True, help="Do not ask for the deployment's name first.")
-@click.option("--keep-data", is_flag=True, help="Leave our own bucket: bundles, scores, checkpoints.")
+@click.option("--keep-data", is_flag=True, help="Leave our own bucket (bundles, scores) and the jobs' records.")
 @aws_options
 def destroy(order: Order, endpoint: bool, yes: bool, keep_data: bool) -> None:  # noqa: FBT001 - click passes them by name
     """Remove everything of this deployment, and look again until nothing of it is left.
@@ -218,7 +223,8 @@ def destroy(order: Order, endpoint: bool, yes: bool, keep_data: bool) -> None:  
     else's: it is listed too, and left alone.
 
     Continues past what cannot be removed and says why at the end; exit status 1 where something is left. Films in
-    buckets of yours are never touched; finished jobs stay in AWS's lists and cost nothing.
+    buckets of yours are never touched; finished transform jobs stay in AWS's lists, which lets none be deleted, and
+    cost nothing.
     """
     from chestxray.aws import teardown
 

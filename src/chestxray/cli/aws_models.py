@@ -86,6 +86,8 @@ def train(
     from chestxray.aws import training_job
     from chestxray.training.config import recipe_of
 
+    if source_only is not None and pipeline_step:
+        raise UsageError("--source-only and --pipeline-step contradict each other. Give one of them")
     channels = {"training": training, "validation": validation, "test": test}
     base = recipe_of(recipe, network=network)
     base.with_changes(**changes).without_teacher()  # refused here, not after a quarter of an hour
@@ -195,21 +197,22 @@ def deploy(
 
     if serverless and instance:
         raise UsageError("--serverless and --instance contradict each other. Give one of them")
+    lifetime = parse_ttl(ttl)
     if order.cloud.rules.subnets and not instance:
         raise UsageError("a serverless endpoint cannot join a network. Give --instance too, or leave out --subnet")
     cloud, names, log = order.cloud, order.names, order.console.log
-    lifetime = parse_ttl(ttl)
     hosting = endpoints.Hosting(instance or "")
     if image:
         repository_arn(image, names.region)  # refused before anything is created
     weights = weights_of(cloud, names, source)
-    address = image or build.image_address(names, build.image_tag(build.context()))
+    own = None if image else build.image_of(names)
+    address = own.address if own else str(image)
     served = endpoints.served_as(names, weights, address, hosting)
-    images = () if image else build.plan_of_image(cloud, names)
+    images = build.plan_of_image(cloud, names, own) if own else ()
     if not order.go_ahead(Plan("deploy", (*images, *endpoints.plan_items(names, served, hosting, lifetime)))):
         return
-    if not image:
-        build.ensure_image(cloud, names, log)
+    if own:
+        build.ensure_image(cloud, names, own, log)
     end = None if lifetime is None else datetime.now(UTC).replace(microsecond=0) + lifetime
     did = endpoints.deploy(cloud, names, weights, address, hosting, end, log)
     until = f"until {end:%Y-%m-%d %H:%M} UTC" if end else 'until "chestxray aws destroy"'
@@ -254,26 +257,30 @@ def validate(
     from chestxray.data.sources import split_address
     from chestxray.evaluation.evaluate import EvaluationSettings, evaluate_table
 
+    transform.check_address(address)
+    if image and not model:
+        raise UsageError("--image belongs to --model: what is deployed has its image. Give both, or leave it out")
     cloud, names, log = order.cloud, order.names, order.console.log
     if image:
         repository_arn(image, names.region)
     weights = weights_of(cloud, names, model) if model else None
-    image_address = image or build.image_address(names, build.image_tag(build.context()))
+    own = build.image_of(names) if weights and not image else None
+    image_address = own.address if own else image or ""
     name = model_name(names, weights, image_address) if weights else deployed_model(cloud, names)
     wanted = transform.prepare(cloud, names, address, name, instance)
     note = f"of {wanted.films:,} films on {instance}, while it runs"
     items = (
         Item("bucket", names.bucket, note="kept where it is there", does="ensure"),
         Item("role", names.role("sagemaker"), note="reads these films, works in that bucket", does="ensure"),
-        *(build.plan_of_image(cloud, names) if weights and not image else ()),
+        *(build.plan_of_image(cloud, names, own) if own else ()),
         Item("model", name, does="ensure"),
         Item("transform job", wanted.stem, hourly=instance_hours(instance), note=note),
     )
     if not order.go_ahead(Plan("validate", items)):
         return
+    if own:
+        build.ensure_image(cloud, names, own, log)
     if weights:
-        if not image:
-            build.ensure_image(cloud, names, log)
         ensure_model(cloud, names, weights, image_address)
     ensure_bucket(cloud, names)
     ensure_execution_role(cloud, names, split_address(address)[0], image=image or "")

@@ -9,6 +9,7 @@ from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.core import ParameterSource
 
 from chestxray.aws.session import DEFAULT, ENDPOINT_VARIABLE, Rules, cloud_errors, connect
 from chestxray.cli.console import Console
@@ -117,6 +118,11 @@ def aws_options(command: Command) -> Command:
             order.close()
 
     return with_order
+
+
+def is_typed(parameter: str) -> bool:
+    """Check whether an option stands on the command line; its value may as well be a default or a variable's."""
+    return click.get_current_context().get_parameter_source(parameter) is ParameterSource.COMMANDLINE
 
 
 RULES: Final = ("role", "boundary", "kms_key", "subnets", "security_groups")  # options that are fields of Rules
