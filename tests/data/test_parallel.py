@@ -42,6 +42,18 @@ def test_without_a_result_for_it_an_item_that_ends_its_process_is_an_error() -> 
         list(pooled(squared, range(30), 2))
 
 
+def threads_of_a_product(_: int) -> str | None:
+    return os.environ.get("OPENBLAS_NUM_THREADS")
+
+
+def test_processes_beside_each_other_multiply_matrices_on_one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    assert set(pooled(threads_of_a_product, range(2), 2)) == {"1"}
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    assert set(pooled(threads_of_a_product, range(2), 2)) == {"3"}
+
+
 def test_items_are_taken_as_the_work_goes() -> None:
     taken = []
 

@@ -31,6 +31,9 @@ Result = TypeVar("Result")
 
 CHUNK: Final = 16  # items sent together; a film takes a millisecond, a message a tenth of one
 AHEAD: Final = 8  # chunks in flight for each worker: enough to keep it busy, few enough to hold in memory
+# For processes that stand beside each other, one a core: threads of a small matrix product wait for each other by
+# spinning, which takes processor time from the other processes. Read by numpy's libraries as they are loaded.
+ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 WORTH_A_POOL: Final = 96  # items; starting the workers takes as long as decoding this many small films
 
 
@@ -151,18 +154,26 @@ class CleanProcess(SpawnProcess):
     """A process that starts without inherited state: a fork of a process that runs threads may deadlock.
 
     The caller's script is not run again either, as ``multiprocessing`` would do in each process: the work is found by
-    its own module, and a script without ``if __name__ == "__main__"`` would start all over.
+    its own module, and a script without ``if __name__ == "__main__"`` would start all over. Matrix products run on one
+    thread, unless the caller's environment says otherwise.
     """
+
+    _starting = threading.Lock()
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 - multiprocessing's name
-        main = vars(sys.modules["__main__"])
-        told: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
-        main["__spec__"] = None
-        try:
-            return SpawnProcess._Popen(process_obj)  # noqa: SLF001
-        finally:
-            main.update(told)
+        with CleanProcess._starting:  # what follows changes this process for a moment
+            main = vars(sys.modules["__main__"])
+            told: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+            main["__spec__"] = None
+            added = ONE_THREAD.keys() - os.environ.keys()
+            os.environ.update({name: ONE_THREAD[name] for name in added})
+            try:
+                return SpawnProcess._Popen(process_obj)  # noqa: SLF001
+            finally:
+                main.update(told)
+                for name in added:
+                    del os.environ[name]
 
 
 class CleanContext(SpawnContext):

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from chestxray.errors import MissingExtra, TruncatedFilm, UnreadableFilm
 from chestxray.images.radiograph import Pixels
-from chestxray.images.raster import REDUCTIONS, intact_jpeg
+from chestxray.images.raster import intact_jpeg
 
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
@@ -63,13 +63,14 @@ class Syntax(NamedTuple):
     Attributes:
         plugin: pydicom's decoder plugin; empty for uncompressed pixels, TURBO if pydicom is not used.
         library: the library that has to be installed; the extra "dicom" installs it.
-        check: checks the coded frame before a library reads it; raises ValueError with the fact.
+        check: checks the coded frame before a library reads it, and returns its pixels where that meant decoding them;
+            raises ValueError with the fact.
     """
 
     name: str
     plugin: str = ""
     library: str = ""
-    check: Callable[[bytes, Frame], None] | None = None
+    check: Callable[[bytes, Frame], Pixels | None] | None = None
 
 
 def _check_rle(coded: bytes, frame: Frame) -> None:
@@ -78,8 +79,8 @@ def _check_rle(coded: bytes, frame: Frame) -> None:
         raise ValueError(f"claims {frame.size:,} bytes of pixels, and its {len(coded):,} cannot hold so many")
 
 
-def _check_jpeg(coded: bytes, frame: Frame) -> None:
-    """Check that a JPEG's own size is the header's, and that an 8-bit frame is undamaged.
+def _check_jpeg(coded: bytes, frame: Frame) -> Pixels | None:
+    """Check that a JPEG's own size is the header's, and that an 8-bit frame is undamaged; return its grey levels.
 
     Source: ITU-T T.81 annex B.2.2; JPEG-LS has the same segment.
     """
@@ -93,17 +94,19 @@ def _check_jpeg(coded: bytes, frame: Frame) -> None:
             _check_same((rows, columns, samples), frame)
             if precision > frame.allocated:
                 raise ValueError(f"has samples of {precision} bits and room for {frame.allocated}")
-            if kind in LOSSY_FRAMES and precision == BYTE:
-                _check_whole(coded, (columns, rows))
-            return
+            if kind not in LOSSY_FRAMES or precision != BYTE:
+                return None
+            grey = _intact_grey(coded, (columns, rows))
+            as_decoded = (frame.samples, frame.allocated, frame.stored, frame.signed) == (1, BYTE, BYTE, 0)
+            return grey if as_decoded else None
         else:
             position += 2 + int.from_bytes(coded[position + 2 : position + 4])
     raise ValueError("holds no JPEG frame")
 
 
-def _check_whole(coded: bytes, size: tuple[int, int]) -> None:
+def _intact_grey(coded: bytes, size: tuple[int, int]) -> Pixels:
     try:
-        intact_jpeg(coded, "GRAY", size, REDUCTIONS[0])
+        return intact_jpeg(coded, "GRAY", size)[..., 0]
     except ValueError as error:
         raise ValueError(f"is damaged ({error})") from None
 
@@ -180,9 +183,11 @@ def stored_values(coded: bytes, fragments: Sequence[bytes], syntax: str, frame: 
             raise TruncatedFilm(f"{source}: the DICOM file ends before its picture does. Copy it again")
     else:
         try:
-            row.check(b"".join(fragments), frame)
+            pixels = row.check(b"".join(fragments), frame)
         except (ValueError, struct.error) as error:
             raise UnreadableFilm(f"{source}: the {row.name} DICOM file {error}. Copy it again") from None
+        if pixels is not None:
+            return pixels
     photometric, decoded_as = frame.photometric, syntax
     if row.plugin == TURBO:
         coded, decoded_as = _by_libjpeg_turbo(b"".join(fragments), row, frame), EXPLICIT_LITTLE
@@ -251,8 +256,6 @@ def grey_levels(stored: Stored, frame: Frame, header: Any, notes: list[str]) -> 
     values = np.arange(kind.min, kind.max + 1, dtype=np.float64)
     padding = _padding(values, header)
     index = stored.astype(np.int32) - kind.min if kind.min else stored
-    occurs = np.zeros(values.shape, bool)
-    occurs[index] = True
     slope, intercept = _rescale(header, notes)
     rescaled = _has(header, "ModalityLUTSequence") or (slope, intercept) != (1.0, 0.0)
     plain = frame.stored <= BYTE and kind.min == 0 and not rescaled
@@ -264,10 +267,14 @@ def grey_levels(stored: Stored, frame: Frame, header: Any, notes: list[str]) -> 
     elif plain:
         shown = values / (2**frame.stored - 1)
     else:
+        occurs = np.zeros(values.shape, bool)
+        occurs[index] = True
         shown = _spread(modality, occurs & ~padding)
     shown = _presented(np.clip(shown, 0.0, 1.0), header, inverted=frame.photometric == "MONOCHROME1")
     shown[padding] = 0.0
     table = np.rint(shown * 255).astype(np.uint8) if plain else np.rint(shown * WHITE_16_BIT).astype(np.uint16)
+    if table.dtype == stored.dtype and np.array_equal(table, values):
+        return stored.view(table.dtype)
     levels: Pixels = table[index]
     return levels
 
