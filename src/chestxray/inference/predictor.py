@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, overload
 
@@ -15,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
+from PIL import Image
 
 from chestxray.data.parallel import cores
 from chestxray.errors import BundleInvalid
 from chestxray.images.preprocess import Plane
 from chestxray.images.radiograph import Radiograph
 from chestxray.inference.bundle import Bundle
-from chestxray.inference.heatmap import overlay_png, strength_of
+from chestxray.inference.heatmap import LONG_SIDE, overlay, overlay_png, strength_of
 from chestxray.inference.inputs import are_many, bytes_of, in_groups
 from chestxray.inference.ood import Gatekeeper, Prepared, prepare
 from chestxray.metrics.calibration import calibrated
@@ -187,14 +189,47 @@ class Predictor:
                 classified is a prediction whose gate is closed.)
             BundleInvalid: no operating point of that name.
         """
+        prediction, prepared, activation = self._classified(data, source, operating_point, film)
+        if activation is None or not heatmap:
+            return prediction
+        picture = self.overlay(activation, prepared.size, contours=contours)
+        return replace(prediction, heatmap=base64.b64encode(picture).decode())
+
+    def predict_and_draw(
+        self,
+        data: bytes,
+        source: str,
+        *,
+        operating_point: str | None = None,
+        film: Radiograph | None = None,
+        long_side: int = LONG_SIDE,
+    ) -> tuple[Prediction, Image.Image | None]:
+        """Classify as ``predict`` does, and return the heat map beside the prediction, as pixels, not as a PNG within.
+
+        Args:
+            data, source, operating_point, film: as of ``predict``.
+            long_side: longest side of the drawing, in pixels.
+
+        Returns: the prediction, and the drawing in RGBA; None where the gate refuses the film.
+        Raises: as ``predict``.
+        """
+        prediction, prepared, activation = self._classified(data, source, operating_point, film)
+        if activation is None:
+            return prediction, None
+        strength = strength_of(activation, self.info)
+        return prediction, overlay(strength, prepared.size, self.info.preprocessing, long_side=long_side)
+
+    def _classified(
+        self, data: bytes, source: str, operating_point: str | None, film: Radiograph | None
+    ) -> tuple[Prediction, Prepared, Float32Array | None]:
         point = self.info.operating_point(operating_point)
         prepared = self.prepare(data, source, film)
         if prepared.plane is None:
-            return self.answer(prepared.sha256, point, prepared.gate, notes=prepared.notes)
+            return self.answer(prepared.sha256, point, prepared.gate, notes=prepared.notes), prepared, None
         logits, activations = self.logits(prepared.plane[None])
-        picture = self.overlay(activations[0], prepared.size, contours=contours) if heatmap else None
         probability = float(self.probabilities(logits)[0])
-        return self.answer(prepared.sha256, point, prepared.gate, probability, picture, prepared.notes)
+        found = self.answer(prepared.sha256, point, prepared.gate, probability, notes=prepared.notes)
+        return found, prepared, activations[0]
 
     def prepare(self, data: bytes, source: str, film: Radiograph | None = None) -> Prepared:
         """Decode, check and preprocess one film, as the first half of ``predict``. Raises: FilmError."""
