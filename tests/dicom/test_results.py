@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import shutil
 import subprocess
 from dataclasses import replace
@@ -17,14 +18,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from chestxray.dicom import results as module
-from chestxray.dicom.results import KINDS, PICTURE, REPORT, Answer, derived_uid, identity_of, results_of
+from chestxray.dicom.queue import Result
+from chestxray.dicom.results import KINDS, PICTURE, REPORT, Answer, derived_uid, identity_of
 from chestxray.dicom.rules import facts_of
+from chestxray.images.decode import decode
 from chestxray.images.dicom import elements, open_data_set
 from chestxray.inference.bundle import folder_of
 from chestxray.inference.heatmap import overlay_png
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE
-from hospital import BUNDLE, grey, modality_film, read, with_raw_name
+from hospital import BUNDLE, encoded, grey, modality_film, read, with_raw_name
 
 RECEIVED = datetime(2026, 1, 15, 10, 20, 30)  # noqa: DTZ001 - DICOM's dates are local
 BLACK = np.zeros((64, 64), np.uint8)
@@ -46,6 +49,14 @@ def answer(predictor: Predictor, film_file: bytes) -> Answer:
     prediction = predictor.predict(film_file, "film", heatmap=True)
     assert prediction.gate.accepted
     return Answer(facts_of(film_file), prediction, "", ("pneumonia-small", "ab" * 32, "cd" * 32), RECEIVED)
+
+
+def results_of(film: bytes, answer: Answer) -> tuple[Result, ...]:
+    """The objects that answer a film, with the answer's own heat map as the drawing."""
+    drawing = answer.prediction.heatmap if answer.prediction else None
+    if drawing is None:
+        return module.results_of(film, answer)
+    return module.results_of(film, answer, Image.open(io.BytesIO(base64.b64decode(drawing))), decode(film, "film"))
 
 
 def text_of(report: pydicom.Dataset) -> str:
@@ -132,7 +143,7 @@ def test_the_same_film_and_model_give_the_same_bytes(film_file: bytes, answer: A
     moment=st.datetimes(datetime(1990, 1, 1), datetime(2060, 1, 1)),  # noqa: DTZ001
     refused=st.booleans(),
 )
-def test_a_report_that_was_filled_in_is_the_report_that_the_library_builds(
+def test_a_result_that_was_filled_in_is_the_one_that_the_library_builds(
     probability: float, numbers: list[int], reason: str, moment: datetime, refused: bool, answer: Answer
 ) -> None:
     for number in numbers:
@@ -144,15 +155,23 @@ def test_a_report_that_was_filled_in_is_the_report_that_the_library_builds(
             gate = replace(prediction.gate, accepted=False, reason=reason)
             prediction = replace(prediction, probability=None, label=None, heatmap=None, gate=gate)
         given_answer = Answer(facts, None if refused else prediction, "cut" if refused else "", answer.bundle, moment)
-        assert written(module._report(given_answer), given_answer) == written(  # noqa: SLF001
-            module._library_report(given_answer),  # noqa: SLF001
+        check_same(module._filled_in(REPORT, given_answer, {}), module._library_report(given_answer), given_answer)  # noqa: SLF001
+        picture = np.full((30 + number % 7, 40 + number % 3, 3), number % 251, np.uint8)
+        check_same(
+            module._filled_in(PICTURE, given_answer, {}, picture),  # noqa: SLF001
+            module._library_picture(given_answer, picture),  # noqa: SLF001
             given_answer,
         )
 
 
-def written(report: pydicom.Dataset, answer: Answer) -> bytes:
-    """The report as it is sent, but for what it takes over from the film."""
-    return module._encoded(module._dated(report, answer), {}, REPORT).data  # noqa: SLF001
+def check_same(result: Result, built: pydicom.Dataset, answer: Answer) -> None:
+    """Both hold the same elements, but for the identity, which is the film's."""
+    module._dated(built, answer)  # noqa: SLF001
+    for tag in module.IDENTITY & set(built.keys()):
+        del built[tag]
+    found, expected = read(result.data), read(encoded(built))
+    assert found == expected
+    assert found.file_meta == expected.file_meta
 
 
 def grey_size(film: bytes) -> tuple[int, int]:

@@ -9,23 +9,24 @@ Identification); PS3.5 annex B.2 (UIDs derived from UUIDs).
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
+import re
 import struct
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from chestxray.dicom.queue import Result
 from chestxray.dicom.rules import MANUFACTURER, SOFTWARE, FilmFacts
-from chestxray.images.dicom import Encoding, elements, open_data_set
+from chestxray.images.dicom import PIXEL_DATA, Encoding, elements, open_data_set
 from chestxray.images.radiograph import Radiograph
 from chestxray.inference.heatmap import blend
 from chestxray.schema import NOTICE, Prediction
@@ -33,7 +34,6 @@ from chestxray.schema import NOTICE, Prediction
 if TYPE_CHECKING:
     from highdicom.sr import CodedConcept, EnhancedSR, MeasurementReport, MeasurementsAndQualitativeEvaluations
     from pydicom import Dataset
-    from pydicom.dataelem import DataElement
 
 ENHANCED_SR: Final = "1.2.840.10008.5.1.4.1.1.88.22"
 SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"
@@ -78,9 +78,12 @@ _TYPE_2: Final = frozenset(
 )
 _SEQUENCE: Final = b"SQ"
 _LONG_VR: Final = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
+PREAMBLE: Final = 128 + len("DICM")  # bytes before the file meta information
+OWN_INSTANCE: Final = 0  # place of a result's own UID among the words of its form
 _ITSELF: Final = uuid.UUID("0f4cb6d2-5f5e-5a07-9a43-5d6e9a0f2a11")  # the name space of our UIDs
 
 STRIP: Final = 22  # pixels of height of a line of the notice
+PLACED_SIZE: Final = (251, 257)  # rows and columns of the picture in a form
 PICTURE_SIDE: Final = 768  # pixels of the film in a picture, at most; the map behind it has some ten cells a side
 MIN_WIDTH: Final = 256  # pixels of a picture, so that the notice can be read
 
@@ -110,26 +113,24 @@ def derived_uid(*parts: str) -> str:
 
 
 def results_of(
-    data: bytes, answer: Answer, *, secondary_capture: bool = True, film: Radiograph | None = None
+    data: bytes, answer: Answer, layer: Image.Image | None = None, film: Radiograph | None = None
 ) -> tuple[Result, ...]:
     """Make the objects that answer a film.
 
     Args:
         data: the film's file, unchanged.
         answer: the content of the answer.
-        secondary_capture: whether to make the picture; a refused film has none.
-        film: the decoded film, where the caller has it.
+        layer: a drawing of the evidence in RGBA, for the picture; None makes no picture, as a refused film has none.
+        film: the decoded film, which is needed for the picture.
 
     Returns: the report, and the picture.
     Raises: FilmError, if the film's header is damaged.
     """
     identity = identity_of(data)
-    results = [_encoded(_dated(_report(answer), answer), identity, REPORT)]
-    prediction = answer.prediction
-    if secondary_capture and prediction is not None and prediction.heatmap:
-        blended = blend(data, "film", base64.b64decode(prediction.heatmap), PICTURE_SIDE, film)
-        picture = _dated(_picture(blended, prediction, answer), answer)
-        results.append(_encoded(picture, identity, PICTURE))
+    results = [_filled_in(REPORT, answer, identity)]
+    if layer is not None and film is not None and answer.prediction is not None:
+        drawn = _with_notice(blend(film, layer, PICTURE_SIDE), answer.prediction)
+        results.append(_filled_in(PICTURE, answer, identity, np.asarray(drawn)))
     return tuple(results)
 
 
@@ -162,8 +163,9 @@ def _vr(tag: int) -> bytes:
 
 
 def _element(tag: int, vr: bytes, value: bytes) -> bytes:
-    value += b"\0 "[vr != b"UI" :][:1] * (len(value) % 2)
-    return struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, vr, len(value)) + value
+    value += b"\0 "[vr not in {b"UI", b"OB"} :][:1] * (len(value) % 2)
+    form = "<HH2sxxL" if vr in _LONG_VR else "<HH2sH"
+    return struct.pack(form, tag >> 16, tag & 0xFFFF, vr, len(value)) + value
 
 
 def _dated(dataset: Dataset, answer: Answer) -> Dataset:
@@ -178,52 +180,37 @@ def _dated(dataset: Dataset, answer: Answer) -> Dataset:
     return dataset
 
 
-def _encoded(dataset: Dataset, identity: Mapping[int, bytes], kind: str) -> Result:
-    """Write one of our data sets with the film's identity in place of the stand-in's."""
-    from pydicom.filewriter import dcmwrite
-
-    out = io.BytesIO()
-    dcmwrite(out, dataset, enforce_file_format=True)
-    written = out.getvalue()
-    data_set = open_data_set(written, kind)
-    pieces = dict(identity)
-    encoding = Encoding(implicit=False, little=True)
-    for element in elements(written, data_set.start, encoding, kind):
-        if element.tag not in IDENTITY:
-            pieces[element.tag] = written[element.start : element.end]
-    body = b"".join(pieces[tag] for tag in sorted(pieces))
-    return Result(kind, str(dataset.SOPClassUID), str(dataset.SOPInstanceUID), written[: data_set.start] + body)
+# --------------------------------------------------------------------------- forms, and how they are filled in
 
 
-# --------------------------------------------------------------------------- the report
+class _Place(NamedTuple):
+    """An element of a form whose value is the film's own: the word of ``_own_words`` with that number."""
+
+    tag: int
+    vr: bytes
+    word: int
+
+    def filled(self, words: Sequence[str]) -> bytes:
+        """Encode the element with its word."""
+        value = _VALUES.get(self.vr, str.encode)(words[self.word])
+        return _element(self.tag, self.vr, value)
 
 
-def _report(answer: Answer) -> EnhancedSR:
-    """Fill a report of the answer's shape with what is the film's own. The next report may be the same object."""
-    report, places = _built(_shape(answer))
-    own = _own_words(answer)
-    for element, place in places:
-        word = own[place]
-        element.value = _NUMBERS.get(element.VR, str)(word)
-    return report
+Pieces = tuple[bytes | _Place, ...]
 
 
-def _own_words(answer: Answer) -> tuple[str, ...]:
-    """Return every value that differs between the reports of two films of one shape, in a fixed order."""
-    facts, bundle = answer.facts, answer.bundle[2]
-    prediction = answer.prediction
-    probability = 0.0 if prediction is None else prediction.probability or 0.0
-    return (
-        *(facts.study, facts.series, facts.sop_instance),
-        derived_uid(facts.sop_instance, bundle, ENHANCED_SR),
-        derived_uid(facts.study, bundle, ENHANCED_SR),
-        derived_uid("finding", facts.sop_instance, bundle),
-        str(_instance_number(facts)),
-        f"{answer.received:%Y%m%d}",
-        f"{answer.received:%H%M%S}",
-        str(_as_percent(probability)),
-        *_comments(answer)[:-1],  # the last is the notice
-    )
+class _Form(NamedTuple):
+    """An encoded object with places to fill in: the file meta information, and each element by its tag."""
+
+    meta: Pieces
+    elements: Mapping[int, Pieces]
+
+
+_VALUES: Final[Mapping[bytes, Callable[[str], bytes]]] = {
+    b"DS": lambda word: str(_decimal(word)).encode(),
+    b"FD": lambda word: struct.pack("<d", float(word)),
+    b"US": lambda word: struct.pack("<H", int(word)),
+}
 
 
 def _decimal(word: str) -> Any:
@@ -232,12 +219,96 @@ def _decimal(word: str) -> Any:
     return DS(float(word), auto_format=True)
 
 
-_NUMBERS: Final[Mapping[str, Any]] = {"DS": _decimal, "FD": float, "IS": int}
+def _filled_in(
+    kind: str, answer: Answer, identity: Mapping[int, bytes], picture: npt.NDArray[np.uint8] | None = None
+) -> Result:
+    """Encode a result: the form of the answer's shape, with what is the film's own, and the film's identity."""
+    form = _form(kind, _shape(answer, kind))
+    words = _own_words(answer, kind, PLACED_SIZE if picture is None else picture.shape[:2])
+    body = {tag: _joined(pieces, words) for tag, pieces in form.elements.items()} | dict(identity)
+    if picture is not None:
+        body[PIXEL_DATA] = _element(PIXEL_DATA, b"OB", picture.tobytes())
+    meta = _joined(form.meta, words)
+    head = b"\0" * 128 + b"DICM" + _element(0x00020000, b"UL", struct.pack("<L", len(meta)))
+    data = b"".join([head, meta, *(body[tag] for tag in sorted(body))])
+    return Result(kind, KINDS[kind][0], words[OWN_INSTANCE], data)
 
 
-def _shape(answer: Answer) -> Answer:
-    """Return the answer with placeholders for the film's own values: equal for all films of one shape."""
+def _joined(pieces: Pieces, words: Sequence[str]) -> bytes:
+    return b"".join(piece if isinstance(piece, bytes) else piece.filled(words) for piece in pieces)
+
+
+@lru_cache(64)
+def _form(kind: str, shape: Answer) -> _Form:
+    """Build a result of a shape with the library, which takes longer than the network takes for a film; cut it up."""
+    from pydicom.filewriter import dcmwrite
+
+    dataset = _dated(_BUILDERS[kind](shape), shape)
+    for element in dataset.iterall():
+        if element.VR == "SQ":  # without stated lengths, what is filled in changes no byte before it
+            element.is_undefined_length = True
+            for item in element.value:
+                item.is_undefined_length_sequence_item = True
+    out = io.BytesIO()
+    dcmwrite(out, dataset, enforce_file_format=True)
+    written = out.getvalue()
+    numbers = {word: number for number, word in enumerate(_own_words(shape, kind, PLACED_SIZE))}
+    places = [
+        _Place(int(element.tag), element.VR.encode(), numbers[text])
+        for element in [*dataset.iterall(), *dataset.file_meta]
+        if element.VR != "SQ" and (text := str(element.value)) in numbers
+    ]
+    words = tuple(numbers)
+    held = {place.filled(words): place for place in places}
+    start = open_data_set(written, kind).start
+    length = len(_element(0x00020000, b"UL", bytes(4)))
+    found = {
+        element.tag: _cut(written[element.start : element.end], held)
+        for element in elements(written, start, Encoding(implicit=False, little=True), kind)
+        if element.tag not in IDENTITY and element.tag != PIXEL_DATA
+    }
+    return _Form(_cut(written[PREAMBLE + length : start], held), found)
+
+
+def _cut(data: bytes, held: Mapping[bytes, _Place]) -> Pieces:
+    """Cut encoded elements at those that hold a placeholder."""
+    pieces: list[bytes | _Place] = []
+    last = 0
+    for found in re.finditer(b"|".join(map(re.escape, sorted(held, key=len, reverse=True))), data):
+        pieces += [data[last : found.start()], held[found[0]]]
+        last = found.end()
+    return (*pieces, data[last:])
+
+
+def _own_words(answer: Answer, kind: str, size: Sequence[int]) -> tuple[str, ...]:
+    """Return every value that differs between the results of two films of one shape, in a fixed order.
+
+    Args:
+        answer: the content of the answer.
+        kind: REPORT or PICTURE.
+        size: (height, width) of the picture, in pixels.
+    """
+    facts, bundle, sop_class = answer.facts, answer.bundle[2], KINDS[kind][0]
     prediction = answer.prediction
+    probability = 0.0 if prediction is None else prediction.probability or 0.0
+    return (
+        derived_uid(facts.sop_instance, bundle, sop_class),  # OWN_INSTANCE
+        derived_uid(facts.study, bundle, sop_class),
+        derived_uid("finding", facts.sop_instance, bundle),
+        *(facts.study, facts.series, facts.sop_instance),
+        *map(str, size),
+        str(_instance_number(facts)),
+        f"{answer.received:%Y%m%d}",
+        f"{answer.received:%H%M%S}",
+        f"{answer.received:%Y%m%d%H%M%S}",
+        str(_as_percent(probability)),
+        *_comments(answer)[:-1],  # the last is the notice
+    )
+
+
+def _shape(answer: Answer, kind: str) -> Answer:
+    """Return the answer with placeholders for the film's own values: equal for all films of one shape."""
+    prediction = None if kind == PICTURE else answer.prediction  # a picture says nothing in its elements
     if prediction is not None:
         threshold, sick = prediction.threshold, prediction.label == "pneumonia"
         placed = 0.9876543 * threshold if not sick else threshold + 0.9876543 * (1 - threshold)
@@ -251,21 +322,10 @@ def _shape(answer: Answer) -> Answer:
         )
     facts = FilmFacts(answer.facts.sop_class, "1.2.3.1", "1.2.3.2", "1.2.3.3")
     moment = datetime(1901, 2, 3, 4, 5, 6)  # noqa: DTZ001 - a placeholder
-    return Answer(facts, prediction, "why" if answer.reason else "", answer.bundle, moment)
+    return Answer(facts, prediction, "why" if answer.reason and kind == REPORT else "", answer.bundle, moment)
 
 
-@lru_cache(64)
-def _built(shape: Answer) -> tuple[EnhancedSR, tuple[tuple[DataElement, int], ...]]:
-    """Build the report of a shape with the library, which takes longer than the network takes for a film.
-
-    Returns: the report, and its elements that hold a placeholder, each with the place of its word in ``_own_words``.
-    """
-    report = _library_report(shape)
-    words = {word: place for place, word in enumerate(_own_words(shape))}
-    held = [*report.iterall(), *report.file_meta]
-    return report, tuple(
-        (element, words[text]) for element in held if element.VR != "SQ" and (text := str(element.value)) in words
-    )
+# --------------------------------------------------------------------------- the report
 
 
 def _library_report(answer: Answer) -> EnhancedSR:
@@ -438,7 +498,7 @@ def _stand_in(facts: FilmFacts) -> Dataset:
 # --------------------------------------------------------------------------- the picture
 
 
-def _picture(film: Image.Image, prediction: Prediction, answer: Answer) -> Dataset:
+def _library_picture(answer: Answer, pixels: npt.NDArray[np.uint8] | None = None) -> Dataset:
     import highdicom
     from pydicom import Dataset
     from pydicom.sequence import Sequence as Items
@@ -446,7 +506,7 @@ def _picture(film: Image.Image, prediction: Prediction, answer: Answer) -> Datas
     facts = answer.facts
     sop_class, number, description = KINDS[PICTURE]
     picture = highdicom.sc.SCImage(
-        pixel_array=np.asarray(_with_notice(film, prediction)),
+        pixel_array=np.zeros((*PLACED_SIZE, 3), np.uint8) if pixels is None else pixels,
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
@@ -475,25 +535,33 @@ def _picture(film: Image.Image, prediction: Prediction, answer: Answer) -> Datas
     return picture
 
 
+_BUILDERS: Final[Mapping[str, Callable[[Answer], Dataset]]] = {REPORT: _library_report, PICTURE: _library_picture}
+
+
 def _with_notice(film: Image.Image, prediction: Prediction) -> Image.Image:
     """Burn the result and the notice into a strip below the picture."""
     width = max(film.width, MIN_WIDTH)
-    font = ImageFont.load_default(size=13)
-    lines = [line for text in (_sentence(prediction), NOTICE) for line in _wrapped(text, width - 12, font)]
+    lines = [line for text in (_sentence(prediction), NOTICE) for line in _wrapped(text, width - 12)]
     canvas = Image.new("RGB", (width, film.height + STRIP * len(lines) + 4), "black")
     canvas.paste(film, ((width - film.width) // 2, 0))
     draw = ImageDraw.Draw(canvas)
     for place, line in enumerate(lines):
-        draw.text((6, film.height + 4 + STRIP * place), line, fill=(255, 214, 120), font=font)
+        draw.text((6, film.height + 4 + STRIP * place), line, fill=(255, 214, 120), font=_font())
     return canvas
 
 
-def _wrapped(text: str, width: int, font: Any) -> list[str]:
+@lru_cache(1)
+def _font() -> Any:
+    return ImageFont.load_default(size=13)
+
+
+@lru_cache(1024)
+def _wrapped(text: str, width: int) -> tuple[str, ...]:
     lines = [""]
     for word in _ascii(text).split():
         longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) > width and lines[-1]:
+        if _font().getlength(longer) > width and lines[-1]:
             lines.append(word)
         else:
             lines[-1] = longer
-    return lines
+    return tuple(lines)

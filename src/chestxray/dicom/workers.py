@@ -15,7 +15,7 @@ from typing import Final
 from chestxray.data.parallel import CleanContext, depend_on_the_parent
 from chestxray.dicom.deidentify import deidentified
 from chestxray.dicom.queue import Result
-from chestxray.dicom.results import Answer, derived_uid, results_of
+from chestxray.dicom.results import PICTURE_SIDE, Answer, derived_uid, results_of
 from chestxray.dicom.rules import facts_of
 from chestxray.errors import FilmError, MissingExtra
 from chestxray.files import write_atomically
@@ -132,15 +132,18 @@ def classified(task: Task) -> Classified:
     data = task.path.read_bytes()
     folder, description, digest = task.bundle
     predictor = _predictor(folder, description, task.require_age)
-    prediction, film, reason = None, None, task.refused
+    prediction, film, layer, reason = None, None, None, task.refused
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about invalid header values: not ours to correct, and not to quote
         if not reason:
             try:
                 film = decode(data, "film")  # once, for the network and for the picture
-                prediction = predictor.predict(
-                    data, "film", operating_point=task.operating_point, heatmap=task.secondary_capture, film=film
-                )
+                if task.secondary_capture:
+                    prediction, layer = predictor.predict_and_draw(
+                        data, "film", operating_point=task.operating_point, film=film, long_side=PICTURE_SIDE
+                    )
+                else:
+                    prediction = predictor.predict(data, "film", operating_point=task.operating_point, film=film)
             except (FilmError, MissingExtra) as error:
                 reason = str(error).removeprefix("film: ")
         answer = Answer(
@@ -150,7 +153,7 @@ def classified(task: Task) -> Classified:
             bundle=(predictor.info.name, predictor.info.model_sha256, digest),
             received=datetime.fromtimestamp(task.received, UTC).astimezone(),
         )
-        results = results_of(data, answer, secondary_capture=task.secondary_capture, film=film)
+        results = results_of(data, answer, layer, film)
     if task.research is not None and prediction is not None:
         _keep(data, answer.facts.sop_instance, *task.research)
     return Classified(results, "refused" if prediction is None or prediction.label is None else prediction.label)
