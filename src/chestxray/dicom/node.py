@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import hashlib
 import os
 import threading
@@ -241,6 +242,8 @@ def bundle_hash(bundle: Bundle) -> str:
 def run(settings: NodeSettings, ready: Callable[[Node], None], stop: threading.Event) -> None:
     """Run a node until ``stop`` is set. Raises: as ``Node``."""
     with Node(settings) as node:
+        gc.collect()
+        gc.freeze()  # the library collects garbage every few seconds; what stays for good is then left out of it
         ready(node)
         stop.wait()
 

@@ -22,6 +22,7 @@ from pynetdicom.ae import ApplicationEntity
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from chestxray.dicom.queue import OutOfRoom
+from chestxray.dicom.reactor import wait_for_events
 from chestxray.dicom.settings import MEBIBYTE, NodeSettings, Tls
 from chestxray.errors import FilmTooLarge, SettingsInvalid, UnreadableFilm, UnsupportedFormat, UsageError
 from chestxray.images.dicom_pixels import SYNTAXES
@@ -228,6 +229,7 @@ class _Handler(RequestHandler):
     def handle(self) -> None:
         association = self._create_association()
         association.dul.socket.recv = partial(_read_bounded, association.dul.socket)  # type: ignore[method-assign,union-attr]
+        wait_for_events(association)
         evt.trigger(association, evt.EVT_CONN_OPEN, {"address": self.client_address})
         association.start()
 

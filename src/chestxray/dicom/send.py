@@ -13,7 +13,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from pydicom.errors import InvalidDicomError
+
 from chestxray.dicom.queue import ASKED, SENT, Delivery, Queue
+from chestxray.dicom.reactor import wait_for_events
 from chestxray.dicom.receive import (
     COMMITMENT_INSTANCE,
     MAX_PDU,
@@ -38,8 +41,11 @@ IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
 ACCEPTED: Final = frozenset({SUCCESS, 0xB000, 0xB006, 0xB007})  # success, or a warning about elements (PS3.4 B.2.3)
 ASKED_AT_MOST: Final = 3  # requests for a commitment that never comes; then the success of C-STORE counts
 COMMITMENT_S: Final = 300.0  # seconds until the request is repeated
+GONE: Final = "the file of the result is gone or damaged"
 LOOKED_EVERY_S: Final = 0.5
 TIMEOUT_S: Final = 30.0  # seconds for a peer's answer
+LINGER_S: Final = 1.0  # seconds for which an association waits for the next result
+KEPT_S: Final = 30.0  # seconds of one association, after which storage commitment is requested
 
 
 class Sender:
@@ -121,17 +127,31 @@ class Sender:
         commit = partial(on_commitment, self.queue.committed)
         with association(self.destination, self.settings, contexts, commit) as peer:
             offered = any(context.abstract_syntax == STORAGE_COMMITMENT for context in peer.accepted_contexts)
-            for delivery in waiting:
-                self._store(peer, delivery, commitment=offered)
+            end = time.monotonic() + KEPT_S
+            while waiting and not self._stopped.is_set():
+                for delivery in waiting:
+                    self._store(peer, delivery, commitment=offered)
+                waiting = self._next() if time.monotonic() < end else ()
             self._ask_for_commitment(peer, offered=offered)
 
+    def _next(self) -> Sequence[Delivery]:
+        """Return the results that are due, or that come within a moment."""
+        self._wake.clear()
+        due = self.queue.deliveries(self.destination.name)
+        if not due and self._wake.wait(LINGER_S):
+            due = self.queue.deliveries(self.destination.name)
+        return due
+
     def _store(self, peer: Association, delivery: Delivery, *, commitment: bool) -> None:
-        result = _read(delivery)
+        result = delivery.path if _takes_as_it_is(peer, delivery.sop_class) else _read(delivery)
         if result is None:
-            self.queue.refused(delivery, "the file of the result is gone or damaged")
+            self.queue.refused(delivery, GONE)
             return
         try:
             answer = peer.send_c_store(result)
+        except (FileNotFoundError, InvalidDicomError):
+            self.queue.refused(delivery, GONE)
+            return
         except ValueError:  # no context for this class: this counts as an answer too
             self.queue.refused(delivery, "the destination takes no such objects (no presentation context)")
             return
@@ -172,7 +192,7 @@ class Sender:
         for delivery in waiting:
             result = _read(delivery)
             if result is None:
-                self.queue.refused(delivery, "the file of the result is gone or damaged")
+                self.queue.refused(delivery, GONE)
                 continue
             answer = asked_of(self.destination, partial(client.store_instances, [result]))
             failed = answer.get("FailedSOPSequence") or ()
@@ -182,12 +202,20 @@ class Sender:
                 self._accepted([delivery], commitment=False)
 
 
+def _takes_as_it_is(peer: Association, sop_class: str) -> bool:
+    """Check whether the peer takes objects of a class in the syntax in which they are written."""
+    return any(
+        context.abstract_syntax == sop_class and context.transfer_syntax[0] == EXPLICIT_LITTLE
+        for context in peer.accepted_contexts
+    )
+
+
 def _read(delivery: Delivery) -> Dataset | None:
-    import pydicom
+    from pydicom import dcmread
 
     try:
-        return pydicom.dcmread(io.BytesIO(delivery.path.read_bytes()))
-    except (OSError, pydicom.errors.InvalidDicomError):
+        return dcmread(io.BytesIO(delivery.path.read_bytes()))
+    except (OSError, InvalidDicomError):
         return None
 
 
@@ -233,11 +261,13 @@ def association(
 
     Raises: PeerError, if the peer does not answer or refuses the association.
     """
+    from pynetdicom import _config as pynetdicom_config
     from pynetdicom import evt
     from pynetdicom.ae import ApplicationEntity
     from pynetdicom.presentation import build_role
 
     silence_libraries()
+    pynetdicom_config.STORE_SEND_CHUNKED_DATASET = True  # a file is sent as it is, without being read as a data set
     entity = ApplicationEntity(settings.ae_title)
     entity.maximum_pdu_size = MAX_PDU
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = TIMEOUT_S
@@ -246,7 +276,9 @@ def association(
     for sop_class in held:
         for syntax in SYNTAXES:  # a context for each: otherwise the peer would choose one, and refuse films in others
             entity.add_requested_context(sop_class, syntax)
-    handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, on_report)] if on_report else []
+    handlers: list[Any] = [(evt.EVT_CONN_OPEN, lambda event: wait_for_events(event.assoc))]
+    if on_report is not None:
+        handlers.append((evt.EVT_N_EVENT_REPORT, on_report))
     if store is not None:
         handlers.append((evt.EVT_C_STORE, store))
     tls = (client_context(settings.tls, destination.authority), destination.host) if destination.tls else None

@@ -1,0 +1,111 @@
+"""pynetdicom's threads wait for what happens, instead of looking a thousand times a second.
+
+An association has two threads: one reads and writes PDUs, the other serves messages. Each sleeps for a millisecond
+whenever it finds nothing to do, which over a few open associations costs more processor time than the films. Here the
+first one waits for bytes from the peer or for something to send, the second one for a message; what the library does
+then is unchanged. Its timers, which it looks at between two events, are up to ``LONGEST_S`` late.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+import time
+import weakref
+from typing import Any, Final
+
+from pynetdicom import evt
+
+LONGEST_S: Final = 0.2  # seconds of one wait
+CLOSING_S: Final = 0.001  # seconds between two looks at a connection that is being closed, as the library waits
+CLOSING: Final = frozenset({"Sta1", "Sta13"})  # states without a connection to wait for (PS3.8 section 9.2.2)
+
+
+def wait_for_events(association: Any) -> None:
+    """Make both threads of an association wait for events.
+
+    Args:
+        association: of pynetdicom; its connection is open, and its messages are not served yet.
+    """
+    _pdus_by_events(association)
+    _messages_by_events(association)
+
+
+def _pdus_by_events(association: Any) -> None:
+    service, bell = association.dul, _Bell()
+    find_event = service._is_transport_event  # noqa: SLF001 - the library has no hook for this
+
+    def wait_and_find_event() -> bool:
+        connection = service.socket.socket if service.socket else None
+        if connection is None or service.state_machine.current_state in CLOSING:
+            time.sleep(CLOSING_S)
+        elif not (hasattr(connection, "pending") and connection.pending()):  # TLS may have read more than was asked for
+            bell.wait(connection)
+        if service.to_provider_queue.queue:  # sending goes first
+            return False
+        return bool(find_event())
+
+    service._is_transport_event = wait_and_find_event  # noqa: SLF001
+    service._run_loop_delay = 0  # noqa: SLF001
+    _then(service.to_provider_queue, "put", bell.ring)
+    association.bind(evt.EVT_CONN_CLOSE, lambda _: bell.close())
+    weakref.finalize(service, bell.close)
+
+
+def _messages_by_events(association: Any) -> None:
+    service, messages = association.dul, association.dimse
+    happened = threading.Event()
+    get = messages.get_msg
+
+    def wait_and_get(block: bool = False) -> Any:  # noqa: FBT001, FBT002 - the library's signature
+        if not block:
+            happened.clear()
+            pausing = not association._reactor_checkpoint.is_set()  # noqa: SLF001 - our own thread wants to send
+            if not pausing and not messages.msg_queue.queue and service.peek_next_pdu() is None:
+                happened.wait(LONGEST_S)
+        return get(block)
+
+    messages.get_msg = wait_and_get
+    _then(messages.msg_queue, "put", happened.set)
+    _then(service.to_user_queue, "put", happened.set)
+    _then(association._reactor_checkpoint, "clear", happened.set)  # noqa: SLF001
+
+
+def _then(owner: Any, name: str, follow: Any) -> None:
+    """Call ``follow`` after each call of a method of this object."""
+    method = getattr(owner, name)
+
+    def both(*values: Any, **named: Any) -> Any:
+        result = method(*values, **named)
+        follow()
+        return result
+
+    setattr(owner, name, both)
+
+
+class _Bell:
+    """Ends another thread's wait for a connection."""
+
+    def __init__(self) -> None:
+        self._hears, self._rings = socket.socketpair()
+        self._hears.settimeout(0)
+        self._rings.settimeout(0)
+
+    def ring(self) -> None:
+        """End the wait in progress, or the next one."""
+        with contextlib.suppress(OSError):  # full: it rings already. Closed: nobody waits
+            self._rings.send(b"\0")
+
+    def wait(self, connection: socket.socket) -> None:
+        """Wait until the connection can be read, or the bell rings, or ``LONGEST_S`` is over."""
+        with contextlib.suppress(OSError, ValueError):  # closed meanwhile: the library looks at it next
+            ready, _, _ = select.select([connection, self._hears], [], [], LONGEST_S)
+            if self._hears in ready:
+                self._hears.recv(4096)
+
+    def close(self) -> None:
+        """Close both ends."""
+        self._hears.close()
+        self._rings.close()
