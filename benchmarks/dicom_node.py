@@ -1,18 +1,21 @@
 """The DICOM node beside a real PACS: films a minute against the plain batch, and seconds from C-STORE to the result.
 
-python benchmarks/dicom_node.py FILM... [--films 240] [--alone 100] [--rounds 3] [--json]
+python benchmarks/dicom_node.py FILM... [--films 240] [--alone 100] [--rounds 3] [--shared] [--json]
 
 FILM are JPEGs, which are given headers of their own as often as is needed; their pixels stay as they are (JPEG
 baseline). Orthanc, dcmtk and the extra "hospital" must be here. In turn, round after round:
 
-batch    "run_batch" over the files: the time of all films less that of a few, which is what starting costs
-node     two storescu send the same films to a running node; until every report, and picture, is in Orthanc
+batch    "chestxray batch" over the same DICOM files: the time of all films less that of a few, which is what starting
+         costs
+node     two storescu send such files to a running node; until every report, and picture, is in Orthanc
 
-Beside films a minute stand milliseconds of processor a film: of the batch's processes, and of the node's alone. Where
-PACS and modalities run on machines of their own, as they do, the second decides how many films a core answers.
+Modalities and PACS are machines of their own. So half of the cores (of two: one) belong to the batch, or to the node,
+and the other half to Orthanc, the senders and this program. With --shared all of them run on all cores, as on one
+machine for everything. Beside films a minute stand milliseconds of processor a film: of the batch, of the node, and of
+everything else (Orthanc, senders, and this program's own questions to Orthanc).
 
 Then one caller sends films one by one, each when the result of the one before is in Orthanc, which is asked every
-few milliseconds. Orthanc and the senders run on the same cores as the node, which the batch has for itself.
+few milliseconds.
 """
 
 from __future__ import annotations
@@ -37,28 +40,53 @@ from PIL import Image
 sys.path += [str(Path(__file__).parents[1] / "tests" / "support")]
 
 import dicoms
-from chestxray.data.collect import collect
-from chestxray.inference.batch import run_batch
-from chestxray.inference.bundle import Bundle, folder_of
 from hospital import DX, JPEG, modality_film, settings_text
 from http_load import processor_seconds
 from live_orthanc import Orthanc, free_port, orthanc, until
 from side_by_side import machine
 
+PROGRAM = Path(sys.executable).with_name("chestxray")
 FEW = 8  # films of the batch that shows what starting costs
 FIRST = 10_000_000
 
 
 class Round(NamedTuple):
-    """What one round gave: films a minute, and milliseconds of processor a film."""
+    """What one round gave: films a minute, and milliseconds of processor a film, of all else as well."""
 
     films_a_minute: float
     processor_ms: float
+    elsewhere_ms: float = 0.0
+
+
+class Cores(NamedTuple):
+    """The cores of the batch and of the node, and those of everything else."""
+
+    ours: frozenset[int]
+    theirs: frozenset[int]
+
+    @classmethod
+    def shared_out(cls, *, shared: bool) -> Cores:
+        """All cores for all, or a half for each."""
+        every = sorted(os.sched_getaffinity(0))
+        middle = len(every) // 2
+        if shared or not middle:
+            return cls(frozenset(every), frozenset(every))
+        return cls(frozenset(every[:middle]), frozenset(every[middle:]))
+
+    def started(self, *command: str | Path) -> subprocess.Popen[bytes]:
+        """Start a command on our cores."""
+        os.sched_setaffinity(0, self.ours)  # which the command inherits
+        try:
+            return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        finally:
+            os.sched_setaffinity(0, self.theirs)
 
 
 def main() -> None:
     """Measure, and print."""
     arguments = parse()
+    cores = Cores.shared_out(shared=arguments.shared)
+    os.sched_setaffinity(0, cores.theirs)
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         templates = [template_of(path) for path in arguments.paths]
@@ -66,15 +94,18 @@ def main() -> None:
         figures: dict[str, list[Round]] = {"batch": [], "node, report": [], "node, report and picture": []}
         for kind in range(arguments.rounds):
             halves = write_films(folder / f"round{kind}", templates, arguments.films, numbers)
-            figures["batch"].append(batch_round(halves, folder / f"batch{kind}"))
+            figures["batch"].append(batch_round(cores, halves, folder / f"batch{kind}"))
             for picture in (False, True):
                 what = "node, report and picture" if picture else "node, report"
                 fresh = write_films(folder / f"node{kind}{picture}", templates, arguments.films, numbers)
                 with ExitStack() as round_of:
-                    pacs, port, node = serve(round_of, folder / f"{what}{kind}", picture=picture, warm=templates[0])
+                    pacs, port, node = serve(
+                        cores, round_of, folder / f"{what}{kind}", picture=picture, warm=templates[0]
+                    )
                     figures[what].append(node_round(pacs, port, node, fresh))
-        pacs, port, _ = serve(stack, folder / "alone", picture=True, warm=templates[0])
+        pacs, port, _ = serve(cores, stack, folder / "alone", picture=True, warm=templates[0])
         seconds = alone(pacs, port, templates, arguments.alone, numbers, folder)
+        os.sched_setaffinity(0, cores.ours | cores.theirs)
     report(arguments, figures, seconds)
 
 
@@ -85,6 +116,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--films", type=int, default=240, help="of one round")
     parser.add_argument("--alone", type=int, default=100, help="films that are sent one by one")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shared", action="store_true", help="everything on all cores")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
@@ -126,22 +158,27 @@ def numbered(template: bytes, number: int) -> bytes:
     return template.replace(str(FIRST).encode(), str(number).encode())
 
 
-def batch_round(halves: list[Path], out: Path) -> Round:
+def batch_round(cores: Cores, halves: list[Path], out: Path) -> Round:
     """The plain batch, without what it takes to start."""
-    films = collect(halves[0].parent, labels_needed=False)
-    bundle = Bundle.open(folder_of("pneumonia"))
+    few = out / "few"
+    few.mkdir(parents=True)
+    films = [film for half in halves for film in half.iterdir()]
+    for film in films[:FEW]:
+        (few / film.name).hardlink_to(film)
     taken = []
-    for part in (films[:FEW], films):
+    for part in (few, halves[0].parent):
         before, started = os.times(), time.perf_counter()
-        run_batch(bundle, part, out.with_suffix(f".{len(part)}.csv"))
+        command = cores.started(PROGRAM, "batch", part, "--out", out / f"{len(taken)}.csv")
+        if command.wait():
+            raise SystemExit("the batch failed")
         after = os.times()
-        taken.append((time.perf_counter() - started, sum(after[:4]) - sum(before[:4])))
+        taken.append((time.perf_counter() - started, sum(after[2:4]) - sum(before[2:4])))
     (start, start_cpu), (whole, whole_cpu) = taken
     more = len(films) - FEW
     return Round(60 * more / (whole - start), 1000 * (whole_cpu - start_cpu) / more)
 
 
-def serve(stack: ExitStack, folder: Path, *, picture: bool, warm: bytes) -> tuple[Orthanc, int, int]:
+def serve(cores: Cores, stack: ExitStack, folder: Path, *, picture: bool, warm: bytes) -> tuple[Orthanc, int, int]:
     """Start Orthanc and a node; each of the node's workers has answered a film."""
     port = free_port()
     pacs = stack.enter_context(orthanc(folder, ("CHESTXRAY", port)))
@@ -149,15 +186,7 @@ def serve(stack: ExitStack, folder: Path, *, picture: bool, warm: bytes) -> tupl
     if not picture:
         text = text.replace('send_to = ["pacs"]', 'send_to = ["pacs"]\nsecondary_capture = false')
     (folder / "node.toml").write_text(text)
-    command = [
-        Path(sys.executable).with_name("chestxray"),
-        "dicom",
-        "serve",
-        "--config",
-        folder / "node.toml",
-        "--json",
-    ]
-    node = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    node = cores.started(PROGRAM, "dicom", "serve", "--config", folder / "node.toml", "--json")
     stack.callback(node.wait, 60)
     stack.callback(node.terminate)
     files = []
@@ -184,7 +213,8 @@ def node_round(pacs: Orthanc, port: int, node: int, halves: list[Path]) -> Round
     """From the first C-STORE to the last result in the PACS."""
     before, films = instances(pacs), sum(len(list(half.iterdir())) for half in halves)
     reports = reports_in(pacs)
-    cpu, started = processor_seconds(node), time.perf_counter()
+    cpu, others, started = processor_seconds(node), processor_seconds(os.getpid()), time.perf_counter()
+    ended = sum(os.times()[2:4])
     senders = [storescu(port, half) for half in halves]
     while instances(pacs) - before < films:
         time.sleep(0.05)
@@ -201,7 +231,9 @@ def node_round(pacs: Orthanc, port: int, node: int, halves: list[Path]) -> Round
     for sender in senders:
         if sender.wait():
             raise SystemExit("a film was not taken")
-    return Round(60 * films / taken, 1000 * (processor_seconds(node) - cpu) / films)
+    cpu = processor_seconds(node) - cpu
+    others = processor_seconds(os.getpid()) + sum(os.times()[2:4]) - ended - others - cpu
+    return Round(60 * films / taken, 1000 * cpu / films, 1000 * others / films)
 
 
 def reports_in(pacs: Orthanc) -> int:
@@ -245,7 +277,7 @@ def report(arguments: argparse.Namespace, figures: dict[str, list[Round]], secon
     """Print medians, spreads, the ratio to the batch, and the quantiles."""
     rows: list[dict[str, Any]] = []
     for what, rounds in figures.items():
-        minute, cpu = zip(*rounds, strict=True)
+        minute, cpu, elsewhere = zip(*rounds, strict=True)
         rows.append(
             {
                 "what": what,
@@ -253,6 +285,7 @@ def report(arguments: argparse.Namespace, figures: dict[str, list[Round]], secon
                 "least": round(min(minute)),
                 "most": round(max(minute)),
                 "processor_ms_a_film": round(statistics.median(cpu), 1),
+                "elsewhere_ms_a_film": round(statistics.median(elsewhere), 1),
             }
         )
     for row in rows:
@@ -268,12 +301,14 @@ def report(arguments: argparse.Namespace, figures: dict[str, list[Round]], secon
     if arguments.json:
         print(json.dumps({"machine": machine(), "films": arguments.films, "rows": rows, "alone": times}))
         return
-    print(f"{machine()}; {arguments.films} films a round, {arguments.rounds} rounds")
+    whose = "all cores for all" if arguments.shared else "half of the cores for batch and node"
+    print(f"{machine()}, {whose}; {arguments.films} films a round, {arguments.rounds} rounds")
     for row in rows:
         print(
             f"{row['what']:26} {row['films_a_minute']:6} films a minute ({row['least']} to {row['most']}), "
             f"{row['films_of_the_batch']} of the batch; {row['processor_ms_a_film']} ms of processor a film, "
-            f"{row['processor_of_the_batch']} of the batch's films for the same"
+            f"{row['processor_of_the_batch']} of the batch's films for the same; "
+            f"{row['elsewhere_ms_a_film']} ms a film elsewhere"
         )
     print(
         f"C-STORE to the result in the PACS, {times['films']} films one by one: p50 {times['p50_s']} s, "

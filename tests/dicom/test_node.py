@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import logging
 import multiprocessing
@@ -27,16 +28,18 @@ from dicomweb_client import DICOMwebClient
 from pynetdicom import AE
 
 from chestxray.data.parallel import CleanProcess
+from chestxray.dicom import reactor
 from chestxray.dicom.node import TRIED_AT_MOST, Node
 from chestxray.dicom.queue import DEAD, DONE, WAITING
 from chestxray.dicom.receive import FILM_CLASSES, silence_libraries
-from chestxray.dicom.settings import NodeSettings
+from chestxray.dicom.settings import Limits, NodeSettings
 from chestxray.dicom.workers import ENDED
 from chestxray.errors import OutputUnwritable, SettingsInvalid, UsageError
-from hospital import CR, DX, Archive, association, grey, modality_film, read, send, settings, settings_text
+from hospital import CR, DX, Archive, association, grey, modality_film, read, send, settings, settings_text, source_of
 from live_orthanc import until
 
 BLACK = np.zeros((64, 64), np.uint8)
+TEN_MINUTES_S = 600.0
 PASSED_BY = modality_film(BLACK, 99, Modality="MG")  # no rule wants it: taken, and no process is started for it
 
 
@@ -84,6 +87,22 @@ def test_what_cannot_be_read_or_must_not_be_classified_is_answered_with_the_reas
     assert sum("ends before its picture does" in text for text in said) == 2
 
 
+def test_a_node_that_requires_an_age_refuses_a_film_without_one_and_classifies_the_others(
+    tmp_path: Path, archive: Archive, film_paths: tuple[Path, ...]
+) -> None:
+    pixels = grey(film_paths[0])
+    unstated = modality_film(pixels, 2, PatientAge="", PatientBirthDate="")
+    with Node(quick(tmp_path, archive, node="require_age = true")) as node:
+        assert send(node, modality_film(pixels, 1), unstated) == [0x0000, 0x0000]
+        until(lambda: node.queue.counts()[DONE] == 2, node.queue.entries)
+    reports = [one for (one,) in archive.objects.values() if one.Modality == "SR"]
+    said = {source_of(one): "\n".join(str(e.value) for e in one.iterall() if e.VR == "UT") for one in reports}
+    stated, refused = (said[f"1.2.826.1.{number}.1.1"] for number in (1, 2))
+    assert "Not classified: " not in stated
+    assert "Not classified: its file states no age" in refused
+    assert sum(one.Modality == "OT" for (one,) in archive.objects.values()) == 1
+
+
 def test_a_film_that_no_rule_wants_is_taken_and_not_kept(node: Node) -> None:
     assert send(node, modality_film(BLACK, Modality="MG")) == [0x0000]
     assert set(node.queue.counts().values()) == {0}
@@ -118,6 +137,20 @@ def test_every_class_and_syntax_that_the_tables_name_is_accepted(node: Node) -> 
     assert CR in FILM_CLASSES
 
 
+def test_nothing_that_happens_on_an_association_waits_for_the_next_look(
+    node: Node, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reactor, "LONGEST_S", 3600.0)  # whatever would wait for it ends by the time limit of a request
+    with association(node) as opened:
+        assert opened.send_c_echo().Status == 0x0000
+        assert [opened.send_c_store(read(modality_film(BLACK, number))).Status for number in (1, 2)] == [0, 0]
+    with association(node) as opened:
+        opened.abort()
+    until(lambda: node.queue.counts()[DONE] == 2, node.queue.entries)
+    until(lambda: node.receiver.associations == 0)
+    assert [len(kept) for kept in archive.objects.values()] == [1, 1]
+
+
 # --------------------------------------------------------------------------- bad days
 
 
@@ -129,6 +162,25 @@ def test_a_pacs_that_is_away_gets_its_results_when_it_is_back(node: Node, archiv
     archive.start()
     until(lambda: node.queue.counts()[DONE] == 5, node.queue.entries)
     assert [len(kept) for kept in archive.objects.values()] == [1] * 5
+
+
+@pytest.mark.slow
+def test_a_pacs_away_for_minutes_of_attempts_gets_each_film_that_came_meanwhile_once(
+    tmp_path: Path, archive: Archive
+) -> None:
+    usual = Limits()
+    attempts = next(n for n in itertools.count() if sum(map(usual.pause, range(n))) > TEN_MINUTES_S)
+    more = "[limits]\nfirst_pause = 0.05\nlongest_pause = 0.1\n"
+    archive.stop()
+    for half in (1, 2):  # the node is started anew in the middle of it
+        with Node(quick(tmp_path, archive, more)) as node:
+            for film in range(attempts):
+                assert send(node, modality_film(BLACK, 100 * half + film)) == [0x0000]
+                until(lambda seen=film: node.senders["pacs"].failures > seen)  # type: ignore[misc]
+    archive.start()
+    with Node(quick(tmp_path, archive, more)) as node:
+        until(lambda: node.queue.counts()[DONE] == 2 * attempts, node.queue.entries)
+    assert [len(kept) for kept in archive.objects.values()] == [1] * (2 * attempts)
 
 
 def test_a_pacs_that_refuses_makes_dead_letters_that_can_be_retried(node: Node, archive: Archive) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import ssl
 import threading
 import time
 import weakref
@@ -41,7 +42,7 @@ def _pdus_by_events(association: Any) -> None:
         connection = service.socket.socket if service.socket else None
         if connection is None or service.state_machine.current_state in CLOSING:
             time.sleep(CLOSING_S)
-        elif not (hasattr(connection, "pending") and connection.pending()):  # TLS may have read more than was asked for
+        elif not service.event_queue.queue and not _has_read_on(connection):
             bell.wait(connection)
         if service.to_provider_queue.queue:  # sending goes first
             return False
@@ -52,6 +53,11 @@ def _pdus_by_events(association: Any) -> None:
     _then(service.to_provider_queue, "put", bell.ring)
     association.bind(evt.EVT_CONN_CLOSE, lambda _: bell.close())
     weakref.finalize(service, bell.close)
+
+
+def _has_read_on(connection: Any) -> bool:
+    """Check whether TLS holds bytes that it has read beyond those asked for; the system then has none to tell of."""
+    return isinstance(connection, ssl.SSLSocket) and connection.pending() > 0
 
 
 def _messages_by_events(association: Any) -> None:
