@@ -124,7 +124,7 @@ def before_there_were(fields: tuple[str, ...], recipe: dict[str, Any]) -> dict[s
 
 
 def test_what_an_earlier_version_left_is_gone_on_with(pack: Path, undisturbed: Path, tmp_path: Path) -> None:
-    opened, new = small_pack(pack), ("first_size", "distillation", "sharpen")
+    opened, new = small_pack(pack), ("first_size", "distillation", "sharpen", "unsharp")
     training, origin = Training(opened, RECIPE), Origin.of(opened, RECIPE)
     old = dataclasses.replace(origin, recipe=before_there_were(new, dict(origin.recipe)))
     assert Checkpoint.from_files(*Checkpoint(old, training.state(), None, 1.5).to_files()).origin == origin

@@ -212,6 +212,19 @@ def test_noise_is_of_single_pixels_or_shared_by_neighbours_and_as_strong_as_draw
     assert all(0.0 < strength < 12.0 * 1.05 for strength in strengths)
 
 
+@pytest.mark.parametrize(("setting", "wide"), [("sharpen", 1), ("unsharp", 2)])
+def test_the_haloes_of_an_edge_are_as_wide_as_the_kernel(setting: str, wide: int) -> None:
+    """An edge between 100 and 150 overshoots on both sides, by the same amount, and no farther than the kernel."""
+    film = torch.full((16, 1, 40, 40), 100.0)
+    film[..., 20:] = 150.0
+    varied = augment(film, Augmentation(**{setting: 1.0}), generator())
+    changed = (varied - film).abs().amax(dim=(0, 1, 2)) > 1e-3
+    assert changed.nonzero().flatten().tolist() == list(range(20 - wide, 20 + wide))
+    dark, bright = varied[..., 19], varied[..., 20]
+    assert bool((dark <= 100.0).all() and (bright >= 150.0).all())
+    torch.testing.assert_close(100.0 - dark, bright - 150.0, rtol=0, atol=1e-3)
+
+
 def test_rotation_keeps_lengths_on_a_film_that_is_not_square() -> None:
     """A disc stays a disc: a rotation in the grid's own units would make an ellipse of it."""
     rows, columns = np.mgrid[0:100, 0:200]

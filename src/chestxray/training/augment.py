@@ -20,6 +20,7 @@ from chestxray.training.config import Augmentation
 WHITE: Final = 255.0
 BANDS_PRESENT: Final = 0.5  # probability that a film with bands has one along a given edge
 BLACK_BANDS: Final = 0.6  # probability that the bands are black
+WIDE: Final = 2  # pixels between those that the kernel of ``unsharp`` takes in
 COARSEST_GRAIN: Final = 3.0  # pixels along each axis that share one value of the noise, at most
 
 
@@ -132,12 +133,25 @@ def sharpen(films: Tensor, settings: Augmentation, generator: Generator) -> Tens
     return changed(films, chosen_films(films, settings.sharpen, generator), sharper)
 
 
-def _softened(films: Tensor) -> Tensor:
-    """Return films softened by a 3 x 3 binomial kernel: the mean of neighbours, twice along each axis."""
-    padded = functional.pad(films, (1, 1, 1, 1), mode="replicate")
+def unsharp(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
+    """Mask some films unsharply: add up to twice the detail that a kernel of twice the width removes.
+
+    Processing stations do so to bring out edges and lung markings; its haloes are wider than those of ``sharpen``.
+    """
+    weight = _uniform(films, 1.0, generator) + 1.0
+
+    def masked(some: Tensor, places: Tensor) -> Tensor:
+        return some.lerp(_softened(some, WIDE), -weight[places]).clamp(0.0, WHITE)
+
+    return changed(films, chosen_films(films, settings.unsharp, generator), masked)
+
+
+def _softened(films: Tensor, apart: int = 1) -> Tensor:
+    """Return films softened by a 3 x 3 binomial kernel: the mean of pixels so far apart, twice along each axis."""
+    padded = functional.pad(films, (apart,) * 4, mode="replicate")
     for axis, side in enumerate(films.shape[2:], start=2):
-        for shorter in (side + 1, side):
-            padded = padded.narrow(axis, 0, shorter).lerp(padded.narrow(axis, 1, shorter), 0.5)
+        for shorter in (side + apart, side):
+            padded = padded.narrow(axis, 0, shorter).lerp(padded.narrow(axis, apart, shorter), 0.5)
     return padded
 
 
@@ -195,6 +209,7 @@ AUGMENTATIONS: Final = (
     Row(("brightness",), brightness),
     Row(("blur",), blur),
     Row(("sharpen",), sharpen),
+    Row(("unsharp",), unsharp),
     Row(("resolution",), resolution),
     Row(("noise",), noise),
 )

@@ -37,6 +37,7 @@ class Augmentation:
         brightness: grey levels of 255.
         blur, sharpen, resolution: probability of softening by a small kernel, of sharpening by one, and of
             losing up to two thirds of the pixels a side.
+        unsharp: probability of unsharp masking by a kernel of twice the width.
         noise: largest standard deviation, in grey levels of 255.
         collimation: largest width of bands along the edges, as a share of the side.
         grey_levels, low_frequencies, corners: probability that a film takes its histogram, its lowest frequencies or
@@ -54,6 +55,7 @@ class Augmentation:
     blur: float = 0.0
     sharpen: float = 0.0
     resolution: float = 0.0
+    unsharp: float = 0.0
     noise: float = 0.0
     collimation: float = 0.0
     grey_levels: float = 0.0
@@ -78,6 +80,7 @@ AUGMENTATION_LIMITS: Final[Mapping[str, float]] = {
     "blur": 1.0,
     "sharpen": 1.0,
     "resolution": 1.0,
+    "unsharp": 1.0,
     "noise": 64.0,
     "collimation": 0.3,
     "grey_levels": 1.0,
