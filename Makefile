@@ -162,7 +162,7 @@ release-model: $(STAMP) ## rebuild the bundle in the package from DATA, the publ
 	$(BIN)/chestxray collect $(DATA) --out $(RELEASE)/manifest.csv
 	$(BIN)/chestxray clean $(RELEASE)/manifest.csv --out $(RELEASE)/clean.csv
 	$(BIN)/chestxray split $(RELEASE)/clean.csv --test 0 --out $(RELEASE)/split.csv
-	$(BIN)/chestxray pack $(RELEASE)/split.csv --size 128x128 --out $(RELEASE)/pack
+	$(BIN)/chestxray pack $(RELEASE)/split.csv --size 160x160 --out $(RELEASE)/pack
 	$(BIN)/chestxray train $(RELEASE)/pack --recipe transfer --seed 3 --out $(RELEASE)/transfer
 	$(BIN)/chestxray export $(RELEASE)/transfer --compact --out $(BUNDLES)/pneumonia \
 	  $(if $(REFUSE),--pack $(RELEASE)/pack --refuse "$(REFUSE)") --note "$(NOTE)"
