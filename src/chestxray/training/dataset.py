@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from chestxray.data.acquisition import acquisition_features, out_of_fold
 from chestxray.data.pack import Pack, labels_of
+from chestxray.data.shortcuts import acquisition_features, linear_log_odds
 from chestxray.data.split import refuse_leakage
 from chestxray.errors import DegenerateLabels, PackInvalid
 from chestxray.metrics.calibration import calibrated
@@ -67,7 +67,7 @@ def chances_against_shortcuts(pack: Pack, rows: Rows) -> npt.NDArray[np.float64]
     labels = labels_of([pack.films[row] for row in rows])
     features = np.concatenate(list(acquisition_features(pack.images[rows]).values()), axis=1)
     patients = [pack.films[row].patient_id or pack.films[row].sha256 for row in rows]
-    tells = calibrated(out_of_fold(features, labels, patients) * LOG_ODDS_KEPT)
+    tells = calibrated(linear_log_odds(features, labels, patients) * LOG_ODDS_KEPT)
     weights: npt.NDArray[np.float64] = np.where(labels == 1, 1.0 - tells, tells) + LEAST
     for label in range(CLASSES):
         of_class = labels == label
