@@ -32,6 +32,8 @@ pytestmark = [pytest.mark.soak, live_ministack.needed]
 
 NAMES: Final = Names("chestxray", ACCOUNT, "us-east-1")
 SMALL: Final = ("--instance", "ml.m5.large", "--epochs", "2", "--batch-size", "16", "--size", "32x48", "--seed", "3")
+THEIRS: Final = Names("chestxray-two", ACCOUNT, "us-east-1")
+BOX: Final = 'Resources: {Box: {Type: "AWS::S3::Bucket"}}'
 NOT_EMPTY: Final = """
 Resources:
   Box: {Type: "AWS::S3::Bucket", Properties: {VersioningConfiguration: {Status: Enabled}}}
@@ -47,22 +49,48 @@ class Account:
     Attributes:
         aws: the stand-in's address.
         door: what our verbs ask of it.
+        theirs: what another team has in it, before, meanwhile and afterwards.
     """
 
     sagemaker: SageMaker
     aws: str
     door: Door
+    theirs: set[str]
 
 
 @pytest.fixture
 def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
-    """With the user's own bucket, "films"."""
+    """With the user's own bucket, "films", and another team's deployment, whose name begins as ours does."""
     monkeypatch.setattr(waiting, "POLL_S", 0.2)
     monkeypatch.setattr(stacks, "POLL_S", 0.2)
     monkeypatch.setattr(website, "template", live_ministack.template_without_budget)
     with account_with_functions(tmp_path / "account") as (service, aws), cloud_door.watched() as door:
         boto3.client("s3").create_bucket(Bucket="films")
-        yield Account(service, aws, door)
+        add_other_team(service)
+        theirs = what_is_there()
+        yield Account(service, aws, door, theirs)
+        assert theirs <= what_is_there()
+        assert boto3.client("s3").get_object(Bucket=THEIRS.bucket, Key="kept")["Body"].read() == b"theirs"
+
+
+def add_other_team(service: SageMaker) -> None:
+    """One of everything, under the names and tags that this package gives to another deployment."""
+    s3, role = boto3.client("s3"), THEIRS.role("sagemaker")
+    s3.create_bucket(Bucket=THEIRS.bucket)
+    s3.put_bucket_tagging(Bucket=THEIRS.bucket, Tagging={"TagSet": THEIRS.tag_list})
+    s3.put_object(Bucket=THEIRS.bucket, Key="kept", Body=b"theirs")
+    trust = {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [trust]})
+    boto3.client("iam").create_role(RoleName=role, AssumeRolePolicyDocument=policy, Tags=THEIRS.tag_list)
+    boto3.client("scheduler").create_schedule_group(Name=THEIRS.deployment, Tags=THEIRS.tag_list)
+    boto3.client("logs").create_log_group(logGroupName=f"/aws/sagemaker/Endpoints/{THEIRS.endpoint}", tags=THEIRS.tags)
+    boto3.client("ecr").create_repository(repositoryName=THEIRS.deployment, tags=THEIRS.tag_list)
+    stack = boto3.client("cloudformation")
+    stack.create_stack(StackName=THEIRS.website_stack, TemplateBody=BOX, Tags=THEIRS.tag_list)
+    stack.get_waiter("stack_create_complete").wait(StackName=THEIRS.website_stack, WaiterConfig={"Delay": 1})
+    service.add_endpoint(
+        {"EndpointName": THEIRS.endpoint, "EndpointConfigName": THEIRS.deployment, "Tags": THEIRS.tag_list}
+    )
 
 
 def what_is_there() -> set[str]:
@@ -71,6 +99,7 @@ def what_is_there() -> set[str]:
     found = {item["EndpointName"] for item in sagemaker.list_endpoints()["Endpoints"]}
     found |= {item["EndpointConfigName"] for item in sagemaker.list_endpoint_configs()["EndpointConfigs"]}
     found |= {item["ModelName"] for item in sagemaker.list_models()["Models"]}
+    found |= {item["TrainingJobName"] for item in sagemaker.list_training_jobs()["TrainingJobSummaries"]}
     found |= {item["Name"] for item in schedules()}
     groups = boto3.client("scheduler").list_schedule_groups()["ScheduleGroups"]
     found |= {item["Name"] for item in groups if item["Name"] != "default"}
@@ -169,12 +198,13 @@ def test_from_films_to_a_page_that_answers_and_nothing_left(
     first, second = twice(account, capsys, "aws", "train", "s3://films/set/train", "--recipe", recipe, *SMALL)
     assert (first["did"], second["did"], second["job"]) == ("create", "keep", first["job"])
     assert "nothing was created" in second["said"]
+    job = first["job"]
     bundle = unpacked(first["artifacts"], tmp_path / "bundle")
 
     put_image("made")
     first, second = twice(account, capsys, "aws", "deploy", first["job"], "--image", IMAGE, "--ttl", "2h")
     assert (first["did"], second["did"]) == ("create", "keep")
-    assert {first[word] for word in ("endpoint", "config", "model")} <= what_is_there()
+    assert {first[word] for word in ("endpoint", "config", "model")} <= what_is_there() - account.theirs
 
     films = ("aws", "validate", "s3://films/set/test", "--out", tmp_path / "report", "--workers", 1)
     first, second = twice(account, capsys, *films)
@@ -206,11 +236,11 @@ def test_from_films_to_a_page_that_answers_and_nothing_left(
     first, second = (told(capsys, "aws", "destroy", "--yes", "--keep-data") for _ in range(2))
     assert (first["exit"], second["exit"], second["removed"]) == (0, 0, []), first
     assert full == [0]
-    assert what_is_there() == {NAMES.bucket}
+    assert what_is_there() == account.theirs | {NAMES.bucket, job}
     assert versions(NAMES.bucket)
     first, second = (told(capsys, "aws", "destroy", "--yes") for _ in range(2))
     assert (first["exit"], second["exit"], second["removed"]) == (0, 0, [])
-    assert what_is_there() == set()
+    assert what_is_there() == account.theirs
     assert told(capsys, "aws", "status")["found"] == []
     assert versions("films"), "the films are the user's own"
 
@@ -231,7 +261,9 @@ def test_a_website_with_the_model_inside_answers_and_goes_whole_though_throttled
         pytest.skip(made["error"]["message"])
     assert (made["exit"], made["did"]) == (0, "create"), made
     assert account.door.times["cloudformation.CreateStack"] == 3
-    assert boto3.client("sagemaker").list_endpoints()["Endpoints"] == []
+    assert [item["EndpointName"] for item in boto3.client("sagemaker").list_endpoints()["Endpoints"]] == [
+        THEIRS.endpoint
+    ]
     with live_ministack.edge(account.aws, made) as address:
         request = urllib.request.Request(  # noqa: S310 - on loopback
             f"{address}/v1/predict", film, {"Content-Type": "image/jpeg"}
@@ -244,7 +276,7 @@ def test_a_website_with_the_model_inside_answers_and_goes_whole_though_throttled
     gone = told(capsys, "aws", "destroy", "--yes")
     assert gone["exit"] == 0, gone
     assert account.door.times["cloudformation.DeleteStack"] == 3
-    assert what_is_there() == set()
+    assert what_is_there() == account.theirs
 
 
 def test_what_cannot_be_deleted_is_named_and_the_exit_is_1(
@@ -263,7 +295,7 @@ def test_what_cannot_be_deleted_is_named_and_the_exit_is_1(
     assert "Repeat the command once that is mended" in capsys.readouterr().out
     boto3.client("ecr").delete_repository(repositoryName="kept", force=True)
     assert told(capsys, "aws", "destroy", "--yes")["exit"] == 0
-    assert what_is_there() == set()
+    assert what_is_there() == account.theirs
 
     stacks.deploy(cloud, NAMES, NAMES.website_stack, NOT_EMPTY, {}, print)
     client = boto3.client("cloudformation")
@@ -273,5 +305,5 @@ def test_what_cannot_be_deleted_is_named_and_the_exit_is_1(
     assert "TerminationProtection is enabled" in found["problems"][0]
     client.update_termination_protection(StackName=NAMES.website_stack, EnableTerminationProtection=False)
     assert told(capsys, "aws", "destroy", "--yes")["exit"] == 0
-    assert what_is_there() == set()
+    assert what_is_there() == account.theirs
     cloud.close()
