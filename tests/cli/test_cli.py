@@ -217,6 +217,14 @@ def test_predict_answers_the_good_films_and_exits_1_for_the_bad(
     assert notice == NOTICE
 
 
+def test_predict_names_what_is_no_file_of_a_film(chestxray: Run, bundle: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.jpeg"
+    os.mkfifo(pipe)
+    outcome = chestxray("predict", pipe, "--bundle", bundle)
+    assert outcome.status == 1
+    assert outcome.out.startswith(f"{pipe}: cannot be opened (is no regular file). Give the path")
+
+
 def test_a_film_that_is_not_there_stops_predict_before_anything_runs(
     chestxray: Run, bundle: Path, film_paths: Sequence[Path], tmp_path: Path
 ) -> None:

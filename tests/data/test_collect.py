@@ -290,6 +290,14 @@ def test_an_archive_below_a_folder_with_a_mark_in_its_name_is_read(tmp_path: Pat
         assert read_manifest(tmp_path / "m.csv") == (film,)
 
 
+def test_a_film_in_a_folder_named_like_an_archive_with_a_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "old.zip!" / "NORMAL").mkdir(parents=True)
+    (tmp_path / "old.zip!" / "NORMAL" / "a.png").write_bytes(encoded(textured(1)))
+    (film,) = collect(tmp_path / "old.zip!")
+    assert read_film(film) == encoded(textured(1))
+    assert stamp_of(film)
+
+
 def test_names_that_climb_and_links_are_no_films(tmp_path: Path) -> None:
     good = encoded(textured(1))
     zipped(

@@ -278,7 +278,10 @@ def predict(
             )
         except (FilmError, OSError) as error:
             failed = True
-            answers.append({"file": path, "error": {"type": type(error).__name__, "message": str(error)}})
+            message = str(error)
+            if isinstance(error, OSError):
+                message = f"{path}: cannot be opened ({error.strerror}). Give the path of a film's file"
+            answers.append({"file": path, "error": {"type": type(error).__name__, "message": message}})
             continue
         failed = failed or not answer.gate.accepted
         answers.append({"file": path, **plain(answer)})

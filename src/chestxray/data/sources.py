@@ -433,10 +433,16 @@ def members_of(path: Path) -> tuple[str, ...]:
 
 
 def split_path(path: str) -> tuple[Path, str] | None:
-    """Split a film's path into archive and member, if it names both. Folders may be named ``wow!`` or ``old.zip!``."""
+    """Split a film's path into archive and member, if it names both.
+
+    Folders may be named ``wow!`` or ``old.zip!``: a film that lies in one is a file, unless the archive exists.
+    """
     pairs = [(Path(path[: at.start()]), path[at.end() :]) for at in re.finditer(re.escape(INSIDE), path)]
     pairs = [(outer, inner) for outer, inner in pairs if is_archive(outer)]
-    return next((pair for pair in pairs if pair[0].is_file()), pairs[0] if pairs else None) if pairs else None
+    if not pairs:
+        return None
+    found = next((pair for pair in pairs if pair[0].is_file()), None)
+    return found or (None if Path(path).exists() else pairs[0])
 
 
 def read_member(archive: Path, name: str, first: int | None = None) -> bytes:
