@@ -25,7 +25,7 @@ from chestxray.data.parallel import cores
 from chestxray.inference.batch import GROUP, journal_of, predict_group, run_batch
 from chestxray.inference.bundle import Bundle, folder_of
 from chestxray.schema import Film
-from side_by_side import report, take_turns
+from side_by_side import anew_on_one_thread, report, take_turns
 
 FLOOR = "decode + network, a warm process a core"
 
@@ -105,4 +105,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    anew_on_one_thread()
     main()

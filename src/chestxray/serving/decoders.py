@@ -39,6 +39,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 
+from chestxray.data.parallel import ONE_THREAD
 from chestxray.errors import ChestXrayError, FilmError, FilmTooLarge, TruncatedFilm, UnreadableFilm, UnsupportedFormat
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.heatmap import film_png
@@ -168,7 +169,6 @@ _HELLO_SECONDS: Final = 30  # seconds: a process that has not greeted by then ne
 
 # Environment variables that a decoder needs; keys and credentials of the service are not among them.
 _ENVIRONMENT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
-_ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a process with threads must not fork
 # Bytes up to which glibc keeps freed memory. Left to itself it gives each film's buffers back to the system and takes
 # zeroed ones, or not, by what happened to come before; they take a tenth of the time of a film of 224 pixels.
 _KEEP_MEMORY: Final = {"MALLOC_MMAP_THRESHOLD_": str(8 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(16 * 2**20)}
@@ -451,9 +451,7 @@ class _ForkServer:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-                | _ONE_THREAD
-                | _KEEP_MEMORY,
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | ONE_THREAD | _KEEP_MEMORY,
             )
         order = {
             "info": bundle.info.to_json(),
