@@ -179,7 +179,7 @@ class Archive:
 
     def stop(self) -> None:
         if self._server is not None:
-            self._server.shutdown()
+            self._server.ae.shutdown()  # ends open associations as well
             self._server = None
 
     def clear(self) -> None:

@@ -11,7 +11,8 @@ import gc
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -155,31 +156,50 @@ class Node:
     def _work(self) -> None:
         """Classify films until the node stops.
 
-        Each process has one such thread, which waits while the process works.
+        Each process has one such thread, which waits while the process works, and a second one, which writes the
+        results of a film to the disk while the process classifies the next film.
         """
         worker = Worker(self.settings.limits.film_seconds)
         try:
-            while not self._stopped.is_set():
-                film = self._next()
-                if film is None:
-                    self._wake.wait(LOOKED_EVERY_S)
-                    self._wake.clear()
-                    continue
-                self._predict(worker, film)
+            with ThreadPoolExecutor(1, "results") as writer:
+                self._classify_all(worker, writer)
         finally:
             worker.stop()
+
+    def _classify_all(self, worker: Worker, writer: ThreadPoolExecutor) -> None:
+        written: Future[None] | None = None
+        while not self._stopped.is_set():
+            film = self._next()
+            if film is None:
+                self._wake.wait(LOOKED_EVERY_S)
+                self._wake.clear()
+                continue
+            with self._settled(film):
+                found = self._classify(worker, film)
+                if written is not None:
+                    wait((written,))  # of one film at a time, so that a slow or full disk slows the classifying down
+                written = writer.submit(self._keep, film, found)
 
     def _next(self) -> QueuedFilm | None:
         with contextlib.suppress(Exception):  # a full disk is checked again a moment later
             return self.queue.next_film()
         return None
 
-    def _predict(self, worker: Worker, film: QueuedFilm) -> None:
-        """Classify one film and keep its results; in every case the film is answered, waits, or is a dead letter."""
+    def _keep(self, film: QueuedFilm, found: Classified) -> None:
+        with self._settled(film):
+            self.queue.answer(film, found.results)
+            self._count(found.outcome)
+            log.info("answered", extra={"film": film.key, "rule": film.order.rule, "outcome": found.outcome})
+            for name in film.order.send_to:
+                if name in self.senders:
+                    self.senders[name].wake()
+
+    @contextlib.contextmanager
+    def _settled(self, film: QueuedFilm) -> Iterator[None]:
+        """Do one step of a film's way; whatever happens in it, the film goes on, waits, or is a dead letter."""
         facts = {"film": film.key, "rule": film.order.rule}
         try:
-            found = self._classify(worker, film)
-            self.queue.answer(film, found.results)
+            yield
         except WorkerDied:
             self._count("lost")
             log.warning("a worker ended", extra=facts)
@@ -195,12 +215,6 @@ class Node:
             with contextlib.suppress(Exception):
                 why = str(error) if isinstance(error, FilmError) else type(error).__name__
                 self.queue.bury(film, why)
-        else:
-            self._count(found.outcome)
-            log.info("answered", extra=facts | {"outcome": found.outcome})
-            for name in film.order.send_to:
-                if name in self.senders:
-                    self.senders[name].wake()
 
     def _classify(self, worker: Worker, film: QueuedFilm) -> Classified:
         return worker.predict(
