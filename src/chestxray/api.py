@@ -294,25 +294,28 @@ def calibrate(
     split: str | None = None,
     workers: int | None = None,
     reporter: Reporter = SILENT,
+    settings: CollectSettings | None = None,
 ) -> Recalibrated:
     """Fit calibration and operating points again on local films; graph and weights stay the same.
 
     Args:
         bundle: a folder, or the name of a bundle that comes with this package.
-        source: a manifest, or a folder of labelled films of both classes.
+        source: a manifest, or a source with labelled films of both classes.
         out: the new bundle's folder.
         split: the split of a manifest to use; by default every film.
         workers: number of processes that read films; by default one a core.
         reporter: shows the progress.
+        settings: how to read a source that is no manifest, as for ``collect``.
 
     Raises: as ``evaluation.calibrate.calibrate_bundle``; SourceInvalid, ManifestInvalid.
     """
-    from chestxray.data.collect import films_of
+    from chestxray.data.collect import CollectSettings, films_of
     from chestxray.evaluation.calibrate import calibrate_bundle
     from chestxray.evaluation.evaluate import EvaluationSettings
 
-    settings = EvaluationSettings(split=split, workers=workers)
-    return calibrate_bundle(folder_of(bundle), films_of(source), Path(source), Path(out), reporter, settings)
+    films = films_of(source, settings=settings or CollectSettings(), log=reporter.log)
+    how = EvaluationSettings(split=split, workers=workers)
+    return calibrate_bundle(folder_of(bundle), films, Path(source), Path(out), reporter, how)
 
 
 def sign(bundle: StrPath, private_key: StrPath, password: str | None = None) -> Path:

@@ -45,6 +45,7 @@ EXTRAS: Final = {
     "kaggle": {"kagglehub": "kagglehub"},
     "parquet": {"pyarrow": "pyarrow"},
     "excel": {"python_calamine": "python-calamine"},
+    "heic": {"pi_heif": "pi-heif"},
     "zstd": {"zstandard": "zstandard"},
     "ray": {"ray": "ray"},
     "sign": {"model_signing": "model-signing", "OpenSSL": "pyopenssl"},

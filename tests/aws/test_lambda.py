@@ -25,6 +25,7 @@ import live_lambda
 import live_moto
 import live_service
 from chestxray.aws import lambda_handler
+from chestxray.images.decode import FORMATS
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE, Prediction
 from chestxray.serving import problems, service
@@ -368,6 +369,7 @@ def test_problems_and_limits_are_called_as_the_service_calls_them() -> None:
     differing = {name for name in shared if (ours[name].status, ours[name].title) != of_service[name]}
     assert differing == {"no-answer-in-time"}  # a gateway's own status: 504
     assert lambda_handler.MEDIA_TYPES == service.MEDIA_TYPES
+    assert {form.media_type for form in FORMATS} <= set(service.MEDIA_TYPES)
     assert lambda_handler.NOTICE == NOTICE
 
 

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from chestxray.cli import main
+from chestxray.images.decode import decode
 from chestxray.schema import NOTICE, read_manifest
 from chestxray.training.config import shipped_recipes
 from drawing import encoded, write_film
@@ -171,6 +172,25 @@ def test_train_export_and_predict_follow_from_a_pack(
         assert 0.0 <= answer["probability"] <= 1.0
         assert answer["model"] == "tiny"
         assert Path(answer["heatmap"]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_page_of_a_tiff_is_classified_as_the_film_that_it_holds(
+    chestxray: Run, bundle: Path, film_paths: Sequence[Path], tmp_path: Path
+) -> None:
+    first, second = (Image.fromarray(decode(path.read_bytes(), path.name).pixels) for path in film_paths[:2])
+    for name, pages in (("two.tif", [first, second]), ("alone.tif", [second])):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    refused = chestxray("predict", tmp_path / "two.tif", "--bundle", bundle)
+    assert refused.status == 1
+    assert "the TIFF has 2 pages" in refused.out
+    answers = [
+        chestxray("predict", tmp_path / name, "--page", page, "--bundle", bundle, "--json").document["predictions"][0]
+        for name, page in (("two.tif", 2), ("alone.tif", 1))
+    ]
+    assert answers[0]["probability"] == answers[1]["probability"]
+    missing = chestxray("predict", tmp_path / "two.tif", "--page", 3, "--bundle", bundle)
+    assert missing.status == 1
+    assert "there is no page 3: the file has 2 pages" in missing.out
 
 
 def test_heat_maps_of_films_of_one_name_lie_in_files_of_their_own(

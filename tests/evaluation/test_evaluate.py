@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,59 @@ def test_wrong_combinations_are_refused_with_what_to_give_instead(
         assert (status, document["error"]["type"]) == (2, "UsageError"), document
         assert complaint in document["error"]["message"]
     assert not (tmp_path / "report").exists()
+
+
+# --------------------------------------------------------------------------- sources that need words
+
+
+@pytest.fixture(scope="module")
+def wards(local_films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same films in folders of other names, with the patient in the file's name, and a table of other columns."""
+    folder = tmp_path_factory.mktemp("wards")
+    lines = ["Scan;Dx;Who"]
+    for number, film in enumerate(read_manifest(local_films)):
+        place = folder / ("sick" if film.label == "pneumonia" else "well")
+        place.mkdir(exist_ok=True)
+        name = f"case{film.patient_id or number}-{number}.jpeg"
+        shutil.copy(film.path, place / name)
+        lines.append(f"{place.name}/{name};{film.label[0]};{film.patient_id or number}")
+    (folder / "list").mkdir()
+    (folder / "list" / "films.csv").write_text("\n".join(lines))
+    return folder
+
+
+FOLDERS = ("--label", "sick=pneumonia", "--label", "well=normal", "--patient-pattern", r"case(.+)-\d+\.")
+COLUMNS = ("--columns", "path=Scan,label=Dx,patient_id=Who", "--label", "p=pneumonia", "--label", "n=normal")
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "calibrate"])
+def test_a_source_is_read_as_the_options_say_from_folders_and_from_a_table(
+    chestxray: Run, bundle: Path, local_films: Path, wards: Path, tmp_path: Path, verb: str
+) -> None:
+    sources: dict[str, tuple[object, ...]] = {
+        "manifest": (local_films,),
+        "folders": (wards, *FOLDERS),
+        "table": (wards / "list" / "films.csv", "--root", wards, *COLUMNS),
+    }
+    found = {}
+    for name, source in sources.items():
+        status, document, _ = chestxray(verb, bundle, *source, "--out", tmp_path / name, "--workers", 1)
+        assert status == 0, document
+        if verb == "evaluate":
+            assessment = document["assessment"]
+            found[name] = (assessment["films"], assessment["patients"], assessment["overall"][0]["value"])
+        else:
+            found[name] = (round(document["temperature"], 6), round(document["bias"], 6), len(document["warnings"]))
+    assert found["manifest"] == found["folders"] == found["table"]
+
+
+def test_a_folder_whose_name_says_nothing_is_asked_for_by_both(
+    chestxray: Run, bundle: Path, wards: Path, tmp_path: Path
+) -> None:
+    for verb in ("evaluate", "calibrate"):
+        status, document, _ = chestxray(verb, bundle, wards, "--label", "well=normal", "--out", tmp_path / verb)
+        assert (status, document["error"]["type"]) == (1, "SourceInvalid")
+        assert '--label "sick=pneumonia"' in document["error"]["message"]
 
 
 # --------------------------------------------------------------------------- calibrate, and evaluate the two

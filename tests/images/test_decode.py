@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 import struct
+import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +24,11 @@ from chestxray.errors import FilmTooLarge, TruncatedFilm, UnreadableFilm, Unsupp
 from chestxray.images.decode import MAX_BYTES, MAX_PIXELS, decode
 from chestxray.images.preprocess import levelled, onto_film, preprocess, resample
 from chestxray.images.quality import brightness_of_middle, counts_of, objection_to, perceptual_hash
+from chestxray.images.raster import page_of
 from chestxray.schema import Levels, Preprocessing, Resize, Verdict
 from drawing import encoded, gradient, png_claiming, textured
 
+EXAMPLES = Path(__file__).parents[2] / "src" / "chestxray" / "serving" / "page" / "examples"
 GREY = gradient()
 WIDE = np.linspace(0, 65535, GREY.size, dtype=np.uint16).reshape(GREY.shape)
 RGB = np.stack([GREY] * 3, axis=-1)
@@ -238,6 +243,7 @@ def test_a_reduced_film_stays_within_the_stated_error_of_the_full_one(real_films
 JPEG = encoded(GREY, "JPEG", quality=90)
 PNG = encoded(GREY)
 TIFF = encoded(GREY, "TIFF")
+HEIC = (Path(__file__).parent / "synthetic.heic").read_bytes()  # no encoder of a free licence is at hand
 LZW = encoded(textured(1), "TIFF", compression="tiff_lzw")
 FAULTS = {
     "nothing": (b"", UnsupportedFormat, "the file is empty"),
@@ -258,7 +264,7 @@ FAULTS = {
     "TIFF start only": (TIFF[:4], UnreadableFilm, "TIFF"),
     "TIFF of two pages": (
         encoded(Image.fromarray(GREY), "TIFF", save_all=True, append_images=[Image.fromarray(GREY)]),
-        UnsupportedFormat, "several pages",
+        UnsupportedFormat, "the TIFF has 2 pages; a radiograph has one. Say which: chestxray predict --page 1",
     ),
     "TIFF of 32 bits": (tiff_by_hand(GREY.astype(np.uint32)), UnsupportedFormat, "32 bits"),
     "TIFF of signed 16 bits": (tiff_by_hand(WIDE, form=2), UnsupportedFormat, "16 bits"),
@@ -271,7 +277,13 @@ FAULTS = {
         UnsupportedFormat, "2 frames",
     ),
     "PDF": (b"%PDF-1.7", UnsupportedFormat, "it is a PDF"),
-    "HEIC": (b"\0\0\0\x18ftypheic" + bytes(9), UnsupportedFormat, "it is HEIC. Export it as JPEG"),
+    "HEIC start only": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", UnreadableFilm, "HEIC"),
+    "half a HEIC": (HEIC[: len(HEIC) // 2], TruncatedFilm, "the HEIC file ends before its picture does"),
+    "HEIC that claims 4 gigapixels": (
+        HEIC.replace(b"ispe" + struct.pack(">LLL", 0, 192, 192), b"ispe" + struct.pack(">LLL", 0, 65_535, 65_535)),
+        FilmTooLarge, "65535 x 65535",
+    ),
+    "a sequence of HEIC": (b"\0\0\0\x18ftyphevc" + bytes(9), UnsupportedFormat, "it is a sequence of HEIC"),
     "web page": (b"\n<!DOCTYPE html><p>Not found", UnsupportedFormat, "it is a web page"),
     "Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", UnsupportedFormat, "git lfs pull"),
     "zip": (b"PK\3\4" + bytes(9), UnsupportedFormat, "it is an archive. Unpack it"),
@@ -310,6 +322,42 @@ FAULTS = {
     ),
     "more bytes than any film": (JPEG + bytes(MAX_BYTES), FilmTooLarge, f"{MAX_BYTES:,}"),
 }  # fmt: skip
+
+
+def test_a_heic_is_the_film_that_it_was_made_of() -> None:
+    with Image.open(EXAMPLES / "clear.jpg") as picture:
+        original = np.asarray(picture.convert("L").resize((192, 192))).astype(int)
+    film = decode(HEIC, "film.heic")
+    assert (film.width, film.height, film.channels, film.bit_depth, film.coloured) == (192, 192, 1, 8, 0.0)
+    assert np.abs(film.pixels - original).mean() < 2
+
+
+def test_without_its_extra_a_heic_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pi_heif.as_plugin", None)
+    with pytest.raises(UnsupportedFormat, match=re.escape("it is HEIC, which needs an extra. Install it with: pip ")):
+        decode(HEIC, "film.heic")
+
+
+PAGES = (GREY, textured(3), 255 - GREY)
+
+
+@pytest.mark.parametrize("form", [{}, {"compression": "tiff_lzw"}, {"big_tiff": True}], ids=["plain", "LZW", "BigTIFF"])
+def test_a_page_of_a_tiff_is_what_it_is_alone(form: dict[str, Any]) -> None:
+    first, *others = map(Image.fromarray, PAGES)
+    book = encoded(first, "TIFF", save_all=True, append_images=others, **form)
+    for number, pixels in enumerate(PAGES, start=1):
+        assert np.array_equal(decode(page_of(book, number, "book.tif"), "book.tif").pixels, pixels)
+    with pytest.raises(UnsupportedFormat, match=r"^book\.tif: there is no page 4: the file has 3 pages"):
+        page_of(book, 4, "book.tif")
+
+
+def test_other_films_are_their_own_first_page() -> None:
+    for data in (JPEG, PNG, TIFF):
+        assert page_of(data, 1, "film") is data
+        with pytest.raises(UnsupportedFormat, match="there is no page 2: the file has one page"):
+            page_of(data, 2, "film")
+    with pytest.raises(UnreadableFilm, match="damaged"):
+        page_of(TIFF[:4] + b"\xff" * 8, 1, "film")
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -116,6 +116,37 @@ def test_notes_stand_beside_the_answers_and_an_age_can_be_required(bundle: Path,
     assert all(strict[name]["reason"].startswith("its file states no age") for name in jpegs)
 
 
+def test_labels_and_patients_are_read_as_the_options_say(bundle: Path, few: Path, tmp_path: Path) -> None:
+    wards = tmp_path / "wards"
+    for number, film in enumerate(sorted(few.glob("person*"))[:2] + sorted(few.glob("IM*"))[:2]):
+        folder = wards / ("sick" if number % 2 else "well")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(film, folder / f"case{number}.jpeg")
+    options = ("--label", "sick=pneumonia", "--label", "well=normal", "--patient-pattern", r"case(\d+)")
+    assert batch(wards, tmp_path / "folders.csv", bundle, *options) == 0
+    rows = read_csv(tmp_path / "folders.csv")
+    assert rows
+    assert {(Path(row["path"]).parent.name, row["label"]) for row in rows} <= {
+        ("sick", "pneumonia"),
+        ("well", "normal"),
+    }
+    assert [row["patient_id"] for row in rows] == [Path(row["path"]).stem.removeprefix("case") for row in rows]
+
+    (tmp_path / "elsewhere").mkdir()
+    listed = "\n".join(f"{Path(row['path']).name};{row['label'][0]};9{row['patient_id']}" for row in rows)
+    (tmp_path / "elsewhere" / "films.csv").write_text(f"Scan;Dx;Who\n{listed}\n")
+    options = (
+        *("--root", wards, "--columns", "path=Scan,label=Dx,patient_id=Who"),
+        *("--label", "p=pneumonia", "--label", "n=normal"),
+    )
+    assert batch(tmp_path / "elsewhere" / "films.csv", tmp_path / "table.csv", bundle, *options) == 0
+    again = read_csv(tmp_path / "table.csv")
+    assert [(Path(row["path"]).name, row["label"]) for row in again] == [
+        (Path(row["path"]).name, row["label"]) for row in rows
+    ]
+    assert [row["patient_id"] for row in again] == [f"9{row['patient_id']}" for row in rows]
+
+
 def test_an_archive_gives_what_its_folder_gives(bundle: Path, few: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "films.zip", "w") as archive:
         for film in sorted(few.iterdir()):

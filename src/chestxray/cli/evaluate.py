@@ -192,9 +192,18 @@ def _share_cells(row: RefusedKind) -> tuple[str, ...]:
 @click.argument("source", type=PATH)
 @out_option("The bundle to write.", folder=True)
 @click.option("--split", type=_SPLITS, default=None, help="The split of a manifest to use. [default: all films]")
+@collect_options
 @workers_option
 @json_option
-def calibrate(console: Console, bundle: Path, source: Path, out: Path, split: str | None, workers: int | None) -> None:
+def calibrate(
+    console: Console,
+    bundle: Path,
+    source: Path,
+    out: Path,
+    split: str | None,
+    settings: CollectSettings,
+    workers: int | None,
+) -> None:
     """Fit a bundle's calibration anew on local films.
 
     Temperature and operating points are chosen on SOURCE, since a threshold rarely survives a change of hospital;
@@ -203,7 +212,7 @@ def calibrate(console: Console, bundle: Path, source: Path, out: Path, split: st
     """
     from chestxray import api
 
-    made = api.calibrate(bundle, source, out, split=split, workers=workers, reporter=console)
+    made = api.calibrate(bundle, source, out, split=split, workers=workers, reporter=console, settings=settings)
     document = {"bundle": out, **plain(made.info), "metrics": made.metrics, "warnings": made.warnings}
     console.result(document, _calibrated_text(out, made))
 

@@ -236,6 +236,7 @@ def bundle_text(folder: Path, info: BundleInfo) -> str:
 @verify_key_option
 @require_age_option
 @operating_point_option
+@click.option("--page", type=click.IntRange(1), default=None, help="The page to classify of a TIFF that has several.")
 @click.option(
     "--heatmap", type=FOLDER, default=None, help="Write each film there as PNG, with its heat map: where evidence lies."
 )
@@ -249,6 +250,7 @@ def predict(
     verify_key: Path | None,
     require_age: bool,  # noqa: FBT001 - click passes it by name
     operating_point: str | None,
+    page: int | None,
     heatmap: Path | None,
     contours: bool,  # noqa: FBT001 - click passes it by name
     layer: bool,  # noqa: FBT001 - the same
@@ -262,6 +264,7 @@ def predict(
     """
     from chestxray import api
     from chestxray.data.sources import read_file
+    from chestxray.images.raster import page_of
 
     if heatmap is None and (contours or layer):
         raise click.UsageError("--contours and --layer say how heat maps are drawn: give --heatmap FOLDER too")
@@ -273,6 +276,7 @@ def predict(
     for path in paths:
         try:
             data = sys.stdin.buffer.read() if path == STDIN else read_file(path)
+            data = data if page is None else page_of(data, page, str(path))
             answer = predictor.predict(
                 data, str(path), operating_point=operating_point, heatmap=maps is not None, contours=contours
             )

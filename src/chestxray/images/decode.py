@@ -53,6 +53,7 @@ FORMATS: Final = (
     Format("BMP", "image/bmp", lambda data: data.startswith(b"BM"), raster.read_bmp),
     Format("GIF", "image/gif", lambda data: data.startswith((b"GIF87a", b"GIF89a")), raster.read_gif),
     Format("JPEG 2000", "image/jp2", raster.is_jpeg2000, raster.read_jpeg2000),
+    Format("HEIC", "image/heic", raster.is_heic, raster.read_heic),
     Format("PGM", "image/x-portable-graymap", raster.is_portable_map, raster.read_portable_map),
 )
 
@@ -60,8 +61,8 @@ FORMATS: Final = (
 _KINDS: Final = (
     ("a Git LFS pointer", 0, (b"version https://git-lfs",), 'Fetch the film itself: "git lfs pull"'),
     ("a PDF", 0, (b"%PDF",), "Export the picture itself"),
-    ("HEIC", 4, (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"), "Export it as JPEG or PNG"),
     ("AVIF", 4, (b"ftypavif", b"ftypavis"), "Export it as JPEG or PNG"),
+    ("a sequence of HEIC", 4, (b"ftyphevc", b"ftyphevx", b"ftypmif1", b"ftypmsf1"), "Export one picture"),
     ("JPEG XL", 0, (b"\xff\x0a", b"\0\0\0\x0cJXL "), "Export it as JPEG or PNG"),
     ("a video", 4, (b"ftyp", b"moov", b"mdat"), "Export one frame"),
     ("a video", 8, (b"AVI ",), "Export one frame"),

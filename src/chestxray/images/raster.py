@@ -1,4 +1,4 @@
-"""JPEG, PNG, TIFF, WebP, BMP, GIF, JPEG 2000 and PGM.
+"""JPEG, PNG, TIFF, WebP, BMP, GIF, JPEG 2000, PGM and HEIC.
 
 Pillow decodes; each reader is called by its class, never by guessing. The pixels of a JPEG come from libjpeg-turbo
 through simplejpeg, which reports damage that Pillow ignores. The levels are the same.
@@ -12,7 +12,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -234,8 +234,11 @@ def read_tiff(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Ra
                 f"{source}: the TIFF holds samples of {depth} bits in a form that has no defined white "
                 f"({image.mode}). Export it as unsigned 8 or 16 bits"
             )
-        if _has_another_page(image):
-            raise UnsupportedFormat(f"{source}: the TIFF has several pages; a radiograph has one. Export its page")
+        if (pages := len(_directories(data))) > 1:
+            raise UnsupportedFormat(
+                f"{source}: the TIFF has {pages} pages; a radiograph has one. Say which: chestxray predict --page 1, "
+                "or export it alone"
+            )
         inverted = image.mode.startswith("I") and image.tag_v2.get(_TIFF_PHOTOMETRIC) == _TIFF_WHITE_IS_ZERO
         image.load()  # also turns the picture upright
         grey, coloured = _to_grey(image, bits=depth)
@@ -332,12 +335,96 @@ def _read_other(reader: type[ImageFile.ImageFile], name: str, data: bytes, sourc
     return Radiograph(grey, width, height, channels, depth, coloured)
 
 
-def _has_another_page(image: TiffImageFile) -> bool:
+def read_heic(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Radiograph:
+    """Read a HEIC of one picture, grey or colour, by the extra heic.
+
+    Raises: UnsupportedFormat, also without the extra, so that one such file among others is only counted.
+    """
     try:
-        image.seek(1)
-    except EOFError:
+        from pi_heif.as_plugin import HeifImageFile
+    except ImportError:
+        raise UnsupportedFormat(
+            f'{source}: it is HEIC, which needs an extra. Install it with: pip install "chestxray[heic]", or export '
+            "the film as JPEG or PNG"
+        ) from None
+    return _read_other(HeifImageFile, "HEIC", data, source)
+
+
+def is_heic(data: bytes) -> bool:
+    """Check whether bytes begin like a HEIC picture, by the brands of its first box (ISO/IEC 23008-12 annex B.4)."""
+    if data[4:8] != b"ftyp":
         return False
-    return True
+    end = min(int.from_bytes(data[:4]), len(data))
+    brands = {data[8:12], *(data[at : at + 4] for at in range(16, end, 4))}
+    return data[8:12] in {b"heic", b"heix", b"mif1"} and not brands.isdisjoint({b"heic", b"heix"})
+
+
+# --------------------------------------------------------------------------- pages of a TIFF
+
+_MAX_DIRECTORIES: Final = 10_000  # pages that are counted; a file may chain them in a ring
+_BIG: Final = 43  # the version of a TIFF with 64-bit positions; the classic one has 42
+
+
+class _Pointer(NamedTuple):
+    """A place in a TIFF that holds the position of a page's directory, and that position."""
+
+    at: int
+    directory: int
+
+
+def _directories(data: bytes) -> list[_Pointer]:
+    """Return the pointers to the directories of all pages, in order. Raises: struct.error, if the file is cut.
+
+    Source: TIFF 6.0 section 2; the BigTIFF design.
+    """
+    word, count, entry, start = _tiff_form(data)
+    found = []
+    at, seen = start, set[int]()
+    while len(found) < _MAX_DIRECTORIES:
+        (directory,) = struct.unpack_from(word, data, at)
+        if not directory or directory in seen:
+            break
+        seen.add(directory)
+        found.append(_Pointer(at, directory))
+        (entries,) = struct.unpack_from(count, data, directory)
+        at = directory + struct.calcsize(count) + entries * entry
+    return found
+
+
+def _tiff_form(data: bytes) -> tuple[str, str, int, int]:
+    """Return how positions and counts are packed, the bytes of an entry, and the place of the first position."""
+    order = "<" if data[:2] == b"II" else ">"
+    (version,) = struct.unpack_from(f"{order}H", data, 2)
+    return (f"{order}Q", f"{order}Q", 20, 8) if version == _BIG else (f"{order}L", f"{order}H", 12, 4)
+
+
+def page_of(data: bytes, page: int, source: str) -> bytes:
+    """Return a TIFF with one of its pages alone; its pixels are not touched. Other films are their own first page.
+
+    Args:
+        data: the whole file.
+        page: number of the page, from 1.
+        source: the film's name in errors.
+
+    Raises: UnsupportedFormat, if there is no such page; UnreadableFilm, if the file is damaged.
+    """
+    pages: list[_Pointer] = []
+    if data[:4] in TIFF_MAGIC:
+        try:
+            pages = _directories(data)
+        except struct.error as error:
+            raise UnreadableFilm(f"{source}: the TIFF file is damaged. Copy it again") from error
+    if not 1 <= page <= max(len(pages), 1):
+        has = f"has {len(pages)} pages" if len(pages) > 1 else "has one page"
+        raise UnsupportedFormat(f"{source}: there is no page {page}: the file {has}")
+    if len(pages) <= 1:
+        return data
+    word, count, entry, start = _tiff_form(data)
+    alone, directory = bytearray(data), pages[page - 1].directory
+    (entries,) = struct.unpack_from(count, data, directory)
+    struct.pack_into(word, alone, start, directory)
+    struct.pack_into(word, alone, directory + struct.calcsize(count) + entries * entry, 0)
+    return bytes(alone)
 
 
 def _upright_frame(width: float, height: float, picture: tuple[int, int], orientation: int) -> Box:
