@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -206,13 +207,14 @@ def test_a_workbook_and_a_parquet_file_are_tables(films: Path) -> None:
     assert [film.label for film in collect(films / "table.xlsx")] == ["normal", "pneumonia"]
 
 
-def workbook(path: Path, rows: list[list[str | int]]) -> None:
+def workbook(path: Path, *sheets: list[list[str | int]]) -> None:
     """The least that a workbook of ECMA-376 needs."""
 
     def cell(value: str | int) -> str:
         return f"<c><v>{value}</v></c>" if isinstance(value, int) else f'<c t="inlineStr"><is><t>{value}</t></is></c>'
 
-    sheet = "".join(f"<row>{''.join(map(cell, row))}</row>" for row in rows)
+    pages = ["".join(f"<row>{''.join(map(cell, row))}</row>" for row in rows) for rows in sheets]
+    numbers = range(1, len(pages) + 1)
     main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
     links = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
     package = "http://schemas.openxmlformats.org/package/2006/relationships"
@@ -222,12 +224,32 @@ def workbook(path: Path, rows: list[list[str | int]]) -> None:
             "_rels/.rels": f'<Relationships xmlns="{package}"><Relationship Id="r1" Type="{links}/officeDocument" '
             'Target="xl/workbook.xml"/></Relationships>',
             "xl/workbook.xml": f'<workbook xmlns="{main}" xmlns:r="{links}"><sheets>'
-            '<sheet name="films" sheetId="1" r:id="r1"/></sheets></workbook>',
-            "xl/_rels/workbook.xml.rels": f'<Relationships xmlns="{package}"><Relationship Id="r1" '
-            f'Type="{links}/worksheet" Target="worksheets/sheet1.xml"/></Relationships>',
-            "xl/worksheets/sheet1.xml": f'<worksheet xmlns="{main}"><sheetData>{sheet}</sheetData></worksheet>',
+            + "".join(f'<sheet name="sheet{n}" sheetId="{n}" r:id="r{n}"/>' for n in numbers)
+            + "</sheets></workbook>",
+            "xl/_rels/workbook.xml.rels": f'<Relationships xmlns="{package}">'
+            + "".join(
+                f'<Relationship Id="r{n}" Type="{links}/worksheet" Target="worksheets/sheet{n}.xml"/>' for n in numbers
+            )
+            + "</Relationships>",
+            **{
+                f"xl/worksheets/sheet{n}.xml": f'<worksheet xmlns="{main}"><sheetData>{page}</sheetData></worksheet>'
+                for n, page in zip(numbers, pages, strict=True)
+            },
         }.items():
             archive.writestr(name, text)
+
+
+def test_a_workbook_of_several_sheets_is_read_where_its_films_are(films: Path) -> None:
+    pytest.importorskip("python_calamine")
+    about, listed = (
+        [["made by", "the ward", 3], ["on", 2020]],
+        [["path", "label"], ["img/n0.png", 0], ["img/p0.png", 1]],
+    )
+    workbook(films / "table.xlsx", about, listed)
+    assert [film.label for film in collect(films / "table.xlsx")] == ["normal", "pneumonia"]
+    workbook(films / "table.xlsx", listed, listed)
+    with pytest.raises(SourceInvalid, match=r"has films in several sheets \(sheet1, sheet2\). Save each as a .csv"):
+        collect(films / "table.xlsx")
 
 
 def test_what_is_no_workbook_is_refused(tmp_path: Path) -> None:
@@ -238,6 +260,70 @@ def test_what_is_no_workbook_is_refused(tmp_path: Path) -> None:
     (tmp_path / "table.parquet").write_bytes(b"no table")
     with pytest.raises(SourceInvalid, match="cannot be read as Parquet"):
         collect(tmp_path / "table.parquet")
+
+
+BOTH = ["normal", "pneumonia"]
+AS_PEOPLE_HAVE_THEM = {
+    "a decimal comma, semicolons, a line end within quotes": (
+        'path;label;note\nimg/n0.png;0,0;"two\nlines"\nimg/p0.png;1,0;x\n',
+        BOTH,
+    ),
+    "paths in other capitals": ("path,label\nIMG/N0.PNG,0\nimg/P0.png,1\n", BOTH),
+    "one column a class": ("path,healthy,bacterial,viral\nimg/n0.png,1,0,0\nimg/p0.png,0,0,1\n", BOTH),
+    "two columns of one name that agree": ("path,label,label\nimg/n0.png,0,0\nimg/p0.png,1,1\n", BOTH),
+    "two remarks": ("path,label,note,note\nimg/n0.png,0,a,b\nimg/p0.png,1,c,d\n", BOTH),
+    "columns without a name, and blank lines": ("\n\npath,label,,\n\nimg/n0.png,0,,\n,,,\nimg/p0.png,1,,\n", BOTH),
+    "a dash for unknown": ("path,label\nimg/n0.png,0\nimg/p0.png,\u2014\n", ["normal", ""]),
+    "line ends of an old Mac": ("path,label\rimg/n0.png,0\rimg/p0.png,1\r", BOTH),
+    "UTF-16 without a mark": ("path,label\nimg/n0.png,0\nimg/p0.png,1\n".encode("utf-16-le"), BOTH),
+    "a mark and semicolons": ("\ufeffpath;label\r\nimg/n0.png;0\r\nimg/p0.png;1\r\n", BOTH),
+}
+AS_NOBODY_CAN_READ_THEM = {
+    "two labels that differ": (
+        "path,label,label\nimg/n0.png,0,1\n",
+        "line 2: holds '0' and '1' in two columns",
+    ),
+    "no header": ("img/n0.png,0\nimg/p0.png,1\n", "begins with a film, img/n0.png. Put a header above it: path,label"),
+    "a web page": ("<html><body>Not found", "is no table: it is a web page"),
+    "a workbook by a wrong name": (b"PK\3\4" + bytes(30), "is no table: it is an archive"),
+    "a cell too many": ("path,label\nimg/n0.png,0,oops\n", "line 2: has 3 cells and the header 2"),
+    "scores for labels": ("path,label\nimg/n0.png,0.2\n", "line 2: the label is '0.2'"),
+    "folds for splits": ("path,label,split\nimg/n0.png,0,fold3\n", 'leave it out: --columns "split="'),
+}
+
+
+@pytest.mark.parametrize("name", AS_PEOPLE_HAVE_THEM)
+def test_a_table_as_people_have_it_is_read_right(films: Path, name: str) -> None:
+    content, labels = AS_PEOPLE_HAVE_THEM[name]
+    (films / "table.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    found = collect(films / "table.csv")
+    assert [(Path(film.path).name, film.label) for film in found] == list(
+        zip(("n0.png", "p0.png"), labels, strict=True)
+    )
+    assert not any("label" in column or column in {"healthy", "viral"} for film in found for column, _ in film.extra)
+
+
+@pytest.mark.parametrize("name", AS_NOBODY_CAN_READ_THEM)
+def test_a_table_that_cannot_be_read_right_is_refused_with_what_to_do(films: Path, name: str) -> None:
+    content, said = AS_NOBODY_CAN_READ_THEM[name]
+    (films / "table.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SourceInvalid, match=re.escape(said)):
+        collect(films / "table.csv")
+
+
+def test_a_parquet_of_the_hub_that_holds_the_films_is_refused_and_bytes_are_text(films: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    columns = {
+        "path": [b"img/n0.png", b"img/p0.png"],
+        "label": pyarrow.array(["normal", "pneumonia"]).dictionary_encode(),
+    }
+    parquet.write_table(pyarrow.table(columns), films / "table.parquet")
+    assert rows(collect(films / "table.parquet")) == [("n0.png", "normal", ""), ("p0.png", "pneumonia", "")]
+    embedded = {"image": [{"bytes": b"film", "path": "img/n0.png"}], "label": [0]}
+    parquet.write_table(pyarrow.table(embedded), films / "table.parquet")
+    with pytest.raises(SourceInvalid, match="holds the films themselves"):
+        collect(films / "table.parquet")
 
 
 def test_a_table_that_lacks_a_column_says_what_it_has_and_takes_what_it_is_told(films: Path) -> None:

@@ -56,7 +56,25 @@ YES_AND_NO: Final[Mapping[str, Label]] = {
     **dict.fromkeys(("1", "true", "yes", "y", "t"), Label.PNEUMONIA),
 }
 PAIRS: Final = (frozenset({"0", "1"}), frozenset({"no", "yes"}), frozenset({"false", "true"}))
-BLANK: Final = frozenset({"", "nan", "none", "null", "na", "n/a", "nat", "<na>", "?", "-", "unlabelled", "unlabeled"})
+BLANK: Final = frozenset(
+    {
+        "",
+        "nan",
+        "none",
+        "null",
+        "na",
+        "n/a",
+        "nat",
+        "<na>",
+        "?",
+        "-",
+        "unlabelled",
+        "unlabeled",
+        "\u2013",
+        "\u2014",
+        "missing",
+    }
+)
 UNCERTAIN: Final = frozenset({"-1", "uncertain", "unknown", "not sure", "unclear", "equivocal", "possible pneumonia"})
 
 # Findings and diseases that are neither of the two labels: such films stay without a label, and are counted.
@@ -91,6 +109,7 @@ SPLIT_WORDS: Final[Mapping[str, Split]] = {
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "development"), Split.VAL),
     **dict.fromkeys(("test", "testing", "testset", "test set"), Split.TEST),
 }
+_WHOLE: Final = re.compile(r"^(-?\d+),0+$")  # a whole number with a decimal comma
 _PARTS: Final = re.compile(r"[|;,]")  # between the findings of one film
 
 
@@ -112,9 +131,10 @@ NO_LABEL: Final = "none"  # the user's word for "leave these without a label"
 def in_one_form(text: str) -> str:
     """Return text in lower case, with single spaces for spaces, underscores and hyphens, and "1.0" as "1".
 
-    "Viral_Pneumonia" and "viral-pneumonia" are "viral pneumonia"; "1.0" is "1"; "-1.0" is "-1".
+    "Viral_Pneumonia" and "viral-pneumonia" are "viral pneumonia"; "1.0" and "1,0" are "1"; "-1.0" is "-1".
     """
     text = text.strip().strip("'\"").strip().lower()
+    text = _WHOLE.sub(r"\1", text)
     try:
         number = float(text)
     except ValueError:

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
 
 from chestxray.data.labels import CAUSES, LABEL_WORDS, SPLIT_WORDS, LabelWords, Meaning, NoLabel, in_one_form
+from chestxray.data.sources import FILM_ENDINGS, HEAD
 from chestxray.errors import MissingExtra, SourceInvalid, UsageError
 from chestxray.progress import said
 from chestxray.schema import FILM_COLUMNS, VERSION_COLUMN, Label
@@ -29,6 +30,7 @@ _MARKS: Final = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
+_SHOWN: Final = 64  # letters of a cell that a message shows
 _NAMED: Final = 5  # words or rows that a message lists before it counts the rest
 
 # Columns by role, in the form of ``_key``; the first that a table has is taken.
@@ -45,11 +47,14 @@ ROLES: Final[Mapping[str, tuple[str, ...]]] = {
     "split": ("split", "datasettype", "subset", "partition", "phase"),
     "cause": ("cause", "label1viruscategory", "etiology", "aetiology"),
 }  # fmt: skip
+_PATHS: Final = frozenset(ROLES["path"])
+_USUAL: Final = frozenset(name for usual in ROLES.values() for name in usual)
 LAST_PATHS: Final = ("patientid", "id")  # RSNA: the patient's id names the file
 _LATERAL: Final = frozenset({"lateral", "ll", "l", "lat", "left lateral", "right lateral", "lateral view"})
 _VIEWS: Final = ("frontallateral", "viewposition", "projection", "view")
 _BOXES: Final = frozenset({"x", "y", "xmin", "ymin", "xmax", "ymax", "width", "height", "radid"})
 _LABELS: Final = frozenset({"pneumonia", "nofinding", "target", "classid"})
+_FINDINGS: Final = {re.sub(r"[^0-9a-z]", "", word): label for word, label in LABEL_WORDS.items()}
 _MANY: Final = frozenset({"findinglabels"})  # columns that name any of many findings
 
 
@@ -150,15 +155,32 @@ def _table(lines: Iterable[tuple[int, Sequence[str]]], path: Path) -> tuple[tupl
         if not any(cells):
             continue
         if not columns:
-            columns = tuple(cells)
+            columns = _told_apart(cells)
             continue
         if any(cells[len(columns) :]):
             raise SourceInvalid(
                 f"{path}, line {line}: has {len(cells)} cells and the header {len(columns)}. "
                 "A cell that holds the delimiter needs quotes"
             )
-        rows.append(Row(line, {name: cell for name, cell in zip(columns, cells, strict=False) if name}))
+        by_name: dict[str, str] = {}
+        for name, cell in zip(columns, cells, strict=False):
+            if name and by_name.setdefault(name, cell) != cell:
+                raise SourceInvalid(
+                    f"{path}, line {line}: holds {by_name[name]!r} and {cell!r} in two columns named {name}. Rename one"
+                )
+        rows.append(Row(line, by_name))
     return columns, rows
+
+
+def _told_apart(names: Sequence[str]) -> tuple[str, ...]:
+    """Number columns of one name, except those that have a role: these must agree."""
+    counts = Counter[str]()
+    out = []
+    for name in names:
+        counts[name] += 1
+        again = counts[name] > 1 and _key(name) not in _USUAL
+        out.append(f"{name} ({counts[name]})" if name and again else name)
+    return tuple(out)
 
 
 def _read_json_lines(path: Path) -> tuple[tuple[str, ...], list[Row]]:
@@ -178,12 +200,17 @@ def _read_workbook(path: Path) -> tuple[tuple[str, ...], list[Row]]:
     except ImportError as error:
         raise MissingExtra("Reading a table of Excel's", "excel") from error
     try:
-        sheet = python_calamine.CalamineWorkbook.from_path(str(path)).get_sheet_by_index(0)
+        book = python_calamine.CalamineWorkbook.from_path(str(path))
+        sheets = {name: book.get_sheet_by_name(name).to_python(skip_empty_area=False) for name in book.sheet_names}
     except python_calamine.CalamineError as error:
         raise SourceInvalid(
             f"{path}: cannot be read as a workbook ({error}). Save it again as .xlsx or .csv"
         ) from error
-    rows = sheet.to_python(skip_empty_area=False)
+    headers = {name: next((row for row in rows if any(map(_as_text, row))), []) for name, rows in sheets.items()}
+    of_films = [name for name, row in headers.items() if not _PATHS.isdisjoint(_key(_as_text(cell)) for cell in row)]
+    if len(of_films) > 1:
+        raise SourceInvalid(f"{path}: has films in several sheets ({', '.join(of_films)}). Save each as a .csv")
+    rows = sheets[next(iter((*of_films, *(name for name, row in headers.items() if row), *sheets)))]
     return _table(((line, [_as_text(cell) for cell in row]) for line, row in enumerate(rows, start=1)), path)
 
 
@@ -204,6 +231,10 @@ def _read_parquet(path: Path) -> tuple[tuple[str, ...], list[Row]]:
 def _as_text(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, dict) and "bytes" in value:
+        raise ValueError("it holds the films themselves. Write them to files, and their paths to a table")
     if isinstance(value, float) and value.is_integer():  # a workbook stores integers as floats
         return str(int(value))
     return str(value)
@@ -233,10 +264,7 @@ def read_listing(path: Path, words: LabelWords, columns: Mapping[str, str] | Non
     roles = _roles(path, names, columns or {})
     form = next(form for form in FORMS if form.recognises(frozenset(map(_key, names)), roles))
     if not form.places_needed and "path" not in roles:
-        raise SourceInvalid(
-            f"{path}: has no column that tells the path; it has {', '.join(filter(None, names))}. "
-            "Name it path, or say which one it is: --columns path=NAME"
-        )
+        raise SourceInvalid(_about_columns(path, [name for name in names if name]))
     rows, laterals = _frontal(rows)
     entries, unknown = [], Counter[str]()
     first_unknown: dict[str, int] = {}
@@ -258,6 +286,22 @@ def read_listing(path: Path, words: LabelWords, columns: Mapping[str, str] | Non
         else ""
     )
     return Listing(tuple(merged), roles, tuple(filter(None, [*told, *notes])))
+
+
+def _about_columns(path: Path, names: Sequence[str]) -> str:
+    """Explain that no column tells the path; a table without a header, or another kind of file, is called so."""
+    from chestxray.images.decode import kind_of  # imports numpy, which names of films do not need
+
+    if any(PurePosixPath(name).suffix.lower() in FILM_ENDINGS for name in names):
+        return f"{path}: begins with a film, {names[0][:_SHOWN]}. Put a header above it: path,label"
+    with path.open("rb") as file:
+        kind = kind_of(file.read(HEAD))
+    if path.suffix.lower() in TEXT_ENDINGS and kind.startswith(("it is a", "it holds")):
+        return f"{path}: is no table: {kind}"
+    return (
+        f"{path}: has no column that tells the path; it has {', '.join(names)}. "
+        "Name it path, or say which one it is: --columns path=NAME"
+    )
 
 
 def _key(column: str) -> str:
@@ -315,7 +359,7 @@ class Form(NamedTuple):
 
     def used(self, columns: Iterable[str]) -> set[str]:
         """Return columns with the label, or with boxes in the film: they are no property to group films by."""
-        return {name for name in columns if _key(name) in _BOXES | _LABELS}
+        return {name for name in columns if _key(name) in _BOXES | _LABELS | _FINDINGS.keys()}
 
 
 def _label_by_column(
@@ -377,7 +421,10 @@ FORMS: Final = (
     ),
     Form(
         "one column a finding (as CheXpert, MIMIC-CXR and VinDr-CXR have it)",
-        lambda keys, roles: "pneumonia" in keys and "label" not in roles,
+        lambda keys, roles: (
+            "label" not in roles
+            and ("pneumonia" in keys or {_FINDINGS[key] for key in keys & _FINDINGS.keys()} == {*Label})
+        ),
         _label_by_findings,
     ),
     Form(
@@ -522,6 +569,7 @@ class Resolver:
         self._endings = endings
         self._walk = walk
         self._by_name: dict[str, list[Path]] | None = None
+        self._in_folders: dict[Path, dict[str, list[Path]]] = {}
         self.searched = 0
         self.ambiguous: list[str] = []
 
@@ -550,22 +598,31 @@ class Resolver:
             return sorted(self._walk(path)) if path.is_dir() else []
         if path.is_file():
             return [path]
-        if path.suffix.lower() in self._endings:
-            return []
-        return [
-            there
-            for ending in sorted(self._endings)
-            for there in (path.with_name(path.name + ending), path.with_name(path.name + ending.upper()))
-            if there.is_file()
-        ][:1]
+        if path.suffix.lower() not in self._endings:
+            for ending in sorted(self._endings):
+                for there in (path.with_name(path.name + ending), path.with_name(path.name + ending.upper())):
+                    if there.is_file():
+                        return [there]
+        return self._in_other_case(path)
+
+    def _in_other_case(self, path: Path) -> list[Path]:
+        """Return the one file of that name in other capitals, for a table written where they make no difference."""
+        if path.parent not in self._in_folders:
+            by_name: dict[str, list[Path]] = {}
+            for there in path.parent.iterdir() if path.parent.is_dir() else ():
+                by_name.setdefault(there.name.casefold(), []).append(there)
+            self._in_folders[path.parent] = by_name
+        found = self._in_folders[path.parent].get(path.name.casefold(), [])
+        return found if len(found) == 1 and found[0].is_file() else []
 
     def _named(self, name: str) -> list[Path]:
         if self._by_name is None:
             self._by_name = {}
             for path in self._walk(self._root):
-                for key in {path.name, path.stem if path.suffix.lower() in self._endings else path.name}:
+                stem = path.stem if path.suffix.lower() in self._endings else path.name
+                for key in {path.name, stem, path.name.casefold(), stem.casefold()}:
                     self._by_name.setdefault(key, []).append(path)
-        found = self._by_name.get(name, [])
+        found = self._by_name.get(name) or self._by_name.get(name.casefold(), [])
         if len(found) > 1:
             self.ambiguous.append(name)
             return []
