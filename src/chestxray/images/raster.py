@@ -378,7 +378,7 @@ def _directories(data: bytes) -> list[_Pointer]:
     Source: TIFF 6.0 section 2; the BigTIFF design.
     """
     word, count, entry, start = _tiff_form(data)
-    found = []
+    found: list[_Pointer] = []
     at, seen = start, set[int]()
     while len(found) < _MAX_DIRECTORIES:
         (directory,) = struct.unpack_from(word, data, at)
