@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -18,7 +18,7 @@ from chestxray.data.folders import Folders
 from chestxray.data.labels import LabelWords, NoLabel, parse_name
 from chestxray.data.patients import patient_in, pattern_of, without_nobody, written_in_several_ways
 from chestxray.data.sources import FILM_ENDINGS, Listed, files_below, is_archive, split_path
-from chestxray.data.tables import TABLE_ENDINGS, Entry, Resolver, columns_of, is_table, read_listing
+from chestxray.data.tables import TABLE_ENDINGS, Entry, columns_of, is_table, read_listing
 from chestxray.errors import SourceInvalid
 from chestxray.progress import Log, said, warn
 from chestxray.schema import VERSION_COLUMN, Film, Label, read_manifest
@@ -352,6 +352,82 @@ def _of_file(source: Path, rules: _Rules) -> Collection:
         )
     parts = (path.name,)
     return Collection((_film(str(path), parts, Folders([parts], rules.words), rules.pattern),))
+
+
+class Resolver:
+    """Finds the films of a table below a folder, in whatever way their paths were written."""
+
+    def __init__(self, root: Path, endings: frozenset[str], walk: Callable[[Path], Iterator[Path]]) -> None:
+        """Prepare the search.
+
+        Args:
+            root: absolute.
+            endings: endings that a film may have, if the table leaves them out.
+            walk: function that yields every file below a folder.
+        """
+        self._root = root
+        self._endings = endings
+        self._walk = walk
+        self._by_name: dict[str, list[Path]] | None = None
+        self._in_folders: dict[Path, dict[str, list[Path]]] = {}
+        self.searched = 0
+        self.ambiguous: list[str] = []
+
+    def find(self, place: str) -> list[Path]:
+        """Return the film at a place, or the films of a folder; empty if there is none.
+
+        A path is tried unchanged, then without its first folders, one by one (for a table written elsewhere), each time
+        with the endings of films. If none of its folders exists here, a file name that occurs exactly once is taken.
+        """
+        folder = place.endswith("/")
+        parts = PurePosixPath(place).parts
+        absolute = parts[:1] == ("/",) or bool(re.match(r"[A-Za-z]:", place))
+        if absolute and (found := self._at(Path(place), folder=folder)):
+            return found
+        parts = parts[1:] if absolute else parts
+        known_folder = False
+        for start in range(len(parts)):
+            path = self._root.joinpath(*parts[start:])
+            if found := self._at(path, folder=folder):
+                return found
+            known_folder = known_folder or (start < len(parts) - 1 and path.parent.is_dir())
+        return [] if folder or known_folder or not parts else self._named(parts[-1])
+
+    def _at(self, path: Path, *, folder: bool) -> list[Path]:
+        if folder:
+            return sorted(self._walk(path)) if path.is_dir() else []
+        if path.is_file():
+            return [path]
+        if path.suffix.lower() not in self._endings:
+            for ending in sorted(self._endings):
+                for there in (path.with_name(path.name + ending), path.with_name(path.name + ending.upper())):
+                    if there.is_file():
+                        return [there]
+        return self._in_other_case(path)
+
+    def _in_other_case(self, path: Path) -> list[Path]:
+        """Return the one file of that name in other capitals, for a table written where they make no difference."""
+        if path.parent not in self._in_folders:
+            by_name: dict[str, list[Path]] = {}
+            for there in path.parent.iterdir() if path.parent.is_dir() else ():
+                by_name.setdefault(there.name.casefold(), []).append(there)
+            self._in_folders[path.parent] = by_name
+        found = self._in_folders[path.parent].get(path.name.casefold(), [])
+        return found if len(found) == 1 and found[0].is_file() else []
+
+    def _named(self, name: str) -> list[Path]:
+        if self._by_name is None:
+            self._by_name = {}
+            for path in self._walk(self._root):
+                stem = path.stem if path.suffix.lower() in self._endings else path.name
+                for key in {path.name, stem, path.name.casefold(), stem.casefold()}:
+                    self._by_name.setdefault(key, []).append(path)
+        found = self._by_name.get(name) or self._by_name.get(name.casefold(), [])
+        if len(found) > 1:
+            self.ambiguous.append(name)
+            return []
+        self.searched += len(found)
+        return found
 
 
 Lister = Callable[[Path | str, _Rules], Collection]
