@@ -342,6 +342,7 @@ def cloud_errors(doing: str) -> Iterator[None]:
     Raises: CloudError.
     """
     try:
+        from boto3.exceptions import Boto3Error, RetriesExceededError
         from botocore import exceptions as boto
         from botocore.parsers import ResponseParserError
     except ImportError as error:
@@ -359,7 +360,9 @@ def cloud_errors(doing: str) -> Iterator[None]:
     except ResponseParserError as error:
         what = "what answered is not AWS: a proxy, perhaps, or another server"
         raise CloudUnreachable(f"{doing}: {what}. {_REMEDIES[CloudUnreachable]}") from error
-    except boto.BotoCoreError as error:
+    except RetriesExceededError as error:  # of downloads in parts, whose errors have a family of their own
+        raise CloudUnreachable(f"{doing}: {error.last_exception}. {_REMEDIES[CloudUnreachable]}") from error
+    except (boto.BotoCoreError, Boto3Error) as error:
         raise CloudError(f"{doing}: {error}") from error
 
 
