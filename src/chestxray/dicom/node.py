@@ -259,7 +259,9 @@ def run(settings: NodeSettings, ready: Callable[[Node], None], stop: threading.E
         gc.collect()
         gc.freeze()  # the library collects garbage every few seconds; what stays for good is then left out of it
         ready(node)
-        stop.wait()
+        # The system may give a signal to another thread: its handler runs in this one alone, between two waits.
+        while not stop.wait(LOOKED_EVERY_S):
+            pass
 
 
 class _Locked:
