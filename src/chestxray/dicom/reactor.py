@@ -30,6 +30,8 @@ def wait_for_events(association: Any) -> None:
     Args:
         association: of pynetdicom; its connection is open, and its messages are not served yet.
     """
+    connection = association.dul.socket.socket
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a message is two writes: command and data set
     _pdus_by_events(association)
     _messages_by_events(association)
 
@@ -44,6 +46,7 @@ def _pdus_by_events(association: Any) -> None:
             time.sleep(CLOSING_S)
         elif not service.event_queue.queue and not _has_read_on(connection):
             bell.wait(connection)
+            _acknowledge(connection)
         if service.to_provider_queue.queue:  # sending goes first
             return False
         return bool(find_event())
@@ -53,6 +56,17 @@ def _pdus_by_events(association: Any) -> None:
     _then(service.to_provider_queue, "put", bell.ring)
     association.bind(evt.EVT_CONN_CLOSE, lambda _: bell.close())
     weakref.finalize(service, bell.close)
+
+
+def _acknowledge(connection: Any) -> None:
+    """Acknowledge what has come at once, where the system lets us; it goes back to waiting by itself.
+
+    Peers built on dcmtk write a PDU's header and its body apart, and may hold the body back until the header is
+    acknowledged, which the system puts off by 40 ms (Nagle's algorithm and delayed acknowledgements, RFC 1122, 4.2.3).
+    """
+    if hasattr(socket, "TCP_QUICKACK"):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 def _has_read_on(connection: Any) -> bool:
