@@ -262,7 +262,6 @@ class _Server(ThreadedAssociationServer):
         """Accept without a TLS handshake, which belongs to the connection's own thread."""
         connection, address = self.socket.accept()  # type: ignore[union-attr]
         connection.settimeout(self.ae.network_timeout)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection, address
 
     def verify_request(self, _request: Any, _address: Any) -> bool:
