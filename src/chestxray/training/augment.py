@@ -125,12 +125,7 @@ def blur(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
 
 def sharpen(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
     """Sharpen some films: add up to three times the detail that the same kernel removes."""
-    weight = 1.5 * (_uniform(films, 1.0, generator) + 1.0)
-
-    def sharper(some: Tensor, places: Tensor) -> Tensor:
-        return some.lerp(_softened(some), -weight[places]).clamp(0.0, WHITE)
-
-    return changed(films, chosen_films(films, settings.sharpen, generator), sharper)
+    return _with_detail(films, settings.sharpen, 3.0, 1, generator)
 
 
 def unsharp(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
@@ -138,12 +133,17 @@ def unsharp(films: Tensor, settings: Augmentation, generator: Generator) -> Tens
 
     Processing stations do so to bring out edges and lung markings; its haloes are wider than those of ``sharpen``.
     """
-    weight = _uniform(films, 1.0, generator) + 1.0
+    return _with_detail(films, settings.unsharp, 2.0, WIDE, generator)
 
-    def masked(some: Tensor, places: Tensor) -> Tensor:
-        return some.lerp(_softened(some, WIDE), -weight[places]).clamp(0.0, WHITE)
 
-    return changed(films, chosen_films(films, settings.unsharp, generator), masked)
+def _with_detail(films: Tensor, probability: float, most: float, apart: int, generator: Generator) -> Tensor:
+    """Add detail to some films: up to ``most`` times what a kernel with pixels so far apart removes."""
+    weight = most / 2.0 * (_uniform(films, 1.0, generator) + 1.0)
+
+    def sharper(some: Tensor, places: Tensor) -> Tensor:
+        return some.lerp(_softened(some, apart), -weight[places]).clamp(0.0, WHITE)
+
+    return changed(films, chosen_films(films, probability, generator), sharper)
 
 
 def _softened(films: Tensor, apart: int = 1) -> Tensor:
