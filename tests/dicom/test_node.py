@@ -151,6 +151,30 @@ def test_nothing_that_happens_on_an_association_waits_for_the_next_look(
     assert [len(kept) for kept in archive.objects.values()] == [1, 1]
 
 
+def test_an_answer_is_never_taken_from_the_thread_that_waits_for_it(node: Node) -> None:
+    with association(node, seconds=5.0) as opened:
+        reactor.wait_for_events(opened)
+        get, messages = opened.dimse.get_msg, opened.dimse.msg_queue
+        stopped, has_come, looked = threading.Event(), threading.Event(), threading.Event()
+
+        def at_the_wrong_moment(block: bool = False) -> Any:
+            if block:
+                until(lambda: bool(messages.queue))
+                has_come.set()
+                looked.wait()
+                return get(block)
+            stopped.set()
+            has_come.wait()
+            message = get(block)
+            looked.set()
+            return message
+
+        opened.dimse.get_msg = at_the_wrong_moment
+        assert stopped.wait(30)  # the library's thread is past its own look at whether somebody waits
+        opened._is_paused = True  # noqa: SLF001 - as it is between two requests
+        assert opened.send_c_echo().Status == 0x0000
+
+
 # --------------------------------------------------------------------------- bad days
 
 

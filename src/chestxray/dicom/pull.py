@@ -178,8 +178,11 @@ def _found(peer: Any, destination: Destination, level: str, **keys: str) -> list
     answers = []
     for status, identifier in peer.send_c_find(_query(level, **keys), STUDY_FIND):
         _check(status, destination, "C-FIND")
-        if status.Status in PENDING and identifier is not None:
-            answers.append(identifier)
+        if status.Status not in PENDING:
+            continue
+        if identifier is None:
+            raise PeerError(f"destination {destination.name}: an answer to C-FIND cannot be read; it may name a film")
+        answers.append(identifier)
     return answers
 
 

@@ -4,6 +4,9 @@ An association has two threads: one reads and writes PDUs, the other serves mess
 whenever it finds nothing to do, which over a few open associations costs more processor time than the films. Here the
 first one waits for bytes from the peer or for something to send, the second one for a message; what the library does
 then is unchanged. Its timers, which it looks at between two events, are up to ``LONGEST_S`` late.
+
+While another of our threads waits for an answer, the second thread takes no message. In the library it takes the
+answer and drops it, if the system stops it at the wrong moment between two requests of ours.
 """
 
 from __future__ import annotations
@@ -76,21 +79,24 @@ def _has_read_on(connection: Any) -> bool:
 
 def _messages_by_events(association: Any) -> None:
     service, messages = association.dul, association.dimse
+    free = association._reactor_checkpoint  # noqa: SLF001 - not set while a thread of ours asks the peer for something
     happened = threading.Event()
     get = messages.get_msg
 
     def wait_and_get(block: bool = False) -> Any:  # noqa: FBT001, FBT002 - the library's signature
-        if not block:
-            happened.clear()
-            pausing = not association._reactor_checkpoint.is_set()  # noqa: SLF001 - our own thread wants to send
-            if not pausing and not messages.msg_queue.queue and service.peek_next_pdu() is None:
-                happened.wait(LONGEST_S)
-        return get(block)
+        if block:
+            return get(block)
+        happened.clear()
+        if free.is_set() and not messages.msg_queue.queue and service.peek_next_pdu() is None:
+            happened.wait(LONGEST_S)
+        with messages.msg_queue.mutex:  # no answer comes between the look and the taking
+            taken = free.is_set() and messages.msg_queue.queue
+            return messages.msg_queue.queue.popleft() if taken else (None, None)
 
     messages.get_msg = wait_and_get
     _then(messages.msg_queue, "put", happened.set)
     _then(service.to_user_queue, "put", happened.set)
-    _then(association._reactor_checkpoint, "clear", happened.set)  # noqa: SLF001
+    _then(free, "clear", happened.set)
 
 
 def _then(owner: Any, name: str, follow: Any) -> None:
