@@ -15,7 +15,7 @@ ROOT = Path(chestxray.__file__).parent
 # A module may import what stands above its own entry. The first row knows the standard library only.
 ORDER = (
     ("errors", "version", "progress"),
-    ("files",),
+    ("files", "arrays"),
     ("schema",),
     ("images",),
     ("metrics",),

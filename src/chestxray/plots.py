@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from chestxray.arrays import UInt8Array
 from chestxray.data.sources import name_of, read_film
 from chestxray.errors import FilmError, MissingExtra
 from chestxray.evaluation.figures import ACCENT, CARD, COOL, INK, LINE, MUTED, STYLE, WARM
@@ -32,10 +32,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from chestxray.training.networks.layers import Stage
+    from chestxray.training.networks.layers import LayerStage
 
-
-Grey = npt.NDArray[np.uint8]
 
 ACROSS: Final = 4  # films side by side
 SHOWN: Final = 320  # pixels: height of a film in a picture
@@ -94,7 +92,7 @@ def _log(axes: Axes, what: str) -> None:
     axes.text(0.5, 0.5, what, ha="center", va="center", fontsize=8, color=MUTED, transform=axes.transAxes)
 
 
-def _shown(data: bytes, name: str) -> Grey:
+def _shown(data: bytes, name: str) -> UInt8Array:
     """Return a film in its own proportions, SHOWN pixels high."""
     film = decode(data, name, at_least=(SHOWN, SHOWN))
     return resample(film.pixels, SHOWN, max(1, round(SHOWN * film.width / film.height)), Resize.SQUEEZE, film.frame)
@@ -211,7 +209,7 @@ _GAP: Final = 0.55  # between two stages; a film's height is 2
 _TILT: Final = 0.3  # how far the depth of a stage leans to the right and up
 
 
-def _draw_stage(axes: Axes, stage: Stage, left: float, film: Stage) -> float:
+def _draw_stage(axes: Axes, stage: LayerStage, left: float, film: LayerStage) -> float:
     """Draw a box whose sides stand for rows, columns and channels, by square roots and logarithms.
 
     Returns: its right edge.
@@ -234,13 +232,13 @@ def _draw_stage(axes: Axes, stage: Stage, left: float, film: Stage) -> float:
     return max(thick + lean, 0.75)
 
 
-def _colour_of(stage: Stage) -> str:
+def _colour_of(stage: LayerStage) -> str:
     if stage.convolutions:
         return ACCENT
     return WARM if stage.rows == stage.columns == 1 else LINE if stage.parameters else COOL
 
 
-def _label_of(stage: Stage) -> str:
+def _label_of(stage: LayerStage) -> str:
     size = (
         f"{stage.channels:,}"
         if stage.rows == stage.columns == 1
@@ -267,7 +265,7 @@ def plot_prediction(film: Path | str | bytes, answer: Prediction) -> Figure:
     Raises: OSError, FilmError, if the film cannot be read.
     """
     data, name = (film, "film") if isinstance(film, bytes) else (Path(film).read_bytes(), Path(film).name)
-    panels: list[npt.NDArray[np.uint8]] = [_shown(data, name)]
+    panels: list[UInt8Array] = [_shown(data, name)]
     if answer.heatmap:
         with Image.open(io.BytesIO(over_film(data, name, base64.b64decode(answer.heatmap)))) as picture:
             panels.append(np.asarray(picture))

@@ -23,7 +23,7 @@ from chestxray.aws.storage import WORKERS, check_region, holds
 from chestxray.aws.waiting import LogTail, next_name, states
 from chestxray.data.sources import SCHEME, below, objects_below, split_address
 from chestxray.errors import JobFailed, SourceInvalid, UsageError
-from chestxray.metrics.scores import Row, write_table
+from chestxray.metrics.scores import ScoreRow, write_table
 from chestxray.progress import Log
 from chestxray.schema import Film, Prediction
 
@@ -169,7 +169,7 @@ def write_scores(films: Sequence[Film], transformed: Transformed, path: Path) ->
     return classified[0].threshold
 
 
-def _row(film: Film, found: Prediction | str) -> Row:
+def _row(film: Film, found: Prediction | str) -> ScoreRow:
     """Return one row of the table, with the columns ``scores.COLUMNS``."""
     known = (film.path, film.label)
     if not film.is_accepted:

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from chestxray.arrays import BoolArray, Float64Array, IndexArray, Int64Array
 from chestxray.data.shortcuts import (
     MOST_WORDS,
     Acquisition,
     Features,
-    Floats,
     clusters,
     described,
     digest,
@@ -36,9 +35,6 @@ from chestxray.metrics.intervals import Measure, clustered_area, effective_numbe
 from chestxray.metrics.metrics import midranks
 from chestxray.progress import ProgressCallback, no_progress
 from chestxray.schema import Film, Label, Split
-
-Mask = npt.NDArray[np.bool_]
-Numbers = npt.NDArray[np.int64]
 
 TITLES: Final = {
     "frame": "Frame and border",
@@ -171,10 +167,10 @@ class Audit:
     columns_left_out: tuple[str, ...]
     effective: dict[str, float]
     paths: tuple[str, ...]
-    labels: Mask
-    probabilities: Floats
-    patient_of: Numbers
-    group_of: Mapping[str, Numbers]
+    labels: BoolArray
+    probabilities: Float64Array
+    patient_of: Int64Array
+    group_of: Mapping[str, Int64Array]
 
     @property
     def alarms(self) -> tuple[Separability, ...]:
@@ -289,7 +285,7 @@ def _columns(found: Acquisition) -> tuple[dict[str, Features], tuple[str, ...]]:
     return columns, tuple(left_out)
 
 
-def _as_numbers(texts: Sequence[str]) -> Floats | None:
+def _as_numbers(texts: Sequence[str]) -> Float64Array | None:
     """Return the column as numbers, NaN for empty cells; None if a cell is no number."""
     try:
         return np.array([float(text) if text else np.nan for text in texts])
@@ -315,8 +311,13 @@ def _together(found: Acquisition) -> Features:
 
 
 def _separability(
-    name: str, title: str, features: Features, targets: Mask, patients: Numbers, classes: Mask | None = None
-) -> tuple[Separability, Floats]:
+    name: str,
+    title: str,
+    features: Features,
+    targets: BoolArray,
+    patients: Int64Array,
+    classes: BoolArray | None = None,
+) -> tuple[Separability, Float64Array]:
     """Measure how well features tell two sets of films apart; return the figure and the scores behind it.
 
     Args:
@@ -340,7 +341,7 @@ def _separability(
     return Separability(name, title, Measure("auroc", value, interval, len(targets), by_patient=interval)), scores
 
 
-def _splits(found: Acquisition, labels: Mask, patients: Numbers) -> Iterator[SplitDifference]:
+def _splits(found: Acquisition, labels: BoolArray, patients: Int64Array) -> Iterator[SplitDifference]:
     """Compare the training split with each other split, within each class."""
     split_of = np.array([film.split for film in found.films])
     for other in (Split.VAL, Split.TEST):
@@ -358,7 +359,7 @@ def _splits(found: Acquisition, labels: Mask, patients: Numbers) -> Iterator[Spl
         yield SplitDifference(Split.TRAIN.value, other.value, (group, *more))
 
 
-def _of_rows(features: Features, rows: npt.NDArray[np.intp]) -> Features:
+def _of_rows(features: Features, rows: IndexArray) -> Features:
     return Features(features.numbers[rows])
 
 
@@ -371,12 +372,12 @@ class _Candidate(NamedTuple):
     surprise: float
     kind: str
     title: str
-    rows: Mask
+    rows: BoolArray
 
 
 def _groups(
-    found: Acquisition, labels: Mask, patients: Numbers, columns: Mapping[str, Features]
-) -> tuple[tuple[AcquisitionGroup, ...], dict[str, Numbers]]:
+    found: Acquisition, labels: BoolArray, patients: Int64Array, columns: Mapping[str, Features]
+) -> tuple[tuple[AcquisitionGroup, ...], dict[str, Int64Array]]:
     """Return films acquired alike, the most informative groups first, and the group of each film by kind."""
     sick = np.bincount(patients, labels) > 0
     share = float(sick.mean())
@@ -394,7 +395,7 @@ def _groups(
     return tuple(groups), group_of
 
 
-def _alike(found: Acquisition, columns: Mapping[str, Features]) -> Iterator[tuple[str, str, Mask]]:
+def _alike(found: Acquisition, columns: Mapping[str, Features]) -> Iterator[tuple[str, str, BoolArray]]:
     """Yield kind, title and films of each group."""
     if len(found.films) >= 2 * SMALLEST:
         for kind, cluster in clusters(found).items():
@@ -420,7 +421,13 @@ def _surprise(pneumonia: int, patients: int, share: float) -> float:
 
 
 def _group(
-    number: int, candidate: _Candidate, found: Acquisition, labels: Mask, patients: Numbers, share: float, groups: int
+    number: int,
+    candidate: _Candidate,
+    found: Acquisition,
+    labels: BoolArray,
+    patients: Int64Array,
+    share: float,
+    groups: int,
 ) -> AcquisitionGroup:
     rows = candidate.rows
     counts = {

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import IO, Any, Final, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from chestxray import images
+from chestxray.arrays import UInt8Array
 from chestxray.errors import ManifestInvalid
 from chestxray.files import place_of, write_atomically
-from chestxray.images.preprocess import Plane
 from chestxray.schema import Film, Levels, Resize, read_manifest
 from chestxray.version import __version__
 
@@ -60,9 +59,9 @@ class PlaneStore:
         places: the array and the row of each film.
     """
 
-    places: dict[str, tuple[npt.NDArray[np.uint8], int]] = field(default_factory=dict)
+    places: dict[str, tuple[UInt8Array, int]] = field(default_factory=dict)
 
-    def of(self, film: Film) -> Plane | None:
+    def of(self, film: Film) -> UInt8Array | None:
         """Return the film's plane, or None if it is unknown."""
         place = self.places.get(film.sha256) if film.sha256 else None
         return None if place is None else place[0][place[1]]

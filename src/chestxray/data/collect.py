@@ -17,8 +17,8 @@ from chestxray.data import sources
 from chestxray.data.folders import Folders
 from chestxray.data.labels import LabelWords, NoLabel, parse_name
 from chestxray.data.patients import patient_in, pattern_of, without_nobody, written_in_several_ways
-from chestxray.data.sources import FILM_ENDINGS, Listed, files_below, is_archive, split_path
-from chestxray.data.tables import TABLE_ENDINGS, Entry, columns_of, is_table, read_listing
+from chestxray.data.sources import FILM_ENDINGS, Listing, files_below, is_archive, split_path
+from chestxray.data.tables import TABLE_ENDINGS, ListedFilm, columns_of, is_table, read_listing
 from chestxray.errors import SourceInvalid
 from chestxray.progress import Log, said, warn
 from chestxray.schema import VERSION_COLUMN, Film, Label, read_manifest
@@ -188,7 +188,7 @@ def _of_folder(source: Path, rules: _Rules) -> Collection:
     return found
 
 
-def _of_listing(source: Path | str, listed: Listed, rules: _Rules) -> Collection:
+def _of_listing(source: Path | str, listed: Listing, rules: _Rules) -> Collection:
     folders = Folders([parts for _, parts in listed.films], rules.words)
     films = tuple(_film(path, parts, folders, rules.pattern) for path, parts in listed.films)
     found = Collection(films, folders.table(), tuple(listed.notes()))
@@ -309,7 +309,7 @@ def _ambiguous(resolver: Resolver) -> str:
     return f" ({names} {resolver.ambiguous[0]})"
 
 
-def _paths_of(entry: Entry, base: Path, resolver: Resolver) -> list[str]:
+def _paths_of(entry: ListedFilm, base: Path, resolver: Resolver) -> list[str]:
     for place in entry.places:
         if place.startswith(sources.SCHEME):
             return [place]
@@ -320,13 +320,13 @@ def _paths_of(entry: Entry, base: Path, resolver: Resolver) -> list[str]:
     return []
 
 
-def _absent(entry: Entry, base: Path) -> list[str]:
+def _absent(entry: ListedFilm, base: Path) -> list[str]:
     """Return the row of a missing film, which stays in the count; a missing folder of films has no row."""
     place = entry.places[0]
     return [] if place.endswith("/") else [str(base / place)]
 
 
-def _film_of_entry(entry: Entry, path: str, rules: _Rules) -> Film:
+def _film_of_entry(entry: ListedFilm, path: str, rules: _Rules) -> Film:
     parts = PurePosixPath(entry.places[0]).parts
     if entry.places[0].endswith("/"):
         parts = (*parts, PurePosixPath(path).name)

@@ -29,8 +29,8 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from chestxray.arrays import Float32Array, UInt8Array, UInt64Array
 from chestxray.images.quality import HASH_BITS
 
 NEAR: Final = 40  # bits of 512; see the table above
@@ -40,9 +40,6 @@ _AXES: Final = 96  # axes of the projection in which hashes are compared first; 
 _LEARNT_FROM: Final = 4096  # hashes from which the axes are chosen
 _AT_ONCE: Final = 2**23  # pairs; limits the memory to about 64 MB
 _SLACK: Final = 0.5  # bits; the sums of the projection are rounded, the distance in full is not
-
-Words = npt.NDArray[np.uint64]
-Float32Array = npt.NDArray[np.float32]
 
 
 def near_pairs(hashes: Iterable[str], distance: int = NEAR) -> list[tuple[str, str]]:
@@ -65,7 +62,7 @@ def pairs_among(distinct: tuple[str, ...], distance: int) -> tuple[tuple[str, st
     if len(distinct) < 2:  # noqa: PLR2004 - a pair
         return ()
     data = np.frombuffer(bytes.fromhex("".join(distinct)), dtype=np.uint8).reshape(len(distinct), -1)
-    words: Words = data.view(np.uint64)
+    words: UInt64Array = data.view(np.uint64)
     left, right = _shadows(data)
     pairs: list[tuple[str, str]] = []
     rows = max(1, _AT_ONCE // len(distinct))
@@ -83,7 +80,7 @@ def pairs_among(distinct: tuple[str, ...], distance: int) -> tuple[tuple[str, st
     return tuple(pairs)
 
 
-def _shadows(data: npt.NDArray[np.uint8]) -> tuple[Float32Array, Float32Array]:
+def _shadows(data: UInt8Array) -> tuple[Float32Array, Float32Array]:
     """Project hashes on the axes of largest variance, such that ``left @ right.T`` is the squared distance.
 
     Args:

@@ -6,16 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from chestxray.arrays import BoolArray, Float64Array, Int64Array
 from chestxray.data.audit import FEWEST, AcquisitionGroup, Audit
-from chestxray.data.shortcuts import Floats, overlap_weights
+from chestxray.data.shortcuts import overlap_weights
 from chestxray.errors import SourceInvalid
 from chestxray.metrics.intervals import Measure, clustered_area, effective_number
 from chestxray.schema import Label
-
-Mask = npt.NDArray[np.bool_]
-Numbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +87,7 @@ def overlap(found: Audit, scores: Mapping[str, float]) -> Overlap:
     )
 
 
-def group_measure(found: Audit, group: AcquisitionGroup, rows: Numbers, scores: Floats) -> Measure | None:
+def group_measure(found: Audit, group: AcquisitionGroup, rows: Int64Array, scores: Float64Array) -> Measure | None:
     """Measure a model on a group of films acquired alike; if it has too few of a class, use all films of the class.
 
     Args:
@@ -109,6 +106,8 @@ def group_measure(found: Audit, group: AcquisitionGroup, rows: Numbers, scores: 
     return _area(labels[inside], scores[rows][inside], patients[inside])
 
 
-def _area(labels: Mask, values: Floats, patients: Numbers, weights: Floats | None = None) -> Measure:
+def _area(
+    labels: BoolArray, values: Float64Array, patients: Int64Array, weights: Float64Array | None = None
+) -> Measure:
     value, interval = clustered_area(labels, values, patients, weights)
     return Measure("auroc", value, interval, len(labels), by_patient=interval)

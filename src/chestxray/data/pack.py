@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from chestxray.arrays import IndexArray, UInt8Array
 from chestxray.data.cache import (
     IMAGES,
     KEPT_EVERY,
@@ -33,7 +34,7 @@ from chestxray.data.sources import read_film
 from chestxray.data.split import refuse_leakage
 from chestxray.errors import DataError, FilmError, PackInvalid
 from chestxray.files import folder_written_whole
-from chestxray.images.preprocess import Plane, preprocess
+from chestxray.images.preprocess import preprocess
 from chestxray.progress import ProgressCallback, no_progress
 from chestxray.schema import (
     Film,
@@ -69,7 +70,7 @@ class Pack:
     folder: Path
     info: PackInfo
     films: tuple[Film, ...]
-    images: npt.NDArray[np.uint8]
+    images: UInt8Array
 
     @classmethod
     def open(cls, folder: Path | str) -> Pack:
@@ -91,7 +92,7 @@ class Pack:
             raise PackInvalid(f"{folder}: its manifest was changed after packing. Pack again")
         return cls(folder, info, films, images)
 
-    def rows(self, split: Split) -> npt.NDArray[np.intp]:
+    def rows(self, split: Split) -> IndexArray:
         """Return the indices of the films in that split, ascending."""
         return np.flatnonzero([film.split == split for film in self.films])
 
@@ -175,7 +176,7 @@ def _planes(
     levels: Levels,
     mapper: Mapper,
     on_progress: ProgressCallback,
-) -> Iterator[Plane]:
+) -> Iterator[UInt8Array]:
     """Yield every film's plane in order: copied if known, otherwise decoded."""
     fresh = [film for film in rows if known.of(film) is None]
     copied = len(rows) - len(fresh)
@@ -187,7 +188,7 @@ def _planes(
     next(decoded, None)  # completes the progress report
 
 
-def population_statistics(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.intp]) -> tuple[float, float]:
+def population_statistics(images: UInt8Array, rows: IndexArray) -> tuple[float, float]:
     """Return the exact mean and standard deviation over all pixels of some films, black 0 and white 1.
 
     The levels are counted in whole numbers, so nothing is rounded before the last division.
@@ -208,7 +209,7 @@ def population_statistics(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.in
     return mean / white, float(variance**0.5) / white
 
 
-def _plane(film: Film, height: int, width: int, resize: Resize, levels: Levels) -> Plane:
+def _plane(film: Film, height: int, width: int, resize: Resize, levels: Levels) -> UInt8Array:
     try:
         data = read_film(film)
         if film.sha256 and hashlib.sha256(data).hexdigest() != film.sha256:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from chestxray.arrays import Float64Array
 from chestxray.data.audit import Audit
 from chestxray.data.audit import audit as audit_films
 from chestxray.data.clean import Distribution, describe
@@ -225,7 +225,7 @@ def _shortcut(name: str, films: Sequence[Film]) -> Shortcut:
     return Shortcut(name, title, _separation(values[Label.NORMAL], values[Label.PNEUMONIA]), rounded, shares)
 
 
-def _separation(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float | None:
+def _separation(one: Float64Array, other: Float64Array) -> float | None:
     """Return the area under the ROC curve of a value alone, at least 0.5: Mann and Whitney's U by ranks."""
     if not (len(one) and len(other)):
         return None

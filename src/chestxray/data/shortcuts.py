@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from chestxray.arrays import BoolArray, Float32Array, Float64Array, IndexArray, Int64Array, UInt8Array
 from chestxray.data.parallel import map_in_order
 from chestxray.data.sources import name_of, read_film
 from chestxray.errors import FilmError, MissingExtra
@@ -26,8 +27,6 @@ from chestxray.progress import ProgressCallback, no_progress
 from chestxray.schema import Film
 
 Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float64]
-Planes = npt.NDArray[np.uint8]  # shape (n, height, width)
 
 FOLDS: Final = 5
 FITTED_ON: Final = 20_000  # films at most, to limit time and memory; the other films are scored all the same
@@ -91,7 +90,7 @@ class Acquisition:
     skipped: tuple[tuple[str, str], ...] = field(default=())
 
     @property
-    def patients(self) -> npt.NDArray[np.int64]:
+    def patients(self) -> Int64Array:
         """Patient of each film, counted from 0; shape (n,). A film without a patient counts as one of its own."""
         names = [film.patient_id or f"film {film.path}" for film in self.films]
         return np.unique(names, return_inverse=True)[1].astype(np.int64)
@@ -143,9 +142,7 @@ def _measure_one(film: Film) -> Lungless | str:
 # --------------------------------------------------------------------------- telling apart
 
 
-def folds_of(
-    labels: npt.NDArray[np.bool_], patients: npt.NDArray[np.int64], folds: int = FOLDS
-) -> npt.NDArray[np.int64]:
+def folds_of(labels: BoolArray, patients: Int64Array, folds: int = FOLDS) -> Int64Array:
     """Assign each film a fold, shape (n,), 0 to folds - 1: by patient, with each class spread evenly.
 
     The folds do not depend on the order of the films: the same patients give the same folds.
@@ -159,7 +156,7 @@ def folds_of(
     return fold[patients]
 
 
-def out_of_fold(features: Features, labels: npt.NDArray[np.bool_], fold: npt.NDArray[np.int64]) -> Floats:
+def out_of_fold(features: Features, labels: BoolArray, fold: Int64Array) -> Float64Array:
     """Score each film by trees that were fitted without its patient; both classes count as equally common.
 
     Args:
@@ -198,11 +195,11 @@ def out_of_fold(features: Features, labels: npt.NDArray[np.bool_], fold: npt.NDA
     return scores
 
 
-def _rows(columns: Sequence[Array], rows: npt.NDArray[np.intp]) -> Floats:
+def _rows(columns: Sequence[Array], rows: IndexArray) -> Float64Array:
     return np.concatenate([column[rows].astype(np.float64) for column in columns], axis=1)
 
 
-def _coded(texts: Sequence[str]) -> Floats:
+def _coded(texts: Sequence[str]) -> Float64Array:
     """Return texts as numbers, the most common first; NaN for an empty text."""
     order = {text: code for code, (text, _) in enumerate(Counter(filter(None, texts)).most_common(MOST_WORDS))}
     return np.array([order.get(text, MOST_WORDS) if text else np.nan for text in texts], dtype=np.float64)
@@ -224,7 +221,7 @@ def require_trees() -> tuple[Any, Callable[[], Any]]:
 _LEAST_WEIGHT: Final = 1e-3  # so that no film is left out, and the weight of such films has a known limit
 
 
-def overlap_weights(labels: npt.NDArray[np.bool_], probabilities: Floats) -> Floats:
+def overlap_weights(labels: BoolArray, probabilities: Float64Array) -> Float64Array:
     """Weigh each film by how common its acquisition is in the other class; shape (n,).
 
     A film with pneumonia weighs 1 - p and a normal film p, where p is the probability of pneumonia by irrelevant
@@ -232,14 +229,14 @@ def overlap_weights(labels: npt.NDArray[np.bool_], probabilities: Floats) -> Flo
 
     Source: Li, Morgan, Zaslavsky, Journal of the American Statistical Association 113 (2018), 390-400.
     """
-    weights: Floats = np.where(labels, 1 - probabilities, probabilities)
+    weights: Float64Array = np.where(labels, 1 - probabilities, probabilities)
     return weights.clip(_LEAST_WEIGHT)
 
 
 # --------------------------------------------------------------------------- films that are alike
 
 
-def clusters(acquisition: Acquisition) -> dict[str, npt.NDArray[np.int64]]:
+def clusters(acquisition: Acquisition) -> dict[str, Int64Array]:
     """Group films acquired alike, once by their burnt-in marks and once by frame, grey levels and sharpness.
 
     Returns: by "marks" and "exposure", the cluster of each film, shape (n,).
@@ -251,14 +248,14 @@ def clusters(acquisition: Acquisition) -> dict[str, npt.NDArray[np.int64]]:
     return {"marks": _alike(strokes), "exposure": _alike(exposure)}
 
 
-def _standardised(values: Array) -> npt.NDArray[np.float32]:
+def _standardised(values: Array) -> Float32Array:
     """Return each feature with mean 0 and deviation 1, the group as a whole with variance 1; constants become 0."""
     mean, deviation = values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
     scaled = (values - mean) / np.where(deviation > 0, deviation, np.inf)
     return np.asarray(scaled.clip(-5, 5) / np.sqrt(values.shape[1]), dtype=np.float32)
 
 
-def _alike(values: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+def _alike(values: Float32Array) -> Int64Array:
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
 
@@ -291,7 +288,7 @@ _MORE_OFTEN: Final = 0.3  # fraction of films, above that of all films, from whi
 _APART: Final = 0.75  # deviations from the mean of all films from which a property is typical of a group
 
 
-def described(kind: str, acquisition: Acquisition, films: npt.NDArray[np.bool_]) -> str:
+def described(kind: str, acquisition: Acquisition, films: BoolArray) -> str:
     """Describe in a few words what distinguishes the films of a cluster."""
     numbers = acquisition.numbers
     if kind == "marks":
@@ -319,7 +316,7 @@ def described(kind: str, acquisition: Acquisition, films: npt.NDArray[np.bool_])
     return ", ".join(word for _, word in sorted(words, reverse=True)) or "an arrangement of its own"
 
 
-def _places(excess: Floats) -> list[str]:
+def _places(excess: Float64Array) -> list[str]:
     """Describe where marks are, in thirds of the film."""
     thirds = np.array_split(np.arange(CELLS), 3)
     places = []
@@ -346,7 +343,7 @@ _BANDS: Final = 10  # bands of the spectrum, all of the same width in octaves
 _RIDGE: Final = 30.0  # of the standardised features: a few hundred films cannot be fitted exactly
 
 
-def acquisition_features(planes: Planes) -> dict[str, Floats]:
+def acquisition_features(planes: UInt8Array) -> dict[str, Float64Array]:
     """Return features without the lungs, by group.
 
     Args:
@@ -358,7 +355,7 @@ def acquisition_features(planes: Planes) -> dict[str, Floats]:
     return {name: np.stack([group[name] for group in groups]) for name in groups[0]}
 
 
-def _features_of(plane: npt.NDArray[np.uint8]) -> dict[str, Floats]:
+def _features_of(plane: UInt8Array) -> dict[str, Float64Array]:
     cells = np.asarray(
         Image.fromarray(plane).resize((_CELLS_OF_PLANE, _CELLS_OF_PLANE), Image.Resampling.BOX), dtype=np.float64
     )
@@ -374,7 +371,7 @@ def _features_of(plane: npt.NDArray[np.uint8]) -> dict[str, Floats]:
     }
 
 
-def _spectrum(levels: Floats) -> Floats:
+def _spectrum(levels: Float64Array) -> Float64Array:
     """Return the log of the mean amplitude in bands from one cycle over the film to the finest."""
     amplitude = np.abs(np.fft.rfft2(levels - levels.mean()))
     height = levels.shape[0]
@@ -387,8 +384,8 @@ def _spectrum(levels: Floats) -> Floats:
 
 
 def linear_log_odds(
-    features: Floats, labels: npt.ArrayLike, patients: npt.ArrayLike, *, folds: int = FOLDS, seed: int = 0
-) -> Floats:
+    features: Float64Array, labels: npt.ArrayLike, patients: npt.ArrayLike, *, folds: int = FOLDS, seed: int = 0
+) -> Float64Array:
     """Return log-odds of pneumonia from features alone, for films of patients not in the fit; classes count equally.
 
     Args:
@@ -413,7 +410,7 @@ def linear_log_odds(
     return (found + calibration.bias) / calibration.temperature - odds
 
 
-def _ridge(features: Floats, targets: npt.NDArray[np.integer[Any]], others: Floats) -> Floats:
+def _ridge(features: Float64Array, targets: npt.NDArray[np.integer[Any]], others: Float64Array) -> Float64Array:
     """Fit a linear score on films, 4 apart for the two classes, and return the score of others."""
     centre, spread = features.mean(axis=0), features.std(axis=0)
     scale = np.where(spread > 0.0, spread, 1.0)
@@ -424,5 +421,5 @@ def _ridge(features: Floats, targets: npt.NDArray[np.integer[Any]], others: Floa
     rows = rows - middle
     moments = (rows * weight[:, None]).T @ rows + _RIDGE * np.eye(rows.shape[1])
     beta = np.linalg.solve(moments, rows.T @ (weight * np.where(targets == 1, 2.0, -2.0)))
-    found: Floats = ((others - centre) / scale - middle) @ beta
+    found: Float64Array = ((others - centre) / scale - middle) @ beta
     return found

@@ -50,7 +50,7 @@ _KINDS_NAMED: Final = 6  # kinds of file that a message lists before it counts t
 
 
 @dataclass(slots=True)
-class Listed:
+class Listing:
     """The content of a source.
 
     Attributes:
@@ -80,13 +80,13 @@ class Listed:
             yield said(self.masks, f"file {where} is left out", f"files {where} are left out")
 
 
-def _sorted_out(found: Iterable[tuple[str, tuple[str, ...], Callable[[], bytes]]]) -> Listed:
+def _sorted_out(found: Iterable[tuple[str, tuple[str, ...], Callable[[], bytes]]]) -> Listing:
     """Separate films from other files.
 
     Args:
         found: path, parts inside the source, and a function that reads the first ``HEAD`` bytes.
     """
-    listed = Listed()
+    listed = Listing()
     for path, parts, head in found:
         name = PurePosixPath(parts[-1])
         if is_hidden(parts):
@@ -100,7 +100,7 @@ def _sorted_out(found: Iterable[tuple[str, tuple[str, ...], Callable[[], bytes]]
     return _without_masks(listed)
 
 
-def _without_masks(listed: Listed) -> Listed:
+def _without_masks(listed: Listing) -> Listing:
     """Leave out folders named masks beside folders named images: their files show shapes, not films."""
     with_images = {
         parts[:depth] for _, parts in listed.films for depth, name in enumerate(parts[:-1]) if name.lower() == "images"
@@ -143,7 +143,7 @@ def _head_of(path: Path) -> bytes:
         return file.read(HEAD)
 
 
-def list_folder(root: Path) -> Listed:
+def list_folder(root: Path) -> Listing:
     """List the files below a folder, sorted by path; links to folders are followed, each folder once."""
     return _sorted_out(
         (str(path), path.relative_to(root).parts, lambda path=path: _head_of(path))  # type: ignore[misc]
@@ -173,7 +173,7 @@ def _all_below(root: Path) -> Iterator[Path]:
                 yield path
 
 
-def list_archive(path: Path) -> Listed:
+def list_archive(path: Path) -> Listing:
     """List the films in an archive, in its order. Raises: SourceInvalid."""
     outer = str(path.resolve())
     return _sorted_out(
@@ -182,7 +182,7 @@ def list_archive(path: Path) -> Listed:
     )
 
 
-def list_store(address: str) -> Listed:
+def list_store(address: str) -> Listing:
     """List the films below a prefix in S3, sorted by key. Raises: SourceInvalid."""
     bucket, prefix = split_address(address)
 

@@ -58,7 +58,7 @@ _FINDINGS: Final = {re.sub(r"[^0-9a-z]", "", word): label for word, label in LAB
 _MANY: Final = frozenset({"findinglabels"})  # columns that name any of many findings
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """One row of a table: the number of its first line, and its cells by column, as in the table."""
 
     line: int
@@ -66,7 +66,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ListedFilm:
     """The facts that a table gives about one film.
 
     Attributes:
@@ -91,7 +91,7 @@ class Entry:
 class Listing:
     """A table after interpretation: its entries, and notes for the user."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[ListedFilm, ...]
     roles: Mapping[str, str]
     notes: tuple[str, ...] = field(default=())
 
@@ -104,7 +104,7 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in TABLE_ENDINGS
 
 
-def read_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+def read_rows(path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
     """Return columns and rows of a table, without blank ones.
 
     Raises: SourceInvalid, if it cannot be read; MissingExtra.
@@ -118,7 +118,7 @@ def read_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
     return columns, rows
 
 
-def _read_text(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+def _read_text(path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
     text = _decoded(path.read_bytes())
     first, _, rest = text.partition("\n")
     delimiter = None
@@ -146,7 +146,7 @@ def _decoded(data: bytes) -> str:
         return data.decode("cp1252")
 
 
-def _table(lines: Iterable[tuple[int, Sequence[str]]], path: Path) -> tuple[tuple[str, ...], list[Row]]:
+def _table(lines: Iterable[tuple[int, Sequence[str]]], path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
     """Return columns and rows; the first line that is not blank is the header."""
     columns: tuple[str, ...] = ()
     rows = []
@@ -168,7 +168,7 @@ def _table(lines: Iterable[tuple[int, Sequence[str]]], path: Path) -> tuple[tupl
                 raise SourceInvalid(
                     f"{path}, line {line}: holds {by_name[name]!r} and {cell!r} in two columns named {name}. Rename one"
                 )
-        rows.append(Row(line, by_name))
+        rows.append(TableRow(line, by_name))
     return columns, rows
 
 
@@ -183,18 +183,18 @@ def _told_apart(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(out)
 
 
-def _read_json_lines(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+def _read_json_lines(path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
     found = []
     for line, text in enumerate(_decoded(path.read_bytes()).splitlines(), start=1):
         if text.strip():
             cells = json.loads(text)
             if not isinstance(cells, dict):
                 raise SourceInvalid(f"{path}, line {line}: is no object. Write one object a line, with the key path")
-            found.append(Row(line, {str(name): _as_text(value) for name, value in cells.items()}))
+            found.append(TableRow(line, {str(name): _as_text(value) for name, value in cells.items()}))
     return tuple(dict.fromkeys(name for row in found for name in row.cells)), found
 
 
-def _read_workbook(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+def _read_workbook(path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
     try:
         import python_calamine
     except ImportError as error:
@@ -214,7 +214,7 @@ def _read_workbook(path: Path) -> tuple[tuple[str, ...], list[Row]]:
     return _table(((line, [_as_text(cell) for cell in row]) for line, row in enumerate(rows, start=1)), path)
 
 
-def _read_parquet(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+def _read_parquet(path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
@@ -240,7 +240,7 @@ def _as_text(value: Any) -> str:
     return str(value)
 
 
-_READERS: Final[Mapping[str, Callable[[Path], tuple[tuple[str, ...], list[Row]]]]] = {
+_READERS: Final[Mapping[str, Callable[[Path], tuple[tuple[str, ...], list[TableRow]]]]] = {
     ".xlsx": _read_workbook,
     ".parquet": _read_parquet,
     ".jsonl": _read_json_lines,
@@ -436,7 +436,9 @@ FORMS: Final = (
 )
 
 
-def _entry(row: Row, form: Form, roles: Mapping[str, str], words: LabelWords, path: Path) -> tuple[Entry, str]:
+def _entry(
+    row: TableRow, form: Form, roles: Mapping[str, str], words: LabelWords, path: Path
+) -> tuple[ListedFilm, str]:
     """Return a row as an entry, and the row's word for a label if its meaning is unknown."""
     cells = row.cells
     given = {role: cells.get(column, "") for role, column in roles.items()}
@@ -449,7 +451,7 @@ def _entry(row: Row, form: Form, roles: Mapping[str, str], words: LabelWords, pa
         of_word = CAUSES.get(in_one_form(text), "") if meaning == Label.PNEUMONIA else ""
         cause = (CAUSES.get(in_one_form(cause), cause) or of_word) if meaning == Label.PNEUMONIA else ""
     used = {*roles.values(), *FILM_COLUMNS, VERSION_COLUMN, "", *form.used(cells)}
-    entry = Entry(
+    entry = ListedFilm(
         line=row.line,
         places=places,
         label=meaning.value if isinstance(meaning, Label) else "",
@@ -483,7 +485,7 @@ def _split_of(text: str, path: Path, line: int) -> str:
     return SPLIT_WORDS[word].value
 
 
-def _frontal(rows: list[Row]) -> tuple[list[Row], int]:
+def _frontal(rows: list[TableRow]) -> tuple[list[TableRow], int]:
     """Return rows without those of lateral films, if a column states the view; and the number of removed rows."""
     view = next((name for row in rows[:1] for name in row.cells if _key(name) in _VIEWS), None)
     if view is None:
@@ -492,12 +494,12 @@ def _frontal(rows: list[Row]) -> tuple[list[Row], int]:
     return kept, len(rows) - len(kept)
 
 
-def _merged(entries: Sequence[Entry], *, boxes: bool) -> tuple[list[Entry], list[str]]:
+def _merged(entries: Sequence[ListedFilm], *, boxes: bool) -> tuple[list[ListedFilm], list[str]]:
     """Merge rows to one entry a film. Rows with boxes or readers complement each other; other rows must agree."""
-    by_film: dict[tuple[str, ...], list[Entry]] = {}
+    by_film: dict[tuple[str, ...], list[ListedFilm]] = {}
     for entry in entries:
         by_film.setdefault(entry.places, []).append(entry)
-    merged: list[Entry] = []
+    merged: list[ListedFilm] = []
     again, contradictions = 0, []
     for rows in by_film.values():
         labels = {row.label for row in rows}
@@ -517,7 +519,7 @@ def _merged(entries: Sequence[Entry], *, boxes: bool) -> tuple[list[Entry], list
     return merged, notes
 
 
-def _one(rows: Sequence[Entry]) -> Entry:
+def _one(rows: Sequence[ListedFilm]) -> ListedFilm:
     """Merge several rows of one film: a finding in any row counts; contradicting readers leave no label."""
     first = rows[0]
     if len(rows) == 1:
@@ -529,7 +531,7 @@ def _one(rows: Sequence[Entry]) -> Entry:
     else:
         label, said = (Label.NORMAL.value, "") if labels == {Label.NORMAL} else ("", others[0] if others else "")
     same = set(first.extra).intersection(*(row.extra for row in rows))
-    return Entry(
+    return ListedFilm(
         first.line,
         first.places,
         label,

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 import numpy as np
-import numpy.typing as npt
 
+from chestxray.arrays import UInt64Array
 from chestxray.data.dedup import NEAR
 from chestxray.errors import Leakage
 from chestxray.images.quality import HASH_BITS
@@ -26,8 +26,6 @@ _SHA_BYTES: Final = 16  # bytes of each SHA-256: a film is confused with another
 _HASH_BYTES: Final = HASH_BITS // 8
 _AT_ONCE: Final = 2**22  # pairs of hashes; limits the memory to some hundred megabytes
 _NAMED: Final = 3
-
-Words = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +119,6 @@ def _cut(text: str, length: int) -> tuple[bytes, ...]:
     return tuple(data[start : start + length] for start in range(0, len(data), length))
 
 
-def _words(hashes: Sequence[bytes]) -> Words:
-    data: Words = np.frombuffer(b"".join(hashes), dtype=np.uint64).reshape(len(hashes), -1)
+def _words(hashes: Sequence[bytes]) -> UInt64Array:
+    data: UInt64Array = np.frombuffer(b"".join(hashes), dtype=np.uint64).reshape(len(hashes), -1)
     return data

@@ -58,7 +58,7 @@ class Search:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class RemoteFilm:
     """A film in the PACS."""
 
     study: str
@@ -123,7 +123,7 @@ def pull_batch(
     )
 
 
-def _belongs(path: Path, folder: Path, listed: Sequence[Listed]) -> bool:
+def _belongs(path: Path, folder: Path, listed: Sequence[RemoteFilm]) -> bool:
     """Check whether a file in the folder is one of this run's films; the folder may hold films of other days."""
     return path.resolve() in {film.path(folder).resolve() for film in listed}
 
@@ -131,7 +131,7 @@ def _belongs(path: Path, folder: Path, listed: Sequence[Listed]) -> bool:
 class _Keeper:
     """Writes films that arrive, and knows which are missing."""
 
-    def __init__(self, folder: Path, missing: Sequence[Listed], on_kept: Callable[[int], None]) -> None:
+    def __init__(self, folder: Path, missing: Sequence[RemoteFilm], on_kept: Callable[[int], None]) -> None:
         self.folder = folder
         self.missing = {film.instance: film for film in missing}
         self._on_kept = on_kept
@@ -146,18 +146,18 @@ class _Keeper:
             self._on_kept(len(self.missing))
 
 
-def _checked(study: object, series: object, instance: object) -> Listed:
+def _checked(study: object, series: object, instance: object) -> RemoteFilm:
     """Return a film after a check that its UIDs may be part of a path. Raises: PeerError."""
     uids = [str(value) for value in (study, series, instance)]
     if not all(_UID.fullmatch(uid) and uid.strip(".") for uid in uids):
         raise PeerError("the PACS named a film by something that is no UID")
-    return Listed(*uids)
+    return RemoteFilm(*uids)
 
 
 # --------------------------------------------------------------------------- C-FIND, C-GET, C-MOVE
 
 
-def _list(destination: Destination, settings: NodeSettings, wanted: Search) -> Iterator[Listed]:
+def _list(destination: Destination, settings: NodeSettings, wanted: Search) -> Iterator[RemoteFilm]:
     with association(destination, settings, [STUDY_FIND]) as peer:
         studies = _found(peer, destination, "STUDY", StudyDate=wanted.study_date, StudyInstanceUID="")
         for study in studies:
@@ -203,7 +203,7 @@ def _check(status: Any, destination: Destination, what: str) -> None:
         raise PeerError(f"destination {destination.name}: {what} ended with status 0x{status.Status:04X}")
 
 
-def _fetch(destination: Destination, settings: NodeSettings, films: Sequence[Listed], keep: _Keeper) -> None:
+def _fetch(destination: Destination, settings: NodeSettings, films: Sequence[RemoteFilm], keep: _Keeper) -> None:
     """Fetch series by series, in one association."""
     by_move = destination.retrieve == "move"
     model = STUDY_MOVE if by_move else STUDY_GET
@@ -230,7 +230,7 @@ def _fetch(destination: Destination, settings: NodeSettings, films: Sequence[Lis
 # --------------------------------------------------------------------------- QIDO-RS, WADO-RS
 
 
-def _list_by_web(destination: Destination, _settings: NodeSettings, wanted: Search) -> Iterator[Listed]:
+def _list_by_web(destination: Destination, _settings: NodeSettings, wanted: Search) -> Iterator[RemoteFilm]:
     client = web_client(destination)
     ask = partial(asked_of, destination)
     with warnings.catch_warnings():
@@ -251,7 +251,9 @@ def _value(answer: Any, tag: str) -> str:
     return str(values[0])
 
 
-def _fetch_by_web(destination: Destination, _settings: NodeSettings, films: Sequence[Listed], keep: _Keeper) -> None:
+def _fetch_by_web(
+    destination: Destination, _settings: NodeSettings, films: Sequence[RemoteFilm], keep: _Keeper
+) -> None:
     from pydicom import dcmwrite
 
     client = web_client(destination)

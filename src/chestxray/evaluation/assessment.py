@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from chestxray.arrays import Float64Array, Int64Array
 from chestxray.errors import UsageError
 from chestxray.evaluation.robustness import Reliance, Stress
 from chestxray.metrics import calibration, decision
@@ -38,7 +38,6 @@ from chestxray.metrics.intervals import (
 )
 from chestxray.metrics.metrics import (
     Confusion,
-    FloatArray,
     PrecisionRecallCurve,
     RocCurve,
     net_benefit,
@@ -213,9 +212,9 @@ class Histogram:
 class DecisionCurve:
     """Net benefit at each threshold: of the model, and of treating every film as pneumonia. Treating none gives 0."""
 
-    thresholds: FloatArray
-    model: FloatArray
-    everybody: FloatArray
+    thresholds: Float64Array
+    model: Float64Array
+    everybody: Float64Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -502,7 +501,7 @@ def _films(table: ScoreTable, rows: Sequence[int]) -> tuple[Mistake, ...]:
     )
 
 
-def _limits(table: ScoreTable, groups: npt.NDArray[np.int64]) -> tuple[str, ...]:
+def _limits(table: ScoreTable, groups: Int64Array) -> tuple[str, ...]:
     """Return the limits of the figures, as sentences."""
     sentences = []
     counts = {"pneumonia": int(table.labels.sum()), "normal": int(len(table) - table.labels.sum())}

@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from chestxray.arrays import Float64Array
 from chestxray.data.split import read_allowance
 from chestxray.data.training_films import refuse_training_films
 from chestxray.errors import DegenerateLabels, UsageError
@@ -130,7 +131,7 @@ def calibrate_bundle(
 
 def _logits(
     opened: Bundle, films: Sequence[Film], source: Path, reporter: Reporter, workers: int | None
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float64], tuple[str, ...]]:
+) -> tuple[npt.NDArray[np.int8], Float64Array, tuple[str, ...]]:
     """Return labels, logits and patients of the films that the gate accepts.
 
     Raises: SourceInvalid, if there is none.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-class Item(NamedTuple):
+class GuidelineItem(NamedTuple):
     """One item of a guideline.
 
     Attributes:
@@ -50,7 +50,7 @@ class Guideline:
 
     name: str
     source: str
-    items: tuple[Item, ...]
+    items: tuple[GuidelineItem, ...]
     left: str
 
 
@@ -58,26 +58,26 @@ TRIPOD_AI: Final = Guideline(
     name="TRIPOD+AI",
     source="Collins et al., BMJ 385 (2024) e078378",
     items=(
-        Item("1", "a title that names the study as an evaluation of a model", "top", whole=False),
-        Item("3b", "intended use and population", "tested", whole=False),
-        Item("5a", "where the data came from", "tested", whole=False),
-        Item("6b", "who was eligible, and who was excluded", "cohort", whole=False),
-        Item("7", "how data were prepared and checked", "cohort", whole=False),
-        Item("10", "how many took part", "tested", whole=False),
-        Item("11", "missing data: films without a label or a score", "cohort", whole=True),
-        Item("12a", "how data were divided between development and evaluation", "leakage", whole=False),
-        Item("12e", "the measures and plots of performance", "sure", whole=True),
-        Item("12g", "how probabilities become predictions", "points", whole=True),
-        Item("14", "fairness: performance in subgroups", "subgroups", whole=False),
-        Item("15", "the output, and the thresholds with their reasons", "points", whole=True),
-        Item("18f", "code: the software and its versions", "made", whole=False),
-        Item("20a", "the flow of participants", "cohort", whole=True),
-        Item("21", "participants and outcomes in each analysis", "tested", whole=True),
-        Item("22", "the model itself, by its hash", "tested", whole=False),
-        Item("23a", "performance with intervals, in subgroups too", "sure", whole=True),
-        Item("23b", "how performance varies between clusters", "subgroups", whole=False),
-        Item("26", "limits of the study", "limits", whole=False),
-        Item("27a", "what becomes of input of poor quality", "cohort", whole=False),
+        GuidelineItem("1", "a title that names the study as an evaluation of a model", "top", whole=False),
+        GuidelineItem("3b", "intended use and population", "tested", whole=False),
+        GuidelineItem("5a", "where the data came from", "tested", whole=False),
+        GuidelineItem("6b", "who was eligible, and who was excluded", "cohort", whole=False),
+        GuidelineItem("7", "how data were prepared and checked", "cohort", whole=False),
+        GuidelineItem("10", "how many took part", "tested", whole=False),
+        GuidelineItem("11", "missing data: films without a label or a score", "cohort", whole=True),
+        GuidelineItem("12a", "how data were divided between development and evaluation", "leakage", whole=False),
+        GuidelineItem("12e", "the measures and plots of performance", "sure", whole=True),
+        GuidelineItem("12g", "how probabilities become predictions", "points", whole=True),
+        GuidelineItem("14", "fairness: performance in subgroups", "subgroups", whole=False),
+        GuidelineItem("15", "the output, and the thresholds with their reasons", "points", whole=True),
+        GuidelineItem("18f", "code: the software and its versions", "made", whole=False),
+        GuidelineItem("20a", "the flow of participants", "cohort", whole=True),
+        GuidelineItem("21", "participants and outcomes in each analysis", "tested", whole=True),
+        GuidelineItem("22", "the model itself, by its hash", "tested", whole=False),
+        GuidelineItem("23a", "performance with intervals, in subgroups too", "sure", whole=True),
+        GuidelineItem("23b", "how performance varies between clusters", "subgroups", whole=False),
+        GuidelineItem("26", "limits of the study", "limits", whole=False),
+        GuidelineItem("27a", "what becomes of input of poor quality", "cohort", whole=False),
     ),
     left="2, 3a, 3c, 4, 5b, 6a, 6c, 8a-c, 9a-c, 12b-d, 12f, 13, 16, 17, 18a-e, 19, 20b-c, 24, 25, 27b-c",
 )
@@ -86,22 +86,22 @@ CLAIM: Final = Guideline(
     name="CLAIM",
     source="Mongan, Moy, Kahn, Radiology: Artificial Intelligence 2 (2020) e200029",
     items=(
-        Item("1", "a title that names the use of artificial intelligence", "top", whole=False),
-        Item("7", "where the data came from", "tested", whole=False),
-        Item("8", "what was included and excluded", "cohort", whole=False),
-        Item("13", "how missing data were handled", "cohort", whole=True),
-        Item("20", "how films were assigned to the splits", "leakage", whole=False),
-        Item("21", "at which level the splits are disjoint", "leakage", whole=True),
-        Item("23", "software, libraries, versions", "made", whole=True),
-        Item("28", "the measures of performance", "made", whole=True),
-        Item("29", "how uncertainty was measured", "made", whole=True),
-        Item("31", "how answers are explained: heat maps of the worst errors", "heat-maps", whole=False),
-        Item("32", "evaluation on internal or on external data", "tested", whole=False),
-        Item("33", "the flow of films, with the reasons of exclusion", "cohort", whole=True),
-        Item("35", "performance on the split evaluated", "sure", whole=True),
-        Item("36", "diagnostic accuracy and its precision", "answer", whole=True),
-        Item("37", "analysis of the wrong answers", "errors", whole=True),
-        Item("38", "limits of the study", "limits", whole=False),
+        GuidelineItem("1", "a title that names the use of artificial intelligence", "top", whole=False),
+        GuidelineItem("7", "where the data came from", "tested", whole=False),
+        GuidelineItem("8", "what was included and excluded", "cohort", whole=False),
+        GuidelineItem("13", "how missing data were handled", "cohort", whole=True),
+        GuidelineItem("20", "how films were assigned to the splits", "leakage", whole=False),
+        GuidelineItem("21", "at which level the splits are disjoint", "leakage", whole=True),
+        GuidelineItem("23", "software, libraries, versions", "made", whole=True),
+        GuidelineItem("28", "the measures of performance", "made", whole=True),
+        GuidelineItem("29", "how uncertainty was measured", "made", whole=True),
+        GuidelineItem("31", "how answers are explained: heat maps of the worst errors", "heat-maps", whole=False),
+        GuidelineItem("32", "evaluation on internal or on external data", "tested", whole=False),
+        GuidelineItem("33", "the flow of films, with the reasons of exclusion", "cohort", whole=True),
+        GuidelineItem("35", "performance on the split evaluated", "sure", whole=True),
+        GuidelineItem("36", "diagnostic accuracy and its precision", "answer", whole=True),
+        GuidelineItem("37", "analysis of the wrong answers", "errors", whole=True),
+        GuidelineItem("38", "limits of the study", "limits", whole=False),
     ),
     left="2-6, 9-12, 14-19, 22, 24-27, 30, 34, 39-42",
 )

@@ -19,11 +19,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from chestxray.arrays import Float64Array, Int64Array, UInt8Array
 from chestxray.data.pack import labels_of
 from chestxray.data.parallel import map_in_order
 from chestxray.data.sources import name_of, read_film
 from chestxray.images.exchange import EXCHANGED_FROM, EXCHANGES, OTHER, OWN, condition, donors_of, exchanged
-from chestxray.images.preprocess import Plane, preprocess
+from chestxray.images.preprocess import preprocess
 from chestxray.images.shifts import SHIFTS, shifted
 from chestxray.inference.batch import GROUP
 from chestxray.inference.predictor import Predictor
@@ -237,14 +238,14 @@ def _difference(own: Statistic, other: Statistic) -> Statistic:
     return lambda weights: {"gap": own(weights)["auroc"] - other(weights)["auroc"]}
 
 
-def _groups(patients: Sequence[str]) -> npt.NDArray[np.int64]:
+def _groups(patients: Sequence[str]) -> Int64Array:
     """Return the patient of each film, counted from 0; a film of an unknown patient counts as one of its own."""
     names = [patient or f"film {index}" for index, patient in enumerate(patients)]
-    groups: npt.NDArray[np.int64] = np.unique(np.array(names), return_inverse=True)[1]
+    groups: Int64Array = np.unique(np.array(names), return_inverse=True)[1]
     return groups
 
 
-def pooled(labels: npt.ArrayLike, logits: Logits) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float64]]:
+def pooled(labels: npt.ArrayLike, logits: Logits) -> tuple[npt.NDArray[np.int8], Float64Array]:
     """Return every film, unchanged and under every shift, as one set: labels and logits of shape (n * shifts,)."""
     values = np.concatenate([np.asarray(one, dtype=np.float64) for one in logits.values()])
     return np.tile(np.asarray(labels, dtype=np.int8), len(logits)), values
@@ -306,10 +307,10 @@ def predict_under_stress(
     return stress, reliance(labels, [film.patient_id for film in films], logits, calibration, point)
 
 
-def _plane(film: Film, preprocessing: Preprocessing) -> Plane:
+def _plane(film: Film, preprocessing: Preprocessing) -> UInt8Array:
     return preprocess(read_film(film), name_of(film), *preprocessing.size, preprocessing.resize, preprocessing.levels)
 
 
-def _logits(predictor: Predictor, planes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+def _logits(predictor: Predictor, planes: UInt8Array) -> Float64Array:
     batches = np.array_split(planes, -(-len(planes) // GROUP))
     return np.concatenate([predictor.logits(batch)[0] for batch in batches]).astype(np.float64)

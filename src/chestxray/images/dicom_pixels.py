@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from chestxray.arrays import BoolArray, Float64Array
 from chestxray.errors import MissingExtra, TruncatedFilm, UnreadableFilm
 from chestxray.images.radiograph import Pixels
 from chestxray.images.raster import intact_jpeg
@@ -228,7 +229,6 @@ def _by_libjpeg_turbo(coded: bytes, syntax: Syntax, frame: Frame) -> bytes:
 
 # --------------------------------------------------------------------------- grey levels
 
-Levels = npt.NDArray[np.float64]
 Stored = npt.NDArray[np.integer[Any]]
 
 WHITE_16_BIT: Final = 65535
@@ -283,7 +283,7 @@ def _has(header: Any, *names: str) -> bool:
     return any(header.get(name) not in (None, "", []) for name in names)
 
 
-def _padding(values: Levels, header: Any) -> npt.NDArray[np.bool_]:
+def _padding(values: Float64Array, header: Any) -> BoolArray:
     """Return which stored values are padding of the frame. Source: PS3.3 C.7.5.1.1.2."""
     if not _has(header, "PixelPaddingValue"):
         return np.zeros(values.shape, bool)
@@ -325,7 +325,7 @@ def number_of(header: Any, name: str, notes: list[str]) -> float | None:
     return None
 
 
-def _window(header: Any, values: Levels, notes: list[str]) -> Levels | None:
+def _window(header: Any, values: Float64Array, notes: list[str]) -> Float64Array | None:
     """Return levels from black 0 to white 1 by the file's first window or VOI LUT; None if the file has none.
 
     Source: PS3.3 C.11.2.1.1 (VOI LUT), C.11.2.1.2.1 (linear), C.11.2.1.3.1 (sigmoid), C.11.2.1.3.2 (linear exact).
@@ -343,33 +343,33 @@ def _window(header: Any, values: Levels, notes: list[str]) -> Levels | None:
     return function(values, centre, width)
 
 
-def _linear(values: Levels, centre: float, width: float) -> Levels:
+def _linear(values: Float64Array, centre: float, width: float) -> Float64Array:
     if width <= 1:
         return (values > centre - 0.5).astype(np.float64)
     return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0.0, 1.0)
 
 
-def _linear_exact(values: Levels, centre: float, width: float) -> Levels:
+def _linear_exact(values: Float64Array, centre: float, width: float) -> Float64Array:
     return np.clip((values - centre) / width + 0.5, 0.0, 1.0)
 
 
-def _sigmoid(values: Levels, centre: float, width: float) -> Levels:
+def _sigmoid(values: Float64Array, centre: float, width: float) -> Float64Array:
     return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - centre) / width, -700.0, 700.0)))  # exp(710) overflows
 
 
 WINDOWS: Final = {"LINEAR": _linear, "LINEAR_EXACT": _linear_exact, "SIGMOID": _sigmoid}
 
 
-def _spread(values: Levels, occurs: npt.NDArray[np.bool_]) -> Levels:
+def _spread(values: Float64Array, occurs: BoolArray) -> Float64Array:
     """Scale values linearly from the least to the greatest that occurs."""
     seen = values[occurs]
     if seen.size == 0 or seen.max() == seen.min():
         return np.zeros(values.shape)
-    spread: Levels = (values - seen.min()) / (seen.max() - seen.min())
+    spread: Float64Array = (values - seen.min()) / (seen.max() - seen.min())
     return spread
 
 
-def _presented(shown: Levels, header: Any, *, inverted: bool) -> Levels:
+def _presented(shown: Float64Array, header: Any, *, inverted: bool) -> Float64Array:
     """Apply the presentation LUT or shape, and MONOCHROME1.
 
     A MONOCHROME1 film also states the shape INVERSE (PS3.3 C.8.11.3.1.2): both have the same meaning, so the film is
@@ -386,7 +386,7 @@ def _presented(shown: Levels, header: Any, *, inverted: bool) -> Levels:
     return shown
 
 
-def _looked_up(values: Levels, item: Any) -> tuple[Levels, float]:
+def _looked_up(values: Float64Array, item: Any) -> tuple[Float64Array, float]:
     """Look values up in a table of the file; return them with the table's white. Values beyond its ends take the end.
 
     Source: PS3.3 C.11.1.1.1: the descriptor gives the number of entries (0 for 65,536), the first value that is

@@ -23,9 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-Planes = npt.NDArray[np.uint8]
-Rows = npt.NDArray[np.intp]
-FloatArray = npt.NDArray[np.float64]
+from chestxray.arrays import BoolArray, Float64Array, IndexArray, UInt8Array
 
 LEVELS: Final = 256  # grey levels of a uint8 pixel
 
@@ -48,25 +46,25 @@ class Exchange(NamedTuple):
 
     name: str
     what: str
-    apply: Callable[[Planes, Planes], Planes]
+    apply: Callable[[UInt8Array, UInt8Array], UInt8Array]
     trained: bool
 
 
-def grey_levels(film: Planes, donor: Planes) -> Planes:
+def grey_levels(film: UInt8Array, donor: UInt8Array) -> UInt8Array:
     """Match the film's histogram to the donor's, so that each level keeps its rank."""
     ranks, levels = _ranks(donor), np.flatnonzero(np.bincount(donor.ravel(), minlength=LEVELS))
-    matched: Planes = np.interp(_ranks(film), ranks[levels], levels).round().astype(np.uint8)[film]
+    matched: UInt8Array = np.interp(_ranks(film), ranks[levels], levels).round().astype(np.uint8)[film]
     return matched
 
 
-def _ranks(film: Planes) -> FloatArray:
+def _ranks(film: UInt8Array) -> Float64Array:
     """Return the fraction of pixels below each grey level, those at the level counting half: shape (LEVELS,)."""
     counts = np.bincount(film.ravel(), minlength=LEVELS)
-    ranks: FloatArray = (np.cumsum(counts) - counts / 2) / film.size
+    ranks: Float64Array = (np.cumsum(counts) - counts / 2) / film.size
     return ranks
 
 
-def ring(film: Planes, donor: Planes) -> Planes:
+def ring(film: UInt8Array, donor: UInt8Array) -> UInt8Array:
     """Replace the film's outer ring by the donor's."""
     width = max(1, round(film.shape[0] * RING))
     out = donor.copy()
@@ -74,23 +72,23 @@ def ring(film: Planes, donor: Planes) -> Planes:
     return out
 
 
-def grey_levels_and_ring(film: Planes, donor: Planes) -> Planes:
+def grey_levels_and_ring(film: UInt8Array, donor: UInt8Array) -> UInt8Array:
     """Match the histogram, then replace the ring."""
     return ring(grey_levels(film, donor), donor)
 
 
-def low_frequencies(film: Planes, donor: Planes) -> Planes:
+def low_frequencies(film: UInt8Array, donor: UInt8Array) -> UInt8Array:
     """Replace the amplitudes of the lowest frequencies by the donor's; the film's phases stay."""
     own, other = np.fft.rfft2(film.astype(np.float64)), np.fft.rfft2(donor.astype(np.float64))
     height, width = film.shape
     down, across = np.fft.fftfreq(height, 1 / height)[:, None], np.arange(own.shape[1])[None]
     amplitude = np.where(down**2 + across**2 <= LOWEST**2, np.abs(other), np.abs(own))
     mixed = np.fft.irfft2(amplitude * np.exp(1j * np.angle(own)), (height, width))
-    levels: Planes = mixed.round().clip(0, LEVELS - 1).astype(np.uint8)
+    levels: UInt8Array = mixed.round().clip(0, LEVELS - 1).astype(np.uint8)
     return levels
 
 
-def corners(film: Planes, donor: Planes) -> Planes:
+def corners(film: UInt8Array, donor: UInt8Array) -> UInt8Array:
     """Replace the four corners by the donor's, with any text and markers in them."""
     side = max(1, round(film.shape[0] * CORNER))
     out = film.copy()
@@ -100,7 +98,7 @@ def corners(film: Planes, donor: Planes) -> Planes:
     return out
 
 
-def framing(film: Planes, donor: Planes) -> Planes:
+def framing(film: UInt8Array, donor: UInt8Array) -> UInt8Array:
     """Move and stretch the film so that its body has the margins and the proportions of the donor's."""
     (top, bottom, left, right), (above, below, before, behind) = body_of(film), body_of(donor)
     down, across = (bottom - top) / (below - above), (right - left) / (behind - before)
@@ -113,10 +111,10 @@ def framing(film: Planes, donor: Planes) -> Planes:
     return np.asarray(moved)
 
 
-def body_of(film: Planes) -> tuple[int, int, int, int]:
+def body_of(film: UInt8Array) -> tuple[int, int, int, int]:
     """Return the box of the body: first row, row after the last, first column, column after the last.
 
-    Rows and columns at an edge are margin if most of their pixels are dark; a film without a bright middle has no
+    IndexArray and columns at an edge are margin if most of their pixels are dark; a film without a bright middle has no
     margin.
     """
     least = BODY_FROM * float(np.percentile(film, _BRIGHT))
@@ -151,7 +149,7 @@ def donors_of(
     pool_labels: npt.ArrayLike,
     exchange: Exchange,
     of: str,
-) -> Rows:
+) -> IndexArray:
     """Choose each film's donor by its hash alone: the same films and pool always give the same donors.
 
     Args:
@@ -185,7 +183,7 @@ def condition(exchange: Exchange, of: str) -> str:
     return f"{exchange.name}/{of}"
 
 
-def exchanged(planes: Planes, donors: Planes, exchange: Exchange, which: npt.NDArray[np.bool_] | None = None) -> Planes:
+def exchanged(planes: UInt8Array, donors: UInt8Array, exchange: Exchange, which: BoolArray | None = None) -> UInt8Array:
     """Return films that took one property from their donors.
 
     Args:

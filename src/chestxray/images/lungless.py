@@ -13,18 +13,16 @@ from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageFilter
 from PIL.JpegImagePlugin import JpegImageFile
 
+from chestxray.arrays import Float32Array, UInt8Array
 from chestxray.errors import FilmError
 from chestxray.images.decode import decode, format_of
 from chestxray.images.dicom import elements, open_data_set
-from chestxray.images.preprocess import Plane, resample
+from chestxray.images.preprocess import resample
 from chestxray.images.radiograph import Radiograph
 from chestxray.schema import Resize
-
-Numbers = npt.NDArray[np.float32]
 
 SIDE: Final = 240  # pixels: side of the square to which every film is scaled
 CELL: Final = 12  # pixels: side of a cell of the border
@@ -63,7 +61,7 @@ class Lungless(NamedTuple):
         texts: text values of the file's header, by name ("format", "model"); empty values are left out.
     """
 
-    numbers: dict[str, Numbers]
+    numbers: dict[str, Float32Array]
     texts: dict[str, str]
 
 
@@ -81,7 +79,7 @@ def lungless(data: bytes, source: str) -> Lungless:
 # --------------------------------------------------------------------------- the picture's border
 
 
-def frame(plane: Plane) -> Numbers:
+def frame(plane: UInt8Array) -> Float32Array:
     """Return brightness of the border's cells, and width of the black margin at each edge; shape (208,).
 
     A cell's mean grey is relative to the film's own scale, so that a darker exposure has the same frame.
@@ -91,7 +89,7 @@ def frame(plane: Plane) -> Numbers:
     return np.concatenate([(cells - low) / max(float(high - low), _FAINTEST), _margins(plane)]).astype(np.float32)
 
 
-def _margins(plane: Plane) -> Numbers:
+def _margins(plane: UInt8Array) -> Float32Array:
     """Return the black rows or columns at the left, right, upper and lower edge, at most the border's width."""
     margins = []
     for levels in (plane.mean(axis=0), plane.mean(axis=1)):
@@ -101,7 +99,7 @@ def _margins(plane: Plane) -> Numbers:
     return np.array(margins, dtype=np.float32)
 
 
-def marks(plane: Plane) -> Numbers:
+def marks(plane: UInt8Array) -> Float32Array:
     """Return how far the brightest stroke of each border cell stands out from its neighbourhood, shape (204,).
 
     Letters, arrows and wires are a few pixels wide; a rib or the edge of the patient is wider.
@@ -110,11 +108,11 @@ def marks(plane: Plane) -> Numbers:
     round_it = np.asarray(image.filter(ImageFilter.BoxBlur(_STROKE)), dtype=np.int16)
     strokes = (plane.astype(np.int16) - round_it).clip(0)
     brightest = strokes.astype(np.float32).reshape(CELLS, CELL, CELLS, CELL).max(axis=(1, 3))
-    found: Numbers = brightest[_BORDER_OF_CELLS]
+    found: Float32Array = brightest[_BORDER_OF_CELLS]
     return found
 
 
-def grey_levels(plane: Plane) -> Numbers:
+def grey_levels(plane: UInt8Array) -> Float32Array:
     """Return quantiles of the border's grey levels, fractions of black and white, and number of levels; shape (14,)."""
     counts = np.bincount(plane[_BORDER_OF_PIXELS], minlength=256)
     below = np.cumsum(counts) / counts.sum()
@@ -124,7 +122,7 @@ def grey_levels(plane: Plane) -> Numbers:
     return np.concatenate([quantiles, extremes]).astype(np.float32)
 
 
-def sharpness(plane: Plane) -> Numbers:
+def sharpness(plane: UInt8Array) -> Float32Array:
     """Return gradients and spectra along the border, which compression and enlarging smooth; shape (28,)."""
     levels = plane.astype(np.float32)
     across, down = np.abs(np.diff(levels, axis=1)), np.abs(np.diff(levels, axis=0))
@@ -140,7 +138,7 @@ def sharpness(plane: Plane) -> Numbers:
 
 
 # One row for each group of features from the picture's border.
-PICTURE_GROUPS: Final[dict[str, Callable[[Plane], Numbers]]] = {
+PICTURE_GROUPS: Final[dict[str, Callable[[UInt8Array], Float32Array]]] = {
     "frame": frame,
     "marks": marks,
     "grey": grey_levels,
@@ -152,7 +150,7 @@ GROUPS: Final = (*PICTURE_GROUPS, "size", "file")
 # --------------------------------------------------------------------------- the file
 
 
-def _file(data: bytes, source: str, film: Radiograph) -> tuple[Numbers, dict[str, str]]:
+def _file(data: bytes, source: str, film: Radiograph) -> tuple[Float32Array, dict[str, str]]:
     """Return the header's numbers (channels, bits, quantisation, density) and its texts."""
     form = format_of(data, source).name
     numbers = [float(film.channels), float(film.bit_depth), np.nan, np.nan, np.nan]

@@ -9,15 +9,12 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from chestxray.arrays import Float32Array, UInt8Array
 from chestxray.images.decode import decode
-from chestxray.images.radiograph import Box, Pixels
+from chestxray.images.radiograph import FrameBox, Pixels
 from chestxray.schema import Levels, Preprocessing, Resize
-
-Plane = npt.NDArray[np.uint8]
-Exact = npt.NDArray[np.float32]
 
 WHITE: Final = 255
 MARGIN: Final = 10  # a tenth of each side, where collimators, markers and the air beside the patient are
@@ -27,7 +24,7 @@ RANKED: Final = 0.7  # weight of the rank in an equalised film's level; the rest
 
 def preprocess(
     data: bytes, source: str, height: int, width: int, resize: Resize, levels: Levels = Levels.STORED
-) -> Plane:
+) -> UInt8Array:
     """Turn the bytes of one film into the network's input: shape (height, width), uint8.
 
     Raises: the errors of ``decode``.
@@ -41,9 +38,9 @@ def resample(
     height: int,
     width: int,
     resize: Resize,
-    frame: Box | None = None,
+    frame: FrameBox | None = None,
     levels: Levels = Levels.STORED,
-) -> Plane:
+) -> UInt8Array:
     """Scale to (height, width) by an antialiased triangle filter; nothing is rounded before the last step.
 
     Args:
@@ -60,7 +57,7 @@ def resample(
     else:
         box = _central_box(frame, height / width) if resize is Resize.CROP else frame
         scaled, shown = image.resize((width, height), Image.Resampling.BILINEAR, box), (0, 0, width, height)
-    exact: Exact = np.asarray(scaled) * np.float32(WHITE / np.iinfo(pixels.dtype).max)
+    exact: Float32Array = np.asarray(scaled) * np.float32(WHITE / np.iinfo(pixels.dtype).max)
     if levels is Levels.STORED:
         return np.rint(exact).clip(0, WHITE).astype(np.uint8)
     left, upper, right, lower = shown
@@ -72,7 +69,7 @@ def resample(
     return plane
 
 
-def levelled(exact: Exact | Plane, levels: Levels) -> Plane:
+def levelled(exact: Float32Array | UInt8Array, levels: Levels) -> UInt8Array:
     """Map a film's grey levels to one common scale, so that gain, offset and depth of its file do not matter.
 
     The darkest and the brightest hundredth of the film's middle become black and white, and the levels between are
@@ -94,19 +91,17 @@ def levelled(exact: Exact | Plane, levels: Levels) -> Plane:
     places = [round(last * DARKEST), round(last * (1 - DARKEST))]
     low, high = np.sort(inside)[places].astype(np.float64)  # for so few numbers faster than np.partition
     gain = WHITE / (high - low) if high > low else 0.0
-    stretched: Plane = np.rint((exact - low) * gain).clip(0, WHITE).astype(np.uint8)
+    stretched: UInt8Array = np.rint((exact - low) * gain).clip(0, WHITE).astype(np.uint8)
     if levels is Levels.STRETCHED:
         return stretched
     counts = np.bincount(stretched[middle].ravel(), minlength=WHITE + 1)
     ranks = (np.cumsum(counts) - counts / 2) / inside.size * WHITE
     table = np.rint((1 - RANKED) * np.arange(WHITE + 1) + RANKED * ranks).astype(np.uint8)
-    equalised: Plane = np.take(table, stretched)
+    equalised: UInt8Array = np.take(table, stretched)
     return equalised
 
 
-def onto_film(
-    values: npt.NDArray[np.float32], film_size: tuple[int, int], preprocessing: Preprocessing
-) -> npt.NDArray[np.float32]:
+def onto_film(values: Float32Array, film_size: tuple[int, int], preprocessing: Preprocessing) -> Float32Array:
     """Map values over the network's input back onto the film: the inverse of ``resample``.
 
     Args:
@@ -135,7 +130,7 @@ def onto_film(
 
 
 def _letterboxed(
-    image: Image.Image, height: int, width: int, frame: Box
+    image: Image.Image, height: int, width: int, frame: FrameBox
 ) -> tuple[Image.Image, tuple[int, int, int, int]]:
     """Return the film between black bars, and its position."""
     left, upper, right, lower = frame
@@ -148,7 +143,7 @@ def _letterboxed(
     return canvas, (left, upper, left + inner[0], upper + inner[1])
 
 
-def _central_box(frame: Box, aspect: float) -> Box:
+def _central_box(frame: FrameBox, aspect: float) -> FrameBox:
     """Return the largest central box of that height / width within a frame: left, upper, right, lower."""
     left, upper, right, lower = frame
     width, height = right - left, lower - upper

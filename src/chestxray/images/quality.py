@@ -8,9 +8,9 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from chestxray.arrays import Int64Array
 from chestxray.images.decode import Pixels, Radiograph
 from chestxray.schema import Verdict
 
@@ -176,7 +176,7 @@ def deviation_of(pixels: Pixels) -> float:
     return float(np.sqrt(counts @ (levels - mean) ** 2 / pixels.size))
 
 
-def counts_of(pixels: Pixels) -> npt.NDArray[np.int64]:
+def counts_of(pixels: Pixels) -> Int64Array:
     """Return how often each grey level occurs; 8 bits are counted by Pillow, in half of NumPy's time.
 
     Args:

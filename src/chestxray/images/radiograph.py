@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from chestxray.arrays import UInt8Array
 from chestxray.errors import FilmTooLarge
 
-Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-Box = tuple[float, float, float, float]
+Pixels = UInt8Array | npt.NDArray[np.uint16]
+FrameBox = tuple[float, float, float, float]
 
 MAX_BYTES: Final = 64 * 2**20  # bytes of one film's file
 MAX_PIXELS: Final = 64_000_000  # rows x columns x frames x samples; the largest flat panels give about 18 million
@@ -51,7 +52,7 @@ class Radiograph:
     channels: int
     bit_depth: int
     coloured: float
-    frame: Box | None = None
+    frame: FrameBox | None = None
     modality: str = ""
     photometric: str = ""
     view_position: str = ""
@@ -74,7 +75,7 @@ def check_pixels(source: str, width: int, height: int, samples: int = 1, frames:
         )
 
 
-def grey_of_colour(colour: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], float]:
+def grey_of_colour(colour: UInt8Array) -> tuple[UInt8Array, float]:
     """Return luminance (ITU-R BT.601), and the fraction of pixels that are visibly coloured.
 
     Args:

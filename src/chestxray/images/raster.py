@@ -27,8 +27,9 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from chestxray.arrays import UInt8Array
 from chestxray.errors import FilmTooLarge, TruncatedFilm, UnreadableFilm, UnsupportedFormat
-from chestxray.images.radiograph import Box, Pixels, Radiograph, check_pixels, grey_of_colour
+from chestxray.images.radiograph import FrameBox, Pixels, Radiograph, check_pixels, grey_of_colour
 
 # Little and big endian, each as classic TIFF and as BigTIFF.
 TIFF_MAGIC: Final = frozenset({b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"})
@@ -110,7 +111,7 @@ def read_jpeg(data: bytes, source: str, at_least: tuple[int, int] | None) -> Rad
     return Radiograph(grey, width, height, channels, 8, coloured, frame)
 
 
-def intact_jpeg(data: bytes, colours: str, size: tuple[int, int], factor: int = 1) -> npt.NDArray[np.uint8]:
+def intact_jpeg(data: bytes, colours: str, size: tuple[int, int], factor: int = 1) -> UInt8Array:
     """Return the pixels of an undamaged JPEG: shape (rows, columns, samples), rounded up if reduced.
 
     Args:
@@ -123,7 +124,7 @@ def intact_jpeg(data: bytes, colours: str, size: tuple[int, int], factor: int = 
     libjpeg may take for pixels.
     """
     width, height = (-(-side // factor) for side in size)
-    pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(
+    pixels: UInt8Array = simplejpeg.decode_jpeg(
         data, colours, min_height=height, min_width=width, min_factor=factor, strict=True
     )
     if _overwritten(data):
@@ -172,7 +173,7 @@ def _scans_of_frequencies(data: bytes) -> Iterator[tuple[int, int]]:
             yield begin, codes if codes >= 0 else following
 
 
-def _grey_of_jpeg(pixels: npt.NDArray[np.uint8], orientation: int, *, inverted: bool) -> tuple[Pixels, float]:
+def _grey_of_jpeg(pixels: UInt8Array, orientation: int, *, inverted: bool) -> tuple[Pixels, float]:
     """Return grey levels, upright, and the fraction of coloured pixels.
 
     Args:
@@ -427,7 +428,7 @@ def page_of(data: bytes, page: int, source: str) -> bytes:
     return bytes(alone)
 
 
-def _upright_frame(width: float, height: float, picture: tuple[int, int], orientation: int) -> Box:
+def _upright_frame(width: float, height: float, picture: tuple[int, int], orientation: int) -> FrameBox:
     """Return the position of a film, of that size in reduced pixels, within its upright reduced picture.
 
     The JPEG decoder rounds sizes up: its last row and column may lie partly outside the film, on the sides

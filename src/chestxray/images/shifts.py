@@ -19,10 +19,10 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-Planes = npt.NDArray[np.uint8]
+from chestxray.arrays import UInt8Array
+
 Picture = Image.Image
 Random = np.random.Generator
 
@@ -181,7 +181,7 @@ SHIFTS: Final = (
 )
 
 
-def shifted(planes: Planes, keys: Sequence[str], shift: Shift) -> Planes:
+def shifted(planes: UInt8Array, keys: Sequence[str], shift: Shift) -> UInt8Array:
     """Return films under one shift.
 
     Args:

@@ -24,7 +24,7 @@ from chestxray.inference.journal import FilmResult, Journal
 from chestxray.inference.ood import Prepared
 from chestxray.inference.predictor import Predictor, label_at
 from chestxray.metrics.calibration import calibrated
-from chestxray.metrics.scores import Row, check_table, write_table
+from chestxray.metrics.scores import ScoreRow, check_table, write_table
 from chestxray.progress import ProgressCallback, no_progress
 from chestxray.schema import BundleInfo, Film, Gate, OperatingPoint, Prediction
 
@@ -318,7 +318,7 @@ def _digest_of(journal: Journal, info: BundleInfo, point: OperatingPoint) -> str
     return digest.hexdigest()
 
 
-def _rows(journal: Journal, info: BundleInfo, point: OperatingPoint, calls: Counter[str]) -> Iterator[Row]:
+def _rows(journal: Journal, info: BundleInfo, point: OperatingPoint, calls: Counter[str]) -> Iterator[ScoreRow]:
     answers = journal.answers()
     while some := tuple(islice(answers, CALIBRATED_AT_ONCE)):
         probabilities = _probabilities([results for _, results in some], info)
@@ -337,7 +337,7 @@ def _probabilities(results: Sequence[FilmResult], info: BundleInfo) -> list[floa
 
 def _row(
     film: Film, sha256: str, probability: float | None, label: str | None, reason: str, notes: Sequence[str]
-) -> Row:
+) -> ScoreRow:
     """Return one row of the table, with the columns ``scores.COLUMNS``."""
     return (
         film.path,

@@ -17,13 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, PngImagePlugin
 
+from chestxray.arrays import Float32Array, Float64Array, UInt8Array
 from chestxray.images.decode import decode
-from chestxray.images.preprocess import Plane, onto_film, resample
+from chestxray.images.preprocess import onto_film, resample
 from chestxray.images.radiograph import Radiograph
 from chestxray.schema import BundleInfo, Preprocessing, Resize
-
-FloatArray = npt.NDArray[np.floating]
-Float32Array = npt.NDArray[np.float32]
 
 FILM: Final = "Source"  # the PNG text chunk that names the film
 LONG_SIDE: Final = 512  # pixels of the overlay; the map under it has about ten cells a side
@@ -58,7 +56,7 @@ ALPHA: Final = np.array(
 )  # strength to alpha: the film stays readable
 
 
-def strength_of(activation: FloatArray, info: BundleInfo) -> Float32Array:
+def strength_of(activation: npt.NDArray[np.floating], info: BundleInfo) -> Float32Array:
     """Return how strongly each cell argues for pneumonia, on the scale of the drawing.
 
     The evidence of a cell is its contribution to the calibrated log-odds: its activation and an equal part of the
@@ -129,7 +127,7 @@ def _table() -> npt.NDArray[np.uint32]:
     return colours.view(np.uint32)[:, 0]
 
 
-def _lines(spread: Float32Array) -> npt.NDArray[np.float64]:
+def _lines(spread: Float32Array) -> Float64Array:
     """Return opaque lines, two pixels wide, where the strength crosses a contour level."""
     level = np.digitize(spread, CONTOURS)
     padded = np.pad(level, 1, mode="edge")
@@ -176,7 +174,7 @@ def film_png(data: bytes, source: str, long_side: int = FILM_SIDE) -> bytes:
     return out.getvalue()
 
 
-def _drawn(film: Radiograph, long_side: int) -> Plane:
+def _drawn(film: Radiograph, long_side: int) -> UInt8Array:
     scale = min(1.0, long_side / max(film.width, film.height))
     width, height = max(1, round(film.width * scale)), max(1, round(film.height * scale))
     if film.pixels.dtype == np.uint8:  # rounded to levels in between, which nobody sees and which is four times faster

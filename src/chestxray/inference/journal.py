@@ -70,7 +70,7 @@ class FilmResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class JournalFilm:
     """A film of the source, and the stamp of its file at the time of listing."""
 
     position: int
@@ -151,7 +151,7 @@ class Journal:
         """Return the number of films that had no answer when they were listed."""
         return self._count("temp.pending")
 
-    def groups(self, size: int) -> Iterator[tuple[Listed, ...]]:
+    def groups(self, size: int) -> Iterator[tuple[JournalFilm, ...]]:
         """Yield the films without an answer, in groups that share a forward pass.
 
         A group is cut at multiples of ``size`` of the source's rows, so the groups do not depend on what an interrupted
@@ -162,7 +162,7 @@ class Journal:
         for _, rows in groupby(self._pages(wanted, size), lambda row: row[0] // size):
             yield tuple(starmap(_listed, rows))
 
-    def record(self, group: Sequence[Listed], results: Sequence[FilmResult]) -> None:
+    def record(self, group: Sequence[JournalFilm], results: Sequence[FilmResult]) -> None:
         """Store the results of a group, all of them in one transaction."""
         pairs = tuple(zip(group, results, strict=True))
         read = [(listed, found) for listed, found in pairs if found.sha256]
@@ -222,6 +222,6 @@ class Journal:
         return count
 
 
-def _listed(position: int, path: bytes, label: str, patient_id: str, cause: str, split: str, stamp: str) -> Listed:
+def _listed(position: int, path: bytes, label: str, patient_id: str, cause: str, split: str, stamp: str) -> JournalFilm:
     film = Film(path=os.fsdecode(path), label=label, patient_id=patient_id, cause=cause, split=split)
-    return Listed(position, film, stamp)
+    return JournalFilm(position, film, stamp)

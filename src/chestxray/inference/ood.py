@@ -23,18 +23,16 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from chestxray.arrays import Float32Array, Float64Array, UInt8Array
 from chestxray.errors import BundleInvalid
 from chestxray.images.decode import decode
-from chestxray.images.preprocess import Plane, resample
+from chestxray.images.preprocess import resample
 from chestxray.images.quality import objection_to
 from chestxray.images.radiograph import Radiograph
 from chestxray.inference.bundle import Bundle
 from chestxray.schema import Gate, Preprocessing
-
-Float32Array = npt.NDArray[np.float32]
 
 GATE: Final = "gate.json"
 GATE_VERSION: Final = 2
@@ -58,7 +56,7 @@ MONTHS_A_YEAR: Final = 12
 FEWEST: Final = 2  # an age is stated in the largest unit of which it has at least so many
 
 # Changes that are tried on a refused picture: if one of them makes it look like a chest film, the reason says so.
-REMEDIES: Final[tuple[tuple[Callable[[Plane], Plane], str], ...]] = (
+REMEDIES: Final[tuple[tuple[Callable[[UInt8Array], UInt8Array], str], ...]] = (
     (lambda film: np.rot90(film, 1), "it looks like a chest film turned by 90 degrees to the right. Turn it back"),
     (lambda film: np.rot90(film, -1), "it looks like a chest film turned by 90 degrees to the left. Turn it back"),
     (lambda film: np.rot90(film, 2), "it looks like a chest film that stands upside down. Turn it"),
@@ -130,7 +128,7 @@ class Looks:
         ]
         object.__setattr__(self, "_by_place", tuple(by_place))
 
-    def logits(self, pictures: Plane) -> Float32Array:
+    def logits(self, pictures: UInt8Array) -> Float32Array:
         """Return the logits of "film" and of each kind: shape (n, kinds + 1).
 
         Args:
@@ -153,15 +151,15 @@ class Looks:
         scores: Float32Array = features.reshape(number, -1) @ self.dense + self.dense_bias
         return scores
 
-    def log_odds(self, pictures: Plane) -> npt.NDArray[np.float64]:
+    def log_odds(self, pictures: UInt8Array) -> Float64Array:
         """Return the log-odds that each picture is no film: shape (n,)."""
         scores = self.logits(pictures).astype(np.float64)
         highest = scores[:, 1:].max(axis=1)
         others = highest + np.log(np.exp(scores[:, 1:] - highest[:, None]).sum(axis=1))
-        odds: npt.NDArray[np.float64] = others - scores[:, 0]
+        odds: Float64Array = others - scores[:, 0]
         return odds
 
-    def kind(self, picture: Plane) -> str:
+    def kind(self, picture: UInt8Array) -> str:
         """Return the likeliest kind other than film of a picture, shape (PICTURE_SIDE, PICTURE_SIDE)."""
         return self.kinds[int(self.logits(picture[None])[0, 1:].argmax())]
 
@@ -230,7 +228,7 @@ class OODDetector:
         if not all(np.isfinite(getattr(self, name)).all() for name in ARRAYS):
             raise ValueError("an array holds something else than numbers")
 
-    def score(self, plane: Plane) -> float:
+    def score(self, plane: UInt8Array) -> float:
         """Return the score of a picture, 0 to 1; it is refused above ``REFUSED_ABOVE``.
 
         Args:
@@ -238,7 +236,7 @@ class OODDetector:
         """
         return float(self.scores([plane])[0])
 
-    def scores(self, planes: Sequence[Plane]) -> npt.NDArray[np.float64]:
+    def scores(self, planes: Sequence[UInt8Array]) -> Float64Array:
         """Return the scores, shape (n,): the largest distance relative to its limit, where 0.5 is at the limit.
 
         Args:
@@ -246,20 +244,20 @@ class OODDetector:
         """
         return self.scores_of(self.distances(planes))
 
-    def scores_of(self, distances: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def scores_of(self, distances: Float64Array) -> Float64Array:
         """Return the scores of distances that ``distances`` returned."""
         limits = self.all_limits
         units = np.array([LOG_ODDS, *(SHARE * limits[1:3]), LOG_ODDS])[: len(limits)]
         beyond = ((distances - limits) / units).max(axis=1)
-        shares: npt.NDArray[np.float64] = 1.0 / (1.0 + np.exp(-beyond.clip(-30.0, 30.0)))
+        shares: Float64Array = 1.0 / (1.0 + np.exp(-beyond.clip(-30.0, 30.0)))
         return shares
 
     @property
-    def all_limits(self) -> npt.NDArray[np.float64]:
+    def all_limits(self) -> Float64Array:
         """Limits of the three distances, and of the fourth if there is one."""
         return np.array([*self.limits, *([self.looks.limit] if self.looks else [])], dtype=np.float64)
 
-    def distances(self, planes: Sequence[Plane]) -> npt.NDArray[np.float64]:
+    def distances(self, planes: Sequence[UInt8Array]) -> Float64Array:
         """Measure the distances of pictures: shape (n, 3) or (n, 4).
 
         The columns are: the log-odds; the distance from the plane of the axes, per pixel; the distance within that
@@ -278,7 +276,7 @@ class OODDetector:
         """Return the network's input, shape (n, k + 1), and the distance from the plane of the axes, shape (n,)."""
         return coded(thumbnails, self.centre, self.axes, self.deviations)
 
-    def reason(self, plane: Plane, score: float) -> str:
+    def reason(self, plane: UInt8Array, score: float) -> str:
         """Explain in words why a picture with that score is refused."""
         upright = picture(plane)
         scores = self.scores([np.ascontiguousarray(change(upright)) for change, _ in REMEDIES])
@@ -342,13 +340,13 @@ def _windows(padded: Float32Array, side: int, size: int) -> Float32Array:
     return np.ndarray(shape, np.float32, padded, strides=strides)
 
 
-def picture(plane: Plane) -> Plane:
+def picture(plane: UInt8Array) -> UInt8Array:
     """Return a picture resized to ``PICTURE_SIDE`` x ``PICTURE_SIDE`` pixels."""
     side = (PICTURE_SIDE, PICTURE_SIDE)
     return np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize(side, Image.Resampling.BILINEAR))
 
 
-def thumbnail(plane: Plane) -> Float32Array:
+def thumbnail(plane: UInt8Array) -> Float32Array:
     """Return a picture at ``SIDE`` x ``SIDE`` pixels, with mean 0 and deviation about 1: shape (p,)."""
     small = np.asarray(Image.fromarray(plane).resize((SIDE, SIDE), Image.Resampling.BILINEAR), dtype=np.float32)
     levels = (small - small.mean()).ravel()
@@ -394,7 +392,7 @@ class Gatekeeper:
         """Return the gate of a bundle; a bundle without one refuses nothing. Raises: BundleInvalid."""
         return cls(bundle.info.intended_ages, detector_of(bundle), require_age)
 
-    def predict(self, film: Radiograph, plane: Plane) -> Gate:
+    def predict(self, film: Radiograph, plane: UInt8Array) -> Gate:
         """Decide whether the model may classify a film.
 
         Args:
@@ -494,7 +492,7 @@ class Prepared:
     sha256: str
     gate: Gate
     size: tuple[int, int]
-    plane: Plane | None
+    plane: UInt8Array | None
     notes: tuple[str, ...] = ()
 
 

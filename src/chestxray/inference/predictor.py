@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any, Final, overload
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 from PIL import Image
 
+from chestxray.arrays import Float32Array, Float64Array, UInt8Array
 from chestxray.data.parallel import cores
 from chestxray.errors import BundleInvalid
-from chestxray.images.preprocess import Plane
 from chestxray.images.radiograph import Radiograph
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.heatmap import LONG_SIDE, overlay, overlay_png, strength_of
@@ -28,8 +27,6 @@ from chestxray.inference.inputs import are_many, bytes_of, in_groups
 from chestxray.inference.ood import Gatekeeper, Prepared, prepare
 from chestxray.metrics.calibration import calibrated
 from chestxray.schema import BundleInfo, Gate, Label, OperatingPoint, Prediction
-
-Float32Array = npt.NDArray[np.float32]
 
 _GRAPH_ERRORS: Final = (
     state.Fail,
@@ -143,7 +140,7 @@ class Predictor:
         """Names of the columns of ``predict_proba``, as scikit-learn calls them."""
         return tuple(label.value for label in Label)
 
-    def predict_proba(self, films: Any) -> npt.NDArray[np.float64]:
+    def predict_proba(self, films: Any) -> Float64Array:
         """Return probabilities in the form of scikit-learn's classifiers.
 
         Args:
@@ -235,7 +232,7 @@ class Predictor:
         """Decode, check and preprocess one film, as the first half of ``predict``. Raises: FilmError."""
         return prepare(data, source, self.info.preprocessing, self._gatekeeper, film)
 
-    def logits(self, planes: Plane) -> tuple[Float32Array, Float32Array]:
+    def logits(self, planes: UInt8Array) -> tuple[Float32Array, Float32Array]:
         """Run one forward pass.
 
         Args:
@@ -257,7 +254,7 @@ class Predictor:
         """
         return overlay_png(strength_of(activation, self.info), film_size, self.info.preprocessing, contours=contours)
 
-    def probabilities(self, logits: Float32Array) -> npt.NDArray[np.float64]:
+    def probabilities(self, logits: Float32Array) -> Float64Array:
         """Return the calibrated probability of pneumonia for logits of any shape."""
         return calibrated(logits, self.info.temperature, self.info.bias)
 

@@ -8,7 +8,8 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from chestxray.metrics.metrics import FloatArray, Targets, both_classes, checked
+from chestxray.arrays import Float64Array, Int64Array
+from chestxray.metrics.metrics import Targets, both_classes, checked
 from chestxray.schema import OperatingPoint
 
 MIN_TEMPERATURE: Final = 0.05
@@ -43,10 +44,10 @@ class Calibration(NamedTuple):
     bias: float
 
 
-def calibrated(logits: npt.ArrayLike, temperature: float = 1.0, bias: float = 0.0) -> FloatArray:
+def calibrated(logits: npt.ArrayLike, temperature: float = 1.0, bias: float = 0.0) -> Float64Array:
     """Return the probability of pneumonia by a ``Calibration``, without overflow; any shape."""
     scaled = (np.asarray(logits, dtype=np.float64) + bias) / temperature
-    probabilities: FloatArray = np.exp(-np.logaddexp(0.0, -scaled))
+    probabilities: Float64Array = np.exp(-np.logaddexp(0.0, -scaled))
     return probabilities
 
 
@@ -80,7 +81,7 @@ def fit_calibration(labels: npt.ArrayLike, logits: npt.ArrayLike) -> Calibration
     return Calibration(1 / inverse, _likeliest_shift(targets, values * inverse) / inverse)
 
 
-def _likeliest_shift(targets: FloatArray, logits: FloatArray) -> float:
+def _likeliest_shift(targets: Float64Array, logits: Float64Array) -> float:
     """Return the number to add to all logits so that their mean probability equals that of the targets."""
     reach = float(np.abs(logits).max()) + MAX_LOG_ODDS
     wanted = float(np.mean(targets))
@@ -201,7 +202,7 @@ def brier_parts(labels: npt.ArrayLike, probabilities: npt.ArrayLike, bins: int =
     return BrierParts(apart, resolved, uncertain, brier_score(labels, probabilities) - (apart - resolved + uncertain))
 
 
-def _filled(bins: tuple[Bin, ...]) -> FloatArray:
+def _filled(bins: tuple[Bin, ...]) -> Float64Array:
     """Return count, predicted and observed of the bins that hold films: shape (k, 3)."""
     return np.array([(b.films, b.predicted, b.observed) for b in bins if b.films], dtype=np.float64)
 
@@ -277,16 +278,16 @@ def left_out(points: Sequence[OperatingPoint]) -> tuple[str, ...]:
 class _Candidates(NamedTuple):
     """Candidate thresholds, from low to high; each classifies at least one film as pneumonia."""
 
-    threshold: FloatArray
-    sensitivity: FloatArray
-    specificity: FloatArray
-    precision: FloatArray
+    threshold: Float64Array
+    sensitivity: Float64Array
+    specificity: Float64Array
+    precision: Float64Array
     # in common units, as integers, so that equal values compare equal
-    smaller: npt.NDArray[np.int64]  # of sensitivity and specificity
-    sum: npt.NDArray[np.int64]  # of both
+    smaller: Int64Array  # of sensitivity and specificity
+    sum: Int64Array  # of both
 
 
-def _candidates(positive: Targets, values: FloatArray) -> _Candidates:
+def _candidates(positive: Targets, values: Float64Array) -> _Candidates:
     distinct, which = np.unique(values, return_inverse=True)
     tp, fp = (np.cumsum(np.bincount(which[of], minlength=len(distinct))[::-1])[::-1] for of in (positive, ~positive))
     positives, negatives = tp[0], fp[0]
@@ -301,7 +302,7 @@ def _candidates(positive: Targets, values: FloatArray) -> _Candidates:
     )
 
 
-def _midway(below: FloatArray, above: FloatArray) -> FloatArray:
+def _midway(below: Float64Array, above: Float64Array) -> Float64Array:
     """Return the middle in logits; always above the lower and at most the upper score, despite rounding."""
     edge = np.finfo(np.float64).eps
     low, high = (np.clip(side, edge, 1 - edge) for side in (below, above))

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from chestxray.arrays import Float64Array
 from chestxray.errors import SourceInvalid
 from chestxray.metrics.intervals import (
     LEVEL,
@@ -30,7 +31,7 @@ from chestxray.metrics.intervals import (
     squared_error,
     wilson_interval,
 )
-from chestxray.metrics.metrics import Confusion, FloatArray, Targets, auroc, average_precision, checked
+from chestxray.metrics.metrics import Confusion, Targets, auroc, average_precision, checked
 from chestxray.metrics.scores import ScoreTable
 
 _RATES: Final = ("sensitivity", "specificity", "precision", "npv", "accuracy", "balanced_accuracy", "f1", "mcc")
@@ -211,7 +212,7 @@ def matched(ours: ScoreTable, theirs: ScoreTable) -> tuple[ScoreTable, ScoreTabl
 def _minus(ours: Statistic, theirs: Statistic) -> Statistic:
     """Return the statistic "difference of two models on the same resamples"."""
 
-    def statistic(weights: FloatArray) -> Mapping[str, FloatArray]:
+    def statistic(weights: Float64Array) -> Mapping[str, Float64Array]:
         a, b = ours(weights), theirs(weights)
         return {name: a[name] - b[name] for name in a}
 
@@ -220,8 +221,8 @@ def _minus(ours: Statistic, theirs: Statistic) -> Statistic:
 
 def _differences(
     labels: npt.ArrayLike,
-    ours: tuple[FloatArray, float],
-    theirs: tuple[FloatArray, float],
+    ours: tuple[Float64Array, float],
+    theirs: tuple[Float64Array, float],
     found: Mapping[str, Resampled],
     level: float,
 ) -> tuple[Difference, ...]:
@@ -280,7 +281,7 @@ def delong_test(labels: npt.ArrayLike, ours: npt.ArrayLike, theirs: npt.ArrayLik
 
 
 def _area_difference(
-    labels: npt.ArrayLike, ours: FloatArray, theirs: FloatArray, found: Resampled, level: float
+    labels: npt.ArrayLike, ours: Float64Array, theirs: Float64Array, found: Resampled, level: float
 ) -> Difference:
     test = delong_test(labels, ours, theirs)
     both = (auroc(labels, ours), auroc(labels, theirs))

@@ -13,9 +13,10 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from chestxray.arrays import Float64Array
 from chestxray.errors import UsageError
 from chestxray.metrics.intervals import Measure, share
-from chestxray.metrics.metrics import FloatArray, both_classes, checked
+from chestxray.metrics.metrics import both_classes, checked
 
 _MARGIN_DIGITS: Final = 9  # decimals: films at the same distance from the threshold on either side are equally certain
 COVERAGES: Final = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
@@ -49,8 +50,8 @@ class RiskCoverage:
         kept: the films kept at each of ``COVERAGES``.
     """
 
-    coverage: FloatArray
-    risk: FloatArray
+    coverage: Float64Array
+    risk: Float64Array
     area: float
     kept: tuple[CoveragePoint, ...]
 
@@ -80,10 +81,10 @@ def risk_coverage(
     return RiskCoverage(films / n, risk, area, tuple(kept))
 
 
-def _logit(probabilities: FloatArray) -> FloatArray:
+def _logit(probabilities: Float64Array) -> Float64Array:
     edge = np.finfo(np.float64).eps
     inside = np.clip(probabilities, edge, 1 - edge)
-    odds: FloatArray = np.log(inside / (1 - inside))
+    odds: Float64Array = np.log(inside / (1 - inside))
     return odds
 
 

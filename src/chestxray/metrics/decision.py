@@ -14,8 +14,9 @@ from typing import Final
 
 import numpy.typing as npt
 
+from chestxray.arrays import Float64Array
 from chestxray.metrics.intervals import Interval, Measure, Resampled, Statistic, rates
-from chestxray.metrics.metrics import Confusion, FloatArray
+from chestxray.metrics.metrics import Confusion
 
 PREVALENCES: Final = (0.01, 0.05, 0.1, 0.2, 0.5)
 
@@ -80,7 +81,7 @@ def statistic(threshold: float, labels: npt.ArrayLike, scores: npt.ArrayLike) ->
     """Return the statistic of both values at every one of ``PREVALENCES``, for resampling."""
     of_rates = rates(threshold, labels, scores)
 
-    def values(weights: FloatArray) -> Mapping[str, FloatArray]:
+    def values(weights: Float64Array) -> Mapping[str, Float64Array]:
         found = of_rates(weights)
         sensitivity, specificity = found["sensitivity"], found["specificity"]
         made = {}
@@ -92,13 +93,13 @@ def statistic(threshold: float, labels: npt.ArrayLike, scores: npt.ArrayLike) ->
     return values
 
 
-def _bayes(true: FloatArray, false: FloatArray) -> FloatArray:
+def _bayes(true: Float64Array, false: Float64Array) -> Float64Array:
     """Return ``true / (true + false)``, NaN if both are 0."""
     total = true + false
     return true / _nan_for_zero(total)
 
 
-def _nan_for_zero(values: FloatArray) -> FloatArray:
+def _nan_for_zero(values: Float64Array) -> Float64Array:
     out = values.copy()
     out[out == 0.0] = math.nan
     return out

@@ -15,8 +15,9 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from chestxray.arrays import Float64Array, Int64Array
 from chestxray.errors import DegenerateLabels
-from chestxray.metrics.metrics import Confusion, FloatArray, auroc, average_precision, both_classes, checked, midranks
+from chestxray.metrics.metrics import Confusion, auroc, average_precision, both_classes, checked, midranks
 
 LEVEL: Final = 0.95
 RESAMPLES: Final = 2_000
@@ -122,7 +123,7 @@ def delong_interval(labels: npt.ArrayLike, scores: npt.ArrayLike, level: float =
     return Interval(_sigmoid(middle - half), _sigmoid(middle + half), level, "DeLong, logit scale")
 
 
-def delong_components(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+def delong_components(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Float64Array, Float64Array]:
     """Return, for each film, the proportion of the other class's films that it is correctly ordered with, ties half.
 
     Returns: shapes (positives,) and (negatives,), each with the area under the ROC curve as its mean.
@@ -139,7 +140,7 @@ def delong_components(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Flo
 def clustered_area(
     labels: npt.ArrayLike,
     scores: npt.ArrayLike,
-    patients: npt.NDArray[np.int64],
+    patients: Int64Array,
     weights: npt.ArrayLike | None = None,
     level: float = LEVEL,
 ) -> tuple[float, Interval]:
@@ -177,7 +178,7 @@ def clustered_area(
     return found, Interval(_sigmoid(middle - half), _sigmoid(middle + half), level, "DeLong by patient, logit scale")
 
 
-def effective_number(weights: FloatArray) -> float:
+def effective_number(weights: Float64Array) -> float:
     """Return the number of equally weighted films whose mean would be as certain.
 
     Source: Kish, Survey Sampling (1965), 11.7.
@@ -185,12 +186,12 @@ def effective_number(weights: FloatArray) -> float:
     return float(weights.sum() ** 2 / np.sum(weights**2))
 
 
-def _share_below(values: FloatArray, others: FloatArray, weights: FloatArray) -> FloatArray:
+def _share_below(values: Float64Array, others: Float64Array, weights: Float64Array) -> Float64Array:
     """Return, for each value, the weighted proportion of the others that are below it, ties half."""
     order = np.argsort(others)
     total = np.concatenate([[0.0], np.cumsum(weights[order])])
     left, right = (np.searchsorted(others[order], values, side) for side in ("left", "right"))
-    share: FloatArray = (total[left] + total[right]) / (2 * total[-1])
+    share: Float64Array = (total[left] + total[right]) / (2 * total[-1])
     return share
 
 
@@ -230,7 +231,7 @@ def _sigmoid(value: float) -> float:
 
 # --------------------------------------------------------------------------- by resampling patients
 
-Statistic = Callable[[FloatArray], Mapping[str, FloatArray]]
+Statistic = Callable[[Float64Array], Mapping[str, Float64Array]]
 """Figures of many resamples at once.
 
 Takes weights, shape (resamples, n): how often each film was drawn. Gives arrays of shape (resamples,) by name,
@@ -248,7 +249,7 @@ class Resampled:
 
 def bootstrap(
     statistics: Sequence[Statistic],
-    groups: npt.NDArray[np.int64],
+    groups: Int64Array,
     *,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
@@ -264,7 +265,7 @@ def bootstrap(
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13; patients as the unit:
         Davison and Hinkley, Bootstrap Methods (1997), 3.8.
     """
-    found: dict[str, list[FloatArray]] = {}
+    found: dict[str, list[Float64Array]] = {}
     for weights in _resampled(groups, resamples, np.random.default_rng(seed)):
         for statistic in statistics:
             for name, values in statistic(weights).items():
@@ -273,7 +274,7 @@ def bootstrap(
     return {name: _percentiles(np.concatenate(parts), level, patients) for name, parts in found.items()}
 
 
-def _resampled(groups: npt.NDArray[np.int64], resamples: int, rng: np.random.Generator) -> Iterator[FloatArray]:
+def _resampled(groups: Int64Array, resamples: int, rng: np.random.Generator) -> Iterator[Float64Array]:
     """Yield how often each film was drawn, shape (up to 100, n) at a time."""
     patients = int(groups.max()) + 1
     for start in range(0, resamples, _RESAMPLES_AT_ONCE):
@@ -283,7 +284,7 @@ def _resampled(groups: npt.NDArray[np.int64], resamples: int, rng: np.random.Gen
         yield times[:, groups].astype(np.float64)
 
 
-def _percentiles(values: FloatArray, level: float, patients: int) -> Resampled:
+def _percentiles(values: Float64Array, level: float, patients: int) -> Resampled:
     defined = values[np.isfinite(values)]
     lost = len(values) - len(defined)
     if patients == 1:
@@ -308,7 +309,7 @@ def areas(labels: npt.ArrayLike, scores: npt.ArrayLike, prefix: str = "") -> Sta
     order = np.argsort(-values, kind="stable")
     starts = np.flatnonzero(np.diff(values[order], prepend=np.inf))  # the first film of each distinct score
 
-    def statistic(weights: FloatArray) -> dict[str, FloatArray]:
+    def statistic(weights: Float64Array) -> dict[str, Float64Array]:
         sorted_weights = weights[:, order]
         of_positives = sorted_weights * positive[order]
         hits = np.add.reduceat(of_positives, starts, axis=1)
@@ -332,7 +333,7 @@ def rates(threshold: float, labels: npt.ArrayLike, scores: npt.ArrayLike, prefix
     cells = np.stack([called & positive, called & ~positive, ~called & positive, ~called & ~positive], axis=1)
     cells_of_films = cells.astype(np.float64)
 
-    def statistic(weights: FloatArray) -> dict[str, FloatArray]:
+    def statistic(weights: Float64Array) -> dict[str, Float64Array]:
         tp, fp, fn, tn = (weights @ cells_of_films).T
         sensitivity, specificity = _quotient(tp, tp + fn), _quotient(tn, tn + fp)
         figures = {
@@ -357,7 +358,7 @@ def squared_error(labels: npt.ArrayLike, probabilities: npt.ArrayLike, prefix: s
     return lambda weights: {f"{prefix}brier": _quotient(weights @ errors, np.sum(weights, axis=1))}
 
 
-def _quotient(part: FloatArray, whole: FloatArray) -> FloatArray:
+def _quotient(part: Float64Array, whole: Float64Array) -> Float64Array:
     """Return ``part / whole``, NaN where the denominator is 0."""
     return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
 

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from chestxray.arrays import BoolArray, Float64Array
 from chestxray.errors import DataError, DegenerateLabels
 
-FloatArray = npt.NDArray[np.float64]
-Targets = npt.NDArray[np.bool_]
+Targets = BoolArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,17 +113,17 @@ class Confusion:
 class RocCurve(NamedTuple):
     """The ROC curve: one entry for each threshold, from infinity (no film is positive) downwards."""
 
-    false_positive_rate: FloatArray
-    true_positive_rate: FloatArray
-    thresholds: FloatArray
+    false_positive_rate: Float64Array
+    true_positive_rate: Float64Array
+    thresholds: Float64Array
 
 
 class PrecisionRecallCurve(NamedTuple):
     """The precision-recall curve: one entry for each distinct score, from the highest downwards."""
 
-    precision: FloatArray
-    recall: FloatArray
-    thresholds: FloatArray
+    precision: Float64Array
+    recall: Float64Array
+    thresholds: Float64Array
 
 
 def auroc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
@@ -168,7 +168,7 @@ def average_precision(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
     return float(np.sum(np.diff(recall, prepend=0.0) * precision))
 
 
-def net_benefit(labels: npt.ArrayLike, probabilities: npt.ArrayLike, thresholds: npt.ArrayLike) -> FloatArray:
+def net_benefit(labels: npt.ArrayLike, probabilities: npt.ArrayLike, thresholds: npt.ArrayLike) -> Float64Array:
     """Return the net benefit of acting on the model at each threshold, in true positives a film.
 
     A false alarm is weighted by the odds of the threshold: a threshold of 20% means that four false alarms are as bad
@@ -186,19 +186,19 @@ def net_benefit(labels: npt.ArrayLike, probabilities: npt.ArrayLike, thresholds:
     at = np.asarray(thresholds, dtype=np.float64)
     called = len(values) - np.searchsorted(np.sort(values), at, side="left")
     tp = int(np.sum(positive)) - np.searchsorted(np.sort(values[positive]), at, side="left")
-    benefit: FloatArray = (tp - (called - tp) * at / (1 - at)) / len(values)
+    benefit: Float64Array = (tp - (called - tp) * at / (1 - at)) / len(values)
     return benefit
 
 
-def midranks(values: FloatArray) -> FloatArray:
+def midranks(values: Float64Array) -> Float64Array:
     """Return ranks from 1; ties get the mean of their ranks: shape (n,) to shape (n,)."""
     _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
-    middle: FloatArray = (last - (counts - 1) / 2).astype(np.float64)
+    middle: Float64Array = (last - (counts - 1) / 2).astype(np.float64)
     return middle[which]
 
 
-def checked(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Targets, FloatArray]:
+def checked(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Targets, Float64Array]:
     """Return labels as booleans and scores as float64, both of shape (n,), after a check.
 
     Raises: DataError: of different length, empty, a label that is neither 0 nor 1, a score that is not finite.
@@ -215,7 +215,7 @@ def checked(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Targets, Floa
     return targets.astype(np.bool_), values
 
 
-def both_classes(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Targets, FloatArray]:
+def both_classes(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Targets, Float64Array]:
     """Return the same as ``checked``; both classes must occur. Raises: DataError, DegenerateLabels."""
     positive, values = checked(labels, scores)
     if positive.all() or not positive.any():
@@ -227,7 +227,7 @@ def both_classes(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Targets,
     return positive, values
 
 
-def _cumulative(positive: Targets, values: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _cumulative(positive: Targets, values: Float64Array) -> tuple[Float64Array, Float64Array, Float64Array]:
     """Return distinct scores from high to low, with the true and false positives at and above each."""
     order = np.argsort(-values, kind="stable")
     values, positive = values[order], positive[order]

@@ -21,9 +21,9 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 import numpy.typing as npt
 
+from chestxray.arrays import BoolArray, Float64Array, Int64Array
 from chestxray.errors import MissingExtra, SourceInvalid, UsageError
 from chestxray.files import as_cell, file_written_whole, of_cell, refuse_to_replace, write_atomically
-from chestxray.metrics.metrics import FloatArray
 from chestxray.progress import warn
 from chestxray.schema import PATIENTS_UNKNOWN, Label, Split
 
@@ -51,7 +51,7 @@ class ScoreTable:
 
     paths: tuple[str, ...]
     labels: npt.NDArray[np.int8]
-    probabilities: FloatArray
+    probabilities: Float64Array
     patients: tuple[str, ...] = ()
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -83,7 +83,7 @@ class ScoreTable:
     __hash__ = None  # type: ignore[assignment]
 
     @property
-    def groups(self) -> npt.NDArray[np.int64]:
+    def groups(self) -> Int64Array:
         """Patient of each film, counted from 0: shape (n,). A film without a patient counts as one of its own."""
         known = {name: index for index, name in enumerate(dict.fromkeys(filter(None, self.patients)))}
         alone = len(known)
@@ -93,7 +93,7 @@ class ScoreTable:
             alone += not name
         return groups
 
-    def where(self, keep: npt.NDArray[np.bool_]) -> ScoreTable:
+    def where(self, keep: BoolArray) -> ScoreTable:
         """Return the films for which ``keep``, shape (n,), is true. Raises: SourceInvalid, if there is none."""
         return self.rows(np.flatnonzero(keep).tolist())
 
@@ -108,7 +108,7 @@ class ScoreTable:
             columns={name: _picked(values, numbers) for name, values in self.columns.items()},
         )
 
-    def _check_lengths(self, labels: npt.NDArray[np.generic], probabilities: FloatArray) -> None:
+    def _check_lengths(self, labels: npt.NDArray[np.generic], probabilities: Float64Array) -> None:
         n = len(self.paths)
         if not n:
             raise SourceInvalid("there are no scores: the table has no row")
@@ -120,7 +120,7 @@ class ScoreTable:
         if taken := set(self.columns) & set(KEY_COLUMNS):
             raise SourceInvalid(f"column {min(taken)!r} has a meaning of its own; give the further column another name")
 
-    def _check_rows(self, labels: npt.NDArray[np.generic], probabilities: FloatArray) -> None:
+    def _check_rows(self, labels: npt.NDArray[np.generic], probabilities: Float64Array) -> None:
         wrong_label = (labels != 0) & (labels != 1)
         wrong_score = ~((probabilities >= 0.0) & (probabilities <= 1.0))  # written so that NaN fails as well
         for row in np.flatnonzero(wrong_label | wrong_score).tolist():
@@ -333,10 +333,10 @@ ROWS_A_GROUP: Final = 65_536
 
 _BEGINS: Final = (",".join(COLUMNS[:-1]).encode(), b'{"path": ', b"PAR1")  # first bytes of each of FORMATS
 
-Row = tuple[Any, ...]  # in the order of COLUMNS: text, except the score, which is a number or None
+ScoreRow = tuple[Any, ...]  # in the order of COLUMNS: text, except the score, which is a number or None
 
 
-def write_table(rows: Iterable[Row], path: Path) -> None:
+def write_table(rows: Iterable[ScoreRow], path: Path) -> None:
     """Write rows, completely or not at all. Raises: UsageError, MissingExtra."""
     write = _writer(path)
     with file_written_whole(path) as file:
@@ -353,18 +353,18 @@ def check_table(path: Path) -> None:
     refuse_to_replace(path, lambda head: head.startswith(_BEGINS), "a table of scores")
 
 
-def _writer(path: Path) -> Callable[[Iterable[Row], BinaryIO], None]:
+def _writer(path: Path) -> Callable[[Iterable[ScoreRow], BinaryIO], None]:
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"{path}: the ending says how to write it; it may be {', '.join(FORMATS)}")
     return FORMATS[path.suffix.lower()]
 
 
-def _writable(row: Row) -> Row:
+def _writable(row: ScoreRow) -> ScoreRow:
     """Return a row with the file's name in a form that can be written: bytes that are no text become escapes."""
     return (row[0].encode("utf-8", "backslashreplace").decode(), *row[1:])
 
 
-def _write_csv(rows: Iterable[Row], file: BinaryIO) -> None:
+def _write_csv(rows: Iterable[ScoreRow], file: BinaryIO) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
     writer = csv.writer(text, lineterminator="\n")
     quoting = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
@@ -376,13 +376,13 @@ def _write_csv(rows: Iterable[Row], file: BinaryIO) -> None:
     text.detach()
 
 
-def _write_jsonl(rows: Iterable[Row], file: BinaryIO) -> None:
+def _write_jsonl(rows: Iterable[ScoreRow], file: BinaryIO) -> None:
     for row in rows:
         line = json.dumps(dict(zip(COLUMNS, row, strict=True)), ensure_ascii=False)
         file.write(f"{line}\n".encode())
 
 
-def _write_parquet(rows: Iterable[Row], file: BinaryIO) -> None:
+def _write_parquet(rows: Iterable[ScoreRow], file: BinaryIO) -> None:
     arrow, parquet = _parquet()
     kinds = (arrow.float64() if at == SCORE else arrow.string() for at in range(len(COLUMNS)))
     schema = arrow.schema(list(zip(COLUMNS, kinds, strict=True)))
@@ -402,7 +402,7 @@ def _parquet() -> tuple[Any, Any]:
     return pa, parquet
 
 
-FORMATS: Final[dict[str, Callable[[Iterable[Row], BinaryIO], None]]] = {
+FORMATS: Final[dict[str, Callable[[Iterable[ScoreRow], BinaryIO], None]]] = {
     ".csv": _write_csv,
     ".jsonl": _write_jsonl,
     ".parquet": _write_parquet,

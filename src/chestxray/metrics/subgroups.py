@@ -8,8 +8,9 @@ from typing import Final
 
 import numpy as np
 
+from chestxray.arrays import Float64Array
 from chestxray.metrics.intervals import Measure, Resampled, Statistic, area, areas, proportion, rates
-from chestxray.metrics.metrics import Confusion, FloatArray, Targets
+from chestxray.metrics.metrics import Confusion, Targets
 from chestxray.metrics.scores import ScoreTable
 
 MAX_SUBGROUPS: Final = 12  # a column with more values than this names films rather than groups
@@ -82,7 +83,7 @@ def statistics_of(part: Part, table: ScoreTable, threshold: float) -> tuple[Stat
 
 
 def _of_films(films: Targets, statistic: Statistic) -> Statistic:
-    def of_part(weights: FloatArray) -> Mapping[str, FloatArray]:
+    def of_part(weights: Float64Array) -> Mapping[str, Float64Array]:
         return statistic(weights[:, films])
 
     return of_part

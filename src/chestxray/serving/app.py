@@ -119,7 +119,7 @@ def describe_model(folder: Path, info: BundleInfo, max_body: int) -> str:
     return json.dumps(description)
 
 
-class Shortcut:
+class PlainPredictions:
     """ASGI middleware, innermost: a film for ``/v1/predict`` without parameters goes past routing and validation.
 
     Both have nothing to decide there, and take as long as reading a small film.
@@ -147,7 +147,7 @@ class Shortcut:
 def _surround(app: FastAPI, service: Service, open_paths: frozenset[str]) -> None:
     """Add the middleware layers round the routes, from the innermost to the outermost."""
     settings = service.settings
-    app.add_middleware(Shortcut, service=service)
+    app.add_middleware(PlainPredictions, service=service)
     app.add_middleware(ApiKeyMiddleware, keys=settings.keys, open_paths=open_paths)
     if settings.cors_origins:
         app.add_middleware(

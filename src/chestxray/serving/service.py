@@ -20,11 +20,11 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import ClientDisconnect
 
+from chestxray.arrays import Float32Array, UInt8Array
 from chestxray.data.parallel import cores
 from chestxray.errors import FilmError, UsageError
-from chestxray.images.preprocess import Plane
 from chestxray.inference.bundle import Bundle
-from chestxray.inference.predictor import Float32Array, Predictor
+from chestxray.inference.predictor import Predictor
 from chestxray.schema import Prediction
 from chestxray.serving.decoders import DecoderLimits, DecoderPool, DecodersGone
 from chestxray.serving.metrics import Metrics
@@ -237,7 +237,7 @@ LARGEST_BATCH: Final = 8
 SECONDS_A_WORKLIST: Final = 900.0  # seconds for all the films of one request together
 SECONDS_A_FILM: Final = 60.0  # seconds from a film's first byte to its answer, whatever happens
 
-Waiting = tuple[Plane, asyncio.Future[tuple[Float32Array, Float32Array]]]
+Waiting = tuple[UInt8Array, asyncio.Future[tuple[Float32Array, Float32Array]]]
 
 
 class Scorer:
@@ -255,7 +255,7 @@ class Scorer:
         self._open: set[asyncio.Task[None] | None] = set()
         self._threads = ThreadPoolExecutor(self._lanes, thread_name_prefix="network")
 
-    async def score(self, plane: Plane, *, alone: bool = False) -> tuple[Float32Array, Float32Array]:
+    async def score(self, plane: UInt8Array, *, alone: bool = False) -> tuple[Float32Array, Float32Array]:
         """Return the logit of a plane, shape (1,), and its activation map, shape (rows, columns)."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[tuple[Float32Array, Float32Array]] = loop.create_future()

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from chestxray.arrays import UInt8Array
 from chestxray.data.labels import parse_name
 from chestxray.data.parallel import map_in_order
 from chestxray.errors import UsageError
@@ -42,7 +42,6 @@ __all__ = [
     "write_synthetic_films",
 ]
 
-Pixels = npt.NDArray[np.uint8]
 
 MARKER: Final = "synthetic_films.json"
 SYNTHETIC_NOTICE: Final = (
@@ -264,7 +263,7 @@ def _faulty(settings: SyntheticSettings, plan: list[PlannedFilm], counter: Count
 # --------------------------------------------------------------------------- files and faults
 
 
-def _encoded(pixels: Pixels, stored: str) -> bytes:
+def _encoded(pixels: UInt8Array, stored: str) -> bytes:
     out = io.BytesIO()
     if stored == "PNG":
         Image.fromarray(pixels).save(out, "PNG", compress_level=3)
@@ -273,20 +272,20 @@ def _encoded(pixels: Pixels, stored: str) -> bytes:
     return out.getvalue()
 
 
-def _truncated(pixels: Pixels) -> bytes:
+def _truncated(pixels: UInt8Array) -> bytes:
     data = _encoded(pixels, "L")
     return data[: len(data) * 2 // 5]
 
 
-def _empty(_pixels: Pixels) -> bytes:
+def _empty(_pixels: UInt8Array) -> bytes:
     return b""
 
 
-def _text(_pixels: Pixels) -> bytes:
+def _text(_pixels: UInt8Array) -> bytes:
     return b"This is a letter to the ward and not a film.\n"
 
 
-def _coloured(pixels: Pixels) -> bytes:
+def _coloured(pixels: UInt8Array) -> bytes:
     """Return the film in false colours, from blue to red."""
     picture = np.stack([pixels, pixels // 2, 255 - pixels], axis=-1)
     out = io.BytesIO()
@@ -294,17 +293,17 @@ def _coloured(pixels: Pixels) -> bytes:
     return out.getvalue()
 
 
-def _blank(pixels: Pixels) -> bytes:
+def _blank(pixels: UInt8Array) -> bytes:
     """Return an empty exposure: fog and a trace of grain."""
     return _encoded(16 + pixels % 3, "L")
 
 
-def _tiny(pixels: Pixels) -> bytes:
+def _tiny(pixels: UInt8Array) -> bytes:
     return _encoded(np.asarray(Image.fromarray(pixels).resize((48, 40))), "L")
 
 
 # Functions from a well-drawn film to the faulty bytes that are written in its place.
-FAULTS: Final[dict[str, Callable[[Pixels], bytes]]] = {
+FAULTS: Final[dict[str, Callable[[UInt8Array], bytes]]] = {
     "truncated": _truncated,
     "empty": _empty,
     "text": _text,

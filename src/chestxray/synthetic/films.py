@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from chestxray.arrays import BoolArray, UInt8Array
 from chestxray.schema import Label
 from chestxray.synthetic.anatomy import (
     LUNG_EDGE,
@@ -28,8 +28,6 @@ from chestxray.synthetic.anatomy import (
     smooth,
     vessel_shadows,
 )
-
-Mask = npt.NDArray[np.bool_]
 
 DRAWING_SIDE: Final = 272  # pixels of the longer side while drawing; the film is enlarged afterwards
 MILDEST: Final = 0.5  # severity of the subtlest pneumonia
@@ -50,7 +48,7 @@ VIRUS: Final = "virus"
 HEALTHY: Final = ""
 
 
-class Box(NamedTuple):
+class PixelBox(NamedTuple):
     """A rectangle of pixels; right and lower are the first column and row outside."""
 
     left: int
@@ -74,14 +72,14 @@ class SyntheticFilm:
         boxes: one box around each opacity.
     """
 
-    pixels: npt.NDArray[np.uint8]
+    pixels: UInt8Array
     label: Label
     cause: str
     patient_id: str
     severity: float
-    opacity: Mask
-    lungs: Mask
-    boxes: tuple[Box, ...]
+    opacity: BoolArray
+    lungs: BoolArray
+    boxes: tuple[PixelBox, ...]
 
 
 class Opacity(NamedTuple):
@@ -198,9 +196,7 @@ def _haze(rng: np.random.Generator, chest: Chest) -> Field:
 # --------------------------------------------------------------------------- exposure
 
 
-def _exposed(
-    attenuation: Field, body: Mask, rng: np.random.Generator, height: int, width: int
-) -> npt.NDArray[np.uint8]:
+def _exposed(attenuation: Field, body: BoolArray, rng: np.random.Generator, height: int, width: int) -> UInt8Array:
     """Convert attenuation to grey levels with an automatic exposure: the body's mean meets a target."""
     white = np.quantile(attenuation[::3, ::3], rng.uniform(0.97, 0.998)) * rng.uniform(1.0, 1.12)
     levels = np.clip((attenuation + 0.01) / np.float32(white), 0, 1)
@@ -258,12 +254,12 @@ def _draw_electrodes(draw: ImageDraw.ImageDraw, rng: np.random.Generator, width:
         draw.ellipse((across - radius, down - radius, across + radius, down + radius), fill=level)
 
 
-def _enlarged(mask: Mask, height: int, width: int) -> Mask:
+def _enlarged(mask: BoolArray, height: int, width: int) -> BoolArray:
     """Return a mask of the drawing at the film's size."""
     image = Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
     return np.asarray(image).astype(np.bool_)
 
 
-def _box_of(mask: Mask) -> Box:
+def _box_of(mask: BoolArray) -> PixelBox:
     rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
-    return Box(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    return PixelBox(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)

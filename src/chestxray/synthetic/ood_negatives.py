@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from chestxray.arrays import Float64Array, UInt8Array
 from chestxray.synthetic.anatomy import random_anatomy
 from chestxray.synthetic.films import BACTERIA, HEALTHY, VIRUS, draw_film
 
-Pixels = npt.NDArray[np.uint8]
 Random = np.random.Generator
 
 SIDE: Final = 64  # pixels: enough for the gate's thumbnail of 24, and fast to rotate
@@ -37,13 +37,13 @@ def _by_chance(rng: Random, share: float) -> bool:
     return bool(rng.random() < share)
 
 
-def shrunk(plane: Pixels, side: int = SIDE) -> Pixels:
+def shrunk(plane: UInt8Array, side: int = SIDE) -> UInt8Array:
     """Return a picture of any shape, squeezed to ``side`` x ``side``."""
     return np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize((side, side), Image.Resampling.BILINEAR))
 
 
 @cache
-def synthetic_films(count: int, seed: int) -> tuple[Pixels, ...]:
+def synthetic_films(count: int, seed: int) -> tuple[UInt8Array, ...]:
     """Return synthetic films, healthy and ill in turn."""
     pictures = []
     for number in range(count):
@@ -58,7 +58,7 @@ def synthetic_films(count: int, seed: int) -> tuple[Pixels, ...]:
 # --------------------------------------------------------------------------- still chest films
 
 
-def perturbed(film: Pixels, rng: Random) -> Pixels:
+def perturbed(film: UInt8Array, rng: Random) -> UInt8Array:
     """Return the film as another scanner, another child or another radiographer might have made it."""
     moved = _moved(
         film,
@@ -68,13 +68,13 @@ def perturbed(film: Pixels, rng: Random) -> Pixels:
     )
     levels = (np.arange(WHITE + 1) / WHITE) ** np.exp(rng.uniform(-0.55, 0.55))
     levels = levels * rng.uniform(0.7, 1.2) + rng.uniform(-0.12, 0.12)
-    exposed: Pixels = (levels.clip(0.0, 1.0) * WHITE).astype(np.uint8)[moved]
+    exposed: UInt8Array = (levels.clip(0.0, 1.0) * WHITE).astype(np.uint8)[moved]
     if _by_chance(rng, 0.3):
         exposed = shrunk(shrunk(exposed, int(rng.integers(14, 40))))
     return exposed[:, ::-1] if _by_chance(rng, 0.5) else exposed  # a heart on the right is a chest too
 
 
-def in_clothes_of(film: Pixels, donor: Pixels, rng: Random) -> Pixels:
+def in_clothes_of(film: UInt8Array, donor: UInt8Array, rng: Random) -> UInt8Array:
     """Return a film with low frequencies, grey levels or edges of another unit's film, each by chance.
 
     Without this the fit tells collections apart by their exposure and their borders, and not patients by their bodies:
@@ -92,26 +92,28 @@ def in_clothes_of(film: Pixels, donor: Pixels, rng: Random) -> Pixels:
     return film
 
 
-def _with_low_frequencies(film: Pixels, donor: Pixels, radius: float) -> Pixels:
+def _with_low_frequencies(film: UInt8Array, donor: UInt8Array, radius: float) -> UInt8Array:
     """Return the film with the donor's amplitudes up to ``radius`` cycles over the film; the phases stay."""
     own, other = np.fft.rfft2(film.astype(np.float64)), np.fft.rfft2(donor.astype(np.float64))
     low = np.hypot(np.fft.fftfreq(len(film), 1 / len(film))[:, None], np.arange(own.shape[1])) <= radius
     amplitudes = np.where(low, np.abs(other), np.abs(own))
     levels = np.fft.irfft2(amplitudes * np.exp(1j * np.angle(own)), film.shape)
-    mixed: Pixels = levels.round().clip(0, WHITE).astype(np.uint8)
+    mixed: UInt8Array = levels.round().clip(0, WHITE).astype(np.uint8)
     return mixed
 
 
-def _with_grey_levels(film: Pixels, donor: Pixels) -> Pixels:
+def _with_grey_levels(film: UInt8Array, donor: UInt8Array) -> UInt8Array:
     """Return the film with the donor's histogram."""
     order = np.empty(film.size, np.uint8)
     order[np.argsort(film, axis=None, kind="stable")] = np.sort(donor, axis=None)
     means = np.bincount(film.ravel(), order, WHITE + 1) / np.maximum(np.bincount(film.ravel(), minlength=WHITE + 1), 1)
-    matched: Pixels = means.round().astype(np.uint8)[film]
+    matched: UInt8Array = means.round().astype(np.uint8)[film]
     return matched
 
 
-def _moved(film: Pixels, degrees: float, zoom: npt.ArrayLike = (1.0, 1.0), move: npt.ArrayLike = (0.0, 0.0)) -> Pixels:
+def _moved(
+    film: UInt8Array, degrees: float, zoom: npt.ArrayLike = (1.0, 1.0), move: npt.ArrayLike = (0.0, 0.0)
+) -> UInt8Array:
     """Rotate a film about its middle, enlarge it by axis, and move it by a fraction of its side; fill with black."""
     height, width = film.shape
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
@@ -127,25 +129,25 @@ def _moved(film: Pixels, degrees: float, zoom: npt.ArrayLike = (1.0, 1.0), move:
 # --------------------------------------------------------------------------- films spoilt
 
 
-def _tilted(film: Pixels, rng: Random) -> Pixels:
+def _tilted(film: UInt8Array, rng: Random) -> UInt8Array:
     return _moved(film, rng.choice((-1, 1)) * rng.uniform(40, 65))
 
 
-def _cut(film: Pixels, rng: Random) -> Pixels:
+def _cut(film: UInt8Array, rng: Random) -> UInt8Array:
     """Return a part of a chest, too small to count as one."""
     side = int(SIDE * rng.uniform(0.2, 0.45))
     top, left = rng.integers(0, SIDE - side + 1, 2)
     return shrunk(film[top : top + side, left : left + side])
 
 
-def _strip(film: Pixels, rng: Random) -> Pixels:
+def _strip(film: UInt8Array, rng: Random) -> UInt8Array:
     """Return the whole width or height, but little of the other."""
     side = int(SIDE * rng.uniform(0.15, 0.4))
     start = rng.integers(0, SIDE - side + 1)
     return shrunk(film[start : start + side] if _by_chance(rng, 0.5) else film[:, start : start + side])
 
 
-def _on_a_page(film: Pixels, rng: Random) -> Pixels:
+def _on_a_page(film: UInt8Array, rng: Random) -> UInt8Array:
     """Return a small film on a large page, or four of them."""
     small = shrunk(film, SIDE // 2)
     if _by_chance(rng, 0.3):
@@ -156,7 +158,7 @@ def _on_a_page(film: Pixels, rng: Random) -> Pixels:
     return page
 
 
-def _two_films(film: Pixels, rng: Random) -> Pixels:
+def _two_films(film: UInt8Array, rng: Random) -> UInt8Array:
     """Return two films beside or above each other: the second is another exposure of the same, or its mirror image."""
     other = film[:, ::-1] if _by_chance(rng, 0.5) else _moved(film, rng.uniform(-8, 8))
     gap = int(rng.integers(0, 4))
@@ -165,7 +167,7 @@ def _two_films(film: Pixels, rng: Random) -> Pixels:
     return shrunk(pair if _by_chance(rng, 0.7) else np.concatenate([film, other], axis=0))
 
 
-def _screenshot(film: Pixels, rng: Random) -> Pixels:
+def _screenshot(film: UInt8Array, rng: Random) -> UInt8Array:
     """Return a film within a program's window: bars, buttons and lines of words around it."""
     side = int(SIDE * rng.uniform(0.5, 0.8))
     page = np.full((SIDE, SIDE), int(rng.choice((0, 30, 60, 200, 240, WHITE))), dtype=np.uint8)
@@ -181,7 +183,7 @@ def _screenshot(film: Pixels, rng: Random) -> Pixels:
     return page
 
 
-def _phone_picture(film: Pixels, rng: Random) -> Pixels:
+def _phone_picture(film: UInt8Array, rng: Random) -> UInt8Array:
     """Return a film on a light box or a screen, photographed from the side: edges, glare and slant."""
     inset = rng.uniform(0.04, 0.3, 8) * SIDE * (1, 1, 1, -1, -1, -1, -1, 1)
     corners = inset + np.array([0, 0, 0, SIDE, SIDE, SIDE, SIDE, 0])
@@ -193,13 +195,13 @@ def _phone_picture(film: Pixels, rng: Random) -> Pixels:
     seen = Image.fromarray(wide).transform((SIDE, SIDE), Image.Transform.QUAD, tuple(quad), Image.Resampling.BILINEAR)
     down, across = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     spot = np.exp(-(((across - rng.uniform(-1, 1)) ** 2 + (down - rng.uniform(-1, 1)) ** 2) / rng.uniform(0.05, 0.6)))
-    lit: Pixels = (
+    lit: UInt8Array = (
         (np.asarray(seen) * rng.uniform(0.6, 1.0) + spot * rng.uniform(0, 160)).clip(0, WHITE).astype(np.uint8)
     )
     return lit
 
 
-def _lateral(film: Pixels, rng: Random) -> Pixels:
+def _lateral(film: UInt8Array, rng: Random) -> UInt8Array:
     """Return a lateral chest, made of the halves of a frontal one: both lungs over each other, the spine behind.
 
     The heart is in front and below, the shoulders above; vertebrae are steps along the spine.
@@ -224,11 +226,11 @@ def _lateral(film: Pixels, rng: Random) -> Pixels:
     body += rng.uniform(20, 100) / (1 + np.exp(30 * (down - arms)))
     front = rng.uniform(0.86, 1.0) - rng.uniform(0.0, 0.15) * (down - 0.5)
     body *= 1 - rng.uniform(0.5, 1.0) / (1 + np.exp(-60 * (across - front)))
-    lateral: Pixels = body.clip(0, WHITE).astype(np.uint8)
+    lateral: UInt8Array = body.clip(0, WHITE).astype(np.uint8)
     return lateral[:, ::-1] if _by_chance(rng, 0.5) else lateral
 
 
-def _oblique(film: Pixels, rng: Random) -> Pixels:
+def _oblique(film: UInt8Array, rng: Random) -> UInt8Array:
     """Return a chest turned so far that its spine is near one side: one lung wide, the other narrow."""
     place = int(SIDE * rng.uniform(0.16, 0.27))
     half = SIDE // 2
@@ -238,7 +240,7 @@ def _oblique(film: Pixels, rng: Random) -> Pixels:
     return turned[:, ::-1] if _by_chance(rng, 0.5) else turned
 
 
-Spoiling = Callable[[Pixels, Random], Pixels]
+Spoiling = Callable[[UInt8Array, Random], UInt8Array]
 
 # Ways of spoiling a chest film, by the name of their kind; the ways of each kind are used in turn.
 SPOILT: Final[dict[str, tuple[Spoiling, ...]]] = {
@@ -265,7 +267,7 @@ SPOILT: Final[dict[str, tuple[Spoiling, ...]]] = {
 # --------------------------------------------------------------------------- drawings
 
 
-def _heap(rng: Random) -> Pixels:
+def _heap(rng: Random) -> UInt8Array:
     """Draw objects that hide each other, as in a photograph: the dead leaves model.
 
     Source: Lee, Mumford and Huang, "Occlusion models for natural images", IJCV 41 (2001).
@@ -281,18 +283,18 @@ def _heap(rng: Random) -> Pixels:
     return np.asarray(picture)
 
 
-def _cloud(rng: Random) -> Pixels:
+def _cloud(rng: Random) -> UInt8Array:
     """Draw noise, from white to very smooth, as in textures."""
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(SIDE), np.fft.fftfreq(SIDE)))
     frequency[0, 0] = 1.0
     spectrum = np.fft.fft2(rng.normal(size=(SIDE, SIDE))) / frequency ** rng.uniform(0.0, 2.2)
     field = np.fft.ifft2(spectrum).real
     levels = 128 + (field - field.mean()) / field.std() * rng.uniform(25, 70)
-    picture: Pixels = levels.clip(0, WHITE).astype(np.uint8)
+    picture: UInt8Array = levels.clip(0, WHITE).astype(np.uint8)
     return picture
 
 
-def _page(rng: Random) -> Pixels:
+def _page(rng: Random) -> UInt8Array:
     """Draw lines of words."""
     paper, ink = (WHITE, int(rng.integers(0, 90))) if _by_chance(rng, 0.7) else (int(rng.integers(0, 60)), WHITE)
     picture = Image.new("L", (SIDE, SIDE), paper)
@@ -308,7 +310,7 @@ def _page(rng: Random) -> Pixels:
     return np.asarray(picture)
 
 
-def _sketch(rng: Random) -> Pixels:
+def _sketch(rng: Random) -> UInt8Array:
     """Draw a few lines, polygons, ellipses and boxes."""
     picture = Image.new("L", (SIDE, SIDE), int(rng.choice((0, WHITE, int(rng.integers(0, 256))))))
     pen = ImageDraw.Draw(picture)
@@ -327,7 +329,7 @@ def _sketch(rng: Random) -> Pixels:
     return np.asarray(picture)
 
 
-def _section(rng: Random) -> Pixels:
+def _section(rng: Random) -> UInt8Array:
     """Draw a bright oval with objects inside on black, as in tomography, magnetic resonance or a skull film."""
     down, across = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     turn, (right, below) = rng.uniform(0, np.pi), rng.uniform(-0.15, 0.15, 2)
@@ -346,7 +348,7 @@ def _section(rng: Random) -> Pixels:
     return shrunk(shrunk(picture, SIDE // 3)) if _by_chance(rng, 0.4) else picture
 
 
-def _axial(rng: Random) -> Pixels:
+def _axial(rng: Random) -> UInt8Array:
     """Draw a slice through a chest: an oval body, two dark lungs, ribs, a vertebra, a heart between."""
     down, across = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     wide, high, below = rng.uniform(0.65, 0.98), rng.uniform(0.42, 0.8), rng.uniform(-0.15, 0.15)
@@ -374,11 +376,11 @@ def _axial(rng: Random) -> Pixels:
     if _by_chance(rng, 0.4):  # the table
         levels[np.abs(down - high - 0.06) < rng.uniform(0.01, 0.03)] = rng.uniform(0.3, 0.7)
     levels = levels + rng.normal(size=levels.shape) * rng.uniform(0, 0.06)
-    picture: Pixels = (levels.clip(0, 1) * WHITE).astype(np.uint8)
+    picture: UInt8Array = (levels.clip(0, 1) * WHITE).astype(np.uint8)
     return picture
 
 
-def _capsule(pen: ImageDraw.ImageDraw, ends: npt.NDArray[np.float64], width: float, grey: int) -> None:
+def _capsule(pen: ImageDraw.ImageDraw, ends: Float64Array, width: float, grey: int) -> None:
     pen.line([tuple(end) for end in ends], fill=grey, width=max(1, round(width)))
     for x, y in ends:
         pen.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=grey)
@@ -388,7 +390,7 @@ _FINE: Final = 4  # times SIDE: the size at which bones are drawn
 _JOINTS: Final = np.array([[0.115], [0.52], [0.83], [1.035], [1.15]])  # of a ray: where its bones meet
 
 
-def _bone(pen: ImageDraw.ImageDraw, ends: npt.NDArray[np.float64], width: float, rng: Random) -> None:
+def _bone(pen: ImageDraw.ImageDraw, ends: Float64Array, width: float, rng: Random) -> None:
     """Draw one long bone: bright shell, darker marrow, thick ends."""
     shell = int(rng.integers(170, 256))
     _capsule(pen, ends, width, shell)
@@ -398,7 +400,7 @@ def _bone(pen: ImageDraw.ImageDraw, ends: npt.NDArray[np.float64], width: float,
         pen.ellipse((x - wide, y - wide, x + wide, y + wide), fill=int(shell * rng.uniform(0.75, 1.0)))
 
 
-def _hand(rng: Random) -> Pixels:
+def _hand(rng: Random) -> UInt8Array:
     """Draw a hand from above: five rays of bones in soft tissue, a palm and a wrist, turned at random."""
     side = SIDE * _FINE
     picture = Image.new("L", (side, side), int(rng.integers(0, 50)))
@@ -430,7 +432,7 @@ def _hand(rng: Random) -> Pixels:
     return _laid(picture, rng)
 
 
-def _limb(rng: Random) -> Pixels:
+def _limb(rng: Random) -> UInt8Array:
     """Draw a long bone or two, a joint, soft tissue beside them: arm, leg, knee, foot."""
     side = SIDE * _FINE
     picture = Image.new("L", (side, side), int(rng.integers(0, 60)))
@@ -452,7 +454,7 @@ def _limb(rng: Random) -> Pixels:
     return _laid(picture, rng)
 
 
-def _head(rng: Random) -> Pixels:
+def _head(rng: Random) -> UInt8Array:
     """Draw a skull or a pelvis: bright rings within soft tissue, with openings."""
     side = SIDE * _FINE
     picture = Image.new("L", (side, side), int(rng.integers(0, 60)))
@@ -480,7 +482,7 @@ def _head(rng: Random) -> Pixels:
     return _laid(picture, rng)
 
 
-def _laid(picture: Image.Image, rng: Random) -> Pixels:
+def _laid(picture: Image.Image, rng: Random) -> UInt8Array:
     """Return bones as a detector shows them: turned, enlarged, soft, with grain."""
     small = shrunk(np.asarray(picture.resize((SIDE * 2, SIDE * 2), Image.Resampling.BOX)))
     laid = _moved(
@@ -490,11 +492,11 @@ def _laid(picture: Image.Image, rng: Random) -> Pixels:
         rng.uniform(-0.15, 0.15, 2),
     )
     grain = laid + _cloud(rng).astype(float) * rng.uniform(0, 0.3) + rng.normal(size=laid.shape) * rng.uniform(0, 6)
-    levels: Pixels = grain.clip(0, WHITE).astype(np.uint8)
+    levels: UInt8Array = grain.clip(0, WHITE).astype(np.uint8)
     return levels[:, ::-1] if _by_chance(rng, 0.5) else levels
 
 
-def _ramp(rng: Random) -> Pixels:
+def _ramp(rng: Random) -> UInt8Array:
     """Draw grey levels that rise across, outwards, or in waves."""
     down, across = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     turn = rng.uniform(0, 2 * np.pi)
@@ -502,19 +504,19 @@ def _ramp(rng: Random) -> Pixels:
     outwards = np.hypot(across - rng.uniform(-0.5, 0.5), down - rng.uniform(-0.5, 0.5)) * rng.choice((-1, 1))
     levels = (straight, outwards, np.sin(straight * rng.uniform(2, 30)))[rng.integers(0, 3)]
     levels = (levels - levels.min()) / np.ptp(levels) * rng.uniform(0.3, 1.0)
-    picture: Pixels = (levels * WHITE).astype(np.uint8)
+    picture: UInt8Array = (levels * WHITE).astype(np.uint8)
     return picture
 
 
 # By the name of their kind; used in turn, and those named twice are the most varied.
-DRAWN: Final[dict[str, tuple[Callable[[Random], Pixels], ...]]] = {
+DRAWN: Final[dict[str, tuple[Callable[[Random], UInt8Array], ...]]] = {
     "photographs, pages and drawings": (_heap, _cloud, _page, _sketch, _heap, _ramp),
     "slices of the body": (_section, _axial),
     "other parts of the body": (_hand, _limb, _head, _hand),
 }
 
 
-def drawing(kind: str, number: int, rng: Random) -> Pixels:
+def drawing(kind: str, number: int, rng: Random) -> UInt8Array:
     """Draw a picture of a kind, in each of its ways in turn; some are symmetrical like faces, some blurred."""
     ways = DRAWN[kind]
     picture = ways[number % len(ways)](rng)

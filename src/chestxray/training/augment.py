@@ -1,7 +1,7 @@
 """Augmentation of training films, a batch at a time, as a table of pure functions.
 
 Each function takes films of shape (N, 1, height, width), float grey levels 0..255, and returns the same shape; the
-random generator is an argument, so that the same generator gives the same films. Geometry is one row: its settings
+random generator is an argument, so that the same generator gives the same films. Geometry is one step: its settings
 become one affine map, and a film is resampled once.
 """
 
@@ -24,7 +24,7 @@ WIDE: Final = 2  # pixels between those that the kernel of ``unsharp`` takes in
 COARSEST_GRAIN: Final = 3.0  # pixels along each axis that share one value of the noise, at most
 
 
-class Row(NamedTuple):
+class AugmentationStep(NamedTuple):
     """A step of the augmentation: applied if one of its settings is not zero."""
 
     settings: tuple[str, ...]
@@ -32,16 +32,16 @@ class Row(NamedTuple):
 
 
 def augment(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
-    """Vary each film independently, by the rows of the table in their order.
+    """Vary each film independently, by the steps of the table in their order.
 
     Args:
         films: shape (N, 1, height, width), float grey levels 0..255; not modified.
         settings: how far films are varied.
         generator: random generator on the films' device.
     """
-    for row in AUGMENTATIONS:
-        if any(getattr(settings, name) for name in row.settings):
-            films = row.apply(films, settings, generator)
+    for step in AUGMENTATIONS:
+        if any(getattr(settings, name) for name in step.settings):
+            films = step.apply(films, settings, generator)
     return films
 
 
@@ -202,16 +202,16 @@ def collimation(films: Tensor, settings: Augmentation, generator: Generator) -> 
 
 
 AUGMENTATIONS: Final = (
-    Row(("rotation", "scale", "aspect", "shift", "flip"), geometry),
-    Row(("collimation",), collimation),
-    Row(("gamma",), gamma),
-    Row(("contrast",), contrast),
-    Row(("brightness",), brightness),
-    Row(("blur",), blur),
-    Row(("sharpen",), sharpen),
-    Row(("unsharp",), unsharp),
-    Row(("resolution",), resolution),
-    Row(("noise",), noise),
+    AugmentationStep(("rotation", "scale", "aspect", "shift", "flip"), geometry),
+    AugmentationStep(("collimation",), collimation),
+    AugmentationStep(("gamma",), gamma),
+    AugmentationStep(("contrast",), contrast),
+    AugmentationStep(("brightness",), brightness),
+    AugmentationStep(("blur",), blur),
+    AugmentationStep(("sharpen",), sharpen),
+    AugmentationStep(("unsharp",), unsharp),
+    AugmentationStep(("resolution",), resolution),
+    AugmentationStep(("noise",), noise),
 )
 
 

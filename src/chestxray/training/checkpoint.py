@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from chestxray.arrays import Float32Array
 from chestxray.data.pack import Pack
 from chestxray.errors import OutputUnwritable, RunInvalid
 from chestxray.files import write_atomically
@@ -32,7 +33,6 @@ from chestxray.progress import Log
 from chestxray.schema import Preprocessing
 from chestxray.training.config import Recipe, every_field
 from chestxray.training.train_state import TrainSnapshot
-from chestxray.training.trainer import Float32Array
 from chestxray.training.weights import to_bytes
 
 CHECKPOINT_VERSION: Final = 1

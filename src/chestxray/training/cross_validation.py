@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from chestxray.arrays import BoolArray, Float64Array
 from chestxray.data.audit import FEWEST, AcquisitionGroup, Audit
 from chestxray.data.overlap import LeftOut, group_measure
 from chestxray.data.pack import write_pack
@@ -28,8 +28,6 @@ from chestxray.training.config import Recipe
 from chestxray.training.networks import spec_for
 from chestxray.training.run import RunOptions, train_run
 from chestxray.training.run_folder import VALIDATION, ValidationTable
-
-Mask = npt.NDArray[np.bool_]
 
 FEWEST_FOLDS: Final = 2
 MOST_FOLDS: Final = 20
@@ -111,7 +109,7 @@ class CrossValidation:
                 found.append(group)
         return sorted(found, key=lambda group: -group.films)
 
-    def _patients_of(self, group: AcquisitionGroup) -> Mask:
+    def _patients_of(self, group: AcquisitionGroup) -> BoolArray:
         """Return all films of the patients in a group: none of them may be trained on without it."""
         inside = self.found.group_of[group.kind] == group.number
         return np.isin(self.found.patient_of, self.found.patient_of[inside])
@@ -125,7 +123,7 @@ class CrossValidation:
                     f"measure these, {2 * FEWEST} are needed"
                 )
 
-    def _held_out(self, held_out: Mask, name: str) -> npt.NDArray[np.float64]:
+    def _held_out(self, held_out: BoolArray, name: str) -> Float64Array:
         """Train without some films and return their logits; NaN for the other films."""
         split_of = {
             path: (Split.VAL if out else Split.TRAIN).value

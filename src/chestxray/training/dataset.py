@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from chestxray.arrays import Float64Array, IndexArray
 from chestxray.data.pack import Pack, labels_of
 from chestxray.data.shortcuts import acquisition_features, linear_log_odds
 from chestxray.data.split import refuse_leakage
@@ -16,8 +16,6 @@ from chestxray.metrics.calibration import calibrated
 from chestxray.schema import Label, Split
 from chestxray.training.config import Recipe
 from chestxray.training.networks import CLASSES
-
-Rows = npt.NDArray[np.intp]
 
 LOG_ODDS_KEPT: Final = 0.5  # of the log-odds by frame and exposure: with all of them too few films would count
 LEAST: Final = 0.02  # weight of a film whose frame reveals its class with certainty
@@ -31,8 +29,8 @@ class DataSplits:
         leak: a sentence that says why the validation figures cannot be trusted; empty if they can.
     """
 
-    training: Rows
-    validation: Rows
+    training: IndexArray
+    validation: IndexArray
     leak: str = ""
 
 
@@ -53,7 +51,7 @@ def splits_of(pack: Pack, recipe: Recipe) -> DataSplits:
     return splits
 
 
-def chances_against_shortcuts(pack: Pack, rows: Rows) -> npt.NDArray[np.float64]:
+def chances_against_shortcuts(pack: Pack, rows: IndexArray) -> Float64Array:
     """Return probabilities of drawing each training film that weaken what its pixels outside the lungs tell.
 
     p is the probability of pneumonia from frame, grey levels and sharpness alone, with halved log-odds, by a model that
@@ -68,14 +66,14 @@ def chances_against_shortcuts(pack: Pack, rows: Rows) -> npt.NDArray[np.float64]
     features = np.concatenate(list(acquisition_features(pack.images[rows]).values()), axis=1)
     patients = [pack.films[row].patient_id or pack.films[row].sha256 for row in rows]
     tells = calibrated(linear_log_odds(features, labels, patients) * LOG_ODDS_KEPT)
-    weights: npt.NDArray[np.float64] = np.where(labels == 1, 1.0 - tells, tells) + LEAST
+    weights: Float64Array = np.where(labels == 1, 1.0 - tells, tells) + LEAST
     for label in range(CLASSES):
         of_class = labels == label
         weights[of_class] /= CLASSES * weights[of_class].sum()
     return weights
 
 
-def drawn(rows: Rows, chances: npt.NDArray[np.float64] | None, random: np.random.Generator) -> Rows:
+def drawn(rows: IndexArray, chances: Float64Array | None, random: np.random.Generator) -> IndexArray:
     """Return the films of an epoch in the order of training: each once, or each as often as its probability asks for.
 
     Source of the second way: systematic resampling; Kitagawa, Journal of Computational and Graphical Statistics 5

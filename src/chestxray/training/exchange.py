@@ -23,7 +23,7 @@ LOWEST: Final = (1.0, 6.0)  # cycles over the film: upper limit of the low frequ
 CORNERS: Final = (0.08, 0.22)  # of the height: side of a corner, drawn for each batch
 
 
-class Row(NamedTuple):
+class ExchangeStep(NamedTuple):
     """One kind of exchange; its setting is the probability for each film."""
 
     setting: str
@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
 
 def exchange(films: Tensor, donors: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
-    """Exchange properties of some films with those of their donors, by the rows of the table in their order.
+    """Exchange properties of some films with those of their donors, by the steps of the table in their order.
 
     Args:
         films: not modified.
@@ -39,12 +39,12 @@ def exchange(films: Tensor, donors: Tensor, settings: Augmentation, generator: G
         settings: the probability of each exchange.
         generator: random generator on the films' device.
     """
-    for row in EXCHANGED:
-        if probability := getattr(settings, row.setting):
+    for step in EXCHANGED:
+        if probability := getattr(settings, step.setting):
             chosen = chosen_films(films, probability, generator)
 
-            def take(some: Tensor, places: Tensor, row: Row = row) -> Tensor:
-                return row.apply(some, donors[places], generator)
+            def take(some: Tensor, places: Tensor, step: ExchangeStep = step) -> Tensor:
+                return step.apply(some, donors[places], generator)
 
             films = changed(films, chosen, take)
     return films
@@ -52,7 +52,7 @@ def exchange(films: Tensor, donors: Tensor, settings: Augmentation, generator: G
 
 def exchanges(settings: Augmentation) -> bool:
     """Check whether any exchange is turned on, so that donors are needed."""
-    return any(getattr(settings, row.setting) for row in EXCHANGED)
+    return any(getattr(settings, step.setting) for step in EXCHANGED)
 
 
 def _drawn(between: tuple[float, float], films: Tensor, generator: Generator) -> float:
@@ -106,7 +106,7 @@ def corners(films: Tensor, donors: Tensor, generator: Generator) -> Tensor:
 
 
 EXCHANGED: Final = (
-    Row("low_frequencies", low_frequencies),
-    Row("grey_levels", grey_levels),
-    Row("corners", corners),
+    ExchangeStep("low_frequencies", low_frequencies),
+    ExchangeStep("grey_levels", grey_levels),
+    ExchangeStep("corners", corners),
 )

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
 
+from chestxray.arrays import Float32Array, Float64Array, IndexArray, Int64Array, UInt8Array
 from chestxray.data.collect import collect
 from chestxray.data.pack import Pack
 from chestxray.data.sources import read_film
@@ -31,7 +31,6 @@ from chestxray.inference.ood import (
     KERNELS,
     PICTURE_SIDE,
     REFUSED_ABOVE,
-    Float32Array,
     Looks,
     OODDetector,
     RefusedCount,
@@ -43,7 +42,6 @@ from chestxray.schema import Levels, Preprocessing, Split
 from chestxray.synthetic.ood_negatives import (
     DRAWN,
     SPOILT,
-    Pixels,
     Random,
     drawing,
     in_clothes_of,
@@ -109,17 +107,17 @@ class Refused(NamedTuple):
     """
 
     kind: str
-    planes: Sequence[Pixels]
+    planes: Sequence[UInt8Array]
     patients: Sequence[str]
 
 
 class Pictures(NamedTuple):
     """Films, synthetic films and given pictures, for the fit or kept back; shaped as in ``ood_negatives``."""
 
-    films: Sequence[Pixels]
-    labels: npt.NDArray[np.intp]
-    synthetic_films: Sequence[Pixels]
-    given: dict[str, list[Pixels]]
+    films: Sequence[UInt8Array]
+    labels: IndexArray
+    synthetic_films: Sequence[UInt8Array]
+    given: dict[str, list[UInt8Array]]
 
 
 def write_gate(pack: Pack, folder: Path, refuse: Sequence[Refused] = ()) -> None:
@@ -149,7 +147,7 @@ def _of_validation(detector: OODDetector, pack: Pack) -> dict[str, RefusedCount]
     return {str(label): _share(detector, pack, rows[labels == label]) for label in np.unique(labels) if label}
 
 
-def _share(detector: OODDetector, pack: Pack, rows: npt.NDArray[np.intp]) -> RefusedCount:
+def _share(detector: OODDetector, pack: Pack, rows: IndexArray) -> RefusedCount:
     scores = detector.scores([pack.images[row] for row in rows])
     return RefusedCount(int(np.sum(scores > REFUSED_ABOVE)), len(rows))
 
@@ -181,7 +179,7 @@ def pictures_to_refuse(source: str, preprocessing: Preprocessing) -> Refused:
 
 
 def fit_detector(
-    planes: Sequence[Pixels],
+    planes: Sequence[UInt8Array],
     patients: Sequence[str],
     *,
     labels: Sequence[str] = (),
@@ -204,7 +202,7 @@ def fit_detector(
     drawn = synthetic_films(sum(SYNTHETIC_FILMS), SEED)
     given = {some.kind: ([shrunk(plane) for plane in some.planes], _kept_back(some.patients, 0)) for some in refuse}
 
-    def part(chests: Sequence[Pixels], *, kept: bool) -> Pictures:
+    def part(chests: Sequence[UInt8Array], *, kept: bool) -> Pictures:
         chosen = np.array(back) == kept
         return Pictures(
             [film for film, mine in zip(films, chosen, strict=True) if mine],
@@ -252,30 +250,30 @@ class _Maker:
     def __init__(self, levels: Levels, rng: Random) -> None:
         self._levels, self._rng = levels, rng
 
-    def levelled(self, pictures: Iterable[Pixels]) -> list[Pixels]:
+    def levelled(self, pictures: Iterable[UInt8Array]) -> list[UInt8Array]:
         return [levelled(np.ascontiguousarray(picture), self._levels) for picture in pictures]
 
-    def any_of(self, pictures: Sequence[Pixels]) -> Pixels:
+    def any_of(self, pictures: Sequence[UInt8Array]) -> UInt8Array:
         return pictures[int(self._rng.integers(len(pictures)))]
 
-    def shifted(self, films: Iterable[Pixels]) -> list[Pixels]:
+    def shifted(self, films: Iterable[UInt8Array]) -> list[UInt8Array]:
         return self.levelled(perturbed(film, self._rng) for film in films)
 
-    def spoilt(self, kind: str, films: Iterable[Pixels]) -> list[Pixels]:
+    def spoilt(self, kind: str, films: Iterable[UInt8Array]) -> list[UInt8Array]:
         ways = SPOILT[kind]
         return self.levelled(ways[row % len(ways)](film, self._rng) for row, film in enumerate(films))
 
-    def drawn(self, kind: str, count: int) -> list[Pixels]:
+    def drawn(self, kind: str, count: int) -> list[UInt8Array]:
         return self.levelled(drawing(kind, number, self._rng) for number in range(count))
 
-    def kinds(self, pictures: Pictures) -> dict[str, list[Pixels]]:
+    def kinds(self, pictures: Pictures) -> dict[str, list[UInt8Array]]:
         """Return pictures that were not in the fit, by kind: films first, then kinds that must be refused."""
         kinds = {"films": self.levelled(pictures.films), "shifted films": self.shifted(pictures.films)}
         kinds |= {kind: self.spoilt(kind, pictures.films) for kind in SPOILT}
         kinds |= {kind: self.drawn(kind, len(pictures.films)) for kind in DRAWN}
         return kinds | {kind: self.levelled(some) for kind, some in pictures.given.items() if some}
 
-    def impostors(self, pictures: Pictures) -> list[Pixels]:
+    def impostors(self, pictures: Pictures) -> list[UInt8Array]:
         """Return pictures to refuse: modified films, each way equally often, modified synthetic films, and drawings."""
         count = max(FEWEST_REFUSED, len(pictures.films))
         spoilings = [spoil for ways in SPOILT.values() for spoil in ways]
@@ -289,11 +287,11 @@ class _Maker:
         made.extend(one for some in pictures.given.values() for one in some)
         return self.levelled(made)
 
-    def lesson(self, pictures: Pictures) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    def lesson(self, pictures: Pictures) -> tuple[UInt8Array, Int64Array]:
         """Return one training pass of the convolutional network: pictures, and targets (0: film, else 1 + kind)."""
         foreign = [one for some in pictures.given.values() for one in some]
 
-        def dressed(film: Pixels, wardrobe: Sequence[Pixels]) -> Pixels:
+        def dressed(film: UInt8Array, wardrobe: Sequence[UInt8Array]) -> UInt8Array:
             return in_clothes_of(film, self.any_of(wardrobe), self._rng) if wardrobe else film
 
         films = [
@@ -341,14 +339,12 @@ def _fitted(pictures: Pictures, maker: _Maker) -> OODDetector:
     )
 
 
-def _thumbnails(pictures: Iterable[Pixels]) -> Float32Array:
+def _thumbnails(pictures: Iterable[UInt8Array]) -> Float32Array:
     """Return thumbnails as the gate sees them, shape (n, p)."""
     return np.stack([thumbnail(picture) for picture in pictures])
 
 
-def _network(
-    seen: Float32Array, wrong: npt.NDArray[np.float64]
-) -> tuple[Float32Array, Float32Array, Float32Array, Float32Array]:
+def _network(seen: Float32Array, wrong: Float64Array) -> tuple[Float32Array, Float32Array, Float32Array, Float32Array]:
     """Fit one hidden layer that tells wrong pictures (1) from right ones (0).
 
     Args:
@@ -437,9 +433,9 @@ def _without_torch(kinds: tuple[str, ...], layers: nn.Sequential, dense: nn.Line
 
 def _limited(
     detector: OODDetector,
-    kinds: dict[str, npt.NDArray[np.float64]],
-    chests: npt.NDArray[np.float64],
-    labels: npt.NDArray[np.intp],
+    kinds: dict[str, Float64Array],
+    chests: Float64Array,
+    labels: IndexArray,
     *,
     wide: bool,
 ) -> OODDetector:
@@ -456,7 +452,7 @@ def _limited(
     if detector.looks:
         allowed = np.array([0.0] * 3 + [LOOKS_REFUSED]), np.array([REFUSED_OF_SHIFTED] * 3 + [LOOKS_SHIFTED])
 
-    def beyond(distances: npt.NDArray[np.float64], shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def beyond(distances: Float64Array, shares: Float64Array) -> Float64Array:
         return np.array([np.quantile(column, 1.0 - part) for column, part in zip(distances.T, shares, strict=True)])
 
     limits = np.max(
@@ -476,7 +472,7 @@ def _limited(
     return dataclasses.replace(detector, limits=limits[:3].astype(np.float32), looks=looks)
 
 
-def _measured(detector: OODDetector, kinds: dict[str, npt.NDArray[np.float64]]) -> OODDetector:
+def _measured(detector: OODDetector, kinds: dict[str, Float64Array]) -> OODDetector:
     """Add the counts and the curve of refused pictures."""
     scores = {kind: detector.scores_of(distances) for kind, distances in kinds.items()}
     return dataclasses.replace(

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
+from chestxray.arrays import Float32Array
 from chestxray.errors import MissingExtra
 from chestxray.training.record import EpochRecord
 
@@ -70,8 +70,6 @@ PICTURE_NAMES: Final = (AUGMENTED, FILTERS)
 
 ACROSS: Final = 6  # films, or filters, side by side at least
 FILTER_AXES: Final = 4  # dimensions of a convolution's weights: filters, channels, rows, columns
-
-Float32Array = npt.NDArray[np.float32]
 
 
 def plot_augmented_films(films: Float32Array, folder: Path) -> None:

@@ -31,6 +31,7 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
+from chestxray.arrays import Float64Array, IndexArray
 from chestxray.data.pack import Pack
 from chestxray.data.training_films import TRAINING_FILMS, TrainingFilms
 from chestxray.errors import RunInvalid
@@ -40,7 +41,6 @@ from chestxray.schema import Film, Label, Preprocessing, Split
 from chestxray.training import plots
 from chestxray.training.checkpoint import Best, Origin, writing
 from chestxray.training.config import Recipe, every_field
-from chestxray.training.dataset import Rows
 from chestxray.training.ood_fit import write_gate
 from chestxray.training.record import EpochRecord, best_of
 from chestxray.training.trainer import STRESS
@@ -191,7 +191,7 @@ class ValidationTable:
     """
 
     labels: npt.NDArray[np.int8]
-    logits: npt.NDArray[np.float64]
+    logits: Float64Array
     patients: tuple[str, ...]
     paths: tuple[str, ...]
 
@@ -214,7 +214,7 @@ class ValidationTable:
 class RunFolder:
     """The folder of a run that is being written. Every method raises OutputUnwritable if writing fails."""
 
-    def __init__(self, folder: Path, pack: Pack, validation: Rows) -> None:
+    def __init__(self, folder: Path, pack: Pack, validation: IndexArray) -> None:
         self.folder = folder
         self._pack = pack
         self._validation = validation
@@ -288,7 +288,7 @@ def _line(record: EpochRecord) -> str:
     return json.dumps(dataclasses.asdict(record)) + "\n"
 
 
-def _validation_table(pack: Pack, rows: Rows, best: Best) -> bytes:
+def _validation_table(pack: Pack, rows: IndexArray, best: Best) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(VALIDATION_COLUMNS)

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from chestxray.arrays import Float64Array, IndexArray, Int64Array, UInt8Array
 from chestxray.data.pack import Pack
 from chestxray.errors import RecipeInvalid, RunInvalid
 from chestxray.progress import Log
 from chestxray.training.augment import augment, mixed, resized
 from chestxray.training.config import Recipe
-from chestxray.training.dataset import DataSplits, Rows, chances_against_shortcuts
+from chestxray.training.dataset import DataSplits, chances_against_shortcuts
 from chestxray.training.device import device_of, has_native_bfloat16
 from chestxray.training.distillation import Teacher
 from chestxray.training.distributed import World, share_statistics
@@ -36,7 +36,7 @@ class TrainState(NamedTuple):
     pack: Pack
     recipe: Recipe
     splits: DataSplits
-    labels: npt.NDArray[np.int64]
+    labels: Int64Array
     device: torch.device
     reduced: bool  # whether convolutions and dense layers compute in bfloat16
     classifier: Classifier
@@ -45,7 +45,7 @@ class TrainState(NamedTuple):
     optimiser: torch.optim.Optimizer
     class_weights: Tensor | None
     # probability of each training film to be drawn next; None draws each film once
-    chances: npt.NDArray[np.float64] | None
+    chances: Float64Array | None
     world: World
     teacher: Teacher | None
 
@@ -55,7 +55,7 @@ class TrainState(NamedTuple):
         pack: Pack,
         recipe: Recipe,
         splits: DataSplits,
-        labels: npt.NDArray[np.int64],
+        labels: Int64Array,
         wanted: str,
         world: World,
         teacher: Teacher | None = None,
@@ -102,31 +102,31 @@ class TrainState(NamedTuple):
             teacher=teacher.on(device) if teacher else None,
         )
 
-    def films(self, rows: Rows) -> Tensor:
+    def films(self, rows: IndexArray) -> Tensor:
         """Return grey levels of some rows, shape (n, 1, height, width), float, on the device."""
         return self.on_device(self.pack.images[rows])
 
-    def on_device(self, planes: npt.NDArray[np.uint8]) -> Tensor:
+    def on_device(self, planes: UInt8Array) -> Tensor:
         """Return films of shape (n, height, width) in the form that ``films`` returns."""
         levels = torch.from_numpy(planes[:, None])
         if self.device.type == "cuda":
             levels = levels.pin_memory()  # lets the copy run at the same time as the computation
         return levels.to(self.device, non_blocking=True).float()
 
-    def varied(self, rows: Rows, generator: Generator) -> Tensor:
+    def varied(self, rows: IndexArray, generator: Generator) -> Tensor:
         """Return the augmented films of some rows, in the form that ``films`` returns."""
         films = self.films(rows)
         if exchanges(self.recipe.augmentation):
             films = exchange(films, self.films(self._donors(rows, generator)), self.recipe.augmentation, generator)
         return augment(films, self.recipe.augmentation, generator)
 
-    def _donors(self, rows: Rows, generator: Generator) -> Rows:
+    def _donors(self, rows: IndexArray, generator: Generator) -> IndexArray:
         """Draw a training film of the other class for each of the rows."""
         training = self.splits.training
         labels = self.labels[training]
         drawn = torch.rand(len(rows), generator=generator, device=self.device).cpu().numpy()
         pools = [training[labels != label] for label in range(CLASSES)]
-        found: Rows = np.array(
+        found: IndexArray = np.array(
             [
                 pools[label][int(share * len(pools[label]))]
                 for label, share in zip(self.labels[rows].tolist(), drawn.tolist(), strict=True)
@@ -142,7 +142,9 @@ class TrainState(NamedTuple):
             scores: Tensor = classifier(films)
         return scores.float()
 
-    def train_step(self, batch: Rows, rate: float, generator: Generator, size: tuple[int, int] | None = None) -> float:
+    def train_step(
+        self, batch: IndexArray, rate: float, generator: Generator, size: tuple[int, int] | None = None
+    ) -> float:
         """Take a step on films of the given size, or whole films if None; a teacher always sees whole films.
 
         Returns: the loss before the step; if it is not finite, nothing is changed.

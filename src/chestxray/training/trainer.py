@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from chestxray.arrays import Float32Array, Float64Array, IndexArray, UInt8Array
 from chestxray.data.pack import Pack, labels_of
 from chestxray.errors import RunInvalid, TrainingDiverged
 from chestxray.images.exchange import (
@@ -43,7 +43,7 @@ from chestxray.metrics.metrics import Confusion, auroc
 from chestxray.progress import ProgressCallback, no_progress
 from chestxray.schema import Film
 from chestxray.training.config import Recipe
-from chestxray.training.dataset import DataSplits, Rows, drawn, splits_of
+from chestxray.training.dataset import DataSplits, drawn, splits_of
 from chestxray.training.distillation import Teacher
 from chestxray.training.distributed import SINGLE_PROCESS, World
 from chestxray.training.networks import CLASSES, log_odds
@@ -51,9 +51,6 @@ from chestxray.training.optim import epochs_of, learning_rate_at, size_at, steps
 from chestxray.training.record import EpochRecord, best_of
 from chestxray.training.train_state import TrainSnapshot, TrainState, restore, snapshot_of
 from chestxray.training.weights import read_checked, snapshot
-
-Float32Array = npt.NDArray[np.float32]
-Planes = npt.NDArray[np.uint8]
 
 VALIDATION_BATCH: Final = 32  # films; larger batches exceed the processor's cache and are slower
 
@@ -86,8 +83,8 @@ class Panels(NamedTuple):
         exchanged: each with one property taken from a training film of the other class.
     """
 
-    shifted: Planes
-    exchanged: Planes
+    shifted: UInt8Array
+    exchanged: UInt8Array
 
 
 def validate(step: TrainState, panels: Panels) -> ValidationResult:
@@ -112,7 +109,7 @@ def panels_of(pack: Pack, splits: DataSplits) -> Panels:
     return Panels(panel_of(pack, splits.validation), exchanged_panel_of(pack, splits))
 
 
-def exchanged_panel_of(pack: Pack, splits: DataSplits) -> Planes:
+def exchanged_panel_of(pack: Pack, splits: DataSplits) -> UInt8Array:
     """Return each film under one exchange with a training film of the other class, in turn as in ``panel_of``.
 
     Returns: shape (n, height, width), in the order of ``splits.validation``.
@@ -126,7 +123,7 @@ def exchanged_panel_of(pack: Pack, splits: DataSplits) -> Planes:
     return planes
 
 
-def exchanged_films(pack: Pack, splits: DataSplits, places: Rows, one: Exchange, of: str) -> Planes:
+def exchanged_films(pack: Pack, splits: DataSplits, places: IndexArray, one: Exchange, of: str) -> UInt8Array:
     """Return validation films, given by their indices, with one property taken from training films."""
     rows = splits.validation[places]
     names = [[(pack.films[row].sha256, pack.films[row].patient_id) for row in some] for some in (rows, splits.training)]
@@ -135,7 +132,7 @@ def exchanged_films(pack: Pack, splits: DataSplits, places: Rows, one: Exchange,
     return exchanged(pack.images[rows], pack.images[splits.training[donors]], one, donors >= 0)
 
 
-def panel_of(pack: Pack, rows: Rows) -> Planes:
+def panel_of(pack: Pack, rows: IndexArray) -> UInt8Array:
     """Return each film under one shift, in turn by the order of their SHA-256, so that every shift is used.
 
     Returns: shape (n, height, width), in the order of ``rows``.
@@ -148,7 +145,7 @@ def panel_of(pack: Pack, rows: Rows) -> Planes:
     return planes
 
 
-def scores_of(step: TrainState, films: int, read: Callable[[Rows], Planes]) -> Tensor:
+def scores_of(step: TrainState, films: int, read: Callable[[IndexArray], UInt8Array]) -> Tensor:
     """Return class scores by the averaged weights, shape (n, 2), in CPU memory.
 
     The scores are computed in float32 whatever the precision of the training: they decide the best epoch, the
@@ -172,7 +169,7 @@ def scores_of(step: TrainState, films: int, read: Callable[[Rows], Planes]) -> T
 STRESS: Final = "stress.csv"
 _KEY: Final = "sha256"
 
-ByShift = dict[str, npt.NDArray[np.float64]]
+ByShift = dict[str, Float64Array]
 
 
 def under_every_shift(step: TrainState, on_progress: ProgressCallback = no_progress) -> ByShift:
@@ -190,7 +187,7 @@ def under_every_shift(step: TrainState, on_progress: ProgressCallback = no_progr
     conditions = len(SHIFTS) + len(EXCHANGED_FROM)
     for index, shift in enumerate(SHIFTS, start=1):
 
-        def read(batch: Rows, shift: Shift = shift) -> Planes:
+        def read(batch: IndexArray, shift: Shift = shift) -> UInt8Array:
             return shifted(step.pack.images[rows[batch]], [keys[place] for place in batch], shift)
 
         found[shift.name] = log_odds(scores_of(step, len(rows), read)).double().numpy()
@@ -415,7 +412,7 @@ class Training:
         """Return the learning rate of a step, counted from the beginning of the training."""
         return learning_rate_at(self.step.recipe, step, self.all_steps)
 
-    def _diverged(self, epoch: int, index: int, batch: Rows, loss: float, rate: float) -> TrainingDiverged:
+    def _diverged(self, epoch: int, index: int, batch: IndexArray, loss: float, rate: float) -> TrainingDiverged:
         films = ", ".join(self.step.pack.films[row].path for row in batch)
         return TrainingDiverged(
             f"epoch {epoch}, batch {index + 1} of {self.steps_an_epoch}: the loss is {loss}. "
@@ -445,7 +442,7 @@ def _rank(figures: Mapping[str, float]) -> tuple[float, float]:
     return figures["stress_auroc"] + figures["exchange_auroc"], -figures["validation_loss"]
 
 
-def _batches(seed: int, epoch: int, step: TrainState, count: int) -> list[Rows]:
+def _batches(seed: int, epoch: int, step: TrainState, count: int) -> list[IndexArray]:
     """Return the rows in that epoch's order, cut into batches; rows ascend within a batch, for faster reading."""
     order = drawn(step.splits.training, step.chances, np.random.default_rng(seed_of(seed, epoch, 0, "order")))
     return [np.sort(batch) for batch in np.array_split(order, count)]

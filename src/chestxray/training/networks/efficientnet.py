@@ -21,7 +21,7 @@ HEAD: Final = 1280
 EPSILON: Final = 1e-3  # of batch normalisation, as the weights were trained
 
 
-class Stage(NamedTuple):
+class BlockStage(NamedTuple):
     """Blocks of one width; the first one may halve the film."""
 
     expansion: int
@@ -32,13 +32,13 @@ class Stage(NamedTuple):
 
 
 STAGES: Final = (
-    Stage(1, 3, 1, 16, 1),
-    Stage(6, 3, 2, 24, 2),
-    Stage(6, 5, 2, 40, 2),
-    Stage(6, 3, 2, 80, 3),
-    Stage(6, 5, 1, 112, 3),
-    Stage(6, 5, 2, 192, 4),
-    Stage(6, 3, 1, 320, 1),
+    BlockStage(1, 3, 1, 16, 1),
+    BlockStage(6, 3, 2, 24, 2),
+    BlockStage(6, 5, 2, 40, 2),
+    BlockStage(6, 3, 2, 80, 3),
+    BlockStage(6, 5, 1, 112, 3),
+    BlockStage(6, 5, 2, 192, 4),
+    BlockStage(6, 3, 1, 320, 1),
 )
 
 

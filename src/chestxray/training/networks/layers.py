@@ -14,7 +14,7 @@ from chestxray.training.networks import build, spec_of
 _MEASURED: Final = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Linear)
 
 
-class Stage(NamedTuple):
+class LayerStage(NamedTuple):
     """Consecutive layers that work at one resolution; the film itself and each dense layer are stages of their own.
 
     Attributes:
@@ -31,7 +31,7 @@ class Stage(NamedTuple):
     parameters: int = 0
 
 
-def stages_of(name: str, size: tuple[int, int] | None = None) -> tuple[Stage, ...]:
+def stages_of(name: str, size: tuple[int, int] | None = None) -> tuple[LayerStage, ...]:
     """Return the stages of a network in forward order, beginning with the film.
 
     Args:
@@ -46,17 +46,17 @@ def stages_of(name: str, size: tuple[int, int] | None = None) -> tuple[Stage, ..
     except ValueError as error:
         raise RecipeInvalid(str(error)) from error
     network = build(name, preprocessing, started=False).network.eval()
-    stages = [Stage(1, height, width)]
+    stages = [LayerStage(1, height, width)]
 
     def measure(layer: nn.Module, _: tuple[Tensor, ...], out: Tensor) -> None:
         channels, rows, columns = (*out.shape[1:], 1, 1)[:3]
         own = sum(parameter.numel() for parameter in layer.parameters())
         before = stages[-1]
         if isinstance(layer, nn.Linear) or len(stages) == 1 or (rows, columns) != (before.rows, before.columns):
-            before = Stage(0, rows, columns)
+            before = LayerStage(0, rows, columns)
             stages.append(before)
         convolutions = before.convolutions + isinstance(layer, nn.Conv2d)
-        stages[-1] = Stage(channels, rows, columns, convolutions, before.parameters + own)
+        stages[-1] = LayerStage(channels, rows, columns, convolutions, before.parameters + own)
 
     for module in network.modules():
         if isinstance(module, _MEASURED):
