@@ -256,3 +256,20 @@ def test_a_small_film_gets_a_picture_wide_enough_for_the_notice(predictor: Predi
     data = modality_film(np.asarray(Image.fromarray(BLACK).resize((80, 90))))
     dataset = read(results_of(data, replace(answer, facts=facts_of(data)))[1].data)
     assert dataset.Columns >= 256
+
+
+def test_answers_that_differ_in_numbers_alone_are_filled_into_one_form(film_file: bytes, answer: Answer) -> None:
+    module._form.cache_clear()  # noqa: SLF001
+    assert answer.prediction is not None
+    for place in range(20):  # each film has numbers of its own; building a form takes as long as three films
+        gate = replace(answer.prediction.gate, score=place / 41)
+        prediction = replace(
+            answer.prediction,
+            gate=gate,
+            probability=0.9999 - place / 1e6,
+            label="pneumonia",
+            film_sha256=f"{place:064}",
+        )
+        facts = replace(answer.facts, **{name: f"1.2.826.{place}.{name != 'study'}" for name in UIDS}, age=place)
+        module.results_of(film_file, replace(answer, facts=facts, prediction=prediction))
+    assert module._form.cache_info().misses == 1  # noqa: SLF001

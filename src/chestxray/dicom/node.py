@@ -27,7 +27,6 @@ from chestxray.dicom.send import Sender
 from chestxray.dicom.settings import MEBIBYTE, NodeSettings
 from chestxray.dicom.workers import ENDED, Classified, Task, Worker, WorkerDied
 from chestxray.errors import FilmError, FilmTooLarge, OutputUnwritable, SettingsInvalid, UnsupportedFormat
-from chestxray.images.dicom import open_data_set
 from chestxray.images.dicom_pixels import SYNTAXES
 from chestxray.inference.bundle import Bundle, folder_of
 from chestxray.inference.signature import open_bundle
@@ -130,7 +129,7 @@ class Node:
         if len(data) > self.settings.limits.film * MEBIBYTE:
             raise FilmTooLarge(f"the film is larger than limits.film, {self.settings.limits.film} MiB")
         facts = facts_of(data, ae_title)
-        self._check_kind(data, facts)
+        _check_kind(facts)
         decision = decide(facts, self.settings.rules)
         if not decision.answered or decision.rule is None:
             self._count("not for us")
@@ -139,14 +138,6 @@ class Node:
         fresh = self.queue.take(data, facts.sop_instance, ae_title, order)
         self._count("taken" if fresh else "known")
         self._wake.set()
-
-    @staticmethod
-    def _check_kind(data: bytes, facts: FilmFacts) -> None:
-        if facts.sop_class not in FILM_CLASSES:
-            raise UnsupportedFormat("a SOP class that holds no film for presentation")
-        syntax = open_data_set(data, "film").transfer_syntax
-        if syntax not in SYNTAXES:
-            raise UnsupportedFormat("a transfer syntax that is not read")
 
     def _count(self, outcome: str) -> None:
         self._films.labels(outcome).inc()
@@ -246,6 +237,13 @@ class Node:
         if self._threads and not all(thread.is_alive() for thread in self._threads):
             return "a thread of the node has ended; start it again"
         return ""
+
+
+def _check_kind(facts: FilmFacts) -> None:
+    if facts.sop_class not in FILM_CLASSES:
+        raise UnsupportedFormat("a SOP class that holds no film for presentation")
+    if facts.transfer_syntax not in SYNTAXES:
+        raise UnsupportedFormat("a transfer syntax that is not read")
 
 
 def bundle_hash(bundle: Bundle) -> str:

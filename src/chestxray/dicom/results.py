@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from chestxray.dicom.queue import Result
 from chestxray.dicom.rules import MANUFACTURER, SOFTWARE, FilmFacts
-from chestxray.images.dicom import PIXEL_DATA, Encoding, elements, open_data_set
+from chestxray.images.dicom import PIXEL_DATA, PREAMBLE, Encoding, elements, open_data_set
 from chestxray.images.radiograph import Radiograph
 from chestxray.inference.heatmap import blend
 from chestxray.schema import NOTICE, Prediction
@@ -78,7 +78,6 @@ _TYPE_2: Final = frozenset(
 )
 _SEQUENCE: Final = b"SQ"
 _LONG_VR: Final = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
-PREAMBLE: Final = 128 + len("DICM")  # bytes before the file meta information
 OWN_INSTANCE: Final = 0  # place of a result's own UID among the words of its form
 _ITSELF: Final = uuid.UUID("0f4cb6d2-5f5e-5a07-9a43-5d6e9a0f2a11")  # the name space of our UIDs
 
@@ -316,7 +315,7 @@ def _shape(answer: Answer, kind: str) -> Answer:
         prediction = replace(
             prediction,
             probability=None if prediction.probability is None else placed,
-            gate=replace(prediction.gate, reason=reason),
+            gate=replace(prediction.gate, reason=reason, score=None),
             heatmap=None,
             film_sha256="0" * 64,
         )

@@ -6,24 +6,32 @@ neither kept nor answered.
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
-from chestxray.errors import SettingsInvalid, UnreadableFilm
-from chestxray.images.dicom import age_in_years
+from chestxray.errors import FilmError, FilmTooLarge, SettingsInvalid, UnreadableFilm
+from chestxray.images.dicom import PREAMBLE, age_in_years, elements, open_data_set
 from chestxray.version import __version__
 
 MANUFACTURER: Final = "chestxray"  # manufacturer of our own results, which identifies them if they come back
 SOFTWARE: Final = f"chestxray {__version__}"
 
-_READ: Final = (
-    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SpecificCharacterSet"),
-    *("Modality", "BodyPartExamined", "ViewPosition", "PatientAge", "PatientBirthDate", "StudyDate", "Manufacturer"),
-)
+_READ: Final = {  # tag -> name; none of them needs the character set, or is longer than a few letters
+    0x00080016: "SOPClassUID",
+    0x00080018: "SOPInstanceUID",
+    0x00080020: "StudyDate",
+    0x00080060: "Modality",
+    0x00080070: "Manufacturer",
+    0x00100030: "PatientBirthDate",
+    0x00101010: "PatientAge",
+    0x00180015: "BodyPartExamined",
+    0x00185101: "ViewPosition",
+    0x0020000D: "StudyInstanceUID",
+    0x0020000E: "SeriesInstanceUID",
+}
+_LAST: Final = max(_READ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +43,7 @@ class FilmFacts:
         age: in years, None if the film does not state it.
         ae_title: AE title of the sender; "STOW-RS" if the film came by HTTP.
         ours: whether the object is a result of this program.
+        transfer_syntax: UID of the encoding.
     """
 
     sop_class: str
@@ -47,6 +56,7 @@ class FilmFacts:
     age: float | None = None
     ae_title: str = ""
     ours: bool = False
+    transfer_syntax: str = ""
 
 
 def facts_of(data: bytes, ae_title: str = "", source: str = "film") -> FilmFacts:
@@ -57,17 +67,23 @@ def facts_of(data: bytes, ae_title: str = "", source: str = "film") -> FilmFacts
         ae_title: AE title of the sender.
         source: the film's name in errors.
 
-    Raises: UnreadableFilm, if the header cannot be read, or does not name study, series and instance.
+    Raises: UnreadableFilm, if the header cannot be read, or does not name study, series and instance; FilmTooLarge, if
+        it has too many elements, or inflates to too many bytes.
     """
-    import pydicom
-
+    if data[PREAMBLE - 4 : PREAMBLE] != b"DICM":
+        raise UnreadableFilm(f"{source}: not a DICOM file: it has no preamble")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about invalid values; none of them is a reason to refuse the film
-            header = pydicom.dcmread(io.BytesIO(data), specific_tags=list(_READ), stop_before_pixels=True)
-            found = {name: _text(header, name) for name in _READ}
-            age = age_in_years(header)
-    except Exception as error:  # noqa: BLE001 - pydicom's errors have no common class; their text may quote the file
+        data_set = open_data_set(data, source)
+        found = dict.fromkeys(_READ.values(), "")
+        for element in elements(data_set.data, data_set.start, data_set.encoding, source):
+            if element.tag > _LAST:  # later elements may be cut off
+                break
+            if name := _READ.get(element.tag):
+                found[name] = data_set.data[element.value : element.end].decode("ascii", "replace").strip("\0 ")
+        age = age_in_years(found)
+    except FilmTooLarge:
+        raise
+    except FilmError as error:  # damaged in one of several ways, which are one for the sender
         raise UnreadableFilm(f"{source}: not a DICOM file with a readable header ({type(error).__name__})") from None
     for name in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
         if not found[name]:
@@ -83,11 +99,8 @@ def facts_of(data: bytes, ae_title: str = "", source: str = "film") -> FilmFacts
         age=age,
         ae_title=ae_title,
         ours=found["Manufacturer"] == MANUFACTURER,
+        transfer_syntax=data_set.transfer_syntax,
     )
-
-
-def _text(header: Any, name: str) -> str:
-    return str(header.get(name) or "").strip("\0 ")
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ _UNDEFINED: Final = 0xFFFFFFFF
 _ITEM: Final = 0xFFFEE000
 _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
-_PREAMBLE: Final = 128
+PREAMBLE: Final = 128 + len("DICM")  # bytes before the file meta information
 _HEADER: Final = 8  # least number of bytes of an element before its value
 _SHORT: Final = 64  # bytes; the identifying elements of group 8 are no longer
 _LAST_IDENTIFYING: Final = 0x1200  # of the elements with which a data set may begin
@@ -125,7 +125,7 @@ class DataSet:
 
 def is_dicom(data: bytes) -> bool:
     """Check whether bytes begin like a DICOM file, or like a bare data set of file meta or identifying elements."""
-    if data[_PREAMBLE : _PREAMBLE + 4] == b"DICM":
+    if data[PREAMBLE - 4 : PREAMBLE] == b"DICM":
         return True
     if len(data) < 2 * _HEADER:
         return False
@@ -165,7 +165,7 @@ def open_data_set(data: bytes, source: str) -> DataSet:
 
     Raises: FilmTooLarge, TruncatedFilm, UnreadableFilm.
     """
-    start = _PREAMBLE + 4 if data[_PREAMBLE : _PREAMBLE + 4] == b"DICM" else 0
+    start = PREAMBLE if data[PREAMBLE - 4 : PREAMBLE] == b"DICM" else 0
     syntax = ""
     if data[start : start + 2] == b"\x02\x00":
         # some files write these elements without VR
