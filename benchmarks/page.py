@@ -2,9 +2,10 @@
 
 python benchmarks/page.py [BUNDLE] [--rounds 15] [--json]
 
-Each round opens a fresh browser context, so that nothing of the page is cached, and chooses one of its own films.
-What the browser takes for a line of text from the same server, in a fresh context as well, stands beside the page's
-first paint; every other round asks for the text after the page, so that neither is always first.
+Each round opens the page in a fresh browser context, so that nothing of it is cached, and waits for its first paint;
+then it does the same with a line of text from the same server, whose first paint stands beside. Every other round asks
+for the text first. No script of the benchmark runs in either before it is painted: the browser itself tells of that.
+The largest paint is that of the page's largest text or picture. A third context chooses one of the page's own films.
 BUNDLE is the one that comes with the package where it is left out.
 """
 
@@ -38,21 +39,17 @@ PROBE: Final = """
 """
 TEXT: Final = "first paint of a line of text, ms"
 PAGE: Final = "first paint, ms"
-PAINTED: Final = """() => new Promise((found) => {
-    const look = () => {
-      const [first] = performance.getEntriesByName("first-contentful-paint");
-      first ? found(first.startTime) : setTimeout(look, 5);
-    };
-    look();
-})"""
+LARGEST: Final = "largest paint, ms"
+FIRST: Final = """() => performance.getEntriesByName("first-contentful-paint")[0].startTime"""
+LAST: Final = """() => new Promise((found) =>
+    new PerformanceObserver((list) => found(list.getEntries().at(-1).startTime))
+        .observe({ type: "largest-contentful-paint", buffered: true }))"""
 READ: Final = """() => {
-    const [first] = performance.getEntriesByName("first-contentful-paint");
     const marked = (name) => performance.getEntriesByName(name)[0];
     const [chosen, shown, answered] = ["chosen", "shown", "answered"].map(marked);
     const files = [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")];
     const start = files.filter(({ name, startTime }) => startTime < chosen.startTime && !name.startsWith("blob:"));
     return {
-      "first paint, ms": first.startTime,
       "film after the choice, ms": shown.startTime - chosen.startTime,
       "answer after the choice, ms": answered.startTime - chosen.startTime,
       "cumulative layout shift": shift,
@@ -62,11 +59,17 @@ READ: Final = """() => {
 
 
 def one_round(browser: Browser, address: str, film: Path, *, text_first: bool) -> dict[str, float]:
-    """First paint of a line of text, and all of one visit of the page, in this order or the other one."""
-    before = first_paint_of_text(browser, address) if text_first else None
-    visited = one_visit(browser, address, film)
-    plainest = first_paint_of_text(browser, address) if before is None else before
-    return {TEXT: plainest, **visited}
+    """First paint of a line of text and of the page, in this order or the other one, and one visit of the page."""
+    found = {}
+    for name, path in sorted({TEXT: "/healthz", PAGE: "/"}.items(), reverse=text_first):
+        page = fresh_page(browser, address)
+        first_paint_of(page, address + path)
+        found[name] = page.evaluate(FIRST)
+        if name == PAGE:
+            page.locator(".point").first.wait_for()
+            found[LARGEST] = page.evaluate(LAST)
+        page.context.close()
+    return {**found, **one_visit(browser, address, film)}
 
 
 def fresh_page(browser: Browser, address: str) -> Page:
@@ -76,13 +79,16 @@ def fresh_page(browser: Browser, address: str) -> Page:
     return page
 
 
-def first_paint_of_text(browser: Browser, address: str) -> float:
-    """Milliseconds to the first paint of a line of text from the same server."""
-    page = fresh_page(browser, address)
-    page.goto(f"{address}/healthz")
-    painted: float = page.evaluate(PAINTED)
-    page.context.close()
-    return painted
+def first_paint_of(page: Page, address: str) -> None:
+    """Go there, and wait until the browser says that something was painted: nothing is run in the page for it."""
+    devtools = page.context.new_cdp_session(page)
+    told: list[tuple[str, str]] = []
+    devtools.on("Page.lifecycleEvent", lambda event: told.append((event["loaderId"], event["name"])))
+    devtools.send("Page.enable")
+    devtools.send("Page.setLifecycleEventsEnabled", {"enabled": True})
+    ours = devtools.send("Page.navigate", {"url": address})["loaderId"]
+    while (ours, "firstContentfulPaint") not in told:
+        page.wait_for_timeout(5)
 
 
 def one_visit(browser: Browser, address: str, film: Path) -> dict[str, float]:
@@ -112,7 +118,7 @@ def measure(bundle: Path, rounds: int) -> dict[str, list[float]]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         visits = [one_round(browser, address, film, text_first=number % 2 == 0) for number in range(rounds + 1)][1:]
         browser.close()
-    return {name: [visit[name] for visit in visits] for name in visits[0]}
+    return {name: [visit[name] for visit in visits] for name in sorted(visits[0])}
 
 
 def main() -> None:

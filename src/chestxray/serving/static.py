@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import re
@@ -20,6 +21,12 @@ FRAME: Final = PAGE / "frame.html"  # the common frame of the pages to read
 # each of these files holds the rest of its head, then <main>
 FRAMED: Final = frozenset({"404.html", "docs.html", "model.html"})
 NOT_FOUND: Final = "404.html"
+START: Final = PAGE / "index.html"
+# What the first page holds itself: the tag in its file, and what stands there as it is served.
+_INSIDE: Final = {
+    '<link rel="stylesheet" href="style.css">': ("<style>", "</style>", "style.css"),
+    '<script src="theme.js" data-then="./main.js">': ('<script data-then="./main.js">', "", "theme.js"),
+}
 
 MEDIA_TYPES: Final = {  # a table of our own: the system's table differs between machines
     ".html": "text/html; charset=utf-8",
@@ -45,8 +52,21 @@ def page_files() -> Iterator[tuple[str, bytes, str]]:
     """Return the page's files, as any server may hold them: path below the folder, content, media type."""
     for path in sorted(PAGE.rglob("*")):
         if path.suffix in MEDIA_TYPES and path != FRAME:
-            content = _framed(path) if path.name in FRAMED else _lean(path)
+            content = _framed(path) if path.name in FRAMED else _whole() if path == START else _lean(path)
             yield path.relative_to(PAGE).as_posix(), content, MEDIA_TYPES[path.suffix]
+
+
+def _whole() -> bytes:
+    """Return the first page with all that its first paint needs inside, so that one answer of the server is enough."""
+    text = START.read_text(encoding="utf-8")
+    for tag, (opening, closing, name) in _INSIDE.items():
+        text = text.replace(tag, f"{opening}{_lean(PAGE / name).decode()}{closing}")
+    return text.encode()
+
+
+def _hash_of(name: str) -> str:
+    """Return the source expression by which a Content-Security-Policy allows one file inside the first page."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(_lean(PAGE / name)).digest()).decode()}'"
 
 
 def _lean(path: Path) -> bytes:
@@ -63,6 +83,8 @@ def _framed(path: Path) -> bytes:
     return Template(FRAME.read_text(encoding="utf-8")).substitute(root=root, head=f"{head}\n", main=main).encode()
 
 
+STYLE_HASH: Final = _hash_of("style.css")
+SCRIPT_HASH: Final = _hash_of("theme.js")
 PAGE_NOT_FOUND: Final = _framed(PAGE / NOT_FOUND)  # for a person with a browser
 
 

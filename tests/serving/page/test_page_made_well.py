@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import hashlib
 import json
 import re
 import urllib.request
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from chestxray.inference.predictor import Predictor
 from chestxray.serving import static
@@ -174,9 +176,10 @@ def test_the_page_is_small(visit: Opener) -> None:
     expect(page.locator(".point").first).to_be_visible()
     page.wait_for_function("() => [...document.images].every((image) => image.complete)")
     at_first = fetched(page)
-    assert {"/", "/style.css", "/main.js", "/thumbnails/lobe.webp", "/v1/model"} <= set(at_first)
+    assert {"/", "/main.js", "/thumbnails/lobe.webp", "/v1/model"} <= set(at_first)
     assert sum(at_first.values()) < 40 * KILOBYTE
-    assert not {"/worklist.js", "/dicom.js", "/paper.js", "/csv.js", "/lines.js", "/send.js"} & set(at_first)
+    later = {"/style.css", "/worklist.js", "/dicom.js", "/paper.js", "/csv.js", "/lines.js", "/send.js"}
+    assert not later & set(at_first)
 
 
 def test_scripts_and_styles_are_served_without_the_lines_that_are_comments_alone() -> None:
@@ -199,11 +202,34 @@ def test_a_file_is_the_same_with_and_without_compression(address: str) -> None:
         assert gzip.decompress(answer.read()) == plain
 
 
+def test_the_first_paint_waits_for_nothing_but_the_first_answer(visit: Opener, address: str) -> None:
+    """Whatever else the page asks for never comes: it is painted all the same, in its own colours and order."""
+    page = visit("/docs")
+
+    def keep(_: Route) -> None:
+        """Neither answer nor refuse."""
+
+    page.route(lambda url: url != f"{address}/", keep)
+    page.goto(f"{address}/", wait_until="commit")
+    page.wait_for_function("() => performance.getEntriesByName('first-contentful-paint').length")
+    assert page.locator("#stage").evaluate("stage => getComputedStyle(stage).backgroundColor") == "rgb(8, 9, 10)"
+    stage, answer = (page.locator(selector).bounding_box() for selector in ("#stage", "#answer"))
+    assert stage
+    assert answer
+    assert stage["x"] + stage["width"] <= answer["x"]
+    expect(page.locator(".notice")).to_be_in_viewport(ratio=1)
+
+
 @pytest.mark.parametrize("path", PAGES)
-def test_no_page_needs_inline_code_or_another_origin(visit: Opener, path: str, address: str) -> None:
-    text = visit(path).request.get(address + path).text()
-    assert not re.search(r"<script(?![^>]*\bsrc=)", text)
-    assert not re.search(r"\son\w+=|\sstyle=|<style|javascript:", text)
+def test_no_page_needs_another_origin_or_inline_code_but_what_the_policy_names_by_its_hash(
+    visit: Opener, path: str, address: str
+) -> None:
+    answer = visit(path).request.get(address + path)
+    text, policy = answer.text(), answer.headers["content-security-policy"]
+    for tag, inside in re.findall(r"<(script|style)\b(?![^>]*\bsrc=)[^>]*>(.*?)</", text, re.DOTALL):
+        (allowed,) = re.findall(rf"{tag}-src 'self' 'sha256-([^']+)'(?:;|$)", policy)
+        assert base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode() == allowed, tag
+    assert not re.search(r"\son\w+=|\sstyle=|javascript:", text)
     assert not re.search(r"(?:src|href)=\"(?:https?:)?//", text)
 
 

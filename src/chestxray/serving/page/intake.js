@@ -30,6 +30,7 @@ export function takeFilms(give) {
     event.preventDefault();
     give(named(files), 0);
   });
+  for (const picture of document.querySelectorAll("img[data-src]")) picture.src = picture.dataset.src; // after the first paint
   takeDropped(async (transfer) => {
     const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()); // before the first await
     const loose = named(transfer.files);

@@ -1,9 +1,12 @@
-// Runs before the first paint, so that the page never flashes in the other theme; then, once something is seen, loads the
-// page's own script, which its tag names: fetching and compiling twenty modules would keep the first paint waiting.
+// Runs before the first paint, so that the page never flashes in the other theme; then, once something was painted, loads
+// the page's own script, which its tag names: fetching and compiling twenty modules would keep the first paint waiting.
 (() => {
   const script = document.currentScript.dataset.then;
-  const load = () => import(script);
-  const once = () => (document.hidden ? load() : requestAnimationFrame(() => setTimeout(load)));
+  const load = () => import(script); // a second time does nothing
+  const once = () => {
+    new PerformanceObserver(load).observe({ type: "paint", buffered: true });
+    setTimeout(load, document.hidden ? 0 : 500); // what is hidden is not painted
+  };
   if (script) addEventListener("DOMContentLoaded", once);
   const root = document.documentElement;
   const dark = matchMedia("(prefers-color-scheme: dark)");
