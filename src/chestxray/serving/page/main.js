@@ -239,6 +239,7 @@ async function printList() {
   paper.remove();
 }
 
+$("link[rel=icon]").href = "icon.svg"; // after the first paint
 $("#details").open = matchMedia("(min-width: 75rem) and (min-height: 47rem)").matches; // where there is room
 viewer.setTheStage(activate);
 viewer.onHeat(useHeat);
