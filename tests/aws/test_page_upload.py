@@ -20,7 +20,6 @@ import live_moto
 from chestxray.aws import lambda_handler, stacks
 from chestxray.aws.website import page_files
 from chestxray.inference.predictor import Predictor
-from chestxray.serving.static import SCRIPT_HASH, STYLE_HASH
 from driving import CHROMIUM, FLAGS, choose, expect_answer_for
 from live_lambda import event
 from stand_in import StandIn, serving
@@ -76,10 +75,7 @@ def function(store: str, bundle: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def address(function: Call, store: str, bundle: Path) -> Iterator[str]:
     (policy,) = re.findall(r'ContentSecurityPolicy: !Sub "(.*)"', stacks.template("website"))
-    filled = {"https://${Inbox.RegionalDomainName}": store, "${ScriptHash}": SCRIPT_HASH, "${StyleHash}": STYLE_HASH}
-    for name, value in filled.items():
-        policy = policy.replace(name, value)
-    with website(function, bundle, policy) as found:
+    with website(function, bundle, policy.replace("https://${Inbox.RegionalDomainName}", store)) as found:
         yield found
 
 

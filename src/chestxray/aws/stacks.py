@@ -41,8 +41,11 @@ class Stack:
 
 
 def template(name: str) -> str:
-    """Return the text of a template; ``name`` is a key of TEMPLATES."""
-    return files("chestxray.aws").joinpath(TEMPLATES[name]).read_text(encoding="utf-8")
+    """Return the text of a template as it is deployed; ``name`` is a key of TEMPLATES."""
+    from chestxray.serving.static import SCRIPT_HASH, STYLE_HASH
+
+    text = files("chestxray.aws").joinpath(TEMPLATES[name]).read_text(encoding="utf-8")
+    return text.replace("SCRIPT_HASH", SCRIPT_HASH).replace("STYLE_HASH", STYLE_HASH)
 
 
 def describe(cloud: Cloud, name: str) -> Mapping[str, Any] | None:

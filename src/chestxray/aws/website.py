@@ -267,8 +267,6 @@ def website_plan(names: Names, settings: WebsiteSettings, there: bool) -> Plan: 
 
 def publish(cloud: Cloud, names: Names, settings: WebsiteSettings, behind: SiteModel, log: Log) -> Website:
     """Send the code, update the stack, send the page. Raises: CloudError, UsageError."""
-    from chestxray.serving.static import SCRIPT_HASH, STYLE_HASH
-
     ensure_bucket(cloud, names)
     code = _send_code(cloud, names, settings, behind, log)
     parameters = {
@@ -285,8 +283,6 @@ def publish(cloud: Cloud, names: Names, settings: WebsiteSettings, behind: SiteM
         "Origins": ",".join(settings.origins),
         "RestStage": settings.rest_stage,
         "RestPath": settings.rest_path,
-        "ScriptHash": SCRIPT_HASH,
-        "StyleHash": STYLE_HASH,
         "PermissionsBoundary": cloud.rules.boundary,
     }
     stack = stacks.deploy(cloud, names, names.website_stack, template(), parameters, log)
