@@ -49,7 +49,7 @@ def _pdus_by_events(association: Any) -> None:
             time.sleep(CLOSING_S)
         elif not service.event_queue.queue and not _has_read_on(connection):
             bell.wait(connection)
-            _acknowledge(connection)
+            acknowledge(connection)
         if service.to_provider_queue.queue:  # sending goes first
             return False
         return bool(find_event())
@@ -61,7 +61,7 @@ def _pdus_by_events(association: Any) -> None:
     weakref.finalize(service, bell.close)
 
 
-def _acknowledge(connection: Any) -> None:
+def acknowledge(connection: Any) -> None:
     """Acknowledge what has come at once, where the system lets us; it goes back to waiting by itself.
 
     Peers built on dcmtk write a PDU's header and its body apart, and may hold the body back until the header is

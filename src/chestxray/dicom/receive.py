@@ -24,6 +24,7 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 from chestxray.dicom.queue import OutOfRoom
 from chestxray.dicom.reactor import wait_for_events
 from chestxray.dicom.settings import MEBIBYTE, NodeSettings, Tls
+from chestxray.dicom.stores import StoreRequest, Stores, file_meta
 from chestxray.errors import FilmTooLarge, SettingsInvalid, UnreadableFilm, UnsupportedFormat, UsageError
 from chestxray.images.dicom_pixels import SYNTAXES
 from chestxray.version import __version__
@@ -52,11 +53,10 @@ NOT_AUTHORISED: Final = 0x0124
 FAILED: Final = 0xC211
 
 MAX_PDU: Final = 131_072  # bytes that we ask for; larger PDUs would be fewer, but it would take longer to give up
-LONGEST_PDU: Final = MEBIBYTE  # bytes of the longest PDU that is read: a request with every possible context
-READ_AT_ONCE: Final = 65_536  # bytes
 HANDSHAKE_S: Final = 10.0
 WATCHED_EVERY_S: Final = 0.5
 IMPLEMENTATION: Final = "2.25.330104712947146553127543853302843210497"
+IMPLEMENTATION_NAME: Final = f"CHESTXRAY_{__version__}"[:16]
 
 Intake = Callable[[bytes, str], object]
 Commitment = Callable[[str, list[str], list[str]], object]
@@ -100,7 +100,7 @@ class Receiver:
         entity.require_called_aet = True
         entity.require_calling_aet = sorted({peer.ae_title for peer in self.settings.peers})
         entity.implementation_class_uid = IMPLEMENTATION
-        entity.implementation_version_name = f"CHESTXRAY_{__version__}"[:16]
+        entity.implementation_version_name = IMPLEMENTATION_NAME
         entity.add_supported_context(VERIFICATION)
         for sop_class in FILM_CLASSES:
             entity.add_supported_context(sop_class, list(SYNTAXES))
@@ -109,10 +109,8 @@ class Receiver:
         handlers: list[Any] = [
             (evt.EVT_CONN_OPEN, self._opened),
             (evt.EVT_CONN_CLOSE, self._closed),
-            (evt.EVT_PDU_RECV, self._read),
-            (evt.EVT_DIMSE_RECV, self._complete),
             (evt.EVT_C_ECHO, self._echo),
-            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_C_STORE, self._store_of_the_library),
             (evt.EVT_N_EVENT_REPORT, partial(on_commitment, self._reported)),
         ]
         try:
@@ -150,42 +148,53 @@ class Receiver:
     # ------------------------------------------------------------------ what happens on an association
 
     def _opened(self, event: Any) -> None:
-        self._open[id(event.assoc)] = _Watched(event.assoc, time.monotonic())
+        association = event.assoc
+        watched = self._open[id(association)] = _Watched(association, time.monotonic())
+        Stores(
+            association,
+            partial(self._store, association),
+            (self.settings.limits.film + 1) * MEBIBYTE,
+            partial(watched.cut, "a film is larger than limits.film"),
+        )
 
     def _closed(self, event: Any) -> None:
         self._open.pop(id(event.assoc), None)
 
-    def _read(self, event: Any) -> None:
-        """Count the bytes of the message that is arriving; end the association if the message is too long."""
-        watched = self._open.get(id(event.assoc))
-        if watched is not None:
-            watched.bytes += getattr(event.pdu, "pdu_length", 0)
-            if watched.bytes > (self.settings.limits.film + 1) * MEBIBYTE:
-                watched.cut("a film is larger than limits.film")
-
-    def _complete(self, event: Any) -> None:
-        if watched := self._open.get(id(event.assoc)):
-            watched.bytes = 0
-
-    def _is_known(self, event: Any) -> bool:
+    def _is_known(self, association: Any) -> bool:
         """Check whether the peer calls from an allowed address; its AE title was checked before."""
-        address, title = event.assoc.requestor.address, event.assoc.requestor.ae_title.strip()
+        address, title = association.requestor.address, association.requestor.ae_title.strip()
         known = [peer for peer in self.settings.peers if peer.ae_title == title]
         return not known or any(not peer.addresses or address in peer.addresses for peer in known)
 
     def _echo(self, event: Any) -> int:
-        return SUCCESS if self._is_known(event) else NOT_AUTHORISED
+        return SUCCESS if self._is_known(event.assoc) else NOT_AUTHORISED
 
-    def _store(self, event: Any) -> int:
-        watched = self._open.get(id(event.assoc))
-        if not self._is_known(event):
+    def _store_of_the_library(self, event: Any) -> int:
+        """Keep a film whose request is odd in some way, so that the library has read it."""
+        asked, context = event.request, event.context
+        request = StoreRequest(
+            context.context_id,
+            asked.MessageID,
+            str(asked.AffectedSOPClassUID),
+            str(asked.AffectedSOPInstanceUID),
+            str(context.transfer_syntax),
+        )
+        return self._store(event.assoc, request, asked.DataSet.getvalue())
+
+    def _store(self, association: Any, request: StoreRequest, data: bytes) -> int:
+        """Keep a film, and return the status of the answer."""
+        watched = self._open.get(id(association))
+        if not self._is_known(association):
             return NOT_AUTHORISED
         if watched is not None:
             watched.films += 1
             if watched.films > self.settings.limits.films:
                 return TOO_MANY
         try:
-            self._take(event.encoded_dataset(), event.assoc.requestor.ae_title.strip())
+            head = file_meta(
+                request.sop_class, request.sop_instance, request.transfer_syntax, (IMPLEMENTATION, IMPLEMENTATION_NAME)
+            )
+            self._take(head + data, association.requestor.ae_title.strip())
         except Exception as error:  # noqa: BLE001 - after any error the sender must not hear "success"
             status = next((code for kind, code, _ in STATUSES if isinstance(error, kind)), FAILED)
             log.warning("film refused", extra={"status": f"0x{status:04X}", "fault": type(error).__name__})
@@ -205,12 +214,11 @@ class Receiver:
 
 
 class _Watched:
-    """An open connection: its start, and what it has sent."""
+    """An open connection: its start, and how many films it has sent."""
 
     def __init__(self, association: Any, began: float) -> None:
         self.association = association
         self.began = began
-        self.bytes = 0
         self.films = 0
         self._is_cut = False
 
@@ -224,27 +232,13 @@ class _Watched:
 
 
 class _Handler(RequestHandler):
-    """A connection with a limit for PDUs: the library would read up to 4 GiB if a header claims that size."""
+    """A connection whose bytes we read, within limits: the library would read up to 4 GiB if a header claims that."""
 
     def handle(self) -> None:
         association = self._create_association()
-        association.dul.socket.recv = partial(_read_bounded, association.dul.socket)  # type: ignore[method-assign,union-attr]
         wait_for_events(association)
         evt.trigger(association, evt.EVT_CONN_OPEN, {"address": self.client_address})
         association.start()
-
-
-def _read_bounded(connection: Any, wanted: int) -> bytearray:
-    """Read ``wanted`` bytes, or fewer if the connection ends. Raises: OSError."""
-    if wanted > LONGEST_PDU:
-        raise OSError("a PDU of more bytes than any that was agreed on")
-    read = bytearray()
-    while len(read) < wanted:
-        piece = connection.socket.recv(min(READ_AT_ONCE, wanted - len(read)))
-        if not piece:
-            break
-        read += piece
-    return read
 
 
 class _Server(ThreadedAssociationServer):

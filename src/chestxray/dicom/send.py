@@ -29,7 +29,9 @@ from chestxray.dicom.receive import (
 )
 from chestxray.dicom.results import EXPLICIT_LITTLE, KINDS, derived_uid
 from chestxray.dicom.settings import Destination, NodeSettings
-from chestxray.errors import PeerError
+from chestxray.dicom.stores import Stores
+from chestxray.errors import FilmError, PeerError, UnreadableFilm
+from chestxray.images.dicom import PREAMBLE, open_data_set
 from chestxray.images.dicom_pixels import SYNTAXES
 
 if TYPE_CHECKING:
@@ -127,10 +129,10 @@ class Sender:
         commit = partial(on_commitment, self.queue.committed)
         with association(self.destination, self.settings, contexts, commit) as peer:
             offered = any(context.abstract_syntax == STORAGE_COMMITMENT for context in peer.accepted_contexts)
-            end = time.monotonic() + KEPT_S
+            stores, end = Stores(peer), time.monotonic() + KEPT_S
             while waiting and not self._stopped.is_set():
                 for delivery in waiting:
-                    self._store(peer, delivery, commitment=offered)
+                    self._store(peer, stores, delivery, commitment=offered)
                 waiting = self._next() if time.monotonic() < end else ()
             self._ask_for_commitment(peer, offered=offered)
 
@@ -142,26 +144,25 @@ class Sender:
             due = self.queue.deliveries(self.destination.name)
         return due
 
-    def _store(self, peer: Association, delivery: Delivery, *, commitment: bool) -> None:
-        result = delivery.path if _takes_as_it_is(peer, delivery.sop_class) else _read(delivery)
-        if result is None:
-            self.queue.refused(delivery, GONE)
-            return
+    def _store(self, peer: Association, stores: Stores, delivery: Delivery, *, commitment: bool) -> None:
         try:
-            answer = peer.send_c_store(result)
-        except (FileNotFoundError, InvalidDicomError):
+            if (context := _takes_as_it_is(peer, delivery.sop_class)) is not None:
+                status = stores.send(context, delivery.sop_class, delivery.sop_instance, _data_set(delivery))
+            else:
+                status = peer.send_c_store(_read(delivery)).get("Status")
+        except (FileNotFoundError, FilmError, InvalidDicomError):
             self.queue.refused(delivery, GONE)
             return
         except ValueError:  # no context for this class: this counts as an answer too
             self.queue.refused(delivery, "the destination takes no such objects (no presentation context)")
             return
-        if "Status" not in answer:
+        if status is None:
             raise PeerError(f"destination {self.destination.name}: the connection ended before an answer to C-STORE")
-        if answer.Status in ACCEPTED:
+        if status in ACCEPTED:
             self._accepted([delivery], commitment=commitment)
         else:
-            self.queue.refused(delivery, f"refused with status 0x{answer.Status:04X}")
-            log.warning("result refused", extra={"film": delivery.key, "status": f"0x{answer.Status:04X}"})
+            self.queue.refused(delivery, f"refused with status 0x{status:04X}")
+            log.warning("result refused", extra={"film": delivery.key, "status": f"0x{status:04X}"})
 
     # ------------------------------------------------------------------ storage commitment (PS3.4 annex J)
 
@@ -190,8 +191,9 @@ class Sender:
         if left:
             self.queue.delivered(left, commitment=False)
         for delivery in waiting:
-            result = _read(delivery)
-            if result is None:
+            try:
+                result = _read(delivery)
+            except (FileNotFoundError, InvalidDicomError):
                 self.queue.refused(delivery, GONE)
                 continue
             answer = asked_of(self.destination, partial(client.store_instances, [result]))
@@ -202,21 +204,26 @@ class Sender:
                 self._accepted([delivery], commitment=False)
 
 
-def _takes_as_it_is(peer: Association, sop_class: str) -> bool:
-    """Check whether the peer takes objects of a class in the syntax in which they are written."""
-    return any(
-        context.abstract_syntax == sop_class and context.transfer_syntax[0] == EXPLICIT_LITTLE
-        for context in peer.accepted_contexts
-    )
+def _takes_as_it_is(peer: Association, sop_class: str) -> int | None:
+    """Return the context in which the peer takes objects of a class in the syntax in which they are written."""
+    for context in peer.accepted_contexts:
+        if context.abstract_syntax == sop_class and context.transfer_syntax[0] == EXPLICIT_LITTLE:
+            return context.context_id
+    return None
 
 
-def _read(delivery: Delivery) -> Dataset | None:
+def _data_set(delivery: Delivery) -> bytes:
+    """Return a result as it lies on the disk, without its file meta information. Raises: OSError, FilmError."""
+    data = delivery.path.read_bytes()
+    if data[PREAMBLE - 4 : PREAMBLE] != b"DICM":
+        raise UnreadableFilm(GONE)
+    return data[open_data_set(data, GONE).start :]
+
+
+def _read(delivery: Delivery) -> Dataset:
     from pydicom import dcmread
 
-    try:
-        return dcmread(io.BytesIO(delivery.path.read_bytes()))
-    except (OSError, InvalidDicomError):
-        return None
+    return dcmread(io.BytesIO(delivery.path.read_bytes()))
 
 
 def _commitment_of(deliveries: Sequence[Delivery], transaction: str) -> Dataset:
@@ -261,18 +268,17 @@ def association(
 
     Raises: PeerError, if the peer does not answer or refuses the association.
     """
-    from pynetdicom import _config as pynetdicom_config
     from pynetdicom import evt
     from pynetdicom.ae import ApplicationEntity
     from pynetdicom.presentation import build_role
 
     silence_libraries()
-    pynetdicom_config.STORE_SEND_CHUNKED_DATASET = True  # a file is sent as it is, without being read as a data set
     entity = ApplicationEntity(settings.ae_title)
     entity.maximum_pdu_size = MAX_PDU
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = TIMEOUT_S
     for sop_class in contexts:
-        entity.add_requested_context(sop_class, [EXPLICIT_LITTLE, IMPLICIT_LITTLE])
+        for syntax in (EXPLICIT_LITTLE, IMPLICIT_LITTLE):  # apart: a peer that takes both is sent what lies on the disk
+            entity.add_requested_context(sop_class, syntax)
     for sop_class in held:
         for syntax in SYNTAXES:  # a context for each: otherwise the peer would choose one, and refuse films in others
             entity.add_requested_context(sop_class, syntax)
