@@ -185,7 +185,6 @@ DAMAGED = {
         (IS_COMMAND | IS_LAST, COMMAND),
     ],
     "data before a command": [(IS_LAST, DATA)],
-    "a command set that is cut": [(IS_COMMAND | IS_LAST, COMMAND[:-3])],
     "no command": [(IS_COMMAND | IS_LAST, b"")],
 }
 

@@ -416,7 +416,9 @@ class Queue:
 
     def _forget_files(self, film: int) -> None:
         row = self._one("SELECT key FROM film WHERE id = ?", film)
-        paths = list(self.results.glob(f"{film}-*.dcm"))
+        with self._lock:  # the folder itself may hold the results of thousands of films
+            kinds = self._database.execute("SELECT DISTINCT kind FROM delivery WHERE film = ?", (film,)).fetchall()
+        paths = [self._result_path(film, kind) for (kind,) in kinds]
         if row is not None:
             paths.append(self.films / f"{row[0]}.dcm")
         for path in paths:

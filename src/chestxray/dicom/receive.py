@@ -181,7 +181,7 @@ class Receiver:
         )
         return self._store(event.assoc, request, asked.DataSet.getvalue())
 
-    def _store(self, association: Any, request: StoreRequest, data: bytes) -> int:
+    def _store(self, association: Any, request: StoreRequest, data: bytes | memoryview) -> int:
         """Keep a film, and return the status of the answer."""
         watched = self._open.get(id(association))
         if not self._is_known(association):
@@ -194,7 +194,7 @@ class Receiver:
             head = file_meta(
                 request.sop_class, request.sop_instance, request.transfer_syntax, (IMPLEMENTATION, IMPLEMENTATION_NAME)
             )
-            self._take(head + data, association.requestor.ae_title.strip())
+            self._take(b"".join((head, data)), association.requestor.ae_title.strip())
         except Exception as error:  # noqa: BLE001 - after any error the sender must not hear "success"
             status = next((code for kind, code, _ in STATUSES if isinstance(error, kind)), FAILED)
             log.warning("film refused", extra={"status": f"0x{status:04X}", "fault": type(error).__name__})

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -155,6 +155,7 @@ def identity_of(data: bytes) -> dict[int, bytes]:
     return found | {tag: _element(tag, _vr(tag), b"") for tag in _TYPE_2 - set(found)}
 
 
+@cache
 def _vr(tag: int) -> bytes:
     from pydicom.datadict import dictionary_VR
 

@@ -46,6 +46,7 @@ CONNECTION_ENDED: Final = "Evt17"
 INVALID_PDU: Final = "Evt19"
 LONGEST_PDU: Final = MEBIBYTE  # bytes of the longest PDU that is read: a request with every possible context
 READ_AT_ONCE: Final = 65_536  # bytes; memory grows with what comes, not with what a header claims
+KEPT: Final = 4 * MEBIBYTE  # bytes that an association keeps for its next film
 PAUSING_S: Final = 0.0001  # seconds between two looks at the thread that has to pause, as the library waits
 
 
@@ -66,7 +67,7 @@ class StoreAnswer(NamedTuple):
     status: int
 
 
-Served = Callable[[StoreRequest, bytes], int]  # a request, its data set as it came -> status
+Served = Callable[[StoreRequest, bytes | memoryview], int]  # a request, its data set as it came -> status
 
 
 # --------------------------------------------------------------------------- command sets
@@ -173,7 +174,8 @@ class Stores:
         self._longest = longest
         self._too_long = too_long
         self._request: StoreRequest | None = None
-        self._film = bytearray()
+        self._film = bytearray()  # is used for film after film, as memory that is new to the process costs time
+        self._filled = 0  # bytes of the film
         self._read = 0  # bytes of the message
         self._ahead = bytearray()
         self._library = self._service._read_pdu_data  # noqa: SLF001 - the library has no hook for this
@@ -286,7 +288,7 @@ class Stores:
             values = values_of(bytes(body))
             self._request = self._wanted(context, values)
             if self._request is not None:
-                self._film = bytearray()
+                self._filled = 0
                 return
             if (answer := self._awaited(values)) is not None:
                 self._read = 0
@@ -322,10 +324,13 @@ class Stores:
 
     def _answer(self) -> None:
         """Have the film kept, and answer its request."""
-        request, film = self._request, bytes(self._film)
+        request = self._request
         assert request is not None and self._serve is not None  # noqa: S101, PT018 - its data came
-        self._request, self._film, self._read = None, bytearray(), 0
-        status = self._serve(request, film)
+        self._request, self._read = None, 0
+        with memoryview(self._film) as film:
+            status = self._serve(request, film[: self._filled])
+        if len(self._film) > KEPT:
+            self._film = bytearray()
         self._service._idle_timer.restart()  # noqa: SLF001 - the peer waited for us
         if self._association.is_established:
             answer = command_set(
@@ -367,14 +372,15 @@ class Stores:
 
     def _fill(self, size: int) -> None:
         """Read bytes to the end of the film."""
-        start = len(self._film)
-        self._film.extend(bytes(size))
+        end = self._filled + size
+        if end > len(self._film):
+            self._film.extend(bytes(max(end - len(self._film), min(len(self._film), KEPT))))
         connection = self._service.socket.socket
         acknowledge(connection)  # the head, for which the sender may hold the body back
         with memoryview(self._film) as film:
-            while start < len(film):
-                read = connection.recv_into(film[start:])
+            while self._filled < end:
+                read = connection.recv_into(film[self._filled : end])
                 if not read:
                     raise OSError("the connection ended")
-                start += read
+                self._filled += read
         acknowledge(connection)
