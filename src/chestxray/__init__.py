@@ -20,7 +20,7 @@ import lazy_loader
 from chestxray.version import __version__ as __version__
 
 # Some libraries underneath report to their makers unless told not to before they are imported; this is read first by
-# every door, worker process and notebook. Who wants the reports sets the variable, which then stays.
+# every server, worker process and notebook. Who wants the reports sets the variable, which then stays.
 for _name, _value in (
     ("ORT_DISABLE_TELEMETRY", "1"),
     ("HF_HUB_DISABLE_TELEMETRY", "1"),

@@ -286,7 +286,7 @@ def _metrics(node: Node) -> Metrics:
     for state in (WAITING, ANSWERED, DEAD):
         metrics.watch(f"dicom_{state}", f"Films in the state {state}.", _counted(node, state))
     metrics.watch("dicom_oldest_seconds", "Age of the oldest film that is not done.", node.queue.oldest)
-    metrics.watch("dicom_associations", "Open connections of the DICOM door.", lambda: node.receiver.associations)
+    metrics.watch("dicom_associations", "Open DICOM associations.", lambda: node.receiver.associations)
     for name, sender in node.senders.items():
         label = "".join(letter if letter.isalnum() else "_" for letter in name)
         metrics.watch(f"dicom_last_success_{label}", "When a result was last accepted.", _last(sender))

@@ -89,8 +89,8 @@ class RefusedCount(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Looks:
-    """The convolutional network: it tells what a picture of 64 x 64 pixels shows.
+class KindClassifier:
+    """A convolutional network that tells what kind of picture one of 64 x 64 pixels is.
 
     Attributes:
         kinds: the kinds of picture that it distinguishes besides films.
@@ -166,7 +166,7 @@ class Looks:
     def to_json(self) -> dict[str, Any]:
         """Return the network as JSON values, with arrays in 16 bits.
 
-        Law: ``Looks.from_json(x.to_json())`` answers as x, except for the rounding.
+        Law: ``KindClassifier.from_json(x.to_json())`` answers as x, except for the rounding.
         """
         parts = {"filters": self.filters, "biases": self.biases, "dense": [self.dense], "dense_bias": [self.dense_bias]}
         arrays = {name: [_packed(array) for array in part] for name, part in parts.items()}
@@ -215,7 +215,7 @@ class OODDetector:
     refused: Mapping[str, RefusedCount]
     curve_limits: tuple[float, ...] = ()
     curve: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    looks: Looks | None = None
+    looks: KindClassifier | None = None
     validation: Mapping[str, RefusedCount] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -315,7 +315,7 @@ class OODDetector:
                 refused={name: RefusedCount(*counts) for name, counts in raw["refused"].items()},
                 curve_limits=tuple(raw["curve_limits"]),
                 curve={name: tuple(values) for name, values in raw["curve"].items()},
-                looks=Looks.from_json(raw["looks"]) if "looks" in raw else None,
+                looks=KindClassifier.from_json(raw["looks"]) if "looks" in raw else None,
                 validation={name: RefusedCount(*counts) for name, counts in raw.get("validation", {}).items()},
             )
         except (ValueError, TypeError, KeyError) as error:

@@ -31,7 +31,7 @@ from chestxray.inference.ood import (
     KERNELS,
     PICTURE_SIDE,
     REFUSED_ABOVE,
-    Looks,
+    KindClassifier,
     OODDetector,
     RefusedCount,
     coded,
@@ -222,7 +222,7 @@ def fit_detector(
     detector = _fitted(fitted, maker)
     scarce = not kept.films
     if not scarce or any(len(some) >= FEWEST_GIVEN for some in fitted.given.values()):
-        detector = dataclasses.replace(detector, looks=_looks(fitted, maker))
+        detector = dataclasses.replace(detector, looks=_kind_classifier(fitted, maker))
     unseen = kept._replace(films=fitted.films, labels=fitted.labels) if scarce else kept
     kinds = {kind: detector.distances(pictures) for kind, pictures in maker.kinds(unseen).items()}
     chests = detector.distances(maker.levelled(unseen.synthetic_films))
@@ -371,7 +371,7 @@ def _network(seen: Float32Array, wrong: Float64Array) -> tuple[Float32Array, Flo
     return hidden.T, hidden_bias, output[0], output_bias
 
 
-def _looks(pictures: Pictures, maker: _Maker) -> Looks:
+def _kind_classifier(pictures: Pictures, maker: _Maker) -> KindClassifier:
     """Fit the convolutional network; its limit is not set yet."""
     kinds = (*SPOILT, *DRAWN, *(kind for kind, some in pictures.given.items() if len(some) >= FEWEST_GIVEN))
     with torch.random.fork_rng(devices=[]):
@@ -399,7 +399,7 @@ def _looks(pictures: Pictures, maker: _Maker) -> Looks:
 
 
 def _scaled(pictures: torch.Tensor) -> torch.Tensor:
-    """Return pictures scaled as in ``Looks.logits``: shape (n, 1, height, width)."""
+    """Return pictures scaled as in ``KindClassifier.logits``: shape (n, 1, height, width)."""
     return (pictures[:, None].float() - 128) / 64
 
 
@@ -412,7 +412,7 @@ def _layers(classes: int) -> tuple[nn.Sequential, nn.Linear]:
     return nn.Sequential(*layers), nn.Linear(before * (PICTURE_SIDE // 2 ** len(KERNELS)) ** 2, classes)
 
 
-def _without_torch(kinds: tuple[str, ...], layers: nn.Sequential, dense: nn.Linear) -> Looks:
+def _without_torch(kinds: tuple[str, ...], layers: nn.Sequential, dense: nn.Linear) -> KindClassifier:
     """Return the network for NumPy: normalisation folded into the filters, last layer in NumPy's order."""
     filters, biases = [], []
     convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
@@ -425,7 +425,7 @@ def _without_torch(kinds: tuple[str, ...], layers: nn.Sequential, dense: nn.Line
     cells = PICTURE_SIDE // 2 ** len(KERNELS)
     by_place = dense.weight.detach().reshape(len(kinds) + 1, WIDTHS[-1], cells, cells).permute(2, 3, 1, 0)
     last = by_place.reshape(-1, len(kinds) + 1).numpy()
-    return Looks(kinds, tuple(filters), tuple(biases), last, dense.bias.detach().numpy())
+    return KindClassifier(kinds, tuple(filters), tuple(biases), last, dense.bias.detach().numpy())
 
 
 # --------------------------------------------------------------------------- limits and figures
