@@ -3,7 +3,7 @@
     python benchmarks/batch.py BUNDLE [FOLDER] [--times 4] [--rounds 3] [--json]
 
 The floor is the same work with nothing around it: on every core a process that is started and warm, with its share of
-the paths, reads, decodes and scores in batches of 32 on one thread, and keeps nothing. Against it stand the whole
+the paths, reads, decodes and scores on one thread, and keeps nothing. Against it stand the whole
 command (starting Python and its workers, listing, journal, table), the same without what is paid once, and a second
 run, which opens no film. Films are taken several times over, as links to the same files.
 """

@@ -82,10 +82,14 @@ if __name__ == "__main__":
 """
 
 
-def test_no_worker_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", ["1", "2"], ids=["forked", "started anew"])
+def test_no_worker_outlives_a_parent_that_is_killed(tmp_path: Path, threads: str) -> None:
     (tmp_path / "parent.py").write_text(PARENT)
     with subprocess.Popen(
-        [sys.executable, tmp_path / "parent.py", Path(__file__).parent], stdout=subprocess.PIPE, text=True
+        [sys.executable, tmp_path / "parent.py", Path(__file__).parent],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OPENBLAS_NUM_THREADS": threads},
     ) as parent:
         assert parent.stdout is not None
         workers = [int(word) for word in parent.stdout.readline().split()]
@@ -106,6 +110,26 @@ def is_running(process: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+FORKED = """
+import sys, threading
+from chestxray.data.parallel import pooled
+sys.modules["marker"] = sys
+if sys.argv[1:] == ["2"]:
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+print(*pooled(eval, ["'marker' in __import__('sys').modules"], 1))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
+def test_only_a_process_of_one_thread_is_forked_and_its_workers_have_what_it_has_imported() -> None:
+    """A fork of a process that runs threads may deadlock."""
+    for threads, forked in {"1": "True", "2": "False"}.items():
+        done = subprocess.run(
+            [sys.executable, "-c", FORKED, threads], capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.stdout.split() == [forked], done.stderr
 
 
 def test_a_script_without_a_guard_around_its_main_part_runs_once(tmp_path: Path) -> None:

@@ -413,6 +413,9 @@ def batch(
     What was classified is kept in a hidden file beside --out (its name ends in .journal): a run that was killed goes on
     where it stood, and a second run opens only the films that are new or changed.
     """
+    from chestxray.data.parallel import stay_single_threaded
+
+    stay_single_threaded()
     from chestxray import api
 
     with console.progress("Classifying") as move:

@@ -91,7 +91,11 @@ def levelled(exact: Float32Array | UInt8Array, levels: Levels) -> UInt8Array:
     places = [round(last * DARKEST), round(last * (1 - DARKEST))]
     low, high = np.sort(inside)[places].astype(np.float64)  # for so few numbers faster than np.partition
     gain = WHITE / (high - low) if high > low else 0.0
-    stretched: UInt8Array = np.rint((exact - low) * gain).clip(0, WHITE).astype(np.uint8)
+    level = exact - low  # in 64 bits, and changed in place: new memory for each step would take longer than the steps
+    level *= gain
+    np.rint(level, out=level)
+    np.clip(level, 0, WHITE, out=level)
+    stretched: UInt8Array = level.astype(np.uint8)
     if levels is Levels.STRETCHED:
         return stretched
     counts = np.bincount(stretched[middle].ravel(), minlength=WHITE + 1)

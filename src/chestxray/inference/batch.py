@@ -28,7 +28,7 @@ from chestxray.metrics.scores import ScoreRow, check_table, write_table
 from chestxray.progress import ProgressCallback, no_progress
 from chestxray.schema import BundleInfo, Film, Gate, OperatingPoint, Prediction
 
-GROUP: Final = 32  # films of one forward pass; more gain nothing
+GROUP: Final = 16  # films sent to a worker together: few enough that no worker is idle for long at the end
 BUNDLES_LOADED: Final = 2  # bundles kept loaded in one process: one, and one to compare it with
 _ANONYMOUS: Final = "film"  # the name of a film while it is read: identical copies share one answer
 
@@ -59,7 +59,7 @@ def predict_groups(
 
     Args:
         bundle: loaded once in each process.
-        groups: films that share a forward pass; consumed as the work proceeds.
+        groups: films that are sent to a worker together; consumed as the work proceeds.
         films: their number in all; for a few films no process is started.
         workers: number of processes; by default one a core.
         require_age: refuse films whose file states no age.
@@ -77,7 +77,7 @@ def predict_group(group: Group, folder: Path, description: str, *, require_age: 
     """Read and score some films in this process, on one thread.
 
     Args:
-        group: the films of one forward pass.
+        group: films that were sent together.
         folder: of the bundle.
         description: its ``bundle.json``, so that a folder that has changed meanwhile is refused.
         require_age: refuse films whose file states no age.
@@ -313,8 +313,7 @@ def _digest_of(journal: Journal, info: BundleInfo, point: OperatingPoint) -> str
     """Return the SHA-256 of everything that the table is made of."""
     applied = [info.temperature, info.bias, point.threshold]
     digest = hashlib.sha256(json.dumps(applied).encode())
-    for film, results in journal.answers():
-        digest.update(repr((film, results)).encode("utf-8", "backslashreplace"))
+    digest.update(journal.digest())
     return digest.hexdigest()
 
 

@@ -11,6 +11,7 @@ whom the output does not name.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -43,6 +44,10 @@ FROM film
 LEFT JOIN bytes ON bytes.path = film.path AND bytes.stamp = film.stamp
 LEFT JOIN answer ON answer.sha256 = bytes.sha256 AND answer.predictor = ?
 """
+_RESULTS: Final = f"""SELECT position, film.path, label, patient_id, cause, split, '',
+ifnull(answer.sha256, ''), logit, CASE WHEN answer.sha256 IS NULL THEN failure ELSE reason END,
+gate_score, ifnull(notes, '[]')
+{_ANSWERED} WHERE position >= ? AND position < ? ORDER BY position"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +157,7 @@ class Journal:
         return self._count("temp.pending")
 
     def groups(self, size: int) -> Iterator[tuple[JournalFilm, ...]]:
-        """Yield the films without an answer, in groups that share a forward pass.
+        """Yield the films without an answer, in groups that are sent to a worker together.
 
         A group is cut at multiples of ``size`` of the source's rows, so the groups do not depend on what an interrupted
         run did before: a group is recorded whole or not at all.
@@ -185,13 +190,16 @@ class Journal:
 
     def answers(self) -> Iterator[tuple[Film, FilmResult]]:
         """Yield every film of the source with its result, in order."""
-        wanted = f"""SELECT position, film.path, label, patient_id, cause, split, '',
-            ifnull(answer.sha256, ''), logit, CASE WHEN answer.sha256 IS NULL THEN failure ELSE reason END,
-            gate_score, ifnull(notes, '[]')
-            {_ANSWERED} WHERE position >= ? AND position < ? ORDER BY position"""
-        for row in self._pages(wanted, READ_AT_ONCE, self._predictor):
+        for row in self._pages(_RESULTS, READ_AT_ONCE, self._predictor):
             sha256, logit, reason, score, notes = row[7:]
             yield _listed(*row[:7]).film, FilmResult(sha256, logit, reason, score, tuple(json.loads(notes)))
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 of everything that ``answers`` yields."""
+        digest = hashlib.sha256()
+        for row in self._pages(_RESULTS, READ_AT_ONCE, self._predictor):
+            digest.update(repr(row).encode("utf-8", "backslashreplace"))
+        return digest.digest()
 
     def note(self, name: str) -> Any:
         """Return the note stored under a name; None if there is none."""

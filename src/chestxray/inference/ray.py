@@ -57,7 +57,7 @@ def predict_groups_on_ray(
 
     Args:
         bundle: sent to each worker.
-        groups: films that share a forward pass; consumed by the thousand.
+        groups: films that are sent to a worker together; consumed by the thousand.
         films: their number in all; if it is 0, Ray is not started.
         workers: number of workers, of one core each; by default as many as Ray has cores.
         require_age: refuse films whose file states no age.

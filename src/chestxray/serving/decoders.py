@@ -39,7 +39,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 
-from chestxray.data.parallel import ONE_THREAD
+from chestxray.data.parallel import ONE_THREAD, keep_memory
 from chestxray.errors import ChestXrayError, FilmError, FilmTooLarge, TruncatedFilm, UnreadableFilm, UnsupportedFormat
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.heatmap import film_png
@@ -62,6 +62,7 @@ MAX_DRAWN: Final = 2 * DRAWN_SIDE**2  # bytes: a PNG of pure noise takes less
 
 def main() -> None:
     """Run the fork server: read the bundle's description, then fork a decoder for each socket that arrives."""
+    keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the service decides when to end
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system reaps children that ended
@@ -169,9 +170,6 @@ _HELLO_SECONDS: Final = 30  # seconds: a process that has not greeted by then ne
 
 # Environment variables that a decoder needs; keys and credentials of the service are not among them.
 _ENVIRONMENT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
-# Bytes up to which glibc keeps freed memory. Left to itself it gives each film's buffers back to the system and takes
-# zeroed ones, or not, by what happened to come before; they take a tenth of the time of a film of 224 pixels.
-_KEEP_MEMORY: Final = {"MALLOC_MMAP_THRESHOLD_": str(8 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(16 * 2**20)}
 
 _ERRORS: Final[Mapping[str, type[FilmError]]] = {
     **{cls.__name__: cls for cls in (FilmTooLarge, TruncatedFilm, UnreadableFilm, UnsupportedFormat)},
@@ -451,7 +449,7 @@ class _ForkServer:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | ONE_THREAD | _KEEP_MEMORY,
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | ONE_THREAD,
             )
         order = {
             "info": bundle.info.to_json(),
