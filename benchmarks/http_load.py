@@ -62,7 +62,10 @@ def right(case: Case, body: bytes) -> bool:
 
 @dataclass
 class Tally:
-    """What became of the requests. ``seconds`` are those of right answers; ``lost`` had no whole answer."""
+    """What became of the requests. ``seconds`` are those of right answers; ``lost`` had no whole answer.
+
+    ``served`` and ``called`` are seconds of processor time: of the service and all below it, and of its callers.
+    """
 
     seconds: list[float] = field(default_factory=list)
     refused: int = 0
@@ -71,6 +74,8 @@ class Tally:
     other: dict[int, int] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
     took: float = 0.0
+    served: float = 0.0
+    called: float = 0.0
 
     @property
     def answered(self) -> int:
@@ -82,6 +87,11 @@ class Tally:
         """Right answers a second."""
         return self.answered / self.took
 
+    @property
+    def each(self) -> float:
+        """Processor seconds of the service for a right answer, all its refusals included."""
+        return self.served / max(self.answered, 1)
+
     def quantile(self, share: float) -> float:
         """Of the seconds of right answers."""
         ordered = sorted(self.seconds)
@@ -91,7 +101,8 @@ class Tally:
         return (
             f"{self.answered:,} right, {self.wrong} wrong, {self.refused:,} refused, {len(self.lost)} lost, "
             f"{sum(self.other.values())} other; {self.goodput:.1f} a second, "
-            f"p50 {1e3 * self.quantile(0.5):.1f} ms, p99 {1e3 * self.quantile(0.99):.1f} ms"
+            f"p50 {1e3 * self.quantile(0.5):.1f} ms, p99 {1e3 * self.quantile(0.99):.1f} ms; processor time: "
+            f"service {1e3 * self.each:.2f} ms a right answer, callers {self.called / self.took:.2f} of a core"
         )
 
 

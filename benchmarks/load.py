@@ -5,7 +5,9 @@ python benchmarks/load.py BUNDLE FILM... [--requests 100000] [--json]        30,
 Starts ``chestxray serve`` on a free port of this machine, finds its capacity with callers that ask again as soon as
 they are answered, then offers it films at fixed rates, and last to 256 callers that ask again at once however they are
 answered. The callers are one process on the same machine; where it has
-more than two cores, ``--callers-core N`` keeps them off the service's. Exit status 1 where an answer is wrong or lost,
+more than two cores, ``--callers-core N`` keeps them off the service's. Where they share its cores, what they take is
+missing in its goodput: so processor time is counted on both sides, and right answers for a second of the service's own
+processor time, refusals paid for, are compared as well. Exit status 1 where an answer is wrong or lost,
 or where goodput at ten times the capacity, or with 256 callers, falls by more than a tenth from its peak.
 """
 
@@ -18,13 +20,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from chestxray.inference.bundle import folder_of
 from chestxray.inference.predictor import Predictor
-from http_load import Callers, Case, Tally, resident_mib
+from http_load import Callers, Case, Tally, processor_seconds, resident_mib
 from side_by_side import machine
 
 SHARES = {1: 0.3, 2: 0.3, 10: 0.4}  # of the requests, by how many times the capacity they are offered at
@@ -49,10 +52,12 @@ def main() -> None:
         tallies, memory = measure(address, process, cases, arguments.requests)
     peak = max(tally.goodput for tally in tallies.values())
     kept = {name: tallies[name].goodput / peak for name in ("10 x", f"{MANY} callers")}
+    per_second = {name: tallies["capacity"].each / tallies[name].each for name in kept}
     flawless = not any(each.wrong or each.lost or each.other or each.refused_without_time for each in tallies.values())
     if arguments.json:
         rows = {name: vars(tally) | {"seconds": None, "goodput": tally.goodput} for name, tally in tallies.items()}
-        facts = {"machine": machine(), "kept": kept, "flawless": flawless, "resident_mib": memory}
+        facts = {"machine": machine(), "kept": kept, "kept_of_processor_time": per_second}
+        facts |= {"flawless": flawless, "resident_mib": memory}
         print(json.dumps(facts | rows, indent=2))
     else:
         print(f"{len(cases)} films, {machine()}; {memory:.0f} MiB resident under load")
@@ -60,6 +65,8 @@ def main() -> None:
             print(f"  {name:10} {tally}")
         shares = ", ".join(f"{share:.2f} at {name}" for name, share in kept.items())
         print(f"  goodput, of its peak: {shares}; answers {'all right' if flawless else 'NOT all right'}")
+        shares = ", ".join(f"{share:.2f} at {name}" for name, share in per_second.items())
+        print(f"  right answers for a second of the service's processor time, of those at capacity: {shares}")
     sys.exit(0 if flawless and min(kept.values()) >= SETTLED else 1)
 
 
@@ -72,13 +79,20 @@ def references(bundle: Path, films: list[Path]) -> list[Case]:
 
 def measure(address: str, process: int, cases: list[Case], requests: int) -> tuple[dict[str, Tally], float]:
     """Tallies by name, and MiB at the end."""
-    asyncio.run(Callers(address).closed(cases, 200, at_once=4))  # warm
-    found = asyncio.run(Callers(address).closed(cases, max(400, requests // 50), at_once=8))
+
+    def counted(work: Coroutine[None, None, Tally]) -> Tally:
+        served, called = processor_seconds(process), time.process_time()
+        tally = asyncio.run(work)
+        tally.served, tally.called = processor_seconds(process) - served, time.process_time() - called
+        return tally
+
+    counted(Callers(address).closed(cases, 200, at_once=4))  # warm
+    found = counted(Callers(address).closed(cases, max(400, requests // 50), at_once=8))
     tallies = {"capacity": found}
     for times, share in SHARES.items():
         count, rate = int(share * requests), times * found.goodput
-        tallies[f"{times} x"] = asyncio.run(Callers(address).open(cases, count, rate))
-    tallies[f"{MANY} callers"] = asyncio.run(Callers(address).closed(cases, int(OF_MANY * requests), MANY))
+        tallies[f"{times} x"] = counted(Callers(address).open(cases, count, rate))
+    tallies[f"{MANY} callers"] = counted(Callers(address).closed(cases, int(OF_MANY * requests), MANY))
     return tallies, resident_mib(process)
 
 

@@ -264,6 +264,16 @@ def test_callers_that_ignore_retry_after_take_no_films_time(predictor: Predictor
     assert tally.answered > tally.refused / 10
 
 
+def test_a_request_that_waits_for_its_refusal_is_answered_once_there_is_room(predictor: Predictor, film: bytes) -> None:
+    """Else, after a burst, the service would have nothing to do while its callers wait."""
+    case = Case.of(film, predictor.predict(film, "film").probability)
+    limits = ConnectionLimits(refusals=0, hold_seconds=20.0)
+    with running(predictor, ServiceSettings(workers=1, waiting=1), limits) as address:
+        tally = awaited(Callers(address).closed([case], 12, at_once=12))
+    assert (tally.wrong, tally.lost, tally.other) == (0, [], {})
+    assert tally.answered > 8  # two find room, and two more after twenty seconds
+
+
 # --------------------------------------------------------------------------- the process
 
 

@@ -57,7 +57,7 @@ class ConnectionLimits:
         places: connections at the same time.
         pipelined: requests that a connection may have sent beside the one that is being answered.
         held: refused requests that may wait for their refusal at the same time, or for room.
-        hold_seconds: that they wait.
+        hold_seconds: that they wait at most.
         refusals: a second, that are answered without waiting.
     """
 
@@ -87,7 +87,7 @@ class ServerState:
         connections: open ones.
         tasks: of requests that are being answered.
         leaving: True once the service is about to stop.
-        held: refused requests that wait for their refusal.
+        held: requests that found no room and wait for it, or else for their refusal; the oldest first.
     """
 
     app: ASGIApp
@@ -97,7 +97,7 @@ class ServerState:
     connections: set[Connection] = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     leaving: bool = False
-    held: int = 0
+    held: dict[Exchange, Connection] = field(default_factory=dict)
     _second: int = 0
     _refused: int = 0
 
@@ -119,7 +119,16 @@ class ServerState:
         if second != self._second:
             self._second, self._refused = second, 0
         self._refused += 1
-        return self._refused > self.limits.refusals and self.held < self.limits.held and not self.leaving
+        return self._refused > self.limits.refusals and len(self.held) < self.limits.held and not self.leaving
+
+    def let_in(self) -> None:
+        """Answer the request that has been held for longest: there is room, and nobody else has come to take it."""
+        while self.held:
+            exchange = next(iter(self.held))
+            connection = self.held.pop(exchange)
+            if not exchange.gone:
+                connection.run(exchange)
+                return
 
     def make_room(self, newcomer: Connection) -> bool:
         """Close the connection that is worth least; return False if every connection waits for an answer."""
@@ -329,29 +338,29 @@ class Connection(asyncio.Protocol):
             self._timer = None
         if self.state.full(exchange.scope["method"].encode(), exchange.scope["raw_path"]):
             if self.state.must_hold():
-                self.state.held += 1
+                self.state.held[exchange] = self
                 self._pause()
                 self.loop.call_later(self.state.limits.hold_seconds, self._end_of_hold, exchange)
             else:
                 self._shed(exchange)
             return
-        self._run(exchange)
+        self.run(exchange)
 
     def _end_of_hold(self, exchange: Exchange) -> None:
-        self.state.held -= 1
-        if exchange.gone:
+        if self.state.held.pop(exchange, None) is None or exchange.gone:  # it was let in before, or the caller has left
             return
         if self.state.full(exchange.scope["method"].encode(), exchange.scope["raw_path"]):
             self._shed(exchange)
         else:
-            self._run(exchange)
+            self.run(exchange)
 
     def _shed(self, exchange: Exchange) -> None:
         exchange.settle()
         detail = "as many films are waiting as may wait"
         exchange.answer(self.state.problem(OVERLOADED, detail, close=exchange.closes, retry=True))
 
-    def _run(self, exchange: Exchange) -> None:
+    def run(self, exchange: Exchange) -> None:
+        """Let the application answer a request."""
         task = self.loop.create_task(exchange.run())
         self.state.tasks.add(task)
         task.add_done_callback(self.state.tasks.discard)
@@ -477,8 +486,10 @@ class Connection(asyncio.Protocol):
 
     @property
     def owes(self) -> bool:
-        """True while no complete request of the caller waits for its answer."""
-        return not self._queue or (len(self._queue) == 1 and self._arriving is self._queue[0])
+        """True while no complete request of the caller waits for its answer, nor one that is held unread."""
+        return not self._queue or (
+            len(self._queue) == 1 and self._arriving is self._queue[0] and self._arriving not in self.state.held
+        )
 
     @property
     def worth(self) -> tuple[int, float]:

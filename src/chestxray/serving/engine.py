@@ -71,6 +71,7 @@ class FilmServer:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._tell)
         state = ServerState(self._app, within_files(self._limits), self._full, self._service.metrics.observe)
+        self._service.queue.on_room = state.let_in
         async with self._app.router.lifespan_context(self._app):
             servers = [
                 await loop.create_server(lambda: Connection(state), sock=each, backlog=socket.SOMAXCONN)

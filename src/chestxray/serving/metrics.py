@@ -33,7 +33,7 @@ class Metrics:
             registry=self.registry,
         )
         self.batch = Histogram(
-            "chestxray_batch_films", "Films of one forward pass.", buckets=(1, 2, 4, 8), registry=self.registry
+            "chestxray_batch_films", "Films of one forward pass.", buckets=(1, 2, 3, 4), registry=self.registry
         )
 
     def watch(self, name: str, what: str, read: Callable[[], float]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,7 @@ from chestxray.arrays import Float32Array, UInt8Array
 from chestxray.data.parallel import cores
 from chestxray.errors import FilmError, UsageError
 from chestxray.inference.bundle import Bundle
-from chestxray.inference.predictor import Predictor
+from chestxray.inference.predictor import FILMS_A_PASS, Predictor
 from chestxray.schema import Prediction
 from chestxray.serving.decoders import DecoderLimits, DecoderPool, DecodersGone
 from chestxray.serving.metrics import Metrics
@@ -232,8 +232,6 @@ def _check_encoding(request: Request) -> None:
         raise Refusal(UNSUPPORTED_CONTENT, "the body is encoded; send it as it is")
 
 
-# films of one forward pass: more films gain nothing on a processor and make the first one wait
-LARGEST_BATCH: Final = 8
 SECONDS_A_WORKLIST: Final = 900.0  # seconds for all the films of one request together
 SECONDS_A_FILM: Final = 60.0  # seconds from a film's first byte to its answer, whatever happens
 
@@ -267,7 +265,7 @@ class Scorer:
     async def _lane(self, predictor: Predictor) -> None:
         try:
             while self._waiting:
-                share = min(-(-len(self._waiting) // self._lanes), LARGEST_BATCH)
+                share = min(-(-len(self._waiting) // self._lanes), FILMS_A_PASS)
                 batch = self._waiting[:share]
                 del self._waiting[:share]
                 await self._score_batch(predictor, batch)
@@ -301,11 +299,13 @@ class PredictionQueue:
 
     Attributes:
         inside: number of films that were admitted and have no answer yet.
+        on_room: called after an answer, if the queue is at most half full: others may then be let in.
     """
 
     def __init__(self, predictor: Predictor, decoders: DecoderPool, capacity: int, metrics: Metrics) -> None:
         self.predictor = predictor
         self.inside = 0  # changed on the event loop only
+        self.on_room: Callable[[], None] = lambda: None
         self._decoders = decoders
         self._capacity = capacity
         self._scorer = Scorer(predictor, metrics)
@@ -364,6 +364,8 @@ class PredictionQueue:
             self.inside -= 1
             self._left.set()
             self._left = asyncio.Event()
+            if self.inside <= self._capacity // 2:
+                self.on_room()
 
     async def _predict(self, data: bytes, operating_point: str | None, *, heatmap: bool, caller: str) -> Prediction:
         """Predict as ``Predictor.predict`` does: decode in another process, and score in a batch with other films."""
