@@ -292,3 +292,46 @@ def test_killed_at_every_step_no_acknowledged_film_is_lost_and_no_result_is_made
             break
         kills += 1
     assert kills > 15
+
+
+def test_the_next_film_and_the_next_results_cost_as_much_in_a_long_queue_as_in_a_short_one(queue: Queue) -> None:
+    steps = {}
+    for waiting in (5, 300):
+        with queue._changing() as database:  # noqa: SLF001 - without a file for each, which would take a minute
+            for place in range(waiting):
+                key = f"{waiting}-{place}"
+                film = database.execute(
+                    "INSERT INTO film VALUES (NULL, ?, 'model', ?, '', 0, 0, 0, 0, 4, 'PACS', "
+                    """'{"rule": "all", "send_to": ["pacs"], "secondary_capture": true}') RETURNING id""",
+                    (key, WAITING),
+                ).fetchone()[0]
+                database.execute(
+                    "INSERT INTO delivery VALUES (NULL, ?, 'pacs', 'sr', '1.88', ?, ?, '', 0, 0, '', 0)",
+                    (film, key, WAITING),
+                )
+        done = [0]
+
+        def step(done: list[int] = done) -> None:
+            done[0] += 1
+
+        queue._database.set_progress_handler(step, 1)  # noqa: SLF001 - SQLite's own count of what a query does
+        film_taken = queue.next_film()
+        queue.deliveries("pacs", limit=1)
+        queue._database.set_progress_handler(None, 1)  # noqa: SLF001
+        assert film_taken is not None
+        queue._release(film_taken)  # noqa: SLF001
+        steps[waiting] = done[0]
+    assert steps[300] == steps[5]
+
+
+def test_a_queue_of_an_earlier_release_is_taken_over_with_its_films(queue: Queue, tmp_path: Path, clock: Clock) -> None:
+    assert queue.take(b"film", "1.2.3", "PACS", ORDER)
+    with queue._changing() as database:  # noqa: SLF001 - as releases before this one left it
+        database.execute("DROP INDEX film_in_order")
+        database.execute("CREATE INDEX film_by_state ON film (state, next_try)")
+    queue.close()
+    again = Queue(tmp_path / "queue", "model", LIMITS, clock)
+    assert again.next_film() is not None
+    indices = {name for (name,) in again._database.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}  # noqa: SLF001
+    assert "film_by_state" not in indices
+    assert "film_in_order" in indices

@@ -47,13 +47,15 @@ CREATE TABLE IF NOT EXISTS film (
     id INTEGER PRIMARY KEY, key TEXT UNIQUE NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL,
     received REAL NOT NULL, changed REAL NOT NULL, tries INTEGER NOT NULL, next_try REAL NOT NULL,
     bytes INTEGER NOT NULL, peer TEXT NOT NULL, order_json TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS film_by_state ON film (state, next_try);
+DROP INDEX IF EXISTS film_by_state;
+CREATE INDEX IF NOT EXISTS film_in_order ON film (state, id);
 CREATE TABLE IF NOT EXISTS delivery (
     id INTEGER PRIMARY KEY, film INTEGER NOT NULL REFERENCES film (id) ON DELETE CASCADE, destination TEXT NOT NULL,
     kind TEXT NOT NULL, sop_class TEXT NOT NULL, sop_instance TEXT NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL,
     tries INTEGER NOT NULL, next_try REAL NOT NULL, asked TEXT NOT NULL, changed REAL NOT NULL,
     UNIQUE (film, destination, kind));
-CREATE INDEX IF NOT EXISTS delivery_by_state ON delivery (state, destination, next_try);
+DROP INDEX IF EXISTS delivery_by_state;
+CREATE INDEX IF NOT EXISTS delivery_in_order ON delivery (state, destination, id);
 """
 
 
