@@ -36,6 +36,9 @@ USED_BY_OTHERS = {
     "tensorboard": "torch.utils.tensorboard",
 }
 
+# Libraries of whose private parts we make use: no other version is allowed than those that were read.
+PRIVATE = {"pynetdicom"}
+
 INSTALLERS = {"pip"}  # makes the environment, so it cannot be pinned by it
 OF_SEVERAL_INDEXES = {"torch"}  # its builds with and without GPU libraries: the same version, other archives
 ON_OTHER_PLATFORMS = {"appnope", "colorama", "pywin32"}  # macOS and Windows; the constraints are of Linux
@@ -145,6 +148,12 @@ def test_nothing_is_pinned_that_nothing_needs() -> None:
     here = {canonicalize_name(found.name) for found in importlib.metadata.distributions()}
     needed = closure([*EVERYTHING, *GROUPS["sagemaker"]]).installed
     assert [name for name in pins() if name in here and name not in needed] == []
+
+
+def test_libraries_whose_private_parts_are_used_have_an_upper_bound() -> None:
+    requirements = [Requirement(line) for lines in (CORE, *EXTRAS.values()) for line in lines]
+    bounded = {one.name for one in requirements if any(part.operator == "<" for part in one.specifier)}
+    assert bounded == PRIVATE
 
 
 def test_the_lock_has_hashes_of_every_pin_that_a_checkout_installs_and_of_no_other_version() -> None:
