@@ -13,9 +13,9 @@ from typing import Any, Final
 from chestxray.aws import stacks
 from chestxray.aws.archives import package_files, zipped
 from chestxray.aws.plan import CODEBUILD_MINUTE, Item
-from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
+from chestxray.aws.session import Cloud, Names, cloud_errors, unless_missing
 from chestxray.aws.storage import ensure_bucket, put_bytes
-from chestxray.aws.waiting import states
+from chestxray.aws.waiting import last_state
 from chestxray.errors import JobFailed
 from chestxray.progress import Log
 from chestxray.version import __version__
@@ -57,16 +57,10 @@ def image_of(names: Names) -> Image:
 
 def image_is_there(cloud: Cloud, names: Names, image: Image) -> bool:
     """Check whether the image is built. Raises: CloudError."""
-    from botocore.exceptions import ClientError
-
+    given = {"repositoryName": names.deployment, "imageIds": [{"imageTag": image.tag}]}
     with cloud_errors(f"looking for the image {names.deployment}:{image.tag}"):
-        try:
-            given = {"repositoryName": names.deployment, "imageIds": [{"imageTag": image.tag}]}
-            return bool(cloud.client("ecr").describe_images(**given)["imageDetails"])
-        except ClientError as error:
-            if is_missing(error) or error.response["Error"]["Code"] == "ImageNotFoundException":
-                return False
-            raise
+        found = unless_missing(cloud.client("ecr").describe_images, **given)
+    return bool(found and found["imageDetails"])
 
 
 def plan_of_image(cloud: Cloud, names: Names, image: Image) -> tuple[Item, ...]:
@@ -105,17 +99,18 @@ def _build(cloud: Cloud, names: Names, key: str, tag: str, log: Log) -> None:
             sourceLocationOverride=f"{names.bucket}/{key}",
             environmentVariablesOverride=[{"name": "TAG", "value": tag, "type": "PLAINTEXT"}],
         )["build"]["id"]
-        said = ""
-        for answer in states(lambda: client.batch_get_builds(ids=[begun])):
-            build: dict[str, Any] = answer["builds"][0]
-            phase = f"{build.get('currentPhase', '')}".lower()
-            if phase != said:
-                log(f"building the image: {phase}")
-                said = phase
-            if build["buildStatus"] != "IN_PROGRESS":
-                break
+        build = last_state(
+            lambda: client.batch_get_builds(ids=[begun])["builds"][0],
+            _phase,
+            lambda build: build["buildStatus"] != "IN_PROGRESS",
+            lambda phase: log(f"building the image: {phase}"),
+        )
     if build["buildStatus"] != "SUCCEEDED":
         raise JobFailed(
-            f"the build {begun} ended with {build['buildStatus']} in {phase}. Its lines are in the log "
+            f"the build {begun} ended with {build['buildStatus']} in {_phase(build)}. Its lines are in the log "
             f"/aws/codebuild/{names.build_stack}"
         )
+
+
+def _phase(build: Mapping[str, Any]) -> str:
+    return str(build.get("currentPhase", "")).lower()

@@ -30,9 +30,9 @@ from chestxray.aws.roles import (
     ensure_role,
     once_the_role_is_known,
 )
-from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
+from chestxray.aws.session import Cloud, Names, cloud_errors, unless_missing
 from chestxray.aws.storage import checksum_stored, ensure_bucket, holds, put_bytes
-from chestxray.aws.waiting import states
+from chestxray.aws.waiting import last_state, reason_in, states
 from chestxray.data.sources import SCHEME
 from chestxray.errors import CloudError, CloudMissing, JobFailed, UsageError
 from chestxray.inference.bundle import Bundle, folder_of, shipped_bundles
@@ -69,19 +69,13 @@ def weights_of(cloud: Cloud, names: Names, given: str) -> Weights:
 def _weights_of(cloud: Cloud, names: Names, given: str) -> Weights:
     if Path(given).is_dir() or given in shipped_bundles():
         return _of_bundle(names, folder_of(given))
-    client = cloud.client("sagemaker")
-    from botocore.exceptions import ClientError
-
     with cloud_errors(f"looking for the training job {given}"):
-        try:
-            job = client.describe_training_job(TrainingJobName=given)
-        except ClientError as error:
-            if is_missing(error):
-                raise CloudMissing(f"{given}: neither a bundle here nor a training job in {names.region}") from error
-            raise
+        job = unless_missing(cloud.client("sagemaker").describe_training_job, TrainingJobName=given)
+    if job is None:
+        raise CloudMissing(f"{given}: neither a bundle here nor a training job in {names.region}")
     if job["TrainingJobStatus"] != "Completed":
-        why = job.get("FailureReason", "")
-        raise JobFailed(f"{given}: the job is {job['TrainingJobStatus']}{f': {why}' if why else ''}; it has no bundle")
+        why = f": {reason_in(job)}" if job.get("FailureReason") else ""
+        raise JobFailed(f"{given}: the job is {job['TrainingJobStatus']}{why}; it has no bundle")
     address = job["ModelArtifacts"]["S3ModelArtifacts"]
     with cloud_errors(f"looking for {address}"):
         if not holds(cloud.client("s3"), address):
@@ -91,8 +85,6 @@ def _weights_of(cloud: Cloud, names: Names, given: str) -> Weights:
 
 def ensure_model(cloud: Cloud, names: Names, weights: Weights, image: str) -> str:
     """Create the model unless it exists. Returns: its name. Raises: CloudError."""
-    from botocore.exceptions import ClientError
-
     name = model_name(names, weights, image)
     role = ensure_execution_role(cloud, names, image=image)
     client = cloud.client("sagemaker")
@@ -104,11 +96,7 @@ def ensure_model(cloud: Cloud, names: Names, weights: Weights, image: str) -> st
             if not checksum_stored(store, names.bucket, key):
                 put_bytes(store, names.bucket, key, weights.data)
     with cloud_errors(f"creating the model {name}"):
-        try:
-            client.describe_model(ModelName=name)
-        except ClientError as error:
-            if not is_missing(error):
-                raise
+        if unless_missing(client.describe_model, ModelName=name) is None:
             request: dict[str, Any] = {
                 "ModelName": name,
                 "ExecutionRoleArn": role,
@@ -205,28 +193,19 @@ def ending(names: Names, served: Served) -> list[Statement]:
 
 def remove_expiry(cloud: Cloud, names: Names) -> None:
     """Delete the schedules of this deployment. Raises: CloudError."""
-    from botocore.exceptions import ClientError
-
     client = cloud.client("scheduler")
     with cloud_errors("deleting earlier schedules"):
         for word in (word for _, _, _, word in _ENDS):
-            try:
-                client.delete_schedule(Name=f"{names.deployment}-{word}", GroupName=names.deployment)
-            except ClientError as error:
-                if not is_missing(error):
-                    raise
+            name = f"{names.deployment}-{word}"
+            unless_missing(client.delete_schedule, Name=name, GroupName=names.deployment)
 
 
 def end_of(cloud: Cloud, names: Names) -> str:
     """Return the scheduled time of the endpoint's deletion; "" if there is none. Raises: botocore's errors."""
-    from botocore.exceptions import ClientError
-
-    try:
-        found = cloud.client("scheduler").get_schedule(Name=f"{names.deployment}-endpoint", GroupName=names.deployment)
-    except ClientError as error:
-        if is_missing(error):
-            return ""
-        raise
+    client, name = cloud.client("scheduler"), f"{names.deployment}-endpoint"
+    found = unless_missing(client.get_schedule, Name=name, GroupName=names.deployment)
+    if found is None:
+        return ""
     return f"{found['ScheduleExpression'].removeprefix('at(').removesuffix(')')} UTC"
 
 
@@ -235,15 +214,11 @@ def _ensure_group(client: Any, names: Names) -> None:
 
     Raises: CloudForeign, botocore's errors.
     """
-    from botocore.exceptions import ClientError
-
-    try:
-        found = client.get_schedule_group(Name=names.deployment)
-        names.refuse_foreign("group of schedules", names.deployment, group_tags(client, found))
-    except ClientError as error:
-        if not is_missing(error):
-            raise
+    found = unless_missing(client.get_schedule_group, Name=names.deployment)
+    if found is None:
         client.create_schedule_group(Name=names.deployment, Tags=names.tag_list)
+    else:
+        names.refuse_foreign("group of schedules", names.deployment, group_tags(client, found))
 
 
 def group_tags(client: Any, group: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -253,13 +228,7 @@ def group_tags(client: Any, group: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _set(client: Any, request: Mapping[str, Any]) -> None:
     """Update a schedule, or create it if there is none, so that the endpoint is never without one."""
-    from botocore.exceptions import ClientError
-
-    try:
-        client.update_schedule(**request)
-    except ClientError as error:
-        if not is_missing(error):
-            raise
+    if unless_missing(client.update_schedule, **request) is None:
         client.create_schedule(**request)
 
 
@@ -425,24 +394,15 @@ def remove(cloud: Cloud, names: Names, served: Served, log: Log) -> None:
 
     Raises: CloudError.
     """
-    from botocore.exceptions import ClientError
-
     client = cloud.client("sagemaker")
     log(f"{served.endpoint}: taken away again")
     with cloud_errors(f"removing {served.endpoint}"):
         for found in states(lambda: _there(client, served.endpoint) or {}):
             if found.get("EndpointStatus") not in {"Creating", "Updating", "SystemUpdating"}:
                 break
-        for operation, parameter, name in (
-            ("delete_endpoint", "EndpointName", served.endpoint),
-            ("delete_endpoint_config", "EndpointConfigName", served.config),
-            ("delete_model", "ModelName", served.model),
-        ):
-            try:
-                getattr(client, operation)(**{parameter: name})
-            except ClientError as error:
-                if not is_missing(error):
-                    raise
+        unless_missing(client.delete_endpoint, EndpointName=served.endpoint)
+        unless_missing(client.delete_endpoint_config, EndpointConfigName=served.config)
+        unless_missing(client.delete_model, ModelName=served.model)
     remove_expiry(cloud, names)
 
 
@@ -461,28 +421,17 @@ def deployed_model(cloud: Cloud, names: Names) -> str:
 
 
 def _there(client: Any, name: str) -> Mapping[str, Any] | None:
-    from botocore.exceptions import ClientError
-
-    try:
-        found: Mapping[str, Any] = client.describe_endpoint(EndpointName=name)
-    except ClientError as error:
-        if is_missing(error):
-            return None
-        raise
+    """Return the endpoint as SageMaker describes it; None if there is none. Raises: CloudError."""
+    with cloud_errors(f"looking for the endpoint {name}"):
+        found: Mapping[str, Any] | None = unless_missing(client.describe_endpoint, EndpointName=name)
     return found
 
 
 def _ensure_config(cloud: Cloud, names: Names, served: Served, hosting: Hosting) -> None:
-    from botocore.exceptions import ClientError
-
     client, key = cloud.client("sagemaker"), cloud.rules.kms_key
     encrypted = {"KmsKeyId": key} if key and hosting.instance and takes_key(hosting.instance) else {}
     with cloud_errors(f"creating the endpoint configuration {served.config}"):
-        try:
-            client.describe_endpoint_config(EndpointConfigName=served.config)
-        except ClientError as error:
-            if not is_missing(error):
-                raise
+        if unless_missing(client.describe_endpoint_config, EndpointConfigName=served.config) is None:
             variant = {"VariantName": VARIANT, "ModelName": served.model, **hosting.variant}
             client.create_endpoint_config(
                 EndpointConfigName=served.config, ProductionVariants=[variant], Tags=names.tag_list, **encrypted
@@ -515,18 +464,16 @@ def _begin(
 
 
 def _wait(client: Any, served: Served, log: Log) -> None:
-    told = ""
     with cloud_errors(f"waiting for the endpoint {served.endpoint}"):
-        for found in states(lambda: client.describe_endpoint(EndpointName=served.endpoint)):
-            status = found["EndpointStatus"]
-            if status != told:
-                log(f"{served.endpoint}: {status}")
-                told = status
-            if status in SETTLED:
-                break
-    if status != "InService" or found["EndpointConfigName"] != served.config:
-        why = found.get("FailureReason") or "AWS gives no reason"
-        raise JobFailed(f"{served.endpoint}: does not come up: {why} Its lines are in the log {LOGS}{served.endpoint}")
+        found = last_state(
+            lambda: client.describe_endpoint(EndpointName=served.endpoint),
+            lambda found: str(found["EndpointStatus"]),
+            lambda found: found["EndpointStatus"] in SETTLED,
+            lambda state: log(f"{served.endpoint}: {state}"),
+        )
+    if found["EndpointStatus"] != "InService" or found["EndpointConfigName"] != served.config:
+        where = f"Its lines are in the log {LOGS}{served.endpoint}"
+        raise JobFailed(f"{served.endpoint}: does not come up: {reason_in(found)}. {where}")
 
 
 def _remove_config(client: Any, config: str, *, keep: str) -> None:
@@ -540,18 +487,10 @@ def _remove_config(client: Any, config: str, *, keep: str) -> None:
 
 
 def _variants(client: Any, config: str) -> Sequence[Mapping[str, Any]]:
-    """Return the variants of an endpoint configuration; none if it does not exist."""
-    from botocore.exceptions import ClientError
-
-    try:
-        found: Sequence[Mapping[str, Any]] = client.describe_endpoint_config(EndpointConfigName=config)[
-            "ProductionVariants"
-        ]
-    except ClientError as error:
-        if is_missing(error):
-            return ()
-        raise
-    return found
+    """Return the variants of an endpoint configuration; none if it does not exist. Raises: CloudError."""
+    with cloud_errors(f"looking at the endpoint configuration {config}"):
+        found = unless_missing(client.describe_endpoint_config, EndpointConfigName=config) or {}
+    return list(found.get("ProductionVariants", ()))
 
 
 def _in_words(ttl: timedelta) -> str:

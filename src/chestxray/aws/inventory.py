@@ -14,8 +14,8 @@ from typing import Any, Final
 from chestxray.aws import stacks
 from chestxray.aws.deploy import end_of, group_tags, log_tags
 from chestxray.aws.plan import ECR_GB_MONTH, HOURS_A_MONTH, S3_GB_MONTH, instance_hours
-from chestxray.aws.roles import delete_role
-from chestxray.aws.session import Cloud, Names, is_missing
+from chestxray.aws.roles import EXECUTION, EXPIRY, delete_role
+from chestxray.aws.session import Cloud, Names, unless_missing
 from chestxray.aws.storage import bucket_exists, bucket_tags, empty_bucket
 
 
@@ -126,14 +126,10 @@ def _endpoints(cloud: Cloud, names: Names) -> Iterator[Found]:
 
 
 def _cost_of(client: Any, config: str) -> tuple[float | None, str]:
-    from botocore.exceptions import ClientError
-
-    try:
-        variant = client.describe_endpoint_config(EndpointConfigName=config)["ProductionVariants"][0]
-    except ClientError as error:
-        if is_missing(error):
-            return 0.0, "its configuration is gone"
-        raise
+    found = unless_missing(client.describe_endpoint_config, EndpointConfigName=config)
+    if found is None:
+        return 0.0, "its configuration is gone"
+    variant = found["ProductionVariants"][0]
     if "ServerlessConfig" in variant:
         return 0.0, "serverless: nothing while idle"
     instance, count = variant["InstanceType"], variant["InitialInstanceCount"]
@@ -214,16 +210,11 @@ def _delete_stack(cloud: Cloud, _: Names, name: str) -> None:
 
 def _images(cloud: Cloud, names: Names) -> Iterator[Found]:
     """Yield the image repository, which exists without its stack if that is gone or the repository was made by hand."""
-    from botocore.exceptions import ClientError
-
     client = cloud.client("ecr")
-    try:
-        repository = client.describe_repositories(repositoryNames=[names.deployment])["repositories"][0]
-        tags = client.list_tags_for_resource(resourceArn=repository["repositoryArn"])["tags"]
-    except ClientError as error:
-        if is_missing(error):
-            return
-        raise
+    found = unless_missing(client.describe_repositories, repositoryNames=[names.deployment])
+    if found is None:
+        return
+    tags = client.list_tags_for_resource(resourceArn=found["repositories"][0]["repositoryArn"])["tags"]
     pages = client.get_paginator("describe_images").paginate(repositoryName=names.deployment)
     size = sum(image.get("imageSizeInBytes", 0) for page in pages for image in page["imageDetails"])
     hourly = size / 1e9 * ECR_GB_MONTH / HOURS_A_MONTH
@@ -251,16 +242,10 @@ def _delete_log(cloud: Cloud, _: Names, name: str) -> None:
 
 
 def _roles(cloud: Cloud, names: Names) -> Iterator[Found]:
-    from botocore.exceptions import ClientError
-
-    for purpose in ("sagemaker", "expiry"):
-        try:
-            role = cloud.client("iam").get_role(RoleName=names.role(purpose))["Role"]
-        except ClientError as error:
-            if not is_missing(error):
-                raise
-        else:
-            yield Found("role", names.role(purpose), foreign=not names.owns(role.get("Tags", ())))
+    for name in map(names.role, (EXECUTION, EXPIRY)):
+        found = unless_missing(cloud.client("iam").get_role, RoleName=name)
+        if found is not None:
+            yield Found("role", name, foreign=not names.owns(found["Role"].get("Tags", ())))
 
 
 def _delete_role(cloud: Cloud, _: Names, name: str) -> None:

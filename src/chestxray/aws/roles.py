@@ -7,10 +7,10 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from chestxray.aws.images import REGISTRIES, repository_arn
-from chestxray.aws.session import Cloud, Names, Rules, cloud_errors, is_missing
+from chestxray.aws.session import Answer, Cloud, Names, Rules, cloud_errors, unless_missing
 
 EXECUTION: Final = "sagemaker"
 EXPIRY: Final = "expiry"
@@ -30,7 +30,6 @@ RETRY_S: Final = 3.0
 _OF_A_NEW_ROLE: Final = ("assume", "permission", "role provided", "could not access model", "no s3 objects")
 
 Statement = Mapping[str, Any]
-Answer = TypeVar("Answer")
 
 
 def arn(names: Names, service: str, resource: str, *, region: str | None = None) -> str:
@@ -172,38 +171,33 @@ def ensure_role(
 
     Raises: CloudForeign: a role of that name exists and belongs to no or another deployment; CloudError.
     """
-    from botocore.exceptions import ClientError
-
     if cloud.rules.role:
         return cloud.rules.role
     client, role = cloud.client("iam"), names.role(purpose)
     bound = {"PermissionsBoundary": cloud.rules.boundary} if cloud.rules.boundary else {}
-    trust = {
-        "Effect": "Allow",
-        "Principal": {"Service": service},
-        "Action": "sts:AssumeRole",
-        "Condition": {"StringEquals": {"aws:SourceAccount": names.account}},
-    }
     with cloud_errors(f"making the role {role}"):
-        try:
-            found = client.get_role(RoleName=role)["Role"]
-            names.refuse_foreign("role", role, found.get("Tags", ()))
-        except ClientError as error:
-            if not is_missing(error):
-                raise
-            found = client.create_role(
-                RoleName=role,
-                AssumeRolePolicyDocument=_policy([trust]),
-                Tags=names.tag_list,
-                Description=purpose,
-                **bound,
-            )["Role"]
+        there = unless_missing(client.get_role, RoleName=role)
+        if there is None:
+            given = {"AssumeRolePolicyDocument": _policy([_trust(names, service)]), "Description": purpose, **bound}
+            found = client.create_role(RoleName=role, Tags=names.tag_list, **given)["Role"]
         else:
+            found = there["Role"]
+            names.refuse_foreign("role", role, found.get("Tags", ()))
             if bound and found.get("PermissionsBoundary", {}).get("PermissionsBoundaryArn") != cloud.rules.boundary:
                 client.put_role_permissions_boundary(RoleName=role, **bound)
         for name, statements in policies.items():
             client.put_role_policy(RoleName=role, PolicyName=name, PolicyDocument=_policy(statements))
     return str(found["Arn"])
+
+
+def _trust(names: Names, service: str) -> Statement:
+    """Return who may assume a role: one service, on behalf of this account."""
+    return {
+        "Effect": "Allow",
+        "Principal": {"Service": service},
+        "Action": "sts:AssumeRole",
+        "Condition": {"StringEquals": {"aws:SourceAccount": names.account}},
+    }
 
 
 def delete_role(client: Any, role: str) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from chestxray.errors import (
     CloudError,
@@ -27,6 +27,8 @@ from chestxray.errors import (
     UsageError,
 )
 from chestxray.version import __version__
+
+Answer = TypeVar("Answer")
 
 DEFAULT: Final = "chestxray"
 DEPLOYMENT_TAG: Final = "chestxray:deployment"
@@ -187,7 +189,7 @@ _WORDS: Final[Mapping[type[CloudError], str]] = {
     "RequestLimitExceeded RequestThrottled RequestThrottledException BandwidthLimitExceeded "
     "ProvisionedThroughputExceededException SlowDown ServiceUnavailable PriorRequestNotComplete 429 503",
     CloudMissing: "ResourceNotFound ResourceNotFoundException NotFoundException NoSuchBucket NoSuchKey NoSuchEntity "
-    "NoSuchEntityException RepositoryNotFoundException NoSuchDistribution 404",
+    "NoSuchEntityException RepositoryNotFoundException ImageNotFoundException NoSuchDistribution 404",
     CredentialsExpired: "ExpiredToken ExpiredTokenException RequestExpired TokenRefreshRequired",
     CredentialsMissing: "InvalidClientTokenId UnrecognizedClientException InvalidAccessKeyId SignatureDoesNotMatch "
     "AuthFailure InvalidSignatureException",
@@ -386,3 +388,21 @@ def is_missing(error: Any) -> bool:
     return code in {"ValidationException", "ValidationError"} and (
         "does not exist" in message or "Could not find" in message or "not found" in message.lower()
     )
+
+
+def unless_missing(ask: Callable[..., Answer], **given: Any) -> Answer | None:
+    """Return AWS's answer; None if what the question names does not exist.
+
+    Args:
+        ask: method of a client, called with ``given``.
+
+    Raises: botocore's other errors.
+    """
+    from botocore.exceptions import ClientError
+
+    try:
+        return ask(**given)
+    except ClientError as error:
+        if is_missing(error):
+            return None
+        raise

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final
 
-from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
+from chestxray.aws.session import Cloud, Names, cloud_errors, unless_missing
 from chestxray.aws.storage import bucket_exists, empty_bucket
 from chestxray.aws.waiting import POLL_S
 from chestxray.errors import CloudError
@@ -50,15 +50,11 @@ def template(name: str) -> str:
 
 def describe(cloud: Cloud, name: str) -> Mapping[str, Any] | None:
     """Return CloudFormation's description of a stack; None if there is none. Raises: CloudError."""
-    from botocore.exceptions import ClientError
-
     with cloud_errors(f"looking for the stack {name}"):
-        try:
-            found: Mapping[str, Any] = cloud.client("cloudformation").describe_stacks(StackName=name)["Stacks"][0]
-        except ClientError as error:
-            if is_missing(error):
-                return None
-            raise
+        answer = unless_missing(cloud.client("cloudformation").describe_stacks, StackName=name)
+    if answer is None:
+        return None
+    found: Mapping[str, Any] = answer["Stacks"][0]
     return None if found["StackStatus"] == "DELETE_COMPLETE" else found
 
 
@@ -154,15 +150,9 @@ def _settled(cloud: Cloud, name: str, log: Log, sleep: Sleep, told: set[str]) ->
 
 def _events(cloud: Cloud, name: str) -> list[dict[str, Any]]:
     """Return the latest events, newest first; none if the stack is gone meanwhile."""
-    from botocore.exceptions import ClientError
-
     with cloud_errors(f"asking what happens to the stack {name}"):
-        try:
-            return list(cloud.client("cloudformation").describe_stack_events(StackName=name)["StackEvents"])
-        except ClientError as error:
-            if is_missing(error):
-                return []
-            raise
+        answer = unless_missing(cloud.client("cloudformation").describe_stack_events, StackName=name)
+    return list(answer["StackEvents"]) if answer else []
 
 
 def _event_ids(cloud: Cloud, name: str) -> set[str]:

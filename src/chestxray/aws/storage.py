@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from chestxray.aws.plan import S3_GB_MONTH, S3_PUT, Item, Plan, dollars
-from chestxray.aws.session import Cloud, Names, cloud_errors, error_code, is_missing
+from chestxray.aws.session import Cloud, Names, cloud_errors, error_code, unless_missing
 from chestxray.data.sources import SCHEME, below, objects_below, split_address
 from chestxray.errors import CloudMissing, SourceInvalid, UsageError
 from chestxray.progress import ProgressCallback
@@ -165,15 +165,8 @@ def checksum_of(path: Path) -> str:
 
 def checksum_stored(client: Any, bucket: str, key: str) -> str:
     """Return the SHA-256 that S3 stored for an object; "" if it has none, or does not exist."""
-    from botocore.exceptions import ClientError
-
-    try:
-        head = client.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
-        return str(head.get("ChecksumSHA256", "")).partition("-")[0]  # after the hyphen: the number of parts
-    except ClientError as error:
-        if is_missing(error):
-            return ""
-        raise
+    head = unless_missing(client.head_object, Bucket=bucket, Key=key, ChecksumMode="ENABLED") or {}
+    return str(head.get("ChecksumSHA256", "")).partition("-")[0]  # after the hyphen: the number of parts
 
 
 def holds(client: Any, address: str) -> bool:
@@ -181,18 +174,11 @@ def holds(client: Any, address: str) -> bool:
 
     Raises: botocore's errors.
     """
-    from botocore.exceptions import ClientError
-
     bucket, key = split_address(address)
-    try:
-        if not key.endswith("/"):
-            client.head_object(Bucket=bucket, Key=key)
-            return True
-        return bool(client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("KeyCount"))
-    except ClientError as error:
-        if is_missing(error):
-            return False
-        raise
+    if not key.endswith("/"):
+        return unless_missing(client.head_object, Bucket=bucket, Key=key) is not None
+    listed = unless_missing(client.list_objects_v2, Bucket=bucket, Prefix=key, MaxKeys=1)
+    return bool(listed and listed.get("KeyCount"))
 
 
 def ensure_bucket(cloud: Cloud, names: Names) -> bool:
@@ -271,15 +257,7 @@ def check_region(cloud: Cloud, *addresses: str) -> None:
 
 def bucket_exists(client: Any, bucket: str) -> bool:
     """Check whether a bucket exists. Raises: botocore's errors, also if it belongs to another account."""
-    from botocore.exceptions import ClientError
-
-    try:
-        client.head_bucket(Bucket=bucket)
-    except ClientError as error:
-        if is_missing(error):
-            return False
-        raise
-    return True
+    return unless_missing(client.head_bucket, Bucket=bucket) is not None
 
 
 def is_own(names: Names, address: str) -> bool:

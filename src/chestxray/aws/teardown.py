@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from chestxray.aws import waiting
 from chestxray.aws.inventory import KINDS, Found, Kind
 from chestxray.aws.plan import Item, Plan
-from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
+from chestxray.aws.session import Cloud, Names, cloud_errors, unless_missing
 from chestxray.errors import CloudError
 from chestxray.progress import Log
 
@@ -154,7 +155,7 @@ def _remove_all(
             told.add(thing)
         try:
             with cloud_errors(f"removing {item.kind} {item.name}"):
-                _remove(cloud, names, kind, item.name)
+                unless_missing(partial(kind.remove, cloud, names, item.name))  # may be gone meanwhile
         except CloudError as error:
             problems[thing] = str(error)
     return bool(found) and any(item.state in UNDER_WAY for item in _found(cloud, names, kind))
@@ -166,13 +167,3 @@ def _found(cloud: Cloud, names: Names, kind: Kind) -> tuple[Found, ...]:
             return tuple(item for item in kind.find(cloud, names) if not item.foreign)
     except CloudError:
         return ()  # the survey at the end shows what is left
-
-
-def _remove(cloud: Cloud, names: Names, kind: Kind, name: str) -> None:
-    from botocore.exceptions import ClientError
-
-    try:
-        kind.remove(cloud, names, name)
-    except ClientError as error:
-        if not is_missing(error):  # removed meanwhile
-            raise

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,12 +20,12 @@ from chestxray.aws.archives import ENTRY, RECIPE, source_archive, source_files
 from chestxray.aws.images import has_gpu, repository_arn, takes_key, training_image
 from chestxray.aws.plan import Item, Plan, instance_hours
 from chestxray.aws.roles import ensure_execution_role, once_the_role_is_known
-from chestxray.aws.session import Cloud, Names, Rules, cloud_errors, is_missing
+from chestxray.aws.session import Cloud, Names, Rules, cloud_errors, unless_missing
 from chestxray.aws.storage import check_region, checksum_stored, ensure_bucket, holds, put_bytes
 from chestxray.aws.training_entry import metric_definitions
-from chestxray.aws.waiting import LogTail, next_name, states
+from chestxray.aws.waiting import follow_job, next_name
 from chestxray.data.sources import SCHEME, below, objects_below, split_address
-from chestxray.errors import JobFailed, SourceInvalid, UsageError
+from chestxray.errors import SourceInvalid, UsageError
 from chestxray.files import write_atomically
 from chestxray.progress import Log
 from chestxray.version import __version__
@@ -35,7 +36,6 @@ LOCAL_CHECKPOINTS: Final = "/opt/ml/checkpoints"
 SPOT_WAIT: Final = 2  # times the running time: limit for waiting and running of a spot job together
 LONGEST_WAIT_S: Final = 5 * 24 * 3600  # the longest time that accounts may request by default
 TOOLKIT: Final = "sagemaker_pytorch_container.training:main"  # starts torchrun if asked for
-DONE: Final = ("Completed", "Failed", "Stopped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +147,11 @@ def begin(cloud: Cloud, names: Names, job: PreparedJob) -> StartedJob:
     def has_result(found: Mapping[str, Any]) -> bool:
         return holds(store, found["ModelArtifacts"]["S3ModelArtifacts"])
 
+    def described(name: str) -> Mapping[str, Any] | None:
+        return unless_missing(client.describe_training_job, TrainingJobName=name)
+
     with cloud_errors(f"looking for the job {job.stem}"):
-        name, status = next_name(lambda name: _described(client, name), job.stem, "TrainingJobStatus", has_result)
+        name, status = next_name(described, job.stem, "TrainingJobStatus", has_result)
     if status:
         return StartedJob(name, "keep")
     request = training_request(names, job, name, _provide(cloud, names, job), cloud.rules)
@@ -247,44 +250,13 @@ def training_request(
     }
 
 
-def follow(cloud: Cloud, name: str, log: Log) -> dict[str, Any]:
+def follow(cloud: Cloud, name: str, log: Log) -> Mapping[str, Any]:
     """Wait for the job's end and log its states and lines. Returns: its description.
 
     Raises: JobFailed, CloudError.
     """
-    client = cloud.client("sagemaker")
-    tail = LogTail(cloud.client("logs"), LOGS, f"{name}/", log)
-    told = ""
-    with cloud_errors(f"waiting for the job {name}"):
-        for found in states(lambda: client.describe_training_job(TrainingJobName=name)):
-            state = str(found.get("SecondaryStatus", found["TrainingJobStatus"]))
-            if state != told:
-                log(f"{name}: {state}")
-                told = state
-            tail.tell()
-            if found["TrainingJobStatus"] in DONE:
-                break
-    return _ended(found)
-
-
-def _ended(found: Mapping[str, Any]) -> dict[str, Any]:
-    name, status = found["TrainingJobName"], found["TrainingJobStatus"]
-    if status != "Completed":
-        why = str(found.get("FailureReason", "")).strip() or "AWS gives no reason"
-        raise JobFailed(f"{name}: {status.lower()}: {why}. Its lines are in the log {LOGS}, streams {name}/...")
-    return dict(found)
-
-
-def _described(client: Any, name: str) -> Mapping[str, Any] | None:
-    from botocore.exceptions import ClientError
-
-    try:
-        found: Mapping[str, Any] = client.describe_training_job(TrainingJobName=name)
-    except ClientError as error:
-        if is_missing(error):
-            return None
-        raise
-    return found
+    describe = partial(cloud.client("sagemaker").describe_training_job, TrainingJobName=name)
+    return follow_job(cloud, name, describe, "TrainingJobStatus", LOGS, log)
 
 
 def _channel(name: str, address: str) -> dict[str, Any]:

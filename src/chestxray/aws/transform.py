@@ -13,14 +13,16 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from chestxray.aws.images import takes_key
+from chestxray.aws.plan import Item, instance_hours
 from chestxray.aws.roles import once_the_role_is_known
-from chestxray.aws.session import Cloud, Names, Rules, cloud_errors, is_missing
+from chestxray.aws.session import Cloud, Names, Rules, cloud_errors, unless_missing
 from chestxray.aws.storage import WORKERS, check_region, holds
-from chestxray.aws.waiting import LogTail, next_name, states
+from chestxray.aws.waiting import follow_job, next_name
 from chestxray.data.sources import SCHEME, below, objects_below, split_address
 from chestxray.errors import JobFailed, SourceInvalid, UsageError
 from chestxray.metrics.scores import ScoreRow, write_table
@@ -31,7 +33,6 @@ LOGS: Final = "/aws/sagemaker/TransformJobs"
 PAYLOAD_MB: Final = 20  # the largest film that our service accepts
 AT_ONCE: Final = 4  # films; times the payload at most 100 MB
 ENDING: Final = ".out"
-DONE: Final = ("Completed", "Failed", "Stopped")
 NO_ANSWER: Final = "the transform job gave no answer for it"
 
 
@@ -95,6 +96,18 @@ def prepare(cloud: Cloud, names: Names, address: str, model: str, instance: str)
     return TransformOrder(address, model, instance, names.stamped(f"validate-{digest}"), len(found))
 
 
+def plan_items(names: Names, order: TransformOrder, images: Sequence[Item]) -> tuple[Item, ...]:
+    """Return the items of a plan; ``images`` are those of an image that is built first."""
+    note = f"of {order.films:,} films on {order.instance}, while it runs"
+    return (
+        Item("bucket", names.bucket, note="kept where it is there", does="ensure"),
+        Item("role", names.role("sagemaker"), note="reads these films, works in that bucket", does="ensure"),
+        *images,
+        Item("model", order.model, does="ensure"),
+        Item("transform job", order.stem, hourly=instance_hours(order.instance), note=note),
+    )
+
+
 def run(cloud: Cloud, names: Names, order: TransformOrder, log: Log) -> Transformed:
     """Start the job or find an equal one; wait; collect its answers. Raises: JobFailed, CloudError."""
     client, store = cloud.client("sagemaker"), cloud.client("s3")
@@ -102,8 +115,11 @@ def run(cloud: Cloud, names: Names, order: TransformOrder, log: Log) -> Transfor
     def has_result(found: Mapping[str, Any]) -> bool:
         return holds(store, f"{found['TransformOutput']['S3OutputPath']}/")
 
+    def described(name: str) -> Mapping[str, Any] | None:
+        return unless_missing(client.describe_transform_job, TransformJobName=name)
+
     with cloud_errors(f"looking for the job {order.stem}"):
-        name, status = next_name(lambda name: _described(client, name), order.stem, "TransformJobStatus", has_result)
+        name, status = next_name(described, order.stem, "TransformJobStatus", has_result)
     if not status:
         with cloud_errors(f"creating the transform job {name}"):
             once_the_role_is_known(
@@ -111,7 +127,8 @@ def run(cloud: Cloud, names: Names, order: TransformOrder, log: Log) -> Transfor
             )
     else:
         log(f"{name}: this very job was there already; nothing was created")
-    _follow(cloud, name, log)
+    describe = partial(client.describe_transform_job, TransformJobName=name)
+    follow_job(cloud, name, describe, "TransformJobStatus", LOGS, log)
     return Transformed(_answers(cloud, names, order, name), name, "keep" if status else "create")
 
 
@@ -201,23 +218,6 @@ def _first_reason(predictions: Mapping[str, Prediction | str]) -> str:
     return f"{path}: {found if isinstance(found, str) else found.gate.reason}"
 
 
-def _follow(cloud: Cloud, name: str, log: Log) -> None:
-    client, told = cloud.client("sagemaker"), ""
-    tail = LogTail(cloud.client("logs"), LOGS, f"{name}/", log)
-    with cloud_errors(f"waiting for the job {name}"):
-        for found in states(lambda: client.describe_transform_job(TransformJobName=name)):
-            status = found["TransformJobStatus"]
-            if status != told:
-                log(f"{name}: {status}")
-                told = status
-            tail.tell()
-            if status in DONE:
-                break
-    if status != "Completed":
-        why = found.get("FailureReason") or "AWS gives no reason"
-        raise JobFailed(f"{name}: {status.lower()}: {why}. Its lines are in the log {LOGS}, streams {name}/...")
-
-
 def _answers(cloud: Cloud, names: Names, order: TransformOrder, name: str) -> dict[str, str]:
     """Return the lines of output by key. AWS stores them by the key below the prefix; the whole key works as well."""
     client, output = cloud.client("s3"), _output(names, name)
@@ -241,15 +241,3 @@ def _answers(cloud: Cloud, names: Names, order: TransformOrder, name: str) -> di
 
 def _output(names: Names, name: str) -> str:
     return f"{SCHEME}{names.bucket}/transforms/{name}"
-
-
-def _described(client: Any, name: str) -> Mapping[str, Any] | None:
-    from botocore.exceptions import ClientError
-
-    try:
-        found: Mapping[str, Any] = client.describe_transform_job(TransformJobName=name)
-    except ClientError as error:
-        if is_missing(error):
-            return None
-        raise
-    return found

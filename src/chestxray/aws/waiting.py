@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from chestxray.aws.session import cloud_errors, is_missing
-from chestxray.errors import CloudRefused, CloudThrottled, JobFailed
+from chestxray.aws.session import Cloud, cloud_errors, unless_missing
+from chestxray.errors import CloudRefused, CloudThrottled, CloudUnreachable, JobFailed
 from chestxray.progress import Log
 
+JOB_ENDS: Final = ("Completed", "Failed", "Stopped")
 POLL_S: Final = 5.0  # seconds between two requests
 ATTEMPTS: Final = 50  # jobs of one name; those of failed jobs stay taken
 
@@ -19,6 +20,64 @@ def states(describe: Callable[[], Mapping[str, Any]]) -> Iterator[Mapping[str, A
     while True:
         yield describe()
         time.sleep(POLL_S)
+
+
+def last_state(
+    describe: Callable[[], Mapping[str, Any]],
+    state: Callable[[Mapping[str, Any]], str],
+    is_last: Callable[[Mapping[str, Any]], bool],
+    tell: Callable[[str], None],
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Mapping[str, Any]:
+    """Wait for the last state of a resource, and tell each new one once. Returns: the description of the last.
+
+    Args:
+        meanwhile: called after each description.
+
+    Raises: errors of ``describe``.
+    """
+    told = ""
+    for found in states(describe):
+        now = state(found)
+        if now != told:
+            tell(now)
+            told = now
+        meanwhile()
+        if is_last(found):
+            return found
+    raise AssertionError("states() has no end")
+
+
+def follow_job(
+    cloud: Cloud, name: str, describe: Callable[[], Mapping[str, Any]], status_key: str, group: str, log: Log
+) -> Mapping[str, Any]:
+    """Wait for the end of a job, and log its states and its lines. Returns: its description.
+
+    Args:
+        describe: asks for the job's description.
+        status_key: where that has the status.
+        group: the log group that holds the job's lines.
+
+    Raises: JobFailed: it failed or was stopped; CloudError.
+    """
+    tail = LogTail(cloud.client("logs"), group, f"{name}/", log)
+    with cloud_errors(f"waiting for the job {name}"):
+        found = last_state(
+            describe,
+            lambda found: str(found.get("SecondaryStatus", found[status_key])),
+            lambda found: found[status_key] in JOB_ENDS,
+            lambda state: log(f"{name}: {state}"),
+            tail.tell,
+        )
+    if found[status_key] != "Completed":
+        where = f"Its lines are in the log {group}, streams {name}/..."
+        raise JobFailed(f"{name}: {str(found[status_key]).lower()}: {reason_in(found)}. {where}")
+    return found
+
+
+def reason_in(found: Mapping[str, Any]) -> str:
+    """Return why something failed, in AWS's words, without a full stop."""
+    return str(found.get("FailureReason") or "").strip().rstrip(".") or "AWS gives no reason"
 
 
 def next_name(
@@ -46,7 +105,7 @@ def next_name(
 
 
 class LogTail:
-    """The lines of a job, from all its log streams, that have not been shown yet."""
+    """Lines of a job, from all its log streams, that have not been shown yet."""
 
     def __init__(self, client: Any, group: str, prefix: str, log: Log) -> None:
         self._client = client
@@ -65,24 +124,18 @@ class LogTail:
             return
         try:
             self._tell()
-        except CloudThrottled:
-            pass  # lines that fail now are shown the next time
+        except (CloudThrottled, CloudUnreachable):
+            pass  # lines that cannot be read now are shown the next time
         except CloudRefused as error:
             self._log(f"{error}. Its lines are not told meanwhile")
             self._is_closed = True
 
     def _tell(self) -> None:
-        from botocore.exceptions import ClientError
-
+        named = {"logGroupName": self._group, "logStreamNamePrefix": self._prefix}
         with cloud_errors(f"reading the log {self._group}"):
-            try:
-                named = {"logGroupName": self._group, "logStreamNamePrefix": self._prefix}
-                streams = [found["logStreamName"] for found in self._client.describe_log_streams(**named)["logStreams"]]
-                for stream in streams:
-                    self._tell_stream(stream)
-            except ClientError as error:
-                if not is_missing(error):  # no line was written yet
-                    raise
+            found = unless_missing(self._client.describe_log_streams, **named)
+            for stream in found["logStreams"] if found else ():  # there is no log until a line is written
+                self._tell_stream(stream["logStreamName"])
 
     def _tell_stream(self, stream: str) -> None:
         while True:

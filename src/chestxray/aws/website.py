@@ -35,7 +35,7 @@ from chestxray.aws.plan import (
     Plan,
     dollars,
 )
-from chestxray.aws.session import Cloud, Names, cloud_errors, is_missing
+from chestxray.aws.session import Cloud, Names, cloud_errors, unless_missing
 from chestxray.aws.storage import checksum_of_bytes, checksum_stored, ensure_bucket, put_bytes
 from chestxray.errors import BundleInvalid, CloudError, CloudMissing, UsageError
 from chestxray.inference.bundle import DESCRIPTION, Bundle
@@ -321,20 +321,16 @@ def _openapi(folder: Path) -> bytes:
 
 def running_model(cloud: Cloud, endpoint: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Return the variant and the model of an endpoint. Raises: CloudMissing."""
-    from botocore.exceptions import ClientError
-
     client = cloud.client("sagemaker")
     with cloud_errors(f"asking what the endpoint {endpoint} runs"):
-        try:
-            config = client.describe_endpoint(EndpointName=endpoint)["EndpointConfigName"]
-        except ClientError as error:
-            if is_missing(error):
-                raise CloudMissing(
-                    f'there is no endpoint {endpoint} for the website to ask. Make it with "chestxray aws deploy", '
-                    "or put the model into the function with --inline"
-                ) from error
-            raise
-        variant = client.describe_endpoint_config(EndpointConfigName=config)["ProductionVariants"][0]
+        found = unless_missing(client.describe_endpoint, EndpointName=endpoint)
+        if found is None:
+            raise CloudMissing(
+                f'there is no endpoint {endpoint} for the website to ask. Make it with "chestxray aws deploy", '
+                "or put the model into the function with --inline"
+            )
+        config = client.describe_endpoint_config(EndpointConfigName=found["EndpointConfigName"])
+        variant = config["ProductionVariants"][0]
         return variant, client.describe_model(ModelName=variant["ModelName"])
 
 

@@ -19,6 +19,11 @@ from chestxray.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from chestxray.aws.training_job import StartedJob, TrainingOrder
+    from chestxray.aws.transform import Transformed
+
+MACHINE: Final = ("instance", "instances", "processes", "image", "spot", "max_hours")  # fields of a TrainingOrder
+OF_THE_JOB: Final = ("size", "split_seed", "checkpoint_every")  # what the job is told beside the recipe
 _DONE: Final = {
     "create": "answers",
     "update": "was changed and answers",
@@ -63,19 +68,10 @@ def train(
     test: str | None,
     recipe: str,
     network: str | None,
-    size: tuple[int, int] | None,
-    split_seed: int,
-    instance: str,
-    instances: int,
-    processes: int | None,
-    image: str,
-    spot: bool,  # noqa: FBT001 - click passes it by name
-    max_hours: float,
-    checkpoint_every: float,
     source_only: Path | None,
     pipeline_step: bool,  # noqa: FBT001 - the same
     wait: bool,  # noqa: FBT001 - the same
-    **changes: Any,
+    **given: Any,
 ) -> None:
     """Train on films in S3, as a SageMaker training job.
 
@@ -84,32 +80,13 @@ def train(
     running.
     """
     from chestxray.aws import training_job
-    from chestxray.training.config import recipe_of
 
     if source_only is not None and pipeline_step:
         raise UsageError("--source-only and --pipeline-step contradict each other. Give one of them")
     channels = {"training": training, "validation": validation, "test": test}
-    base = recipe_of(recipe, network=network)
-    base.with_changes(**changes).without_teacher()  # refused here, not after a quarter of an hour
-    wanted = training_job.TrainingOrder(
-        channels={name: address for name, address in channels.items() if address},
-        recipe=base.to_toml(),
-        network=base.network,
-        hyperparameters=_hyperparameters(changes, size, split_seed, checkpoint_every),
-        instance=instance,
-        instances=instances,
-        processes=processes or 0,
-        spot=spot,
-        max_hours=max_hours,
-        image=image,
-    )
+    wanted = _training_order(channels, recipe, network, given)
     if source_only is not None:
-        names = training_job.write_source(wanted, source_only)
-        document = {"source": source_only, "entry": "train.py", "hyperparameters": wanted.hyperparameters}
-        order.console.result(
-            document | {"files": len(names)},
-            f"{source_only}: {len(names)} files, for PyTorch(entry_point='train.py', source_dir='{source_only}', ...)",
-        )
+        _write_source(order, wanted, source_only)
         return
     job = training_job.prepare(order.cloud, order.names, wanted)
     if not order.go_ahead(job.plan(order.names)):
@@ -118,14 +95,58 @@ def train(
         click.echo(json.dumps(training_job.pipeline_step(order.cloud, order.names, job), indent=2))
         return
     begun = training_job.begin(order.cloud, order.names, job)
-    name = begun.name
     if begun.did == "keep":
-        order.console.log(f"{name}: this very job was there already; nothing was created")
-    if not wait:
-        status = training_job.status_of(order.cloud, name)
-        document = {"job": name, "did": begun.did, "status": status}
-        order.console.result(document, f"{name}: {status}. {_farewell(name)}")
-        return
+        order.console.log(f"{begun.name}: this very job was there already; nothing was created")
+    if wait:
+        _follow_training(order, begun)
+    else:
+        status = training_job.status_of(order.cloud, begun.name)
+        document = {"job": begun.name, "did": begun.did, "status": status}
+        order.console.result(document, f"{begun.name}: {status}. {_farewell(begun.name)}")
+
+
+def _training_order(
+    channels: Mapping[str, str | None], recipe: str, network: str | None, given: Mapping[str, Any]
+) -> TrainingOrder:
+    """Return what the command line orders. Raises: UsageError, RecipeInvalid.
+
+    Args:
+        given: the values of MACHINE, of OF_THE_JOB, and changes of the recipe, by option.
+    """
+    from chestxray.aws.training_job import TrainingOrder
+    from chestxray.training.config import recipe_of
+
+    changes = {name: value for name, value in given.items() if name not in (*MACHINE, *OF_THE_JOB)}
+    base = recipe_of(recipe, network=network)
+    base.with_changes(**changes).without_teacher()  # refused here, not after a quarter of an hour
+    size = given["size"]
+    told = {**changes, **{name: given[name] for name in OF_THE_JOB}, "size": size and f"{size[0]}x{size[1]}"}
+    return TrainingOrder(
+        channels={name: address for name, address in channels.items() if address},
+        recipe=base.to_toml(),
+        network=base.network,
+        # with the names of the original work
+        hyperparameters={name.replace("_", "-"): f"{value}" for name, value in told.items() if value is not None},
+        **{name: given[name] for name in MACHINE if given[name] is not None},
+    )
+
+
+def _write_source(order: Order, wanted: TrainingOrder, folder: Path) -> None:
+    """Write the source folder of --source-only, and tell how to use it."""
+    from chestxray.aws.archives import ENTRY
+    from chestxray.aws.training_job import write_source
+
+    names = write_source(wanted, folder)
+    document = {"source": folder, "entry": ENTRY, "hyperparameters": wanted.hyperparameters, "files": len(names)}
+    use = f"PyTorch(entry_point='{ENTRY}', source_dir='{folder}', ...)"
+    order.console.result(document, f"{folder}: {len(names)} files, for {use}")
+
+
+def _follow_training(order: Order, begun: StartedJob) -> None:
+    """Wait for a job's end, and tell its result; Ctrl-C leaves it running."""
+    from chestxray.aws import training_job
+
+    name = begun.name
     try:
         found = training_job.follow(order.cloud, name, order.console.log)
     except KeyboardInterrupt:
@@ -133,28 +154,13 @@ def train(
         raise
     metrics = {item["MetricName"]: item["Value"] for item in found.get("FinalMetricDataList", ())}
     artifacts = found["ModelArtifacts"]["S3ModelArtifacts"]
+    document = {"job": name, "did": begun.did, "status": found["TrainingJobStatus"], "artifacts": artifacts}
     order.console.result(
-        {
-            "job": name,
-            "did": begun.did,
-            "status": found["TrainingJobStatus"],
-            "artifacts": artifacts,
-            "metrics": metrics,
-            "billable_seconds": found.get("BillableTimeInSeconds"),
-        },
+        document | {"metrics": metrics, "billable_seconds": found.get("BillableTimeInSeconds")},
         f"{name}: finished; the bundle is {artifacts}\n"
         + "".join(f"  {metric} {value:.4f}\n" for metric, value in metrics.items())
         + f"Serve it with: chestxray aws deploy {name}",
     )
-
-
-def _hyperparameters(
-    changes: Mapping[str, Any], size: tuple[int, int] | None, split_seed: int, checkpoint_every: float
-) -> dict[str, str]:
-    """Return the job's hyperparameters, with the names of the original work."""
-    given = {name.replace("_", "-"): f"{value}" for name, value in changes.items() if value is not None}
-    shape = {"size": f"{size[0]}x{size[1]}"} if size else {}
-    return given | shape | {"split-seed": f"{split_seed}", "checkpoint-every": f"{checkpoint_every}"}
 
 
 def _farewell(name: str) -> str:
@@ -249,13 +255,10 @@ def validate(
     from chestxray.aws import build, transform
     from chestxray.aws.deploy import deployed_model, ensure_model, model_name, weights_of
     from chestxray.aws.images import repository_arn
-    from chestxray.aws.plan import Item, Plan, instance_hours
+    from chestxray.aws.plan import Plan
     from chestxray.aws.roles import ensure_execution_role
     from chestxray.aws.storage import ensure_bucket
-    from chestxray.data.clean import clean
-    from chestxray.data.collect import films_of
     from chestxray.data.sources import split_address
-    from chestxray.evaluation.evaluate import EvaluationSettings, evaluate_table
 
     transform.check_address(address)
     if image and not model:
@@ -268,15 +271,8 @@ def validate(
     image_address = own.address if own else image or ""
     name = model_name(names, weights, image_address) if weights else deployed_model(cloud, names)
     wanted = transform.prepare(cloud, names, address, name, instance)
-    note = f"of {wanted.films:,} films on {instance}, while it runs"
-    items = (
-        Item("bucket", names.bucket, note="kept where it is there", does="ensure"),
-        Item("role", names.role("sagemaker"), note="reads these films, works in that bucket", does="ensure"),
-        *(build.plan_of_image(cloud, names, own) if own else ()),
-        Item("model", name, does="ensure"),
-        Item("transform job", wanted.stem, hourly=instance_hours(instance), note=note),
-    )
-    if not order.go_ahead(Plan("validate", items)):
+    images = build.plan_of_image(cloud, names, own) if own else ()
+    if not order.go_ahead(Plan("validate", transform.plan_items(names, wanted, images))):
         return
     if own:
         build.ensure_image(cloud, names, own, log)
@@ -284,23 +280,27 @@ def validate(
         ensure_model(cloud, names, weights, image_address)
     ensure_bucket(cloud, names)
     ensure_execution_role(cloud, names, split_address(address)[0], image=image or "")
-    transformed = transform.run(cloud, names, wanted, log)
+    _evaluate(order, transform.run(cloud, names, wanted, log), address, out, workers)
+
+
+def _evaluate(order: Order, transformed: Transformed, address: str, out: Path, workers: int | None) -> None:
+    """Evaluate the answers to the films at an address, write the report, and tell it."""
+    from chestxray.aws.transform import write_scores
+    from chestxray.data.clean import clean
+    from chestxray.data.collect import films_of
+    from chestxray.evaluation.evaluate import EvaluationSettings, evaluate_table
+
     _use_the_same_profile()
     with order.console.progress("Cleaning") as move:
         films = clean([dataclasses.replace(film, split="") for film in films_of(address)], move, workers)
     out.mkdir(parents=True, exist_ok=True)
-    table = out.with_name(f"{out.name}.scores.csv")
-    threshold = transform.write_scores(films, transformed, table)
+    table, page = out.with_name(f"{out.name}.scores.csv"), out / "index.html"
+    threshold = write_scores(films, transformed, table)
     assessment = evaluate_table(table, out, EvaluationSettings(threshold=threshold, command=command_line()))
+    document = {"job": transformed.job, "did": transformed.did, "scores": table, "report": page}
     order.console.result(
-        {
-            "job": transformed.job,
-            "did": transformed.did,
-            "scores": table,
-            "report": out / "index.html",
-            "assessment": assessment.to_json(),
-        },
-        f"{assessment_text(assessment)}\nscores: {table}\nreport: {out / 'index.html'}",
+        document | {"assessment": assessment.to_json()},
+        f"{assessment_text(assessment)}\nscores: {table}\nreport: {page}",
     )
 
 
