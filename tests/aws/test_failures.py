@@ -7,6 +7,7 @@ ministack, everything else is moto's; endpoints and jobs answer without a contai
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -57,6 +58,9 @@ class Place:
         return told(capsys, "aws", *(word.format(**self.words) for word in VERBS[verb]), *workers)
 
 
+client = functools.cache(boto3.client)  # those of one account
+
+
 @pytest.fixture(params=VERBS)
 def verb(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -87,7 +91,8 @@ def place(verb: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator
         patch.setattr(roles, "NEW_ROLE_S", 0.0)
         patch.setattr(website, "template", live_ministack.template_without_budget)
         service.runs_containers = False
-        s3 = boto3.client("s3")
+        stack.callback(client.cache_clear)
+        s3 = client("s3")
         s3.create_bucket(Bucket="films")
         for path in films.rglob("*.jpeg"):
             s3.put_object(Bucket="films", Key=f"set/{path.relative_to(films).as_posix()}", Body=path.read_bytes())
@@ -96,25 +101,25 @@ def place(verb: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator
 
 def forget_tags_of_the_bucket() -> None:
     """Moto keeps the tags of a deleted bucket for the next one of its name."""
-    s3, bucket = boto3.client("s3"), "chestxray-123456789012-us-east-1"
+    s3, bucket = client("s3"), "chestxray-123456789012-us-east-1"
     s3.create_bucket(Bucket=bucket)
     s3.delete_bucket_tagging(Bucket=bucket)
     s3.delete_bucket(Bucket=bucket)
 
 
 def what_is_there() -> set[str]:
-    sagemaker = boto3.client("sagemaker")
+    sagemaker = client("sagemaker")
     found = {item["EndpointName"] for item in sagemaker.list_endpoints()["Endpoints"]}
     found |= {item["EndpointConfigName"] for item in sagemaker.list_endpoint_configs()["EndpointConfigs"]}
     found |= {item["ModelName"] for item in sagemaker.list_models()["Models"]}
     found |= {item["TrainingJobName"] for item in sagemaker.list_training_jobs()["TrainingJobSummaries"]}
     found |= {item["Name"] for item in schedules()}
-    found |= {item["RoleName"] for item in boto3.client("iam").list_roles()["Roles"]}
-    groups = boto3.client("logs").describe_log_groups(logGroupNamePrefix="/aws/sagemaker/Endpoints")["logGroups"]
+    found |= {item["RoleName"] for item in client("iam").list_roles()["Roles"]}
+    groups = client("logs").describe_log_groups(logGroupNamePrefix="/aws/sagemaker/Endpoints")["logGroups"]
     found |= {item["logGroupName"] for item in groups}
-    made = boto3.client("cloudformation").list_stacks()["StackSummaries"]
+    made = client("cloudformation").list_stacks()["StackSummaries"]
     found |= {item["StackName"] for item in made if item["StackStatus"] != "DELETE_COMPLETE"}
-    return found | {item["Name"] for item in boto3.client("s3").list_buckets()["Buckets"]} - {"films"}
+    return found | {item["Name"] for item in client("s3").list_buckets()["Buckets"]} - {"films"}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -8,10 +8,13 @@ from typing import Final
 
 import boto3
 import pytest
+from botocore.awsrequest import AWSPreparedRequest
+from botocore.exceptions import ReadTimeoutError
 
 import cloud_door
 from chestxray.aws import session, waiting
 from chestxray.aws.session import connect
+from chestxray.data import sources
 from cloud_door import Door
 from sagemaker_account import IMAGE, account, put_image
 from sagemaker_emulator import SageMaker
@@ -219,4 +222,37 @@ def test_a_log_that_cannot_be_read_ends_nobodys_waiting(
     denied = "reading the log /aws/sagemaker/TransformJobs: DescribeLogStreams was answered with AccessDenied"
     assert found["said"].count(denied) == (refusal == cloud_door.DENIED)
     door.refuse = lambda _, __: None
+    assert run("aws", "destroy", "--yes") == 0
+
+
+def test_films_that_cannot_be_read_are_no_report_without_them(
+    place: tuple[SageMaker, Door, dict[str, str]],
+    door: Door,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The job has answered; here one film is fetched in vain, for its label's row and its place among copies."""
+    service, _, words = place
+    monkeypatch.setattr(service, "runs_containers", False)
+    put_image("made")
+    sources.client.cache_clear()
+    lost: list[str] = []
+
+    def lose(request: AWSPreparedRequest, **_: object) -> None:
+        lost[:] = lost or [request.url]
+        if request.url == lost[0]:
+            raise ReadTimeoutError(endpoint_url=request.url)
+
+    sources.client().meta.events.register("before-send.s3.GetObject", lose)
+    validate = ("aws", "validate", "s3://films/set/test", "--out", tmp_path / "report", "--workers", "1")
+    given = ("--model", words["bundle"], "--image", IMAGE)
+    first = told(capsys, *validate, *given)
+    assert first["exit"] == 1
+    assert "A report without such films would mislead, so none was written. Repeat" in first["error"]["message"]
+    assert lost[0].split("/")[-1] in first["error"]["message"]
+    assert not (tmp_path / "report").exists()
+    sources.client.cache_clear()
+    again = told(capsys, *validate, *given)
+    assert (again["exit"], again["did"]) == (0, "keep"), again
     assert run("aws", "destroy", "--yes") == 0

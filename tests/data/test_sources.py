@@ -67,6 +67,24 @@ def test_the_films_below_a_prefix_are_collected_and_read(store: Any, tmp_path: P
     assert read_manifest(tmp_path / "manifest.csv") == films
 
 
+def test_the_owner_of_a_bucket_is_stated_where_it_is_known(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 then refuses a bucket of that name in another account."""
+    stated: list[tuple[str, Any]] = []
+
+    def note(request: Any, operation_name: str, **_: Any) -> None:
+        stated.append((operation_name, request.headers.get("x-amz-expected-bucket-owner")))
+
+    sources.client().meta.events.register("before-sign.s3", note)
+    first = next(iter(FILMS))
+    for owner, told in (("", None), ("films=123456789012", "123456789012"), ("others=123456789012", None)):
+        monkeypatch.setenv(sources.OWNER_VARIABLE, owner)
+        collect("s3://films/set")
+        sources.read_object(f"s3://films/{first}")
+        found = dict(stated)
+        assert found == {"ListObjectsV2": told, "GetObject": told}, owner
+        stated.clear()
+
+
 def test_more_objects_than_fit_one_page_are_all_listed(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "PAGE", 5)
     assert len(collect("s3://films/set")) == len(FILMS) == 12

@@ -62,14 +62,19 @@ def zipped(files: Mapping[str, bytes]) -> bytes:
 
 
 def tarred(files: Mapping[str, bytes]) -> bytes:
-    """Return a ``.tar.gz`` of the files, in order of their names."""
+    """Return a ``.tar`` of the files, in order of their names; its hash names the content, however it is compressed."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name in sorted(files):
             member = tarfile.TarInfo(name)
             member.size, member.mode = len(files[name]), _MODE
             archive.addfile(member, io.BytesIO(files[name]))
-    return gzip.compress(packed.getvalue(), mtime=0)
+    return packed.getvalue()
+
+
+def compressed(archive: bytes) -> bytes:
+    """Return the ``.tar.gz`` of a ``.tar``."""
+    return gzip.compress(archive, mtime=0)
 
 
 ENTRY: Final = "train.py"
@@ -92,7 +97,7 @@ _NOT_NEEDED: Final = frozenset({"bundles", "page"})
 
 
 def source_archive(recipe: str, network: str) -> bytes:
-    """Return the archive of ``source_files``."""
+    """Return the ``.tar`` of ``source_files``."""
     return tarred(source_files(recipe, network))
 
 

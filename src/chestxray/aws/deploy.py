@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from chestxray.aws.archives import tarred
+from chestxray.aws.archives import compressed, tarred
 from chestxray.aws.images import takes_key
 from chestxray.aws.plan import SERVERLESS_GB_SECOND, Item, dollars, instance_hours
 from chestxray.aws.roles import (
@@ -48,7 +48,7 @@ class Weights:
     Attributes:
         address: its present or future address in S3.
         stamp: part of names: the same for the same weights.
-        data: bytes to send to S3 first; empty if they are there already.
+        data: a ``.tar`` to compress and send to S3 first; empty if nothing has to be sent.
     """
 
     address: str
@@ -94,7 +94,7 @@ def ensure_model(cloud: Cloud, names: Names, weights: Weights, image: str) -> st
         with cloud_errors(f"sending the bundle to {weights.address}"):
             store = cloud.client("s3")
             if not checksum_stored(store, names.bucket, key):
-                put_bytes(store, names.bucket, key, weights.data)
+                put_bytes(store, names.bucket, key, compressed(weights.data))
     with cloud_errors(f"creating the model {name}"):
         if unless_missing(client.describe_model, ModelName=name) is None:
             request: dict[str, Any] = {
@@ -371,7 +371,7 @@ def _back_to(cloud: Cloud, names: Names, served: Served, config: str, end: datet
     try:
         now = _there(client, names.endpoint)
         if now is None or now["EndpointStatus"] != "InService" or now["EndpointConfigName"] != config:
-            log(f'{names.endpoint}: is as the failed change left it; repeat the command, or "chestxray aws destroy"')
+            log(f'{names.endpoint}: is as the failed change left it. Repeat the command, or "chestxray aws destroy"')
             return
         model = _variants(client, config)[0]["ModelName"]
         set_expiry(cloud, names, Served(names.endpoint, config, model), end)
@@ -395,7 +395,7 @@ def remove(cloud: Cloud, names: Names, served: Served, log: Log) -> None:
     Raises: CloudError.
     """
     client = cloud.client("sagemaker")
-    log(f"{served.endpoint}: taken away again")
+    log(f"{served.endpoint}: is removed again, since it was not finished")
     with cloud_errors(f"removing {served.endpoint}"):
         for found in states(lambda: _there(client, served.endpoint) or {}):
             if found.get("EndpointStatus") not in {"Creating", "Updating", "SystemUpdating"}:

@@ -161,7 +161,9 @@ class Rules:
         if bool(self.subnets) != bool(self.security_groups):
             raise UsageError("a network is given by --subnet and --security-group together. Give both, or neither")
         if self.role and self.boundary:
-            raise UsageError("--role is a role of your own, so no role is made that --permissions-boundary could bound")
+            raise UsageError(
+                "--role is a role of your own, so no role is made that --permissions-boundary could bound. Give one"
+            )
 
     @property
     def network(self) -> dict[str, dict[str, list[str]]]:
@@ -240,7 +242,11 @@ class Cloud:
     def _state_owner(self, params: dict[str, Any], model: Any, **_: Any) -> None:
         """State the expected owner of a bucket, so that S3 refuses a bucket of the same name in another account."""
         if "Bucket" in params and "ExpectedBucketOwner" in model.input_shape.members:
-            params.setdefault("ExpectedBucketOwner", self.rules.owners.get(params["Bucket"], self.account))
+            params.setdefault("ExpectedBucketOwner", self.owner_of(params["Bucket"]))
+
+    def owner_of(self, bucket: str) -> str:
+        """Return the account that a bucket has to belong to."""
+        return self.rules.owners.get(bucket, self.account)
 
     def names(self, deployment: str) -> Names:
         """Return the names of a deployment's resources in this account and region. Raises: UsageError."""

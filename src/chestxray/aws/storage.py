@@ -127,7 +127,8 @@ def local_files(source: Path, address: str) -> list[LocalFile]:
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(source).parts)
     ]
     if not found:
-        raise SourceInvalid(f"{source}: holds no file to upload" if source.is_dir() else f"{source}: is not there")
+        why = "holds no file, or hidden ones only. Give the folder with the films"
+        raise SourceInvalid(f"{source}: {why if source.is_dir() else 'is not there'}")
     return list(_sorted(found))
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from chestxray.aws.archives import ENTRY, RECIPE, source_archive, source_files
+from chestxray.aws.archives import ENTRY, RECIPE, compressed, source_archive, source_files
 from chestxray.aws.images import has_gpu, repository_arn, takes_key, training_image
 from chestxray.aws.plan import Item, Plan, instance_hours
 from chestxray.aws.roles import ensure_execution_role, once_the_role_is_known
@@ -92,8 +92,8 @@ class PreparedJob:
 
     Attributes:
         stem: its name, without the number that is added after failed attempts.
-        source: ``sourcedir.tar.gz``.
-        source_key: its key in our bucket.
+        source: the code, as a ``.tar``.
+        source_key: key of its ``sourcedir.tar.gz`` in our bucket.
         films: number of objects below the addresses.
     """
 
@@ -168,7 +168,7 @@ def _provide(cloud: Cloud, names: Names, job: PreparedJob) -> str:
     store = cloud.client("s3")
     with cloud_errors("sending the source archive"):
         if not checksum_stored(store, names.bucket, job.source_key):
-            put_bytes(store, names.bucket, job.source_key, job.source)
+            put_bytes(store, names.bucket, job.source_key, compressed(job.source))
     return role
 
 

@@ -181,7 +181,10 @@ def write_scores(films: Sequence[Film], transformed: Transformed, path: Path) ->
         )
     rules = {(found.model_sha256, found.threshold) for found in classified}
     if len(rules) > 1:
-        raise JobFailed(f"{transformed.job}: its answers are of {len(rules)} models or thresholds")
+        raise JobFailed(
+            f"{transformed.job}: its answers are of {len(rules)} models or thresholds. Delete its folder below "
+            "transforms/ in our bucket and repeat the command"
+        )
     write_table((_row(film, predictions[film.path]) for film in films), path)
     return classified[0].threshold
 

@@ -101,7 +101,10 @@ def next_name(
         status = str(described[status_key])
         if status not in {"Failed", "Stopped"} and (status != "Completed" or has_result(described)):
             return name, status
-    raise JobFailed(f"{stem}: {ATTEMPTS - 1} jobs of this name left nothing. Change something about it")
+    raise JobFailed(
+        f"{stem}: {ATTEMPTS - 1} jobs of this order failed, were stopped or lost their results. Mend what their logs "
+        "say; with any option changed it is another order, with another name"
+    )
 
 
 class LogTail:

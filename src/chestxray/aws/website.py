@@ -191,7 +191,7 @@ class WebsiteSettings:
             raise UsageError(f"--rest-api {self.rest}: give STAGE or STAGE/PATH, of letters, digits, - and _")
         if bool(self.api_keys) != (self.access == "key"):
             raise UsageError(
-                "--api-keys belongs to --access key"
+                "--api-keys belongs to --access key. Give both, or neither"
                 if self.api_keys
                 else '--access key needs --api-keys FILE. "chestxray key NAME" makes a key and its line'
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,10 +15,11 @@ import click
 from chestxray.cli.aws_options import Order, aws_options, rules_options, template_option
 from chestxray.cli.evaluate import assessment_text, command_line
 from chestxray.cli.options import PATH, Size, out_option, recipe_options, workers_option
-from chestxray.errors import UsageError
+from chestxray.data.sources import OWNER_VARIABLE, split_address
+from chestxray.errors import CloudUnreachable, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from chestxray.aws.training_job import StartedJob, TrainingOrder
     from chestxray.aws.transform import Transformed
@@ -69,7 +71,7 @@ def train(
     recipe: str,
     network: str | None,
     source_only: Path | None,
-    pipeline_step: bool,  # noqa: FBT001 - the same
+    pipeline_step: bool,  # noqa: FBT001 - click passes it by name
     wait: bool,  # noqa: FBT001 - the same
     **given: Any,
 ) -> None:
@@ -258,7 +260,6 @@ def validate(
     from chestxray.aws.plan import Plan
     from chestxray.aws.roles import ensure_execution_role
     from chestxray.aws.storage import ensure_bucket
-    from chestxray.data.sources import split_address
 
     transform.check_address(address)
     if image and not model:
@@ -290,9 +291,15 @@ def _evaluate(order: Order, transformed: Transformed, address: str, out: Path, w
     from chestxray.data.collect import films_of
     from chestxray.evaluation.evaluate import EvaluationSettings, evaluate_table
 
-    _use_the_same_profile()
-    with order.console.progress("Cleaning") as move:
+    with _reading_as_the_verb(order, address), order.console.progress("Cleaning") as move:
         films = clean([dataclasses.replace(film, split="") for film in films_of(address)], move, workers)
+    unread = [film for film in films if not film.sha256]
+    if unread:
+        more = f" (and {len(unread) - 1:,} more)" if len(unread) > 1 else ""
+        raise CloudUnreachable(
+            f"{unread[0].path}: {unread[0].reason}{more}. A report without such films would mislead, so none was "
+            "written. Repeat the command; the job's answers are kept"
+        )
     out.mkdir(parents=True, exist_ok=True)
     table, page = out.with_name(f"{out.name}.scores.csv"), out / "index.html"
     threshold = write_scores(films, transformed, table)
@@ -304,8 +311,23 @@ def _evaluate(order: Order, transformed: Transformed, address: str, out: Path, w
     )
 
 
-def _use_the_same_profile() -> None:
-    """Put the profile into the environment, which the processes that read films from S3 inherit."""
-    given = click.get_current_context().params.get("profile")
-    if given:
-        os.environ["AWS_PROFILE"] = given
+@contextmanager
+def _reading_as_the_verb(order: Order, address: str) -> Iterator[None]:
+    """Let films be read with the verb's profile and region, from the bucket of the account that it names.
+
+    The processes that read them inherit the environment.
+    """
+    bucket, _ = split_address(address)
+    given = {OWNER_VARIABLE: f"{bucket}={order.cloud.owner_of(bucket)}", "AWS_DEFAULT_REGION": order.cloud.region}
+    if profile := click.get_current_context().params.get("profile"):
+        given["AWS_PROFILE"] = profile
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

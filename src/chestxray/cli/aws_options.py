@@ -66,36 +66,45 @@ class Order:
         return not self.dry_run
 
 
-def aws_options(command: Command) -> Command:
-    """Add the shared options; the command's first argument is an Order, and boto3's errors are translated."""
+def _use_endpoint(_ctx: click.Context, _param: click.Parameter, given: str | None) -> None:
+    if given:
+        os.environ[ENDPOINT_VARIABLE] = given
 
-    @click.option("--region", metavar="NAME", help="AWS region. [default: AWS_REGION, or the profile's]")
-    @click.option(
+
+_SHARED: Final = (
+    click.option("--region", metavar="NAME", help="AWS region. [default: AWS_REGION, or the profile's]"),
+    click.option(
         "--profile", metavar="NAME", help="Profile of your AWS configuration. [default: AWS_PROFILE, or none]"
-    )
-    @click.option(
+    ),
+    click.option(
         "--deployment",
         metavar="NAME",
         default=DEFAULT,
         envvar=DEPLOYMENT_VARIABLE,
         show_default=True,
         help="The word that all names and tags are made of; another word is another deployment.",
-    )
-    @click.option(
+    ),
+    click.option(
         "--endpoint-url",
         metavar="URL",
         expose_value=False,
         callback=_use_endpoint,
         help="A server that speaks AWS's protocols, where it is not Amazon's.",
-    )
-    @click.option(
+    ),
+    click.option(
         "--bucket-owner",
         "bucket_owners",
         multiple=True,
         metavar="BUCKET=ACCOUNT",
         help="Whose a bucket is that is not this account's; S3 refuses every other. Repeat it for several.",
-    )
-    @click.option("--dry-run", is_flag=True, help="Show what would be created and what it would cost, and stop.")
+    ),
+    click.option("--dry-run", is_flag=True, help="Show what would be created and what it would cost, and stop."),
+)
+
+
+def aws_options(command: Command) -> Command:
+    """Add the shared options; the command's first argument is an Order, and boto3's errors are translated."""
+
     @json_option
     @wraps(command)
     def with_order(
@@ -117,6 +126,8 @@ def aws_options(command: Command) -> Command:
         finally:
             order.close()
 
+    for option in reversed(_SHARED):
+        with_order = option(with_order)
     return with_order
 
 
@@ -182,8 +193,3 @@ def _owners(given: tuple[str, ...]) -> dict[str, str]:
         if not bucket or not account:
             raise UsageError(f"--bucket-owner {text}: write it as hospital=123456789012, the account behind the bucket")
     return dict(pairs)
-
-
-def _use_endpoint(_ctx: click.Context, _param: click.Parameter, given: str | None) -> None:
-    if given:
-        os.environ[ENDPOINT_VARIABLE] = given

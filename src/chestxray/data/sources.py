@@ -200,6 +200,7 @@ SCHEME: Final = "s3://"
 ATTEMPTS: Final = 6  # attempts of one call, while the store is busy
 PAGE: Final = 1000  # objects in a request; the protocol allows no more
 ENDPOINT_VARIABLE: Final = "AWS_ENDPOINT_URL_S3"
+OWNER_VARIABLE: Final = "CHESTXRAY_BUCKET_OWNER"  # "BUCKET=ACCOUNT": S3 refuses that bucket where it is another's
 
 
 def split_address(address: str) -> tuple[str, str]:
@@ -263,7 +264,16 @@ def client() -> Any:
     except ImportError as error:
         raise MissingExtra("Reading films from S3", "aws") from error
     # Slow down if the store asks for it: a film must not become unreadable because many were requested.
-    return boto3.client("s3", config=Config(retries={"mode": "adaptive", "total_max_attempts": ATTEMPTS}))
+    store = boto3.client("s3", config=Config(retries={"mode": "adaptive", "total_max_attempts": ATTEMPTS}))
+    store.meta.events.register("before-parameter-build.s3", _state_owner)
+    return store
+
+
+def _state_owner(params: dict[str, Any], **_others: Any) -> None:
+    """State whose a bucket has to be, if that is known."""
+    bucket, _, account = os.environ.get(OWNER_VARIABLE, "").partition("=")
+    if account and params["Bucket"] == bucket:
+        params["ExpectedBucketOwner"] = account
 
 
 def _failures() -> tuple[type[Exception], ...]:
