@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import tomllib
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from chestxray.aws.session import Cloud, Names, connect
 from chestxray.aws.transform import PAYLOAD_MB
 from chestxray.errors import CloudError, UsageError
 from chestxray.inference.predictor import Predictor
+from chestxray.metrics.scores import COLUMNS, read_score_file
 from chestxray.schema import Film
 from live_moto import ACCOUNT
 from sagemaker_account import IMAGE, account, let_time_pass, put_image, schedules
@@ -400,3 +402,31 @@ def test_instances_with_a_gpu_get_the_image_for_it() -> None:
     assert training_image("eu-central-1", "ml.m5.large") == (
         "763104351884.dkr.ecr.eu-central-1.amazonaws.com/pytorch:2.13-cpu-amzn2023-sagemaker"
     )
+
+
+def test_films_that_got_no_prediction_are_rows_with_a_reason(tmp_path: Path, bundle: Path, film: bytes) -> None:
+    """Unreadable here, refused there, without any answer: the report counts them all."""
+    address = "s3://films/set"
+    answer = Predictor.load(bundle).predict(film, "film")
+    answers = {"set/a.jpeg": answer.to_json(), "set/b.jpeg": json.dumps({"detail": "is no film"}), "set/e.jpeg": "?"}
+    verdicts = {"a": "accepted", "b": "accepted", "c": "unreadable", "d": "accepted", "e": "accepted"}
+    films = [
+        Film(f"{address}/{name}.jpeg", label="pneumonia", verdict=verdict, reason="is text" if name == "c" else "")
+        for name, verdict in verdicts.items()
+    ]
+    table = tmp_path / "scores.csv"
+    threshold = transform.write_scores(films, transform.Transformed(answers, "validate-x", "create"), table)
+    assert threshold == answer.threshold
+    with table.open(newline="") as file:
+        rows = {row["path"].removeprefix(f"{address}/"): row for row in csv.DictReader(file, strict=True)}
+    assert {len(row) for row in rows.values()} == {len(COLUMNS)}
+    assert all(None not in row and None not in row.values() for row in rows.values()), "as many fields as columns"
+    assert float(rows["a.jpeg"]["score"]) == answer.probability
+    reasons = {name: row["reason"] for name, row in rows.items() if not row["score"]}
+    assert reasons == {
+        "b.jpeg": "is no film",
+        "c.jpeg": "unreadable: is text",
+        "d.jpeg": transform.NO_ANSWER,
+        "e.jpeg": "answered with '?'",
+    }
+    assert len(read_score_file(table).table.paths) == 1

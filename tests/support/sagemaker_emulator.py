@@ -375,7 +375,7 @@ class SageMaker:
         folder = self.folder / "containers" / f"{model}-{time.monotonic_ns()}"
         unpacked(container["ModelDataUrl"], folder / "model")
         if not self.runs_containers:
-            return Within(folder / "model")
+            return Within(folder / "model", is_transform="SAGEMAKER_BATCH" in environment)
         code = program(folder / "program")
         return Container(folder / "model", code, folder / "log", {**container.get("Environment", {}), **environment})
 
@@ -447,6 +447,9 @@ class SageMaker:
         except (ValueError, ClientError) as error:
             job |= {"TransformJobStatus": "Failed", "FailureReason": str(error)}
             return
+        except BaseException:  # of the test itself: nobody waits for it for ever
+            job |= {"TransformJobStatus": "Failed", "FailureReason": "InternalServerError"}
+            raise
         finally:
             container.close()
         job["TransformJobStatus"] = "Stopped" if job["TransformJobStatus"] == "Stopping" else "Completed"

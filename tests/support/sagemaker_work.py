@@ -23,6 +23,7 @@ import boto3
 
 from chestxray.aws import build
 from chestxray.aws.training_job import TOOLKIT
+from chestxray.errors import FilmError
 from chestxray.inference.predictor import Predictor
 
 BIN: Final = Path(sys.executable).parent
@@ -258,8 +259,9 @@ class Container:
 class Within:
     """A container's answers, given in this process: the films are classified, and no server is started."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, *, is_transform: bool) -> None:
         self._predictor = Predictor.load(model)
+        self._is_transform = is_transform  # then what cannot be classified is a line of the output as well
 
     def becomes_ready(self) -> bool:
         return True
@@ -267,7 +269,11 @@ class Within:
     def must_become_ready(self) -> None: ...
 
     def call(self, body: bytes, _headers: Mapping[str, str], _timeout: float) -> tuple[int, bytes, str]:
-        return 200, self._predictor.predict(body, "film").to_json().encode(), "application/json"
+        try:
+            return 200, self._predictor.predict(body, "film").to_json().encode(), "application/json"
+        except FilmError as error:
+            status = 200 if self._is_transform else error.http_status
+            return status, json.dumps({"detail": str(error)}).encode(), "application/problem+json"
 
     def close(self) -> None: ...
 

@@ -25,6 +25,7 @@ from chestxray.aws.storage import WORKERS, check_region, holds
 from chestxray.aws.waiting import follow_job, next_name
 from chestxray.data.sources import SCHEME, below, objects_below, split_address
 from chestxray.errors import JobFailed, SourceInvalid, UsageError
+from chestxray.inference.batch import row_of
 from chestxray.metrics.scores import ScoreRow, write_table
 from chestxray.progress import Log
 from chestxray.schema import Film, Prediction
@@ -190,15 +191,12 @@ def write_scores(films: Sequence[Film], transformed: Transformed, path: Path) ->
 
 
 def _row(film: Film, found: Prediction | str) -> ScoreRow:
-    """Return one row of the table, with the columns ``scores.COLUMNS``."""
-    known = (film.path, film.label)
+    """Return one row of the table."""
     if not film.is_accepted:
-        why = f"{film.verdict.replace('_', ' ')}: {film.reason}"
-        return (*known, None, film.patient_id, "", film.cause, film.split, film.sha256, why)
+        return row_of(film, film.sha256, None, None, f"{film.verdict.replace('_', ' ')}: {film.reason}", ())
     if isinstance(found, str):
-        return (*known, None, film.patient_id, "", film.cause, film.split, film.sha256, found)
-    after = (film.cause, film.split, found.film_sha256, found.gate.reason, "; ".join(found.notes))
-    return (*known, found.probability, film.patient_id, found.label or "", *after)
+        return row_of(film, film.sha256, None, None, found, ())
+    return row_of(film, found.film_sha256, found.probability, found.label, found.gate.reason, found.notes)
 
 
 def _prediction(answers: Mapping[str, str], film: Film) -> Prediction | str:

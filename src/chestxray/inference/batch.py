@@ -187,7 +187,7 @@ def write_scores(scored: Iterable[ScoredFilm], path: Path) -> None:
     """Write one row a film; ``score`` is the calibrated probability, empty where the film was refused."""
     write_table(
         (
-            _row(
+            row_of(
                 row.film,
                 row.prediction.film_sha256,
                 row.prediction.probability,
@@ -324,7 +324,7 @@ def _rows(journal: Journal, info: BundleInfo, point: OperatingPoint, calls: Coun
         for (film, results), probability in zip(some, probabilities, strict=True):
             label = None if probability is None else label_at(point, probability)
             calls[label or REFUSED] += 1
-            yield _row(film, results.sha256, probability, label, results.reason, results.notes)
+            yield row_of(film, results.sha256, probability, label, results.reason, results.notes)
 
 
 def _probabilities(results: Sequence[FilmResult], info: BundleInfo) -> list[float | None]:
@@ -334,19 +334,19 @@ def _probabilities(results: Sequence[FilmResult], info: BundleInfo) -> list[floa
     return [None if found.logit is None else value for found, value in zip(results, values, strict=True)]
 
 
-def _row(
+def row_of(
     film: Film, sha256: str, probability: float | None, label: str | None, reason: str, notes: Sequence[str]
 ) -> ScoreRow:
-    """Return one row of the table, with the columns ``scores.COLUMNS``."""
-    return (
-        film.path,
-        film.label,
-        probability,
-        film.patient_id,
-        label or "",
-        film.cause,
-        film.split,
-        sha256,
-        reason,
-        "; ".join(notes),
+    """Return a film's row of the table; without a prediction, probability and label are None."""
+    return ScoreRow(
+        path=film.path,
+        label=film.label,
+        score=probability,
+        patient_id=film.patient_id,
+        prediction=label or "",
+        cause=film.cause,
+        split=film.split,
+        sha256=sha256,
+        reason=reason,
+        notes="; ".join(notes),
     )

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -326,14 +326,27 @@ def _has_return(table: ScoreTable) -> bool:
     return any("\r" in text for values in (table.paths, table.patients, *table.columns.values()) for text in values)
 
 
-COLUMNS: Final = ("path", "label", "score", "patient_id", "prediction", "cause", "split", "sha256", "reason", "notes")
+class ScoreRow(NamedTuple):
+    """A row of a table: text, except the score, which is None for a film without a prediction."""
+
+    path: str
+    label: str
+    score: float | None
+    patient_id: str
+    prediction: str
+    cause: str
+    split: str
+    sha256: str
+    reason: str
+    notes: str
+
+
+COLUMNS: Final = ScoreRow._fields
 SCORE: Final = COLUMNS.index("score")
 # rows in a group of a Parquet file: held in memory at once, and skipped at once by a reader
 ROWS_A_GROUP: Final = 65_536
 
 _BEGINS: Final = (",".join(COLUMNS[:-1]).encode(), b'{"path": ', b"PAR1")  # first bytes of each of FORMATS
-
-ScoreRow = tuple[Any, ...]  # in the order of COLUMNS: text, except the score, which is a number or None
 
 
 def write_table(rows: Iterable[ScoreRow], path: Path) -> None:
@@ -361,7 +374,7 @@ def _writer(path: Path) -> Callable[[Iterable[ScoreRow], BinaryIO], None]:
 
 def _writable(row: ScoreRow) -> ScoreRow:
     """Return a row with the file's name in a form that can be written: bytes that are no text become escapes."""
-    return (row[0].encode("utf-8", "backslashreplace").decode(), *row[1:])
+    return row._replace(path=row.path.encode("utf-8", "backslashreplace").decode())
 
 
 def _write_csv(rows: Iterable[ScoreRow], file: BinaryIO) -> None:
