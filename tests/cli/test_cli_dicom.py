@@ -78,7 +78,7 @@ def test_explain_of_what_is_no_dicom_names_the_file(chestxray: Run, config: Path
     (tmp_path / "x.dcm").write_bytes(b"Doe^Jane" * 40)
     status, _, said = chestxray("serve", "--config", config, "--explain", tmp_path / "x.dcm")
     assert status == 1
-    assert "x.dcm: not a DICOM file with a readable header" in said
+    assert "x.dcm: not a DICOM file" in said
     assert "Doe" not in said
 
 
