@@ -271,7 +271,7 @@ def test_a_request_that_waits_for_its_refusal_is_answered_once_there_is_room(pre
     with running(predictor, ServiceSettings(workers=1, waiting=1), limits) as address:
         tally = awaited(Callers(address).closed([case], 12, at_once=12))
     assert (tally.wrong, tally.lost, tally.other) == (0, [], {})
-    assert tally.answered > 8  # two find room, and two more after twenty seconds
+    assert tally.answered > 5  # else two find room, and two more after twenty seconds
 
 
 # --------------------------------------------------------------------------- the process
