@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from chestxray.data.sources import read_film
 from chestxray.files import as_cell, of_cell
 from chestxray.images.decode import MAX_BYTES
-from chestxray.metrics.scores import COLUMNS, read_score_file, write_table
+from chestxray.metrics.scores import ScoreRow, read_score_file, write_table
 from chestxray.schema import Film, read_manifest, write_manifest
 
 
@@ -39,8 +39,8 @@ def test_a_manifest_keeps_names_that_look_like_formulas(tmp_path: Path) -> None:
 
 
 def test_a_carriage_return_in_a_name_makes_no_row_of_its_own(tmp_path: Path) -> None:
-    rows = [(f"{name}.jpeg", "normal", 0.25, "=p", "normal", "", "", "0" * 64, "", "") for name in ("a\rb", "=c", "d")]
-    assert len(rows[0]) == len(COLUMNS)
+    names = ("a\rb", "=c", "d")
+    rows = [ScoreRow(f"{name}.jpeg", "normal", 0.25, "=p", "normal", "", "", "0" * 64, "", "") for name in names]
     write_table(rows, tmp_path / "scores.csv")
     table = read_score_file(tmp_path / "scores.csv").table
     assert table.paths == ("a\rb.jpeg", "=c.jpeg", "d.jpeg")
