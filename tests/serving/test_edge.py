@@ -21,7 +21,7 @@ from chestxray.serving.exchange import Malformed, read_head
 from chestxray.serving.security import FailedAttempts, HostRule, KeyRing, new_key
 from chestxray.serving.service import ServiceSettings
 from chestxray.serving.static import EXAMPLES
-from http_load import Callers, Case, resident_mib
+from http_load import Callers, Case, Tally, resident_mib
 from live_service import PROGRAM, awaited, running
 
 JPEG = {"Content-Type": "image/jpeg"}
@@ -253,12 +253,19 @@ def test_new_idle_connections_reset_no_upload(predictor: Predictor, film: bytes)
             each.close()
 
 
+def with_room_for_two(
+    predictor: Predictor, film: bytes, limits: ConnectionLimits, *, requests: int, at_once: int
+) -> Tally:
+    """What callers get who ask again at once, from a service with room for one film at work and one that waits."""
+    case = Case.of(film, predictor.predict(film, "film").probability)
+    with running(predictor, ServiceSettings(workers=1, waiting=1), limits) as address:
+        return awaited(Callers(address).closed([case], requests, at_once=at_once))
+
+
 def test_callers_that_ignore_retry_after_take_no_films_time(predictor: Predictor, film: bytes) -> None:
     """With many times the callers that there is room for, refusals are few: they wait."""
-    case = Case.of(film, predictor.predict(film, "film").probability)
     limits = ConnectionLimits(refusals=5, hold_seconds=0.5)
-    with running(predictor, ServiceSettings(workers=1, waiting=1), limits) as address:
-        tally = awaited(Callers(address).closed([case], 300, at_once=60))
+    tally = with_room_for_two(predictor, film, limits, requests=300, at_once=60)
     assert (tally.wrong, tally.lost, tally.other) == (0, [], {})
     assert tally.answered + tally.refused == 300
     assert tally.answered > tally.refused / 10
@@ -266,10 +273,8 @@ def test_callers_that_ignore_retry_after_take_no_films_time(predictor: Predictor
 
 def test_a_request_that_waits_for_its_refusal_is_answered_once_there_is_room(predictor: Predictor, film: bytes) -> None:
     """Else, after a burst, the service would have nothing to do while its callers wait."""
-    case = Case.of(film, predictor.predict(film, "film").probability)
     limits = ConnectionLimits(refusals=0, hold_seconds=20.0)
-    with running(predictor, ServiceSettings(workers=1, waiting=1), limits) as address:
-        tally = awaited(Callers(address).closed([case], 12, at_once=12))
+    tally = with_room_for_two(predictor, film, limits, requests=12, at_once=12)
     assert (tally.wrong, tally.lost, tally.other) == (0, [], {})
     assert tally.answered > 5  # else two find room, and two more after twenty seconds
 

@@ -67,7 +67,7 @@ class StoreAnswer(NamedTuple):
     status: int
 
 
-Served = Callable[[StoreRequest, bytes | memoryview], int]  # a request, its data set as it came -> status
+StoreHandler = Callable[[StoreRequest, bytes | memoryview], int]  # a request, its data set as it came -> status
 
 
 # --------------------------------------------------------------------------- command sets
@@ -154,7 +154,7 @@ class Stores:
     def __init__(
         self,
         association: Any,
-        serve: Served | None = None,
+        serve: StoreHandler | None = None,
         longest: int | None = None,
         too_long: Callable[[], object] = lambda: None,
     ) -> None:
