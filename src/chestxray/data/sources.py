@@ -548,7 +548,7 @@ def stamp_of(film: Film) -> str:
     """
     inside = split_path(film.path)
     try:
-        status = (inside[0] if inside else Path(film.path)).stat()
+        status = os.stat(inside[0] if inside else film.path)  # noqa: PTH116 - a Path interns each name for good
     except OSError:
         return ""
     return f"{status.st_size} {status.st_mtime_ns}"
