@@ -14,8 +14,7 @@ from PIL import Image
 
 import chestxray
 from chestxray.schema import Film, Preprocessing, Resize
-from chestxray.training.networks import NETWORKS, build, parameters_of
-from chestxray.training.networks.layers import stages_of
+from chestxray.training.networks import NETWORKS, build, parameters_of, stages_of
 
 
 def rendered(figure: Any) -> np.ndarray:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from chestxray.inference.predictor import Predictor
     from chestxray.schema import BundleInfo, Film, PackInfo, Prediction
     from chestxray.training.config import Recipe
-    from chestxray.training.record import EpochRecord
     from chestxray.training.run_folder import RunSummary
+    from chestxray.training.train_state import EpochRecord
 
 
 StrPath = Path | str
@@ -163,9 +163,9 @@ def blend(
         on_progress: called with (films done, films in all).
         log: called with a line about each step.
 
-    Raises: as ``training.blend.blend_runs``.
+    Raises: as ``training.ensemble.blend_runs``.
     """
-    from chestxray.training.blend import blend_runs
+    from chestxray.training.ensemble import blend_runs
 
     return blend_runs(runs, pack_folder, out, device=device, on_progress=on_progress, log=log)
 

@@ -112,7 +112,7 @@ def _extra(name: str) -> Check:
 def _training_device() -> Check:
     if importlib.util.find_spec("torch") is None:
         return Check("training on", "nothing: the extra train is missing", ok=False)
-    from chestxray.training.device import device_of, has_native_bfloat16
+    from chestxray.training.train_state import device_of, has_native_bfloat16
 
     device = device_of("auto")
     return Check("training on", f"{device}, in {'bfloat16' if has_native_bfloat16(device) else 'float32'}")

@@ -26,7 +26,7 @@ from chestxray.synthetic.dataset import SyntheticSettings, write_synthetic_films
 
 if TYPE_CHECKING:
     from chestxray.training.config import Recipe
-    from chestxray.training.record import EpochRecord
+    from chestxray.training.train_state import EpochRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from chestxray.training.networks.layers import LayerStage
+    from chestxray.training.networks import LayerStage
 
 
 ACROSS: Final = 4  # films side by side
@@ -189,7 +189,7 @@ def plot_network(network: str = "alexnet5", size: tuple[int, int] | None = None)
 
     Raises: RecipeInvalid, MissingExtra.
     """
-    from chestxray.training.networks.layers import stages_of
+    from chestxray.training.networks import stages_of
 
     stages = stages_of(network, size)
     total = sum(stage.parameters for stage in stages)

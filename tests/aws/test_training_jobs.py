@@ -21,7 +21,7 @@ from chestxray.aws.session import Names
 from chestxray.aws.training_entry import check_gpu, job_arguments
 from chestxray.errors import JobFailed
 from chestxray.inference.predictor import Predictor
-from chestxray.training.device import device_of
+from chestxray.training.train_state import device_of
 from live_moto import ACCOUNT
 from sagemaker_account import IMAGE, account, let_time_pass, put_image
 from sagemaker_emulator import SageMaker

@@ -18,8 +18,7 @@ from chestxray.inference.predictor import Predictor
 from chestxray.metrics.calibration import Calibration
 from chestxray.schema import OperatingPoint, Split
 from chestxray.training.config import Recipe, shipped_recipes
-from chestxray.training.run_folder import RunInfo, ValidationTable
-from chestxray.training.trainer import STRESS, from_csv
+from chestxray.training.run_folder import STRESS, RunInfo, ValidationTable, read_stress_table
 
 NAMES = [shift.name for shift in SHIFTS]
 
@@ -97,7 +96,7 @@ def test_points_chosen_on_a_pool_count_films_once() -> None:
 
 def test_a_run_keeps_what_its_best_weights_make_of_every_shift(training: Path) -> None:
     info = RunInfo.read(training)
-    stress = from_csv(training / STRESS, info.files[STRESS])
+    stress = read_stress_table(training / STRESS, info.files[STRESS])
     assert list(stress) == [*NAMES, *(condition(*pair) for pair in EXCHANGED_FROM)]
     table = ValidationTable.read(training / "validation.csv", info.files["validation.csv"])
     assert all(values.shape == table.labels.shape and np.isfinite(values).all() for values in stress.values())
@@ -108,7 +107,7 @@ def test_a_bundle_evaluated_under_shifts_answers_as_its_run_did(training: Path, 
     films = [opened.films[row] for row in opened.rows(Split.VAL)]
     found, relied = predict_under_stress(Predictor.load(bundle), films, workers=1)
     info = RunInfo.read(training)
-    expected = from_csv(training / STRESS, info.files[STRESS])
+    expected = read_stress_table(training / STRESS, info.files[STRESS])
     labels = [film.label == "pneumonia" for film in films]
     assert [row.exchange for row in relied.rows] == [one.name for one in EXCHANGES]
     for row in found.rows[1:]:

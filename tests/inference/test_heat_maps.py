@@ -20,12 +20,11 @@ from chestxray.schema import Split
 from chestxray.synthetic.anatomy import random_anatomy
 from chestxray.synthetic.dataset import SyntheticSettings, write_synthetic_films
 from chestxray.synthetic.films import SyntheticFilm, draw_film
+from chestxray.training.checkpoint import read_weights
 from chestxray.training.config import Recipe
-from chestxray.training.ensemble import restored
 from chestxray.training.networks import Classifier, build
 from chestxray.training.run import train_run
-from chestxray.training.run_folder import BEST, RunInfo
-from chestxray.training.weights import read_weights
+from chestxray.training.run_folder import BEST, RunInfo, restored
 
 SIDE = 160
 FILMS = 120

@@ -20,7 +20,7 @@ from chestxray.metrics import scores
 from chestxray.metrics.scores import read_score_file
 from chestxray.schema import BundleInfo, Film, PackInfo, Prediction, Verdict, read_manifest, write_manifest
 from chestxray.training import run_folder
-from chestxray.training.record import EpochRecord
+from chestxray.training.train_state import EpochRecord
 from pages import ROOT
 
 PAGE: Final = (ROOT / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")

@@ -22,9 +22,9 @@ from chestxray.errors import OutputExists, OutputUnwritable, RunInvalid, Trainin
 from chestxray.files import sha256_of_file
 from chestxray.training.checkpoint import Checkpoint, CheckpointFolder, Origin
 from chestxray.training.config import Augmentation, Recipe
-from chestxray.training.record import EpochRecord
 from chestxray.training.run import CHECKPOINTS, RunOptions, train_run
 from chestxray.training.run_folder import BEST, FINISHED, LAST, METRICS, RUN_FILES, VALIDATION, RunInfo
+from chestxray.training.train_state import EpochRecord
 from chestxray.training.trainer import Training
 from packs import small_pack, write_small_pack
 

@@ -11,13 +11,12 @@ import pytest
 from chestxray.errors import RunInvalid, UsageError
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.predictor import Predictor
-from chestxray.training.blend import blend_runs
+from chestxray.training.checkpoint import read_weights
 from chestxray.training.config import Recipe
-from chestxray.training.ensemble import Trained
+from chestxray.training.ensemble import Trained, blend_runs
 from chestxray.training.export import export_run
 from chestxray.training.run import train_run
 from chestxray.training.run_folder import BEST, RunInfo
-from chestxray.training.weights import read_weights
 from packs import HEIGHT, WIDTH, write_small_pack
 
 RECIPE = Recipe(epochs=2, batch_size=16, precision="float32")

@@ -21,13 +21,13 @@ from chestxray.images.shifts import SHIFTS
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import BundleInfo, Preprocessing, Resize
+from chestxray.training.checkpoint import read_weights
 from chestxray.training.config import Recipe
-from chestxray.training.ensemble import Trained, restored
+from chestxray.training.ensemble import Trained
 from chestxray.training.export import export_run, model_card, to_onnx, validation_metrics
 from chestxray.training.networks import Classifier, build
 from chestxray.training.run import train_run
-from chestxray.training.run_folder import RunInfo, ValidationTable
-from chestxray.training.weights import read_weights
+from chestxray.training.run_folder import RunInfo, ValidationTable, restored
 from drawing import encoded
 from packs import HEIGHT, WIDTH, write_small_pack
 

@@ -17,7 +17,7 @@ from chestxray.errors import RecipeInvalid
 from chestxray.pipeline import RunSettings, run
 from chestxray.training.augment import resized
 from chestxray.training.config import Recipe
-from chestxray.training.ensemble import teacher_of
+from chestxray.training.distillation import teacher_of
 from chestxray.training.estimate import VALIDATING, Estimate
 from chestxray.training.optim import CELL, GROWN, size_at
 from chestxray.training.run import train_run

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from chestxray.training.checkpoint import hash_of
 from chestxray.training.config import Recipe
 from chestxray.training.optim import UPDATES, MovingAverage
 from chestxray.training.trainer import train
-from chestxray.training.weights import hash_of
 from packs import small_pack
 
 

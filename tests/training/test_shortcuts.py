@@ -10,10 +10,9 @@ import torch
 from chestxray.data.shortcuts import acquisition_features, linear_log_odds
 from chestxray.images.exchange import EXCHANGES, OTHER, OWN, donors_of, exchanged
 from chestxray.metrics.metrics import auroc
-from chestxray.training.augment import augment
+from chestxray.training.augment import augment, exchange
 from chestxray.training.config import Augmentation
 from chestxray.training.dataset import drawn
-from chestxray.training.exchange import exchange
 
 SIDE = 64
 FILMS = 240
@@ -100,7 +99,7 @@ def test_a_draw_against_shortcuts_is_as_often_as_its_chance_asks_for() -> None:
 
 
 def test_a_common_scale_cancels_gain_and_offset() -> None:
-    from chestxray.training.networks.grey_levels import on_one_scale
+    from chestxray.training.networks.layers import on_one_scale
 
     planes, _ = films(marked=True, seed=4)
     film = torch.from_numpy(planes[:3, None]).float() / 255

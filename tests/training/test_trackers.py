@@ -16,8 +16,8 @@ from chestxray.training.config import Recipe
 from chestxray.training.estimate import TIMED, WARM_UP, Estimate, Forecast
 from chestxray.training.networks import NETWORKS, build, parameters_of
 from chestxray.training.plots import AUGMENTED, FILTERS, plot_augmented_films, plot_filters
-from chestxray.training.record import EpochRecord
 from chestxray.training.trackers import FIGURES, MLFLOW_RUN, TENSORBOARD_FOLDER, track
+from chestxray.training.train_state import EpochRecord
 from chestxray.training.trainer import Training
 from packs import small_pack
 

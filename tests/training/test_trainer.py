@@ -29,16 +29,15 @@ from chestxray.errors import (
 )
 from chestxray.files import sha256_of_file
 from chestxray.schema import Split, fingerprint
-from chestxray.training.augment import AUGMENTATIONS, augment
+from chestxray.training.augment import AUGMENTATIONS, EXCHANGED, augment, exchange
+from chestxray.training.checkpoint import hash_of, read_weights, write_weights
 from chestxray.training.config import AUGMENTATION_LIMITS, Augmentation, Recipe, shipped_recipes
 from chestxray.training.dataset import splits_of
-from chestxray.training.exchange import EXCHANGED, exchange
 from chestxray.training.networks import build
 from chestxray.training.optim import epochs_of, learning_rate_at, optimiser_of
 from chestxray.training.run import RunOptions, train_run
 from chestxray.training.run_folder import DESCRIPTION, METRICS, RUN_FILES, RunInfo, ValidationTable
 from chestxray.training.trainer import Epoch, train
-from chestxray.training.weights import hash_of, read_weights, write_weights
 from packs import small_pack, write_small_pack
 
 QUICK = Recipe(epochs=3, batch_size=8, learning_rate=1e-3, precision="float32", dropout=0.2)

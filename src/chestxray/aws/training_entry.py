@@ -27,7 +27,7 @@ from chestxray.schema import Film, Split
 
 if TYPE_CHECKING:
     from chestxray.training.config import Recipe
-    from chestxray.training.record import EpochRecord
+    from chestxray.training.train_state import EpochRecord
 
 BASE: Final = "/opt/ml"
 CHANNELS: Final = {"training": Split.TRAIN, "validation": Split.VAL, "test": Split.TEST}
@@ -126,7 +126,7 @@ def check_gpu(environment: Mapping[str, str]) -> None:
 
     Raises: JobFailed.
     """
-    from chestxray.training.device import device_of
+    from chestxray.training.train_state import device_of
 
     count = int(environment.get("SM_NUM_GPUS") or len(list(Path("/dev").glob("nvidia[0-9]*"))))
     if count and device_of("auto").type == "cpu":

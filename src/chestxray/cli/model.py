@@ -38,7 +38,7 @@ from chestxray.schema import NOTICE, BundleInfo
 
 if TYPE_CHECKING:
     from chestxray.data.collect import CollectSettings
-    from chestxray.training.record import EpochRecord
+    from chestxray.training.train_state import EpochRecord
 
 
 @click.command()
@@ -168,7 +168,7 @@ def blend(console: Console, runs: tuple[Path, ...], pack: Path, out: Path, devic
     Only for networks that begin from learnt weights (efficientnet_lite0): there the mean of several runs is steadier
     than each of them and costs no more to ask. The result is a run of its own, ready for export.
     """
-    from chestxray.training.blend import blend_runs
+    from chestxray.training.ensemble import blend_runs
 
     with console.progress("Blending") as move:
         summary = blend_runs(runs, pack, out, device=device, on_progress=move, log=console.log)

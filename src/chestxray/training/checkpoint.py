@@ -1,4 +1,6 @@
-"""Checkpoints on disk: from them the same command resumes a killed run.
+"""Weights and checkpoints on disk: from the latter the same command resumes a killed run.
+
+Weights are safetensors only, written completely or not at all, and identified by their SHA-256.
 
     checkpoint-000007.safetensors   weights, averaged weights, the optimiser's moments, the best epoch's weights
     checkpoint-000007.json          everything else, with the SHA-256 of the tensors and of itself
@@ -22,7 +24,7 @@ from typing import Any, Final, Self
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load, save
 from torch import Tensor
 
 from chestxray.arrays import Float32Array
@@ -33,7 +35,49 @@ from chestxray.progress import Log
 from chestxray.schema import Preprocessing
 from chestxray.training.config import Recipe, every_field
 from chestxray.training.train_state import TrainSnapshot
-from chestxray.training.weights import to_bytes
+
+Weights = Mapping[str, Tensor]
+
+
+def to_bytes(weights: Weights) -> bytes:
+    """Return weights as a safetensors file; equal weights give equal bytes."""
+    return save({name: weights[name] for name in sorted(weights)})
+
+
+def hash_of(weights: Weights) -> str:
+    """Return the SHA-256 of ``to_bytes``, which identifies the weights."""
+    return hashlib.sha256(to_bytes(weights)).hexdigest()
+
+
+def write_weights(path: Path, weights: Weights) -> str:
+    """Write a safetensors file and return its SHA-256. Law: ``read_weights`` with that hash returns the weights."""
+    data = to_bytes(weights)
+    write_atomically(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
+    """Read weights and compare their hash. Raises: RunInvalid: missing, changed, damaged."""
+    try:
+        return load(read_checked(path, sha256))
+    except SafetensorError as error:
+        raise RunInvalid(f"{path}: not a safetensors file ({error})") from error
+
+
+def read_checked(path: Path, sha256: str) -> bytes:
+    """Read a file of a run and compare its hash. Raises: RunInvalid: missing or changed."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RunInvalid(f'{path}: cannot be read ({error}). Train again with "chestxray train"') from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise RunInvalid(
+            f"{path}: SHA-256 is {found[:12]}..., expected {sha256[:12]}...: "
+            "the file was changed or damaged. Copy the whole run again"
+        )
+    return data
+
 
 CHECKPOINT_VERSION: Final = 1
 KEPT: Final = 2  # the latest checkpoint, and the one before

@@ -299,7 +299,7 @@ def shipped_recipes() -> tuple[str, ...]:
 
 
 def _folder() -> Traversable:
-    return resources.files("chestxray.training.recipes")
+    return resources.files("chestxray.training") / "recipes"
 
 
 def _checked_keys(cls: type, raw: object, prefix: str) -> dict[str, Any]:

@@ -27,12 +27,11 @@ from chestxray.inference.ood import GATE, OODDetector, ages_in_words, refusals_i
 from chestxray.inference.predictor import Predictor
 from chestxray.metrics.calibration import Calibration, calibrated, choose_operating_points, fit_calibration, left_out
 from chestxray.schema import INTENDED_AGES, BundleInfo, Split
-from chestxray.training import trainer
+from chestxray.training.checkpoint import read_checked, to_bytes
 from chestxray.training.ensemble import Ensemble, Trained
 from chestxray.training.networks import Classifier, parameters_of, spec_of
 from chestxray.training.ood_fit import fitted_to, pictures_to_refuse
-from chestxray.training.run_folder import RunInfo, ValidationTable
-from chestxray.training.weights import read_checked, to_bytes
+from chestxray.training.run_folder import ByShift, RunInfo, ValidationTable
 from chestxray.version import __version__
 
 OPSET: Final = 20  # supported by onnxruntime 1.17 and later
@@ -372,9 +371,7 @@ def _compare(bundle: Path, networks: Ensemble, size: tuple[int, int], tolerance:
 # --------------------------------------------------------------------------- figures
 
 
-def validation_metrics(
-    table: ValidationTable, stress: trainer.ByShift, bundle: BundleInfo, leak: str
-) -> dict[str, Any]:
+def validation_metrics(table: ValidationTable, stress: ByShift, bundle: BundleInfo, leak: str) -> dict[str, Any]:
     """Return the content of ``metrics.json``: figures with count and 95% interval, unchanged and under every shift."""
     calibration = Calibration(bundle.temperature, bundle.bias)
     measured = measured_where_chosen(

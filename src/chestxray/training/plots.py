@@ -12,7 +12,7 @@ from torch import Tensor
 
 from chestxray.arrays import Float32Array
 from chestxray.errors import MissingExtra
-from chestxray.training.record import EpochRecord
+from chestxray.training.train_state import EpochRecord
 
 CURVE_NAMES: Final = ("learning_curves.svg", "learning_curves.png")
 MANY: Final = 40  # epochs; with more, markers only blur the line

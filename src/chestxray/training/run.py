@@ -27,26 +27,26 @@ from chestxray.progress import Log, ProgressCallback, no_log, no_progress
 from chestxray.schema import Label
 from chestxray.training.checkpoint import Best, Checkpoint, CheckpointFolder, Origin, writing
 from chestxray.training.config import Recipe
+from chestxray.training.distillation import teacher_of
 from chestxray.training.distributed import World, init_distributed
-from chestxray.training.ensemble import teacher_of
 from chestxray.training.estimate import Estimate, Forecast
 from chestxray.training.networks import Classifier
 from chestxray.training.optim import steps_of
 from chestxray.training.plots import AUGMENTED, plot_augmented_films, plot_filters
-from chestxray.training.record import EpochRecord
 from chestxray.training.run_folder import (
     DESCRIPTION,
     FINISHED,
+    STRESS,
     TRAINING,
     RunFolder,
     RunInfo,
     RunSummary,
     read_finished,
+    stress_table,
 )
 from chestxray.training.trackers import Tracker, track
-from chestxray.training.train_state import TrainState, compiled_where_possible
-from chestxray.training.trainer import STRESS, VALIDATION_BATCH, Epoch, Training, to_csv, under_every_shift
-from chestxray.training.weights import snapshot
+from chestxray.training.train_state import EpochRecord, TrainState, compiled_where_possible, snapshot
+from chestxray.training.trainer import VALIDATION_BATCH, Epoch, Training, under_every_shift
 from chestxray.version import __version__
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)  # spot instances and schedulers send SIGTERM, Ctrl-C sends SIGINT
@@ -383,10 +383,9 @@ def look_back(out: RunFolder, training: Training, best: Best, log: Log, on_progr
     if step.world.is_main:
         films = [step.pack.films[row] for row in step.splits.validation]
         with writing(out.folder):
-            plot_filters(
-                averaged.state_dict(), out.folder
-            )  # in the order of the layers, which a checkpoint does not keep
-            write_atomically(out.folder / STRESS, to_csv(logits, films))
+            # the classifier's own weights are in the order of the layers, which a checkpoint does not keep
+            plot_filters(averaged.state_dict(), out.folder)
+            write_atomically(out.folder / STRESS, stress_table(logits, films))
     return typical_peak(averaged, step)
 
 

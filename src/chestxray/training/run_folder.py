@@ -30,6 +30,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from chestxray.arrays import Float64Array, IndexArray
 from chestxray.data.pack import Pack
@@ -39,12 +40,11 @@ from chestxray.files import sha256_of_file, write_atomically
 from chestxray.inference.ood import GATE
 from chestxray.schema import Film, Label, Preprocessing, Split
 from chestxray.training import plots
-from chestxray.training.checkpoint import Best, Origin, writing
+from chestxray.training.checkpoint import Best, Origin, Weights, read_checked, write_weights, writing
 from chestxray.training.config import Recipe, every_field
+from chestxray.training.networks import Classifier, build
 from chestxray.training.ood_fit import write_gate
-from chestxray.training.record import EpochRecord, best_of
-from chestxray.training.trainer import STRESS
-from chestxray.training.weights import Weights, read_checked, write_weights
+from chestxray.training.train_state import EpochRecord, best_of
 
 RUN_VERSION: Final = 1
 
@@ -54,12 +54,16 @@ METRICS: Final = "metrics.jsonl"
 BEST: Final = "best.safetensors"
 LAST: Final = "last.safetensors"
 VALIDATION: Final = "validation.csv"
+STRESS: Final = "stress.csv"
 HASHED: Final = (BEST, LAST, VALIDATION, STRESS, GATE, TRAINING_FILMS)  # files that an export of the run needs
 RUN_FILES: Final = (DESCRIPTION, RECIPE, METRICS, *HASHED, *plots.CURVE_NAMES, *plots.PICTURE_NAMES)
 
 TRAINING: Final = "training"
 FINISHED: Final = "finished"
 VALIDATION_COLUMNS: Final = ("sha256", "path", "patient_id", "label", "logit")
+STRESS_KEY: Final = "sha256"
+
+ByShift = Mapping[str, Float64Array]  # log-odds of the validation films, by the name of the shift or exchange
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +213,40 @@ class ValidationTable:
             )
         except (ValueError, KeyError) as error:
             raise RunInvalid(f"{path}: not a table of validation films ({error!r}). Train again") from error
+
+
+def stress_table(logits: ByShift, films: Sequence[Film]) -> bytes:
+    """Return the log-odds as a CSV table. Law: ``read_stress_table`` returns them again."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([STRESS_KEY, *logits])
+    columns = [values.tolist() for values in logits.values()]
+    writer.writerows(
+        [film.sha256, *map(repr, row)] for film, row in zip(films, zip(*columns, strict=True), strict=True)
+    )
+    return text.getvalue().encode()
+
+
+def read_stress_table(path: Path, sha256: str) -> ByShift:
+    """Read a table and compare its hash. Raises: RunInvalid."""
+    data = read_checked(path, sha256)
+    try:
+        rows = list(csv.DictReader(io.StringIO(data.decode())))
+        names = [name for name in rows[0] if name != STRESS_KEY]
+        return {name: np.array([float(row[name]) for row in rows]) for name in names}
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise RunInvalid(f"{path}: not a table of shifted validation films ({error!r}). Train again") from error
+
+
+def restored(info: RunInfo, weights: dict[str, Tensor]) -> Classifier:
+    """Build the trained classifier, ready to use. Raises: RunInvalid, if the weights do not fit the network."""
+    common_scale = info.recipe["grey_scale"] == "common"
+    classifier = build(info.recipe["network"], info.preprocessing, started=False, common_scale=common_scale)
+    try:
+        classifier.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunInvalid(f"the weights do not fit {info.recipe['network']} ({error})") from error
+    return classifier.eval()
 
 
 class RunFolder:

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 from chestxray.errors import MissingExtra, RecipeInvalid
 from chestxray.files import write_atomically
 from chestxray.training.config import Recipe
-from chestxray.training.record import EpochRecord
+from chestxray.training.train_state import EpochRecord
 
 FIGURES: Final = (
     "training_loss",

@@ -1,12 +1,12 @@
-"""One step of the optimiser, and everything that it needs."""
+"""The state of a training: the network, its data, and one step of the optimiser; and what of it is kept on disk."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -17,17 +17,77 @@ from chestxray.arrays import Float64Array, IndexArray, Int64Array, UInt8Array
 from chestxray.data.pack import Pack
 from chestxray.errors import RecipeInvalid, RunInvalid
 from chestxray.progress import Log
-from chestxray.training.augment import augment, mixed, resized
+from chestxray.training.augment import augment, exchange, exchanges, mixed, resized
 from chestxray.training.config import Recipe
 from chestxray.training.dataset import DataSplits, chances_against_shortcuts
-from chestxray.training.device import device_of, has_native_bfloat16
-from chestxray.training.distillation import Teacher
 from chestxray.training.distributed import World, share_statistics
-from chestxray.training.exchange import exchange, exchanges
 from chestxray.training.networks import CLASSES, Classifier, build, spec_for
 from chestxray.training.optim import MovingAverage, epochs_of, optimiser_of, steps_of
-from chestxray.training.record import EpochRecord
-from chestxray.training.weights import snapshot
+
+if TYPE_CHECKING:
+    from chestxray.training.distillation import Teacher
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """The figures of one epoch: one line of ``metrics.jsonl``.
+
+    Attributes:
+        epoch, epochs: number of the epoch, from 1, and the number of all epochs.
+        training_loss: mean over the training films, with the recipe's weights, label smoothing and augmentation.
+        validation_loss: mean cross-entropy in nats, unweighted, so that recipes can be compared.
+        auroc: on the validation films.
+        stress_auroc: on the same films, each under one of the shifts of the stress validation.
+        exchange_auroc: on the same films, each with one thing taken from a training film of the other class.
+        sensitivity, specificity: on the validation films, with log-odds of 0 and more as pneumonia, which is a
+            probability of a half before calibration.
+        learning_rate: of the last step.
+        films_per_second: training alone, without validation.
+        seconds: training and validation. Of an epoch that was interrupted, both describe the part after the
+            interruption.
+        is_best: True if no earlier epoch had a higher sum of the AUROCs under shifts and exchanges, or the same sum
+            with a lower validation loss.
+    """
+
+    epoch: int
+    epochs: int
+    training_loss: float
+    validation_loss: float
+    auroc: float
+    stress_auroc: float
+    exchange_auroc: float
+    sensitivity: float
+    specificity: float
+    learning_rate: float
+    films_per_second: float
+    seconds: float
+    is_best: bool
+
+
+def best_of(records: Sequence[EpochRecord]) -> EpochRecord:
+    """Return the epoch whose weights are kept. The first epoch is the best so far by definition, so one exists."""
+    return [record for record in records if record.is_best][-1]
+
+
+def device_of(wanted: str) -> torch.device:
+    """Return the device of that name. Raises: RecipeInvalid, if this machine does not have it."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RecipeInvalid(f'the device {wanted!r} cannot be used here ({error}). Try "cpu"') from error
+    return device
+
+
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Check whether bfloat16 is faster than float32 on a device, because its hardware multiplies bfloat16 directly."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    tell = getattr(torch.cpu, "get_capabilities", dict)  # newer than the oldest torch that is supported
+    capabilities: Mapping[str, object] = tell()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 class TrainState(NamedTuple):
@@ -216,6 +276,14 @@ class TrainSnapshot:
         """Join figures and tensors to a snapshot. Raises: KeyError, TypeError, if the figures are of another form."""
         records = tuple(EpochRecord(**record) for record in figures["records"])
         return cls(records, figures["steps_taken"], figures["summed_loss"], tensors)
+
+
+def snapshot(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Return a copy of a module's weights and buffers in CPU memory; further training does not change the copy."""
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in module.state_dict().items()
+    }
 
 
 def snapshot_of(

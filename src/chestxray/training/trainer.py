@@ -8,18 +8,15 @@ follows once, at the end.
 
 from __future__ import annotations
 
-import csv
 import ctypes
 import dataclasses
-import io
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +25,7 @@ from torch.nn import functional
 
 from chestxray.arrays import Float32Array, Float64Array, IndexArray, UInt8Array
 from chestxray.data.pack import Pack, labels_of
-from chestxray.errors import RunInvalid, TrainingDiverged
+from chestxray.errors import TrainingDiverged
 from chestxray.images.exchange import (
     EXCHANGED_FROM,
     EXCHANGES,
@@ -41,16 +38,24 @@ from chestxray.images.exchange import (
 from chestxray.images.shifts import SHIFTS, Shift, shifted
 from chestxray.metrics.metrics import Confusion, auroc
 from chestxray.progress import ProgressCallback, no_progress
-from chestxray.schema import Film
 from chestxray.training.config import Recipe
 from chestxray.training.dataset import DataSplits, drawn, splits_of
-from chestxray.training.distillation import Teacher
 from chestxray.training.distributed import SINGLE_PROCESS, World
 from chestxray.training.networks import CLASSES, log_odds
 from chestxray.training.optim import epochs_of, learning_rate_at, size_at, steps_of
-from chestxray.training.record import EpochRecord, best_of
-from chestxray.training.train_state import TrainSnapshot, TrainState, restore, snapshot_of
-from chestxray.training.weights import read_checked, snapshot
+from chestxray.training.train_state import (
+    EpochRecord,
+    TrainSnapshot,
+    TrainState,
+    best_of,
+    restore,
+    snapshot,
+    snapshot_of,
+)
+
+if TYPE_CHECKING:
+    from chestxray.training.distillation import Teacher
+
 
 VALIDATION_BATCH: Final = 32  # films; larger batches exceed the processor's cache and are slower
 
@@ -166,13 +171,7 @@ def scores_of(step: TrainState, films: int, read: Callable[[IndexArray], UInt8Ar
         return step.world.sum(found).cpu()
 
 
-STRESS: Final = "stress.csv"
-_KEY: Final = "sha256"
-
-ByShift = dict[str, Float64Array]
-
-
-def under_every_shift(step: TrainState, on_progress: ProgressCallback = no_progress) -> ByShift:
+def under_every_shift(step: TrainState, on_progress: ProgressCallback = no_progress) -> dict[str, Float64Array]:
     """Return log-odds of the validation films under each shift and each exchange, by the averaged weights.
 
     The shift of a film does not depend on its batch, so films are read and shifted a batch at a time.
@@ -198,29 +197,6 @@ def under_every_shift(step: TrainState, on_progress: ProgressCallback = no_progr
         found[condition(one, of)] = logits.double().numpy()
         on_progress(index * len(rows), conditions * len(rows))
     return found
-
-
-def to_csv(logits: ByShift, films: Sequence[Film]) -> bytes:
-    """Return the log-odds as a CSV table. Law: ``from_csv`` returns them again."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([_KEY, *logits])
-    columns = [values.tolist() for values in logits.values()]
-    writer.writerows(
-        [film.sha256, *map(repr, row)] for film, row in zip(films, zip(*columns, strict=True), strict=True)
-    )
-    return text.getvalue().encode()
-
-
-def from_csv(path: Path, sha256: str) -> ByShift:
-    """Read a table and compare its hash. Raises: RunInvalid."""
-    data = read_checked(path, sha256)
-    try:
-        rows = list(csv.DictReader(io.StringIO(data.decode())))
-        names = [name for name in rows[0] if name != _KEY]
-        return {name: np.array([float(row[name]) for row in rows]) for name in names}
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise RunInvalid(f"{path}: not a table of shifted validation films ({error!r}). Train again") from error
 
 
 # Parameters of mallopt(3), and their defaults.

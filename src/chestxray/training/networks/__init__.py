@@ -15,13 +15,11 @@ from torch import Tensor, nn
 
 from chestxray.data.pack import DEFAULT_SIZE
 from chestxray.errors import RecipeInvalid
-from chestxray.schema import Label, Preprocessing
+from chestxray.schema import Label, Preprocessing, Resize
 from chestxray.training.config import Recipe
 from chestxray.training.networks.alexnet5 import AlexNet5
-from chestxray.training.networks.base import CLASSES, Network
-from chestxray.training.networks.efficientnet import efficientnet_lite0, imagenet_weights
-from chestxray.training.networks.grey_levels import on_one_scale
-from chestxray.training.networks.residual import residual
+from chestxray.training.networks.layers import CLASSES, Network, on_one_scale
+from chestxray.training.networks.residual import efficientnet_lite0, imagenet_weights, residual
 
 __all__ = [
     "CLASSES",
@@ -198,3 +196,58 @@ def build(
 def parameters_of(module: nn.Module) -> int:
     """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+_MEASURED: Final = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Linear)
+
+
+class LayerStage(NamedTuple):
+    """Consecutive layers that work at one resolution; the film itself and each dense layer are stages of their own.
+
+    Attributes:
+        channels: number of channels after the last layer.
+        rows, columns: size of the features; 1 and 1 after a dense layer.
+        convolutions: how many of the layers are convolutions.
+        parameters: number of parameters of the layers, batch normalisation included.
+    """
+
+    channels: int
+    rows: int
+    columns: int
+    convolutions: int = 0
+    parameters: int = 0
+
+
+def stages_of(name: str, size: tuple[int, int] | None = None) -> tuple[LayerStage, ...]:
+    """Return the stages of a network in forward order, beginning with the film.
+
+    Args:
+        name: name of a row of the table of networks.
+        size: (height, width) of the film in pixels; by default the network's own.
+
+    Raises: RecipeInvalid, if there is no such network, or no film of that size.
+    """
+    height, width = size or spec_of(name).size
+    try:
+        preprocessing = Preprocessing(height, width, Resize.SQUEEZE, mean=0.5, std=0.25)
+    except ValueError as error:
+        raise RecipeInvalid(str(error)) from error
+    network = build(name, preprocessing, started=False).network.eval()
+    stages = [LayerStage(1, height, width)]
+
+    def measure(layer: nn.Module, _: tuple[Tensor, ...], out: Tensor) -> None:
+        channels, rows, columns = (*out.shape[1:], 1, 1)[:3]
+        own = sum(parameter.numel() for parameter in layer.parameters())
+        before = stages[-1]
+        if isinstance(layer, nn.Linear) or len(stages) == 1 or (rows, columns) != (before.rows, before.columns):
+            before = LayerStage(0, rows, columns)
+            stages.append(before)
+        convolutions = before.convolutions + isinstance(layer, nn.Conv2d)
+        stages[-1] = LayerStage(channels, rows, columns, convolutions, before.parameters + own)
+
+    for module in network.modules():
+        if isinstance(module, _MEASURED):
+            module.register_forward_hook(measure)
+    with torch.inference_mode():
+        network(torch.zeros(1, 1, height, width))
+    return tuple(stages)

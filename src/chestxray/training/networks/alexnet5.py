@@ -10,7 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from chestxray.training.networks.base import CLASSES, Network, difference
+from chestxray.training.networks.layers import CLASSES, Network, difference
 
 
 class AlexNet5(Network):

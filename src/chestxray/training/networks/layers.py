@@ -1,66 +1,117 @@
-"""The stages of a network: the sizes that a film has on its way through the layers."""
+"""What networks are made of: their interface, the head that most share, and the common scale of grey levels."""
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from itertools import pairwise
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from chestxray.errors import RecipeInvalid
-from chestxray.schema import Preprocessing, Resize
-from chestxray.training.networks import build, spec_of
+from chestxray.schema import Label
 
-_MEASURED: Final = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Linear)
+CLASSES: Final = len(Label)
 
 
-class LayerStage(NamedTuple):
-    """Consecutive layers that work at one resolution; the film itself and each dense layer are stages of their own.
+class Network(nn.Module):
+    """The interface of every row of the table: normalised films in, class scores and activation maps out."""
 
-    Attributes:
-        channels: number of channels after the last layer.
-        rows, columns: size of the features; 1 and 1 after a dense layer.
-        convolutions: how many of the layers are convolutions.
-        parameters: number of parameters of the layers, batch normalisation included.
+    def forward(self, films: Tensor) -> Tensor:
+        """Return class scores of shape (N, 2) for normalised films of shape (N, channels, height, width)."""
+        raise NotImplementedError
+
+    def explain(self, films: Tensor) -> tuple[Tensor, Tensor]:
+        """Return class scores of shape (N, 2), and activation maps of shape (N, rows, columns).
+
+        A cell of the map is the contribution of its place to the log-odds of pneumonia; the cells cover the film as a
+        regular grid.
+        """
+        raise NotImplementedError
+
+
+class PooledNetwork(Network):
+    """A network of features, their mean over the film, and one dense layer.
+
+    Because pooling and the dense layer are linear, the activation map is exact: its cells sum to the log-odds. The bias
+    of the dense layer is spread evenly over the cells.
+
+    Source: Zhou et al., "Learning deep features for discriminative localization", CVPR (2016).
     """
 
-    channels: int
-    rows: int
-    columns: int
-    convolutions: int = 0
-    parameters: int = 0
+    def __init__(self, features: nn.Module, channels: int, dropout: float) -> None:
+        """Add the head to the features.
+
+        Args:
+            features: (N, inputs, height, width) to (N, channels, rows, columns).
+            channels: number of channels after ``features``.
+            dropout: probability of dropping a pooled feature.
+        """
+        super().__init__()
+        self.features = features
+        self.dropout = nn.Dropout(dropout)
+        self.scores = nn.Linear(channels, CLASSES)
+
+    def forward(self, films: Tensor) -> Tensor:
+        """Return class scores; see ``Network.forward``."""
+        scores: Tensor = self.scores(self.dropout(self.features(films).mean(dim=(2, 3))))
+        return scores
+
+    def explain(self, films: Tensor) -> tuple[Tensor, Tensor]:
+        """Explain films; see ``Network.explain``. The cells sum to the log-odds."""
+        features = self.features(films)
+        scores = self.scores(features.mean(dim=(2, 3)))
+        cells = features.shape[2] * features.shape[3]
+        to_log_odds = difference(self.scores.weight)
+        places = (features * to_log_odds[None, :, None, None]).sum(dim=1) + difference(self.scores.bias)
+        return scores, places / cells
 
 
-def stages_of(name: str, size: tuple[int, int] | None = None) -> tuple[LayerStage, ...]:
-    """Return the stages of a network in forward order, beginning with the film.
+def difference(of_classes: Tensor) -> Tensor:
+    """Return the values for pneumonia less those for normal; the first axis is the class."""
+    return of_classes[Label.PNEUMONIA.class_index] - of_classes[Label.NORMAL.class_index]
 
-    Args:
-        name: name of a row of the table of networks.
-        size: (height, width) of the film in pixels; by default the network's own.
 
-    Raises: RecipeInvalid, if there is no such network, or no film of that size.
+def convolution(before: int, after: int, kernel: int, *, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """Return a convolution without bias, followed by batch normalisation."""
+    return nn.Sequential(
+        nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(after),
+    )
+
+
+QUANTILES: Final = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
+EQUALISED: Final = 0.7  # weight of the equalised film; the rest is stretched from the first to the last quantile
+MARGIN: Final = 10  # a tenth of each side is left out at either end: edges and margins do not set the scale
+STEP: Final = 3  # every third pixel along each side is used
+FLATTEST: Final = 1 / 64  # of the grey scale: a film whose quantiles span less is not amplified to noise
+NARROWEST: Final = 1 / 512  # of the grey scale: least distance between neighbouring quantiles
+
+
+def on_one_scale(films: Tensor) -> Tensor:
+    """Return films of shape (N, 1, height, width) in 0..1 with their quantiles moved to fixed levels.
+
+    A network that sees stored levels can learn which unit made a film, and its answer changes if the same film is
+    stored with a quarter of the scale. Here seven quantiles of the film's middle, black and white ends included, are
+    moved to fixed levels, and the levels between are interpolated: any gain and offset cancels exactly, and most of any
+    other monotone change. This is part of the network, so training and every way of serving do the same.
+
+    Source: Nyul and Udupa, "On standardizing the MR image intensity scale", Magnetic Resonance in Medicine 42 (1999),
+        for the landmarks; Pizer et al., "Adaptive histogram equalization and its variations" (1987), for the target.
     """
-    height, width = size or spec_of(name).size
-    try:
-        preprocessing = Preprocessing(height, width, Resize.SQUEEZE, mean=0.5, std=0.25)
-    except ValueError as error:
-        raise RecipeInvalid(str(error)) from error
-    network = build(name, preprocessing, started=False).network.eval()
-    stages = [LayerStage(1, height, width)]
+    height, width = films.shape[2:]
+    rows, columns = (slice(side // MARGIN, side - side // MARGIN, STEP) for side in (height, width))
+    middle = films[:, :, rows, columns].flatten(1)
+    count = middle.shape[1]
+    ranked = torch.topk(middle, count, dim=1, largest=False, sorted=True).values
+    marks = [ranked[:, round(share * (count - 1)), None, None, None] for share in QUANTILES]
+    stretched = _between(films, marks[0], marks[-1], FLATTEST)
+    equalised = torch.zeros_like(films)
+    for index, (low, high) in enumerate(pairwise(marks)):
+        share = (QUANTILES[index + 1] - QUANTILES[index]) / (QUANTILES[-1] - QUANTILES[0])
+        equalised = equalised + share * _between(films, low, high, NARROWEST)
+    return stretched.lerp(equalised, EQUALISED)
 
-    def measure(layer: nn.Module, _: tuple[Tensor, ...], out: Tensor) -> None:
-        channels, rows, columns = (*out.shape[1:], 1, 1)[:3]
-        own = sum(parameter.numel() for parameter in layer.parameters())
-        before = stages[-1]
-        if isinstance(layer, nn.Linear) or len(stages) == 1 or (rows, columns) != (before.rows, before.columns):
-            before = LayerStage(0, rows, columns)
-            stages.append(before)
-        convolutions = before.convolutions + isinstance(layer, nn.Conv2d)
-        stages[-1] = LayerStage(channels, rows, columns, convolutions, before.parameters + own)
 
-    for module in network.modules():
-        if isinstance(module, _MEASURED):
-            module.register_forward_hook(measure)
-    with torch.inference_mode():
-        network(torch.zeros(1, 1, height, width))
-    return tuple(stages)
+def _between(films: Tensor, low: Tensor, high: Tensor, least: float) -> Tensor:
+    """Return 0 up to ``low``, 1 from ``high`` on, and a linear ramp between them."""
+    return ((films - low) / (high - low).clamp(min=least)).clamp(0.0, 1.0)

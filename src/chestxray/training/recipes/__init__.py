@@ -1,1 +1,0 @@
-"""Training recipes as TOML, one file a recipe."""
