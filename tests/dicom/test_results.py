@@ -24,7 +24,7 @@ from chestxray.dicom.rules import facts_of
 from chestxray.images.decode import decode
 from chestxray.images.dicom import elements, open_data_set
 from chestxray.inference.bundle import folder_of
-from chestxray.inference.heatmap import overlay_png
+from chestxray.inference.heatmap import averaged, blend, overlay_png
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE
 from hospital import BUNDLE, encoded, grey, modality_film, read, with_raw_name
@@ -56,7 +56,8 @@ def results_of(film: bytes, answer: Answer) -> tuple[Result, ...]:
     drawing = answer.prediction.heatmap if answer.prediction else None
     if drawing is None:
         return module.results_of(film, answer)
-    return module.results_of(film, answer, Image.open(io.BytesIO(base64.b64decode(drawing))), decode(film, "film"))
+    layer = Image.open(io.BytesIO(base64.b64decode(drawing)))
+    return module.results_of(film, answer, blend(averaged(decode(film, "film"), module.PICTURE_SIDE), layer))
 
 
 def text_of(report: pydicom.Dataset) -> str:
@@ -158,7 +159,7 @@ def test_a_result_that_was_filled_in_is_the_one_that_the_library_builds(
         check_same(module._filled_in(REPORT, given_answer, {}), module._library_report(given_answer), given_answer)  # noqa: SLF001
         picture = np.full((30 + number % 7, 40 + number % 3, 3), number % 251, np.uint8)
         check_same(
-            module._filled_in(PICTURE, given_answer, {}, picture),  # noqa: SLF001
+            module._filled_in(PICTURE, given_answer, {}, Image.fromarray(picture)),  # noqa: SLF001
             module._library_picture(given_answer, picture),  # noqa: SLF001
             given_answer,
         )

@@ -15,12 +15,14 @@ import pytest
 from PIL import Image
 
 import chestxray
+from chestxray.images.radiograph import Radiograph
 from chestxray.inference.bundle import Bundle, folder_of, shipped_bundles
 from chestxray.inference.heatmap import (
     CONTOURS,
     FAINTEST,
     FLOOR,
     UNTOLD_PEAK,
+    averaged,
     film_of,
     of_film,
     over_film,
@@ -153,3 +155,28 @@ def test_a_quarter_of_the_map_is_visible_where_pneumonia_is_suspected_and_hardly
     assert len(shares["pneumonia"]) >= 15
     assert min(shares["pneumonia"]) >= QUARTER
     assert float(np.median(shares["normal"])) <= QUARTER / 2
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize(
+    ("size", "long_side", "expected"),
+    [
+        ((300, 200), 768, (300, 200)),
+        ((1000, 900), 768, (768, 691)),  # squares of two pixels would leave too little
+        ((1101, 1400), 768, (550, 700)),
+        ((2500, 2048), 768, (625, 512)),
+        ((3072, 2), 768, (768, 1)),
+    ],
+)
+def test_a_small_copy_averages_whole_squares_where_that_leaves_enough(
+    kind: type, size: tuple[int, int], long_side: int, expected: tuple[int, int]
+) -> None:
+    levels = np.random.default_rng(5).integers(0, 256, size, np.uint8)
+    full = levels if kind is np.uint8 else levels.astype(np.uint16) * 257
+    small = averaged(Radiograph(full, size[1], size[0], 1, 8, 0.0), long_side)
+    assert small.shape == expected
+    assert small.dtype == np.uint8
+    step = size[0] // expected[0]
+    if step > 1 and expected[1] > 1:
+        squares = levels[: expected[0] * step, : expected[1] * step].reshape(expected[0], step, expected[1], step)
+        assert np.abs(squares.mean(axis=(1, 3)) - small).max() <= 0.51

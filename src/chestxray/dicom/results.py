@@ -27,8 +27,6 @@ from PIL import Image, ImageDraw, ImageFont
 from chestxray.dicom.queue import Result
 from chestxray.dicom.rules import MANUFACTURER, SOFTWARE, FilmFacts
 from chestxray.images.dicom import PIXEL_DATA, PREAMBLE, Encoding, elements, open_data_set
-from chestxray.images.radiograph import Radiograph
-from chestxray.inference.heatmap import blend
 from chestxray.schema import NOTICE, Prediction
 
 if TYPE_CHECKING:
@@ -111,25 +109,21 @@ def derived_uid(*parts: str) -> str:
     return f"2.25.{uuid.uuid5(_ITSELF, chr(10).join(parts)).int}"
 
 
-def results_of(
-    data: bytes, answer: Answer, layer: Image.Image | None = None, film: Radiograph | None = None
-) -> tuple[Result, ...]:
+def results_of(data: bytes, answer: Answer, picture: Image.Image | None = None) -> tuple[Result, ...]:
     """Make the objects that answer a film.
 
     Args:
         data: the film's file, unchanged.
         answer: the content of the answer.
-        layer: a drawing of the evidence in RGBA, for the picture; None makes no picture, as a refused film has none.
-        film: the decoded film, which is needed for the picture.
+        picture: the film with the evidence drawn over it, in RGB; None makes no picture, as a refused film has none.
 
     Returns: the report, and the picture.
     Raises: FilmError, if the film's header is damaged.
     """
     identity = identity_of(data)
     results = [_filled_in(REPORT, answer, identity)]
-    if layer is not None and film is not None and answer.prediction is not None:
-        drawn = _with_notice(blend(film, layer, PICTURE_SIDE), answer.prediction)
-        results.append(_filled_in(PICTURE, answer, identity, np.asarray(drawn)))
+    if picture is not None and answer.prediction is not None:
+        results.append(_filled_in(PICTURE, answer, identity, _with_notice(picture, answer.prediction)))
     return tuple(results)
 
 
@@ -164,8 +158,12 @@ def _vr(tag: int) -> bytes:
 
 def _element(tag: int, vr: bytes, value: bytes) -> bytes:
     value += b"\0 "[vr not in {b"UI", b"OB"} :][:1] * (len(value) % 2)
+    return _head(tag, vr, len(value)) + value
+
+
+def _head(tag: int, vr: bytes, length: int) -> bytes:
     form = "<HH2sxxL" if vr in _LONG_VR else "<HH2sH"
-    return struct.pack(form, tag >> 16, tag & 0xFFFF, vr, len(value)) + value
+    return struct.pack(form, tag >> 16, tag & 0xFFFF, vr, length)
 
 
 def _dated(dataset: Dataset, answer: Answer) -> Dataset:
@@ -219,19 +217,19 @@ def _decimal(word: str) -> Any:
     return DS(float(word), auto_format=True)
 
 
-def _filled_in(
-    kind: str, answer: Answer, identity: Mapping[int, bytes], picture: npt.NDArray[np.uint8] | None = None
-) -> Result:
+def _filled_in(kind: str, answer: Answer, identity: Mapping[int, bytes], picture: Image.Image | None = None) -> Result:
     """Encode a result: the form of the answer's shape, with what is the film's own, and the film's identity."""
     form = _form(kind, _shape(answer, kind))
-    words = _own_words(answer, kind, PLACED_SIZE if picture is None else picture.shape[:2])
+    words = _own_words(answer, kind, PLACED_SIZE if picture is None else (picture.height, picture.width))
     body = {tag: _joined(pieces, words) for tag, pieces in form.elements.items()} | dict(identity)
-    if picture is not None:
-        body[PIXEL_DATA] = _element(PIXEL_DATA, b"OB", picture.tobytes())
     meta = _joined(form.meta, words)
     head = b"\0" * 128 + b"DICM" + _element(0x00020000, b"UL", struct.pack("<L", len(meta)))
-    data = b"".join([head, meta, *(body[tag] for tag in sorted(body))])
-    return Result(kind, KINDS[kind][0], words[OWN_INSTANCE], data)
+    pieces = [head, meta, *(body[tag] for tag in sorted(body))]
+    if picture is not None:  # the last element, and a large one: not joined to its head before
+        pixels = picture.tobytes()
+        padding = b"\0" * (len(pixels) % 2)
+        pieces += [_head(PIXEL_DATA, b"OB", len(pixels) + len(padding)), pixels, padding]
+    return Result(kind, KINDS[kind][0], words[OWN_INSTANCE], b"".join(pieces))
 
 
 def _joined(pieces: Pieces, words: Sequence[str]) -> bytes:
@@ -541,13 +539,25 @@ _BUILDERS: Final[Mapping[str, Callable[[Answer], Dataset]]] = {REPORT: _library_
 def _with_notice(film: Image.Image, prediction: Prediction) -> Image.Image:
     """Burn the result and the notice into a strip below the picture."""
     width = max(film.width, MIN_WIDTH)
-    lines = [line for text in (_sentence(prediction), NOTICE) for line in _wrapped(text, width - 12)]
-    canvas = Image.new("RGB", (width, film.height + STRIP * len(lines) + 4), "black")
+    strips = [_strip(text, width) for text in (_sentence(prediction), NOTICE)]
+    canvas = Image.new("RGB", (width, film.height + sum(strip.height for strip in strips) + 4), "black")
     canvas.paste(film, ((width - film.width) // 2, 0))
-    draw = ImageDraw.Draw(canvas)
-    for place, line in enumerate(lines):
-        draw.text((6, film.height + 4 + STRIP * place), line, fill=(255, 214, 120), font=_font())
+    top = film.height + 4
+    for strip in strips:
+        canvas.paste(strip, (0, top))
+        top += strip.height
     return canvas
+
+
+@lru_cache(64)
+def _strip(text: str, width: int) -> Image.Image:
+    """Draw a text in lines of at most that many pixels."""
+    lines = _wrapped(text, width - 12)
+    strip = Image.new("RGB", (width, STRIP * len(lines)), "black")
+    draw = ImageDraw.Draw(strip)
+    for place, line in enumerate(lines):
+        draw.text((6, STRIP * place), line, fill=(255, 214, 120), font=_font())
+    return strip
 
 
 @lru_cache(1)
@@ -555,8 +565,7 @@ def _font() -> Any:
     return ImageFont.load_default(size=13)
 
 
-@lru_cache(1024)
-def _wrapped(text: str, width: int) -> tuple[str, ...]:
+def _wrapped(text: str, width: int) -> list[str]:
     lines = [""]
     for word in _ascii(text).split():
         longer = f"{lines[-1]} {word}".strip()
@@ -564,4 +573,4 @@ def _wrapped(text: str, width: int) -> tuple[str, ...]:
             lines.append(word)
         else:
             lines[-1] = longer
-    return tuple(lines)
+    return lines

@@ -132,15 +132,15 @@ def classified(task: Task) -> Classified:
     data = task.path.read_bytes()
     folder, description, digest = task.bundle
     predictor = _predictor(folder, description, task.require_age)
-    prediction, film, layer, reason = None, None, None, task.refused
+    prediction, picture, reason = None, None, task.refused
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about invalid header values: not ours to correct, and not to quote
         if not reason:
             try:
                 film = decode(data, "film")  # once, for the network and for the picture
                 if task.secondary_capture:
-                    prediction, layer = predictor.predict_and_draw(
-                        data, "film", operating_point=task.operating_point, film=film, long_side=PICTURE_SIDE
+                    prediction, picture = predictor.predict_and_draw(
+                        data, "film", film, operating_point=task.operating_point, long_side=PICTURE_SIDE
                     )
                 else:
                     prediction = predictor.predict(data, "film", operating_point=task.operating_point, film=film)
@@ -153,7 +153,7 @@ def classified(task: Task) -> Classified:
             bundle=(predictor.info.name, predictor.info.model_sha256, digest),
             received=datetime.fromtimestamp(task.received, UTC).astimezone(),
         )
-        results = results_of(data, answer, layer, film)
+        results = results_of(data, answer, picture)
     if task.research is not None and prediction is not None:
         _keep(data, answer.facts.sop_instance, *task.research)
     return Classified(results, "refused" if prediction is None or prediction.label is None else prediction.label)

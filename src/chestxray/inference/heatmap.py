@@ -81,38 +81,36 @@ def overlay_png(
 ) -> bytes:
     """Draw the strength of the evidence for pneumonia, in the film's own proportions.
 
-    Arguments as of ``overlay``. Returns: a PNG with an alpha channel, its long side LONG_SIDE pixels.
+    Args:
+        strength, preprocessing, contours: as of ``overlay``.
+        film_size: (height, width) of the film in pixels.
+
+    Returns: a PNG with an alpha channel, its long side LONG_SIDE pixels.
     """
+    height, width = film_size
+    scale = LONG_SIDE / max(height, width)
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
     out = io.BytesIO()
-    overlay(strength, film_size, preprocessing, contours=contours).save(out, "PNG")
+    overlay(strength, size, preprocessing, contours=contours).save(out, "PNG")
     return out.getvalue()
 
 
 def overlay(
-    strength: Float32Array,
-    film_size: tuple[int, int],
-    preprocessing: Preprocessing,
-    *,
-    contours: bool = False,
-    long_side: int = LONG_SIDE,
+    strength: Float32Array, size: tuple[int, int], preprocessing: Preprocessing, *, contours: bool = False
 ) -> Image.Image:
-    """Draw the strength of the evidence for pneumonia, in the film's own proportions.
+    """Draw the strength of the evidence for pneumonia.
 
     Args:
         strength: shape (rows, columns), as ``strength_of`` returns it.
-        film_size: (height, width) of the film in pixels.
+        size: (height, width) of the drawing in pixels, in the film's own proportions.
         preprocessing: how the film became the network's input, so that the map can be mapped back to the film.
         contours: lines at CONTOURS of the scale instead of areas.
-        long_side: longest side of the result in pixels.
 
     Returns: the drawing, in RGBA.
     """
-    height, width = film_size
-    scale = long_side / max(height, width)
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
     # Clip first: a cell far below zero must not weaken its neighbours when the grid is smoothed.
     spread = onto_film(np.maximum(strength, -FAINTEST), size, preprocessing).clip(0.0, 1.0)
-    pixels = _table()[np.rint(spread * _STEPS).astype(np.uint16)].view(np.uint8).reshape(*size, 4)
+    pixels = _table().take(np.rint(spread * _STEPS).astype(np.uint16)).view(np.uint8).reshape(*size, 4)
     if contours:
         pixels[..., 3] = _lines(spread)
     return Image.fromarray(pixels)
@@ -150,13 +148,12 @@ def over_film(data: bytes, source: str, layer: bytes, long_side: int = FILM_SIDE
     out = io.BytesIO()
     film = decode(data, source, at_least=(long_side, long_side))
     with Image.open(io.BytesIO(layer), formats=["PNG"]) as colours:
-        blend(film, colours, long_side).save(out, "PNG")
+        blend(_drawn(film, long_side), colours).save(out, "PNG")
     return out.getvalue()
 
 
-def blend(film: Radiograph, layer: Image.Image, long_side: int = FILM_SIDE) -> Image.Image:
-    """Blend a drawing of ``overlay`` with its film as ``over_film`` does, and return the picture, in RGB."""
-    plane = _drawn(film, long_side)
+def blend(plane: UInt8Array, layer: Image.Image) -> Image.Image:
+    """Blend a drawing of ``overlay`` with its film, shape (height, width); return the picture, in RGB."""
     height, width = plane.shape
     if layer.size != (width, height):
         layer = layer.resize((width, height), Image.Resampling.BICUBIC)
@@ -181,6 +178,30 @@ def _drawn(film: Radiograph, long_side: int) -> UInt8Array:
         image = Image.fromarray(np.ascontiguousarray(film.pixels))
         return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, film.frame))
     return resample(film.pixels, height, width, Resize.SQUEEZE, film.frame)
+
+
+def averaged(film: Radiograph, long_side: int) -> UInt8Array:
+    """Return a small copy of a film in 8 bits, of whole squares of its pixels: several times faster than resampling.
+
+    Args:
+        film: the film, as decoded.
+        long_side: longest side of the result in pixels. The longest side is at least two thirds of it, or that of the
+            film: where no squares give that, the film is resampled.
+
+    Returns: shape (height, width).
+    """
+    height, width = film.pixels.shape
+    step = -(-max(height, width) // long_side)
+    if (
+        step == 1
+        or film.frame is not None
+        or min(height, width) < step
+        or 3 * max(height, width) < 2 * step * long_side
+    ):
+        return _drawn(film, long_side)
+    pixels = film.pixels if film.pixels.dtype == np.uint8 else (film.pixels >> 8).astype(np.uint8)
+    box = (0, 0, width - width % step, height - height % step)
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).reduce(step, box))
 
 
 def of_film(picture: bytes, film: str) -> bytes:

@@ -22,7 +22,7 @@ from chestxray.data.parallel import cores
 from chestxray.errors import BundleInvalid
 from chestxray.images.radiograph import Radiograph
 from chestxray.inference.bundle import Bundle
-from chestxray.inference.heatmap import LONG_SIDE, overlay, overlay_png, strength_of
+from chestxray.inference.heatmap import averaged, blend, overlay, overlay_png, strength_of
 from chestxray.inference.inputs import are_many, bytes_of, in_groups
 from chestxray.inference.ood import Gatekeeper, Prepared, prepare
 from chestxray.metrics.calibration import calibrated
@@ -193,28 +193,24 @@ class Predictor:
         return replace(prediction, heatmap=base64.b64encode(picture).decode())
 
     def predict_and_draw(
-        self,
-        data: bytes,
-        source: str,
-        *,
-        operating_point: str | None = None,
-        film: Radiograph | None = None,
-        long_side: int = LONG_SIDE,
+        self, data: bytes, source: str, film: Radiograph, *, operating_point: str | None = None, long_side: int
     ) -> tuple[Prediction, Image.Image | None]:
-        """Classify as ``predict`` does, and return the heat map beside the prediction, as pixels, not as a PNG within.
+        """Classify as ``predict`` does, and return the film with its heat map beside the prediction.
 
         Args:
-            data, source, operating_point, film: as of ``predict``.
-            long_side: longest side of the drawing, in pixels.
+            data, source, operating_point: as of ``predict``.
+            film: the same film, decoded.
+            long_side: longest side of the picture, in pixels.
 
-        Returns: the prediction, and the drawing in RGBA; None where the gate refuses the film.
+        Returns: the prediction, and the picture in RGB; None where the gate refuses the film.
         Raises: as ``predict``.
         """
-        prediction, prepared, activation = self._classified(data, source, operating_point, film)
+        prediction, _, activation = self._classified(data, source, operating_point, film)
         if activation is None:
             return prediction, None
-        strength = strength_of(activation, self.info)
-        return prediction, overlay(strength, prepared.size, self.info.preprocessing, long_side=long_side)
+        plane = averaged(film, long_side)
+        drawing = overlay(strength_of(activation, self.info), plane.shape, self.info.preprocessing)
+        return prediction, blend(plane, drawing)
 
     def _classified(
         self, data: bytes, source: str, operating_point: str | None, film: Radiograph | None
