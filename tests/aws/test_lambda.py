@@ -71,7 +71,7 @@ def folder(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
     """What is uploaded as the function: one file of code, and the model and its limits."""
     made = tmp_path_factory.mktemp("function")
     shutil.copy(HANDLER, made)
-    model = httpx.get(f"{places['AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME']}/v1/model").text
+    model = httpx.get(f"{places['AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME']}/v1/model", timeout=60).text
     (made / "model.json").write_text(model)
     return made
 
@@ -115,7 +115,7 @@ def test_a_film_is_answered_as_the_service_answers_it(function: Call, bundle: Pa
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_model_is_described_as_the_page_expects_it(function: Call, places: dict[str, str], version: str) -> None:
-    service = httpx.get(f"{places['AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME']}/v1/model").json()
+    service = httpx.get(f"{places['AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME']}/v1/model", timeout=60).json()
     answer = json.loads(function(event(version, "GET", "/v1/model"))["body"])
     assert answer == service | {"max_body": lambda_handler.MAX_BODY, "max_upload": MAX_FILM}
 
@@ -248,7 +248,7 @@ def test_a_film_above_the_limit_is_sent_to_the_form_and_classified_from_there(fu
     assert "GET /v1/upload" in problem(function(event(body=large)), 413, "film-too-large")
     form = json.loads(function(event(method="GET", path="/v1/upload"))["body"])
     assert form["max_bytes"] == MAX_FILM
-    sent = httpx.post(form["url"], data=form["fields"], files={"file": large})
+    sent = httpx.post(form["url"], data=form["fields"], files={"file": large}, timeout=60)
     assert sent.status_code == 204, sent.text
     path, _, query = form["then"].partition("?")
     answer = function(event(path=path, query=dict(urllib.parse.parse_qsl(query))))

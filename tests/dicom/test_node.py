@@ -231,7 +231,7 @@ def test_what_waits_when_a_node_stops_is_answered_by_the_next(tmp_path: Path, ar
 def test_a_full_disk_is_told_to_the_sender_and_to_whoever_watches(tmp_path: Path, archive: Archive) -> None:
     with Node(quick(tmp_path, archive, "[limits]\nfree = 1000000000\n")) as node:
         assert send(node, modality_film(BLACK)) == [0xA700]
-        answer = httpx.get(f"http://127.0.0.1:{node.http_port}/readyz")
+        answer = httpx.get(f"http://127.0.0.1:{node.http_port}/readyz", timeout=60)
         assert (answer.status_code, "limits.free" in answer.text) == (503, True)
 
 
@@ -421,7 +421,7 @@ def test_stow_takes_films_and_tells_of_each_what_became_of_it(node: Node, archiv
 )
 def test_a_request_that_is_no_stow_is_told_so(node: Node, kind: str, body: bytes, status: int) -> None:
     answer = httpx.post(
-        f"http://127.0.0.1:{node.http_port}/dicom-web/studies", content=body, headers={"Content-Type": kind}
+        f"http://127.0.0.1:{node.http_port}/dicom-web/studies", content=body, headers={"Content-Type": kind}, timeout=60
     )
     assert answer.status_code == status, answer.text
 
@@ -440,10 +440,10 @@ def test_the_web_door_needs_a_key_where_there_are_some(tmp_path: Path, archive: 
     (tmp_path / "keys").write_text(entry)
     with Node(quick(tmp_path, archive, node=f'keys_file = "{tmp_path / "keys"}"')) as node:
         url = f"http://127.0.0.1:{node.http_port}"
-        assert httpx.post(f"{url}/dicom-web/studies").status_code == 401
-        assert httpx.get(f"{url}/metrics").status_code == 401
-        assert httpx.get(f"{url}/metrics", headers={"X-API-Key": key}).status_code == 200
-        assert httpx.get(f"{url}/healthz").status_code == 200
+        assert httpx.post(f"{url}/dicom-web/studies", timeout=60).status_code == 401
+        assert httpx.get(f"{url}/metrics", timeout=60).status_code == 401
+        assert httpx.get(f"{url}/metrics", headers={"X-API-Key": key}, timeout=60).status_code == 200
+        assert httpx.get(f"{url}/healthz", timeout=60).status_code == 200
 
 
 def test_a_web_door_that_others_reach_needs_a_key(tmp_path: Path, archive: Archive) -> None:
@@ -459,16 +459,16 @@ def counted(outcome: str, metrics: str) -> float:
 
 def test_metrics_and_the_page_tell_of_the_queue_and_of_nobody(node: Node) -> None:
     url = f"http://127.0.0.1:{node.http_port}"
-    before = counted("refused", httpx.get(f"{url}/metrics").text)
+    before = counted("refused", httpx.get(f"{url}/metrics", timeout=60).text)
     send(node, modality_film(BLACK, PatientID="SECRET-77", PatientName="Secret^Name"))
     until(lambda: node.queue.counts()[DONE] == 1, node.queue.entries)
-    metrics = httpx.get(f"{url}/metrics").text
+    metrics = httpx.get(f"{url}/metrics", timeout=60).text
     assert counted("refused", metrics) == before + 1
     assert "chestxray_dicom_waiting 0.0" in metrics
-    page = httpx.get(url).text
+    page = httpx.get(url, timeout=60).text
     assert "Destinations" in page
     assert "SECRET" not in metrics + page
-    assert httpx.get(f"{url}/readyz").text == "ready"
+    assert httpx.get(f"{url}/readyz", timeout=60).text == "ready"
 
 
 # --------------------------------------------------------------------------- privacy and order

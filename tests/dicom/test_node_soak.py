@@ -153,7 +153,7 @@ class Running:
 
     def ready(self) -> bool:
         with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"http://127.0.0.1:{self.http}/healthz").status_code == 200
+            return httpx.get(f"http://127.0.0.1:{self.http}/healthz", timeout=60).status_code == 200
         return False
 
     def kill(self) -> None:
@@ -278,8 +278,7 @@ def turned_away(node: Running) -> None:
     body = b"--b\r\nContent-Type: application/dicom\r\n\r\n" + slice_of_ct + b"\r\n--b--\r\n"
     answer = httpx.post(
         f"http://127.0.0.1:{node.http}/dicom-web/studies", content=body,
-        headers={"Content-Type": 'multipart/related; type="application/dicom"; boundary=b'},
-    )  # fmt: skip
+        headers={"Content-Type": 'multipart/related; type="application/dicom"; boundary=b'}, timeout=60)  # fmt: skip
     assert answer.status_code == 409
 
 

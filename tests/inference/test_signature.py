@@ -302,7 +302,7 @@ def test_serve_starts_with_the_signed_bundle_and_with_no_other(
 ) -> None:
     with live_service.process(signed, tmp_path / "log", *map(str, demanding)) as (address, _):
         answer = httpx.post(
-            f"{address}/v1/predict", content=FILM.read_bytes(), headers={"Content-Type": "image/jpeg"}
+            f"{address}/v1/predict", content=FILM.read_bytes(), headers={"Content-Type": "image/jpeg"}, timeout=60
         ).json()
     assert answer["model"] == SMALL
     changed(signed / "MODEL_CARD.md")

@@ -88,10 +88,10 @@ def test_the_service_answers(python: Path, tmp_path: Path) -> None:
         address,
         _,
     ):
-        assert httpx.get(f"{address}/ping").status_code == httpx.codes.OK
-        assert "<html" in httpx.get(address).text
+        assert httpx.get(f"{address}/ping", timeout=60).status_code == httpx.codes.OK
+        assert "<html" in httpx.get(address, timeout=60).text
         sent = {"content": FILM.read_bytes(), "headers": {"Content-Type": "image/jpeg"}}
-        assert 0.0 <= httpx.post(f"{address}/v1/predict", **sent).json()["probability"] <= 1.0
+        assert 0.0 <= httpx.post(f"{address}/v1/predict", **sent, timeout=60).json()["probability"] <= 1.0
 
 
 def test_films_are_listed_classified_packed_and_scored_without_any_extra(
@@ -193,7 +193,7 @@ def test_make_serve_goes_from_the_source_archive_to_an_answer(
                 assert made.poll() is None, (tmp_path / "log").read_text()
                 time.sleep(0.5)
             sent = {"content": FILM.read_bytes(), "headers": {"Content-Type": "image/jpeg"}}
-            assert httpx.post(f"{address}/v1/predict", **sent).json()["model"] == "pneumonia"
+            assert httpx.post(f"{address}/v1/predict", **sent, timeout=60).json()["model"] == "pneumonia"
         finally:
             os.killpg(made.pid, signal.SIGTERM)
     assert not (unpacked / ".venv").exists()
@@ -201,6 +201,6 @@ def test_make_serve_goes_from_the_source_archive_to_an_answer(
 
 def is_served(address: str) -> bool:
     try:
-        return httpx.get(f"{address}/readyz").status_code == httpx.codes.OK
+        return httpx.get(f"{address}/readyz", timeout=60).status_code == httpx.codes.OK
     except httpx.TransportError:
         return False

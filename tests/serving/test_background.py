@@ -22,14 +22,14 @@ JPEG = {"Content-Type": "image/jpeg"}
 def test_the_page_and_the_api_answer_until_the_end_of_the_block(bundle: Path, film: bytes) -> None:
     before = threading.active_count()
     with chestxray.serve_in_background(bundle) as service:
-        assert "<html" in httpx.get(service.address).text
+        assert "<html" in httpx.get(service.address, timeout=60).text
         told = httpx.post(f"{service.address}/v1/predict", content=film, headers=JPEG, timeout=60).json()
     expected = json.loads(chestxray.predict(film, bundle).to_json())
     assert {name: told[name] for name in expected if name != "heatmap"} == {
         name: value for name, value in expected.items() if name != "heatmap"
     }
     with pytest.raises(httpx.TransportError):
-        httpx.get(service.address)
+        httpx.get(service.address, timeout=60)
     assert threading.active_count() == before
 
 
@@ -60,4 +60,4 @@ def test_a_script_that_forgets_to_stop_its_service_ends_all_the_same(bundle: Pat
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout[:7]) == (0, "http://"), done.stderr
     with pytest.raises(httpx.TransportError):
-        httpx.get(done.stdout.strip())
+        httpx.get(done.stdout.strip(), timeout=60)

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ from chestxray.inference.bundle import Bundle
 from chestxray.inference.ood import Prepared
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Prediction
+from chestxray.serving.connection import ConnectionLimits
 from chestxray.serving.decoders import DecoderLimits, DecoderPool, DecodersGone, FairSemaphore
 from chestxray.serving.metrics import Metrics
 from chestxray.serving.service import PredictionQueue, ServiceSettings
 from drawing import encoded, textured
-from http_load import children
+from http_load import children, processor_seconds
 from live_service import awaited, running
 
 JPEG = {"Content-Type": "image/jpeg"}
@@ -78,6 +79,31 @@ def in_a_thread(ask: Callable[[], httpx.Response]) -> tuple[threading.Thread, li
     return thread, answers
 
 
+@contextmanager
+def full(
+    predictor: Predictor, film: bytes, connections: ConnectionLimits | None = None
+) -> Iterator[tuple[str, list[httpx.Response]]]:
+    """A service whose only decoder stands still over a film, until the block ends; then its caller has an answer."""
+    others = decoders()
+    with running(predictor, ServiceSettings(workers=1, waiting=0), connections) as address:
+        ask(address, film)
+        decoder = the_decoder_since(others)
+        os.kill(decoder, signal.SIGSTOP)
+        thread, answers = in_a_thread(lambda: ask(address, film))
+        until_inside(address)
+        try:
+            yield address, answers
+        finally:
+            os.kill(decoder, signal.SIGCONT)
+            thread.join()
+
+
+def until_inside(address: str) -> None:
+    """Wait until the service has admitted one film that has no answer yet."""
+    while "chestxray_films_inside 1.0" not in httpx.get(f"{address}/metrics", timeout=60).text:
+        time.sleep(0.01)
+
+
 def same(one: Prepared, other: Prepared) -> bool:
     assert one.plane is not None
     assert other.plane is not None
@@ -115,8 +141,8 @@ def test_what_is_wrong_with_a_film_comes_back_as_the_error_that_it_is(bundle: Pa
 
 def test_a_film_that_takes_too_long_costs_its_decoder_and_no_other_film(bundle: Path, film: bytes) -> None:
     async def work() -> None:
-        async with pool_of(bundle, 1, DecoderLimits(seconds=0.1)) as pool:
-            with pytest.raises(UnreadableFilm, match=r"more than 0\.1 seconds"):
+        async with pool_of(bundle, 1, DecoderLimits(seconds=0.4)) as pool:
+            with pytest.raises(UnreadableFilm, match=r"more than 0\.4 seconds"):
                 await pool.prepare(SLOW_FILM)
             assert (await pool.prepare(film)).plane is not None
             assert pool.replaced == 1
@@ -154,15 +180,14 @@ def test_a_decoder_that_is_killed_costs_its_film_nothing_but_time(bundle: Path, 
         victim = the_decoder_since(others)  # it gets the next film
         os.kill(victim, signal.SIGSTOP)
         thread, answers = in_a_thread(lambda: ask(address, film))
-        while "chestxray_films_inside 1.0" not in httpx.get(f"{address}/metrics").text:
-            time.sleep(0.01)
+        until_inside(address)
         beside = ask(address, film)
         os.kill(victim, blow)
         with contextlib.suppress(ProcessLookupError):  # a kill ends even one that stands still
             os.kill(victim, signal.SIGCONT)
         thread.join()
         after = ask(address, film)
-        counted = httpx.get(f"{address}/metrics").text
+        counted = httpx.get(f"{address}/metrics", timeout=60).text
     expected = predictor.predict(film, "film")
     for answer in (answers[0], beside, after):
         assert answer.status_code == 200
@@ -230,7 +255,7 @@ def test_a_nursery_that_dies_at_birth_is_replaced_once(
 
 def test_a_decoder_that_stands_still_is_killed_and_its_film_read_by_another(bundle: Path, film: bytes) -> None:
     async def work() -> None:
-        async with pool_of(bundle, 1, DecoderLimits(seconds=0.3)) as pool:
+        async with pool_of(bundle, 1, DecoderLimits(seconds=0.8)) as pool:
             first = await pool.prepare(film)
             victim = the_decoder_since(others)
             os.kill(victim, signal.SIGSTOP)
@@ -248,15 +273,17 @@ def test_a_film_under_which_decoders_are_killed_again_and_again_is_not_called_da
     predictor, others = Predictor.load(bundle), decoders()
     with running(predictor, ServiceSettings(workers=1)) as address:
         ask(address, film)
-        os.kill(the_decoder_since(others), signal.SIGSTOP)
-        killed: set[int] = set()
+        first = the_decoder_since(others)
+        os.kill(first, signal.SIGSTOP)
         thread, answers = in_a_thread(lambda: ask(address, SLOW_FILM))
-        while len(killed) < 2:
-            for decoder in set(decoders()) - set(others) - killed:
-                if len(killed) < 2 and "chestxray_films_inside 1.0" in httpx.get(f"{address}/metrics").text:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(decoder, signal.SIGKILL)
-                    killed.add(decoder)
+        until_inside(address)
+        os.kill(first, signal.SIGKILL)
+        while not (further := set(decoders()) - {*others, first}):
+            time.sleep(0.001)
+        (second,) = further
+        while processor_seconds(second) < 0.1:  # then it reads the film, which takes it much longer
+            time.sleep(0.001)
+        os.kill(second, signal.SIGKILL)
         thread.join()
         after = ask(address, film)
     assert answers[0].status_code == 503
@@ -276,20 +303,31 @@ def test_idle_decoders_that_are_killed_cost_the_next_films_nothing(bundle: Path,
         assert ask(address, film).status_code == 200
 
 
-def test_a_caller_whose_films_cost_much_waits_behind_those_whose_films_do_not() -> None:
+def test_a_caller_whose_films_cost_much_waits_behind_those_whose_films_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     order: list[str] = []
+    now = 0.0
+    all_wait = asyncio.Event()
 
     async def one(turns: FairSemaphore, caller: str, seconds: float) -> None:
+        nonlocal now
         async with turns.one(caller):
             order.append(caller)
-            await asyncio.sleep(seconds)
+            await all_wait.wait()
+            now += seconds
 
     async def work() -> None:
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
         turns = FairSemaphore(1)
+        all_wait.set()
         await one(turns, "greedy", 0.05)
+        all_wait.clear()
         waiting = [asyncio.create_task(one(turns, "greedy", 0.05)) for _ in range(4)]
         await asyncio.sleep(0)
         waiting += [asyncio.create_task(one(turns, "modest", 0.0)) for _ in range(3)]
+        await asyncio.sleep(0)
+        all_wait.set()
         await asyncio.gather(*waiting)
 
     run(work())

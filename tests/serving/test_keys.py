@@ -36,7 +36,7 @@ def client(bundle: Path) -> Iterator[httpx.Client]:
     with (
         pytest.MonkeyPatch.context() as patch,
         running(Predictor.load(bundle), settings) as address,
-        httpx.Client(base_url=address, timeout=30) as opened,
+        httpx.Client(base_url=address, timeout=60) as opened,
     ):
         patch.setattr(FailedAttempts, "LONGEST_PAUSE", 0.0)  # how long they wait is tested with the edge
         yield opened
@@ -153,4 +153,4 @@ def test_a_ring_keeps_its_hashes_to_itself() -> None:
 def test_a_name_that_the_operator_gives_is_answered_and_no_other(bundle: Path, tmp_path: Path) -> None:
     with live_service.process(bundle, tmp_path / "log", "--name", "Films.Ward.example.") as (address, _):
         for host, status in (("films.ward.example", 200), ("films.ward.example:8080", 200), ("ward.example", 421)):
-            assert httpx.get(f"{address}/healthz", headers={"Host": host}).status_code == status
+            assert httpx.get(f"{address}/healthz", headers={"Host": host}, timeout=60).status_code == status

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import signal
 import socket
 import threading
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
 import pytest
-from test_decoders import decoders, in_a_thread, the_decoder_since
+from test_decoders import full
 
 from chestxray.inference.predictor import Predictor
 from chestxray.serving.service import ServiceSettings
@@ -65,33 +62,12 @@ def test_beyond_its_capacity_the_service_refuses_at_once_and_errs_never(
     assert tally.refused_without_time == 0
 
 
-@contextmanager
-def full(predictor: Predictor, case: Case) -> Iterator[str]:
-    """A service whose only decoder stands still over a film."""
-    others = decoders()
-    with running(predictor, ServiceSettings(workers=1, waiting=0)) as address:
-        httpx.post(f"{address}/v1/predict", content=case.data, headers=JPEG, timeout=60)
-        decoder = the_decoder_since(others)
-        os.kill(decoder, signal.SIGSTOP)
-        thread, answers = in_a_thread(
-            lambda: httpx.post(f"{address}/v1/predict", content=case.data, headers=JPEG, timeout=60)
-        )
-        while "chestxray_films_inside 1.0" not in httpx.get(f"{address}/metrics").text:
-            time.sleep(0.01)
-        try:
-            yield address
-        finally:
-            os.kill(decoder, signal.SIGCONT)
-            thread.join()
-    assert answers[0].status_code == 200
-
-
 def test_a_refusal_for_want_of_room_is_a_problem_document_like_any_other(
     predictor: Predictor, cases: list[Case]
 ) -> None:
     head = f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(cases[0].data)}\r\n".encode()
-    with full(predictor, cases[0]) as address:
-        asked = [httpx.post(f"{address}/v1/predict", content=case.data, headers=JPEG) for case in cases[:3]]
+    with full(predictor, cases[0].data) as (address, waiting):
+        asked = [httpx.post(f"{address}/v1/predict", content=case.data, headers=JPEG, timeout=60) for case in cases[:3]]
         host, port = address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as hesitating:
             hesitating.sendall(head + b"Expect: 100-continue\r\n\r\n")
@@ -103,6 +79,7 @@ def test_a_refusal_for_want_of_room_is_a_problem_document_like_any_other(
             both = b""
             while b'{"status":"alive"}' not in both:
                 both += twice.recv(65536)
+    assert waiting[0].status_code == 200
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert both.count(b"HTTP/1.1 503 ") == both.count(b"HTTP/1.1 200 ") == 1
     for refused in asked:
@@ -122,7 +99,7 @@ def films_scored_together(predictor: Predictor, cases: list[Case], at_once: int)
         ask(address, cases, 200, at_once)
         lines = dict(
             line.split()
-            for line in httpx.get(f"{address}/metrics").text.splitlines()
+            for line in httpx.get(f"{address}/metrics", timeout=60).text.splitlines()
             if line.startswith("chestxray_batch")
         )
     return float(lines["chestxray_batch_films_sum"]) / float(lines["chestxray_batch_films_count"])
@@ -149,10 +126,8 @@ def one_end_under_load(bundle: Path, cases: Sequence[Case], log: Path, seconds: 
 
             await asyncio.gather(*(caller(number) for number in range(8)))
 
-        began = time.monotonic()
         awaited(until_it_is_gone())
-        server.wait(timeout=25)
-        assert time.monotonic() - began - seconds < 25
+        server.wait(timeout=60)
         timer.join()
     tally = callers.tally
     assert server.returncode == 0
@@ -200,15 +175,17 @@ def test_readiness_ends_at_once_while_answers_still_come(bundle: Path, cases: li
             head = "POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nExpect: 100-continue"
             asking.sendall(f"{head}\r\nContent-Length: {len(case.data)}\r\n\r\n".encode())
             assert asking.recv(1000).startswith(b"HTTP/1.1 100 ")  # the service is reading the body by now
+            begun, rest = b"GET /readyz HTTP/1.1\r\n", b"Host: localhost\r\n\r\n"
+            watching.sendall(begun)  # who has begun to ask is not sent away, however late it ends its question
             server.send_signal(signal.SIGTERM)
             status = b"200"
             while status == b"200":  # the signal takes its moment to arrive
-                watching.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                watching.sendall(rest + begun)
                 answer = watching.recv(65536)
                 status = answer.split()[1] if answer else b""
             asking.sendall(case.data)
             assert asking.recv(64).startswith(b"HTTP/1.1 200 ")
-        assert server.wait(timeout=25) == 0
+        assert server.wait(timeout=60) == 0
     assert status == b"503"
 
 

@@ -74,7 +74,7 @@ def test_boto3_sees_a_refusal_as_its_own_kind_of_error_with_the_reason(address: 
 
 
 def test_a_name_that_no_endpoint_can_have_is_refused(address: str, film: bytes) -> None:
-    answer = httpx.post(f"{address}/endpoints/-x/invocations", content=film, headers=JPEG)
+    answer = httpx.post(f"{address}/endpoints/-x/invocations", content=film, headers=JPEG, timeout=60)
     assert answer.status_code == 422
 
 
@@ -83,7 +83,8 @@ def test_a_batch_transform_gets_one_line_a_film_and_goes_on_after_an_unreadable_
 ) -> None:
     with running(predictor, ServiceSettings(transform=True)) as address:
         answers = [
-            httpx.post(f"{address}/invocations", content=data, headers=JPEG) for data in (film, film[:999], b"x", film)
+            httpx.post(f"{address}/invocations", content=data, headers=JPEG, timeout=60)
+            for data in (film, film[:999], b"x", film)
         ]
     assert [answer.status_code for answer in answers] == [200] * 4
     lines = "".join(answer.text for answer in answers).splitlines()
@@ -125,7 +126,7 @@ def test_a_container_serves_as_sagemaker_starts_it_and_ends_when_told(bundle: Pa
     assert json.loads(f"{{{line.strip().rstrip(',')}}}")["address"] == f"http://0.0.0.0:{port}"
     address = f"http://127.0.0.1:{port}"
     for host in ("model.aws.local:8080", "container-0.local:8080", "169.254.255.131:8080"):
-        assert httpx.get(f"{address}/ping", headers={"Host": host}).status_code == 200
+        assert httpx.get(f"{address}/ping", headers={"Host": host}, timeout=60).status_code == 200
     assert httpx.post(f"{address}/invocations", content=film, headers=JPEG, timeout=30).status_code == 200
     process.send_signal(signal.SIGTERM)
     errors = process.communicate(timeout=30)[1]

@@ -56,7 +56,7 @@ def service(predictor: Predictor) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def client(service: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=service, timeout=30) as opened:
+    with httpx.Client(base_url=service, timeout=60) as opened:
         yield opened
 
 
@@ -120,7 +120,9 @@ def test_a_dicom_film_without_its_decoders_is_refused_with_the_remedy(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # which the decoding processes are started with
     data = native(textured(3, 200, 240))
     with running(predictor) as address:
-        answer = httpx.post(f"{address}/v1/predict", content=data, headers={"content-type": "application/octet-stream"})
+        answer = httpx.post(
+            f"{address}/v1/predict", content=data, headers={"content-type": "application/octet-stream"}, timeout=60
+        )
     assert "chestxray[dicom]" in problem_of(answer, 415, "unsupported-format")["detail"]
 
 
@@ -236,8 +238,8 @@ def test_a_body_of_no_announced_length_is_refused_at_the_first_byte_too_many(cli
 
 def test_a_body_of_exactly_the_limit_is_classified(predictor: Predictor, film: bytes) -> None:
     with running(predictor, ServiceSettings(max_body=len(film))) as address:
-        assert httpx.post(f"{address}/v1/predict", content=film, headers=JPEG).status_code == 200
-        response = httpx.post(f"{address}/v1/predict", content=film + b"\0", headers=JPEG)
+        assert httpx.post(f"{address}/v1/predict", content=film, headers=JPEG, timeout=60).status_code == 200
+        response = httpx.post(f"{address}/v1/predict", content=film + b"\0", headers=JPEG, timeout=60)
         problem_of(response, 413, "film-too-large")
 
 

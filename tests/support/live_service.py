@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,15 +32,24 @@ def awaited(work: Coroutine[Any, Any, Answer]) -> Answer:
 
 @contextmanager
 def running(
-    predictor: Predictor, settings: ServiceSettings | None = None, connections: ConnectionLimits | None = None
+    predictor: Predictor,
+    settings: ServiceSettings | None = None,
+    connections: ConnectionLimits | None = None,
+    *,
+    first: Callable[[str], object] = str,
 ) -> Iterator[str]:
-    """Serve until the block ends; gives the address."""
+    """Serve until the block ends; gives the address.
+
+    ``first`` is called with it before the service runs: what callers send then has arrived when it accepts them.
+    """
     server = make_server(predictor, settings, connections=connections)
     with socket.create_server(("127.0.0.1", 0)) as listener:  # it listens already: early callers wait, none is refused
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        first(address)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            yield address
         finally:
             server.should_exit = True
             thread.join()

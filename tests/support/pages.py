@@ -201,7 +201,7 @@ def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
     for _ in range(600):
         assert process.poll() is None, "the service ended"
         try:
-            if httpx.get(address).status_code == httpx.codes.OK:
+            if httpx.get(address, timeout=60).status_code == httpx.codes.OK:
                 return
         except httpx.TransportError:
             pass
