@@ -56,6 +56,11 @@ VINDR = (
     "n1,No finding,14,R1,\nn1,Pneumonia,15,R2,9\n"
 )
 VINDR_IMAGES = "image_id,Aortic enlargement,Pneumonia,No finding\nn0,0,0,1\np0,0,1,0\np1,1,0,0\n"
+VINDR_CHILDREN = (
+    "image_id,rad_ID,No finding,Bronchitis,Brocho-pneumonia,Pneumonia,Other disease\n"
+    "n0,R1,1.0,0.0,0.0,0.0,0.0\nn1,R1,0.0,1.0,0.0,0.0,0.0\np0,R2,0.0,0.0,1.0,0.0,0.0\n"
+)
+ONE_HOT = "filename,covid,normal,pneumonia\nn0.png,0,1,0\nn1.png,1,0,0\np0.png,0,0,1\np1.png,0,1,1\n"
 PADCHEST = (
     "ImageID,ImageDir,PatientID,Projection,Labels\n"
     "n0.png,img,A,PA,\"['normal']\"\np0.png,img,B,AP,\"['pneumonia', 'infiltrates']\"\n"
@@ -74,6 +79,11 @@ TABLES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
     "NIH": (NIH, [("n0.png", "normal", "1"), ("p0.png", "pneumonia", "2"), ("p1.png", "", "3")]),
     "VinDr": (VINDR, [("n0.png", "normal", ""), ("p0.png", "pneumonia", ""), ("p1.png", "", ""), ("n1.png", "", "")]),
     "VinDr by film": (VINDR_IMAGES, [("n0.png", "normal", ""), ("p0.png", "pneumonia", ""), ("p1.png", "", "")]),
+    "VinDr's children": (VINDR_CHILDREN, [("n0.png", "normal", ""), ("n1.png", "", ""), ("p0.png", "pneumonia", "")]),
+    "columns of classes": (
+        ONE_HOT,
+        [("n0.png", "normal", ""), ("n1.png", "", ""), ("p0.png", "pneumonia", ""), ("p1.png", "", "")],
+    ),
     "PadChest": (PADCHEST, [("n0.png", "normal", "A"), ("p0.png", "pneumonia", "B"), ("p1.png", "", "C")]),
     "CoronaHack": (CORONA, [("n0.png", "normal", ""), ("p0.png", "pneumonia", "")]),
     "the hub": (HUB, [("n0.png", "normal", ""), ("p0.png", "pneumonia", "")]),
@@ -282,6 +292,10 @@ AS_NOBODY_CAN_READ_THEM = {
     "two labels that differ": (
         "path,label,label\nimg/n0.png,0,1\n",
         "line 2: holds '0' and '1' in two columns",
+    ),
+    "numbers that mean the reverse of the words beside them": (
+        "path,label,class\nimg/n0.png,1,NORMAL\nimg/p0.png,0,PNEUMONIA\n",
+        "line 2: label is '1', taken for pneumonia, and class is 'NORMAL'. Say which of them counts: --columns",
     ),
     "no header": ("img/n0.png,0\nimg/p0.png,1\n", "begins with a film, img/n0.png. Put a header above it: path,label"),
     "a web page": ("<html><body>Not found", "is no table: it is a web page"),

@@ -49,6 +49,8 @@ LABEL_WORDS: Final[Mapping[str, Label]] = {
     **dict.fromkeys(("pneumonia bacterial", "pneumonia viral", "pneumonia bacteria"), Label.PNEUMONIA),
     **dict.fromkeys(("pneumonia virus", "bacteria pneumonia", "virus pneumonia"), Label.PNEUMONIA),
     **dict.fromkeys(("lobar pneumonia", "atypical pneumonia", "bronchopneumonia"), Label.PNEUMONIA),
+    **dict.fromkeys(("broncho pneumonia", "brocho pneumonia"), Label.PNEUMONIA),  # the latter in VinDr-PCXR
+    **dict.fromkeys(("pleuropneumonia", "pleuro pneumonia"), Label.PNEUMONIA),
 }
 # Words for a label in a table, and as names of folders if both of a pair occur.
 YES_AND_NO: Final[Mapping[str, Label]] = {
@@ -92,7 +94,8 @@ OTHER_FINDINGS: Final = frozenset(
         "lung tumor", "other disease", "other diseases",
         # PadChest, COVID-19 Radiography, RSNA and others
         "covid", "covid19", "covid 19", "sars", "mers", "ards", "tuberculosis", "tb", "lung cancer", "pneumonitis",
-        "bronchitis", "bronchiolitis", "asthma", "no lung opacity / not normal", "unchanged", "exclude",
+        "bronchitis", "bronchiolitis", "asthma", "situs inversus", "no lung opacity / not normal", "unchanged",
+        "exclude",
     }
 )  # fmt: skip
 # Causes of a pneumonia: such a folder inside one named PNEUMONIA keeps its label.
@@ -194,6 +197,13 @@ class LabelWords:
                 return Label.NORMAL
             return NoLabel.OTHER if said else NoLabel.BLANK
         return NoLabel.OTHER if one_of_many else NoLabel.UNKNOWN
+
+    def finding(self, column: str) -> Meaning:
+        """Return the meaning of a column that stands for one finding."""
+        word = in_one_form(column)
+        if word in self.given:
+            return self.given[word] or NoLabel.OTHER
+        return LABEL_WORDS.get(word) or (NoLabel.OTHER if word in OTHER_FINDINGS else NoLabel.UNKNOWN)
 
     def _word(self, text: str) -> Meaning:
         word = in_one_form(text)

@@ -268,8 +268,17 @@ def read_listing(path: Path, words: LabelWords, columns: Mapping[str, str] | Non
     rows, laterals = _frontal(rows)
     entries, unknown = [], Counter[str]()
     first_unknown: dict[str, int] = {}
+    rivals = [name for name in names if _key(name) in ROLES["label"] and name != roles.get("label")]
     for row in rows:
         entry, word = _entry(row, form, roles, words, path)
+        if "label" not in (columns or {}):
+            _check_rivals(
+                path,
+                row,
+                entry.label,
+                roles.get("label", ""),
+                {name: words.finding(row.cells.get(name, "")) for name in rivals},
+            )
         if word:
             unknown[word] += 1
             first_unknown.setdefault(word, row.line)
@@ -286,6 +295,16 @@ def read_listing(path: Path, words: LabelWords, columns: Mapping[str, str] | Non
         else ""
     )
     return Listing(tuple(merged), roles, tuple(filter(None, [*told, *notes])))
+
+
+def _check_rivals(path: Path, row: TableRow, label: str, column: str, rivals: Mapping[str, Meaning]) -> None:
+    """Refuse a row in which a second column of labels names the other class in words: 1 may stand for either."""
+    for name, other in rivals.items():
+        if label and isinstance(other, Label) and other.value != label:
+            raise SourceInvalid(
+                f"{path}, line {row.line}: {column} is {row.cells.get(column, '')!r}, taken for {label}, and {name} is "
+                f"{row.cells[name]!r}. Say which of them counts: --columns label={name}, or label={column}"
+            )
 
 
 def _about_columns(path: Path, names: Sequence[str]) -> str:
@@ -373,18 +392,25 @@ def _label_by_column(
 
 
 def _label_by_findings(cells: Mapping[str, str], _: Mapping[str, str], words: LabelWords) -> tuple[Meaning, str]:
-    """Return the label from one column for each finding: 1 present, 0 absent, -1 uncertain, blank not mentioned."""
+    """Return the label from one column for each finding: 1 present, 0 absent, -1 uncertain, blank not mentioned.
+
+    A 0 in the column of pneumonia is a normal film only if no column names normal films, and no other finding is
+    present: in columns covid, normal, pneumonia the row 1, 0, 0 is neither.
+    """
     said = {in_one_form(name): in_one_form(value) for name, value in cells.items()}
-    present = {name for name, value in said.items() if value in {"1", "true", "yes"}}
-    if any(words.given.get(name, LABEL_WORDS.get(name)) == Label.PNEUMONIA for name in present):
-        return Label.PNEUMONIA, ""
+    meanings = {name: words.finding(name) for name in said}
+    present = {meanings[name] for name, value in said.items() if value in {"1", "true", "yes"}}
+    if Label.PNEUMONIA in present:
+        return (NoLabel.CONTRADICTORY if Label.NORMAL in present else Label.PNEUMONIA), ""
     if said.get("pneumonia") in {"-1", "uncertain"}:
         return NoLabel.UNCERTAIN, ""
-    if any(words.given.get(name, LABEL_WORDS.get(name)) == Label.NORMAL for name in present):
+    if Label.NORMAL in present:
         return Label.NORMAL, ""
-    if "no finding" not in said and "pneumonia" in said:  # pneumonia has its own column: 0 means no
+    if NoLabel.OTHER in present:
+        return NoLabel.OTHER, ""
+    if Label.NORMAL not in meanings.values() and "pneumonia" in said:  # pneumonia has its own column: 0 means no
         return words.meaning(said["pneumonia"]), said["pneumonia"]
-    return (NoLabel.OTHER if present else NoLabel.BLANK), ""
+    return (NoLabel.OTHER if {"1", "true", "yes"} & {*said.values()} else NoLabel.BLANK), ""
 
 
 def _label_of_rsna(cells: Mapping[str, str], roles: Mapping[str, str], words: LabelWords) -> tuple[Meaning, str]:
