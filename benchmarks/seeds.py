@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 
 from chestxray.evaluation.robustness import CLEAN, pooled
-from chestxray.images.exchange import EXCHANGED_FROM, condition
+from chestxray.images.shifts import EXCHANGED_FROM, condition
 from chestxray.metrics.calibration import calibrated, choose_operating_points, fit_calibration
 from chestxray.metrics.intervals import delong_interval
 from chestxray.metrics.metrics import Confusion, auroc

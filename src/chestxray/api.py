@@ -439,7 +439,7 @@ def batch(
         UsageError: no such engine; and the errors of ``inference.batch.run_batch``.
     """
     from chestxray.data.collect import CollectSettings, films_of
-    from chestxray.data.ray import engine_of
+    from chestxray.data.parallel import engine_of
     from chestxray.inference.batch import REFUSED, predict_groups, run_batch
     from chestxray.inference.ray import predict_groups_on_ray
 

@@ -18,7 +18,7 @@ from chestxray.aws.archives import (
     tarred,
     zipped,
 )
-from chestxray.aws.build import context
+from chestxray.aws.images import context
 from chestxray.training.networks import NETWORKS
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import boto3
 import pytest
 
-from chestxray.aws import build, roles, transform, waiting
+from chestxray.aws import images, roles, transform, waiting
 from chestxray.aws.deploy import parse_ttl
 from chestxray.aws.images import repository_arn, training_image
 from chestxray.aws.session import Cloud, Names, connect
@@ -343,7 +343,7 @@ def test_an_image_is_built_by_a_stack_of_its_own_and_only_once(
     found = told(capsys, "aws", "deploy", bundle)
     assert "ended well, and there is no such image" in found["error"]["message"]
     assert len(builds.list_builds_for_project(projectName=NAMES.build_stack)["ids"]) == 1
-    put_image(build.image_of(NAMES).tag)
+    put_image(images.image_of(NAMES).tag)
     assert told(capsys, "aws", "deploy", bundle)["exit"] == 0
     assert len(builds.list_builds_for_project(projectName=NAMES.build_stack)["ids"]) == 1
     assert {item["name"] for item in told(capsys, "aws", "destroy", "--yes")["removed"]} >= {
@@ -375,10 +375,10 @@ def test_the_image_installs_what_the_package_declares() -> None:
 
 
 def test_the_image_holds_the_page_and_no_training() -> None:
-    names = set(build.context())
+    names = set(images.context())
     assert {"chestxray/aws/Dockerfile", "chestxray/serving/page/index.html", "chestxray/cli/main.py"} <= names
     assert not [name for name in names if name.startswith("chestxray/training/") or name.endswith(".pyc")]
-    assert build.image_of(NAMES) == build.image_of(NAMES)
+    assert images.image_of(NAMES) == images.image_of(NAMES)
 
 
 def test_the_account_of_the_training_images_is_the_regions_own_or_there_is_no_job() -> None:

@@ -7,10 +7,9 @@ import re
 import pytest
 
 from chestxray.aws.deploy import Hosting
-from chestxray.aws.inventory import Found
 from chestxray.aws.plan import PRICE_UNKNOWN, Item, Plan, dollars
 from chestxray.aws.session import Names
-from chestxray.aws.teardown import Survey
+from chestxray.aws.teardown import Found, Survey
 from live_moto import ACCOUNT
 
 NAMES = Names("chestxray", ACCOUNT, "eu-central-1")

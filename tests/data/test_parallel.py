@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from chestxray.data.collect import collect
-from chestxray.data.parallel import AHEAD, pooled
-from chestxray.data.ray import mapper_of
+from chestxray.data.parallel import AHEAD, mapper_of, pooled
 from chestxray.errors import UsageError
 from chestxray.schema import write_manifest
 
@@ -173,7 +172,7 @@ def test_ray_cleans_and_packs_to_the_same_bytes(synthetic_films: Path, tmp_path:
 def test_an_error_on_ray_is_the_error_itself() -> None:
     pytest.importorskip("ray")
     code = (
-        "from chestxray.data.ray import map_in_order_on_ray as run\n"
+        "from chestxray.data.parallel import map_in_order_on_ray as run\n"
         "from chestxray.files import sha256_of_file\n"
         "from pathlib import Path\n"
         "try: list(run(sha256_of_file, [Path('nowhere')], workers=1))\n"
@@ -189,7 +188,7 @@ def test_ray_works_with_as_many_workers_as_were_asked_for(cluster: bool) -> None
     pytest.importorskip("ray")
     code = (
         "import os, time, ray\n"
-        "from chestxray.data.ray import ADDRESS_VARIABLE, map_in_order_on_ray as run\n"
+        "from chestxray.data.parallel import ADDRESS_VARIABLE, map_in_order_on_ray as run\n"
         "def span(_):\n"
         "    began = time.time()\n"
         "    time.sleep(0.02)\n"

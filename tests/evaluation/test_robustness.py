@@ -12,8 +12,7 @@ from sklearn.metrics import roc_auc_score
 from chestxray.cli.evaluate import reliance_text, stress_text
 from chestxray.data.pack import Pack
 from chestxray.evaluation.robustness import CLEAN, measured_again, pooled, predict_under_stress, under_shifts
-from chestxray.images.exchange import EXCHANGED_FROM, EXCHANGES, condition
-from chestxray.images.shifts import SHIFTS, Shift, shifted
+from chestxray.images.shifts import EXCHANGED_FROM, EXCHANGES, SHIFTS, Shift, condition, shifted
 from chestxray.inference.predictor import Predictor
 from chestxray.metrics.calibration import Calibration
 from chestxray.schema import OperatingPoint, Split

@@ -10,8 +10,7 @@ import pytest
 import chestxray
 from chestxray.data.training_films import TRAINING_FILMS, TrainingFilms
 from chestxray.errors import BundleInvalid
-from chestxray.images.exchange import EXCHANGES
-from chestxray.images.shifts import SHIFTS
+from chestxray.images.shifts import EXCHANGES, SHIFTS
 from chestxray.inference.bundle import BUNDLES, DEFAULT, Bundle, folder_of, shipped_bundles
 
 PAGE_EXAMPLES = Path(chestxray.__file__).parent / "serving" / "page" / "examples"

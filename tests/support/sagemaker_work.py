@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import boto3
 
-from chestxray.aws import build
+from chestxray.aws import images
 from chestxray.aws.training_job import TOOLKIT
 from chestxray.errors import FilmError
 from chestxray.inference.predictor import Predictor
@@ -195,7 +195,7 @@ def final_metrics(definitions: list[dict[str, str]], lines: list[str]) -> list[d
 
 def program(folder: Path) -> Path:
     """What the Dockerfile copies into the image, copied here."""
-    for name, data in build.context().items():
+    for name, data in images.context().items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
@@ -204,7 +204,7 @@ def program(folder: Path) -> Path:
 
 def entry_point() -> list[str]:
     """What the image starts, by this Python."""
-    text = (Path(build.__file__).parent / "Dockerfile").read_text()
+    text = (Path(images.__file__).parent / "Dockerfile").read_text()
     assert not re.search(r"^USER (?!root)", text, re.MULTILINE), "SageMaker mounts /opt/ml for root"
     words = [json.loads(re.search(rf"^{word} (.*)$", text, re.MULTILINE)[1]) for word in ("ENTRYPOINT", "CMD")]  # type: ignore[index]
     return [sys.executable, *words[0][1:], *words[1]]

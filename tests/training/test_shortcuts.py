@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from chestxray.data.shortcuts import acquisition_features, linear_log_odds
-from chestxray.images.exchange import EXCHANGES, OTHER, OWN, donors_of, exchanged
+from chestxray.images.shifts import EXCHANGES, OTHER, OWN, donors_of, exchanged
 from chestxray.metrics.metrics import auroc
 from chestxray.training.augment import augment, exchange
 from chestxray.training.config import Augmentation

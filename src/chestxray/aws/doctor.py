@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from chestxray.aws import build
-from chestxray.aws.images import REGISTRIES, training_image
+from chestxray.aws.images import REGISTRIES, image_is_there, image_of, training_image
 from chestxray.aws.roles import deployer_policy
 from chestxray.aws.session import Cloud, Names, cloud_errors, error_code, principal_of
 from chestxray.diagnosis import Check
@@ -132,8 +131,8 @@ def _images(cloud: Cloud, names: Names, wanted: Wanted) -> Iterator[Check]:
         yield Check("image for training", str(error), ok=False)
     else:
         yield _image_of_amazon(cloud, address)
-    image = build.image_of(names)
-    there = build.image_is_there(cloud, names, image)
+    image = image_of(names)
+    there = image_is_there(cloud, names, image)
     state = "built" if there else "the first deploy builds it, in some minutes"
     yield Check("image for serving", f"{image.tag}: {state}")
 

@@ -1,19 +1,298 @@
-"""Teardown: everything of a deployment is removed, in the right order, and searched again until nothing is left."""
+"""Teardown: everything of a deployment is found, removed in the right order, and searched again until nothing is left.
+
+Resources are found through each service's own lists: the tagging service learns of some only after minutes and of
+others never. A resource belongs to the deployment if its name and its tags say so. A resource with such a name but
+without the tag is shown, and never removed.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
-from chestxray.aws import waiting
-from chestxray.aws.inventory import KINDS, Found, Kind
-from chestxray.aws.plan import Item, Plan
+from chestxray.aws import stacks, waiting
+from chestxray.aws.deploy import end_of, group_tags, log_tags
+from chestxray.aws.plan import ECR_GB_MONTH, HOURS_A_MONTH, S3_GB_MONTH, Item, Plan, instance_hours
+from chestxray.aws.roles import EXECUTION, EXPIRY, delete_role
 from chestxray.aws.session import Cloud, Names, cloud_errors, unless_missing
+from chestxray.aws.storage import bucket_exists, bucket_tags, empty_bucket
 from chestxray.errors import CloudError
 from chestxray.progress import Log
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A resource of the deployment.
+
+    Attributes:
+        kind: row of KINDS.
+        name: its name in AWS.
+        state: state in the words of its service, or "".
+        hourly: dollars an hour while it exists; None if the price is not known here.
+        note: further remarks.
+        foreign: whether it has a name of ours but not our tag, so that it is not touched.
+    """
+
+    kind: str
+    name: str
+    state: str = ""
+    hourly: float | None = 0.0
+    note: str = ""
+    foreign: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of resource that this package creates.
+
+    Attributes:
+        what: its name in words.
+        find: function that yields the existing ones. Raises: botocore's errors.
+        remove: function that removes one by name; the removal may still be in progress afterwards.
+        is_data: whether a user may want to keep it.
+        of_endpoint: whether it is removed with the endpoint alone.
+    """
+
+    what: str
+    find: Callable[[Cloud, Names], Iterator[Found]]
+    remove: Callable[[Cloud, Names, str], None]
+    is_data: bool = False
+    of_endpoint: bool = False
+
+
+# --------------------------------------------------------------------------- what runs
+
+RUNNING: Final = ("InProgress", "Stopping")
+ENDED: Final = ("Completed", "Failed", "Stopped")
+
+
+def _training_jobs(cloud: Cloud, names: Names) -> Iterator[Found]:
+    client = cloud.client("sagemaker")
+    for name, status in _jobs(client, names, "list_training_jobs", "TrainingJob", RUNNING):
+        found = client.describe_training_job(TrainingJobName=name)["ResourceConfig"]
+        yield Found("training job", name, status, _hourly_of(found))
+
+
+def _transform_jobs(cloud: Cloud, names: Names) -> Iterator[Found]:
+    client = cloud.client("sagemaker")
+    for name, status in _jobs(client, names, "list_transform_jobs", "TransformJob", RUNNING):
+        found = client.describe_transform_job(TransformJobName=name)["TransformResources"]
+        yield Found("transform job", name, status, _hourly_of(found))
+
+
+def _hourly_of(resources: Mapping[str, Any]) -> float | None:
+    return instance_hours(resources["InstanceType"], resources["InstanceCount"])
+
+
+def _training_records(cloud: Cloud, names: Names) -> Iterator[Found]:
+    for name, status in _jobs(cloud.client("sagemaker"), names, "list_training_jobs", "TrainingJob", ENDED):
+        yield Found("training job record", name, status, note="names the bundle that deploy finds by it")
+
+
+def _jobs(client: Any, names: Names, operation: str, kind: str, statuses: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield name and status of our jobs in one of these statuses."""
+    for status in statuses:
+        for page in client.get_paginator(operation).paginate(NameContains=names.deployment, StatusEquals=status):
+            for item in page[f"{kind}Summaries"]:
+                if _is_ours(client, names, item[f"{kind}Name"], item[f"{kind}Arn"]):
+                    yield item[f"{kind}Name"], status
+
+
+def _stop_training(cloud: Cloud, _: Names, name: str) -> None:
+    cloud.client("sagemaker").stop_training_job(TrainingJobName=name)
+
+
+def _delete_training_record(cloud: Cloud, _: Names, name: str) -> None:
+    cloud.client("sagemaker").delete_training_job(TrainingJobName=name)
+
+
+def _stop_transform(cloud: Cloud, _: Names, name: str) -> None:
+    cloud.client("sagemaker").stop_transform_job(TransformJobName=name)
+
+
+def _endpoints(cloud: Cloud, names: Names) -> Iterator[Found]:
+    client = cloud.client("sagemaker")
+    for page in client.get_paginator("list_endpoints").paginate(NameContains=names.endpoint):
+        for item in page["Endpoints"]:
+            if item["EndpointName"] == names.endpoint and not _is_ours(
+                client, names, names.endpoint, item["EndpointArn"]
+            ):
+                yield Found("endpoint", names.endpoint, item["EndpointStatus"], foreign=True)
+    for item in _hosted(client, names, "Endpoint"):
+        described = client.describe_endpoint(EndpointName=item["EndpointName"])
+        hourly, note = _cost_of(client, described["EndpointConfigName"])
+        end = end_of(cloud, names)
+        note += f"; deleted by itself at {end}" if end else "; no schedule deletes it"
+        yield Found("endpoint", item["EndpointName"], item["EndpointStatus"], hourly, note)
+
+
+def _cost_of(client: Any, config: str) -> tuple[float | None, str]:
+    found = unless_missing(client.describe_endpoint_config, EndpointConfigName=config)
+    if found is None:
+        return 0.0, "its configuration is gone"
+    variant = found["ProductionVariants"][0]
+    if "ServerlessConfig" in variant:
+        return 0.0, "serverless: nothing while idle"
+    instance, count = variant["InstanceType"], variant["InitialInstanceCount"]
+    return instance_hours(instance, count), f"on {instance}"
+
+
+def _hosted(client: Any, names: Names, kind: str) -> Iterator[dict[str, Any]]:
+    """Yield endpoints, endpoint configurations or models of the deployment, as their service lists them."""
+    operation = {"Endpoint": "list_endpoints", "EndpointConfig": "list_endpoint_configs", "Model": "list_models"}[kind]
+    for page in client.get_paginator(operation).paginate(NameContains=names.deployment):
+        for item in page[f"{kind}s"]:
+            if _is_ours(client, names, item[f"{kind}Name"], item[f"{kind}Arn"]):
+                yield item
+
+
+def _is_ours(client: Any, names: Names, name: str, arn: str) -> bool:
+    """Check by name and tag whether a resource is ours: "chestxray-two" is another deployment than "chestxray"."""
+    if name != names.deployment and not name.startswith(f"{names.deployment}-"):
+        return False
+    return names.owns(client.list_tags(ResourceArn=arn)["Tags"])
+
+
+def _configs(cloud: Cloud, names: Names) -> Iterator[Found]:
+    for item in _hosted(cloud.client("sagemaker"), names, "EndpointConfig"):
+        yield Found("endpoint configuration", item["EndpointConfigName"])
+
+
+def _models(cloud: Cloud, names: Names) -> Iterator[Found]:
+    for item in _hosted(cloud.client("sagemaker"), names, "Model"):
+        yield Found("model", item["ModelName"])
+
+
+def _delete_endpoint(cloud: Cloud, _: Names, name: str) -> None:
+    client = cloud.client("sagemaker")
+    if client.describe_endpoint(EndpointName=name)["EndpointStatus"] != "Deleting":
+        client.delete_endpoint(EndpointName=name)
+
+
+def _delete_config(cloud: Cloud, _: Names, name: str) -> None:
+    cloud.client("sagemaker").delete_endpoint_config(EndpointConfigName=name)
+
+
+def _delete_model(cloud: Cloud, _: Names, name: str) -> None:
+    cloud.client("sagemaker").delete_model(ModelName=name)
+
+
+# --------------------------------------------------------------------------- what stands around it
+
+
+def _schedules(cloud: Cloud, names: Names) -> Iterator[Found]:
+    client = cloud.client("scheduler")
+    for page in client.get_paginator("list_schedule_groups").paginate(NamePrefix=names.deployment):
+        for group in page["ScheduleGroups"]:
+            if group["Name"] == names.deployment and group.get("State", "ACTIVE") == "ACTIVE":
+                yield Found("schedules", group["Name"], foreign=not names.owns(group_tags(client, group)))
+
+
+def _delete_schedules(cloud: Cloud, _: Names, name: str) -> None:
+    """Delete the schedules, then their group, which would delete them with a delay."""
+    client = cloud.client("scheduler")
+    for page in client.get_paginator("list_schedules").paginate(GroupName=name):
+        for found in page["Schedules"]:
+            client.delete_schedule(Name=found["Name"], GroupName=name)
+    client.delete_schedule_group(Name=name)
+
+
+def _stacks(cloud: Cloud, names: Names) -> Iterator[Found]:
+    for stack in (names.website_stack, names.build_stack):
+        found = stacks.describe(cloud, stack)
+        if found is not None:
+            yield Found("stack", stack, found["StackStatus"], foreign=not names.owns(found.get("Tags", ())))
+
+
+def _delete_stack(cloud: Cloud, _: Names, name: str) -> None:
+    """Delete a stack, and wait until it is gone or CloudFormation states what prevents it."""
+    stacks.remove(cloud, name, lambda _: None)
+
+
+def _images(cloud: Cloud, names: Names) -> Iterator[Found]:
+    """Yield the image repository, which exists without its stack if that is gone or the repository was made by hand."""
+    client = cloud.client("ecr")
+    found = unless_missing(client.describe_repositories, repositoryNames=[names.deployment])
+    if found is None:
+        return
+    tags = client.list_tags_for_resource(resourceArn=found["repositories"][0]["repositoryArn"])["tags"]
+    pages = client.get_paginator("describe_images").paginate(repositoryName=names.deployment)
+    size = sum(image.get("imageSizeInBytes", 0) for page in pages for image in page["imageDetails"])
+    hourly = size / 1e9 * ECR_GB_MONTH / HOURS_A_MONTH
+    note = f"{size / 1e9:.2f} GB"
+    yield Found("image repository", names.deployment, hourly=hourly, note=note, foreign=not names.owns(tags))
+
+
+def _delete_images(cloud: Cloud, _: Names, name: str) -> None:
+    cloud.client("ecr").delete_repository(repositoryName=name, force=True)
+
+
+def _logs(cloud: Cloud, names: Names) -> Iterator[Found]:
+    """Yield the logs of endpoints and builds. Jobs log into groups of the whole account, which are not deleted."""
+    client = cloud.client("logs")
+    for prefix in (f"/aws/sagemaker/Endpoints/{names.endpoint}", f"/aws/codebuild/{names.build_stack}"):
+        for page in client.get_paginator("describe_log_groups").paginate(logGroupNamePrefix=prefix):
+            for group in page["logGroups"]:
+                if group["logGroupName"] == prefix:
+                    note = f"{group.get('storedBytes', 0) / 1e6:.1f} MB"
+                    yield Found("log", prefix, note=note, foreign=not names.owns(log_tags(client, group)))
+
+
+def _delete_log(cloud: Cloud, _: Names, name: str) -> None:
+    cloud.client("logs").delete_log_group(logGroupName=name)
+
+
+def _roles(cloud: Cloud, names: Names) -> Iterator[Found]:
+    for name in map(names.role, (EXECUTION, EXPIRY)):
+        found = unless_missing(cloud.client("iam").get_role, RoleName=name)
+        if found is not None:
+            yield Found("role", name, foreign=not names.owns(found["Role"].get("Tags", ())))
+
+
+def _delete_role(cloud: Cloud, _: Names, name: str) -> None:
+    delete_role(cloud.client("iam"), name)
+
+
+def _bucket(cloud: Cloud, names: Names) -> Iterator[Found]:
+    client = cloud.client("s3")
+    if not bucket_exists(client, names.bucket):
+        return
+    sizes = [
+        found["Size"]
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=names.bucket)
+        for found in page.get("Contents", ())
+    ]
+    hourly = sum(sizes) / 1e9 * S3_GB_MONTH / HOURS_A_MONTH
+    foreign = not names.owns(bucket_tags(client, names.bucket))
+    note = f"{len(sizes):,} objects, {sum(sizes) / 1e6:,.1f} MB"
+    yield Found("bucket", names.bucket, hourly=hourly, note=note, foreign=foreign)
+
+
+def _delete_bucket(cloud: Cloud, _: Names, name: str) -> None:
+    client = cloud.client("s3")
+    empty_bucket(client, name)
+    client.delete_bucket(Bucket=name)
+
+
+# In the order of deletion: running resources, then what they were made of, then what they needed.
+KINDS: Final[tuple[Kind, ...]] = (
+    Kind("training job", _training_jobs, _stop_training),
+    Kind("transform job", _transform_jobs, _stop_transform),
+    Kind("endpoint", _endpoints, _delete_endpoint, of_endpoint=True),
+    Kind("endpoint configuration", _configs, _delete_config, of_endpoint=True),
+    Kind("model", _models, _delete_model, of_endpoint=True),
+    Kind("schedules", _schedules, _delete_schedules, of_endpoint=True),
+    Kind("stack", _stacks, _delete_stack),
+    Kind("image repository", _images, _delete_images),
+    Kind("log", _logs, _delete_log),
+    Kind("role", _roles, _delete_role),
+    Kind("training job record", _training_records, _delete_training_record, is_data=True),
+    Kind("bucket", _bucket, _delete_bucket, is_data=True),
+)
+
 
 PATIENCE_S: Final = 1800.0  # a distribution takes AWS a quarter of an hour to delete
 UNDER_WAY: Final = frozenset(

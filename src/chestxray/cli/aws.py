@@ -20,7 +20,7 @@ from chestxray.schema import NOTICE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chestxray.aws.inventory import Found
+    from chestxray.aws.teardown import Found
 from typing import Final
 
 

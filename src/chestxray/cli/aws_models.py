@@ -197,10 +197,9 @@ def deploy(
     after --ttl, with all that belongs to it, whatever becomes of this machine. The same command again sets that
     time anew.
     """
-    from chestxray.aws import build
     from chestxray.aws import deploy as endpoints
     from chestxray.aws.deploy import parse_ttl, weights_of
-    from chestxray.aws.images import repository_arn
+    from chestxray.aws.images import ensure_image, image_of, plan_of_image, repository_arn
     from chestxray.aws.plan import Plan
 
     if serverless and instance:
@@ -213,14 +212,14 @@ def deploy(
     if image:
         repository_arn(image, names.region)  # refused before anything is created
     weights = weights_of(cloud, names, source)
-    own = None if image else build.image_of(names)
+    own = None if image else image_of(names)
     address = own.address if own else str(image)
     served = endpoints.served_as(names, weights, address, hosting)
-    images = build.plan_of_image(cloud, names, own) if own else ()
+    images = plan_of_image(cloud, names, own) if own else ()
     if not order.go_ahead(Plan("deploy", (*images, *endpoints.plan_items(names, served, hosting, lifetime)))):
         return
     if own:
-        build.ensure_image(cloud, names, own, log)
+        ensure_image(cloud, names, own, log)
     end = None if lifetime is None else datetime.now(UTC).replace(microsecond=0) + lifetime
     did = endpoints.deploy(cloud, names, weights, address, hosting, end, log)
     until = f"until {end:%Y-%m-%d %H:%M} UTC" if end else 'until "chestxray aws destroy"'
@@ -254,9 +253,9 @@ def validate(
     The same report as "chestxray evaluate": films are cleaned here as there, labels are read from their keys, and
     each figure has its count and its interval.
     """
-    from chestxray.aws import build, transform
+    from chestxray.aws import transform
     from chestxray.aws.deploy import deployed_model, ensure_model, model_name, weights_of
-    from chestxray.aws.images import repository_arn
+    from chestxray.aws.images import ensure_image, image_of, plan_of_image, repository_arn
     from chestxray.aws.plan import Plan
     from chestxray.aws.roles import ensure_execution_role
     from chestxray.aws.storage import ensure_bucket
@@ -268,15 +267,15 @@ def validate(
     if image:
         repository_arn(image, names.region)
     weights = weights_of(cloud, names, model) if model else None
-    own = build.image_of(names) if weights and not image else None
+    own = image_of(names) if weights and not image else None
     image_address = own.address if own else image or ""
     name = model_name(names, weights, image_address) if weights else deployed_model(cloud, names)
     wanted = transform.prepare(cloud, names, address, name, instance)
-    images = build.plan_of_image(cloud, names, own) if own else ()
+    images = plan_of_image(cloud, names, own) if own else ()
     if not order.go_ahead(Plan("validate", transform.plan_items(names, wanted, images))):
         return
     if own:
-        build.ensure_image(cloud, names, own, log)
+        ensure_image(cloud, names, own, log)
     if weights:
         ensure_model(cloud, names, weights, image_address)
     ensure_bucket(cloud, names)

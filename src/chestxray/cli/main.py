@@ -10,9 +10,8 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
-from chestxray.cli.audit import audit
 from chestxray.cli.aws import aws
-from chestxray.cli.data import clean, collect, pack, split
+from chestxray.cli.data import audit, clean, collect, pack, split
 from chestxray.cli.dicom import dicom
 from chestxray.cli.evaluate import calibrate, evaluate
 from chestxray.cli.model import batch, blend, export, predict, sign, train, verify

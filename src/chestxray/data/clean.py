@@ -15,8 +15,8 @@ import numpy as np
 
 from chestxray.data.cache import FindingsCache
 from chestxray.data.dedup import near_pairs
+from chestxray.data.parallel import Mapper, mapper_of
 from chestxray.data.patients import about_patients, without_nobody
-from chestxray.data.ray import Mapper, mapper_of
 from chestxray.data.sources import name_of, read_film, stamp_of
 from chestxray.errors import FilmError, TruncatedFilm
 from chestxray.files import folder_written_whole

@@ -14,8 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from chestxray.data import sources
-from chestxray.data.folders import Folders
-from chestxray.data.labels import LabelWords, NoLabel, parse_name
+from chestxray.data.labels import Folders, LabelWords, NoLabel, parse_name
 from chestxray.data.patients import patient_in, pattern_of, without_nobody, written_in_several_ways
 from chestxray.data.sources import FILM_ENDINGS, Listing, files_below, is_archive, split_path
 from chestxray.data.tables import TABLE_ENDINGS, ListedFilm, columns_of, is_table, read_listing

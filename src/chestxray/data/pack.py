@@ -29,7 +29,7 @@ from chestxray.data.cache import (
     known_planes,
     note_progress,
 )
-from chestxray.data.ray import Mapper, mapper_of
+from chestxray.data.parallel import Mapper, mapper_of
 from chestxray.data.sources import read_film
 from chestxray.data.split import refuse_leakage
 from chestxray.errors import DataError, FilmError, PackInvalid

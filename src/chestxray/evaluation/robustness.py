@@ -23,9 +23,18 @@ from chestxray.arrays import Float64Array, Int64Array, UInt8Array
 from chestxray.data.pack import labels_of
 from chestxray.data.parallel import map_in_order
 from chestxray.data.sources import name_of, read_film
-from chestxray.images.exchange import EXCHANGED_FROM, EXCHANGES, OTHER, OWN, condition, donors_of, exchanged
 from chestxray.images.preprocess import preprocess
-from chestxray.images.shifts import SHIFTS, shifted
+from chestxray.images.shifts import (
+    EXCHANGED_FROM,
+    EXCHANGES,
+    OTHER,
+    OWN,
+    SHIFTS,
+    condition,
+    donors_of,
+    exchanged,
+    shifted,
+)
 from chestxray.inference.batch import GROUP
 from chestxray.inference.predictor import Predictor
 from chestxray.metrics.calibration import Calibration, calibrated

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from chestxray.data.ray import started
+from chestxray.data.parallel import started
 from chestxray.inference.batch import READ_BY_PEOPLE, Group, predict_group
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.journal import FilmResult

@@ -6,7 +6,7 @@ become one affine map, and a film is resampled once.
 
 Exchanges give films the exposure, the low frequencies or the corners of films of the other class. The film keeps its
 label, so that the exchanged property does not predict the label. They are the batched counterparts of
-``images.exchange``; rings, margins and proportions have no counterpart here on purpose: the exchange stress of the
+``images.shifts``; rings, margins and proportions have no counterpart here on purpose: the exchange stress of the
 validation keeps kinds that no training has seen.
 """
 
@@ -20,7 +20,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from chestxray.images.exchange import LEVELS
+from chestxray.images.shifts import LEVELS
 from chestxray.training.config import Augmentation
 
 WHITE: Final = 255.0

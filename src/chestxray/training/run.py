@@ -21,8 +21,7 @@ import torch
 from chestxray.data.pack import Pack
 from chestxray.errors import OutputExists, TrainingInterrupted
 from chestxray.files import may_be_replaced, write_atomically
-from chestxray.images.exchange import EXCHANGES
-from chestxray.images.shifts import SHIFTS
+from chestxray.images.shifts import EXCHANGES, SHIFTS
 from chestxray.progress import Log, ProgressCallback, no_log, no_progress
 from chestxray.schema import Label
 from chestxray.training.checkpoint import Best, Checkpoint, CheckpointFolder, Origin, writing

@@ -26,16 +26,18 @@ from torch.nn import functional
 from chestxray.arrays import Float32Array, Float64Array, IndexArray, UInt8Array
 from chestxray.data.pack import Pack, labels_of
 from chestxray.errors import TrainingDiverged
-from chestxray.images.exchange import (
+from chestxray.images.shifts import (
     EXCHANGED_FROM,
     EXCHANGES,
     OTHER,
+    SHIFTS,
     Exchange,
+    Shift,
     condition,
     donors_of,
     exchanged,
+    shifted,
 )
-from chestxray.images.shifts import SHIFTS, Shift, shifted
 from chestxray.metrics.metrics import Confusion, auroc
 from chestxray.progress import ProgressCallback, no_progress
 from chestxray.training.config import Recipe

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from chestxray.data.pack import Pack
-from chestxray.images.exchange import (
+from chestxray.images.shifts import (
     EXCHANGES,
     OTHER,
     OWN,
