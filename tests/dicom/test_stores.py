@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import signal
+import socket
+import struct
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +22,15 @@ from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import create_file_meta
 
+import live_orthanc
+from chestxray.dicom import send as sending
 from chestxray.dicom import stores
 from chestxray.dicom.node import Node
 from chestxray.dicom.queue import WAITING
+from chestxray.dicom.settings import MEBIBYTE, Destination
 from chestxray.dicom.stores import IS_COMMAND, IS_LAST, command_set, file_meta, fragment_pdu, values_of
-from hospital import DX, EXPLICIT, association, modality_film
-from live_orthanc import until
+from hospital import DX, EXPLICIT, association, modality_film, settings
+from live_orthanc import free_port, until
 
 FILM = modality_film(np.zeros((64, 64), np.uint8), 99, Modality="MG")  # no rule wants it: taken, and not classified
 UIDS = st.from_regex(r"[1-9][0-9]{0,8}(\.[1-9][0-9]{0,8}){1,5}", fullmatch=True)
@@ -209,3 +218,31 @@ def test_a_request_for_a_class_that_is_not_its_contexts_is_left_to_the_library(p
     other = command_set(request() | {stores.SOP_CLASS: "1.2.840.10008.5.1.4.1.1.2"})
     peer.write(apart([(IS_COMMAND | IS_LAST, other), (IS_LAST, DATA)]))
     assert peer.status() == 0x0000  # as ever: the film's own header decides
+
+
+def listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
+@pytest.mark.skipif(not live_orthanc.HERE, reason=live_orthanc.MISSING)
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_peer_that_stops_reading_ends_the_sending_and_one_that_reads_gets_all(
+    stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "TIMEOUT_S", 1.0 if stopped else 60.0)
+    port = free_port()
+    command = ["storescp", "-od", tmp_path, "--ignore", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as storescp:
+        until(lambda: listens(port))
+        destination = Destination(name="pacs", host="127.0.0.1", port=port, ae_title="ANY")
+        with sending.association(destination, settings(tmp_path, port), [DX]) as opened:
+            if stopped:
+                storescp.send_signal(signal.SIGSTOP)
+            context = opened.accepted_contexts[0].context_id
+            pixels = struct.pack("<HH2sxxL", 0x7FE0, 0x0010, b"OB", 32 * MEBIBYTE) + bytes(32 * MEBIBYTE)
+            status = stores.Stores(opened).send(context, DX, "1.2.3", pixels)
+            storescp.send_signal(signal.SIGCONT)
+        assert status == (None if stopped else 0x0000)
+        storescp.terminate()

@@ -12,9 +12,11 @@ answer and drops it, if the system stops it at the wrong moment between two requ
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import socket
 import ssl
+import struct
 import threading
 import time
 import weakref
@@ -35,6 +37,8 @@ def wait_for_events(association: Any) -> None:
     """
     connection = association.dul.socket.socket
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a message is two writes: command and data set
+    longest = math.ceil(association.network_timeout or 0)  # seconds that a write may wait; 0 is for ever
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", longest, 0))
     _pdus_by_events(association)
     _messages_by_events(association)
 

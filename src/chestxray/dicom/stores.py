@@ -10,9 +10,10 @@ annex E (message control header).
 
 from __future__ import annotations
 
+import math
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from pynetdicom.pdu_primitives import P_DATA
@@ -47,6 +48,7 @@ INVALID_PDU: Final = "Evt19"
 LONGEST_PDU: Final = MEBIBYTE  # bytes of the longest PDU that is read: a request with every possible context
 READ_AT_ONCE: Final = 65_536  # bytes; memory grows with what comes, not with what a header claims
 KEPT: Final = 4 * MEBIBYTE  # bytes that an association keeps for its next film
+SENT_AT_ONCE: Final = 65_536  # bytes between two looks at the time: a peer may take a byte now and then
 PAUSING_S: Final = 0.0001  # seconds between two looks at the thread that has to pause, as the library waits
 
 
@@ -213,9 +215,11 @@ class Stores:
             while not peer._is_paused:  # noqa: SLF001
                 time.sleep(PAUSING_S)
             self._awaits_answer = True
-            self._send(context, IS_COMMAND, command)
-            self._send(context, 0, data)
+            self._write([*self._pdus(context, IS_COMMAND, command), *self._pdus(context, 0, data)])
             _, answer = peer.dimse.get_msg(block=True)
+        except OSError:
+            self._service.event_queue.put(CONNECTION_ENDED)
+            return None
         finally:
             self._awaits_answer = False
             peer._reactor_checkpoint.set()  # noqa: SLF001
@@ -225,12 +229,22 @@ class Stores:
             peer.abort()
         return None
 
-    def _send(self, context: int, kind: int, data: bytes) -> None:
-        """Send the command or the data set in fragments as long as the peer takes (0: of any length)."""
+    def _pdus(self, context: int, kind: int, data: bytes) -> Iterator[bytes]:
+        """Encode the command or the data set in fragments as long as the peer takes (0: of any length)."""
         longest = (self._association.acceptor.maximum_length or HEADS + len(data)) - HEADS
         for start in range(0, len(data), longest):
             last = IS_LAST if start + longest >= len(data) else 0
-            self._service.send_pdu(_fragment(context, kind | last, data[start : start + longest]))
+            yield fragment_pdu(context, kind | last, data[start : start + longest])
+
+    def _write(self, pdus: Sequence[bytes]) -> None:
+        """Write to the connection, to which no other thread writes meanwhile. Raises: OSError, as if it had ended."""
+        end = time.monotonic() + (self._association.network_timeout or math.inf)
+        with memoryview(b"".join(pdus)) as written:
+            done = 0
+            while done < len(written):
+                done += self._service.socket.socket.send(written[done : done + SENT_AT_ONCE])
+                if time.monotonic() > end:
+                    raise TimeoutError
 
     # ------------------------------------------------------------------ what arrives
 
