@@ -42,10 +42,10 @@ class Stack:
 
 def template(name: str) -> str:
     """Return the text of a template as it is deployed; ``name`` is a key of TEMPLATES."""
-    from chestxray.serving.static import SCRIPT_HASH, STYLE_HASH
+    from chestxray.serving.static import SCRIPT_HASH, STYLE_HASHES
 
     text = files("chestxray.aws").joinpath(TEMPLATES[name]).read_text(encoding="utf-8")
-    return text.replace("SCRIPT_HASH", SCRIPT_HASH).replace("STYLE_HASH", STYLE_HASH)
+    return text.replace("SCRIPT_HASH", SCRIPT_HASH).replace("STYLE_HASHES", STYLE_HASHES)
 
 
 def describe(cloud: Cloud, name: str) -> Mapping[str, Any] | None:

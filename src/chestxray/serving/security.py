@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from chestxray.errors import UsageError
 from chestxray.serving.logs import fault_of, log
 from chestxray.serving.problems import INTERNAL, KEY_NEEDED, UNKNOWN_HOST, Kind, Refusal, problem_response
-from chestxray.serving.static import SCRIPT_HASH, STYLE_HASH
+from chestxray.serving.static import SCRIPT_HASH, STYLE_HASHES
 
 VARIABLE: Final = "CHESTXRAY_API_KEYS"  # environment variable: the lines of a key file, or the same joined by commas
 
@@ -115,12 +115,12 @@ def _hash(key: str) -> str:
 
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
-# The page sets text, never markup: it needs no other origin, no framing, and no inline code but the two files that its
+# The page sets text, never markup: it needs no other origin, no framing, and no inline code but the files that its
 # first answer holds, which are allowed by their hashes.
 _POLICY: Final = {
     "default-src": "'none'",
     "script-src": f"'self' {SCRIPT_HASH}",
-    "style-src": f"'self' {STYLE_HASH}",
+    "style-src": f"'self' {STYLE_HASHES}",
     "img-src": "'self' blob: data:",  # blob: the film that was chosen; data: the heat map in the answer
     "connect-src": "'self'",
     "base-uri": "'none'",

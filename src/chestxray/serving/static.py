@@ -22,9 +22,10 @@ FRAME: Final = PAGE / "frame.html"  # the common frame of the pages to read
 FRAMED: Final = frozenset({"404.html", "docs.html", "model.html"})
 NOT_FOUND: Final = "404.html"
 START: Final = PAGE / "index.html"
+_STYLES: Final = ("shell.css", "style.css")
 # What the first page holds itself: the tag in its file, and what stands there as it is served.
 _INSIDE: Final = {
-    '<link rel="stylesheet" href="style.css">': ("<style>", "</style>", "style.css"),
+    **{f'<link rel="stylesheet" href="{name}">': ("<style>", "</style>", name) for name in _STYLES},
     '<script src="theme.js" data-then="./main.js">': ('<script data-then="./main.js">', "", "theme.js"),
 }
 
@@ -57,7 +58,7 @@ def page_files() -> Iterator[tuple[str, bytes, str]]:
 
 
 def _whole() -> bytes:
-    """Return the first page with all that its first paint needs inside, so that one answer of the server is enough."""
+    """Return the first page with its styles and its first script inside, so that one answer of the server is enough."""
     text = START.read_text(encoding="utf-8")
     for tag, (opening, closing, name) in _INSIDE.items():
         text = text.replace(tag, f"{opening}{_lean(PAGE / name).decode()}{closing}")
@@ -83,7 +84,7 @@ def _framed(path: Path) -> bytes:
     return Template(FRAME.read_text(encoding="utf-8")).substitute(root=root, head=f"{head}\n", main=main).encode()
 
 
-STYLE_HASH: Final = _hash_of("style.css")
+STYLE_HASHES: Final = " ".join(map(_hash_of, _STYLES))
 SCRIPT_HASH: Final = _hash_of("theme.js")
 PAGE_NOT_FOUND: Final = _framed(PAGE / NOT_FOUND)  # for a person with a browser
 

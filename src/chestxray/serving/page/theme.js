@@ -1,13 +1,8 @@
-// Runs before the first paint, so that the page never flashes in the other theme; then, once something was painted, loads
-// the page's own script, which its tag names: fetching and compiling twenty modules would keep the first paint waiting.
+// Runs before the first paint, so that the page never flashes in the other theme. Once something was painted, it puts the
+// rest of the page where its templates wait, in place, and loads the page's own script, which its tag names: style, layout
+// and raster of what nobody reads at once, and twenty modules, would keep the first paint waiting.
 (() => {
   const script = document.currentScript.dataset.then;
-  const load = () => import(script); // a second time does nothing
-  const once = () => {
-    new PerformanceObserver(load).observe({ type: "paint", buffered: true });
-    setTimeout(load, document.hidden ? 0 : 500); // what is hidden is not painted
-  };
-  if (script) addEventListener("DOMContentLoaded", once);
   const root = document.documentElement;
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const chosen = () => {
@@ -17,23 +12,31 @@
       return null; // storage may be switched off
     }
   };
-  const apply = () => {
-    root.dataset.theme = chosen() ?? (dark.matches ? "dark" : "light");
-    document.querySelector("#theme")?.setAttribute("aria-checked", String(root.dataset.theme === "dark"));
+  const apply = (theme) => {
+    root.dataset.theme = theme;
+    document.querySelector("#theme")?.setAttribute("aria-checked", String(theme === "dark"));
   };
-  apply();
-  dark.addEventListener("change", apply);
+  const follow = () => apply(chosen() ?? (dark.matches ? "dark" : "light"));
+  const complete = () => {
+    for (const template of document.querySelectorAll("template[data-later]")) template.replaceWith(template.content);
+    follow();
+    if (script) import(script); // a second time does nothing
+  };
+  follow();
+  dark.addEventListener("change", follow);
+  addEventListener("click", ({ target }) => {
+    if (!target.closest?.("#theme")) return;
+    const next = root.dataset.theme === "dark" ? "light" : "dark";
+    try {
+      localStorage.setItem("theme", next);
+    } catch {
+      // then the choice lasts as long as the page
+    }
+    apply(next);
+  });
   addEventListener("DOMContentLoaded", () => {
-    apply();
-    document.querySelector("#theme")?.addEventListener("click", () => {
-      const next = root.dataset.theme === "dark" ? "light" : "dark";
-      try {
-        localStorage.setItem("theme", next);
-      } catch {
-        // then the choice lasts as long as the page
-      }
-      root.dataset.theme = next;
-      document.querySelector("#theme").setAttribute("aria-checked", String(next === "dark"));
-    });
+    if (!script) return follow();
+    new PerformanceObserver(complete).observe({ type: "paint", buffered: true });
+    setTimeout(complete, document.hidden ? 0 : 500); // what is hidden is not painted
   });
 })();
