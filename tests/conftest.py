@@ -25,35 +25,6 @@ SYNTHETIC_PATIENTS = 100
 SEED = 7
 
 
-@pytest.fixture(autouse=True, scope="session")
-def gates_are_fitted_once() -> Iterator[None]:
-    """Trainings on the same films share their gate, which depends on nothing else and takes most of their time.
-
-    What imported ``fit_detector`` before, such as its own tests, fits anew each time.
-    """
-    module = sys.modules.get("chestxray.training.ood_fit")  # without a test that trains, torch is not imported
-    if module is None:
-        yield
-        return
-    fitted: dict[bytes, object] = {}
-    fit = module.fit_detector
-
-    def fit_once(planes: Sequence[Any], patients: Sequence[str], **options: Any) -> object:
-        films = [*planes, *(plane for some in options.get("refuse", ()) for plane in some.planes)]
-        rest = {name: value for name, value in options.items() if name != "refuse"}
-        refused = [(some.kind, some.patients) for some in options.get("refuse", ())]
-        known = hashlib.sha256(repr((patients, rest, refused, [film.shape for film in films])).encode())
-        for film in films:
-            known.update(film.tobytes())
-        if known.digest() not in fitted:
-            fitted[known.digest()] = fit(planes, patients, **options)
-        return fitted[known.digest()]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "fit_detector", fit_once)
-        yield
-
-
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[str, Callable[[Path], object]], Path]:
     """Make something once for all the processes of a test run: ``shared(name, make)`` gives its path."""
@@ -69,6 +40,36 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable
         return path
 
     return once
+
+
+@pytest.fixture(autouse=True, scope="session")
+def gates_are_fitted_once(shared: Callable[[str, Callable[[Path], object]], Path]) -> Iterator[None]:
+    """Trainings on the same films share their gate, which depends on nothing else and takes most of their time.
+
+    What imported ``fit_detector`` before, such as its own tests, fits anew each time.
+    """
+    module = sys.modules.get("chestxray.training.ood_fit")  # without a test that trains, torch is not imported
+    if module is None:
+        yield
+        return
+    fit = module.fit_detector
+
+    def fit_once(planes: Sequence[Any], patients: Sequence[str], **options: Any) -> object:
+        films = [*planes, *(plane for some in options.get("refuse", ()) for plane in some.planes)]
+        rest = {name: value for name, value in options.items() if name != "refuse"}
+        refused = [(some.kind, some.patients) for some in options.get("refuse", ())]
+        known = hashlib.sha256(repr((patients, rest, refused, [film.shape for film in films])).encode())
+        for film in films:
+            known.update(film.tobytes())
+        path = shared(
+            f"gate-{known.hexdigest()}.json",
+            lambda path: path.write_text(fit(planes, patients, **options).to_json()),
+        )
+        return module.OODDetector.from_json(path.read_text())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "fit_detector", fit_once)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -179,6 +179,7 @@ COMPARED: dict[str, Callable[[Path], Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_each_function_writes_what_its_verb_writes(by_python: Path, by_command: Path) -> None:
     differ = [file for file, read in COMPARED.items() if read(by_python / file) != read(by_command / file)]
     assert differ == []
@@ -229,6 +230,7 @@ def test_a_recipe_is_given_by_name_by_file_or_as_it_is(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- everything at once
 
 
+@pytest.mark.slow
 def test_run_leaves_what_its_stages_leave_and_says_what_it_measured(films: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     recipe = chestxray.recipe("default", epochs=EPOCHS)

@@ -156,6 +156,7 @@ def test_the_stages_follow_each_other_and_each_tells_people_and_machines(
     assert packed.document["count"] == sum(split["normal"] + split["pneumonia"] for split in counts.values())
 
 
+@pytest.mark.slow
 def test_train_export_and_predict_follow_from_a_pack(
     chestxray: Run, pack: Path, film_paths: Sequence[Path], tmp_path: Path
 ) -> None:

@@ -108,7 +108,7 @@ def test_films_without_a_shortcut_give_no_alarm(clean_audit: Audit) -> None:
     assert clean_audit.exceeds(0.8) == ()
 
 
-@pytest.mark.parametrize("name", PLANTS)
+@pytest.mark.parametrize("name", ["marks", *(pytest.param(name, marks=pytest.mark.slow) for name in ("grey", "frame"))])
 def test_a_planted_shortcut_is_named(name: str, tmp_path: Path) -> None:
     plant, group = PLANTS[name]
     found = audit(films_with(tmp_path / "films", plant), workers=1)

@@ -240,6 +240,7 @@ def test_the_reason_is_kept_beside_the_manifest_and_nowhere_else(tmp_path: Path)
     assert read_allowance(tmp_path / "split.csv") == ""
 
 
+@pytest.mark.slow
 @pytest.mark.real_films
 def test_on_the_published_films_no_two_patients_and_every_copy_lie_within_the_distance(
     real_films: Path, published_films: Sequence[Film]

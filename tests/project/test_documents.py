@@ -36,9 +36,11 @@ SLOW: Final = frozenset(
         "README.md",
         "docs/explanation/shortcuts.md",
         "docs/explanation/stress-validation.md",
+        "docs/how-to/bring-films.md",
         "docs/how-to/compare.md",
         "docs/how-to/recalibrate.md",
         "docs/how-to/several-processes.md",
+        "docs/how-to/verify-a-bundle.md",
         "docs/tutorial/your-own-films.md",
     }
 )

@@ -213,6 +213,7 @@ def test_boxes_are_told_for_pneumonia_alone_and_lie_on_the_film(folder: Path, de
                 assert 0 <= upper < lower <= image.height
 
 
+@pytest.mark.slow
 def test_the_same_seed_draws_the_same_files_on_any_number_of_processes(tmp_path: Path) -> None:
     many = SyntheticSettings(patients=80, films_per_patient=2, min_width=128, max_width=160, faults=True)
     told: list[tuple[int, int]] = []
