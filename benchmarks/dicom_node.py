@@ -217,9 +217,9 @@ def node_round(pacs: Orthanc, port: int, node: int, halves: list[Path]) -> Round
     ended = sum(os.times()[2:4])
     senders = [storescu(port, half) for half in halves]
     while instances(pacs) - before < films:
-        time.sleep(0.05)
+        time.sleep(0.02)
     while reports_in(pacs) - reports < films:  # a picture is an object, too, and a refused film has none
-        time.sleep(0.1)
+        time.sleep(0.02)
     quiet = instances(pacs)
     taken = time.perf_counter() - started
     while True:  # pictures that are still on their way

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -219,3 +220,40 @@ def as_cell(text: str) -> str:
 def of_cell(text: str) -> str:
     """Return the text that ``as_cell`` wrote."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+
+
+def size_of(path: Path) -> int:
+    """Return the size of a file in bytes; 0 if it is gone meanwhile, as files of a running node may be."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+@contextmanager
+def written_beside(path: Path, data: bytes) -> Iterator[Path]:
+    """Write a file under a temporary name, durably; it is deleted at the end unless it was moved to its place."""
+    beside = path.with_name(f"{path.stem}.{threading.get_ident()}.part")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield beside
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def put_durably(beside: Path, path: Path) -> None:
+    """Rename a written file, and sync its folder."""
+    beside.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, would survive a power cut."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -7,13 +7,25 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from chestxray.dicom import queue as module
-from chestxray.dicom.queue import ANSWERED, DEAD, DONE, WAITING, Order, OutOfRoom, Queue, Result
+from chestxray.dicom.queue import (
+    ANSWERED,
+    DEAD,
+    DONE,
+    WAITING,
+    Order,
+    OutOfRoom,
+    Queue,
+    QueuedFilm,
+    Result,
+    write_result,
+)
 from chestxray.dicom.settings import Limits
 from chestxray.errors import OutputUnwritable, SourceInvalid
 
@@ -42,12 +54,16 @@ def queue(tmp_path: Path, clock: Clock) -> Queue:
     return Queue(tmp_path / "queue", "model", LIMITS, clock)
 
 
+def answer(queue: Queue, film: QueuedFilm, results: Sequence[Result] = RESULTS) -> None:
+    queue.answer(film, [write_result(queue.results, film.id, result) for result in results])
+
+
 def answered(queue: Queue, instance: str = "1.2.3") -> None:
     assert queue.take(b"film", instance, "PACS", ORDER)
     film = queue.next_film()
     assert film is not None
     assert film.path.read_bytes() == b"film"
-    queue.answer(film, RESULTS)
+    answer(queue, film)
 
 
 def test_a_film_waits_is_answered_and_leaves_when_every_result_was_accepted(queue: Queue) -> None:
@@ -69,7 +85,7 @@ def test_a_film_that_comes_again_is_answered_once_and_by_another_model_once_more
     film = queue.next_film()
     assert film is not None
     assert queue.next_film() is None
-    queue.answer(film, RESULTS)
+    answer(queue, film)
     queue.delivered(queue.deliveries("pacs"), commitment=False)
     assert not queue.take(b"film", "1.2.3", "PACS", ORDER)
     other = Queue(tmp_path / "queue", "another model", LIMITS)
@@ -161,21 +177,30 @@ def test_a_film_whose_writing_was_killed_is_swept_and_one_that_is_being_written_
     assert list(queue.films.iterdir()) == [written]
 
 
-def test_results_that_find_no_room_cost_the_film_no_tries(queue: Queue, clock: Clock) -> None:
+@pytest.mark.parametrize("when", ["written", "kept"])
+def test_results_that_find_no_room_cost_the_film_no_tries(when: str, queue: Queue, clock: Clock) -> None:
     queue.take(b"film", "1.2.3", "PACS", ORDER)
-    (queue.results / "1-sr.dcm").mkdir()  # no file can take that place
+    place = queue.results / "1-sr.dcm"
     for _ in range(4):
         film = queue.next_film()
         assert film is not None
         assert film.tries == 0
-        with pytest.raises(OutOfRoom, match="a result could not be kept"):
-            queue.answer(film, RESULTS)
+        if when == "written":
+            place.mkdir()  # no file can take that place
+            with pytest.raises(OutOfRoom, match="a result could not be kept"):
+                write_result(queue.results, film.id, RESULTS[0])
+            queue.hold(film)
+            place.rmdir()
+        else:
+            written = [write_result(queue.results, film.id, result) for result in RESULTS]
+            place.unlink()
+            with pytest.raises(OutOfRoom, match="a result could not be kept"):
+                queue.answer(film, written)
         assert queue.next_film() is None
         clock.now += LIMITS.longest_pause
-    (queue.results / "1-sr.dcm").rmdir()
     film = queue.next_film()
     assert film is not None
-    queue.answer(film, RESULTS)
+    answer(queue, film)
     assert len(queue.deliveries("pacs")) == 2
 
 
@@ -233,7 +258,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from chestxray.dicom import queue as module
-from chestxray.dicom.queue import Order, Queue, Result
+from chestxray.dicom.queue import Order, Queue, Result, write_result
 
 step, folder = int(sys.argv[1]), Path(sys.argv[2])
 steps = 0
@@ -253,7 +278,8 @@ for number in range(4):
         print(number, flush=True)
     film = queue.next_film()
     if film is not None:
-        queue.answer(film, [Result("sr", "1.88", f"2.25.{film.id}", film.path.read_bytes())])
+        result = Result("sr", "1.88", f"2.25.{film.id}", film.path.read_bytes())
+        queue.answer(film, [write_result(queue.results, film.id, result)])
         print("answered", film.id, flush=True)
     for delivery in queue.deliveries("pacs"):
         print("sent", delivery.sop_instance, flush=True)
@@ -282,7 +308,7 @@ def test_killed_at_every_step_no_acknowledged_film_is_lost_and_no_result_is_made
         taken = [line for line in said if line.isdigit()]
         assert {queue.hashed(f"1.{number}\nmodel") for number in taken} <= known
         while (film := queue.next_film()) is not None:
-            queue.answer(film, [Result("sr", "1.88", f"2.25.{film.id}", film.path.read_bytes())])
+            answer(queue, film, [Result("sr", "1.88", f"2.25.{film.id}", film.path.read_bytes())])
         for delivery in queue.deliveries("pacs"):
             assert delivery.path.read_bytes().startswith(b"film ")
             queue.delivered([delivery], commitment=False)

@@ -147,8 +147,8 @@ class Node:
     def _work(self) -> None:
         """Classify films until the node stops.
 
-        Each process has one such thread, which waits while the process works, and a second one, which writes the
-        results of a film to the disk while the process classifies the next film.
+        Each process has one such thread, which waits while the process works, and a second one, which waits for the
+        disk to keep the results of a film while the process classifies the next film.
         """
         worker = Worker(self.settings.limits.film_seconds)
         try:
@@ -208,17 +208,25 @@ class Node:
                 self.queue.bury(film, why)
 
     def _classify(self, worker: Worker, film: QueuedFilm) -> Classified:
-        return worker.predict(
-            Task(
-                path=film.path,
-                received=film.received,
-                bundle=(self.bundle.folder, self._description, self.queue.model),
-                operating_point=self.settings.operating_point or None,
-                require_age=self.settings.require_age,
-                secondary_capture=film.order.secondary_capture,
-                research=(folder, self.queue.hashed("research")) if (folder := self.settings.research_folder) else None,
-                refused=ENDED if film.tries >= TRIED_AT_MOST else "",
-            )
+        """Have a film classified. Raises: as ``Worker.predict``; after OutOfRoom the film waits."""
+        try:
+            return worker.predict(self._task(film))
+        except OutOfRoom:
+            self.queue.hold(film)
+            raise
+
+    def _task(self, film: QueuedFilm) -> Task:
+        return Task(
+            path=film.path,
+            film=film.id,
+            results=self.queue.results,
+            received=film.received,
+            bundle=(self.bundle.folder, self._description, self.queue.model),
+            operating_point=self.settings.operating_point or None,
+            require_age=self.settings.require_age,
+            secondary_capture=film.order.secondary_capture,
+            research=(folder, self.queue.hashed("research")) if (folder := self.settings.research_folder) else None,
+            refused=ENDED if film.tries >= TRIED_AT_MOST else "",
         )
 
     # ------------------------------------------------------------------ watching

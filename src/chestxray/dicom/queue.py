@@ -1,7 +1,7 @@
 """The durable queue: a film is on disk before its sender hears "success", and stays until its results have arrived.
 
     films/KEY.dcm          the film unchanged, until every result was accepted
-    results/ID-KIND.dcm    written once; a repeated sending uses the same file
+    results/ID-KIND.dcm    on disk before its row is; a repeated sending uses the same file
     queue.sqlite           film: one row a film and model. delivery: one row a result and destination
 
 A KEY is a hash of the SOP Instance UID, the model and a salt of this site, so neither the database nor a log holds a
@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import secrets
 import shutil
 import sqlite3
@@ -29,6 +28,7 @@ from typing import Any, Final
 
 from chestxray.dicom.settings import MEBIBYTE, Limits
 from chestxray.errors import OutputUnwritable, SourceInvalid
+from chestxray.files import put_durably, size_of, sync, written_beside
 
 WAITING: Final = "waiting"  # a film: not classified yet. A delivery: not sent yet
 ANSWERED: Final = "answered"  # a film: its results wait for sending
@@ -105,6 +105,17 @@ class Result:
     sop_class: str
     sop_instance: str
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenResult:
+    """A result whose file is written, and not yet sure to survive a power cut."""
+
+    kind: str
+    sop_class: str
+    sop_instance: str
+    path: Path
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,14 +281,15 @@ class Queue:
         order = Order(raw["rule"], tuple(raw["send_to"]), raw["secondary_capture"])
         return QueuedFilm(row[0], row[1], self.films / f"{row[1]}.dcm", row[2], row[3], order)
 
-    def answer(self, film: QueuedFilm, results: Sequence[Result]) -> None:
-        """Store the results of a film, one delivery for each destination.
+    def answer(self, film: QueuedFilm, results: Sequence[WrittenResult]) -> None:
+        """Keep the results of a film that ``write_result`` wrote, one delivery for each destination.
 
         Raises: OutOfRoom; then the film keeps waiting.
         """
         try:
             for result in results:
-                write_durably(self._result_path(film.id, result.kind), result.data)
+                sync(result.path)
+            sync(self.results)
             now = self._clock()
             with self._changing() as database:
                 database.execute("UPDATE film SET state = ?, changed = ? WHERE id = ?", (ANSWERED, now, film.id))
@@ -290,13 +302,17 @@ class Queue:
                     ],
                 )
         except (OSError, sqlite3.Error) as error:
-            waited = self._clock() - film.received
-            pause = min(self.limits.longest_pause, max(self.limits.first_pause, waited))
-            self.put_back(film, pause, tried=False)
+            self.hold(film)
             raise OutOfRoom(f"{self.folder}: a result could not be kept ({error})") from error
         with self._lock:
-            self._bytes += sum(len(result.data) for result in results)
+            self._bytes += sum(result.bytes for result in results)
         self._release(film)
+
+    def hold(self, film: QueuedFilm) -> None:
+        """Let a film wait whose results find no room: the longer, the longer it has waited; it is not its own fault."""
+        waited = self._clock() - film.received
+        pause = min(self.limits.longest_pause, max(self.limits.first_pause, waited))
+        self.put_back(film, pause, tried=False)
 
     def put_back(self, film: QueuedFilm, pause: float = 0.0, *, tried: bool = True) -> None:
         """Let a film wait for at least ``pause`` more seconds; ``tried`` if it may be the film's own fault."""
@@ -557,39 +573,21 @@ def _plain(order: Order) -> dict[str, Any]:
     return {"rule": order.rule, "send_to": order.send_to, "secondary_capture": order.secondary_capture}
 
 
-def size_of(path: Path) -> int:
-    """Return the size of a file in bytes; 0 if it is gone meanwhile, as files of a running node may be."""
+def write_result(folder: Path, film: int, result: Result) -> WrittenResult:
+    """Write a result for ``Queue.answer``, in whatever process made it; without its row, no one reads the file.
+
+    Args:
+        folder: the results of the queue.
+        film: number of the film in the queue.
+        result: the result.
+
+    Raises: OutOfRoom.
+    """
+    path = folder / f"{film}-{result.kind}.dcm"
     try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file completely or not at all, and sync its folder, so that both survive a power cut."""
-    with written_beside(path, data) as beside:
-        put_durably(beside, path)
-
-
-@contextmanager
-def written_beside(path: Path, data: bytes) -> Iterator[Path]:
-    """Write a file under a temporary name, and delete it at the end unless it was moved to its place."""
-    beside = path.with_name(f"{path.stem}.{threading.get_ident()}.part")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield beside
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def put_durably(beside: Path, path: Path) -> None:
-    """Rename a written file, and sync its folder."""
-    beside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        path.write_bytes(result.data)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # a part of it would take room
+            path.unlink()
+        raise OutOfRoom(f"{folder}: a result could not be kept ({error})") from error
+    return WrittenResult(result.kind, result.sop_class, result.sop_instance, path, len(result.data))

@@ -212,12 +212,12 @@ def _takes_as_it_is(peer: Association, sop_class: str) -> int | None:
     return None
 
 
-def _data_set(delivery: Delivery) -> bytes:
+def _data_set(delivery: Delivery) -> memoryview:
     """Return a result as it lies on the disk, without its file meta information. Raises: OSError, FilmError."""
     data = delivery.path.read_bytes()
     if data[PREAMBLE - 4 : PREAMBLE] != b"DICM":
         raise UnreadableFilm(GONE)
-    return data[open_data_set(data, GONE).start :]
+    return memoryview(data)[open_data_set(data, GONE).start :]
 
 
 def _read(delivery: Delivery) -> Dataset:

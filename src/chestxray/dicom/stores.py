@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from pynetdicom.pdu_primitives import P_DATA
@@ -132,7 +132,11 @@ def file_meta(sop_class: str, sop_instance: str, transfer_syntax: str, implement
 
 def fragment_pdu(context: int, control: int, body: bytes) -> bytes:
     """Encode a P-DATA-TF PDU of one fragment."""
-    return struct.pack(">BxLLBB", DATA_PDU, HEADS + len(body), 2 + len(body), context, control) + body
+    return _pdu_head(context, control, len(body)) + body
+
+
+def _pdu_head(context: int, control: int, length: int) -> bytes:
+    return struct.pack(">BxLLBB", DATA_PDU, HEADS + length, 2 + length, context, control)
 
 
 def _fragment(context: int, control: int, body: bytes | bytearray) -> P_DATA:
@@ -186,7 +190,7 @@ class Stores:
 
     # ------------------------------------------------------------------ requests of ours
 
-    def send(self, context: int, sop_class: str, sop_instance: str, data: bytes) -> int | None:
+    def send(self, context: int, sop_class: str, sop_instance: str, data: bytes | memoryview) -> int | None:
         """Send a data set and wait for the answer, as the library does with its own requests.
 
         Args:
@@ -215,7 +219,7 @@ class Stores:
             while not peer._is_paused:  # noqa: SLF001
                 time.sleep(PAUSING_S)
             self._awaits_answer = True
-            self._write([*self._pdus(context, IS_COMMAND, command), *self._pdus(context, 0, data)])
+            self._write(self._pdus(context, (IS_COMMAND, command), (0, data)))
             _, answer = peer.dimse.get_msg(block=True)
         except OSError:
             self._service.event_queue.put(CONNECTION_ENDED)
@@ -229,20 +233,25 @@ class Stores:
             peer.abort()
         return None
 
-    def _pdus(self, context: int, kind: int, data: bytes) -> Iterator[bytes]:
-        """Encode the command or the data set in fragments as long as the peer takes (0: of any length)."""
-        longest = (self._association.acceptor.maximum_length or HEADS + len(data)) - HEADS
-        for start in range(0, len(data), longest):
-            last = IS_LAST if start + longest >= len(data) else 0
-            yield fragment_pdu(context, kind | last, data[start : start + longest])
+    def _pdus(self, context: int, *parts: tuple[int, bytes | memoryview]) -> bytearray:
+        """Encode the command and the data set in fragments as long as the peer takes (0: of any length)."""
+        written = bytearray()
+        for kind, data in parts:
+            longest = (self._association.acceptor.maximum_length or HEADS + len(data)) - HEADS
+            for start in range(0, len(data), longest):
+                end = min(start + longest, len(data))
+                last = IS_LAST if end == len(data) else 0
+                written += _pdu_head(context, kind | last, end - start)
+                written += data[start:end]
+        return written
 
-    def _write(self, pdus: Sequence[bytes]) -> None:
+    def _write(self, pdus: bytearray) -> None:
         """Write to the connection, to which no other thread writes meanwhile. Raises: OSError, as if it had ended."""
         end = time.monotonic() + (self._association.network_timeout or math.inf)
-        with memoryview(b"".join(pdus)) as written:
+        with memoryview(pdus) as left:
             done = 0
-            while done < len(written):
-                done += self._service.socket.socket.send(written[done : done + SENT_AT_ONCE])
+            while done < len(left):
+                done += self._service.socket.socket.send(left[done : done + SENT_AT_ONCE])
                 if time.monotonic() > end:
                     raise TimeoutError
 

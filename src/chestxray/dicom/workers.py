@@ -14,7 +14,7 @@ from typing import Final
 
 from chestxray.data.parallel import CleanContext, depend_on_the_parent
 from chestxray.dicom.deidentify import deidentified
-from chestxray.dicom.queue import Result
+from chestxray.dicom.queue import OutOfRoom, WrittenResult, write_result
 from chestxray.dicom.results import PICTURE_SIDE, Answer, derived_uid, results_of
 from chestxray.dicom.rules import facts_of
 from chestxray.errors import FilmError, MissingExtra
@@ -33,6 +33,8 @@ class Task:
     """A film to classify.
 
     Attributes:
+        film: its number in the queue.
+        results: folder for the results.
         bundle: its folder, its description and the hash of the description.
         refused: reason not to read the pixels at all; empty to read them.
         require_age: refuse a film without a stated age.
@@ -40,6 +42,8 @@ class Task:
     """
 
     path: Path
+    film: int
+    results: Path
     received: float
     bundle: tuple[Path, str, str]
     operating_point: str | None
@@ -51,9 +55,9 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Classified:
-    """The result of a process: the result objects, and the outcome in the words of the metrics."""
+    """The result of a process: the objects that it wrote, and the outcome in the words of the metrics."""
 
-    results: tuple[Result, ...]
+    results: tuple[WrittenResult, ...]
     outcome: str
 
 
@@ -123,12 +127,15 @@ def _serve(pipe: Connection) -> None:
             answer: Classified | Exception = classified(task)
         except Exception as error:  # noqa: BLE001 - passed on unchanged, except for a cause that cannot be pickled
             error.__cause__ = None
-            answer = error if isinstance(error, FilmError | OSError) else RuntimeError(type(error).__name__)
+            answer = error if isinstance(error, FilmError | OSError | OutOfRoom) else RuntimeError(type(error).__name__)
         pipe.send(answer)
 
 
 def classified(task: Task) -> Classified:
-    """Classify a film in this process and make its results. Raises: OSError; FilmError, if the header is damaged."""
+    """Classify a film in this process and write its results.
+
+    Raises: OSError, if the film cannot be opened; OutOfRoom; FilmError, if the header is damaged.
+    """
     data = task.path.read_bytes()
     folder, description, digest = task.bundle
     predictor = _predictor(folder, description, task.require_age)
@@ -153,7 +160,7 @@ def classified(task: Task) -> Classified:
             bundle=(predictor.info.name, predictor.info.model_sha256, digest),
             received=datetime.fromtimestamp(task.received, UTC).astimezone(),
         )
-        results = results_of(data, answer, picture)
+        results = tuple(write_result(task.results, task.film, one) for one in results_of(data, answer, picture))
     if task.research is not None and prediction is not None:
         _keep(data, answer.facts.sop_instance, *task.research)
     return Classified(results, "refused" if prediction is None or prediction.label is None else prediction.label)
