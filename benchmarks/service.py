@@ -1,6 +1,6 @@
 """Our service against the same model behind LitServe, BentoML, Ray Serve and the original's way (Flask under gunicorn).
 
-python benchmarks/service.py BUNDLE FILM... [--peers-python PATH] [--requests 600] [--rounds 3] [--json]
+python benchmarks/service.py BUNDLE FILM... [--peers-python PATH] [--requests 600] [--rounds 3] [--minutes 6] [--json]
 
 Each server runs alone on this machine, in turn, round after round: one caller for p50 and p99, then as many as keep
 it busy for requests a second and the processor time of all its processes; every answer is compared with the graph's
@@ -14,7 +14,9 @@ one; a peer that is installed in none of them is reported as not run:
     python -m venv bento && bento/bin/pip install -e . "bentoml>=1.4"
     python benchmarks/service.py BUNDLE FILM... --peers-python peers/bin/python --peers-python bento/bin/python
 
-The original's way needs the bundle's weights.safetensors. Full-size films: give them as FILM.
+The original's way needs the bundle's weights.safetensors. Full-size films: give them as FILM. A server that does not
+answer in time is reported with its last words, and the others go on; after ``--minutes`` no further turn begins,
+and the rounds that each server has are said.
 """
 
 from __future__ import annotations
@@ -36,11 +38,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chestxray.inference.bundle import folder_of
-from http_load import Callers, Case, as_form, as_it_is, descendants, processor_seconds, resident_mib, right
+from http_load import Callers, Case, Tally, as_form, as_it_is, descendants, processor_seconds, resident_mib, right
 from side_by_side import machine
 
 HERE = Path(__file__).parent
-START_SECONDS = 120
+START_SECONDS = 60.0  # from the command to the first answer
+TURN_SECONDS = 90.0  # for all the requests of one server in one round
+LAST_WORDS = 400  # characters of its output that tell why a server did not answer
 AT_ONCE = 8  # callers that keep a server busy
 CLOSE = 1e-3  # of a probability: the original's way computes with another library
 FLOOR_FILMS = 200
@@ -76,7 +80,7 @@ SERVERS = (
 
 
 class NoAnswer(Exception):
-    """A server that did not start."""
+    """A server that did not start, or did not answer in time."""
 
 
 @dataclass
@@ -100,9 +104,11 @@ def main() -> None:
     parser.add_argument("--peers-python", type=Path, action="append", help="repeatable")
     parser.add_argument("--requests", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=6.0, help="after which no further turn begins")
     parser.add_argument("--only", action="append", help="name of a server; repeatable")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    end = time.monotonic() + 60.0 * arguments.minutes
     cases, before = references(arguments.bundle, arguments.films)
     rows: dict[str, list[Row]] = {}
     missing = {}
@@ -113,8 +119,10 @@ def main() -> None:
         if python is None or server.name in missing:
             missing.setdefault(server.name, "not installed")
             continue
+        if (left := end - time.monotonic()) <= 0:
+            break
         try:
-            rows.setdefault(server.name, []).append(measure(server, arguments, python, cases))
+            rows.setdefault(server.name, []).append(measure(server, arguments, python, cases, left))
         except NoAnswer as why:
             missing[server.name] = str(why)
     _, after = references(arguments.bundle, arguments.films)
@@ -131,35 +139,38 @@ def references(bundle: Path, films: list[Path]) -> tuple[list[Case], list[float]
     return [case for case in cases if case.probability is not None], found["seconds"]
 
 
-def measure(server: Server, arguments: argparse.Namespace, python: Path, cases: list[Case]) -> Row:
-    """One round of one server. Raises: NoAnswer."""
+def measure(server: Server, arguments: argparse.Namespace, python: Path, cases: list[Case], left: float) -> Row:
+    """One round of one server, in at most ``left`` seconds. Raises: NoAnswer."""
     predict = right if server.name == "chestxray" else close
     with running(server, arguments.bundle, python) as (address, process, began):
-        first = 0.0
-        while not first:
-            tally = asyncio.run(Callers(address, server.path, predict, server.wrap).closed(cases, 1, 1))
-            if tally.answered:
-                first = time.perf_counter() - began
-            elif time.perf_counter() - began < START_SECONDS:
-                time.sleep(0.02)  # the server needs the processor more
-            else:
-                raise NoAnswer(f"no answer in {START_SECONDS} seconds: {tally}")
-        asyncio.run(Callers(address, server.path, predict, server.wrap).closed(cases, 50, 4))  # warm
-        alone = asyncio.run(
-            Callers(address, server.path, predict, server.wrap).closed(cases, arguments.requests // 2, 1)
-        )
-        before = processor_seconds(process)
-        busy = asyncio.run(
-            Callers(address, server.path, predict, server.wrap).closed(cases, arguments.requests, AT_ONCE)
-        )
+
+        def asked(count: int, at_once: int, seconds: float) -> Tally:
+            callers = Callers(address, server.path, predict, server.wrap)
+            try:
+                return asyncio.run(asyncio.wait_for(callers.closed(cases, count, at_once), max(seconds, 0.0)))
+            except TimeoutError:
+                told = f"{callers.tally.answered} of {count} requests answered in {seconds:.0f} seconds"
+                raise NoAnswer(told) from None
+
+        last = began + min(START_SECONDS, left)
+        while not asked(1, 1, last - time.perf_counter()).answered:
+            if process.poll() is not None:
+                raise NoAnswer("no answer")
+            time.sleep(0.02)  # the server needs the processor more
+        first = time.perf_counter() - began
+        last = time.perf_counter() + min(TURN_SECONDS, left - first)
+        asked(50, 4, last - time.perf_counter())  # warm
+        alone = asked(arguments.requests // 2, 1, last - time.perf_counter())
+        before = processor_seconds(process.pid)
+        busy = asked(arguments.requests, AT_ONCE, last - time.perf_counter())
         faults = [each.wrong + len(each.lost) + each.refused + sum(each.other.values()) for each in (alone, busy)]
-        processor = (processor_seconds(process) - before) / max(1, busy.answered)
+        processor = (processor_seconds(process.pid) - before) / max(1, busy.answered)
         return Row(
             first,
             alone.quantile(0.5),
             alone.quantile(0.99),
             busy.goodput,
-            resident_mib(process),
+            resident_mib(process.pid),
             sum(faults),
             processor,
         )
@@ -171,8 +182,11 @@ def close(case: Case, body: bytes) -> bool:
 
 
 @contextmanager
-def running(server: Server, bundle: Path, python: Path) -> Iterator[tuple[str, int, float]]:
-    """A server in processes of its own; gives address, process and when it was started."""
+def running(server: Server, bundle: Path, python: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], float]]:
+    """A server in processes of its own; gives address, process and when it was started.
+
+    Raises: NoAnswer, which the block raised, with the server's last words.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     bundle = bundle.resolve()
@@ -189,17 +203,26 @@ def running(server: Server, bundle: Path, python: Path) -> Iterator[tuple[str, i
         began = time.perf_counter()
         process = subprocess.Popen(command, cwd=HERE / "peers", env=environment, stdout=log, stderr=log)
         try:
-            yield f"http://127.0.0.1:{port}", process.pid, began
+            yield f"http://127.0.0.1:{port}", process, began
+        except NoAnswer as why:
+            ended = process.poll()
+            stop(process)
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LAST_WORDS))
+            words = " ".join(log.read().decode(errors="replace").split())
+            state = "" if ended is None else f", it had ended with status {ended}"
+            raise NoAnswer(f"{why}{state}; its last words: {words or 'none'}") from None
         finally:
             stop(process)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End a server and whatever it started."""
+    if process.returncode is not None:
+        return
     children = descendants(process.pid)
     process.terminate()
     try:
-        process.wait(30)
+        process.wait(10)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -227,14 +250,14 @@ def show(rows: dict[str, list[Row]], missing: dict[str, str], floor: float, *, a
     if as_json:
         print(json.dumps({"machine": machine(), "floor": floor, "not_run": missing, "servers": medians}, indent=2))
         return
-    print(f"{machine()}; medians of {max(map(len, rows.values()), default=0)} rounds in turn")
+    print(f"{machine()}; medians of the rounds, in turn")
     print(f"  {'floor: decode plus network, in process':40} p50 {1e3 * floor:7.2f} ms")
     for name, row in medians.items():
         latency = f"p50 alone {1e3 * row['p50']:7.2f} ms, p99 {1e3 * row['p99']:7.2f} ms"
         rest = f"{row['memory']:7.0f} MiB   first answer after {row['start']:5.2f} s   {row['wrong']:.0f} not right"
         latency += f" ({row['p50'] / floor:.2f} x the floor)"
         rate = f"{row['rate']:8.1f} a second, {1e3 * row['processor']:6.2f} ms of processor time each"
-        print(f"  {name:20} {rate}   {latency}   {rest}")
+        print(f"  {name:20} {rate}   {latency}   {rest}   {len(rows[name])} rounds")
     for name, why in missing.items():
         print(f"  {name:20} not measured: {why}")
 

@@ -20,7 +20,8 @@ bundle = Bundle.open(Path(os.environ["PEER_BUNDLE"]))
 info = bundle.info
 weights = load_file(bundle.folder / "weights.safetensors")
 parts = info.network.split(" + ")
-members = [build(part, info.preprocessing, started=False) for part in parts]
+# the common scale of grey levels, as the shipped bundle's recipe has it; the answers are compared with the graph's
+members = [build(part, info.preprocessing, started=False, common_scale=True) for part in parts]
 network = members[0] if len(members) == 1 else Ensemble(members)
 network.load_state_dict(weights if len(members) == 1 else {f"members.{name}": one for name, one in weights.items()})
 network.eval()
