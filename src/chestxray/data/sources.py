@@ -88,12 +88,10 @@ def _sorted_out(found: Iterable[tuple[str, tuple[str, ...], Callable[[], bytes]]
     """
     listed = Listing()
     for path, parts, head in found:
-        name = PurePosixPath(parts[-1])
+        ending = os.path.splitext(parts[-1])[1].lower()  # noqa: PTH122 - a million names, and no Path for each
         if is_hidden(parts):
             listed.hidden += 1
-        elif name.suffix.lower() in FILM_ENDINGS or (
-            name.suffix.lower() not in _NO_FILM_ENDINGS and _begins_as_a_film(head)
-        ):
+        elif ending in FILM_ENDINGS or (ending not in _NO_FILM_ENDINGS and _begins_as_a_film(head)):
             listed.films.append((path, parts))
         else:
             listed.others.append(PurePosixPath(*parts))
@@ -146,19 +144,21 @@ def _head_of(path: Path) -> bytes:
 def list_folder(root: Path) -> Listing:
     """List the files below a folder, sorted by path; links to folders are followed, each folder once."""
     return _sorted_out(
-        (str(path), path.relative_to(root).parts, lambda path=path: _head_of(path))  # type: ignore[misc]
-        for path in sorted(_all_below(root))
+        (path, parts, lambda path=path: _head_of(Path(path)))  # type: ignore[misc]
+        for parts in sorted(_all_below(root))
+        for path in (os.path.join(root, *parts),)  # noqa: PTH118 - as above
     )
 
 
 def files_below(root: Path) -> Iterator[Path]:
     """Yield every film below a folder, without hidden ones, in no order."""
-    for path in _all_below(root):
-        if not is_hidden(path.relative_to(root).parts) and path.suffix.lower() not in _NO_FILM_ENDINGS:
+    for parts in _all_below(root):
+        if not is_hidden(parts) and (path := Path(root, *parts)).suffix.lower() not in _NO_FILM_ENDINGS:
             yield path
 
 
-def _all_below(root: Path) -> Iterator[Path]:
+def _all_below(root: Path) -> Iterator[tuple[str, ...]]:
+    """Yield the parts of each file's path below a folder, in no order."""
     seen: set[tuple[int, int]] = set()
     for folder, folders, names in os.walk(root, followlinks=True):
         status = os.stat(folder)  # noqa: PTH116 - a path as os.walk gives it
@@ -167,10 +167,10 @@ def _all_below(root: Path) -> Iterator[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders.sort()
+        inside = Path(folder).relative_to(root).parts
         for name in names:
-            path = Path(folder, name)
-            if path.is_file():
-                yield path
+            if os.path.isfile(os.path.join(folder, name)):  # noqa: PTH113, PTH118
+                yield *inside, name
 
 
 def list_archive(path: Path) -> Listing:
