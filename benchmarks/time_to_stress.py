@@ -172,7 +172,7 @@ class Race:
         self._network, self._target = network, target
         self.pack = Pack.open(folder)
         self.training = Training(self.pack, Recipe.shipped(RECIPES[network]), device="cpu")
-        step = self.training.step
+        step = self.training.state
         self._panel = Panel(self.training.panels.shifted, labels_of(self.pack.films)[step.splits.validation])
         chosen = [self.pack.films[row] for row in step.splits.training]
         self.films: Films = [(Path(film.path), Label(film.label)) for film in chosen]
@@ -192,7 +192,7 @@ class Race:
             self._train(ours)
         self.limit = most * (ours.reached or ours.seconds)
         for name, trainer in OTHERS.items():
-            info, batch_size = self.pack.info.preprocessing, self.training.step.recipe.batch_size
+            info, batch_size = self.pack.info.preprocessing, self.training.state.recipe.batch_size
             loader = loader_of(self.films, info.size, batch_size)
             course = self.courses[name] = self.course()
             train = trainer(loader, build(self._network, info).train(), course.after_step)
@@ -207,7 +207,7 @@ class Race:
         def on_progress(films: int, _all: int) -> None:
             nonlocal done
             new, done = films - done, films % len(self.films)
-            course.after_step(new, self.training.step.average.module)
+            course.after_step(new, self.training.state.average.module)
 
         for epoch in self.training.epochs(on_progress):
             course.discount(epoch.record.seconds - len(self.films) / epoch.record.films_per_second)

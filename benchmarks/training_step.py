@@ -137,7 +137,7 @@ def _steps_of(training: Training) -> Callable[[], None]:
 
 def _network_alone(training: Training) -> Callable[[], None]:
     """The forward and backward of an epoch's batches, on films that are ready; memory is kept as the loop keeps it."""
-    step = training.step
+    step = training.state
     count = len(step.splits.training)
     batches = np.array_split(np.arange(count), training.steps_an_epoch)
     ready = [step.films(step.splits.training[batch]) for batch in batches]
@@ -153,7 +153,7 @@ def _network_alone(training: Training) -> Callable[[], None]:
 
 
 def _fresh(network: str, training: Training) -> Classifier:
-    return build(network, training.step.pack.info.preprocessing, started=False).train()
+    return build(network, training.state.pack.info.preprocessing, started=False).train()
 
 
 # --------------------------------------------------------------------------- telling

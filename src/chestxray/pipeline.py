@@ -162,27 +162,7 @@ def run(
 
     out, recipe, stage = Path(out), recipe_of(settings.recipe).without_teacher(), _Stages(reporter)
     height, width = size = settings.size or spec_for(recipe).size
-    if source is None:
-        source = out / "synthetic"
-        with stage("draw", "synthetic films, which show no patient; nothing is downloaded") as move:
-            write_synthetic_films(
-                source, SyntheticSettings(patients=settings.synthetic_patients, faults=True), move, settings.workers
-            )
-    with stage("collect", f"the films of {source}"):
-        films = collect(source, settings=settings.collecting, log=reporter.log)
-        write_manifest(films, out / "manifest.csv")
-    with stage("clean", f"{len(films):,} films are opened and checked; nothing is deleted") as move:
-        films = clean(films, move, settings.workers, log=reporter.log)
-        write_manifest(films, out / "clean.csv")
-    stage_reporter.cleaned(describe(films), films)
-    with stage("split", "by patient, so that nobody stands on two splits"):
-        films = split(films, SplitSettings(seed=settings.split_seed), log=reporter.log)
-        write_manifest(films, out / "split.csv")
-    stage_reporter.split(films)
-    with stage("audit", "what a network could learn in place of the disease") as move:
-        found = audit(films, move, settings.workers)
-        write_audit(found, out / "audit", f"Shortcuts in {source}")
-    stage_reporter.audited(found)
+    films = _collected_and_split(source, out, settings, stage, stage_reporter)
     with stage("pack", f"films are decoded once, to {height} x {width} pixels") as move:
         write_pack(films, out / "pack", size=size, on_progress=move, workers=settings.workers)
     with stage("train", f"{recipe.network} on {settings.device}") as move:
@@ -210,3 +190,31 @@ def run(
         )
     stage_reporter.assessed(assessment)
     return RunResult(out / "bundle", out / "report" / "index.html", summary.info.best, assessment, stage.seconds)
+
+
+def _collected_and_split(
+    source: Path | str | None, out: Path, settings: RunSettings, stage: _Stages, stage_reporter: StageReporter
+) -> tuple[Film, ...]:
+    """Run the stages before the pack, and return their films."""
+    if source is None:
+        source = out / "synthetic"
+        with stage("draw", "synthetic films, which show no patient; nothing is downloaded") as move:
+            write_synthetic_films(
+                source, SyntheticSettings(patients=settings.synthetic_patients, faults=True), move, settings.workers
+            )
+    with stage("collect", f"the films of {source}"):
+        films = collect(source, settings=settings.collecting, log=stage.reporter.log)
+        write_manifest(films, out / "manifest.csv")
+    with stage("clean", f"{len(films):,} films are opened and checked; nothing is deleted") as move:
+        films = clean(films, move, settings.workers, log=stage.reporter.log)
+        write_manifest(films, out / "clean.csv")
+    stage_reporter.cleaned(describe(films), films)
+    with stage("split", "by patient, so that nobody stands on two splits"):
+        films = split(films, SplitSettings(seed=settings.split_seed), log=stage.reporter.log)
+        write_manifest(films, out / "split.csv")
+    stage_reporter.split(films)
+    with stage("audit", "what a network could learn in place of the disease") as move:
+        found = audit(films, move, settings.workers)
+        write_audit(found, out / "audit", f"Shortcuts in {source}")
+    stage_reporter.audited(found)
+    return films

@@ -18,10 +18,10 @@ from typing import Any, Final
 import boto3
 import pytest
 
-import cloud_door
+import cloud_requests
 import live_ministack
 from chestxray.aws import roles, session, stacks, waiting, website
-from cloud_door import Door
+from cloud_requests import CloudRequests
 from sagemaker_account import IMAGE, account, account_with_functions, put_image, schedules
 from sagemaker_emulator import SageMaker
 from typed import told
@@ -47,10 +47,10 @@ MAY_FAIL_QUIETLY: Final = ("cloudwatch-logs.DescribeLogStreams", "cloudwatch-log
 
 @dataclass(frozen=True)
 class Place:
-    """An account, the door to it, and the words that commands are typed with."""
+    """An account, what is asked of it, and the words that commands are typed with."""
 
     service: SageMaker
-    door: Door
+    watched: CloudRequests
     words: dict[str, object]
 
     def typed(self, capsys: pytest.CaptureFixture[str], verb: str) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def place(verb: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator
         else:
             service, _ = stack.enter_context(account_with_functions(tmp_path / "account"))
         patch = stack.enter_context(pytest.MonkeyPatch.context())
-        door = stack.enter_context(cloud_door.watched())
+        watched = stack.enter_context(cloud_requests.watched())
         for module in (waiting, stacks):
             patch.setattr(module, "POLL_S", 0.05)
         patch.setattr(session, "ATTEMPTS", 1)
@@ -98,7 +98,7 @@ def place(verb: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator
         s3.create_bucket(Bucket="films")
         for path in films.rglob("*.jpeg"):
             s3.put_object(Bucket="films", Key=f"set/{path.relative_to(films).as_posix()}", Body=path.read_bytes())
-        yield Place(service, door, {"films": films, "bundle": bundle, "out": tmp_path / "report"})
+        yield Place(service, watched, {"films": films, "bundle": bundle, "out": tmp_path / "report"})
 
 
 def forget_tags_of_the_bucket() -> None:
@@ -131,14 +131,14 @@ def test_each_call_may_fail_once(place: Place, verb: str, fault: str, capsys: py
         forget_tags_of_the_bucket()
         if verb in AFTER_DEPLOY:
             assert place.typed(capsys, "deploy")["exit"] == 0
-        place.door.begin()
+        place.watched.begin()
 
     prepare()
     first = place.typed(capsys, verb)
     assert first["exit"] == 0, first
-    assert len(place.door.asked) > 5
+    assert len(place.watched.asked) > 5
     # A question whose answer is lost is one that never arrived.
-    calls = list(dict.fromkeys(place.door.changes if fault == "lost" else place.door.asked))
+    calls = list(dict.fromkeys(place.watched.changes if fault == "lost" else place.watched.asked))
     wrong = []
     for call in calls:
         if verb not in CHANGES_NOTHING:
@@ -153,9 +153,9 @@ def what_goes_wrong(
     place: Place, capsys: pytest.CaptureFixture[str], verb: str, call: str, fault: str
 ) -> Iterator[str]:
     """One call of a verb fails once; all is as it should be where nothing is told."""
-    place.door.fail(call, fault)
+    place.watched.fail(call, fault)
     first = place.typed(capsys, verb)
-    place.door.faults.clear()
+    place.watched.faults.clear()
     sentences = [first["error"]["message"]] if "error" in first else [*first.get("problems", first.get("unknown", ()))]
     told_of = first["exit"] != 0 and sentences and all(sentence.strip() for sentence in sentences)
     went_well = first["exit"] == 0 and fault == "lost"  # destroy looks again, and finds that it was carried out

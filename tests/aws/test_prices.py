@@ -7,7 +7,7 @@ import re
 import pytest
 
 from chestxray.aws.deploy import Hosting
-from chestxray.aws.plan import PRICE_UNKNOWN, Item, Plan, dollars
+from chestxray.aws.plan import PRICE_UNKNOWN, Plan, PlanItem, dollars
 from chestxray.aws.session import Names
 from chestxray.aws.teardown import Found, Survey
 from live_moto import ACCOUNT
@@ -34,7 +34,7 @@ def test_an_instance_without_a_price_is_planned_all_the_same_and_said_to_be_unkn
 
 
 def test_what_is_deleted_costs_nothing_more() -> None:
-    plan = Plan("destroy", (Item("endpoint", "chestxray", hourly=None, does="delete"),))
+    plan = Plan("destroy", (PlanItem("endpoint", "chestxray", hourly=None, does="delete"),))
     assert (plan.hourly, plan.unpriced) == (0, ())
 
 

@@ -12,7 +12,7 @@ import boto3
 import pytest
 
 import live_moto
-from chestxray.aws.deploy import Served, ending
+from chestxray.aws.deploy import EndpointParts, ending
 from chestxray.aws.roles import WITHOUT_RESOURCE, joining_network, reading, using_key, working
 from chestxray.aws.session import Names, Rules
 from live_moto import ACCOUNT
@@ -25,7 +25,7 @@ MANAGED_POLICY: Final = 6144  # characters but blanks
 RULES: Final = Rules(
     kms_key=f"arn:aws:kms:us-east-1:{ACCOUNT}:key/films", subnets=("subnet-1a",), security_groups=("sg-2b",)
 )
-SERVED: Final = Served("clinic", "clinic-hosting-1", "clinic-model-1")
+SERVED: Final = EndpointParts("clinic", "clinic-hosting-1", "clinic-model-1")
 
 
 def everything() -> Iterator[Any]:

@@ -11,11 +11,11 @@ import pytest
 from botocore.awsrequest import AWSPreparedRequest
 from botocore.exceptions import ReadTimeoutError
 
-import cloud_door
+import cloud_requests
 from chestxray.aws import session, waiting
 from chestxray.aws.session import connect
 from chestxray.data import sources
-from cloud_door import Door
+from cloud_requests import CloudRequests
 from sagemaker_account import IMAGE, account, put_image
 from sagemaker_emulator import SageMaker
 from typed import run, told
@@ -32,21 +32,22 @@ VERBS: Final = {
 }
 
 
+Place = tuple[SageMaker, CloudRequests, dict[str, str]]  # the account, what is asked of it, the folders of VERBS
+
+
 @pytest.fixture(scope="module")
-def place(
-    tmp_path_factory: pytest.TempPathFactory, synthetic_films: Path, bundle: Path
-) -> Iterator[tuple[SageMaker, Door, dict[str, str]]]:
-    """An account with films in it, the door to it, and the folders of VERBS."""
+def place(tmp_path_factory: pytest.TempPathFactory, synthetic_films: Path, bundle: Path) -> Iterator[Place]:
+    """An account with films in it, what is asked of it, and the folders of VERBS."""
     folder = tmp_path_factory.mktemp("refusals")
-    with account(folder) as service, pytest.MonkeyPatch.context() as patch, cloud_door.watched() as door:
+    with account(folder) as service, pytest.MonkeyPatch.context() as patch, cloud_requests.watched() as watched:
         patch.setattr(waiting, "POLL_S", 0.1)
         boto3.client("s3").create_bucket(Bucket="films")
         assert run("aws", "upload", synthetic_films, "s3://films/set") == 0
-        yield service, door, {"films": str(synthetic_films), "bundle": str(bundle), "out": str(folder / "report")}
+        yield service, watched, {"films": str(synthetic_films), "bundle": str(bundle), "out": str(folder / "report")}
 
 
 @pytest.fixture
-def door(place: tuple[SageMaker, Door, dict[str, str]]) -> Iterator[Door]:
+def watched(place: Place) -> Iterator[CloudRequests]:
     """Open, before and after."""
     found = place[1]
     found.begin()
@@ -54,93 +55,99 @@ def door(place: tuple[SageMaker, Door, dict[str, str]]) -> Iterator[Door]:
     found.refuse = lambda _, __: None
 
 
-def typed(place: tuple[SageMaker, Door, dict[str, str]], verb: str) -> list[str]:
+def typed(place: Place, verb: str) -> list[str]:
     return ["aws", *(word.format(**place[2]) for word in VERBS[verb])]
 
 
 @pytest.mark.slow
 def test_every_verb_goes_through_though_each_operation_is_throttled_at_first(
-    place: tuple[SageMaker, Door, dict[str, str]], door: Door, capsys: pytest.CaptureFixture[str]
+    place: Place, watched: CloudRequests, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The website's own stack is made under throttling in test_aws_story.py: moto does not know its resources."""
     put_image("made")
-    door.refuse = cloud_door.at_first(2)
+    watched.refuse = cloud_requests.at_first(2)
     for verb in [verb for verb in VERBS if verb != "website"]:
-        door.begin()
+        watched.begin()
         found = told(capsys, *typed(place, verb))
         assert found["exit"] == 0, (verb, found)
-        repeated = {asked: count for asked, count in door.times.items() if count < 3}
+        repeated = {asked: count for asked, count in watched.times.items() if count < 3}
         assert repeated == {}, verb
-        assert len(door.waited) >= 2 * len(door.times)
-        assert max(door.waited) <= 20
+        assert len(watched.waited) >= 2 * len(watched.times)
+        assert max(watched.waited) <= 20
     assert told(capsys, "aws", "status")["found"] == []
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_that_is_throttled_without_end_says_so_in_one_sentence(
-    place: tuple[SageMaker, Door, dict[str, str]], door: Door, verb: str, capsys: pytest.CaptureFixture[str]
+    place: Place,
+    watched: CloudRequests,
+    verb: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    door.refuse = lambda service, _: cloud_door.throttled(service) if service != "sts" else None
+    watched.refuse = lambda service, _: cloud_requests.throttled(service) if service != "sts" else None
     assert run(*typed(place, verb)) == 1
     lines = capsys.readouterr()
     told_of = [line for line in (lines.out + lines.err).splitlines() if "was answered with" in line]
     assert told_of
     assert all("Wait a minute and repeat the command; it resumes where it stopped" in line for line in told_of)
     assert "Traceback" not in lines.err
-    tried = {count for asked, count in door.times.items() if not asked.startswith("sts.")}
+    tried = {count for asked, count in watched.times.items() if not asked.startswith("sts.")}
     assert {count % session.ATTEMPTS for count in tried} == {0}, "some are asked for two kinds of things"
-    assert door.changes == []
+    assert watched.changes == []
 
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize(
     ("refusal", "sentence"),
     [
-        (cloud_door.DENIED, "Ask whoever administers the account for that permission"),
-        (cloud_door.EXPIRED, 'Sign in again ("aws sso login", or new keys) and repeat the command'),
+        (cloud_requests.DENIED, "Ask whoever administers the account for that permission"),
+        (cloud_requests.EXPIRED, 'Sign in again ("aws sso login", or new keys) and repeat the command'),
     ],
 )
 def test_a_verb_that_may_not_is_one_sentence_and_is_not_tried_twice(
-    place: tuple[SageMaker, Door, dict[str, str]],
-    door: Door,
+    place: Place,
+    watched: CloudRequests,
     verb: str,
     refusal: tuple[int, str],
     sentence: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    door.refuse = lambda _, __: refusal
+    watched.refuse = lambda _, __: refusal
     assert run(*typed(place, verb)) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(sentence)
-    assert door.asked == ["sts.GetCallerIdentity"]
+    assert watched.asked == ["sts.GetCallerIdentity"]
 
 
 @pytest.mark.parametrize("verb", ["upload", "status", "destroy"])
 def test_what_may_not_be_looked_for_is_told_of_each_kind(
-    place: tuple[SageMaker, Door, dict[str, str]], door: Door, verb: str, capsys: pytest.CaptureFixture[str]
+    place: Place,
+    watched: CloudRequests,
+    verb: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """HEAD has no body: S3's own word for it is then the status."""
-    door.refuse = lambda service, _: cloud_door.DENIED if service != "sts" else None
+    watched.refuse = lambda service, _: cloud_requests.DENIED if service != "sts" else None
     assert run(*typed(place, verb)) == 1
     lines = capsys.readouterr()
     told_of = [line for line in (lines.out + lines.err).splitlines() if "was answered with" in line]
     assert told_of
     assert all("Ask whoever administers the account for that permission" in line for line in told_of)
-    assert door.changes == []
+    assert watched.changes == []
 
 
 def test_a_plan_to_destroy_what_may_not_be_looked_for_is_no_success(
-    place: tuple[SageMaker, Door, dict[str, str]], door: Door, capsys: pytest.CaptureFixture[str]
+    place: Place, watched: CloudRequests, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    door.refuse = lambda service, _: cloud_door.DENIED if service == "iam" else None
+    watched.refuse = lambda service, _: cloud_requests.DENIED if service == "iam" else None
     assert run("aws", "destroy", "--dry-run") == 1
     assert "Beware: looking for role" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_without_a_region_each_verb_says_what_to_set(
-    place: tuple[SageMaker, Door, dict[str, str]],
-    door: Door,
+    place: Place,
+    watched: CloudRequests,
     verb: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -151,7 +158,7 @@ def test_without_a_region_each_verb_says_what_to_set(
     assert run(*typed(place, verb)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "no AWS region is set. Give --region, or set AWS_REGION" in line
-    assert door.asked == []
+    assert watched.asked == []
 
 
 @pytest.mark.parametrize(
@@ -168,8 +175,8 @@ def test_without_a_region_each_verb_says_what_to_set(
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_aws_is_asked(
-    place: tuple[SageMaker, Door, dict[str, str]],
-    door: Door,
+    place: Place,
+    watched: CloudRequests,
     order: tuple[str, ...],
     sentence: str,
     capsys: pytest.CaptureFixture[str],
@@ -177,19 +184,19 @@ def test_what_cannot_be_meant_is_refused_before_aws_is_asked(
     assert run("aws", *order) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert sentence in line
-    assert door.asked == []
+    assert watched.asked == []
 
 
 def test_films_that_are_not_there_are_missed_before_aws_is_asked(
-    place: tuple[SageMaker, Door, dict[str, str]], door: Door, capsys: pytest.CaptureFixture[str]
+    place: Place, watched: CloudRequests, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("aws", "upload", "nowhere", "s3://films/set") == 1
     assert "nowhere: is not there" in capsys.readouterr().err
-    assert door.asked == []
+    assert watched.asked == []
 
 
 def test_a_bucket_that_keeps_an_object_is_named_with_it(
-    place: tuple[SageMaker, Door, dict[str, str]], door: Door, capsys: pytest.CaptureFixture[str]
+    place: Place, watched: CloudRequests, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """S3 says so in an answer of status 200; here by a lock on the object."""
     cloud = connect()
@@ -208,26 +215,26 @@ def test_a_bucket_that_keeps_an_object_is_named_with_it(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("refusal", [cloud_door.DENIED, cloud_door.THROTTLED])
+@pytest.mark.parametrize("refusal", [cloud_requests.DENIED, cloud_requests.THROTTLED])
 def test_a_log_that_cannot_be_read_ends_nobodys_waiting(
-    place: tuple[SageMaker, Door, dict[str, str]],
-    door: Door,
+    place: Place,
+    watched: CloudRequests,
     refusal: tuple[int, str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     put_image("made")
-    door.refuse = lambda service, _: refusal if service == "cloudwatch-logs" else None
+    watched.refuse = lambda service, _: refusal if service == "cloudwatch-logs" else None
     found = told(capsys, *typed(place, "validate"), "--model", place[2]["bundle"], "--image", IMAGE)
     assert found["exit"] == 0, found
     denied = "reading the log /aws/sagemaker/TransformJobs: DescribeLogStreams was answered with AccessDenied"
-    assert found["said"].count(denied) == (refusal == cloud_door.DENIED)
-    door.refuse = lambda _, __: None
+    assert found["said"].count(denied) == (refusal == cloud_requests.DENIED)
+    watched.refuse = lambda _, __: None
     assert run("aws", "destroy", "--yes") == 0
 
 
 def test_films_that_cannot_be_read_are_no_report_without_them(
-    place: tuple[SageMaker, Door, dict[str, str]],
-    door: Door,
+    place: Place,
+    watched: CloudRequests,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

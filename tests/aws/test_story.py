@@ -14,13 +14,13 @@ import boto3
 import pytest
 from playwright.sync_api import sync_playwright
 
-import cloud_door
+import cloud_requests
 import live_ministack
 from chestxray.aws import stacks, waiting, website
 from chestxray.aws.roles import WITHOUT_RESOURCE
 from chestxray.aws.session import Names, connect
 from chestxray.inference.predictor import Predictor
-from cloud_door import Door
+from cloud_requests import CloudRequests
 from driving import CHROMIUM, FLAGS, choose, expect_answer_for
 from live_moto import ACCOUNT
 from sagemaker_account import IMAGE, account_with_functions, put_image, schedules
@@ -48,13 +48,13 @@ class Account:
 
     Attributes:
         aws: the stand-in's address.
-        door: what our verbs ask of it.
+        watched: what our verbs ask of it.
         theirs: what another team has in it, before, meanwhile and afterwards.
     """
 
     sagemaker: SageMaker
     aws: str
-    door: Door
+    watched: CloudRequests
     theirs: set[str]
 
 
@@ -64,11 +64,11 @@ def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Account
     monkeypatch.setattr(waiting, "POLL_S", 0.2)
     monkeypatch.setattr(stacks, "POLL_S", 0.2)
     monkeypatch.setattr(website, "template", live_ministack.template_without_budget)
-    with account_with_functions(tmp_path / "account") as (service, aws), cloud_door.watched() as door:
+    with account_with_functions(tmp_path / "account") as (service, aws), cloud_requests.watched() as watched:
         boto3.client("s3").create_bucket(Bucket="films")
         add_other_team(service)
         theirs = what_is_there()
-        yield Account(service, aws, door, theirs)
+        yield Account(service, aws, watched, theirs)
         assert theirs <= what_is_there()
         assert boto3.client("s3").get_object(Bucket=THEIRS.bucket, Key="kept")["Body"].read() == b"theirs"
 
@@ -157,10 +157,10 @@ def twice(
     first = told(capsys, *arguments)
     assert first["exit"] == 0, first
     there = what_is_there()
-    account.door.begin()
+    account.watched.begin()
     second = told(capsys, *arguments)
     assert second["exit"] == 0, second
-    created = [asked for asked in account.door.changes if asked.partition(".")[2].startswith(("Create", "Start"))]
+    created = [asked for asked in account.watched.changes if asked.partition(".")[2].startswith(("Create", "Start"))]
     # A schedule is moved to the new end; CloudFormation is asked whether there is anything to update.
     assert created == [], arguments
     assert what_is_there() == there
@@ -229,7 +229,7 @@ def test_from_films_to_a_page_that_answers_and_nothing_left(
     boto3.client("s3").put_object(Bucket=page, Key="index.html", Body=b"changed by hand")
     boto3.client("s3").delete_object(Bucket=page, Key="main.js")
     full: list[int] = []
-    account.door.before["cloudformation.DeleteStack"] = lambda: full.append(versions(page))
+    account.watched.before["cloudformation.DeleteStack"] = lambda: full.append(versions(page))
 
     assert told(capsys, "aws", "destroy", "--yes", "--keep-data", "--dry-run")["exit"] == 0
     assert versions(page)
@@ -255,12 +255,12 @@ def test_a_website_with_the_model_inside_answers_and_goes_whole_though_throttled
 ) -> None:
     """The function runs by ministack's own Python, so the libraries in it are those for this one."""
     monkeypatch.setattr(website, "PYTHON", f"{sys.version_info.major}.{sys.version_info.minor}")
-    account.door.refuse = cloud_door.at_first(2)
+    account.watched.refuse = cloud_requests.at_first(2)
     made = told(capsys, "aws", "website", "--inline", "--bundle", bundle, "--access", "open")
     if "pip cannot fetch" in json.dumps(made):
         pytest.skip(made["error"]["message"])
     assert (made["exit"], made["did"]) == (0, "create"), made
-    assert account.door.times["cloudformation.CreateStack"] == 3
+    assert account.watched.times["cloudformation.CreateStack"] == 3
     assert [item["EndpointName"] for item in boto3.client("sagemaker").list_endpoints()["Endpoints"]] == [
         THEIRS.endpoint
     ]
@@ -272,10 +272,10 @@ def test_a_website_with_the_model_inside_answers_and_goes_whole_though_throttled
             found = json.loads(answer.read())
     expected = Predictor.load(bundle).predict(film, "film")
     assert found["probability"] == pytest.approx(expected.probability, abs=1e-6)
-    account.door.begin()
+    account.watched.begin()
     gone = told(capsys, "aws", "destroy", "--yes")
     assert gone["exit"] == 0, gone
-    assert account.door.times["cloudformation.DeleteStack"] == 3
+    assert account.watched.times["cloudformation.DeleteStack"] == 3
     assert what_is_there() == account.theirs
 
 

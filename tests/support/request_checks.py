@@ -11,7 +11,7 @@ from typing import Any, Final
 from botocore.model import OperationModel
 
 from chestxray.aws.roles import deployer_policy
-from cloud_door import OURS
+from cloud_requests import OURS
 
 POLICY: Final = json.loads(deployer_policy())["Statement"]
 FLOOR: Final = json.loads((Path(__file__).with_name("botocore_floor.json")).read_text())["operations"]

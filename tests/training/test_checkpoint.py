@@ -98,9 +98,9 @@ def test_a_training_taken_up_after_any_step_is_the_same_training(
     first, second = Training(opened, recipe), Training(opened, recipe)
     with pytest.raises(Stop):
         list(first.epochs(stop_after(steps)))
-    second.restore(first.state())
+    second.restore(first.snapshot())
     list(second.epochs())
-    expected, found = whole.state(), second.state()
+    expected, found = whole.snapshot(), second.snapshot()
     assert expected.tensors.keys() == found.tensors.keys()
     assert all(torch.equal(expected.tensors[name], found.tensors[name]) for name in expected.tensors)
 
@@ -110,7 +110,7 @@ def test_a_checkpoint_read_from_its_files_is_the_same_checkpoint(pack: Path) -> 
     training = Training(opened, RECIPE)
     with pytest.raises(Stop):
         list(training.epochs(stop_after(8)))
-    written = Checkpoint(Origin.of(opened, RECIPE), training.state(), None, 1.5)
+    written = Checkpoint(Origin.of(opened, RECIPE), training.snapshot(), None, 1.5)
     read = Checkpoint.from_files(*written.to_files())
     assert (read.origin, read.seconds, read.best) == (written.origin, written.seconds, None)
     assert read.state.figures() == written.state.figures()
@@ -127,7 +127,7 @@ def test_what_an_earlier_version_left_is_gone_on_with(pack: Path, undisturbed: P
     opened, new = small_pack(pack), ("first_size", "distillation", "sharpen", "unsharp")
     training, origin = Training(opened, RECIPE), Origin.of(opened, RECIPE)
     old = dataclasses.replace(origin, recipe=before_there_were(new, dict(origin.recipe)))
-    assert Checkpoint.from_files(*Checkpoint(old, training.state(), None, 1.5).to_files()).origin == origin
+    assert Checkpoint.from_files(*Checkpoint(old, training.snapshot(), None, 1.5).to_files()).origin == origin
 
     finished = shutil.copytree(undisturbed, tmp_path / "run")
     written = json.loads((finished / "run.json").read_text())

@@ -41,9 +41,9 @@ def teachers(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
 
 def shares_by_hand(training: Training, films: torch.Tensor) -> np.ndarray:
     """The probabilities of the mean of the teachers' log-odds, by numpy."""
-    assert training.step.teacher
+    assert training.state.teacher
     with torch.inference_mode():
-        scores = np.stack([network(films).double().numpy() for network in training.step.teacher.networks])
+        scores = np.stack([network(films).double().numpy() for network in training.state.teacher.networks])
     suspicion = 1.0 / (1.0 + np.exp(-(scores[..., 1] - scores[..., 0]).mean(axis=0)))
     return np.stack([1.0 - suspicion, suspicion], axis=1)
 
@@ -55,16 +55,16 @@ def test_the_loss_is_the_cross_entropy_with_labels_and_teacher_in_their_shares(
     recipe = STUDENTS.with_changes(distillation=distillation, mixup=0.0)
     opened = Pack.open(pack)
     training = Training(opened, recipe, teacher=teacher_of(teachers, recipe, opened))
-    batch = training.step.splits.training[:8]
-    films = training.step.varied(batch, Generator().manual_seed(4))
-    training.step.classifier.train()
+    batch = training.state.splits.training[:8]
+    films = training.state.varied(batch, Generator().manual_seed(4))
+    training.state.classifier.train()
     with torch.no_grad():
-        scores = training.step.classifier(films).double().numpy()
+        scores = training.state.classifier(films).double().numpy()
     logs = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
     targets = np.eye(2)[labels_of(opened.films)[batch]]
     target = (1.0 - distillation) * targets + distillation * shares_by_hand(training, films)
     expected = -(target * logs).sum(axis=1).mean()
-    loss = training.step.train_step(batch, 1e-3, Generator().manual_seed(4))
+    loss = training.state.train_step(batch, 1e-3, Generator().manual_seed(4))
     assert loss == pytest.approx(expected, rel=1e-4)
 
 

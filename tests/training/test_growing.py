@@ -83,7 +83,7 @@ def test_a_smaller_film_is_the_mean_of_what_it_covers() -> None:
 
 def test_the_network_is_trained_on_growing_films_and_evaluated_on_whole_ones(pack: Pack) -> None:
     training = Training(pack, GROWING)
-    trained, averaged = Seen(training.step.classifier), Seen(training.step.average.module)
+    trained, averaged = Seen(training.state.classifier), Seen(training.state.average.module)
     list(training.epochs())
     assert trained.training == [size_at(GROWING, step, 18, WHOLE) for step in range(18)]
     assert trained.training[0] == (32, 32)
@@ -95,9 +95,9 @@ def test_a_teacher_sees_whole_films(pack: Pack, tmp_path: Path) -> None:
     teacher_run = train_run(pack.folder, tmp_path / "teacher", GROWING.with_changes(epochs=1)).folder
     student = GROWING.with_changes(epochs=1, distillation=0.5)
     training = Training(pack, student, teacher=teacher_of([teacher_run], student, pack))
-    assert training.step.teacher
-    (network,) = training.step.teacher.networks
-    teacher, own = Seen(network), Seen(training.step.classifier)
+    assert training.state.teacher
+    (network,) = training.state.teacher.networks
+    teacher, own = Seen(network), Seen(training.state.classifier)
     next(training.epochs())
     assert own.training[0] == (32, 32)
     assert teacher.evaluating == {WHOLE}

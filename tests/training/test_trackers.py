@@ -142,7 +142,7 @@ def test_the_sheet_shows_the_films_of_the_first_steps_as_they_are_trained_on(tmp
     training = Training(small_pack(tmp_path), recipe)
     seen: list[torch.Tensor] = []
     sheet = training.varied_films(12)
-    training.step.classifier.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
+    training.state.classifier.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
     next(training.epochs())
     np.testing.assert_array_equal(sheet, torch.cat(seen)[:12, 0].numpy())
     plot_augmented_films(sheet, tmp_path)

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from chestxray.aws.archives import compressed, tarred
 from chestxray.aws.images import takes_key
-from chestxray.aws.plan import SERVERLESS_GB_SECOND, Item, dollars, instance_hours
+from chestxray.aws.plan import SERVERLESS_GB_SECOND, PlanItem, dollars, instance_hours
 from chestxray.aws.roles import (
     EXPIRY,
     Statement,
@@ -42,7 +42,7 @@ SHORT: Final = 12  # digits of a hash in a name
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class ModelArchive:
     """A ``model.tar.gz`` with a bundle.
 
     Attributes:
@@ -56,7 +56,7 @@ class Weights:
     data: bytes = b""
 
 
-def weights_of(cloud: Cloud, names: Names, given: str) -> Weights:
+def weights_of(cloud: Cloud, names: Names, given: str) -> ModelArchive:
     """Return the weights of a bundle (a folder, or a name in this package), or of a training job.
 
     Raises: BundleInvalid, CloudMissing, JobFailed.
@@ -66,7 +66,7 @@ def weights_of(cloud: Cloud, names: Names, given: str) -> Weights:
     return replace(weights, stamp=f"{weights.stamp} {asked}") if asked else weights
 
 
-def _weights_of(cloud: Cloud, names: Names, given: str) -> Weights:
+def _weights_of(cloud: Cloud, names: Names, given: str) -> ModelArchive:
     if Path(given).is_dir() or given in shipped_bundles():
         return _of_bundle(names, folder_of(given))
     with cloud_errors(f"looking for the training job {given}"):
@@ -80,10 +80,10 @@ def _weights_of(cloud: Cloud, names: Names, given: str) -> Weights:
     with cloud_errors(f"looking for {address}"):
         if not holds(cloud.client("s3"), address):
             raise CloudMissing(f"{given}: its bundle {address} was deleted meanwhile. Train it again")
-    return Weights(address, hashlib.sha256(address.encode()).hexdigest()[:SHORT])
+    return ModelArchive(address, hashlib.sha256(address.encode()).hexdigest()[:SHORT])
 
 
-def ensure_model(cloud: Cloud, names: Names, weights: Weights, image: str) -> str:
+def ensure_model(cloud: Cloud, names: Names, weights: ModelArchive, image: str) -> str:
     """Create the model unless it exists. Returns: its name. Raises: CloudError."""
     name = model_name(names, weights, image)
     role = ensure_execution_role(cloud, names, image=image)
@@ -108,19 +108,19 @@ def ensure_model(cloud: Cloud, names: Names, weights: Weights, image: str) -> st
     return name
 
 
-def model_name(names: Names, weights: Weights, image: str) -> str:
+def model_name(names: Names, weights: ModelArchive, image: str) -> str:
     """Return the model's name: the same for the same weights in the same image."""
     digest = hashlib.sha256(f"{weights.stamp} {image}".encode()).hexdigest()[:SHORT]
     return names.stamped(f"model-{digest}")
 
 
-def _of_bundle(names: Names, folder: Path) -> Weights:
+def _of_bundle(names: Names, folder: Path) -> ModelArchive:
     bundle = Bundle.open(folder)
     bundle.verify()
     files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
     data = tarred(files)
     stamp = hashlib.sha256(data).hexdigest()[:SHORT]
-    return Weights(f"{SCHEME}{names.bucket}/bundles/{stamp}/model.tar.gz", stamp, data)
+    return ModelArchive(f"{SCHEME}{names.bucket}/bundles/{stamp}/model.tar.gz", stamp, data)
 
 
 NEVER: Final = "never"
@@ -138,7 +138,7 @@ _ENDS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class EndpointParts:
     """The parts of an endpoint, by name."""
 
     endpoint: str
@@ -162,7 +162,7 @@ def parse_ttl(text: str) -> timedelta | None:
     return lifetime
 
 
-def set_expiry(cloud: Cloud, names: Names, served: Served, end: datetime | None) -> None:
+def set_expiry(cloud: Cloud, names: Names, parts: EndpointParts, end: datetime | None) -> None:
     """Create the schedules that delete an endpoint, or change existing ones; with ``end`` None remove them.
 
     Args:
@@ -173,21 +173,21 @@ def set_expiry(cloud: Cloud, names: Names, served: Served, end: datetime | None)
     if end is None:
         remove_expiry(cloud, names)
         return
-    role = ensure_role(cloud, names, EXPIRY, "scheduler.amazonaws.com", {"delete": ending(names, served)})
+    role = ensure_role(cloud, names, EXPIRY, "scheduler.amazonaws.com", {"delete": ending(names, parts)})
     client = cloud.client("scheduler")
     with cloud_errors("making the schedules that end the endpoint"):
         _ensure_group(client, names)
-        for place, ((operation, parameter, _, word), name) in enumerate(zip(_ENDS, served.in_order, strict=True)):
+        for place, ((operation, parameter, _, word), name) in enumerate(zip(_ENDS, parts.in_order, strict=True)):
             target = {"Arn": f"{TARGET}{operation}", "RoleArn": role, "Input": json.dumps({parameter: name})}
             request = _once(f"{names.deployment}-{word}", names.deployment, end + place * AFTER, target)
             once_the_role_is_known(lambda request=request: _set(client, request))  # type: ignore[misc]
 
 
-def ending(names: Names, served: Served) -> list[Statement]:
+def ending(names: Names, parts: EndpointParts) -> list[Statement]:
     """Return what the schedules may do: delete these three resources, by name."""
     return [
         allow([action], arn(names, "sagemaker", f"{word}/{name}"))
-        for (_, _, action, word), name in zip(_ENDS, served.in_order, strict=True)
+        for (_, _, action, word), name in zip(_ENDS, parts.in_order, strict=True)
     ]
 
 
@@ -270,40 +270,42 @@ class Hosting:
             return {"ServerlessConfig": {"MemorySizeInMB": SERVERLESS_MB, "MaxConcurrency": SERVERLESS_AT_ONCE}}
         return {"InstanceType": self.instance, "InitialInstanceCount": 1, "InitialVariantWeight": 1.0}
 
-    def item(self, names: Names, note: str) -> Item:
+    def item(self, names: Names, note: str) -> PlanItem:
         """Return the item of a plan: what hosting costs."""
         if self.instance:
             kind = f"endpoint on one {self.instance}"
-            return Item(kind, names.endpoint, hourly=instance_hours(self.instance), note=note, does="ensure")
+            return PlanItem(kind, names.endpoint, hourly=instance_hours(self.instance), note=note, does="ensure")
         thousand = 1000 * SECONDS_A_FILM * SERVERLESS_MB / 1024 * SERVERLESS_GB_SECOND
         cost = f"nothing while idle, about {dollars(thousand)} a thousand films"
-        return Item("serverless endpoint", names.endpoint, note=f"{cost}; {note}", does="ensure")
+        return PlanItem("serverless endpoint", names.endpoint, note=f"{cost}; {note}", does="ensure")
 
 
-def served_as(names: Names, weights: Weights, image: str, hosting: Hosting) -> Served:
+def served_as(names: Names, weights: ModelArchive, image: str, hosting: Hosting) -> EndpointParts:
     """Return the names that a deployment gives: the same for the same content."""
     model = model_name(names, weights, image)
     digest = hashlib.sha256(json.dumps([model, hosting.variant]).encode()).hexdigest()[:12]
-    return Served(names.endpoint, names.stamped(f"hosting-{digest}"), model)
+    return EndpointParts(names.endpoint, names.stamped(f"hosting-{digest}"), model)
 
 
-def plan_items(names: Names, served: Served, hosting: Hosting, ttl: timedelta | None) -> tuple[Item, ...]:
+def plan_items(names: Names, parts: EndpointParts, hosting: Hosting, ttl: timedelta | None) -> tuple[PlanItem, ...]:
     """Return the items of a plan: what deploying does and costs, without the image."""
     end = "runs until it is deleted" if ttl is None else f"deleted by itself after {_in_words(ttl)}"
     items = [
-        Item("bucket", names.bucket, note="kept where it is there", does="ensure"),
-        Item("role", names.role("sagemaker"), does="ensure"),
-        Item("model", served.model, does="ensure"),
-        Item("endpoint configuration", served.config, does="ensure"),
+        PlanItem("bucket", names.bucket, note="kept where it is there", does="ensure"),
+        PlanItem("role", names.role("sagemaker"), does="ensure"),
+        PlanItem("model", parts.model, does="ensure"),
+        PlanItem("endpoint configuration", parts.config, does="ensure"),
         hosting.item(names, end),
     ]
     if ttl is not None:
-        items.append(Item("schedules", names.deployment, note="delete endpoint, configuration, model", does="ensure"))
+        items.append(
+            PlanItem("schedules", names.deployment, note="delete endpoint, configuration, model", does="ensure")
+        )
     return tuple(items)
 
 
 def deploy(
-    cloud: Cloud, names: Names, weights: Weights, image: str, hosting: Hosting, end: datetime | None, log: Log
+    cloud: Cloud, names: Names, weights: ModelArchive, image: str, hosting: Hosting, end: datetime | None, log: Log
 ) -> str:
     """Create the endpoint, or change the existing one; wait until it answers.
 
@@ -313,7 +315,7 @@ def deploy(
     Returns: what was done: "create", "update" or "keep".
     Raises: JobFailed, CloudError.
     """
-    served = served_as(names, weights, image, hosting)
+    parts = served_as(names, weights, image, hosting)
     client = cloud.client("sagemaker")
     before = _there(client, names.endpoint)
     if before is not None:
@@ -325,20 +327,20 @@ def deploy(
     _ensure_log(cloud, names)
     anew = before is None or _has_to_be_made_anew(client, before, hosting)
     try:
-        _ensure_config(cloud, names, served, hosting)
-        set_expiry(cloud, names, served, end)
-        _begin(client, names, served, before, anew=anew, log=log)
-        _wait(client, served, log)
+        _ensure_config(cloud, names, parts, hosting)
+        set_expiry(cloud, names, parts, end)
+        _begin(client, names, parts, before, anew=anew, log=log)
+        _wait(client, parts, log)
     except BaseException:
         if anew:  # the endpoint is new, so its removal affects no user
-            _take_away(cloud, names, served, log)
-        elif before is not None and before["EndpointConfigName"] != served.config:
-            _back_to(cloud, names, served, before["EndpointConfigName"], end, log)
+            _take_away(cloud, names, parts, log)
+        elif before is not None and before["EndpointConfigName"] != parts.config:
+            _back_to(cloud, names, parts, before["EndpointConfigName"], end, log)
         raise
-    earlier = before["EndpointConfigName"] if before else served.config
-    if earlier != served.config:
-        _remove_config(client, earlier, keep=served.model)
-    return "create" if anew else "keep" if earlier == served.config else "update"
+    earlier = before["EndpointConfigName"] if before else parts.config
+    if earlier != parts.config:
+        _remove_config(client, earlier, keep=parts.model)
+    return "create" if anew else "keep" if earlier == parts.config else "update"
 
 
 def _ensure_log(cloud: Cloud, names: Names) -> None:
@@ -362,7 +364,7 @@ def log_tags(client: Any, group: Mapping[str, Any]) -> dict[str, str]:
     return dict(client.list_tags_for_resource(resourceArn=group["arn"].removesuffix(":*")).get("tags", {}))
 
 
-def _back_to(cloud: Cloud, names: Names, served: Served, config: str, end: datetime | None, log: Log) -> None:
+def _back_to(cloud: Cloud, names: Names, parts: EndpointParts, config: str, end: datetime | None, log: Log) -> None:
     """Clean up after a failed change: keep the schedules of what still runs, and remove what was new.
 
     If the endpoint's own rollback failed, part of it runs as changed: then everything stays, for the next attempt.
@@ -374,35 +376,35 @@ def _back_to(cloud: Cloud, names: Names, served: Served, config: str, end: datet
             log(f'{names.endpoint}: is as the failed change left it. Repeat the command, or "chestxray aws destroy"')
             return
         model = _variants(client, config)[0]["ModelName"]
-        set_expiry(cloud, names, Served(names.endpoint, config, model), end)
-        _remove_config(client, served.config, keep=model)
+        set_expiry(cloud, names, EndpointParts(names.endpoint, config, model), end)
+        _remove_config(client, parts.config, keep=model)
         log(f"{names.endpoint}: answers as before the change")
     except CloudError as error:
         log(f'{error}. "chestxray aws destroy" removes what is left')
 
 
-def _take_away(cloud: Cloud, names: Names, served: Served, log: Log) -> None:
+def _take_away(cloud: Cloud, names: Names, parts: EndpointParts, log: Log) -> None:
     """Remove everything after a failure; a second failure is only logged, so that the user sees the first reason."""
     try:
-        remove(cloud, names, served, log)
+        remove(cloud, names, parts, log)
     except CloudError as error:
         log(f'{error}. "chestxray aws destroy" removes what is left')
 
 
-def remove(cloud: Cloud, names: Names, served: Served, log: Log) -> None:
+def remove(cloud: Cloud, names: Names, parts: EndpointParts, log: Log) -> None:
     """Remove endpoint, configuration, model and schedules; a missing resource is no error.
 
     Raises: CloudError.
     """
     client = cloud.client("sagemaker")
-    log(f"{served.endpoint}: is removed again, since it was not finished")
-    with cloud_errors(f"removing {served.endpoint}"):
-        for found in states(lambda: _there(client, served.endpoint) or {}):
+    log(f"{parts.endpoint}: is removed again, since it was not finished")
+    with cloud_errors(f"removing {parts.endpoint}"):
+        for found in states(lambda: _there(client, parts.endpoint) or {}):
             if found.get("EndpointStatus") not in {"Creating", "Updating", "SystemUpdating"}:
                 break
-        unless_missing(client.delete_endpoint, EndpointName=served.endpoint)
-        unless_missing(client.delete_endpoint_config, EndpointConfigName=served.config)
-        unless_missing(client.delete_model, ModelName=served.model)
+        unless_missing(client.delete_endpoint, EndpointName=parts.endpoint)
+        unless_missing(client.delete_endpoint_config, EndpointConfigName=parts.config)
+        unless_missing(client.delete_model, ModelName=parts.model)
     remove_expiry(cloud, names)
 
 
@@ -427,14 +429,14 @@ def _there(client: Any, name: str) -> Mapping[str, Any] | None:
     return found
 
 
-def _ensure_config(cloud: Cloud, names: Names, served: Served, hosting: Hosting) -> None:
+def _ensure_config(cloud: Cloud, names: Names, parts: EndpointParts, hosting: Hosting) -> None:
     client, key = cloud.client("sagemaker"), cloud.rules.kms_key
     encrypted = {"KmsKeyId": key} if key and hosting.instance and takes_key(hosting.instance) else {}
-    with cloud_errors(f"creating the endpoint configuration {served.config}"):
-        if unless_missing(client.describe_endpoint_config, EndpointConfigName=served.config) is None:
-            variant = {"VariantName": VARIANT, "ModelName": served.model, **hosting.variant}
+    with cloud_errors(f"creating the endpoint configuration {parts.config}"):
+        if unless_missing(client.describe_endpoint_config, EndpointConfigName=parts.config) is None:
+            variant = {"VariantName": VARIANT, "ModelName": parts.model, **hosting.variant}
             client.create_endpoint_config(
-                EndpointConfigName=served.config, ProductionVariants=[variant], Tags=names.tag_list, **encrypted
+                EndpointConfigName=parts.config, ProductionVariants=[variant], Tags=names.tag_list, **encrypted
             )
 
 
@@ -447,33 +449,33 @@ def _has_to_be_made_anew(client: Any, before: Mapping[str, Any], hosting: Hostin
 
 
 def _begin(
-    client: Any, names: Names, served: Served, before: Mapping[str, Any] | None, *, anew: bool, log: Log
+    client: Any, names: Names, parts: EndpointParts, before: Mapping[str, Any] | None, *, anew: bool, log: Log
 ) -> None:
-    request = {"EndpointName": served.endpoint, "EndpointConfigName": served.config}
-    with cloud_errors(f"creating the endpoint {served.endpoint}"):
+    request = {"EndpointName": parts.endpoint, "EndpointConfigName": parts.config}
+    with cloud_errors(f"creating the endpoint {parts.endpoint}"):
         if before is not None and anew:
-            log(f"{served.endpoint}: is made anew, and answers nothing meanwhile")
-            client.delete_endpoint(EndpointName=served.endpoint)
-            for found in states(lambda: {"there": _there(client, served.endpoint)}):
+            log(f"{parts.endpoint}: is made anew, and answers nothing meanwhile")
+            client.delete_endpoint(EndpointName=parts.endpoint)
+            for found in states(lambda: {"there": _there(client, parts.endpoint)}):
                 if found["there"] is None:
                     break
         if anew:
             client.create_endpoint(**request, Tags=names.tag_list)
-        elif before is not None and before["EndpointConfigName"] != served.config:
+        elif before is not None and before["EndpointConfigName"] != parts.config:
             client.update_endpoint(**request)
 
 
-def _wait(client: Any, served: Served, log: Log) -> None:
-    with cloud_errors(f"waiting for the endpoint {served.endpoint}"):
+def _wait(client: Any, parts: EndpointParts, log: Log) -> None:
+    with cloud_errors(f"waiting for the endpoint {parts.endpoint}"):
         found = last_state(
-            lambda: client.describe_endpoint(EndpointName=served.endpoint),
+            lambda: client.describe_endpoint(EndpointName=parts.endpoint),
             lambda found: str(found["EndpointStatus"]),
             lambda found: found["EndpointStatus"] in SETTLED,
-            lambda state: log(f"{served.endpoint}: {state}"),
+            lambda state: log(f"{parts.endpoint}: {state}"),
         )
-    if found["EndpointStatus"] != "InService" or found["EndpointConfigName"] != served.config:
-        where = f"Its lines are in the log {LOGS}{served.endpoint}"
-        raise JobFailed(f"{served.endpoint}: does not come up: {reason_in(found)}. {where}")
+    if found["EndpointStatus"] != "InService" or found["EndpointConfigName"] != parts.config:
+        where = f"Its lines are in the log {LOGS}{parts.endpoint}"
+        raise JobFailed(f"{parts.endpoint}: does not come up: {reason_in(found)}. {where}")
 
 
 def _remove_config(client: Any, config: str, *, keep: str) -> None:

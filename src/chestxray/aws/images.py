@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from chestxray.aws import stacks
 from chestxray.aws.archives import package_files, zipped
-from chestxray.aws.plan import CODEBUILD_MINUTE, Item
+from chestxray.aws.plan import CODEBUILD_MINUTE, PlanItem
 from chestxray.aws.session import Cloud, Names, cloud_errors, unless_missing
 from chestxray.aws.storage import ensure_bucket, put_bytes
 from chestxray.aws.waiting import last_state
@@ -158,14 +158,14 @@ def image_is_there(cloud: Cloud, names: Names, image: Image) -> bool:
     return bool(found and found["imageDetails"])
 
 
-def plan_of_image(cloud: Cloud, names: Names, image: Image) -> tuple[Item, ...]:
+def plan_of_image(cloud: Cloud, names: Names, image: Image) -> tuple[PlanItem, ...]:
     """Return what ``ensure_image`` does and costs. Raises: CloudError."""
     if image_is_there(cloud, names, image):
-        return (Item("image", image.address, does="keep"),)
+        return (PlanItem("image", image.address, does="keep"),)
     once = BUILD_MINUTES * CODEBUILD_MINUTE
     return (
-        Item("stack", names.build_stack, note="repository of images, build project, its role", does="ensure"),
-        Item("image", image.address, once=once, note=f"built in AWS, about {BUILD_MINUTES} minutes", does="build"),
+        PlanItem("stack", names.build_stack, note="repository of images, build project, its role", does="ensure"),
+        PlanItem("image", image.address, once=once, note=f"built in AWS, about {BUILD_MINUTES} minutes", does="build"),
     )
 
 

@@ -39,13 +39,10 @@ LAMBDA_GB_SECOND: Final = 0.0000166667
 LAMBDA_REQUEST: Final = 0.20 / 1e6
 HTTP_API_REQUEST: Final = 1.00 / 1e6
 CLOUDFRONT_REQUEST: Final = 0.01 / 1e4  # HTTPS
-CLOUDFRONT_GB: Final = 0.085
 S3_GB_MONTH: Final = 0.023
 S3_PUT: Final = 0.005 / 1e3
-S3_GET: Final = 0.0004 / 1e3
 ECR_GB_MONTH: Final = 0.10
 CODEBUILD_MINUTE: Final = 0.005  # general1.small
-LOGS_GB: Final = 0.50
 HOURS_A_MONTH: Final = 730
 
 
@@ -65,7 +62,7 @@ def dollars(amount: float | None) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class PlanItem:
     """One thing that a command creates, changes or removes.
 
     Attributes:
@@ -90,7 +87,7 @@ class Plan:
     """Everything that a command will do, before it starts."""
 
     verb: str
-    items: tuple[Item, ...]
+    items: tuple[PlanItem, ...]
 
     @property
     def hourly(self) -> float:
@@ -129,7 +126,7 @@ class Plan:
         return "\n".join([*lines, PRICES_NOTICE])
 
 
-def _costs(item: Item) -> str:
+def _costs(item: PlanItem) -> str:
     parts = [f"about {dollars(item.hourly)} an hour"] if item.hourly else []
     parts += [PRICE_UNKNOWN] if item.hourly is None else []
     parts += [f"about {dollars(item.once)} once"] if item.once else []

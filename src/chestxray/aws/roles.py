@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any, Final
 
 from chestxray.aws.images import REGISTRIES, repository_arn
-from chestxray.aws.session import Answer, Cloud, Names, Rules, cloud_errors, unless_missing
+from chestxray.aws.session import Cloud, Names, Response, Rules, cloud_errors, unless_missing
 
 EXECUTION: Final = "sagemaker"
 EXPIRY: Final = "expiry"
@@ -32,9 +32,9 @@ _OF_A_NEW_ROLE: Final = ("assume", "permission", "role provided", "could not acc
 Statement = Mapping[str, Any]
 
 
-def arn(names: Names, service: str, resource: str, *, region: str | None = None) -> str:
+def arn(names: Names, service: str, resource: str) -> str:
     """Return the ARN of a resource, for policies."""
-    return f"arn:aws:{service}:{names.region if region is None else region}:{names.account}:{resource}"
+    return f"arn:aws:{service}:{names.region}:{names.account}:{resource}"
 
 
 def allow(actions: Sequence[str], *resources: str, **condition: Any) -> Statement:
@@ -207,7 +207,7 @@ def delete_role(client: Any, role: str) -> None:
     client.delete_role(RoleName=role)
 
 
-def once_the_role_is_known(call: Callable[[], Answer]) -> Answer:
+def once_the_role_is_known(call: Callable[[], Response]) -> Response:
     """Repeat a call while a service does not yet know a role, or its policies, that IAM has just created.
 
     SageMaker then says that it cannot assume the role, or that the role may not do what its policy allows

@@ -28,7 +28,7 @@ from chestxray.errors import (
 )
 from chestxray.version import __version__
 
-Answer = TypeVar("Answer")
+Response = TypeVar("Response")
 
 DEFAULT: Final = "chestxray"
 DEPLOYMENT_TAG: Final = "chestxray:deployment"
@@ -396,7 +396,7 @@ def is_missing(error: Any) -> bool:
     )
 
 
-def unless_missing(ask: Callable[..., Answer], **given: Any) -> Answer | None:
+def unless_missing(ask: Callable[..., Response], **given: Any) -> Response | None:
     """Return AWS's answer; None if what the question names does not exist.
 
     Args:

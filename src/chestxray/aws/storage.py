@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from chestxray.aws.plan import S3_GB_MONTH, S3_PUT, Item, Plan, dollars
+from chestxray.aws.plan import S3_GB_MONTH, S3_PUT, Plan, PlanItem, dollars
 from chestxray.aws.session import Cloud, Names, cloud_errors, error_code, unless_missing
 from chestxray.data.sources import SCHEME, below, objects_below, split_address
 from chestxray.errors import CloudMissing, SourceInvalid, UsageError
@@ -108,11 +108,11 @@ def send(cloud: Cloud, comparison: UploadDiff, on_progress: ProgressCallback) ->
 def upload_plan(comparison: UploadDiff, *, creates: str = "") -> Plan:
     """Return what sending would do and cost; ``creates`` names our bucket if it has to be created first."""
     count, size = len(comparison.to_send), comparison.bytes_to_send
-    items = [Item("bucket", creates, note="private, encrypted")] if creates else []
+    items = [PlanItem("bucket", creates, note="private, encrypted")] if creates else []
     if count:
         monthly = dollars(size / 1e9 * S3_GB_MONTH)
         what = f"{len(comparison.new):,} new and {len(comparison.changed):,} changed files ({size / 1e6:,.1f} MB) below"
-        items.append(Item(what, comparison.address, once=count * S3_PUT, note=f"{monthly} a month", does="send"))
+        items.append(PlanItem(what, comparison.address, once=count * S3_PUT, note=f"{monthly} a month", does="send"))
     return Plan("upload", tuple(items))
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from chestxray.aws import stacks, waiting
 from chestxray.aws.deploy import end_of, group_tags, log_tags
-from chestxray.aws.plan import ECR_GB_MONTH, HOURS_A_MONTH, S3_GB_MONTH, Item, Plan, instance_hours
+from chestxray.aws.plan import ECR_GB_MONTH, HOURS_A_MONTH, S3_GB_MONTH, Plan, PlanItem, instance_hours
 from chestxray.aws.roles import EXECUTION, EXPIRY, delete_role
 from chestxray.aws.session import Cloud, Names, cloud_errors, unless_missing
 from chestxray.aws.storage import bucket_exists, bucket_tags, empty_bucket
@@ -28,7 +28,7 @@ class Found:
     """A resource of the deployment.
 
     Attributes:
-        kind: row of KINDS.
+        kind: row of RESOURCE_KINDS.
         name: its name in AWS.
         state: state in the words of its service, or "".
         hourly: dollars an hour while it exists; None if the price is not known here.
@@ -45,7 +45,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ResourceKind:
     """A kind of resource that this package creates.
 
     Attributes:
@@ -278,19 +278,19 @@ def _delete_bucket(cloud: Cloud, _: Names, name: str) -> None:
 
 
 # In the order of deletion: running resources, then what they were made of, then what they needed.
-KINDS: Final[tuple[Kind, ...]] = (
-    Kind("training job", _training_jobs, _stop_training),
-    Kind("transform job", _transform_jobs, _stop_transform),
-    Kind("endpoint", _endpoints, _delete_endpoint, of_endpoint=True),
-    Kind("endpoint configuration", _configs, _delete_config, of_endpoint=True),
-    Kind("model", _models, _delete_model, of_endpoint=True),
-    Kind("schedules", _schedules, _delete_schedules, of_endpoint=True),
-    Kind("stack", _stacks, _delete_stack),
-    Kind("image repository", _images, _delete_images),
-    Kind("log", _logs, _delete_log),
-    Kind("role", _roles, _delete_role),
-    Kind("training job record", _training_records, _delete_training_record, is_data=True),
-    Kind("bucket", _bucket, _delete_bucket, is_data=True),
+RESOURCE_KINDS: Final[tuple[ResourceKind, ...]] = (
+    ResourceKind("training job", _training_jobs, _stop_training),
+    ResourceKind("transform job", _transform_jobs, _stop_transform),
+    ResourceKind("endpoint", _endpoints, _delete_endpoint, of_endpoint=True),
+    ResourceKind("endpoint configuration", _configs, _delete_config, of_endpoint=True),
+    ResourceKind("model", _models, _delete_model, of_endpoint=True),
+    ResourceKind("schedules", _schedules, _delete_schedules, of_endpoint=True),
+    ResourceKind("stack", _stacks, _delete_stack),
+    ResourceKind("image repository", _images, _delete_images),
+    ResourceKind("log", _logs, _delete_log),
+    ResourceKind("role", _roles, _delete_role),
+    ResourceKind("training job record", _training_records, _delete_training_record, is_data=True),
+    ResourceKind("bucket", _bucket, _delete_bucket, is_data=True),
 )
 
 
@@ -326,7 +326,7 @@ class Survey:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class Teardown:
     """The result of a teardown.
 
     Attributes:
@@ -366,7 +366,7 @@ def survey(cloud: Cloud, names: Names, *, data: bool = True, endpoint: bool = Fa
 
 def plan(found: Sequence[Found]) -> Plan:
     """Return what ``destroy`` would do."""
-    items = [Item(item.kind, item.name, hourly=item.hourly, note=item.note, does="delete") for item in found]
+    items = [PlanItem(item.kind, item.name, hourly=item.hourly, note=item.note, does="delete") for item in found]
     return Plan("destroy", tuple(items))
 
 
@@ -378,20 +378,18 @@ def destroy(
     *,
     data: bool = True,
     endpoint: bool = False,
-    patience: float = PATIENCE_S,
-) -> Result:
-    """Remove everything, continue after errors, and search again until nothing is left or patience ends.
+) -> Teardown:
+    """Remove everything, continue after errors, and search again until nothing is left, or for half an hour.
 
     Args:
         before: the result of ``survey`` with the same ``data`` and ``endpoint``.
         data: also our bucket, with the bundles and the reports' scores, and the records of training jobs, by which
             bundles are found. The films' own bucket is never touched.
         endpoint: only the endpoint, and what goes with it.
-        patience: seconds.
     """
     if not before.found:
-        return Result((), (), before.unknown)
-    until = time.monotonic() + patience
+        return Teardown((), (), before.unknown)
+    until = time.monotonic() + PATIENCE_S
     told: set[tuple[str, str]] = set()
     while True:
         problems: dict[tuple[str, str], str] = {}
@@ -406,19 +404,19 @@ def destroy(
     left = {(item.kind, item.name) for item in now.found}
     removed = tuple(item for item in before.found if (item.kind, item.name) not in left)
     kept = [reason for thing, reason in problems.items() if thing in left]
-    return Result(removed, now.found, (*now.unknown, *kept))
+    return Teardown(removed, now.found, (*now.unknown, *kept))
 
 
-def _kinds(*, data: bool, endpoint: bool) -> list[Kind]:
+def _kinds(*, data: bool, endpoint: bool) -> list[ResourceKind]:
     if endpoint:
-        return [kind for kind in KINDS if kind.of_endpoint]
-    return [kind for kind in KINDS if data or not kind.is_data]
+        return [kind for kind in RESOURCE_KINDS if kind.of_endpoint]
+    return [kind for kind in RESOURCE_KINDS if data or not kind.is_data]
 
 
 def _remove_all(
     cloud: Cloud,
     names: Names,
-    kind: Kind,
+    kind: ResourceKind,
     told: set[tuple[str, str]],
     problems: dict[tuple[str, str], str],
     log: Log,
@@ -440,7 +438,7 @@ def _remove_all(
     return bool(found) and any(item.state in UNDER_WAY for item in _found(cloud, names, kind))
 
 
-def _found(cloud: Cloud, names: Names, kind: Kind) -> tuple[Found, ...]:
+def _found(cloud: Cloud, names: Names, kind: ResourceKind) -> tuple[Found, ...]:
     try:
         with cloud_errors(f"looking for {kind.what}"):
             return tuple(item for item in kind.find(cloud, names) if not item.foreign)

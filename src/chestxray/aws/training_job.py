@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from chestxray.aws.archives import ENTRY, RECIPE, compressed, source_archive, source_files
 from chestxray.aws.images import has_gpu, repository_arn, takes_key, training_image
-from chestxray.aws.plan import Item, Plan, instance_hours
+from chestxray.aws.plan import Plan, PlanItem, instance_hours
 from chestxray.aws.roles import ensure_execution_role, once_the_role_is_known
 from chestxray.aws.session import Cloud, Names, Rules, cloud_errors, unless_missing
 from chestxray.aws.storage import check_region, checksum_stored, ensure_bucket, holds, put_bytes
@@ -113,9 +113,11 @@ class PreparedJob:
         return Plan(
             "train",
             (
-                Item("bucket", names.bucket, note="kept where it is there", does="ensure"),
-                Item("role", names.role("sagemaker"), note="reads these films, works in that bucket", does="ensure"),
-                Item(kind, self.stem, hourly=hourly, note=note),
+                PlanItem("bucket", names.bucket, note="kept where it is there", does="ensure"),
+                PlanItem(
+                    "role", names.role("sagemaker"), note="reads these films, works in that bucket", does="ensure"
+                ),
+                PlanItem(kind, self.stem, hourly=hourly, note=note),
             ),
         )
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from chestxray.aws.images import takes_key
-from chestxray.aws.plan import Item, instance_hours
+from chestxray.aws.plan import PlanItem, instance_hours
 from chestxray.aws.roles import once_the_role_is_known
 from chestxray.aws.session import Cloud, Names, Rules, cloud_errors, unless_missing
 from chestxray.aws.storage import WORKERS, check_region, holds
@@ -97,15 +97,15 @@ def prepare(cloud: Cloud, names: Names, address: str, model: str, instance: str)
     return TransformOrder(address, model, instance, names.stamped(f"validate-{digest}"), len(found))
 
 
-def plan_items(names: Names, order: TransformOrder, images: Sequence[Item]) -> tuple[Item, ...]:
+def plan_items(names: Names, order: TransformOrder, images: Sequence[PlanItem]) -> tuple[PlanItem, ...]:
     """Return the items of a plan; ``images`` are those of an image that is built first."""
     note = f"of {order.films:,} films on {order.instance}, while it runs"
     return (
-        Item("bucket", names.bucket, note="kept where it is there", does="ensure"),
-        Item("role", names.role("sagemaker"), note="reads these films, works in that bucket", does="ensure"),
+        PlanItem("bucket", names.bucket, note="kept where it is there", does="ensure"),
+        PlanItem("role", names.role("sagemaker"), note="reads these films, works in that bucket", does="ensure"),
         *images,
-        Item("model", order.model, does="ensure"),
-        Item("transform job", order.stem, hourly=instance_hours(order.instance), note=note),
+        PlanItem("model", order.model, does="ensure"),
+        PlanItem("transform job", order.stem, hourly=instance_hours(order.instance), note=note),
     )
 
 

@@ -31,8 +31,8 @@ from chestxray.aws.plan import (
     HTTP_API_REQUEST,
     LAMBDA_GB_SECOND,
     LAMBDA_REQUEST,
-    Item,
     Plan,
+    PlanItem,
     dollars,
 )
 from chestxray.aws.session import Cloud, Names, cloud_errors, unless_missing
@@ -249,9 +249,9 @@ def website_plan(names: Names, settings: WebsiteSettings, there: bool) -> Plan: 
         per_thousand += 1000 * FILM_SECONDS * FUNCTION_GB * LAMBDA_GB_SECOND
     does = "update" if there else "create"
     items = [
-        Item("bucket", names.bucket, note="the function's code", does="keep" if there else "create"),
-        Item("stack", names.website_stack, note="page, API, function, roles, logs; deleted by destroy", does=does),
-        Item(
+        PlanItem("bucket", names.bucket, note="the function's code", does="keep" if there else "create"),
+        PlanItem("stack", names.website_stack, note="page, API, function, roles, logs; deleted by destroy", does=does),
+        PlanItem(
             "requests to",
             "page and API",
             note=f"about {dollars(per_thousand)} a thousand films"
@@ -261,7 +261,7 @@ def website_plan(names: Names, settings: WebsiteSettings, there: bool) -> Plan: 
     ]
     if settings.email:
         alarm = f"mail to {settings.email} at 80% of ${settings.budget} a month, whole account"
-        items.append(Item("budget", names.website_stack, note=alarm, does=does))
+        items.append(PlanItem("budget", names.website_stack, note=alarm, does=does))
     return Plan("website", tuple(items))
 
 

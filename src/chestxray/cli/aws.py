@@ -10,10 +10,11 @@ import click
 
 from chestxray.aws.session import DEPLOYMENT_TAG
 from chestxray.cli.aws_models import deploy, train, validate
-from chestxray.cli.aws_options import Order, aws_options, boundary_option, is_typed, rules_options, template_option
-from chestxray.cli.console import columns, plain, table
-from chestxray.cli.options import BUNDLE_VARIABLE, PATH, complete_bundle
+from chestxray.cli.aws_options import AwsContext, aws_options, boundary_option, is_typed, rules_options, template_option
+from chestxray.cli.console import columns, table
+from chestxray.cli.options import BUNDLE_VARIABLE, PATH, InOrder, complete_bundle
 from chestxray.errors import UsageError
+from chestxray.files import json_values
 from chestxray.inference.bundle import DEFAULT, folder_of
 from chestxray.schema import NOTICE
 
@@ -28,7 +29,7 @@ from typing import Final
 @click.argument("data", type=PATH)
 @click.argument("address", metavar="s3://BUCKET/PREFIX")
 @aws_options
-def upload(order: Order, data: Path, address: str) -> None:
+def upload(context: AwsContext, data: Path, address: str) -> None:
     """Send films to S3: what is new or changed, several at once.
 
     Every file's SHA-256 is checked by S3 when it arrives, and is what a later run compares. Stopped at any moment,
@@ -37,22 +38,22 @@ def upload(order: Order, data: Path, address: str) -> None:
     from chestxray.aws import storage
 
     storage.check_order(data, address)
-    creates = storage.check_bucket(order.cloud, order.names, address)
-    with order.console.progress("Comparing") as move:
+    creates = storage.check_bucket(context.cloud, context.names, address)
+    with context.console.progress("Comparing") as move:
         comparison = (
-            storage.without_bucket(data, address) if creates else storage.compare(order.cloud, data, address, move)
+            storage.without_bucket(data, address) if creates else storage.compare(context.cloud, data, address, move)
         )
-    if not order.go_ahead(storage.upload_plan(comparison, creates=creates)):
+    if not context.go_ahead(storage.upload_plan(comparison, creates=creates)):
         return
-    if storage.is_own(order.names, address):
+    if storage.is_own(context.names, address):
         # also completes a bucket that an earlier attempt left unfinished
-        storage.ensure_bucket(order.cloud, order.names)
-    with order.console.progress("Sending") as move:
-        storage.send(order.cloud, comparison, move)
+        storage.ensure_bucket(context.cloud, context.names)
+    with context.console.progress("Sending") as move:
+        storage.send(context.cloud, comparison, move)
     sent, same = len(comparison.to_send), len(comparison.same)
     document = {"address": address, "sent": sent, "bytes": comparison.bytes_to_send, "same": same}
     others = f"; {comparison.others:,} further objects were left alone" if comparison.others else ""
-    order.console.result(
+    context.console.result(
         document | {"others": comparison.others},
         f"{address}: {sent:,} files sent ({comparison.bytes_to_send / 1e6:,.1f} MB), {same:,} were there{others}",
     )
@@ -96,7 +97,7 @@ def upload(order: Order, data: Path, address: str) -> None:
 @boundary_option
 @aws_options
 def website(
-    order: Order,
+    context: AwsContext,
     bundle: str,
     access: str,
     api_keys: Path | None,
@@ -125,15 +126,17 @@ def website(
     if is_typed("budget") and not email:
         raise UsageError("--budget belongs to --email, who is told when it is reached. Give both")
     settings = WebsiteSettings(access, inline, entries, email, budget, rate, origins, rest_api)
-    there = stacks.describe(order.cloud, order.names.website_stack) is not None
+    there = stacks.describe(context.cloud, context.names.website_stack) is not None
     if not inline:
-        running_model(order.cloud, order.names.endpoint)  # refused before the plan, because it could not be carried out
-    if not order.go_ahead(website_plan(order.names, settings, there)):
+        running_model(
+            context.cloud, context.names.endpoint
+        )  # refused before the plan, because it could not be carried out
+    if not context.go_ahead(website_plan(context.names, settings, there)):
         return
-    with site_model(order.cloud, order.names, folder_of(bundle) if inline else None) as behind:
-        made = publish(order.cloud, order.names, settings, behind, order.console.log)
+    with site_model(context.cloud, context.names, folder_of(bundle) if inline else None) as behind:
+        made = publish(context.cloud, context.names, settings, behind, context.console.log)
     rest = f"REST API: {made.rest}\n" if made.rest else ""
-    order.console.result(made, f"The page: {made.address}\nThe API:  {made.api}\n{rest}{NOTICE}")
+    context.console.result(made, f"The page: {made.address}\nThe API:  {made.api}\n{rest}{NOTICE}")
 
 
 @click.command()
@@ -141,16 +144,16 @@ def website(
 @click.option("--of-role", is_flag=True, help="Instead that of a role of your own, for --role of the other verbs.")
 @rules_options
 @aws_options
-def policy(order: Order, films: str, of_role: bool) -> None:  # noqa: FBT001 - click passes it by name
+def policy(context: AwsContext, films: str, of_role: bool) -> None:  # noqa: FBT001 - click passes it by name
     """Print the policy, in JSON, that whoever types these commands needs in this account.
 
     Give it to whoever administers the account: "chestxray aws policy --films hospital > deployer.json".
     """
     from chestxray.aws.roles import deployer_policy, policy_of_own_role
 
-    rules = order.cloud.rules
+    rules = context.cloud.rules
     click.echo(
-        policy_of_own_role(order.names, films, rules) if of_role else deployer_policy(order.names, films, rules),
+        policy_of_own_role(context.names, films, rules) if of_role else deployer_policy(context.names, films, rules),
         nl=False,
     )
 
@@ -164,7 +167,7 @@ def policy(order: Order, films: str, of_role: bool) -> None:  # noqa: FBT001 - c
 @rules_options
 @aws_options
 def doctor(
-    order: Order,
+    context: AwsContext,
     films: str,
     training: str,
     spot: bool,  # noqa: FBT001 - click passes it by name
@@ -178,10 +181,10 @@ def doctor(
     """
     from chestxray.aws.doctor import Wanted, examine
 
-    found = list(examine(order.cloud, order.names, Wanted(training, transform, hosting, films, spot)))
+    found = list(examine(context.cloud, context.names, Wanted(training, transform, hosting, films, spot)))
     marks = {True: "ok", False: "no", None: "?"}
     rows = [(marks[item.ok], item.name, item.finding) for item in found]
-    order.console.result({"checks": plain(found)}, columns(rows))
+    context.console.result({"checks": found}, columns(rows))
     if any(item.ok is False for item in found):
         sys.exit(1)
 
@@ -189,7 +192,7 @@ def doctor(
 @click.command()
 @click.option("--cost", is_flag=True, help="Also what each thing costs an hour.")
 @aws_options
-def status(order: Order, cost: bool) -> None:  # noqa: FBT001 - click passes it by name
+def status(context: AwsContext, cost: bool) -> None:  # noqa: FBT001 - click passes it by name
     """List everything of this deployment that exists in the account and region.
 
     Exit status 1 where something could not be looked for.
@@ -197,16 +200,20 @@ def status(order: Order, cost: bool) -> None:  # noqa: FBT001 - click passes it 
     from chestxray.aws.plan import PRICES_AS_OF, PRICES_NOTICE, dollars
     from chestxray.aws.teardown import survey
 
-    found = survey(order.cloud, order.names)
+    found = survey(context.cloud, context.names)
     lines = [*_foreign_lines(found.foreign)]
-    lines += [_table(found.found, cost=cost)] if found.found else [f"{order.names.deployment}: nothing exists"]
+    lines += [_table(found.found, cost=cost)] if found.found else [f"{context.names.deployment}: nothing exists"]
     if cost:
         more = f", and what {', '.join(found.unpriced)} costs" if found.unpriced else ""
         lines += [f"together about {dollars(found.hourly)} an hour, used or not{more}", PRICES_NOTICE]
     lines += [f"Beware: {why}" for why in found.unknown]
-    document = {"found": plain(found.found), "foreign": plain(found.foreign), "unknown": list(found.unknown)}
+    document = {
+        "found": found.found,
+        "foreign": found.foreign,
+        "unknown": list(found.unknown),
+    }
     costs = {"hourly": found.hourly, "unpriced": list(found.unpriced), "prices_as_of": PRICES_AS_OF} if cost else {}
-    order.console.result(document | costs, "\n".join(lines))
+    context.console.result(document | costs, "\n".join(lines))
     if found.unknown:
         sys.exit(1)
 
@@ -216,7 +223,7 @@ def status(order: Order, cost: bool) -> None:  # noqa: FBT001 - click passes it 
 @click.option("--yes", is_flag=True, help="Do not ask for the deployment's name first.")
 @click.option("--keep-data", is_flag=True, help="Leave our own bucket (bundles, scores) and the jobs' records.")
 @aws_options
-def destroy(order: Order, endpoint: bool, yes: bool, keep_data: bool) -> None:  # noqa: FBT001 - click passes them by name
+def destroy(context: AwsContext, endpoint: bool, yes: bool, keep_data: bool) -> None:  # noqa: FBT001 - click passes them by name
     """Remove everything of this deployment, and look again until nothing of it is left.
 
     Lists what it will remove, and asks for the deployment's name. What has a name of ours without our tag is somebody
@@ -229,21 +236,21 @@ def destroy(order: Order, endpoint: bool, yes: bool, keep_data: bool) -> None:  
     from chestxray.aws import teardown
 
     data = not keep_data
-    before = teardown.survey(order.cloud, order.names, data=data, endpoint=endpoint)
+    before = teardown.survey(context.cloud, context.names, data=data, endpoint=endpoint)
     for why in before.unknown:  # so that an empty plan is not taken for an empty account
-        order.console.log(f"Beware: {why}")
+        context.console.log(f"Beware: {why}")
     for line in _foreign_lines(before.foreign):
-        order.console.log(line)
-    if not order.go_ahead(teardown.plan(before.found)):
+        context.console.log(line)
+    if not context.go_ahead(teardown.plan(before.found)):
         sys.exit(1 if before.unknown else 0)
     if before.found and not yes:
-        _ask_for_the_name(order)
-    result = teardown.destroy(order.cloud, order.names, before, order.console.log, data=data, endpoint=endpoint)
+        _ask_for_the_name(context)
+    result = teardown.destroy(context.cloud, context.names, before, context.console.log, data=data, endpoint=endpoint)
     lines = [f"{len(result.removed):,} things are gone" if before.found else "nothing was there to remove"]
     lines += ["still there:", _table(result.left, cost=True)] if result.left else []
     lines += [f"Beware: {problem}" for problem in result.problems]
     lines += ["Looked again: nothing is left."] if result.is_clean else ["Repeat the command once that is mended."]
-    order.console.result(plain(result) | {"foreign": plain(before.foreign)}, "\n".join(lines))
+    context.console.result(json_values(result) | {"foreign": before.foreign}, "\n".join(lines))
     if not result.is_clean:
         sys.exit(1)
 
@@ -255,9 +262,9 @@ def _foreign_lines(foreign: Sequence[Found]) -> list[str]:
     ]
 
 
-def _ask_for_the_name(order: Order) -> None:
+def _ask_for_the_name(context: AwsContext) -> None:
     """Ask for the deployment's name. Raises: UsageError: it was not typed, or there is no terminal."""
-    name = order.names.deployment
+    name = context.names.deployment
     if not sys.stdin.isatty():
         raise UsageError(f"destroy asks for the deployment's name, and nobody is here to type it. Give --yes ({name})")
     typed = click.prompt(f"Type {name} to remove all of this", default="", show_default=False, err=True)
@@ -276,15 +283,7 @@ def _table(found: Sequence[Found], *, cost: bool) -> str:
 VERBS: Final[tuple[click.Command, ...]] = (doctor, policy, upload, train, deploy, validate, website, status, destroy)
 
 
-class _InOrder(click.Group):
-    """Lists the verbs in the order in which they were added."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Return the names of the commands."""
-        return list(self.commands)
-
-
-@click.group(cls=_InOrder)
+@click.group(cls=InOrder)
 def aws() -> None:
     """Train, deploy, validate and serve on AWS, and remove it all again.
 

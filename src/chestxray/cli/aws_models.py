@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from chestxray.cli.aws_options import Order, aws_options, rules_options, template_option
+from chestxray.cli.aws_options import AwsContext, aws_options, rules_options, template_option
 from chestxray.cli.evaluate import assessment_text, command_line
 from chestxray.cli.options import PATH, Size, out_option, recipe_options, workers_option
 from chestxray.data.sources import OWNER_VARIABLE, split_address
@@ -64,7 +64,7 @@ _DONE: Final = {
 @rules_options
 @aws_options
 def train(
-    order: Order,
+    context: AwsContext,
     training: str,
     validation: str | None,
     test: str | None,
@@ -88,23 +88,23 @@ def train(
     channels = {"training": training, "validation": validation, "test": test}
     wanted = _training_order(channels, recipe, network, given)
     if source_only is not None:
-        _write_source(order, wanted, source_only)
+        _write_source(context, wanted, source_only)
         return
-    job = training_job.prepare(order.cloud, order.names, wanted)
-    if not order.go_ahead(job.plan(order.names)):
+    job = training_job.prepare(context.cloud, context.names, wanted)
+    if not context.go_ahead(job.plan(context.names)):
         return
     if pipeline_step:
-        click.echo(json.dumps(training_job.pipeline_step(order.cloud, order.names, job), indent=2))
+        click.echo(json.dumps(training_job.pipeline_step(context.cloud, context.names, job), indent=2))
         return
-    begun = training_job.begin(order.cloud, order.names, job)
+    begun = training_job.begin(context.cloud, context.names, job)
     if begun.did == "keep":
-        order.console.log(f"{begun.name}: this very job was there already; nothing was created")
+        context.console.log(f"{begun.name}: this very job was there already; nothing was created")
     if wait:
-        _follow_training(order, begun)
+        _follow_training(context, begun)
     else:
-        status = training_job.status_of(order.cloud, begun.name)
+        status = training_job.status_of(context.cloud, begun.name)
         document = {"job": begun.name, "did": begun.did, "status": status}
-        order.console.result(document, f"{begun.name}: {status}. {_farewell(begun.name)}")
+        context.console.result(document, f"{begun.name}: {status}. {_farewell(begun.name)}")
 
 
 def _training_order(
@@ -133,7 +133,7 @@ def _training_order(
     )
 
 
-def _write_source(order: Order, wanted: TrainingOrder, folder: Path) -> None:
+def _write_source(context: AwsContext, wanted: TrainingOrder, folder: Path) -> None:
     """Write the source folder of --source-only, and tell how to use it."""
     from chestxray.aws.archives import ENTRY
     from chestxray.aws.training_job import write_source
@@ -141,23 +141,23 @@ def _write_source(order: Order, wanted: TrainingOrder, folder: Path) -> None:
     names = write_source(wanted, folder)
     document = {"source": folder, "entry": ENTRY, "hyperparameters": wanted.hyperparameters, "files": len(names)}
     use = f"PyTorch(entry_point='{ENTRY}', source_dir='{folder}', ...)"
-    order.console.result(document, f"{folder}: {len(names)} files, for {use}")
+    context.console.result(document, f"{folder}: {len(names)} files, for {use}")
 
 
-def _follow_training(order: Order, begun: StartedJob) -> None:
+def _follow_training(context: AwsContext, begun: StartedJob) -> None:
     """Wait for a job's end, and tell its result; Ctrl-C leaves it running."""
     from chestxray.aws import training_job
 
     name = begun.name
     try:
-        found = training_job.follow(order.cloud, name, order.console.log)
+        found = training_job.follow(context.cloud, name, context.console.log)
     except KeyboardInterrupt:
-        order.console.log(f"\n{name} keeps running in AWS. {_farewell(name)}")
+        context.console.log(f"\n{name} keeps running in AWS. {_farewell(name)}")
         raise
     metrics = {item["MetricName"]: item["Value"] for item in found.get("FinalMetricDataList", ())}
     artifacts = found["ModelArtifacts"]["S3ModelArtifacts"]
     document = {"job": name, "did": begun.did, "status": found["TrainingJobStatus"], "artifacts": artifacts}
-    order.console.result(
+    context.console.result(
         document | {"metrics": metrics, "billable_seconds": found.get("BillableTimeInSeconds")},
         f"{name}: finished; the bundle is {artifacts}\n"
         + "".join(f"  {metric} {value:.4f}\n" for metric, value in metrics.items())
@@ -184,7 +184,7 @@ def _farewell(name: str) -> str:
 @rules_options
 @aws_options
 def deploy(
-    order: Order,
+    context: AwsContext,
     source: str,
     serverless: bool,  # noqa: FBT001 - click passes it by name
     instance: str | None,
@@ -205,9 +205,9 @@ def deploy(
     if serverless and instance:
         raise UsageError("--serverless and --instance contradict each other. Give one of them")
     lifetime = parse_ttl(ttl)
-    if order.cloud.rules.subnets and not instance:
+    if context.cloud.rules.subnets and not instance:
         raise UsageError("a serverless endpoint cannot join a network. Give --instance too, or leave out --subnet")
-    cloud, names, log = order.cloud, order.names, order.console.log
+    cloud, names, log = context.cloud, context.names, context.console.log
     hosting = endpoints.Hosting(instance or "")
     if image:
         repository_arn(image, names.region)  # refused before anything is created
@@ -216,14 +216,14 @@ def deploy(
     address = own.address if own else str(image)
     served = endpoints.served_as(names, weights, address, hosting)
     images = plan_of_image(cloud, names, own) if own else ()
-    if not order.go_ahead(Plan("deploy", (*images, *endpoints.plan_items(names, served, hosting, lifetime)))):
+    if not context.go_ahead(Plan("deploy", (*images, *endpoints.plan_items(names, served, hosting, lifetime)))):
         return
     if own:
         ensure_image(cloud, names, own, log)
     end = None if lifetime is None else datetime.now(UTC).replace(microsecond=0) + lifetime
     did = endpoints.deploy(cloud, names, weights, address, hosting, end, log)
     until = f"until {end:%Y-%m-%d %H:%M} UTC" if end else 'until "chestxray aws destroy"'
-    order.console.result(
+    context.console.result(
         {**dataclasses.asdict(served), "did": did, "image": address, "end": end.isoformat() if end else None},
         f"{served.endpoint}: {_DONE[did]}, {until}\n"
         "Validate it with: chestxray aws validate s3://bucket/prefix/test --out report",
@@ -240,7 +240,7 @@ def deploy(
 @rules_options
 @aws_options
 def validate(
-    order: Order,
+    context: AwsContext,
     address: str,
     out: Path,
     model: str | None,
@@ -263,7 +263,7 @@ def validate(
     transform.check_address(address)
     if image and not model:
         raise UsageError("--image belongs to --model: what is deployed has its image. Give both, or leave it out")
-    cloud, names, log = order.cloud, order.names, order.console.log
+    cloud, names, log = context.cloud, context.names, context.console.log
     if image:
         repository_arn(image, names.region)
     weights = weights_of(cloud, names, model) if model else None
@@ -272,7 +272,7 @@ def validate(
     name = model_name(names, weights, image_address) if weights else deployed_model(cloud, names)
     wanted = transform.prepare(cloud, names, address, name, instance)
     images = plan_of_image(cloud, names, own) if own else ()
-    if not order.go_ahead(Plan("validate", transform.plan_items(names, wanted, images))):
+    if not context.go_ahead(Plan("validate", transform.plan_items(names, wanted, images))):
         return
     if own:
         ensure_image(cloud, names, own, log)
@@ -280,17 +280,17 @@ def validate(
         ensure_model(cloud, names, weights, image_address)
     ensure_bucket(cloud, names)
     ensure_execution_role(cloud, names, split_address(address)[0], image=image or "")
-    _evaluate(order, transform.run(cloud, names, wanted, log), address, out, workers)
+    _evaluate(context, transform.run(cloud, names, wanted, log), address, out, workers)
 
 
-def _evaluate(order: Order, transformed: Transformed, address: str, out: Path, workers: int | None) -> None:
+def _evaluate(context: AwsContext, transformed: Transformed, address: str, out: Path, workers: int | None) -> None:
     """Evaluate the answers to the films at an address, write the report, and tell it."""
     from chestxray.aws.transform import write_scores
     from chestxray.data.clean import clean
     from chestxray.data.collect import films_of
     from chestxray.evaluation.evaluate import EvaluationSettings, evaluate_table
 
-    with _reading_as_the_verb(order, address), order.console.progress("Cleaning") as move:
+    with _reading_as_the_verb(context, address), context.console.progress("Cleaning") as move:
         films = clean([dataclasses.replace(film, split="") for film in films_of(address)], move, workers)
     unread = [film for film in films if not film.sha256]
     if unread:
@@ -304,20 +304,20 @@ def _evaluate(order: Order, transformed: Transformed, address: str, out: Path, w
     threshold = write_scores(films, transformed, table)
     assessment = evaluate_table(table, out, EvaluationSettings(threshold=threshold, command=command_line()))
     document = {"job": transformed.job, "did": transformed.did, "scores": table, "report": page}
-    order.console.result(
+    context.console.result(
         document | {"assessment": assessment.to_json()},
         f"{assessment_text(assessment)}\nscores: {table}\nreport: {page}",
     )
 
 
 @contextmanager
-def _reading_as_the_verb(order: Order, address: str) -> Iterator[None]:
+def _reading_as_the_verb(context: AwsContext, address: str) -> Iterator[None]:
     """Let films be read with the verb's profile and region, from the bucket of the account that it names.
 
     The processes that read them inherit the environment.
     """
     bucket, _ = split_address(address)
-    given = {OWNER_VARIABLE: f"{bucket}={order.cloud.owner_of(bucket)}", "AWS_DEFAULT_REGION": order.cloud.region}
+    given = {OWNER_VARIABLE: f"{bucket}={context.cloud.owner_of(bucket)}", "AWS_DEFAULT_REGION": context.cloud.region}
     if profile := click.get_current_context().params.get("profile"):
         given["AWS_PROFILE"] = profile
     before = {name: os.environ.get(name) for name in given}

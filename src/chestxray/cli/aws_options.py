@@ -27,7 +27,7 @@ Command = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Order:
+class AwsContext:
     """What a command of "chestxray aws" receives beside its own options.
 
     Attributes:
@@ -103,11 +103,11 @@ _SHARED: Final = (
 
 
 def aws_options(command: Command) -> Command:
-    """Add the shared options; the command's first argument is an Order, and boto3's errors are translated."""
+    """Add the shared options; the command's first argument is an AwsContext, and boto3's errors are translated."""
 
     @json_option
     @wraps(command)
-    def with_order(
+    def with_context(
         console: Console,
         *args: Any,
         region: str | None,
@@ -119,16 +119,16 @@ def aws_options(command: Command) -> Command:
     ) -> Any:
         given = {field: kwargs.pop(field) for field in RULES if field in kwargs}
         rules = Rules(**given, owners=_owners(bucket_owners))
-        order = Order(console, lambda: connect(region, profile, rules), deployment, dry_run)
+        context = AwsContext(console, lambda: connect(region, profile, rules), deployment, dry_run)
         try:
             with cloud_errors(f"chestxray aws {click.get_current_context().info_name}"):
-                return command(order, *args, **kwargs)
+                return command(context, *args, **kwargs)
         finally:
-            order.close()
+            context.close()
 
     for option in reversed(_SHARED):
-        with_order = option(with_order)
-    return with_order
+        with_context = option(with_context)
+    return with_context
 
 
 def is_typed(parameter: str) -> bool:

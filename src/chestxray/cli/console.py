@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 import click
+
+from chestxray.files import json_values
 
 CLEAR_LINE: Final = "\r\x1b[K"  # a logged line replaces the bar's line; the bar is drawn again below it
 BAR_CELLS: Final = 30
@@ -32,7 +32,7 @@ class Console:
 
     def result(self, document: Any, text: str) -> None:
         """Print the result: the document for machines or the text for people, never both."""
-        click.echo(json.dumps(plain(document), indent=2) if self.as_json else text)
+        click.echo(json.dumps(json_values(document), indent=2) if self.as_json else text)
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
@@ -77,17 +77,6 @@ def _rate(count: int, seconds: float) -> str:
     if not count or seconds <= 0.0:
         return ""
     return f", {count / seconds:,.0f} a second" if count > seconds else f", {seconds / count:,.1f} s each"
-
-
-def plain(value: Any) -> Any:
-    """Return dataclasses, paths and tuples as JSON values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def columns(rows: Sequence[tuple[str, ...]]) -> str:

@@ -6,11 +6,11 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from chestxray.cli.console import Console, plain, table
+from chestxray.cli.console import Console, table
 from chestxray.cli.options import (
     FILE,
     FOLDER,
@@ -26,7 +26,7 @@ from chestxray.cli.options import (
 )
 from chestxray.data.sources import name_of
 from chestxray.errors import UsageError
-from chestxray.files import check_document
+from chestxray.files import check_document, json_values
 from chestxray.progress import said
 from chestxray.schema import Label, Levels, Resize, Split, check_manifest, read_manifest, write_manifest
 
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from chestxray.metrics.scores import ScoreTable
     from chestxray.schema import Film
     from chestxray.training.cross_validation import CrossValidation
+
+
+LISTED: Final = 10  # films or groups in the terminal; manifest and page have all
 
 
 @click.command()
@@ -119,15 +122,15 @@ def clean(
         with console.progress("Auditing") as move:
             risk = write_data_report(cleaned, report, f"Films of {manifest.name}", move, workers).risk
     distribution = describe(cleaned)
-    write_atomically(out.with_suffix(".json"), json.dumps(plain(distribution), indent=2).encode())
+    write_atomically(out.with_suffix(".json"), json.dumps(json_values(distribution), indent=2).encode())
     text = distribution_text(distribution, cleaned)
     if report is not None:
         text += f"\nshortcut risk: {risk}" if risk else ""
         text += f"\nreport: {report / 'index.html'}"
-    console.result({"manifest": out, **plain(distribution)}, text)
+    console.result({"manifest": out, **json_values(distribution)}, text)
 
 
-def distribution_text(distribution: Distribution, films: tuple[Film, ...], listed: int = 10) -> str:
+def distribution_text(distribution: Distribution, films: tuple[Film, ...]) -> str:
     """Format the distribution for people, with the first films that have an objection."""
     labels = [label.value for label in Label]
     rows: list[tuple[str, ...]] = [("accepted films", *labels)]
@@ -146,9 +149,9 @@ def distribution_text(distribution: Distribution, films: tuple[Film, ...], liste
     channels = ", ".join(f"{count:,} with {number}" for number, count in distribution.channels.items())
     lines = [f"{distribution.films:,} films: {verdicts}", f"channels as stored: {channels or '-'}", table(rows)]
     rejected = [film for film in films if not film.is_accepted]
-    lines += [f"  {film.verdict}: {name_of(film)}: {film.reason}" for film in rejected[:listed]]
-    if len(rejected) > listed:
-        lines.append(f"  and {len(rejected) - listed:,} more, each with its reason in the manifest")
+    lines += [f"  {film.verdict}: {name_of(film)}: {film.reason}" for film in rejected[:LISTED]]
+    if len(rejected) > LISTED:
+        lines.append(f"  and {len(rejected) - LISTED:,} more, each with its reason in the manifest")
     return "\n".join(lines)
 
 
@@ -200,7 +203,7 @@ def split(
     )
     shared = shared_patients(film for film in given if film.is_accepted)
     found = len(leaks(films)) if allow_leakage else 0
-    document = {"splits": split_counts(films), "shared_patients": plain(shared), "leaks": found}
+    document = {"splits": split_counts(films), "shared_patients": json_values(shared), "leaks": found}
     write_manifest(films, out)
     write_allowance(out, document, allow_leakage.strip())
     lines = [str(out), splits_text(films)]
@@ -288,13 +291,10 @@ def pack(
         )
     preprocessing = info.preprocessing
     console.result(
-        {"pack": out, **plain(info)},
+        {"pack": out, **json_values(info)},
         f"{out}: {info.count:,} films of {size[0]} x {size[1]} pixels, training films' mean "
         f"{preprocessing.mean:.4f} and deviation {preprocessing.std:.4f} (black 0, white 1)",
     )
-
-
-LISTED = 10  # groups in the terminal; the page has all
 
 
 @click.command()
@@ -409,9 +409,9 @@ def _scored(networks: CrossValidation, folds: int) -> ScoreTable:
 def _document(found: Audit, measured: Overlap | None, left_out: Sequence[LeftOut]) -> dict[str, Any]:
     document = found.to_json()
     if measured is not None:
-        document["overlap"] = plain(measured)
+        document["overlap"] = json_values(measured)
     if left_out:
-        document["left_out"] = plain(left_out)
+        document["left_out"] = json_values(left_out)
     return document
 
 
@@ -424,7 +424,7 @@ def _lines(found: Audit, measured: Overlap | None, left_out: Sequence[LeftOut]) 
     return lines
 
 
-def audit_text(found: Audit, listed: int = LISTED) -> str:
+def audit_text(found: Audit) -> str:
     """Format the findings for people: sentences first, then the figures and the groups."""
     rows: list[tuple[str, ...]] = [("pneumonia told from normal by", "AUROC", "95% by patient")]
     for group in found.separability:
@@ -446,11 +446,11 @@ def audit_text(found: Audit, listed: int = LISTED) -> str:
                 f"{group.pneumonia:,}",
                 "yes" if group.risk else "",
             )
-            for group in found.groups[:listed]
+            for group in found.groups[:LISTED]
         ]
         lines += ["", table(groups)]
-        if len(found.groups) > listed:
-            lines.append(f"and {len(found.groups) - listed:,} more groups; --out writes them all, with contact sheets")
+        if len(found.groups) > LISTED:
+            lines.append(f"and {len(found.groups) - LISTED:,} more groups; --out writes them all, with contact sheets")
     if found.skipped:
         lines.append(
             f"skipped {len(found.skipped):,} films that cannot be read; the first: {': '.join(found.skipped[0])}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from chestxray.cli.console import Console, plain, table
+from chestxray.cli.console import Console, table
 from chestxray.cli.options import FILE, FOLDER, json_option, out_option, workers_option
 from chestxray.schema import NOTICE
 
@@ -144,7 +144,7 @@ def list_queue(console: Console, config: Path, state: str | None) -> None:
         )
         for entry in entries
     ]
-    console.result({"films": plain(entries)}, table(rows) if entries else "nothing waits")
+    console.result({"films": entries}, table(rows) if entries else "nothing waits")
 
 
 @queue.command()
@@ -210,7 +210,7 @@ def batch(
             workers=workers,
         )
     summary = ", ".join(f"{count:,} {call}" for call, count in result.calls.items())
-    console.result(plain(result), f"{out}: {result.films:,} films ({summary}); the films are in {folder}")
+    console.result(result, f"{out}: {result.films:,} films ({summary}); the films are in {folder}")
 
 
 @click.command()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from chestxray.cli.console import Console, plain, table
+from chestxray.cli.console import Console, table
 from chestxray.cli.model import bundle_text
 from chestxray.cli.options import (
     FILE,
@@ -23,6 +23,7 @@ from chestxray.cli.options import (
     workers_option,
 )
 from chestxray.errors import UsageError
+from chestxray.files import json_values
 from chestxray.schema import Split
 
 if TYPE_CHECKING:
@@ -112,8 +113,7 @@ def evaluate(
     from chestxray import api
 
     if refuse_check is not None:
-        others = (source, out, scores, against, threshold, conformal, split)
-        if stress or any(given is not None for given in others):
+        if stress or any(given is not None for given in (source, out, scores, against, threshold, conformal, split)):
             raise UsageError(
                 "--refuse-check prints what is refused of its own SOURCE: give it BUNDLE alone, or nothing"
             )
@@ -122,15 +122,7 @@ def evaluate(
     if out is None:
         raise click.UsageError("Missing option '--out'.")
     if scores is not None:
-        if stress:
-            raise UsageError("--stress shifts films, and --scores gives none. Give BUNDLE and SOURCE")
-        if conformal is not None:
-            raise UsageError("--conformal needs the validation scores of a bundle, and --scores gives none")
-        if bundle is not None:
-            raise UsageError(
-                "--scores stands in place of BUNDLE and SOURCE. Give either; to compare the two, give BUNDLE SOURCE "
-                "--against the table"
-            )
+        _refuse_beside_scores(bundle, stress=stress, conformal=conformal)
         assessment = api.evaluate_scores(
             scores, out, split=split, against=against, threshold=threshold, command=command_line()
         )
@@ -155,6 +147,19 @@ def evaluate(
         {"report": out / "index.html", "assessment": assessment.to_json()},
         f"{assessment_text(assessment)}\nreport: {out / 'index.html'}",
     )
+
+
+def _refuse_beside_scores(bundle: Path | None, *, stress: bool, conformal: float | None) -> None:
+    """Check that nothing stands beside --scores that only a bundle can do. Raises: UsageError."""
+    if stress:
+        raise UsageError("--stress shifts films, and --scores gives none. Give BUNDLE and SOURCE")
+    if conformal is not None:
+        raise UsageError("--conformal needs the validation scores of a bundle, and --scores gives none")
+    if bundle is not None:
+        raise UsageError(
+            "--scores stands in place of BUNDLE and SOURCE. Give either; to compare the two, give BUNDLE SOURCE "
+            "--against the table"
+        )
 
 
 def _check_refusals(
@@ -213,7 +218,7 @@ def calibrate(
     from chestxray import api
 
     made = api.calibrate(bundle, source, out, split=split, workers=workers, reporter=console, settings=settings)
-    document = {"bundle": out, **plain(made.info), "metrics": made.metrics, "warnings": made.warnings}
+    document = {"bundle": out, **json_values(made.info), "metrics": made.metrics, "warnings": made.warnings}
     console.result(document, _calibrated_text(out, made))
 
 

@@ -15,6 +15,7 @@ from chestxray.cli.data import audit, clean, collect, pack, split
 from chestxray.cli.dicom import dicom
 from chestxray.cli.evaluate import calibrate, evaluate
 from chestxray.cli.model import batch, blend, export, predict, sign, train, verify
+from chestxray.cli.options import InOrder
 from chestxray.cli.service import doctor, key, run, serve
 from chestxray.errors import ChestXrayError, MissingExtra
 from chestxray.schema import NOTICE
@@ -24,14 +25,6 @@ VERBS = (
     *(collect, clean, split, audit, pack, train, blend, evaluate, export),
     *(calibrate, sign, verify, predict, batch, serve, dicom, key, run, doctor, aws),
 )
-
-
-class _InOrder(click.Group):
-    """Lists the verbs in the order in which they were added: the pipeline's."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Return the names of the commands."""
-        return list(self.commands)
 
 
 def _print_completion(ctx: click.Context, _param: click.Parameter, shell: str | None) -> None:
@@ -45,7 +38,7 @@ def _print_completion(ctx: click.Context, _param: click.Parameter, shell: str | 
 
 
 @click.group(
-    cls=_InOrder,
+    cls=InOrder,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog=f"{NOTICE} Each verb takes --help and --json. Exit status: 0 done, 1 a problem in the data, 2 wrong usage.",
 )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from chestxray.cli.console import Console, plain, table
+from chestxray.cli.console import Console, table
 from chestxray.cli.options import (
     FILE,
     FOLDER,
@@ -33,6 +33,7 @@ from chestxray.cli.options import (
     workers_option,
 )
 from chestxray.errors import FilmError
+from chestxray.files import json_values
 from chestxray.inference.bundle import folder_of
 from chestxray.schema import NOTICE, BundleInfo
 
@@ -114,7 +115,7 @@ def train(
         text += f", exchanged {best.exchange_auroc:.4f} (validation)"
     if summary.info.leak:
         text += f"\nBeware: {summary.info.leak}"
-    console.result({"run": out, "info": plain(summary.info), "epochs": plain(summary.records)}, text)
+    console.result({"run": out, "info": summary.info, "epochs": summary.records}, text)
 
 
 def epoch_sayer(console: Console) -> Callable[[EpochRecord], None]:
@@ -174,7 +175,7 @@ def blend(console: Console, runs: tuple[Path, ...], pack: Path, out: Path, devic
         summary = blend_runs(runs, pack, out, device=device, on_progress=move, log=console.log)
     best = summary.best
     console.result(
-        {"run": out, "info": plain(summary.info)},
+        {"run": out, "info": summary.info},
         f"{out}: {len(runs)} runs, AUROC {best.auroc:.4f}, under shifts {best.stress_auroc:.4f}, "
         f"exchanged {best.exchange_auroc:.4f} (validation)",
     )
@@ -211,7 +212,7 @@ def export(
     from chestxray import api
 
     info = api.export(runs, out, name, compact=compact, refuse=refuse, pack=pack, notes=notes)
-    console.result({"bundle": out, **plain(info)}, bundle_text(out, info))
+    console.result({"bundle": out, **json_values(info)}, bundle_text(out, info))
 
 
 def bundle_text(folder: Path, info: BundleInfo) -> str:
@@ -288,7 +289,7 @@ def predict(
             answers.append({"file": path, "error": {"type": type(error).__name__, "message": message}})
             continue
         failed = failed or not answer.gate.accepted
-        answers.append({"file": path, **plain(answer)})
+        answers.append({"file": path, **json_values(answer)})
         if maps is not None and answer.heatmap is not None:
             answers[-1]["heatmap"] = maps.write(path, data, base64.b64decode(answer.heatmap))
     text = "\n".join(_answer_line(answer) for answer in answers)
@@ -434,7 +435,7 @@ def batch(
     summary = ", ".join(f"{count:,} {call}" for call, count in result.calls.items())
     known = result.films - result.predicted
     text = f"{out}: {result.films:,} films ({summary})" + (f"; {known:,} of them known before" if known else "")
-    console.result(plain(result), text)
+    console.result(result, text)
 
 
 @click.command()

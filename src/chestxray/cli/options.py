@@ -152,6 +152,14 @@ class Size(click.ParamType[tuple[int, int]]):
         return int(match[1]), int(match[2])
 
 
+class InOrder(click.Group):
+    """A group that lists its commands in the order in which they were added: the pipeline's."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the names of the commands."""
+        return list(self.commands)
+
+
 def collect_options(command: Command) -> Command:
     """Add --label, --columns, --root and --patient-pattern; the command receives ``settings``."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from chestxray.cli.console import Console, columns, plain
+from chestxray.cli.console import Console, columns
 from chestxray.cli.data import distribution_text, splits_text
 from chestxray.cli.evaluate import assessment_text, command_line
 from chestxray.cli.model import bundle_text, epoch_sayer
@@ -208,7 +208,7 @@ def run(
         "out": out,
         "bundle": result.bundle,
         "report": result.report,
-        "validation": plain(result.validation),
+        "validation": result.validation,
         "assessment": result.assessment.to_json(),
         "seconds": result.seconds,
     }
@@ -262,4 +262,4 @@ def doctor(console: Console) -> None:
     from chestxray.diagnosis import diagnose
 
     diagnosis = diagnose(os.environ.get(BUNDLE_VARIABLE) or DEFAULT)
-    console.result(plain(diagnosis), columns([(check.name, check.finding) for check in diagnosis.checks]))
+    console.result(diagnosis, columns([(check.name, check.finding) for check in diagnosis.checks]))

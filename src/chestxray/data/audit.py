@@ -30,6 +30,7 @@ from chestxray.data.shortcuts import (
     require_trees,
 )
 from chestxray.errors import SourceInvalid
+from chestxray.files import json_values
 from chestxray.images.lungless import PICTURE_GROUPS
 from chestxray.metrics.intervals import Measure, clustered_area, effective_number
 from chestxray.metrics.metrics import midranks
@@ -203,7 +204,7 @@ class Audit:
         """Return the findings as plain values; the rows of the films are in ``films.csv``."""
         rows = {"paths", "labels", "probabilities", "patient_of", "group_of"}
         fields = (field.name for field in dataclasses.fields(self) if field.name not in rows)
-        plain = {name: _plain(getattr(self, name)) for name in fields}
+        plain = {name: json_values(getattr(self, name)) for name in fields}
         return {"words": list(self.words), **plain}
 
 
@@ -507,13 +508,3 @@ def _words(found: Audit) -> Iterator[str]:
 def _figure(measure: Measure) -> str:
     """Format a figure: ``AUROC 0.985 (0.981 to 0.988; 5,190 films)``."""
     return str(measure).replace("auroc", "AUROC", 1)
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

@@ -384,7 +384,7 @@ def _spectrum(levels: Float64Array) -> Float64Array:
 
 
 def linear_log_odds(
-    features: Float64Array, labels: npt.ArrayLike, patients: npt.ArrayLike, *, folds: int = FOLDS, seed: int = 0
+    features: Float64Array, labels: npt.ArrayLike, patients: npt.ArrayLike, *, seed: int = 0
 ) -> Float64Array:
     """Return log-odds of pneumonia from features alone, for films of patients not in the fit; classes count equally.
 
@@ -399,9 +399,9 @@ def linear_log_odds(
     """
     targets = np.asarray(labels)
     names, which = np.unique(np.asarray(patients), return_inverse=True)
-    fold = np.random.default_rng(seed).permutation(np.arange(len(names)) % folds)[which]
+    fold = np.random.default_rng(seed).permutation(np.arange(len(names)) % FOLDS)[which]
     found = np.zeros(len(targets))
-    for number in range(folds):
+    for number in range(FOLDS):
         train, rest = fold != number, fold == number
         if len(set(targets[train].tolist())) == 2 and rest.any():  # noqa: PLR2004 - both classes
             found[rest] = _ridge(features[train], targets[train], features[rest])

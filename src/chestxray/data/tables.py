@@ -88,7 +88,7 @@ class ListedFilm:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class FilmTable:
     """A table after interpretation: its entries, and notes for the user."""
 
     entries: tuple[ListedFilm, ...]
@@ -250,7 +250,7 @@ _READERS: Final[Mapping[str, Callable[[Path], tuple[tuple[str, ...], list[TableR
 # --------------------------------------------------------------------------- rows to entries
 
 
-def read_listing(path: Path, words: LabelWords, columns: Mapping[str, str] | None = None) -> Listing:
+def read_listing(path: Path, words: LabelWords, columns: Mapping[str, str] | None = None) -> FilmTable:
     """Read and interpret a table.
 
     Args:
@@ -294,7 +294,7 @@ def read_listing(path: Path, words: LabelWords, columns: Mapping[str, str] | Non
         if reasons
         else ""
     )
-    return Listing(tuple(merged), roles, tuple(filter(None, [*told, *notes])))
+    return FilmTable(tuple(merged), roles, tuple(filter(None, [*told, *notes])))
 
 
 def _check_rivals(path: Path, row: TableRow, label: str, column: str, rivals: Mapping[str, Meaning]) -> None:

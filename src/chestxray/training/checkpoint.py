@@ -44,11 +44,6 @@ def to_bytes(weights: Weights) -> bytes:
     return save({name: weights[name] for name in sorted(weights)})
 
 
-def hash_of(weights: Weights) -> str:
-    """Return the SHA-256 of ``to_bytes``, which identifies the weights."""
-    return hashlib.sha256(to_bytes(weights)).hexdigest()
-
-
 def write_weights(path: Path, weights: Weights) -> str:
     """Write a safetensors file and return its SHA-256. Law: ``read_weights`` with that hash returns the weights."""
     data = to_bytes(weights)

@@ -167,18 +167,18 @@ def blend_runs(
     pack = Pack.open(pack_folder)
     infos = _of_one_kind(folders, pack)
     training = Training(pack, Recipe.from_fields(infos[0].recipe), device=device)
-    blended = training.step.average.module
+    blended = training.state.average.module
     blended.load_state_dict(
         _mean([read_weights(run / BEST, i.files[BEST]) for run, i in zip(folders, infos, strict=True)])
     )
     log(f"Statistics of batch normalisation: on {MEASURED:,} training films")
     _measure_statistics(training, blended)
-    result = validate(training.step, training.panels)
+    result = validate(training.state, training.panels)
     best = Best(snapshot(blended), result.logits)
     training.records = [_record([info.best for info in infos if info.best], result)]
     info = dataclasses.replace(described(training), blended=tuple(int(info.recipe["seed"]) for info in infos))
-    folder = RunFolder(out, pack, training.step.splits.validation)
-    folder.begin(info, training.step.recipe, training.records, best)
+    folder = RunFolder(out, pack, training.state.splits.validation)
+    folder.begin(info, training.state.recipe, training.records, best)
     info = dataclasses.replace(info, typical_peak=look_back(folder, training, best, log, on_progress))
     seconds = sum(info.seconds for info in infos) + time.perf_counter() - started
     return RunSummary(out, folder.finish(info, training.records, best.weights, seconds), tuple(training.records))
@@ -231,13 +231,13 @@ def _measure_statistics(training: Training, blended: Classifier) -> None:
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # None: a plain mean over the batches
-    step = training.step
-    generator = Generator(step.device).manual_seed(step.recipe.seed)
-    random = np.random.default_rng(step.recipe.seed)
-    rows = drawn(step.splits.training, step.chances, random)[:MEASURED]
+    state = training.state
+    generator = Generator(state.device).manual_seed(state.recipe.seed)
+    random = np.random.default_rng(state.recipe.seed)
+    rows = drawn(state.splits.training, state.chances, random)[:MEASURED]
     blended.train()
     for batch in np.array_split(rows, steps_of(len(rows), BATCH)):
-        step.scores(blended, step.varied(batch, generator), reduced=False)
+        state.scores(blended, state.varied(batch, generator), reduced=False)
     blended.eval()
     for norm, momentum in zip(norms, kept, strict=True):
         norm.momentum = momentum

@@ -54,27 +54,27 @@ class Estimate:
     @classmethod
     def of(cls, training: Training) -> Estimate:
         """Estimate the work that is left in a training."""
-        step = training.step
-        films = len(step.splits.training)
+        state = training.state
+        films = len(state.splits.training)
         left = range(training.all_steps_taken, training.all_steps)
-        whole = math.prod(step.pack.info.preprocessing.size)
-        teaching = TEACHING if step.teacher else 0.0
+        whole = math.prod(state.pack.info.preprocessing.size)
+        teaching = TEACHING if state.teacher else 0.0
         work = [math.prod(training.size_of(index)) / whole + teaching for index in left]
         return cls(
-            network=step.recipe.network,
-            parameters=parameters_of(step.classifier),
+            network=state.recipe.network,
+            parameters=parameters_of(state.classifier),
             training_films=films,
-            validation_films=len(step.splits.validation),
+            validation_films=len(state.splits.validation),
             batch_size=-(-films // training.steps_an_epoch),
             steps_an_epoch=training.steps_an_epoch,
             epochs=training.epoch_count,
             steps_left=len(left),
             work_left=sum(work),
             next_work=work[0] if work else 1.0,
-            device=str(step.device),
-            precision="bfloat16" if step.reduced else "float32",
+            device=str(state.device),
+            precision="bfloat16" if state.reduced else "float32",
             threads=torch.get_num_threads(),
-            processes=step.world.size,
+            processes=state.world.size,
         )
 
     def __str__(self) -> str:

@@ -180,7 +180,7 @@ def train_run(
             return found
         training = Training(pack, recipe, device=own_device, world=world, teacher=teacher)
         if compiled:
-            training.step = compiled_where_possible(training.step, log)
+            training.state = compiled_where_possible(training.state, log)
         run = _Run(out, folder, training, options, found, log)
         with stop_requests() as stop:
             return run.to_the_end(stop, on_epoch, on_progress)
@@ -250,11 +250,11 @@ class _Run:
         checkpoint: Checkpoint | None,
         log: Log,
     ) -> None:
-        step = training.step
+        state = training.state
         self._training = training
-        self._writes = step.world.is_main
+        self._writes = state.world.is_main
         self._folder = folder
-        self._out = RunFolder(out, step.pack, step.splits.validation)
+        self._out = RunFolder(out, state.pack, state.splits.validation)
         self._every = options.every
         self._log = log
         self._best = checkpoint.best if checkpoint else None
@@ -273,7 +273,7 @@ class _Run:
     def _begin(self, *, anew: bool) -> None:
         if anew:
             self._folder.clear()
-        self._out.begin(self._info, self._training.step.recipe, self._training.records, self._best)
+        self._out.begin(self._info, self._training.state.recipe, self._training.records, self._best)
         with writing(self._folder.folder):  # checks early that a separate folder of checkpoints can be written
             self._folder.folder.mkdir(parents=True, exist_ok=True)
         if anew or not (self._out.folder / AUGMENTED).is_file():
@@ -297,7 +297,7 @@ class _Run:
             recorded = len(self._training.records)
             for name in self._wanted_trackers:
                 self._trackers += (
-                    trackers.enter_context(track(name, self._out.folder, self._training.step.recipe, recorded)),
+                    trackers.enter_context(track(name, self._out.folder, self._training.state.recipe, recorded)),
                 )
             for epoch in self._training.epochs(on_progress, after_step):
                 self._keep(epoch)
@@ -315,7 +315,7 @@ class _Run:
             raise self._interrupted()
 
     def _is_stopped(self) -> bool:
-        return self._training.step.world.any(self._stop.wanted)
+        return self._training.state.world.any(self._stop.wanted)
 
     def _keep(self, epoch: Epoch) -> None:
         if epoch.record.is_best:
@@ -333,7 +333,7 @@ class _Run:
     def _checkpoint(self) -> None:
         if self._writes:
             origin = self._info.origin
-            self._folder.write(Checkpoint(origin, self._training.state(), self._best, self._seconds()))
+            self._folder.write(Checkpoint(origin, self._training.snapshot(), self._best, self._seconds()))
         self._written = time.perf_counter()
 
     def _seconds(self) -> float:
@@ -349,8 +349,8 @@ class _Run:
         )
 
     def _finished(self, on_progress: ProgressCallback) -> RunSummary:
-        training, world = self._training, self._training.step.world
-        last = snapshot(training.step.average.module)
+        training, world = self._training, self._training.state.world
+        last = snapshot(training.state.average.module)
         info = self._info
         if self._best is not None:
             peak = look_back(self._out, training, self._best, self._log, on_progress)
@@ -373,51 +373,51 @@ def look_back(out: RunFolder, training: Training, best: Best, log: Log, on_progr
 
     Returns: the typical peak of heat maps, as in ``RunInfo``.
     """
-    step = training.step
-    count = f"{len(step.splits.validation):,} films"
+    state = training.state
+    count = f"{len(state.splits.validation):,} films"
     log(f"Stress validation: {count} under {len(SHIFTS)} shifts and {len(EXCHANGES)} exchanges")
-    averaged = step.average.module
+    averaged = state.average.module
     averaged.load_state_dict(best.weights)
-    logits = under_every_shift(step, on_progress)
-    if step.world.is_main:
-        films = [step.pack.films[row] for row in step.splits.validation]
+    logits = under_every_shift(state, on_progress)
+    if state.world.is_main:
+        films = [state.pack.films[row] for row in state.splits.validation]
         with writing(out.folder):
             # the classifier's own weights are in the order of the layers, which a checkpoint does not keep
             plot_filters(averaged.state_dict(), out.folder)
             write_atomically(out.folder / STRESS, stress_table(logits, films))
-    return typical_peak(averaged, step)
+    return typical_peak(averaged, state)
 
 
-def typical_peak(classifier: Classifier, step: TrainState) -> float | None:
+def typical_peak(classifier: Classifier, state: TrainState) -> float | None:
     """Measure the lowest end of the heat-map scale; None without validation films with pneumonia.
 
     Args:
         classifier: the weights that are kept.
-        step: holds the films.
+        state: holds the films.
     """
-    rows = [row for row in step.splits.validation if step.pack.films[row].label == Label.PNEUMONIA][:PEAK_FILMS]
+    rows = [row for row in state.splits.validation if state.pack.films[row].label == Label.PNEUMONIA][:PEAK_FILMS]
     if not rows:
         return None
     peaks = []
     with torch.inference_mode():
         for batch in np.array_split(rows, steps_of(len(rows), VALIDATION_BATCH)):
-            _, maps = classifier.eval().explain(step.on_device(step.pack.images[batch]))
+            _, maps = classifier.eval().explain(state.on_device(state.pack.images[batch]))
             peaks.append(maps.amax(dim=(1, 2)).double().cpu() * maps[0].numel())
     return float(torch.cat(peaks).quantile(PEAK_QUANTILE))
 
 
 def described(training: Training) -> RunInfo:
     """Return the description of an unfinished run."""
-    step = training.step
+    state = training.state
     return RunInfo(
         state=TRAINING,
-        recipe=dataclasses.asdict(step.recipe),
-        preprocessing=step.pack.info.preprocessing,
-        training_data=step.pack.info.fingerprint,
-        training_films=len(step.splits.training),
-        validation_films=len(step.splits.validation),
-        leak=step.splits.leak,
-        device=str(step.device),
+        recipe=dataclasses.asdict(state.recipe),
+        preprocessing=state.pack.info.preprocessing,
+        training_data=state.pack.info.fingerprint,
+        training_films=len(state.splits.training),
+        validation_films=len(state.splits.validation),
+        leak=state.splits.leak,
+        device=str(state.device),
         threads=torch.get_num_threads(),
         versions={
             "chestxray": __version__,
@@ -425,6 +425,6 @@ def described(training: Training) -> RunInfo:
             "torch": torch.__version__,
             "numpy": np.__version__,
         },
-        leakage_allowed=step.pack.info.leakage_allowed,
-        teachers=step.teacher.hashes if step.teacher else (),
+        leakage_allowed=state.pack.info.leakage_allowed,
+        teachers=state.teacher.hashes if state.teacher else (),
     )

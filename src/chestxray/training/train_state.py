@@ -287,36 +287,36 @@ def snapshot(module: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def snapshot_of(
-    step: TrainState, steps_taken: int, summed_loss: float, records: tuple[EpochRecord, ...]
+    state: TrainState, steps_taken: int, summed_loss: float, records: tuple[EpochRecord, ...]
 ) -> TrainSnapshot:
     """Copy the state of a training."""
-    tensors = _named("weights", snapshot(step.classifier))
-    if step.average.module is not step.classifier:
-        tensors |= _named("average", snapshot(step.average.module))
-    for number, held in step.optimiser.state_dict()["state"].items():
+    tensors = _named("weights", snapshot(state.classifier))
+    if state.average.module is not state.classifier:
+        tensors |= _named("average", snapshot(state.average.module))
+    for number, held in state.optimiser.state_dict()["state"].items():
         named = {name: value for name, value in held.items() if isinstance(value, Tensor)}
         tensors |= {f"optimiser/{number}/{name}": _copied(value) for name, value in named.items()}
     return TrainSnapshot(records, steps_taken, summed_loss, tensors)
 
 
-def restore(step: TrainState, state: TrainSnapshot, all_steps: int) -> None:
+def restore(state: TrainState, saved: TrainSnapshot, all_steps: int) -> None:
     """Restore a state, bit for bit and in the memory layout that training uses.
 
     Args:
-        step: state of a training with the same pack and recipe.
-        state: a snapshot of that training, from this or an earlier process.
+        state: state of a training with the same pack and recipe.
+        saved: a snapshot of that training, from this or an earlier process.
         all_steps: number of steps since the beginning.
 
     Raises: RunInvalid, if the state is of another network or optimiser.
     """
     try:
-        step.classifier.load_state_dict(_under("weights", state.tensors))
-        if step.average.module is not step.classifier:
-            step.average.module.load_state_dict(_under("average", state.tensors))
-        _restore_optimiser(step.optimiser, _under("optimiser", state.tensors))
+        state.classifier.load_state_dict(_under("weights", saved.tensors))
+        if state.average.module is not state.classifier:
+            state.average.module.load_state_dict(_under("average", saved.tensors))
+        _restore_optimiser(state.optimiser, _under("optimiser", saved.tensors))
     except (RuntimeError, ValueError, IndexError) as error:
-        raise RunInvalid(f"the checkpoint does not fit the network {step.recipe.network} ({error})") from error
-    step.average.steps = all_steps
+        raise RunInvalid(f"the checkpoint does not fit the network {state.recipe.network} ({error})") from error
+    state.average.steps = all_steps
 
 
 def _restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -347,31 +347,31 @@ def _under(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 REASON: Final = 160  # characters of the compiler's message that are repeated
 
 
-def compiled_where_possible(step: TrainState, log: Log) -> TrainState:
-    """Return a step with a compiled network; if compiling fails, log a sentence and return the same step.
+def compiled_where_possible(state: TrainState, log: Log) -> TrainState:
+    """Return the state with a compiled network; if compiling fails, log a sentence and return the same state.
 
     Compiled arithmetic may round differently, so the hash of the weights may differ from that without compiling.
     """
-    if step.world.size > 1:
+    if state.world.size > 1:
         log("--compile is left out: processes that share a batch stop for each other within the network")
-        return step
-    before = snapshot(step.classifier)
+        return state
+    before = snapshot(state.classifier)
     try:
-        compiled: Any = torch.compile(step.classifier)  # a module, though the annotation is wider
-        candidate = step._replace(trained=compiled)
+        compiled: Any = torch.compile(state.classifier)  # a module, though the annotation is wider
+        candidate = state._replace(trained=compiled)
         _try_out(candidate)
     except Exception as error:  # noqa: BLE001 - compilers fail in many ways, and none may stop a training
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:REASON]
         log(f"--compile is left out: the network cannot be compiled here ({reason})")
-        candidate = step
-    step.classifier.load_state_dict(before)  # the trial changed the statistics of batch normalisation
-    step.optimiser.zero_grad()
+        candidate = state
+    state.classifier.load_state_dict(before)  # the trial changed the statistics of batch normalisation
+    state.optimiser.zero_grad()
     return candidate
 
 
-def _try_out(step: TrainState) -> None:
+def _try_out(state: TrainState) -> None:
     """Run once forward and backward, because torch compiles at the first use."""
-    step.classifier.train()
-    rows = step.splits.training[: step.recipe.batch_size]
-    with torch.random.fork_rng(devices=[step.device] if step.device.type == "cuda" else []):
-        step.scores(step.trained, step.films(rows), reduced=step.reduced).sum().backward()  # type: ignore[no-untyped-call]
+    state.classifier.train()
+    rows = state.splits.training[: state.recipe.batch_size]
+    with torch.random.fork_rng(devices=[state.device] if state.device.type == "cuda" else []):
+        state.scores(state.trained, state.films(rows), reduced=state.reduced).sum().backward()  # type: ignore[no-untyped-call]

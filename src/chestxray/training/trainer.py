@@ -94,18 +94,18 @@ class Panels(NamedTuple):
     exchanged: UInt8Array
 
 
-def validate(step: TrainState, panels: Panels) -> ValidationResult:
+def validate(state: TrainState, panels: Panels) -> ValidationResult:
     """Evaluate the validation films unchanged, and both panels."""
-    rows = step.splits.validation
-    targets = step.labels[rows]
-    scores = scores_of(step, len(rows), lambda batch: step.pack.images[rows[batch]])
+    rows = state.splits.validation
+    targets = state.labels[rows]
+    scores = scores_of(state, len(rows), lambda batch: state.pack.images[rows[batch]])
     logits = log_odds(scores).numpy()
     loss = functional.cross_entropy(scores, torch.from_numpy(targets)).item()
     if not math.isfinite(loss):
         return ValidationResult(logits, loss, math.nan, math.nan, math.nan, math.nan, math.nan)
     counts = Confusion.at(0.0, targets, logits)
     under_shifts, exchanged = (
-        auroc(targets, log_odds(scores_of(step, len(panel), panel.__getitem__)).numpy()) for panel in panels
+        auroc(targets, log_odds(scores_of(state, len(panel), panel.__getitem__)).numpy()) for panel in panels
     )
     areas = auroc(targets, logits), under_shifts, exchanged
     return ValidationResult(logits, loss, *areas, counts.sensitivity or 0.0, counts.specificity or 0.0)
@@ -152,50 +152,50 @@ def panel_of(pack: Pack, rows: IndexArray) -> UInt8Array:
     return planes
 
 
-def scores_of(step: TrainState, films: int, read: Callable[[IndexArray], UInt8Array]) -> Tensor:
+def scores_of(state: TrainState, films: int, read: Callable[[IndexArray], UInt8Array]) -> Tensor:
     """Return class scores by the averaged weights, shape (n, 2), in CPU memory.
 
     The scores are computed in float32 whatever the precision of the training: they decide the best epoch, the
     calibration and the operating points, and the three digits of bfloat16 would produce ties.
 
     Args:
-        step: its processes share the work; each gets all scores.
+        state: its processes share the work; each gets all scores.
         films: number of films.
         read: returns the planes of a batch, shape (b, height, width), for its places in 0 to ``films - 1``.
     """
-    averaged = step.average.module.eval()
+    averaged = state.average.module.eval()
     with torch.inference_mode():
         batches = np.array_split(np.arange(films), steps_of(films, VALIDATION_BATCH))
-        found = torch.zeros((films, CLASSES), device=step.device)
+        found = torch.zeros((films, CLASSES), device=state.device)
         # Whole batches to each process, so that the batches do not depend on the number of processes.
-        for batch in batches[step.world.rank :: step.world.size]:
-            found[batch] = step.scores(averaged, step.on_device(read(batch)), reduced=False)
-        return step.world.sum(found).cpu()
+        for batch in batches[state.world.rank :: state.world.size]:
+            found[batch] = state.scores(averaged, state.on_device(read(batch)), reduced=False)
+        return state.world.sum(found).cpu()
 
 
-def under_every_shift(step: TrainState, on_progress: ProgressCallback = no_progress) -> dict[str, Float64Array]:
+def under_every_shift(state: TrainState, on_progress: ProgressCallback = no_progress) -> dict[str, Float64Array]:
     """Return log-odds of the validation films under each shift and each exchange, by the averaged weights.
 
     The shift of a film does not depend on its batch, so films are read and shifted a batch at a time.
 
     Args:
-        step: its processes share the work; each gets all log-odds.
+        state: its processes share the work; each gets all log-odds.
         on_progress: called with (films done, films in all), a film counts once for each shift.
     """
-    rows = step.splits.validation
-    keys = [step.pack.films[row].sha256 for row in rows]
+    rows = state.splits.validation
+    keys = [state.pack.films[row].sha256 for row in rows]
     found = {}
     conditions = len(SHIFTS) + len(EXCHANGED_FROM)
     for index, shift in enumerate(SHIFTS, start=1):
 
         def read(batch: IndexArray, shift: Shift = shift) -> UInt8Array:
-            return shifted(step.pack.images[rows[batch]], [keys[place] for place in batch], shift)
+            return shifted(state.pack.images[rows[batch]], [keys[place] for place in batch], shift)
 
-        found[shift.name] = log_odds(scores_of(step, len(rows), read)).double().numpy()
+        found[shift.name] = log_odds(scores_of(state, len(rows), read)).double().numpy()
         on_progress(index * len(rows), conditions * len(rows))
     for index, (one, of) in enumerate(EXCHANGED_FROM, start=len(SHIFTS) + 1):
-        planes = exchanged_films(step.pack, step.splits, np.arange(len(rows)), one, of)
-        logits = log_odds(scores_of(step, len(rows), planes.__getitem__))
+        planes = exchanged_films(state.pack, state.splits, np.arange(len(rows)), one, of)
+        logits = log_odds(scores_of(state, len(rows), planes.__getitem__))
         found[condition(one, of)] = logits.double().numpy()
         on_progress(index * len(rows), conditions * len(rows))
     return found
@@ -272,7 +272,7 @@ class Training:
     """A training that can be inspected, and stopped, after any step.
 
     Attributes:
-        step: the network in training, its data, and the tools of a step.
+        state: the network in training, its data, and the tools of a step.
         records: records of the epochs that ended.
         epoch_count: number of all epochs.
         steps_an_epoch: the optimiser's steps in one epoch.
@@ -292,7 +292,7 @@ class Training:
         """Prepare the training. Raises: what ``train`` raises before the first epoch."""
         splits = splits_of(pack, recipe)
         labels = labels_of(pack.films).astype(np.int64)
-        self.step = TrainState.prepared(pack, recipe, splits, labels, device, world, teacher)
+        self.state = TrainState.prepared(pack, recipe, splits, labels, device, world, teacher)
         self.records: list[EpochRecord] = []
         self.epoch_count = epochs_of(recipe, len(splits.training))
         self.steps_an_epoch = steps_of(len(splits.training), recipe.batch_size)
@@ -310,25 +310,25 @@ class Training:
         """Number of steps from the beginning to the end."""
         return self.epoch_count * self.steps_an_epoch
 
-    def state(self) -> TrainSnapshot:
+    def snapshot(self) -> TrainSnapshot:
         """Return a copy of everything on which the rest of the training depends."""
-        return snapshot_of(self.step, self.steps_taken, self._summed_loss, tuple(self.records))
+        return snapshot_of(self.state, self.steps_taken, self._summed_loss, tuple(self.records))
 
-    def restore(self, state: TrainSnapshot) -> None:
+    def restore(self, saved: TrainSnapshot) -> None:
         """Restore an earlier or later state of the same pack and recipe. Raises: RunInvalid, if it does not fit."""
-        self.records = list(state.records)
-        self.steps_taken = state.steps_taken
-        self._summed_loss = state.summed_loss
-        restore(self.step, state, self.all_steps_taken)
+        self.records = list(saved.records)
+        self.steps_taken = saved.steps_taken
+        self._summed_loss = saved.summed_loss
+        restore(self.state, saved, self.all_steps_taken)
 
     def varied_films(self, count: int = 24) -> Float32Array:
         """Return the first augmented films of epoch 1: shape (count or fewer, height, width), grey levels."""
-        seed = self.step.recipe.seed
-        generator = torch.Generator(self.step.device)
+        seed = self.state.recipe.seed
+        generator = torch.Generator(self.state.device)
         sheet: list[Tensor] = []
-        for index, batch in enumerate(_batches(seed, 1, self.step, self.steps_an_epoch)):
+        for index, batch in enumerate(_batches(seed, 1, self.state, self.steps_an_epoch)):
             generator.manual_seed(seed_of(seed, 1, index, "augmentation"))
-            sheet.append(self.step.varied(batch, generator)[:, 0].cpu())
+            sheet.append(self.state.varied(batch, generator)[:, 0].cpu())
             if sum(map(len, sheet)) >= count:
                 break
         films: Float32Array = torch.cat(sheet)[:count].numpy()
@@ -349,26 +349,26 @@ class Training:
             with freed_memory_kept():
                 rate = self._train_epoch(on_progress, after_step)
                 trained = time.perf_counter()
-                result = validate(self.step, self.panels)
-            films = len(self.step.splits.training)
+                result = validate(self.state, self.panels)
+            films = len(self.state.splits.training)
             record = self._record(result, rate, (films - before) / (trained - started), started)
             self.records.append(record)
             self.steps_taken, self._summed_loss = 0, 0.0
-            yield Epoch(record, snapshot(self.step.average.module), result.logits, self.step.splits)
+            yield Epoch(record, snapshot(self.state.average.module), result.logits, self.state.splits)
 
     def _train_epoch(self, on_progress: ProgressCallback, after_step: Callable[[], None]) -> float:
         """Take the remaining steps of this epoch. Returns the last learning rate."""
-        recipe, rows, device = self.step.recipe, self.step.splits.training, self.step.device
+        recipe, rows, device = self.state.recipe, self.state.splits.training, self.state.device
         epoch = len(self.records) + 1
-        batches = _batches(recipe.seed, epoch, self.step, self.steps_an_epoch)
+        batches = _batches(recipe.seed, epoch, self.state, self.steps_an_epoch)
         generator = torch.Generator(device)
-        self.step.classifier.train()
+        self.state.classifier.train()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             for index, batch in enumerate(batches[self.steps_taken :], start=self.steps_taken):
                 generator.manual_seed(seed_of(recipe.seed, epoch, index, "augmentation"))
                 torch.manual_seed(seed_of(recipe.seed, epoch, index, "dropout"))
                 rate = self._rate_of(self.all_steps_taken)
-                loss = self.step.train_step(batch, rate, generator, self.size_of(self.all_steps_taken))
+                loss = self.state.train_step(batch, rate, generator, self.size_of(self.all_steps_taken))
                 if not math.isfinite(loss):
                     raise self._diverged(epoch, index, batch, loss, rate)
                 self._summed_loss += loss * len(batch)
@@ -379,19 +379,19 @@ class Training:
 
     def _films_done(self) -> int:
         """Return the number of films of this epoch that were trained on."""
-        films, steps = len(self.step.splits.training), self.steps_an_epoch
+        films, steps = len(self.state.splits.training), self.steps_an_epoch
         return self.steps_taken * (films // steps) + min(self.steps_taken, films % steps)  # as np.array_split cuts
 
     def size_of(self, step: int) -> tuple[int, int]:
         """Return height and width of the films in a step, counted from the beginning of the training."""
-        return size_at(self.step.recipe, step, self.all_steps, self.step.pack.info.preprocessing.size)
+        return size_at(self.state.recipe, step, self.all_steps, self.state.pack.info.preprocessing.size)
 
     def _rate_of(self, step: int) -> float:
         """Return the learning rate of a step, counted from the beginning of the training."""
-        return learning_rate_at(self.step.recipe, step, self.all_steps)
+        return learning_rate_at(self.state.recipe, step, self.all_steps)
 
     def _diverged(self, epoch: int, index: int, batch: IndexArray, loss: float, rate: float) -> TrainingDiverged:
-        films = ", ".join(self.step.pack.films[row].path for row in batch)
+        films = ", ".join(self.state.pack.films[row].path for row in batch)
         return TrainingDiverged(
             f"epoch {epoch}, batch {index + 1} of {self.steps_an_epoch}: the loss is {loss}. "
             f"Lower the learning rate (it was {rate:g}) or set precision to float32; "
@@ -406,7 +406,7 @@ class Training:
         return EpochRecord(
             epoch=epoch,
             epochs=self.epoch_count,
-            training_loss=self._summed_loss / len(self.step.splits.training),
+            training_loss=self._summed_loss / len(self.state.splits.training),
             learning_rate=rate,
             films_per_second=films_per_second,
             seconds=time.perf_counter() - started,
@@ -420,9 +420,9 @@ def _rank(figures: Mapping[str, float]) -> tuple[float, float]:
     return figures["stress_auroc"] + figures["exchange_auroc"], -figures["validation_loss"]
 
 
-def _batches(seed: int, epoch: int, step: TrainState, count: int) -> list[IndexArray]:
+def _batches(seed: int, epoch: int, state: TrainState, count: int) -> list[IndexArray]:
     """Return the rows in that epoch's order, cut into batches; rows ascend within a batch, for faster reading."""
-    order = drawn(step.splits.training, step.chances, np.random.default_rng(seed_of(seed, epoch, 0, "order")))
+    order = drawn(state.splits.training, state.chances, np.random.default_rng(seed_of(seed, epoch, 0, "order")))
     return [np.sort(batch) for batch in np.array_split(order, count)]
 
 

@@ -19,7 +19,7 @@ from chestxray.training.networks.layers import Network, PooledNetwork, convoluti
 
 STEM: Final = 24
 STAGES: Final = ((24, 1), (48, 2), (96, 2), (160, 1))
-"""Width, and by how much the first block shrinks the film. The last does not: a cell of the heat map is 16 pixels."""
+"""Width of each block, and by how much it shrinks the film. The last does not: a cell of the heat map is 16 pixels."""
 
 
 class Residual(nn.Module):
@@ -38,14 +38,13 @@ class Residual(nn.Module):
         return torch.relu(found + self.shortcut(self.shrink(features)))
 
 
-def residual(channels: int, _height: int, _width: int, dropout: float, blocks: int = 1) -> PooledNetwork:
+def residual(channels: int, _height: int, _width: int, dropout: float) -> PooledNetwork:
     """Return the network with new random weights."""
     layers: list[nn.Module] = [convolution(channels, STEM, 5, stride=2), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
     before = STEM
     for width, stride in STAGES:
-        for index in range(blocks):
-            layers.append(Residual(before, width, stride if index == 0 else 1))
-            before = width
+        layers.append(Residual(before, width, stride))
+        before = width
     return PooledNetwork(nn.Sequential(*layers), before, dropout)
 
 

@@ -48,7 +48,7 @@ Refusal = Callable[[str, int], tuple[int, str] | None]  # of the service, and ho
 
 
 @dataclass
-class Door:
+class CloudRequests:
     """What went through.
 
     Attributes:
@@ -113,20 +113,20 @@ def at_first(times: int) -> Refusal:
 
 
 @contextmanager
-def watched() -> Iterator[Door]:
-    """Clients that are made inside the block go through the door, and wait for nothing.
+def watched() -> Iterator[CloudRequests]:
+    """Clients that are made inside the block go through it, and wait for nothing.
 
     Their services' models are read once, not once a command.
     """
-    door = Door()
+    cloud = CloudRequests()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(botocore.session, "create_loader", functools.cache(botocore.loaders.create_loader))
         patch.setattr(
-            botocore.handlers, "BUILTIN_HANDLERS", [*botocore.handlers.BUILTIN_HANDLERS, ("before-send", door)]
+            botocore.handlers, "BUILTIN_HANDLERS", [*botocore.handlers.BUILTIN_HANDLERS, ("before-send", cloud)]
         )
-        patch.setattr(botocore.endpoint, "time", types.SimpleNamespace(sleep=door.waited.append))
+        patch.setattr(botocore.endpoint, "time", types.SimpleNamespace(sleep=cloud.waited.append))
         patch.setattr(TokenBucket, "acquire", lambda *_, **__: True)
-        yield door
+        yield cloud
 
 
 def _answer(request: AWSPreparedRequest, service: str, status: int, code: str) -> AWSResponse:
