@@ -12,6 +12,7 @@ import pytest
 
 from chestxray.cli import main
 from chestxray.dicom.queue import Order, Queue
+from chestxray.dicom.receive import FILM_CLASSES
 from hospital import modality_film, read, settings_text
 
 BLACK = np.zeros((8, 8), np.uint8)
@@ -49,6 +50,12 @@ def film_file(tmp_path: Path, **elements: Any) -> Path:
     [
         ({}, (), True, "rule chest films: met: results go to pacs"),
         ({"Modality": "MG"}, (), False, "rule chest films: not met: modality is MG; the rule wants CR or DX"),
+        (
+            {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2", "Modality": "CT"},
+            (),
+            False,
+            f"the node refuses it: its SOP class is not one of {', '.join(FILM_CLASSES.values())}",
+        ),
         ({"Manufacturer": "chestxray"}, (), False, "it is a result of this program, which is never answered"),
         ({}, ("--from", "ROOM1"), True, "rule chest films: met: results go to pacs"),
     ],
@@ -94,6 +101,12 @@ def dead_letters(folder: Path, *instances: str) -> None:
 
 
 def test_dead_letters_are_listed_retried_and_dropped(chestxray: Run, config: Path, tmp_path: Path) -> None:
+    for words in (("ls",), ("retry",), ("drop", "1")):
+        status, _, said = chestxray("queue", *words, "--config", config)
+        assert status == 1
+        assert f"{tmp_path / 'queue'}: no queue of a node. Start the node, or correct its folder" in said
+    assert not (tmp_path / "queue").exists()  # which would be of this user, and not of the node's
+    Queue(tmp_path / "queue", "model").close()
     status, out, _ = chestxray("queue", "ls", "--config", config)
     assert (status, out.strip()) == (0, "nothing waits")
     dead_letters(tmp_path / "queue", "1.2.3.1", "1.2.3.2")
@@ -131,6 +144,17 @@ def test_a_copy_without_names_is_written_and_its_salt_decides_the_uids(chestxray
     assert one == again
     assert b"Doe" not in one
     assert len({str(read(data).SOPInstanceUID) for data in (one, other, film.read_bytes())}) == 3
+
+
+def test_a_copy_replaces_a_copy_and_never_the_film(chestxray: Run, tmp_path: Path) -> None:
+    film = film_file(tmp_path)
+    before = film.read_bytes()
+    status, _, said = chestxray("deidentify", film, "--salt", "our-site", "--out", film)
+    assert status != 0
+    assert "exists and is not a de-identified copy" in said
+    assert film.read_bytes() == before
+    for _ in range(2):
+        assert chestxray("deidentify", film, "--salt", "our-site", "--out", tmp_path / "copy.dcm")[0] == 0
 
 
 @pytest.mark.parametrize(

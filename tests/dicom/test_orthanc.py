@@ -208,6 +208,7 @@ def test_the_how_to_leads_from_the_distributions_orthanc_to_a_result(
         run(block("sh", "storescu"))
         until(lambda: pacs.instances("SR") and pacs.instances("OT"))
         check_report(pacs, 1)
+        run(f'PATH="{program.parent}:$PATH"\n{block("sh", "queue retry")}')
 
 
 def answers(port: int) -> bool:

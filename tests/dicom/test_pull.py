@@ -82,13 +82,21 @@ def test_a_film_without_an_age_is_refused_as_the_node_does(
 
 def test_a_pacs_that_is_not_there_is_named(tmp_path: Path) -> None:
     node = settings(tmp_path / "queue", free_port())
-    with pytest.raises(PeerError, match="destination pacs: nobody answers there"):
+    with pytest.raises(PeerError, match=r"destination pacs: nobody answers at 127\.0\.0\.1, port \d+\. Check"):
         pull_batch(node, "pacs", Search("20260101"), tmp_path / "x.csv", tmp_path / "films")
 
 
 @pytest.mark.parametrize("date", ["yesterday", "2026-01-01", "20260101-", "-20260101"])
 def test_a_date_that_is_none_is_refused(date: str) -> None:
     with pytest.raises(UsageError, match="write a day or a range"):
+        Search(date)
+
+
+@pytest.mark.parametrize(
+    ("date", "said"), [("20260230", "not a day of the calendar"), ("20260131-20260101", "ends before it begins")]
+)
+def test_days_that_no_film_can_be_of_are_refused_before_the_pacs_is_asked(date: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
         Search(date)
 
 

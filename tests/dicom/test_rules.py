@@ -40,14 +40,14 @@ def test_the_first_rule_that_is_met_decides_and_the_reasons_name_each_that_was_a
     decision = decide(CHEST, rules)
     assert decision.rule == rules[1]
     assert decision.reasons == (
-        "rule adults: not met: age is 3.0 years; the rule wants 18.0 or 120.0",
+        "rule adults: not met: age is 3.0 years; the rule wants 18 to below 120",
         "rule no: met: not answered, as the rule says",
     )
 
 
 def test_a_film_that_does_not_tell_its_age_meets_no_rule_about_ages() -> None:
     film = FilmFacts("1", "1.1", "1.2", "1.3", "DX")
-    assert decide(film, [Rule("a", age=(0.0, 150.0), send_to=("p",))]).reasons[0].endswith("wants 0.0 or 150.0")
+    assert decide(film, [Rule("a", age=(0.0, 150.0), send_to=("p",))]).reasons[0].endswith("wants 0 to below 150")
     assert "age is not told" in decide(film, [Rule("a", age=(0.0, 150.0), send_to=("p",))]).reasons[0]
 
 

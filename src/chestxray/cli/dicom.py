@@ -12,6 +12,7 @@ import click
 
 from chestxray.cli.console import Console, table
 from chestxray.cli.options import FILE, FOLDER, json_option, out_option, workers_option
+from chestxray.errors import SourceInvalid
 from chestxray.schema import NOTICE
 
 if TYPE_CHECKING:
@@ -84,12 +85,15 @@ def serve(console: Console, config: Path, explain: Path | None, ae_title: str) -
 
 
 def _explain(console: Console, config: Path, film: Path, ae_title: str) -> None:
-    from chestxray.dicom.rules import decide, facts_of
+    from chestxray.dicom.receive import not_taken
+    from chestxray.dicom.rules import Decision, decide, facts_of
     from chestxray.dicom.settings import NodeSettings
 
     settings = NodeSettings.read(config)
     facts = facts_of(film.read_bytes(), ae_title, str(film))
-    decision = decide(facts, settings.rules)
+    why = not_taken(facts)
+    refused = Decision(answered=False, rule=None, reasons=(f"the node refuses it: {why}",))
+    decision = refused if why else decide(facts, settings.rules)
     document = {
         "answered": decision.answered,
         "rule": decision.rule.name if decision.rule else None,
@@ -104,10 +108,16 @@ def _explain(console: Console, config: Path, film: Path, ae_title: str) -> None:
 
 
 def _queue(config: Path) -> Queue:
-    from chestxray.dicom.queue import Queue
+    from chestxray.dicom.queue import DATABASE, Queue
     from chestxray.dicom.settings import NodeSettings
 
     settings = NodeSettings.read(config)
+    try:
+        (settings.folder / DATABASE).stat()  # looking into a folder must not create a queue there
+    except PermissionError:
+        raise SourceInvalid(f"{settings.folder}: not for this user. Run the command as the node's user") from None
+    except OSError:
+        raise SourceInvalid(f"{settings.folder}: no queue of a node. Start the node, or correct its folder") from None
     return Queue(settings.folder, "", settings.limits)
 
 
@@ -220,10 +230,11 @@ def batch(
 @json_option
 def deidentify(console: Console, film: Path, salt: str, out: Path) -> None:
     """Write a copy of a DICOM film that names nobody (Basic Application Level Confidentiality Profile)."""
-    from chestxray.dicom.deidentify import deidentified
-    from chestxray.files import write_atomically
+    from chestxray.dicom.deidentify import deidentified, is_deidentified
+    from chestxray.files import refuse_to_replace, write_atomically
 
-    write_atomically(out, deidentified(film.read_bytes(), salt))
+    refuse_to_replace(out, is_deidentified, "a de-identified copy")
+    write_atomically(out, deidentified(film.read_bytes(), salt, str(film)))
     console.result({"out": out}, f"{out}: written; look at the pixels yourself, the profile does not")
 
 

@@ -30,12 +30,18 @@ PROFILE_CODE: Final = ("113100", "DCM", "Basic Application Confidentiality Profi
 Action = Callable[[Any, Any], None]
 
 
-def deidentified(data: bytes, salt: str) -> bytes:
+def is_deidentified(head: bytes) -> bool:
+    """Check whether a file that begins so is a copy that ``deidentified`` made."""
+    return METHOD[:64].encode() in head
+
+
+def deidentified(data: bytes, salt: str, source: str = "film") -> bytes:
     """Make a copy of a film without anything that identifies the patient.
 
     Args:
         data: a DICOM file.
         salt: the site's salt; with it, the same UID is always replaced by the same UID.
+        source: the film's name in errors.
 
     Returns: a DICOM file with the same pixels.
     Raises: UnsupportedFormat, if the header states burnt-in annotations; UnreadableFilm.
@@ -51,8 +57,10 @@ def deidentified(data: bytes, salt: str) -> bytes:
                 _treat(dataset, salt)
                 return _written(dataset)
         except Exception as error:  # noqa: BLE001 - nothing is kept of a failed copy; the error may quote the file
-            raise UnreadableFilm(f"film: could not be de-identified ({type(error).__name__})") from None
-    raise UnsupportedFormat("film: says that something is burnt into its pixels, so no copy of it is kept")
+            raise UnreadableFilm(
+                f"{source}: could not be de-identified ({type(error).__name__}). Give an undamaged DICOM film"
+            ) from None
+    raise UnsupportedFormat(f"{source}: says that something is burnt into its pixels, so no copy of it is kept")
 
 
 def _treat(dataset: Dataset, salt: str) -> None:

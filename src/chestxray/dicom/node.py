@@ -21,13 +21,12 @@ from prometheus_client import Counter
 
 from chestxray.data.parallel import cores
 from chestxray.dicom.queue import ANSWERED, DEAD, WAITING, Order, OutOfRoom, Queue, QueuedFilm
-from chestxray.dicom.receive import FILM_CLASSES, Receiver, log
-from chestxray.dicom.rules import FilmFacts, decide, facts_of
+from chestxray.dicom.receive import Receiver, log, not_taken
+from chestxray.dicom.rules import decide, facts_of
 from chestxray.dicom.send import Sender
 from chestxray.dicom.settings import MEBIBYTE, NodeSettings
 from chestxray.dicom.workers import ENDED, Classified, Task, Worker, WorkerDied
 from chestxray.errors import FilmError, FilmTooLarge, OutputUnwritable, SettingsInvalid, UnsupportedFormat
-from chestxray.images.dicom_pixels import SYNTAXES
 from chestxray.inference.bundle import Bundle, folder_of
 from chestxray.inference.signature import open_bundle
 from chestxray.serving.metrics import Metrics
@@ -129,7 +128,8 @@ class Node:
         if len(data) > self.settings.limits.film * MEBIBYTE:
             raise FilmTooLarge(f"the film is larger than limits.film, {self.settings.limits.film} MiB")
         facts = facts_of(data, ae_title)
-        _check_kind(facts)
+        if why := not_taken(facts):
+            raise UnsupportedFormat(why)
         decision = decide(facts, self.settings.rules)
         if not decision.answered or decision.rule is None:
             self._count("not for us")
@@ -245,13 +245,6 @@ class Node:
         if self._threads and not all(thread.is_alive() for thread in self._threads):
             return "a thread of the node has ended; start it again"
         return ""
-
-
-def _check_kind(facts: FilmFacts) -> None:
-    if facts.sop_class not in FILM_CLASSES:
-        raise UnsupportedFormat("a SOP class that holds no film for presentation")
-    if facts.transfer_syntax not in SYNTAXES:
-        raise UnsupportedFormat("a transfer syntax that is not read")
 
 
 def bundle_hash(bundle: Bundle) -> str:

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -55,6 +56,13 @@ class Search:
     def __post_init__(self) -> None:
         if not _DATES.fullmatch(self.study_date):
             raise UsageError(f"--study-date {self.study_date}: write a day or a range, as 20260101-20260131")
+        first, _, last = self.study_date.partition("-")
+        try:
+            days = [datetime.strptime(day, "%Y%m%d") for day in (first, last or first)]  # noqa: DTZ007 - of any zone
+        except ValueError:
+            raise UsageError(f"--study-date {self.study_date}: not a day of the calendar; as 20260131") from None
+        if days != sorted(days):
+            raise UsageError(f"--study-date {self.study_date}: ends before it begins. Write the earlier day first")
 
 
 @dataclass(frozen=True, slots=True)

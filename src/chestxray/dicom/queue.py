@@ -37,6 +37,7 @@ ASKED: Final = "asked"  # a delivery: storage commitment was requested
 DONE: Final = "done"  # accepted; only the row is left
 DEAD: Final = "dead"  # given up; "chestxray dicom queue retry" tries again
 
+DATABASE: Final = "queue.sqlite"
 QUEUE_VERSION: Final = 1
 BEING_TAKEN_S: Final = 60.0  # seconds for which a file without a row may be one that is being written, or whose row is
 HASH_LENGTH: Final = 32  # hexadecimal digits; 128 bits
@@ -179,7 +180,7 @@ class Queue:
             for part in (self.films, self.results):
                 part.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
-            self._database = sqlite3.connect(folder / "queue.sqlite", timeout=30.0, check_same_thread=False)
+            self._database = sqlite3.connect(folder / DATABASE, timeout=30.0, check_same_thread=False)
             for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
                 self._database.execute(f"PRAGMA {setting}")
             version = self._database.execute("PRAGMA user_version").fetchone()[0]

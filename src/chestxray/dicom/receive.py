@@ -23,6 +23,7 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from chestxray.dicom.queue import OutOfRoom
 from chestxray.dicom.reactor import wait_for_events
+from chestxray.dicom.rules import FilmFacts
 from chestxray.dicom.settings import MEBIBYTE, NodeSettings, Tls
 from chestxray.dicom.stores import StoreRequest, Stores, file_meta
 from chestxray.errors import FilmTooLarge, SettingsInvalid, UnreadableFilm, UnsupportedFormat, UsageError
@@ -281,6 +282,13 @@ class _Server(ThreadedAssociationServer):
         finally:
             with self._counting:
                 self._greeting -= 1
+
+
+def not_taken(facts: FilmFacts) -> str:
+    """Explain why an object is refused before any rule is asked; empty if it is taken."""
+    if facts.sop_class not in FILM_CLASSES:
+        return f"its SOP class is not one of {', '.join(FILM_CLASSES.values())}"
+    return "" if facts.transfer_syntax in SYNTAXES else "its transfer syntax is not read"
 
 
 def on_commitment(commit: Commitment, event: Any) -> tuple[int, None]:

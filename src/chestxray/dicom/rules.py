@@ -71,7 +71,7 @@ def facts_of(data: bytes, ae_title: str = "", source: str = "film") -> FilmFacts
         it has too many elements, or inflates to too many bytes.
     """
     if data[PREAMBLE - 4 : PREAMBLE] != b"DICM":
-        raise UnreadableFilm(f"{source}: not a DICOM file: it has no preamble")
+        raise UnreadableFilm(f"{source}: not a DICOM file: it has no preamble. Export the film from the PACS as DICOM")
     try:
         data_set = open_data_set(data, source)
         found = dict.fromkeys(_READ.values(), "")
@@ -136,7 +136,7 @@ class Rule:
     def findings(self, film: FilmFacts) -> tuple[tuple[bool, str], ...]:
         """Test each condition of the rule: (met, in words)."""
         return tuple(
-            (met(wanted, found), f"{name} is {_said(found)}; the rule wants {' or '.join(map(str, wanted))}")
+            (met(wanted, found), f"{name} is {_said(found)}; the rule wants {_wanted(name, wanted)}")
             for name, met, found in _conditions(film)
             if (wanted := getattr(self, name))
         )
@@ -165,6 +165,10 @@ def _between(wanted: Sequence[float], found: float | None) -> bool:
 
 def _like(wanted: Sequence[str], found: str) -> bool:
     return any(fnmatchcase(found, pattern) for pattern in wanted)
+
+
+def _wanted(name: str, values: Sequence[Any]) -> str:
+    return f"{values[0]:g} to below {values[1]:g}" if name == "age" else " or ".join(map(str, values))
 
 
 def _said(value: object) -> str:

@@ -300,13 +300,22 @@ def association(
     except (OSError, ValueError, RuntimeError) as error:
         raise PeerError(f"destination {destination.name}: no association ({type(error).__name__})") from None
     if not peer.is_established:
-        why = "it rejected the association; check both AE titles" if peer.is_rejected else "nobody answers there"
-        raise PeerError(f"destination {destination.name}: {why}")
+        raise PeerError(f"destination {destination.name}: {_why_not(peer, destination)}")
     try:
         yield peer
     finally:
         if peer.is_established:
             peer.release()
+
+
+def _why_not(peer: Association, destination: Destination) -> str:
+    """Explain why there is no association, in the standard's words and ours (PS3.8 table 9-21)."""
+    where = f"{destination.host}, port {destination.port}"
+    if peer.is_rejected:
+        reason = getattr(peer.acceptor.primitive, "reason_str", "no reason given")
+        return f"{where} rejected the association ({reason}). Check ae_title here, and that the PACS knows ours"
+    tls = " by TLS" if destination.tls else ""
+    return f"nobody answers at {where}{tls}. Check that the PACS runs, and host, port and tls"
 
 
 def web_client(destination: Destination) -> DICOMwebClient:

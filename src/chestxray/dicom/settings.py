@@ -228,7 +228,8 @@ class NodeSettings:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsInvalid(f"{path}: cannot be read as the settings of a node ({error})") from error
+            fact = (error.strerror or "no file") if isinstance(error, OSError) else "not text in UTF-8"
+            raise SettingsInvalid(f"{path}: no settings of a node ({fact}). Give the TOML file of the node") from error
         settings = cls.from_toml(text, str(path))
         base = path.parent.resolve()
         return _with_base(settings, base)
