@@ -240,7 +240,7 @@ async function printList() {
 }
 
 $("link[rel=icon]").href = "icon.svg"; // after the first paint
-$("#details").open = matchMedia("(min-width: 75rem) and (min-height: 47rem)").matches; // where there is room
+$("#details").open = matchMedia("(min-width: 75rem) and (min-height: 56rem)").matches; // where there is room
 viewer.setTheStage(activate);
 viewer.onHeat(useHeat);
 takeFilms(add);
