@@ -45,6 +45,24 @@ def test_no_patient_ever_stands_on_two_sides(patients: int, most_films: int, see
     assert [film.path for film in splits] == [film.path for film in films]
 
 
+def test_rejected_films_stand_where_their_source_or_their_patient_stands_and_leak_nothing() -> None:
+    films = population(20, 2, 3)
+    given = [dataclasses.replace(film, split="test" if "1" in film.patient_id else "train") for film in films]
+    bad = [
+        dataclasses.replace(films[0], path="blank", patient_id="elsewhere", split="test", verdict="blank", sha256="0"),
+        dataclasses.replace(films[0], path="empty", patient_id="", split="train", verdict="unreadable", sha256="0"),
+        dataclasses.replace(films[0], path="redrawn", patient_id="nobody", split="val", verdict="blank", sha256="1"),
+        dataclasses.replace(films[0], path="unlabelled", label="", split="test", verdict="blank", sha256="2"),
+    ]
+    found = {film.path: film.split for film in split([*given, *bad])}
+    assert [found[film.path] for film in bad] == ["test", "train", "", ""]
+    unsplit = [dataclasses.replace(film, split="") for film in (*films, *bad)]
+    bad_of_first = dataclasses.replace(unsplit[0], path="of the first patient", verdict="truncated", sha256="3")
+    drawn = {film.path: film.split for film in split([*unsplit, bad_of_first])}
+    assert drawn["of the first patient"] == drawn[films[0].path]
+    assert drawn["blank"] == ""
+
+
 def test_each_class_gets_its_share_and_the_seed_decides() -> None:
     films = population(200, 3, 1)
     splits = split(films, SplitSettings(0.2, 0.2, 5))

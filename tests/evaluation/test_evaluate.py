@@ -16,6 +16,8 @@ import yaml
 
 from chestxray.cli import main
 from chestxray.evaluation import model_card
+from chestxray.evaluation.assessment import RefusedFilm
+from chestxray.evaluation.evaluate import refusals
 from chestxray.inference.bundle import Bundle, write_bundle
 from chestxray.metrics.calibration import Calibration, calibrated, choose_operating_points, fit_calibration
 from chestxray.metrics.comparison import ORIGINAL
@@ -92,6 +94,18 @@ def test_refused_films_of_batch_stand_in_the_cohort_flow(
     assert ("not scored", refused) in [(step["step"], step["count"]) for step in steps]
     assert steps[-1]["count"] == document["assessment"]["films"] == len(rows) - sum(s["count"] for s in steps[1:-1])
     assert "almost uniform" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_refusals_count_where_they_stand() -> None:
+    films = [
+        Film("a", label="normal", split="test", verdict="blank", reason="uniform"),
+        Film("b", label="normal", split="train", verdict="unreadable"),
+        Film("c", label="pneumonia", split="", verdict="truncated"),
+        Film("d", label="pneumonia", split="test", verdict="duplicate"),
+        Film("e", label="", split="test", verdict="blank"),
+    ]
+    assert refusals(films, (), "test") == (RefusedFilm("a", "normal", "uniform"),)
+    assert [film.path for film in refusals(films, (), None)] == ["a", "b", "c"]
 
 
 def test_a_table_whose_sides_share_a_patient_is_leakage(chestxray: Run, tmp_path: Path) -> None:

@@ -218,10 +218,10 @@ def split(
 
 
 def split_counts(films: tuple[Film, ...]) -> dict[str, dict[str, int]]:
-    """Count films and patients by split."""
+    """Count accepted films and their patients by split."""
     counts = {}
     for split in Split:
-        rows = [film for film in films if film.split == split]
+        rows = [film for film in films if film.split == split and film.is_accepted]
         of_label = {label.value: sum(film.label == label for film in rows) for label in Label}
         counts[split.value] = {**of_label, "patients": len({film.patient_id or film.path for film in rows})}
     return counts

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
@@ -63,7 +63,10 @@ def split(
     leakage_allowed: str = "",
     log: Log = warn,
 ) -> tuple[Film, ...]:
-    """Assign a split to every accepted, labelled film; other films get none. The order stays.
+    """Assign a split to every accepted, labelled film. The order stays.
+
+    A labelled film that ``clean`` rejected gets the split that the source gives it, else that of its patient's accepted
+    films, so that refusals can be counted by split; it is never packed. Other films get none.
 
     A given test split is respected. A given validation split is respected if it is large enough. Missing splits are
     drawn by patient (by the generous key of ``data.labels``) and by class; films with the same bytes, and films that
@@ -95,9 +98,25 @@ def split(
         if share and split not in split_of.values():
             pool = [film for film in usable if split_of[film.path] == Split.TRAIN]
             _draw(pool, alike, split_of, split, share, seed)
+    split_of |= _splits_of_rejected(films, split_of, {film.split for film in usable})
     out = tuple(dataclasses.replace(film, split=split_of.get(film.path, "")) for film in films)
     refuse_leakage(out, allowed=leakage_allowed)
     return out
+
+
+def _splits_of_rejected(films: Sequence[Film], split_of: Mapping[str, str], given: Container[str]) -> dict[str, str]:
+    """Return the splits of rejected, labelled films by path; ``given`` holds the source's splits that are kept."""
+    of_patient = {patient_group(f.patient_id): split_of[f.path] for f in films if f.path in split_of and f.patient_id}
+    return {
+        film.path: (film.split in given and film.split) or of_patient.get(patient_group(film.patient_id), "")
+        for film in films
+        if film.label and _is_rejected(film)
+    }
+
+
+def _is_rejected(film: Film) -> bool:
+    """Return True if ``clean`` saw the film and rejected it."""
+    return bool(film.verdict) and not film.is_accepted
 
 
 def refuse_leakage(films: Iterable[Film], *, allowed: str = "") -> None:
@@ -130,12 +149,12 @@ class Leak:
 def leaks(films: Iterable[Film]) -> list[Leak]:
     """Find every patient (by the full id), file (by its bytes) and picture (nearly the same) in two splits.
 
-    Pictures are compared if ``clean`` accepted both films: two blank films are no leak.
+    Films that ``clean`` rejected leak nothing: they are not used. Pictures are compared if it accepted both films.
     """
     holders: defaultdict[tuple[str, str], dict[str, Film]] = defaultdict(dict)
     pictures: defaultdict[str, dict[str, Film]] = defaultdict(dict)
     for film in films:
-        if not film.split:
+        if not film.split or _is_rejected(film):
             continue
         for kind, key in (("patient", film.patient_id), ("identical film", film.sha256)):
             if key:
@@ -191,7 +210,7 @@ def shared_patients(films: Iterable[Film]) -> SharedPatients | None:
     given = False
     for film in films:
         given = given or film.split == Split.TEST
-        if film.split and film.patient_id:
+        if film.split and film.patient_id and not _is_rejected(film):
             (test if film.split == Split.TEST else others).add(film.patient_id)
     if not given:
         return None

@@ -132,6 +132,8 @@ def evaluate_bundle(
             stress, relied = predict_under_stress(predictor, evaluated, move, settings.workers)
         assessment = dataclasses.replace(assessment, stress=stress, reliance=relied)
     assessment = counting_refusals(assessment, refusals(examined, scored, split))
+    if split and (nowhere := [film.path for film in refused_by_cleaning(examined) if not film.split]):
+        reporter.log(f"refused by cleaning and on no split, so counted nowhere: {len(nowhere):,}, such as {nowhere[0]}")
     provenance = dataclasses.replace(
         _provenance(source, settings),
         title=f"{info.name} on {source.name}",
@@ -160,19 +162,21 @@ def training_films_of(bundle: Bundle) -> TrainingFilms:
         raise BundleInvalid(f"{bundle.folder / TRAINING_FILMS}: not a list of training films ({error!r})") from error
 
 
-# A copy, or a film with two labels, is not a film that the model refused.
 _OF_THE_SET: Final = frozenset({Verdict.DUPLICATE, Verdict.NEAR_DUPLICATE, Verdict.CONFLICTING})
 
 
 def refusals(examined: Sequence[Film], scored: Sequence[ScoredFilm], split: str | None) -> tuple[RefusedFilm, ...]:
-    """Return labelled films of the split without a prediction, refused by cleaning first, then by the gate."""
+    """Return labelled films of the split without a prediction, refused by cleaning first, then by the gate.
+
+    Args:
+        examined: films with their verdicts; those of other splits, or of none, are left out where a split is given.
+        scored: the films that were evaluated.
+        split: the split that was evaluated; None if all films were.
+    """
     unclean = [
         RefusedFilm(film.path, film.label, film.reason or film.verdict)
-        for film in examined
-        if film.label
-        and not film.is_accepted
-        and film.verdict not in _OF_THE_SET
-        and film.split in ("", split or film.split)
+        for film in refused_by_cleaning(examined)
+        if split in {None, film.split}
     ]
     gated = [
         RefusedFilm(row.film.path, row.film.label, row.prediction.gate.reason)
@@ -180,6 +184,11 @@ def refusals(examined: Sequence[Film], scored: Sequence[ScoredFilm], split: str 
         if row.prediction.probability is None
     ]
     return (*unclean, *gated)
+
+
+def refused_by_cleaning(examined: Sequence[Film]) -> list[Film]:
+    """Return labelled films that cleaning rejected, except copies and films with two labels: no model refused them."""
+    return [film for film in examined if film.label and not film.is_accepted and film.verdict not in _OF_THE_SET]
 
 
 def name_of_films(source: Path, split: str | None) -> str:
