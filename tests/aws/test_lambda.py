@@ -28,7 +28,7 @@ from chestxray.aws import lambda_handler
 from chestxray.images.decode import FORMATS
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE, Prediction
-from chestxray.serving import problems, service
+from chestxray.serving import intake, problems
 from drawing import encoded, textured
 from live_lambda import event
 from stand_in import StandIn, serving
@@ -368,8 +368,8 @@ def test_problems_and_limits_are_called_as_the_service_calls_them() -> None:
     assert len(shared) >= 12
     differing = {name for name in shared if (ours[name].status, ours[name].title) != of_service[name]}
     assert differing == {"no-answer-in-time"}  # a gateway's own status: 504
-    assert lambda_handler.MEDIA_TYPES == service.MEDIA_TYPES
-    assert {form.media_type for form in FORMATS} <= set(service.MEDIA_TYPES)
+    assert lambda_handler.MEDIA_TYPES == intake.MEDIA_TYPES
+    assert {form.media_type for form in FORMATS} <= set(intake.MEDIA_TYPES)
     assert lambda_handler.NOTICE == NOTICE
 
 

@@ -32,10 +32,11 @@ from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE, BundleInfo, Prediction
 from chestxray.serving import metrics, openapi
 from chestxray.serving.decoders import DecoderPool
+from chestxray.serving.intake import MEDIA_TYPES
 from chestxray.serving.problems import INVALID_REQUEST, NOT_FOUND, WRONG_METHOD, Refusal, problem_response
 from chestxray.serving.sagemaker import add_sagemaker_routes
 from chestxray.serving.security import ApiKeyMiddleware, Edge
-from chestxray.serving.service import MEBIBYTE, MEDIA_TYPES, PredictParameters, Service, ServiceSettings
+from chestxray.serving.service import MEBIBYTE, PredictParameters, Service, ServiceSettings
 from chestxray.serving.static import PAGE_NOT_FOUND, packed_or_plain, page_routes
 from chestxray.version import __version__
 

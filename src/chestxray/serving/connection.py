@@ -30,9 +30,9 @@ from typing import Any, Final
 import httptools
 from starlette.types import ASGIApp
 
-from chestxray.serving.exchange import Exchange, Headers, Malformed, read_head
 from chestxray.serving.logs import log
 from chestxray.serving.problems import BAD_REQUEST, HEAD_TOO_LONG, INTERNAL, NO_PLACE, OVERLOADED, SLOW_HEAD, Kind
+from chestxray.serving.request import Headers, Malformed, RequestCycle, read_head
 from chestxray.serving.security import written_out
 
 _SOME_ID: Final = bytes(str(uuid.UUID(int=0)), "ascii")
@@ -97,7 +97,7 @@ class ServerState:
     connections: set[Connection] = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     leaving: bool = False
-    held: dict[Exchange, Connection] = field(default_factory=dict)
+    held: dict[RequestCycle, Connection] = field(default_factory=dict)
     _second: int = 0
     _refused: int = 0
 
@@ -124,10 +124,10 @@ class ServerState:
     def let_in(self) -> None:
         """Answer the request that has been held for longest: there is room, and nobody else has come to take it."""
         while self.held:
-            exchange = next(iter(self.held))
-            connection = self.held.pop(exchange)
-            if not exchange.gone:
-                connection.run(exchange)
+            cycle = next(iter(self.held))
+            connection = self.held.pop(cycle)
+            if not cycle.gone:
+                connection.run(cycle)
                 return
 
     def make_room(self, newcomer: Connection) -> bool:
@@ -155,8 +155,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
         # the first request is being answered, the last one may still be arriving
-        self._queue: deque[Exchange] = deque()
-        self._arriving: Exchange | None = None
+        self._queue: deque[RequestCycle] = deque()
+        self._arriving: RequestCycle | None = None
         self._in_head = True
         self._begun = False  # the first byte of a head has arrived
         self._url = b""
@@ -196,13 +196,13 @@ class Connection(asyncio.Protocol):
         self._arm(state.limits.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - why does not matter
-        """Stop the timers, abandon the open exchanges, and give the place back."""
+        """Stop the timers, abandon the requests that have no answer, and give the place back."""
         self.state.connections.discard(self)
         for timer in (self._timer, self._answer_timer):
             if timer is not None:
                 timer.cancel()
-        for exchange in self._queue:
-            exchange.abandon()
+        for cycle in self._queue:
+            cycle.abandon()
         if self._writable is not None:
             self._writable.set()
         self._transport = None
@@ -278,7 +278,7 @@ class Connection(asyncio.Protocol):
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """Check a complete head and start its exchange.
+        """Check a complete head and start its request cycle.
 
         Raises: Malformed, which the parser turns into its own error.
         """
@@ -297,16 +297,16 @@ class Connection(asyncio.Protocol):
             self._fault = (BAD_REQUEST, str(error))
             raise
         head.scope.update(client=self._client, server=self._server)
-        exchange = Exchange(self, head)
+        cycle = RequestCycle(self, head)
         self._asked = True
         self._framing = self._body_bytes = self._dry = 0
-        self._arriving = exchange
-        self._queue.append(exchange)
+        self._arriving = cycle
+        self._queue.append(cycle)
         if len(self._queue) == 1:
-            self._start(exchange)
+            self._start(cycle)
 
     def on_body(self, data: bytes) -> None:
-        """Pass a part of the body to the exchange that is arriving."""
+        """Pass a part of the body to the request that is arriving."""
         self._dry = 0
         if self._arriving is not None:
             self._framing -= len(data)
@@ -315,15 +315,15 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """End the request that has arrived; further bytes belong to the next one."""
-        exchange, self._arriving = self._arriving, None
-        if exchange is None:
+        cycle, self._arriving = self._arriving, None
+        if cycle is None:
             return
-        exchange.end_of_body()
-        if exchange.closes:
+        cycle.end_of_body()
+        if cycle.closes:
             self._deaf = self._last_word = True
         self._in_head, self._begun = True, False
         self._url, self._headers, self._head_bytes = b"", [], 0
-        if exchange.finished:
+        if cycle.finished:
             self._rest()
         elif self._timer is not None:
             self._timer.cancel()
@@ -331,45 +331,45 @@ class Connection(asyncio.Protocol):
 
     # ------------------------------------------------------------------ answers
 
-    def _start(self, exchange: Exchange) -> None:
+    def _start(self, cycle: RequestCycle) -> None:
         """Start answering a request, now that all earlier ones are answered."""
         if self._timer is not None:  # the timer bounds the head only; the application bounds the time of the body
             self._timer.cancel()
             self._timer = None
-        if self.state.full(exchange.scope["method"].encode(), exchange.scope["raw_path"]):
+        if self.state.full(cycle.scope["method"].encode(), cycle.scope["raw_path"]):
             if self.state.must_hold():
-                self.state.held[exchange] = self
+                self.state.held[cycle] = self
                 self._pause()
-                self.loop.call_later(self.state.limits.hold_seconds, self._end_of_hold, exchange)
+                self.loop.call_later(self.state.limits.hold_seconds, self._end_of_hold, cycle)
             else:
-                self._shed(exchange)
+                self._shed(cycle)
             return
-        self.run(exchange)
+        self.run(cycle)
 
-    def _end_of_hold(self, exchange: Exchange) -> None:
-        if self.state.held.pop(exchange, None) is None or exchange.gone:  # it was let in before, or the caller has left
+    def _end_of_hold(self, cycle: RequestCycle) -> None:
+        if self.state.held.pop(cycle, None) is None or cycle.gone:  # it was let in before, or the caller has left
             return
-        if self.state.full(exchange.scope["method"].encode(), exchange.scope["raw_path"]):
-            self._shed(exchange)
+        if self.state.full(cycle.scope["method"].encode(), cycle.scope["raw_path"]):
+            self._shed(cycle)
         else:
-            self.run(exchange)
+            self.run(cycle)
 
-    def _shed(self, exchange: Exchange) -> None:
-        exchange.settle()
+    def _shed(self, cycle: RequestCycle) -> None:
+        cycle.settle()
         detail = "as many films are waiting as may wait"
-        exchange.answer(self.state.problem(OVERLOADED, detail, close=exchange.closes, retry=True))
+        cycle.answer(self.state.problem(OVERLOADED, detail, close=cycle.closes, retry=True))
 
-    def run(self, exchange: Exchange) -> None:
+    def run(self, cycle: RequestCycle) -> None:
         """Let the application answer a request."""
-        task = self.loop.create_task(exchange.run())
+        task = self.loop.create_task(cycle.run())
         self.state.tasks.add(task)
         task.add_done_callback(self.state.tasks.discard)
 
-    def answered(self, exchange: Exchange) -> None:
+    def answered(self, cycle: RequestCycle) -> None:
         """Continue after an answer: with the next request, the rest of this one's body, or the end."""
-        if self._queue and self._queue[0] is exchange:
+        if self._queue and self._queue[0] is cycle:
             self._queue.popleft()
-        if exchange.closes:
+        if cycle.closes:
             self._leave()
         elif self._queue:
             self._start(self._queue[0])

@@ -10,8 +10,9 @@ from fastapi.responses import PlainTextResponse
 from pydantic import TypeAdapter
 
 from chestxray.schema import NOTICE
+from chestxray.serving.intake import MEDIA_TYPES, MULTIPART
 from chestxray.serving.problems import KINDS, PROBLEM_JSON, Problem
-from chestxray.serving.service import MEDIA_TYPES, MULTIPART, NDJSON
+from chestxray.serving.service import NDJSON
 
 DESCRIPTION: Final = f"Classifies frontal chest films for signs of pneumonia. Films are not stored. {NOTICE}"
 

@@ -1,4 +1,4 @@
-"""How one service accepts and classifies films: its limits, the reading of bodies, the queue, the batches.
+"""How one service accepts and classifies films: its limits, the queue, the batches.
 
 A film is admitted or refused at once, decoded in the pool, and scored in a batch with the films that wait at the same
 time. The event loop does no heavy work. The queue has a limit, and so has the time in it.
@@ -18,7 +18,6 @@ from typing import Final
 import numpy as np
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict
-from starlette.requests import ClientDisconnect
 
 from chestxray.arrays import Float32Array, UInt8Array
 from chestxray.data.parallel import cores
@@ -27,20 +26,16 @@ from chestxray.inference.bundle import Bundle
 from chestxray.inference.predictor import FILMS_A_PASS, Predictor
 from chestxray.schema import Prediction
 from chestxray.serving.decoders import DecoderLimits, DecoderPool, DecodersGone
+from chestxray.serving.intake import Intake, Part, boundary_of, check_encoding
 from chestxray.serving.metrics import Metrics
-from chestxray.serving.multipart import Part, boundary_of, parts_of
 from chestxray.serving.problems import (
     CROSS_ORIGIN,
     DECODER_LOST,
     EMPTY_BODY,
-    INVALID_REQUEST,
     NOT_READY,
     OVERLOADED,
-    SLOW_BODY,
-    TOO_LARGE,
     TOO_LONG,
     UNKNOWN_POINT,
-    UNSUPPORTED_CONTENT,
     Refusal,
     problem_of,
     refusal_of,
@@ -50,25 +45,6 @@ from chestxray.serving.static import EXAMPLES
 
 MEBIBYTE: Final = 2**20
 
-# The bytes decide what a film is; its media type only has to say "these are the bytes of a picture".
-MEDIA_TYPES: Final = (
-    "image/jpeg",
-    "image/jpg",
-    "image/png",
-    "image/tiff",
-    "image/webp",
-    "image/bmp",
-    "image/gif",
-    "image/jp2",
-    "image/heic",
-    "image/heif",
-    "image/x-portable-graymap",
-    "application/dicom",
-    "application/x-image",
-    "application/octet-stream",
-    "binary/octet-stream",
-)
-MULTIPART: Final = "multipart/form-data"  # each part is one film
 NDJSON: Final = "application/x-ndjson"
 
 _ORIGIN: Final = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d{1,5})?")
@@ -110,126 +86,6 @@ class ServiceSettings:
                     f"--cors-origin {origin}: not an exact origin. Give scheme, name and port as browsers send them: "
                     "https://pacs.example"
                 )
-
-
-class Intake:
-    """Reads bodies, each within a size and a time, and all of them together within a size."""
-
-    def __init__(self, limit: int, seconds: float, all_together: int) -> None:
-        """Set the limits.
-
-        Args:
-            limit: largest size of a film in bytes; a longer one is refused by its announced length, or at the first
-                byte too many.
-            seconds: seconds within which a whole film has to arrive.
-            all_together: bytes of all the films that are held.
-        """
-        self.limit = limit
-        self.seconds = seconds
-        self.all_together = all_together
-        self.held = 0  # changed on the event loop only
-
-    @contextmanager
-    def body(self) -> Iterator[Body]:
-        """Yield one body; its bytes count until the block ends."""
-        body = Body(self)
-        try:
-            yield body
-        finally:
-            self.held -= body.size
-
-    @contextmanager
-    def holding(self, size: int) -> Iterator[None]:
-        """Count ``size`` bytes until the block ends. Raises: Refusal, if all held bytes exceed the limit."""
-        self.held += size
-        try:
-            self.check()
-            yield
-        finally:
-            self.held -= size
-
-    def check_part(self, part: Part) -> None:
-        """Check a part of a form. Raises: Refusal, if it cannot be a film."""
-        if part.too_long:
-            raise Refusal(TOO_LARGE, f"the film is longer than the limit of {self.limit:,} bytes")
-        if not part.data:
-            raise Refusal(EMPTY_BODY, "the part is empty; it has to be the bytes of one film")
-
-    def check(self) -> None:
-        """Check the bytes that are held. Raises: Refusal, if they exceed the limit."""
-        if self.held > self.all_together:
-            raise Refusal(OVERLOADED, "too many bytes of films are arriving already", {"Retry-After": "1"})
-
-    async def films(self, request: Request, boundary: str) -> AsyncIterator[Part]:
-        """Yield the films of a multipart body, each within the time and the size of one film. Raises: Refusal."""
-        parts = parts_of(_chunks(request), boundary, self.limit)
-        while True:
-            try:
-                async with asyncio.timeout(self.seconds):
-                    part = await anext(parts)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                raise Refusal(SLOW_BODY, f"a film did not arrive within {self.seconds:g} seconds") from None
-            except ClientDisconnect:  # the caller has gone: nobody reads this answer
-                raise Refusal(INVALID_REQUEST, "the connection ended before the body did") from None
-            yield part
-
-
-async def _chunks(request: Request) -> AsyncIterator[bytes]:
-    async for chunk in request.stream():
-        yield chunk
-
-
-class Body:
-    """The body of one request."""
-
-    def __init__(self, intake: Intake) -> None:
-        self._intake = intake
-        self.size = 0
-
-    async def read(self, request: Request) -> bytes:
-        """Read the whole body. Raises: Refusal."""
-        intake = self._intake
-        _check_headers(request, intake.limit)
-        try:
-            async with asyncio.timeout(intake.seconds):
-                data = await self._read(request)
-        except TimeoutError:
-            raise Refusal(SLOW_BODY, f"the body did not arrive within {intake.seconds:g} seconds") from None
-        except ClientDisconnect:  # the caller has gone: nobody reads this answer
-            raise Refusal(INVALID_REQUEST, "the connection ended before the body did") from None
-        if not data:
-            raise Refusal(EMPTY_BODY, "the body is empty; it has to be the bytes of one film")
-        return data
-
-    async def _read(self, request: Request) -> bytes:
-        intake, parts = self._intake, []
-        async for chunk in request.stream():
-            parts.append(chunk)
-            self.size += len(chunk)
-            intake.held += len(chunk)
-            if self.size > intake.limit:
-                raise Refusal(TOO_LARGE, f"the body is longer than the limit of {intake.limit:,} bytes")
-            intake.check()
-        return b"".join(parts)
-
-
-def _check_headers(request: Request, limit: int) -> None:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type not in MEDIA_TYPES:
-        found = f"the body is announced as {media_type[:80]!r}" if media_type else "the body has no content type"
-        accepted = ", ".join((*MEDIA_TYPES, MULTIPART))
-        raise Refusal(UNSUPPORTED_CONTENT, f"{found}; accepted are {accepted}")
-    _check_encoding(request)
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
-        raise Refusal(TOO_LARGE, f"the body has {int(length):,} bytes; the limit is {limit:,}")
-
-
-def _check_encoding(request: Request) -> None:
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise Refusal(UNSUPPORTED_CONTENT, "the body is encoded; send it as it is")
 
 
 SECONDS_A_WORKLIST: Final = 900.0  # seconds for all the films of one request together
@@ -492,7 +348,7 @@ class Service:
 
     async def _predict_many(self, request: Request, parameters: PredictParameters, boundary: str) -> Response:
         """Predict the parts of the body in order: one film as if it were the body, several as one line of JSON each."""
-        _check_encoding(request)
+        check_encoding(request)
         self._check_origin(request)
         lines: list[asyncio.Task[Prediction | Refusal]] = []
         places = asyncio.Semaphore(2 * self.settings.workers)  # the number of films that a request reads ahead

@@ -104,7 +104,7 @@ def _target(url: bytes, hosts: list[bytes]) -> bytes:
 
 
 class Line(Protocol):
-    """What an exchange needs from its connection."""
+    """What a request cycle needs from its connection."""
 
     @property
     def app(self) -> ASGIApp:
@@ -133,11 +133,11 @@ class Line(Protocol):
     def abort(self) -> None:
         """Close the connection at once."""
 
-    def answered(self, exchange: Exchange) -> None:
-        """Continue after the complete answer of an exchange."""
+    def answered(self, cycle: RequestCycle) -> None:
+        """Continue after the complete answer of a request cycle."""
 
 
-class Exchange:
+class RequestCycle:
     """One request and its answer: the two channels of the ASGI specification."""
 
     __slots__ = (
