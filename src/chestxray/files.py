@@ -37,7 +37,7 @@ def file_written_whole(path: Path) -> Iterator[BinaryIO]:
     Raises: OutputUnwritable, which names ``path`` and never the file beside it.
     """
     path = place_of(path)
-    with _refusals_told(path):
+    with _write_errors_translated(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file() and not path.is_dir():
             with path.open("wb") as file:
@@ -49,13 +49,13 @@ def file_written_whole(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            _take_place(beside, path)
+            _move_into_place(beside, path)
         finally:
             beside.unlink(missing_ok=True)
 
 
 @contextmanager
-def _refusals_told(path: Path) -> Iterator[None]:
+def _write_errors_translated(path: Path) -> Iterator[None]:
     """Turn the system's errors of writing into one sentence about ``path``. Raises: OutputUnwritable."""
     beside = _beside(path)
     try:
@@ -73,7 +73,7 @@ def _refusals_told(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _take_place(beside: Path, path: Path) -> None:
+def _move_into_place(beside: Path, path: Path) -> None:
     """Rename a file to its place; write it anew if the place is a mounted file, which no rename can replace."""
     try:
         beside.replace(path)
@@ -132,10 +132,10 @@ def place_of(path: Path) -> Path:
 
 def may_be_replaced(path: Path, marker: str) -> bool:
     """Check whether ``path`` is free, an empty folder, or a folder with the file ``marker``."""
-    return not path.exists() or (path.is_dir() and ((path / marker).is_file() or not _held(path)))
+    return not path.exists() or (path.is_dir() and ((path / marker).is_file() or not _contents(path)))
 
 
-def _held(folder: Path) -> list[Path]:
+def _contents(folder: Path) -> list[Path]:
     """Return the content of a folder, except files of the file system or of a killed run."""
     return [
         path
@@ -158,7 +158,7 @@ def folder_written_whole(path: Path, marker: str) -> Iterator[Path]:
     path = place_of(path)
     mounted = path.is_dir() and os.path.ismount(path)
     beside = path / _beside(path).name if mounted else _beside(path)
-    with _refusals_told(path):
+    with _write_errors_translated(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
@@ -186,7 +186,7 @@ def _renamed(beside: Path, path: Path) -> bool:
 def _exchange(beside: Path, path: Path, marker: str) -> None:
     """Move the content of a folder into one that cannot be renamed: the marker is removed first and added last."""
     (path / marker).unlink(missing_ok=True)
-    for old in _held(path):
+    for old in _contents(path):
         if old.is_dir() and not old.is_symlink():
             shutil.rmtree(old)
         else:

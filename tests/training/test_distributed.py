@@ -115,14 +115,14 @@ def test_what_is_drawn_for_a_share_is_that_part_of_what_is_drawn_for_the_whole(
     for rank in range(3):
         world = World(rank, 3)
         torch.manual_seed(3)
-        with world.as_one(7):
+        with world.sharing_random_numbers(7):
             assert torch.equal(draw(films[world.share_of(7)]), whole[world.share_of(7)])
         assert torch.equal(torch.rand(1), following)
 
 
 def test_one_process_has_nothing_to_exchange() -> None:
     scores = torch.ones(3, 2, requires_grad=True)
-    assert SINGLE_PROCESS.whole(scores, 3) is scores
+    assert SINGLE_PROCESS.gather(scores, 3) is scores
     assert SINGLE_PROCESS.broadcast_bytes(b"words") == b"words"
     assert not SINGLE_PROCESS.any(False)
 

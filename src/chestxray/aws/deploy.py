@@ -179,8 +179,8 @@ def set_expiry(cloud: Cloud, names: Names, parts: EndpointParts, end: datetime |
         _ensure_group(client, names)
         for place, ((operation, parameter, _, word), name) in enumerate(zip(_ENDS, parts.in_order, strict=True)):
             target = {"Arn": f"{TARGET}{operation}", "RoleArn": role, "Input": json.dumps({parameter: name})}
-            request = _once(f"{names.deployment}-{word}", names.deployment, end + place * AFTER, target)
-            once_the_role_is_known(lambda request=request: _set(client, request))  # type: ignore[misc]
+            request = _one_time_schedule(f"{names.deployment}-{word}", names.deployment, end + place * AFTER, target)
+            once_the_role_is_known(lambda request=request: _put_schedule(client, request))  # type: ignore[misc]
 
 
 def ending(names: Names, parts: EndpointParts) -> list[Statement]:
@@ -226,13 +226,13 @@ def group_tags(client: Any, group: Mapping[str, Any]) -> list[dict[str, str]]:
     return list(client.list_tags_for_resource(ResourceArn=group["Arn"]).get("Tags", ()))
 
 
-def _set(client: Any, request: Mapping[str, Any]) -> None:
+def _put_schedule(client: Any, request: Mapping[str, Any]) -> None:
     """Update a schedule, or create it if there is none, so that the endpoint is never without one."""
     if unless_missing(client.update_schedule, **request) is None:
         client.create_schedule(**request)
 
 
-def _once(name: str, group: str, when: datetime, target: Mapping[str, Any]) -> dict[str, Any]:
+def _one_time_schedule(name: str, group: str, when: datetime, target: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "Name": name,
         "GroupName": group,
@@ -280,7 +280,7 @@ class Hosting:
         return PlanItem("serverless endpoint", names.endpoint, note=f"{cost}; {note}", does="ensure")
 
 
-def served_as(names: Names, weights: ModelArchive, image: str, hosting: Hosting) -> EndpointParts:
+def endpoint_parts(names: Names, weights: ModelArchive, image: str, hosting: Hosting) -> EndpointParts:
     """Return the names that a deployment gives: the same for the same content."""
     model = model_name(names, weights, image)
     digest = hashlib.sha256(json.dumps([model, hosting.variant]).encode()).hexdigest()[:12]
@@ -315,9 +315,9 @@ def deploy(
     Returns: what was done: "create", "update" or "keep".
     Raises: JobFailed, CloudError.
     """
-    parts = served_as(names, weights, image, hosting)
+    parts = endpoint_parts(names, weights, image, hosting)
     client = cloud.client("sagemaker")
-    before = _there(client, names.endpoint)
+    before = _endpoint_if_any(client, names.endpoint)
     if before is not None:
         with cloud_errors(f"looking whose endpoint {names.endpoint} is"):
             names.refuse_foreign(
@@ -325,17 +325,17 @@ def deploy(
             )
     ensure_model(cloud, names, weights, image)
     _ensure_log(cloud, names)
-    anew = before is None or _has_to_be_made_anew(client, before, hosting)
+    anew = before is None or _must_be_recreated(client, before, hosting)
     try:
         _ensure_config(cloud, names, parts, hosting)
         set_expiry(cloud, names, parts, end)
-        _begin(client, names, parts, before, anew=anew, log=log)
+        _begin_endpoint(client, names, parts, before, anew=anew, log=log)
         _wait(client, parts, log)
     except BaseException:
         if anew:  # the endpoint is new, so its removal affects no user
-            _take_away(cloud, names, parts, log)
+            _remove_unfinished(cloud, names, parts, log)
         elif before is not None and before["EndpointConfigName"] != parts.config:
-            _back_to(cloud, names, parts, before["EndpointConfigName"], end, log)
+            _roll_back(cloud, names, parts, before["EndpointConfigName"], end, log)
         raise
     earlier = before["EndpointConfigName"] if before else parts.config
     if earlier != parts.config:
@@ -364,14 +364,14 @@ def log_tags(client: Any, group: Mapping[str, Any]) -> dict[str, str]:
     return dict(client.list_tags_for_resource(resourceArn=group["arn"].removesuffix(":*")).get("tags", {}))
 
 
-def _back_to(cloud: Cloud, names: Names, parts: EndpointParts, config: str, end: datetime | None, log: Log) -> None:
+def _roll_back(cloud: Cloud, names: Names, parts: EndpointParts, config: str, end: datetime | None, log: Log) -> None:
     """Clean up after a failed change: keep the schedules of what still runs, and remove what was new.
 
     If the endpoint's own rollback failed, part of it runs as changed: then everything stays, for the next attempt.
     """
     client = cloud.client("sagemaker")
     try:
-        now = _there(client, names.endpoint)
+        now = _endpoint_if_any(client, names.endpoint)
         if now is None or now["EndpointStatus"] != "InService" or now["EndpointConfigName"] != config:
             log(f'{names.endpoint}: is as the failed change left it. Repeat the command, or "chestxray aws destroy"')
             return
@@ -383,7 +383,7 @@ def _back_to(cloud: Cloud, names: Names, parts: EndpointParts, config: str, end:
         log(f'{error}. "chestxray aws destroy" removes what is left')
 
 
-def _take_away(cloud: Cloud, names: Names, parts: EndpointParts, log: Log) -> None:
+def _remove_unfinished(cloud: Cloud, names: Names, parts: EndpointParts, log: Log) -> None:
     """Remove everything after a failure; a second failure is only logged, so that the user sees the first reason."""
     try:
         remove(cloud, names, parts, log)
@@ -399,7 +399,7 @@ def remove(cloud: Cloud, names: Names, parts: EndpointParts, log: Log) -> None:
     client = cloud.client("sagemaker")
     log(f"{parts.endpoint}: is removed again, since it was not finished")
     with cloud_errors(f"removing {parts.endpoint}"):
-        for found in states(lambda: _there(client, parts.endpoint) or {}):
+        for found in states(lambda: _endpoint_if_any(client, parts.endpoint) or {}):
             if found.get("EndpointStatus") not in {"Creating", "Updating", "SystemUpdating"}:
                 break
         unless_missing(client.delete_endpoint, EndpointName=parts.endpoint)
@@ -412,7 +412,7 @@ def deployed_model(cloud: Cloud, names: Names) -> str:
     """Return the model behind the endpoint. Raises: UsageError, if nothing is deployed; CloudError."""
     client = cloud.client("sagemaker")
     with cloud_errors(f"looking for the endpoint {names.endpoint}"):
-        endpoint = _there(client, names.endpoint)
+        endpoint = _endpoint_if_any(client, names.endpoint)
         if endpoint is None:
             raise UsageError(
                 f'{names.endpoint}: nothing is deployed under this name. Run "chestxray aws deploy", or name with '
@@ -422,7 +422,7 @@ def deployed_model(cloud: Cloud, names: Names) -> str:
     return str(config["ProductionVariants"][0]["ModelName"])
 
 
-def _there(client: Any, name: str) -> Mapping[str, Any] | None:
+def _endpoint_if_any(client: Any, name: str) -> Mapping[str, Any] | None:
     """Return the endpoint as SageMaker describes it; None if there is none. Raises: CloudError."""
     with cloud_errors(f"looking for the endpoint {name}"):
         found: Mapping[str, Any] | None = unless_missing(client.describe_endpoint, EndpointName=name)
@@ -440,7 +440,7 @@ def _ensure_config(cloud: Cloud, names: Names, parts: EndpointParts, hosting: Ho
             )
 
 
-def _has_to_be_made_anew(client: Any, before: Mapping[str, Any], hosting: Hosting) -> bool:
+def _must_be_recreated(client: Any, before: Mapping[str, Any], hosting: Hosting) -> bool:
     """Check whether an endpoint cannot be updated: it failed, has no configuration, or changes its kind of hosting."""
     if before["EndpointStatus"] in {"Failed", "OutOfService"}:
         return True
@@ -448,7 +448,7 @@ def _has_to_be_made_anew(client: Any, before: Mapping[str, Any], hosting: Hostin
     return not variants or ("ServerlessConfig" in variants[0]) != ("ServerlessConfig" in hosting.variant)
 
 
-def _begin(
+def _begin_endpoint(
     client: Any, names: Names, parts: EndpointParts, before: Mapping[str, Any] | None, *, anew: bool, log: Log
 ) -> None:
     request = {"EndpointName": parts.endpoint, "EndpointConfigName": parts.config}
@@ -456,7 +456,7 @@ def _begin(
         if before is not None and anew:
             log(f"{parts.endpoint}: is made anew, and answers nothing meanwhile")
             client.delete_endpoint(EndpointName=parts.endpoint)
-            for found in states(lambda: {"there": _there(client, parts.endpoint)}):
+            for found in states(lambda: {"there": _endpoint_if_any(client, parts.endpoint)}):
                 if found["there"] is None:
                     break
         if anew:

@@ -88,7 +88,7 @@ def compare(cloud: Cloud, source: Path, address: str, on_progress: ProgressCallb
     def compare_one(file: LocalFile) -> None:
         (same if checksum_stored(client, bucket, file.key) == checksum_of(file.path) else changed).append(file)
 
-    _each(alike, compare_one, on_progress)
+    _in_threads(alike, compare_one, on_progress)
     known = {file.key for file in files}
     return UploadDiff(address, _sorted(new), _sorted(changed), _sorted(same), len(there.keys() - known))
 
@@ -102,7 +102,7 @@ def send(cloud: Cloud, comparison: UploadDiff, on_progress: ProgressCallback) ->
     """Send the new and changed files. Raises: CloudError."""
     bucket, _ = split_address(comparison.address)
     client = cloud.client("s3")
-    _each(comparison.to_send, lambda file: put_file(client, bucket, file.key, file.path), on_progress)
+    _in_threads(comparison.to_send, lambda file: put_file(client, bucket, file.key, file.path), on_progress)
 
 
 def upload_plan(comparison: UploadDiff, *, creates: str = "") -> Plan:
@@ -369,7 +369,7 @@ def _in_base64(digest: bytes) -> str:
     return base64.b64encode(digest).decode()
 
 
-def _each(files: Sequence[LocalFile], act: Callable[[LocalFile], None], on_progress: ProgressCallback) -> None:
+def _in_threads(files: Sequence[LocalFile], act: Callable[[LocalFile], None], on_progress: ProgressCallback) -> None:
     """Apply a function to each file, several at once. The first failure, or Ctrl-C, stops files that have not begun."""
     with ThreadPoolExecutor(WORKERS) as pool:
         under_way = [pool.submit(act, file) for file in files]

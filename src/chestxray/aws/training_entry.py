@@ -99,7 +99,7 @@ def run(given: argparse.Namespace) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     channels = {name: Path(folder) for name, folder in _channels(given).items()}
     given.work.mkdir(parents=True, exist_ok=True)
-    with _one_after_the_other(given.work / "lock"):  # the first of several processes on this machine packs the films
+    with _locked(given.work / "lock"):  # the first of several processes on this machine packs the films
         if not (given.work / "pack" / "pack.json").is_file():
             _pack(channels, given, recipe)
     speaks = is_main_process()
@@ -235,7 +235,7 @@ def _fail(output: Path, error: BaseException) -> None:
 
 
 @contextmanager
-def _one_after_the_other(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[None]:
     with path.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -288,7 +288,7 @@ def publish(cloud: Cloud, names: Names, settings: WebsiteSettings, behind: SiteM
     stack = stacks.deploy(cloud, names, names.website_stack, template(), parameters, log)
     changed = _send_page(cloud, stack.outputs["PageBucket"], behind.folder)
     if changed and stack.did != "create":
-        _forget_old_page(cloud, stack.outputs["DistributionId"])
+        _invalidate_page(cloud, stack.outputs["DistributionId"])
     outputs = stack.outputs
     return Website(outputs["Address"], outputs["Api"], stack.did, changed, stack.name, outputs.get("Rest", ""))
 
@@ -378,7 +378,7 @@ def _send_page(cloud: Cloud, bucket: str, folder: Path) -> int:
     return sent
 
 
-def _forget_old_page(cloud: Cloud, distribution: str) -> None:
+def _invalidate_page(cloud: Cloud, distribution: str) -> None:
     """Make the content delivery network fetch the page again."""
     paths = {"Quantity": 1, "Items": ["/*"]}
     with cloud_errors("telling the distribution that the page changed"):

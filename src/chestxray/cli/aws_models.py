@@ -104,7 +104,7 @@ def train(
     else:
         status = training_job.status_of(context.cloud, begun.name)
         document = {"job": begun.name, "did": begun.did, "status": status}
-        context.console.result(document, f"{begun.name}: {status}. {_farewell(begun.name)}")
+        context.console.result(document, f"{begun.name}: {status}. {_how_to_stop(begun.name)}")
 
 
 def _training_order(
@@ -152,7 +152,7 @@ def _follow_training(context: AwsContext, begun: StartedJob) -> None:
     try:
         found = training_job.follow(context.cloud, name, context.console.log)
     except KeyboardInterrupt:
-        context.console.log(f"\n{name} keeps running in AWS. {_farewell(name)}")
+        context.console.log(f"\n{name} keeps running in AWS. {_how_to_stop(name)}")
         raise
     metrics = {item["MetricName"]: item["Value"] for item in found.get("FinalMetricDataList", ())}
     artifacts = found["ModelArtifacts"]["S3ModelArtifacts"]
@@ -165,7 +165,7 @@ def _follow_training(context: AwsContext, begun: StartedJob) -> None:
     )
 
 
-def _farewell(name: str) -> str:
+def _how_to_stop(name: str) -> str:
     return (
         f'The same command follows it; "chestxray aws status" lists it; "aws sagemaker stop-training-job '
         f'--training-job-name {name}" stops it.'
@@ -214,9 +214,9 @@ def deploy(
     weights = weights_of(cloud, names, source)
     own = None if image else image_of(names)
     address = own.address if own else str(image)
-    served = endpoints.served_as(names, weights, address, hosting)
+    parts = endpoints.endpoint_parts(names, weights, address, hosting)
     images = plan_of_image(cloud, names, own) if own else ()
-    if not context.go_ahead(Plan("deploy", (*images, *endpoints.plan_items(names, served, hosting, lifetime)))):
+    if not context.go_ahead(Plan("deploy", (*images, *endpoints.plan_items(names, parts, hosting, lifetime)))):
         return
     if own:
         ensure_image(cloud, names, own, log)
@@ -224,8 +224,8 @@ def deploy(
     did = endpoints.deploy(cloud, names, weights, address, hosting, end, log)
     until = f"until {end:%Y-%m-%d %H:%M} UTC" if end else 'until "chestxray aws destroy"'
     context.console.result(
-        {**dataclasses.asdict(served), "did": did, "image": address, "end": end.isoformat() if end else None},
-        f"{served.endpoint}: {_DONE[did]}, {until}\n"
+        {**dataclasses.asdict(parts), "did": did, "image": address, "end": end.isoformat() if end else None},
+        f"{parts.endpoint}: {_DONE[did]}, {until}\n"
         "Validate it with: chestxray aws validate s3://bucket/prefix/test --out report",
     )
 
@@ -290,7 +290,7 @@ def _evaluate(context: AwsContext, transformed: Transformed, address: str, out: 
     from chestxray.data.collect import films_of
     from chestxray.evaluation.evaluate import EvaluationSettings, evaluate_table
 
-    with _reading_as_the_verb(context, address), context.console.progress("Cleaning") as move:
+    with _environment_for_reading(context, address), context.console.progress("Cleaning") as move:
         films = clean([dataclasses.replace(film, split="") for film in films_of(address)], move, workers)
     unread = [film for film in films if not film.sha256]
     if unread:
@@ -311,7 +311,7 @@ def _evaluate(context: AwsContext, transformed: Transformed, address: str, out: 
 
 
 @contextmanager
-def _reading_as_the_verb(context: AwsContext, address: str) -> Iterator[None]:
+def _environment_for_reading(context: AwsContext, address: str) -> Iterator[None]:
     """Let films be read with the verb's profile and region, from the bucket of the account that it names.
 
     The processes that read them inherit the environment.

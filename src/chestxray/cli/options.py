@@ -30,7 +30,7 @@ Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]
 # --------------------------------------------------------------------------- what a shell is offered
 
 
-def _offering(names: Callable[[click.Context], Iterable[str]], beside: str = "") -> Completer:
+def _completer(names: Callable[[click.Context], Iterable[str]], beside: str = "") -> Completer:
     """Return a completer of names, and of files ("file") or folders ("dir") if an option accepts these too."""
 
     def complete(ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
@@ -64,11 +64,11 @@ def _points(ctx: click.Context) -> Iterable[str]:
         return []
 
 
-complete_bundle: Final = _offering(lambda _ctx: shipped_bundles(), "dir")
-complete_recipe: Final = _offering(_recipes, "file")
-complete_network: Final = _offering(_networks)
-complete_device: Final = _offering(lambda _ctx: ("auto", "cpu", "cuda"))
-complete_point: Final = _offering(_points)
+complete_bundle: Final = _completer(lambda _ctx: shipped_bundles(), "dir")
+complete_recipe: Final = _completer(_recipes, "file")
+complete_network: Final = _completer(_networks)
+complete_device: Final = _completer(lambda _ctx: ("auto", "cpu", "cuda"))
+complete_point: Final = _completer(_points)
 
 # --------------------------------------------------------------------------- options
 

@@ -213,16 +213,16 @@ def run(
         "seconds": result.seconds,
     }
     if not serving:
-        console.result(document, _farewell(result))
+        console.result(document, _run_text(result))
         return
     if not console.as_json:
-        click.echo(_farewell(result))
+        click.echo(_run_text(result))
     from chestxray.serving.server import ServeOptions
 
     serve_until_stopped(console, result.bundle, ServeOptions(host, port))
 
 
-def _farewell(result: Any) -> str:
+def _run_text(result: Any) -> str:
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.seconds.items())
     return f"\nbundle: {result.bundle}\nreport: {result.report}\ntime:   {stages}\n{NOTICE}"
 

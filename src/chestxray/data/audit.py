@@ -299,13 +299,13 @@ def _features(found: Acquisition, columns: Mapping[str, Features]) -> Iterator[t
     for name in PICTURE_GROUPS:
         yield name, TITLES[name], Features(found.numbers[name])
     yield "size", TITLES["size"], Features(found.numbers["size"])
-    yield "together", TITLES["together"], _together(found)
+    yield "together", TITLES["together"], _learnable_features(found)
     yield "file", TITLES["file"], Features(found.numbers["file"], tuple(found.texts.values()))
     for name, features in columns.items():
         yield f"column {name}", f"The column {name}", features
 
 
-def _together(found: Acquisition) -> Features:
+def _learnable_features(found: Acquisition) -> Features:
     """Return everything that a network could learn from the pixels and the size of a film; no file, no column."""
     names = (*PICTURE_GROUPS, "size")
     return Features(np.concatenate([found.numbers[name].astype(np.float32) for name in names], axis=1))
@@ -351,7 +351,7 @@ def _splits(found: Acquisition, labels: BoolArray, patients: Int64Array) -> Iter
         if not there.any() or there.all():
             continue
         of_films = (there, patients[rows], labels[rows])
-        group = _separability("together", TITLES["together"], _of_rows(_together(found), rows), *of_films)[0]
+        group = _separability("together", TITLES["together"], _of_rows(_learnable_features(found), rows), *of_films)[0]
         more = []
         if group.is_alarm:
             for name in (*PICTURE_GROUPS, "size"):
@@ -383,10 +383,10 @@ def _groups(
     sick = np.bincount(patients, labels) > 0
     share = float(sick.mean())
     candidates = []
-    for kind, title, rows in _alike(found, columns):
+    for kind, title, rows in _candidate_groups(found, columns):
         members = np.unique(patients[rows])
         pneumonia = int(sick[members].sum())
-        candidates.append(_Candidate(_surprise(pneumonia, len(members), share), kind, title, rows))
+        candidates.append(_Candidate(_likelihood_ratio(pneumonia, len(members), share), kind, title, rows))
     candidates.sort(key=lambda candidate: (-candidate.surprise, candidate.kind, candidate.title))
     group_of = {kind: np.zeros(len(labels), dtype=np.int64) for kind in dict.fromkeys(c.kind for c in candidates)}
     groups = []
@@ -396,7 +396,7 @@ def _groups(
     return tuple(groups), group_of
 
 
-def _alike(found: Acquisition, columns: Mapping[str, Features]) -> Iterator[tuple[str, str, BoolArray]]:
+def _candidate_groups(found: Acquisition, columns: Mapping[str, Features]) -> Iterator[tuple[str, str, BoolArray]]:
     """Yield kind, title and films of each group."""
     if len(found.films) >= 2 * SMALLEST:
         for kind, cluster in clusters(found).items():
@@ -412,7 +412,7 @@ def _alike(found: Acquisition, columns: Mapping[str, Features]) -> Iterator[tupl
                     yield name, f"{name} {value}", np.array(values) == value
 
 
-def _surprise(pneumonia: int, patients: int, share: float) -> float:
+def _likelihood_ratio(pneumonia: int, patients: int, share: float) -> float:
     """Return the likelihood-ratio statistic of a group's classes against those of all films, by patient."""
     found = 0.0
     for count, expected in ((pneumonia, share * patients), (patients - pneumonia, (1 - share) * patients)):
@@ -439,7 +439,7 @@ def _group(
     members = len(np.unique(patients[rows]))
     of_rarer = share if rarer is Label.PNEUMONIA else 1 - share
     risk = ""
-    if counts[rarer][1] < HANDFUL and _at_most(counts[rarer][1], members, of_rarer) < SURE / groups:
+    if counts[rarer][1] < HANDFUL and _binomial_tail(counts[rarer][1], members, of_rarer) < SURE / groups:
         remedy = REMEDIES.get(candidate.kind, REMEDIES[""]).format(rarer=rarer.value)
         risk = (
             f"{int(rows.sum()):,} films taken alike ({candidate.title}), of which {counts[rarer][0]:,} are "
@@ -459,7 +459,7 @@ def _group(
     )
 
 
-def _at_most(count: int, of: int, share: float) -> float:
+def _binomial_tail(count: int, of: int, share: float) -> float:
     """Return the probability of at most ``count`` patients of a class, if class and group are unrelated."""
     if not 0.0 < share < 1.0:
         return 1.0

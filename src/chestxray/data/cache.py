@@ -77,24 +77,24 @@ def known_planes(out: Path, size: tuple[int, int], resize: Resize, levels: Level
         levels: how their grey levels are mapped.
         earlier: name of the description of a finished pack, which names its decoder.
     """
-    wanted = _made_by(size, resize, levels)
+    wanted = _conditions(size, resize, levels)
     planes = PlaneStore()
     for folder in (out, *_left_behind(out)):
         found = _described(folder / earlier) if folder == out and earlier else _described(folder / PROGRESS)
         if all(found.get(name) == value for name, value in wanted.items()):
-            _add(planes, folder, found.get("done"))
+            _add_planes(planes, folder, found.get("done"))
     return planes
 
 
 def note_progress(folder: Path, size: tuple[int, int], resize: Resize, levels: Levels, done: int) -> None:
     """Record how many planes of an unfinished pack are on disk."""
-    document = {**_made_by(size, resize, levels), "done": done}
+    document = {**_conditions(size, resize, levels), "done": done}
     beside = folder / f"{PROGRESS}.part"
     beside.write_text(json.dumps(document), encoding="utf-8")
     beside.replace(folder / PROGRESS)
 
 
-def _made_by(size: tuple[int, int], resize: Resize, levels: Levels) -> dict[str, Any]:
+def _conditions(size: tuple[int, int], resize: Resize, levels: Levels) -> dict[str, Any]:
     """Return everything that decides the planes of a film."""
     return {"height": size[0], "width": size[1], "resize": str(resize), "levels": str(levels), "decoder": decoder()}
 
@@ -136,7 +136,7 @@ def _described(path: Path) -> dict[str, Any]:
     return {**document, **inner} if isinstance(inner, dict) else document
 
 
-def _add(planes: PlaneStore, folder: Path, done: int | None) -> None:
+def _add_planes(planes: PlaneStore, folder: Path, done: int | None) -> None:
     try:
         films = read_manifest(folder / MANIFEST)
         array = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)

@@ -93,16 +93,16 @@ def examine(film: Film) -> Film:
     try:
         data = read_film(film)
     except OSError as error:
-        return _with(film, verdict=Verdict.UNREADABLE, reason=f"cannot be opened: {error.strerror}")
-    film = _with(film, sha256=hashlib.sha256(data).hexdigest())
+        return _changed(film, verdict=Verdict.UNREADABLE, reason=f"cannot be opened: {error.strerror}")
+    film = _changed(film, sha256=hashlib.sha256(data).hexdigest())
     name = name_of(film)
     try:
         radiograph = decode(data, name, at_least=ANALYSIS_SIZE)
     except FilmError as error:
         verdict = Verdict.TRUNCATED if isinstance(error, TruncatedFilm) else Verdict.UNREADABLE
-        return _with(film, verdict=verdict, reason=str(error).removeprefix(f"{name}: "))
+        return _changed(film, verdict=verdict, reason=str(error).removeprefix(f"{name}: "))
     objection = objection_to(radiograph)
-    return _with(
+    return _changed(
         film,
         width=radiograph.width,
         height=radiograph.height,
@@ -116,7 +116,7 @@ def examine(film: Film) -> Film:
     )
 
 
-def _with(film: Film, **changes: Any) -> Film:
+def _changed(film: Film, **changes: Any) -> Film:
     return dataclasses.replace(film, **{name: getattr(value, "value", value) for name, value in changes.items()})
 
 
@@ -140,10 +140,12 @@ def _without_copies(films: Sequence[Film]) -> list[Film]:
             out.append(film)
         elif len(labels[film.sha256]) > 1:
             out.append(
-                _with(film, verdict=Verdict.CONFLICTING, reason="the same bytes stand under both labels in this source")
+                _changed(
+                    film, verdict=Verdict.CONFLICTING, reason="the same bytes stand under both labels in this source"
+                )
             )
         elif (original := first[film.sha256, film.split]) != film.path:
-            out.append(_with(film, verdict=Verdict.DUPLICATE, reason=f"the same bytes as {Path(original).name}"))
+            out.append(_changed(film, verdict=Verdict.DUPLICATE, reason=f"the same bytes as {Path(original).name}"))
         else:
             out.append(film)
     return out
@@ -172,10 +174,10 @@ def _without_look_alikes(films: Sequence[Film]) -> tuple[Film, ...]:
             continue
         if against := [other for other in others if other.label and film.label and other.label != film.label]:
             reason = f"nearly the same film as {name_of(against[0])}, which has the other label"
-            verdicts[film.path] = _with(film, verdict=Verdict.CONFLICTING, reason=reason)
+            verdicts[film.path] = _changed(film, verdict=Verdict.CONFLICTING, reason=reason)
         elif earlier := [other for other in others if other.path in kept and other.split == film.split]:
             reason = f"nearly the same film as {name_of(earlier[0])}"
-            verdicts[film.path] = _with(film, verdict=Verdict.NEAR_DUPLICATE, reason=reason)
+            verdicts[film.path] = _changed(film, verdict=Verdict.NEAR_DUPLICATE, reason=reason)
         else:
             kept.add(film.path)
     return tuple(verdicts.get(film.path, film) if film.is_accepted else film for film in films)

@@ -119,7 +119,7 @@ def survey(
         raise SourceInvalid(f"{source}: holds no film: it has a header and no row")
     if not found.films:
         endings = ", ".join(sorted(FILM_ENDINGS))
-        raise SourceInvalid(f"{source}: holds no film (no file that ends in {endings}){_besides(found.notes)}")
+        raise SourceInvalid(f"{source}: holds no film (no file that ends in {endings}){_notes_text(found.notes)}")
     if labels_needed and not any(film.label for film in found.films):
         raise SourceInvalid(_without_labels(source, found))
     films, note = without_nobody(found.films)
@@ -244,7 +244,7 @@ def _described(film: Film, by: Film) -> Film:
     )
 
 
-def _besides(notes: Sequence[str]) -> str:
+def _notes_text(notes: Sequence[str]) -> str:
     return f". {'; '.join(notes)}" if notes else ""
 
 
@@ -259,7 +259,7 @@ def _without_labels(source: Path | str, found: Collection) -> str:
         listed = ", ".join(f"{name} ({count:,})" for name, count in names.most_common(_NAMED))
         first = names.most_common(1)[0][0]
         said += f"; or say what the folders hold: --label {first}=pneumonia. There are {listed}"
-    return said + _besides(found.notes)
+    return said + _notes_text(found.notes)
 
 
 # --------------------------------------------------------------------------- tables and single films
@@ -280,7 +280,7 @@ def _rows_of_table(source: Path, rules: _Rules) -> tuple[tuple[Film, ...], list[
         paths = _paths_of(entry, base, resolver)
         if not paths:
             missing.append(entry.places[0])
-        films += [_film_of_entry(entry, path, rules) for path in paths or _absent(entry, base)]
+        films += [_film_of_entry(entry, path, rules) for path in paths or _missing_row(entry, base)]
     if missing and len(missing) == len(listing.entries):
         where = "" if rules.root else ". Say which folder the paths begin in: --root FOLDER"
         none = (
@@ -319,7 +319,7 @@ def _paths_of(entry: ListedFilm, base: Path, resolver: Resolver) -> list[str]:
     return []
 
 
-def _absent(entry: ListedFilm, base: Path) -> list[str]:
+def _missing_row(entry: ListedFilm, base: Path) -> list[str]:
     """Return the row of a missing film, which stays in the count; a missing folder of films has no row."""
     place = entry.places[0]
     return [] if place.endswith("/") else [str(base / place)]

@@ -315,7 +315,7 @@ class ZipArchive:
 
     def __init__(self, path: Path) -> None:
         self._zip = zipfile.ZipFile(path)
-        self._by_name = {_tidy(_forward(info.filename)): info for info in self._zip.infolist()}
+        self._by_name = {_normalised(_with_slashes(info.filename)): info for info in self._zip.infolist()}
 
     def members(self) -> Iterator[str]:
         """Yield the names of the regular files. Raises: SourceInvalid, if one is encrypted."""
@@ -323,7 +323,7 @@ class ZipArchive:
             if info.flag_bits & 1:
                 raise SourceInvalid(f"{self._zip.filename}: is encrypted. Unpack it with its password first")
             kind = stat.S_IFMT(info.external_attr >> 16)
-            name = _forward(info.filename)
+            name = _with_slashes(info.filename)
             if not name.endswith("/") and kind in {0, stat.S_IFREG}:
                 yield name
 
@@ -359,7 +359,7 @@ class TarArchive:
     def open(self, name: str) -> IO[bytes]:
         """Open a member."""
         if not self._by_name:
-            self._by_name = {_tidy(info.name): info for info in self._tar if info.isreg()}
+            self._by_name = {_normalised(info.name): info for info in self._tar if info.isreg()}
         file = self._tar.extractfile(self._by_name[name])
         if file is None:
             raise KeyError(name)
@@ -432,7 +432,7 @@ def members_of(path: Path) -> tuple[str, ...]:
             for name in archive.members():
                 parts = PurePosixPath(name).parts
                 if not name.startswith("/") and ".." not in parts and INSIDE not in name:
-                    names[_tidy(name)] = None
+                    names[_normalised(name)] = None
                 if len(names) > MAX_MEMBERS:
                     raise SourceInvalid(f"{path}: holds more than {MAX_MEMBERS:,} files. Unpack it first")
             return tuple(names)
@@ -460,7 +460,7 @@ def read_member(archive: Path, name: str, first: int | None = None) -> bytes:
     from chestxray.images.decode import MAX_BYTES  # imports numpy, which names of films do not need
 
     try:
-        with _SHELF.get(archive).open(name) as file:
+        with _OPEN_ARCHIVE.get(archive).open(name) as file:
             data = file.read(MAX_BYTES + 1 if first is None else first)
     except KeyError:
         raise OSError(errno.ENOENT, f"is no longer in {archive.name}") from None
@@ -471,12 +471,12 @@ def read_member(archive: Path, name: str, first: int | None = None) -> bytes:
     return data
 
 
-def _tidy(name: str) -> str:
+def _normalised(name: str) -> str:
     """Return a member's name without ``./`` and doubled slashes, which a manifest's path cannot keep."""
     return str(PurePosixPath(name))
 
 
-def _forward(name: str) -> str:
+def _with_slashes(name: str) -> str:
     """Return a member's name with slashes; some Windows programs write backslashes."""
     return name.replace("\\", "/") if "/" not in name else name
 
@@ -485,7 +485,7 @@ def _open(path: Path) -> Archive:
     return ZipArchive(path) if path.suffix.lower() == ".zip" else TarArchive(path)
 
 
-class _Shelf:
+class _OpenArchive:
     """Keeps the archive that was read last open, so that its index is read once and not for every film."""
 
     def __init__(self) -> None:
@@ -508,8 +508,8 @@ class _Shelf:
         self._archive = self._key = None
 
 
-_SHELF: Final = _Shelf()
-atexit.register(_SHELF.close)
+_OPEN_ARCHIVE: Final = _OpenArchive()
+atexit.register(_OPEN_ARCHIVE.close)
 
 
 def read_film(film: Film) -> bytes:

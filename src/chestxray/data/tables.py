@@ -155,7 +155,7 @@ def _table(lines: Iterable[tuple[int, Sequence[str]]], path: Path) -> tuple[tupl
         if not any(cells):
             continue
         if not columns:
-            columns = _told_apart(cells)
+            columns = _numbered_columns(cells)
             continue
         if any(cells[len(columns) :]):
             raise SourceInvalid(
@@ -172,7 +172,7 @@ def _table(lines: Iterable[tuple[int, Sequence[str]]], path: Path) -> tuple[tupl
     return columns, rows
 
 
-def _told_apart(names: Sequence[str]) -> tuple[str, ...]:
+def _numbered_columns(names: Sequence[str]) -> tuple[str, ...]:
     """Number columns of one name, except those that have a role: these must agree."""
     counts = Counter[str]()
     out = []

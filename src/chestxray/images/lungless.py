@@ -71,7 +71,7 @@ def lungless(data: bytes, source: str) -> Lungless:
     plane = resample(film.pixels, SIDE, SIDE, Resize.SQUEEZE, film.frame)
     numbers = {name: np.asarray(measure(plane), dtype=np.float32) for name, measure in PICTURE_GROUPS.items()}
     numbers["size"] = np.array([film.width, film.height, film.width / film.height], dtype=np.float32)
-    file_numbers, texts = _file(data, source, film)
+    file_numbers, texts = _header_features(data, source, film)
     numbers["file"] = file_numbers
     return Lungless(numbers, texts)
 
@@ -150,7 +150,7 @@ GROUPS: Final = (*PICTURE_GROUPS, "size", "file")
 # --------------------------------------------------------------------------- the file
 
 
-def _file(data: bytes, source: str, film: Radiograph) -> tuple[Float32Array, dict[str, str]]:
+def _header_features(data: bytes, source: str, film: Radiograph) -> tuple[Float32Array, dict[str, str]]:
     """Return the header's numbers (channels, bits, quantisation, density) and its texts."""
     form = format_of(data, source).name
     numbers = [float(film.channels), float(film.bit_depth), np.nan, np.nan, np.nan]

@@ -159,7 +159,7 @@ def write_synthetic_films(
         for film in plan:
             if film.copy_of:
                 shutil.copyfile(beside / film.copy_of, beside / film.path)
-                rows[film.path] = {**rows[film.copy_of], **_known_of(film)}
+                rows[film.path] = {**rows[film.copy_of], **_metadata_of(film)}
         (beside / MARKER).write_text(_description(settings, plan, rows), encoding="utf-8")
     return tuple(folder / film.path for film in plan)
 
@@ -174,7 +174,7 @@ def _draw_file(folder: Path, settings: SyntheticSettings, film: PlannedFilm) -> 
     data = FAULTS[film.fault](drawn.pixels) if film.fault else _encoded(drawn.pixels, film.stored)
     (folder / film.path).write_bytes(data)
     boxes = [] if film.fault else [list(box) for box in drawn.boxes]
-    return {**_known_of(film), "severity": round(drawn.severity, 3), "boxes": boxes}
+    return {**_metadata_of(film), "severity": round(drawn.severity, 3), "boxes": boxes}
 
 
 def _random(settings: SyntheticSettings, *key: int) -> np.random.Generator:
@@ -182,7 +182,7 @@ def _random(settings: SyntheticSettings, *key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=key))
 
 
-def _known_of(film: PlannedFilm) -> dict[str, Any]:
+def _metadata_of(film: PlannedFilm) -> dict[str, Any]:
     label = Label.PNEUMONIA if film.cause else Label.NORMAL
     return {"label": str(label), "cause": film.cause, "patient_id": film.patient_id}
 

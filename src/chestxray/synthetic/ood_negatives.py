@@ -25,7 +25,7 @@ SIDE: Final = 64  # pixels: enough for the gate's thumbnail of 24, and fast to r
 WHITE: Final = 255
 SYNTHETIC_HEIGHT: Final = 200  # pixels
 # probability of taking another film's exposure, and of taking its low frequencies; half of it for the edges
-DRESSED: Final = 0.5
+EXCHANGED: Final = 0.5
 INNER: Final = 0.9  # of the radius: the inner part, which holds the organs in a slice of a body
 ROUND: Final = 0.6  # of the objects in a heap
 ALIKE: Final = 0.3  # of the drawings are symmetrical
@@ -33,7 +33,7 @@ BLURRED: Final = 0.4  # ... and this fraction is blurred
 LINES, POLYGON, ELLIPSE, BOX = range(4)  # the elements of a sketch
 
 
-def _by_chance(rng: Random, share: float) -> bool:
+def _with_probability(rng: Random, share: float) -> bool:
     return bool(rng.random() < share)
 
 
@@ -69,22 +69,22 @@ def perturbed(film: UInt8Array, rng: Random) -> UInt8Array:
     levels = (np.arange(WHITE + 1) / WHITE) ** np.exp(rng.uniform(-0.55, 0.55))
     levels = levels * rng.uniform(0.7, 1.2) + rng.uniform(-0.12, 0.12)
     exposed: UInt8Array = (levels.clip(0.0, 1.0) * WHITE).astype(np.uint8)[moved]
-    if _by_chance(rng, 0.3):
+    if _with_probability(rng, 0.3):
         exposed = shrunk(shrunk(exposed, int(rng.integers(14, 40))))
-    return exposed[:, ::-1] if _by_chance(rng, 0.5) else exposed  # a heart on the right is a chest too
+    return exposed[:, ::-1] if _with_probability(rng, 0.5) else exposed  # a heart on the right is a chest too
 
 
-def in_clothes_of(film: UInt8Array, donor: UInt8Array, rng: Random) -> UInt8Array:
+def with_acquisition_of(film: UInt8Array, donor: UInt8Array, rng: Random) -> UInt8Array:
     """Return a film with low frequencies, grey levels or edges of another unit's film, each by chance.
 
     Without this the fit tells collections apart by their exposure and their borders, and not patients by their bodies:
     of adult films with properties of children's films it then refused 38%, and with it 97%.
     """
-    if _by_chance(rng, DRESSED):
+    if _with_probability(rng, EXCHANGED):
         film = _with_low_frequencies(film, donor, rng.uniform(1.0, 4.0))
-    if _by_chance(rng, DRESSED):
+    if _with_probability(rng, EXCHANGED):
         film = _with_grey_levels(film, donor)
-    if _by_chance(rng, DRESSED / 2):
+    if _with_probability(rng, EXCHANGED / 2):
         width = max(1, round(len(film) * rng.uniform(0.02, 0.12)))
         framed = donor.copy()
         framed[width:-width, width:-width] = film[width:-width, width:-width]
@@ -144,13 +144,13 @@ def _strip(film: UInt8Array, rng: Random) -> UInt8Array:
     """Return the whole width or height, but little of the other."""
     side = int(SIDE * rng.uniform(0.15, 0.4))
     start = rng.integers(0, SIDE - side + 1)
-    return shrunk(film[start : start + side] if _by_chance(rng, 0.5) else film[:, start : start + side])
+    return shrunk(film[start : start + side] if _with_probability(rng, 0.5) else film[:, start : start + side])
 
 
 def _on_a_page(film: UInt8Array, rng: Random) -> UInt8Array:
     """Return a small film on a large page, or four of them."""
     small = shrunk(film, SIDE // 2)
-    if _by_chance(rng, 0.3):
+    if _with_probability(rng, 0.3):
         return np.tile(small, (2, 2))
     page = np.full((SIDE, SIDE), rng.choice((0, WHITE)), dtype=np.uint8)
     top, left = rng.integers(0, SIDE // 2 + 1, 2)
@@ -160,11 +160,11 @@ def _on_a_page(film: UInt8Array, rng: Random) -> UInt8Array:
 
 def _two_films(film: UInt8Array, rng: Random) -> UInt8Array:
     """Return two films beside or above each other: the second is another exposure of the same, or its mirror image."""
-    other = film[:, ::-1] if _by_chance(rng, 0.5) else _moved(film, rng.uniform(-8, 8))
+    other = film[:, ::-1] if _with_probability(rng, 0.5) else _moved(film, rng.uniform(-8, 8))
     gap = int(rng.integers(0, 4))
     pair = np.full((SIDE, 2 * SIDE + gap), rng.choice((0, WHITE)), dtype=np.uint8)
     pair[:, :SIDE], pair[:, SIDE + gap :] = film, other
-    return shrunk(pair if _by_chance(rng, 0.7) else np.concatenate([film, other], axis=0))
+    return shrunk(pair if _with_probability(rng, 0.7) else np.concatenate([film, other], axis=0))
 
 
 def _screenshot(film: UInt8Array, rng: Random) -> UInt8Array:
@@ -227,7 +227,7 @@ def _lateral(film: UInt8Array, rng: Random) -> UInt8Array:
     front = rng.uniform(0.86, 1.0) - rng.uniform(0.0, 0.15) * (down - 0.5)
     body *= 1 - rng.uniform(0.5, 1.0) / (1 + np.exp(-60 * (across - front)))
     lateral: UInt8Array = body.clip(0, WHITE).astype(np.uint8)
-    return lateral[:, ::-1] if _by_chance(rng, 0.5) else lateral
+    return lateral[:, ::-1] if _with_probability(rng, 0.5) else lateral
 
 
 def _oblique(film: UInt8Array, rng: Random) -> UInt8Array:
@@ -237,7 +237,7 @@ def _oblique(film: UInt8Array, rng: Random) -> UInt8Array:
     narrow = Image.fromarray(np.ascontiguousarray(film[:, :half])).resize((place, SIDE), Image.Resampling.BILINEAR)
     wide = Image.fromarray(np.ascontiguousarray(film[:, half:])).resize((SIDE - place, SIDE), Image.Resampling.BILINEAR)
     turned = np.concatenate([np.asarray(narrow), np.asarray(wide)], axis=1)
-    return turned[:, ::-1] if _by_chance(rng, 0.5) else turned
+    return turned[:, ::-1] if _with_probability(rng, 0.5) else turned
 
 
 Spoiling = Callable[[UInt8Array, Random], UInt8Array]
@@ -278,7 +278,7 @@ def _heap(rng: Random) -> UInt8Array:
     for x, y in rng.uniform(-6, SIDE + 6, (count, 2)).tolist():
         across = 1.4 / (rng.random() + 0.03)
         down, grey = across * rng.uniform(0.3, 2.0), int(rng.integers(0, 256))
-        outline = pen.ellipse if _by_chance(rng, ROUND) else pen.rectangle
+        outline = pen.ellipse if _with_probability(rng, ROUND) else pen.rectangle
         outline((x - across, y - down, x + across, y + down), fill=grey)
     return np.asarray(picture)
 
@@ -296,7 +296,7 @@ def _cloud(rng: Random) -> UInt8Array:
 
 def _page(rng: Random) -> UInt8Array:
     """Draw lines of words."""
-    paper, ink = (WHITE, int(rng.integers(0, 90))) if _by_chance(rng, 0.7) else (int(rng.integers(0, 60)), WHITE)
+    paper, ink = (WHITE, int(rng.integers(0, 90))) if _with_probability(rng, 0.7) else (int(rng.integers(0, 60)), WHITE)
     picture = Image.new("L", (SIDE, SIDE), paper)
     pen = ImageDraw.Draw(picture)
     step, y = rng.uniform(3, 8), rng.uniform(2, 8)
@@ -337,7 +337,7 @@ def _section(rng: Random) -> UInt8Array:
     aside = (down - below) * np.cos(turn) - (across - right) * np.sin(turn)
     radius = np.hypot(along / rng.uniform(0.45, 0.95), aside / rng.uniform(0.45, 0.95))
     levels = np.where(radius < 1, rng.uniform(0.3, 0.8), 0.0)
-    if _by_chance(rng, 0.5):
+    if _with_probability(rng, 0.5):
         levels[(radius < 1) & (radius > rng.uniform(0.8, 0.95))] = rng.uniform(0.5, 1.0)
     for _ in range(int(rng.integers(0, 9))):
         (right, below), (a, b) = rng.uniform(-0.5, 0.5, 2), rng.uniform(0.05, 0.35, 2)
@@ -345,7 +345,7 @@ def _section(rng: Random) -> UInt8Array:
         levels[inside & (radius < 1)] = rng.uniform(0, 1)
     levels += rng.normal(size=levels.shape) * rng.uniform(0, 0.08)
     picture = (levels.clip(0, 1) * WHITE).astype(np.uint8)
-    return shrunk(shrunk(picture, SIDE // 3)) if _by_chance(rng, 0.4) else picture
+    return shrunk(shrunk(picture, SIDE // 3)) if _with_probability(rng, 0.4) else picture
 
 
 def _axial(rng: Random) -> UInt8Array:
@@ -373,7 +373,7 @@ def _axial(rng: Random) -> UInt8Array:
     for turn in np.linspace(0, 2 * np.pi, int(rng.integers(8, 17)), endpoint=False) + rng.uniform(0, 0.5):
         x, y = 0.86 * wide * np.cos(turn), 0.86 * high * np.sin(turn)
         levels[np.hypot(across - x, (down - y) * 1.5) < rng.uniform(0.03, 0.08)] = rng.uniform(0.7, 1.0)
-    if _by_chance(rng, 0.4):  # the table
+    if _with_probability(rng, 0.4):  # the table
         levels[np.abs(down - high - 0.06) < rng.uniform(0.01, 0.03)] = rng.uniform(0.3, 0.7)
     levels = levels + rng.normal(size=levels.shape) * rng.uniform(0, 0.06)
     picture: UInt8Array = (levels.clip(0, 1) * WHITE).astype(np.uint8)
@@ -444,7 +444,7 @@ def _limb(rng: Random) -> UInt8Array:
     thick = rng.uniform(0.25, 0.7)
     for end in (above, below):
         _capsule(pen, np.stack([joint, end]), side * thick, int(rng.integers(70, 150)))
-    width, two = side * rng.uniform(0.07, 0.18), _by_chance(rng, 0.6)
+    width, two = side * rng.uniform(0.07, 0.18), _with_probability(rng, 0.6)
     for end, double in ((above, False), (below, two)):
         along = end - joint
         aside = np.array([along[1], -along[0]]) * 0.09 * double
@@ -465,7 +465,7 @@ def _head(rng: Random) -> UInt8Array:
         pen.ellipse(box, outline=min(WHITE, grey + 80), width=max(1, round(side * line)), fill=grey)
 
     grey = int(rng.integers(90, 160))
-    if _by_chance(rng, 0.5):
+    if _with_probability(rng, 0.5):
         ring(0.5, 0.45, rng.uniform(0.3, 0.45), rng.uniform(0.36, 0.45), grey=grey, line=rng.uniform(0.01, 0.04))
         ring(rng.uniform(0.45, 0.55), 0.78, 0.22, 0.16, grey=grey, line=0.02)
         for x in (0.38, 0.62):
@@ -487,13 +487,13 @@ def _laid(picture: Image.Image, rng: Random) -> UInt8Array:
     small = shrunk(np.asarray(picture.resize((SIDE * 2, SIDE * 2), Image.Resampling.BOX)))
     laid = _moved(
         small,
-        rng.normal() * 35 + 180 * _by_chance(rng, 0.15),
+        rng.normal() * 35 + 180 * _with_probability(rng, 0.15),
         rng.uniform(0.8, 1.5) * np.ones(2),
         rng.uniform(-0.15, 0.15, 2),
     )
     grain = laid + _cloud(rng).astype(float) * rng.uniform(0, 0.3) + rng.normal(size=laid.shape) * rng.uniform(0, 6)
     levels: UInt8Array = grain.clip(0, WHITE).astype(np.uint8)
-    return levels[:, ::-1] if _by_chance(rng, 0.5) else levels
+    return levels[:, ::-1] if _with_probability(rng, 0.5) else levels
 
 
 def _ramp(rng: Random) -> UInt8Array:
@@ -520,7 +520,7 @@ def drawing(kind: str, number: int, rng: Random) -> UInt8Array:
     """Draw a picture of a kind, in each of its ways in turn; some are symmetrical like faces, some blurred."""
     ways = DRAWN[kind]
     picture = ways[number % len(ways)](rng)
-    if _by_chance(rng, ALIKE):
+    if _with_probability(rng, ALIKE):
         half = picture[:, : SIDE // 2]
         picture = np.concatenate([half, half[:, ::-1]], axis=1)
-    return shrunk(shrunk(picture, int(rng.integers(6, 20)))) if _by_chance(rng, BLURRED) else picture
+    return shrunk(shrunk(picture, int(rng.integers(6, 20)))) if _with_probability(rng, BLURRED) else picture

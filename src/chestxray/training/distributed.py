@@ -43,11 +43,11 @@ class World:
         """Return this process's part of ``count`` films, as a slice; the parts differ by one film at most."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
-    def as_one(self, count: int) -> AbstractContextManager[object]:
+    def sharing_random_numbers(self, count: int) -> AbstractContextManager[object]:
         """Draw random numbers for the whole batch until the block ends, and keep those of this process's films."""
-        return nullcontext() if self.size == 1 else _DrawnAsOne(count, self.share_of(count))
+        return nullcontext() if self.size == 1 else _SharedRandomNumbers(count, self.share_of(count))
 
-    def whole(self, own: Tensor, count: int) -> Tensor:
+    def gather(self, own: Tensor, count: int) -> Tensor:
         """Gather the rows of every process, in order, shape (count, ...); gradients reach this process's own rows only.
 
         Args:
@@ -133,7 +133,7 @@ def _on_its_device(number: int) -> Tensor:
     return torch.tensor(number, device="cuda" if distributed.get_backend() == "nccl" else "cpu")
 
 
-class _DrawnAsOne(TorchFunctionMode):
+class _SharedRandomNumbers(TorchFunctionMode):
     """Draws random numbers for the whole batch and keeps those of this process's films."""
 
     def __init__(self, count: int, share: slice) -> None:
@@ -167,12 +167,12 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(films)
         normalised, mean, variance, count = _Normalised.apply(films, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
-        self._follow(mean, variance * (count / (count - 1.0)))
+        self._update_running_statistics(mean, variance * (count / (count - 1.0)))
         out: Tensor = normalised
         return out
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+    def _update_running_statistics(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked += 1

@@ -35,7 +35,7 @@ from chestxray.training.config import Recipe
 from chestxray.training.dataset import drawn
 from chestxray.training.networks import Classifier, spec_of
 from chestxray.training.optim import steps_of
-from chestxray.training.run import described, look_back
+from chestxray.training.run import evaluate_best, unfinished_info
 from chestxray.training.run_folder import (
     BEST,
     DESCRIPTION,
@@ -165,7 +165,7 @@ def blend_runs(
     if not may_be_replaced(out, DESCRIPTION):
         raise OutputExists(f"{out}: exists and is not a run. Give another --out")
     pack = Pack.open(pack_folder)
-    infos = _of_one_kind(folders, pack)
+    infos = _checked_for_blending(folders, pack)
     training = Training(pack, Recipe.from_fields(infos[0].recipe), device=device)
     blended = training.state.average.module
     blended.load_state_dict(
@@ -176,15 +176,15 @@ def blend_runs(
     result = validate(training.state, training.panels)
     best = Best(snapshot(blended), result.logits)
     training.records = [_record([info.best for info in infos if info.best], result)]
-    info = dataclasses.replace(described(training), blended=tuple(int(info.recipe["seed"]) for info in infos))
+    info = dataclasses.replace(unfinished_info(training), blended=tuple(int(info.recipe["seed"]) for info in infos))
     folder = RunFolder(out, pack, training.state.splits.validation)
     folder.begin(info, training.state.recipe, training.records, best)
-    info = dataclasses.replace(info, typical_peak=look_back(folder, training, best, log, on_progress))
+    info = dataclasses.replace(info, typical_peak=evaluate_best(folder, training, best, log, on_progress))
     seconds = sum(info.seconds for info in infos) + time.perf_counter() - started
     return RunSummary(out, folder.finish(info, training.records, best.weights, seconds), tuple(training.records))
 
 
-def _of_one_kind(runs: Sequence[Path], pack: Pack) -> list[RunInfo]:
+def _checked_for_blending(runs: Sequence[Path], pack: Pack) -> list[RunInfo]:
     """Return the descriptions of runs after a check that they may be blended. Raises: UsageError, RunInvalid."""
     if len(runs) < 2:  # noqa: PLR2004 - a mean of one is none
         raise UsageError("blending needs at least two runs")
@@ -193,7 +193,7 @@ def _of_one_kind(runs: Sequence[Path], pack: Pack) -> list[RunInfo]:
         info.require_finished(run)
         if not info.was_trained_on(pack):
             raise RunInvalid(f"{run}: was trained on another pack than {pack.folder}")
-        if _but_for_the_seed(info) != _but_for_the_seed(infos[0]):
+        if _recipe_without_seed(info) != _recipe_without_seed(infos[0]):
             raise RunInvalid(
                 f"{run}: was trained by another recipe than {runs[0]}. Blend runs that differ in --seed alone"
             )
@@ -203,7 +203,7 @@ def _of_one_kind(runs: Sequence[Path], pack: Pack) -> list[RunInfo]:
     return infos
 
 
-def _but_for_the_seed(info: RunInfo) -> dict[str, object]:
+def _recipe_without_seed(info: RunInfo) -> dict[str, object]:
     return {name: value for name, value in info.recipe.items() if name != "seed"}
 
 

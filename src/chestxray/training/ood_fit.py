@@ -44,10 +44,10 @@ from chestxray.synthetic.ood_negatives import (
     SPOILT,
     Random,
     drawing,
-    in_clothes_of,
     perturbed,
     shrunk,
     synthetic_films,
+    with_acquisition_of,
 )
 
 SEED: Final = 0
@@ -218,7 +218,7 @@ def fit_detector(
         part(drawn[: SYNTHETIC_FILMS[0]], kept=False),
         part(drawn[SYNTHETIC_FILMS[0] :], kept=True),
     )
-    maker = _Maker(levels, rng)
+    maker = _PictureMaker(levels, rng)
     detector = _fitted(fitted, maker)
     scarce = not kept.films
     if not scarce or any(len(some) >= FEWEST_GIVEN for some in fitted.given.values()):
@@ -244,7 +244,7 @@ def _stored(detector: OODDetector) -> OODDetector:
 # --------------------------------------------------------------------------- pictures
 
 
-class _Maker:
+class _PictureMaker:
     """Makes pictures in the form in which the bundle's preprocessing passes them to the gate."""
 
     def __init__(self, levels: Levels, rng: Random) -> None:
@@ -287,15 +287,15 @@ class _Maker:
         made.extend(one for some in pictures.given.values() for one in some)
         return self.levelled(made)
 
-    def lesson(self, pictures: Pictures) -> tuple[UInt8Array, Int64Array]:
+    def training_pictures(self, pictures: Pictures) -> tuple[UInt8Array, Int64Array]:
         """Return one training pass of the convolutional network: pictures, and targets (0: film, else 1 + kind)."""
         foreign = [one for some in pictures.given.values() for one in some]
 
-        def dressed(film: UInt8Array, wardrobe: Sequence[UInt8Array]) -> UInt8Array:
-            return in_clothes_of(film, self.any_of(wardrobe), self._rng) if wardrobe else film
+        def restyled(film: UInt8Array, donors: Sequence[UInt8Array]) -> UInt8Array:
+            return with_acquisition_of(film, self.any_of(donors), self._rng) if donors else film
 
         films = [
-            film if self._rng.random() < PLAIN else perturbed(dressed(film, foreign), self._rng)
+            film if self._rng.random() < PLAIN else perturbed(restyled(film, foreign), self._rng)
             for film in (*pictures.films, *pictures.synthetic_films)
         ]
         lots = [films]
@@ -304,7 +304,7 @@ class _Maker:
             lots.append([ways[row % len(ways)](film, self._rng) for row, film in enumerate(chests)])
         lots.extend([drawing(kind, number, self._rng) for number in range(MADE)] for kind in DRAWN)
         lots.extend(
-            [perturbed(dressed(self.any_of(some), pictures.films), self._rng) for _ in range(GIVEN)]
+            [perturbed(restyled(self.any_of(some), pictures.films), self._rng) for _ in range(GIVEN)]
             for some in pictures.given.values()
             if len(some) >= FEWEST_GIVEN
         )
@@ -315,7 +315,7 @@ class _Maker:
 # --------------------------------------------------------------------------- the fit
 
 
-def _fitted(pictures: Pictures, maker: _Maker) -> OODDetector:
+def _fitted(pictures: Pictures, maker: _PictureMaker) -> OODDetector:
     """Fit axes and network; the limits are not set yet."""
     shifts = max(SHIFTS, SHIFTED // len(pictures.films))
     accepted = _thumbnails(
@@ -371,7 +371,7 @@ def _network(seen: Float32Array, wrong: Float64Array) -> tuple[Float32Array, Flo
     return hidden.T, hidden_bias, output[0], output_bias
 
 
-def _kind_classifier(pictures: Pictures, maker: _Maker) -> KindClassifier:
+def _kind_classifier(pictures: Pictures, maker: _PictureMaker) -> KindClassifier:
     """Fit the convolutional network; its limit is not set yet."""
     kinds = (*SPOILT, *DRAWN, *(kind for kind, some in pictures.given.items() if len(some) >= FEWEST_GIVEN))
     with torch.random.fork_rng(devices=[]):
@@ -382,7 +382,7 @@ def _kind_classifier(pictures: Pictures, maker: _Maker) -> KindClassifier:
         schedule: torch.optim.lr_scheduler.LRScheduler | None = None
         for number in range(LOOKS_PASSES):
             if number % REDRAWN == 0:
-                seen, kind = (torch.from_numpy(part) for part in maker.lesson(pictures))
+                seen, kind = (torch.from_numpy(part) for part in maker.training_pictures(pictures))
             batches = list(torch.split(torch.randperm(len(seen)), BATCH // 2))
             if schedule is None:
                 schedule = torch.optim.lr_scheduler.OneCycleLR(

@@ -175,7 +175,7 @@ def train_run(
         teacher = teacher_of(teachers, recipe, pack)
         folder = CheckpointFolder(options.checkpoints or out / CHECKPOINTS)
         origin = Origin.of(pack, recipe, teacher.hashes if teacher else ())
-        found = _found_by_all(world, out, folder, origin, options, log)
+        found = _resume_point_for_all(world, out, folder, origin, options, log)
         if isinstance(found, RunSummary):
             return found
         training = Training(pack, recipe, device=own_device, world=world, teacher=teacher)
@@ -183,19 +183,19 @@ def train_run(
             training.state = compiled_where_possible(training.state, log)
         run = _Run(out, folder, training, options, found, log)
         with stop_requests() as stop:
-            return run.to_the_end(stop, on_epoch, on_progress)
+            return run.train(stop, on_epoch, on_progress)
 
 
 # --------------------------------------------------------------------------- what stands there already
 
 
-def _found_by_all(
+def _resume_point_for_all(
     world: World, out: Path, folder: CheckpointFolder, origin: Origin, options: RunOptions, log: Log
 ) -> RunSummary | Checkpoint | None:
     """Return what the folder holds, read by the first process and sent to the others."""
     if world.size == 1:
-        return _found(out, folder, origin, options, log)
-    found = _found(out, folder, origin, options, log) if world.is_main else None
+        return _resume_point(out, folder, origin, options, log)
+    found = _resume_point(out, folder, origin, options, log) if world.is_main else None
     summary = found if isinstance(found, RunSummary) else None
     words = [summary.info.to_json(), *map(json.dumps, map(dataclasses.asdict, summary.records))] if summary else []
     received = world.broadcast_bytes("\n\n\n".join(words).encode()).decode()
@@ -207,7 +207,7 @@ def _found_by_all(
     return Checkpoint.from_files(text, data) if text else None
 
 
-def _found(
+def _resume_point(
     out: Path, folder: CheckpointFolder, origin: Origin, options: RunOptions, log: Log
 ) -> RunSummary | Checkpoint | None:
     """Return the finished run, or the checkpoint to resume, or None. Raises: OutputExists, RunInvalid."""
@@ -264,7 +264,7 @@ class _Run:
         if checkpoint is not None:
             training.restore(checkpoint.state)
             log(f"{folder.folder}: goes on behind step {training.all_steps_taken:,} of {training.all_steps:,}")
-        self._info = described(training)
+        self._info = unfinished_info(training)
         if self._writes:
             self._begin(anew=checkpoint is None)
         self._trackers: tuple[Tracker, ...] = ()
@@ -280,7 +280,7 @@ class _Run:
             with writing(self._out.folder):
                 plot_augmented_films(self._training.varied_films(), self._out.folder)
 
-    def to_the_end(
+    def train(
         self, stop: StopRequest, on_epoch: Callable[[EpochRecord], None], on_progress: ProgressCallback
     ) -> RunSummary:
         """Train the remaining epochs and write the results."""
@@ -300,7 +300,7 @@ class _Run:
                     trackers.enter_context(track(name, self._out.folder, self._training.state.recipe, recorded)),
                 )
             for epoch in self._training.epochs(on_progress, after_step):
-                self._keep(epoch)
+                self._record(epoch)
                 on_epoch(epoch.record)
                 if len(self._training.records) < self._training.epoch_count and self._is_stopped():
                     self._checkpoint()
@@ -317,7 +317,7 @@ class _Run:
     def _is_stopped(self) -> bool:
         return self._training.state.world.any(self._stop.wanted)
 
-    def _keep(self, epoch: Epoch) -> None:
+    def _record(self, epoch: Epoch) -> None:
         if epoch.record.is_best:
             self._best = Best(epoch.weights, epoch.logits)
         if not self._writes:
@@ -353,7 +353,7 @@ class _Run:
         last = snapshot(training.state.average.module)
         info = self._info
         if self._best is not None:
-            peak = look_back(self._out, training, self._best, self._log, on_progress)
+            peak = evaluate_best(self._out, training, self._best, self._log, on_progress)
             info = dataclasses.replace(info, typical_peak=peak)
         if self._writes:
             info = self._out.finish(info, training.records, last, self._seconds())
@@ -366,7 +366,9 @@ PEAK_FILMS: Final = 256  # validation films with pneumonia, at most, on which th
 PEAK_QUANTILE: Final = 0.25  # three of four films with pneumonia reach this quantile
 
 
-def look_back(out: RunFolder, training: Training, best: Best, log: Log, on_progress: ProgressCallback) -> float | None:
+def evaluate_best(
+    out: RunFolder, training: Training, best: Best, log: Log, on_progress: ProgressCallback
+) -> float | None:
     """Evaluate the weights that are kept, after training: the first filters and the whole stress validation.
 
     Every process takes part; the first one writes.
@@ -406,7 +408,7 @@ def typical_peak(classifier: Classifier, state: TrainState) -> float | None:
     return float(torch.cat(peaks).quantile(PEAK_QUANTILE))
 
 
-def described(training: Training) -> RunInfo:
+def unfinished_info(training: Training) -> RunInfo:
     """Return the description of an unfinished run."""
     state = training.state
     return RunInfo(

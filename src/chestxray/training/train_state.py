@@ -215,13 +215,13 @@ class TrainState(NamedTuple):
             films, targets = mixed(films, targets, self.recipe.mixup, generator)
         share = self.world.share_of(len(batch))
         if self.teacher:
-            taught = self.world.whole(self.teacher.probabilities(films[share]), len(batch))
+            taught = self.world.gather(self.teacher.probabilities(films[share]), len(batch))
             targets = targets.lerp(taught, self.recipe.distillation)
-        with self.world.as_one(len(batch)):
+        with self.world.sharing_random_numbers(len(batch)):
             shown = resized(films[share], size or self.pack.info.preprocessing.size)
             own = self.scores(self.trained, shown, reduced=self.reduced)
         loss = functional.cross_entropy(
-            self.world.whole(own, len(batch)),
+            self.world.gather(own, len(batch)),
             targets,
             weight=self.class_weights,
             label_smoothing=self.recipe.label_smoothing,

@@ -264,7 +264,7 @@ def train(
     yield from Training(pack, recipe, device=device).epochs(on_progress)
 
 
-def nothing_more() -> None:
+def no_step_callback() -> None:
     """Do nothing after a step."""
 
 
@@ -335,7 +335,7 @@ class Training:
         return films
 
     def epochs(
-        self, on_progress: ProgressCallback = no_progress, after_step: Callable[[], None] = nothing_more
+        self, on_progress: ProgressCallback = no_progress, after_step: Callable[[], None] = no_step_callback
     ) -> Iterator[Epoch]:
         """Train to the end and yield each epoch.
 
