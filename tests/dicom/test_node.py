@@ -35,7 +35,20 @@ from chestxray.dicom.receive import FILM_CLASSES, silence_libraries
 from chestxray.dicom.settings import Limits, NodeSettings
 from chestxray.dicom.workers import ENDED
 from chestxray.errors import OutputUnwritable, SettingsInvalid, UsageError
-from hospital import CR, DX, Archive, association, grey, modality_film, read, send, settings, settings_text, source_of
+from hospital import (
+    CR,
+    DX,
+    Archive,
+    association,
+    grey,
+    modality_film,
+    read,
+    send,
+    settings,
+    settings_text,
+    source_of,
+    with_raw_elements,
+)
 from live_orthanc import until
 
 BLACK = np.zeros((64, 64), np.uint8)
@@ -85,6 +98,30 @@ def test_what_cannot_be_read_or_must_not_be_classified_is_answered_with_the_reas
     said = ["\n".join(str(e.value) for e in one.iterall() if e.VR == "UT") for (one,) in archive.objects.values()]
     assert all("Not classified: " in text for text in said)
     assert sum("ends before its picture does" in text for text in said) == 2
+
+
+ODD: dict[str, dict[int, tuple[str, bytes]]] = {
+    "two frames": {0x00280008: ("IS", b"2 ")},
+    "no pixel": {0x7FE00010: ("OB", b"")},
+    "no row": {0x00280010: ("US", b"\0\0")},
+    "32 bits": {0x00280100: ("US", b"\x20\0")},
+    "a photometric interpretation of its own": {0x00280004: ("CS", b"NONSENSE")},
+    "a slope that is no number": {0x00281052: ("DS", b"NaN "), 0x00281053: ("DS", b"1e999 ")},
+    "no date": {0x00080020: ("DA", b"yesterday "), 0x00100030: ("DA", b"00000000"), 0x00101010: ("AS", b"three ")},
+    "a name of 60,000 bytes": {0x00100010: ("UN", b"A^" * 30_000)},
+    "a sequence for a name": {0x00100010: ("SQ", b"")},
+    "a body part in letters of no character set": {0x00180015: ("CS", b"CH\xcaST ")},
+    "a group length": {0x00100000: ("UL", b"\5\0\0\0")},
+    "bytes after the end": {0xFFFCFFFC: ("OB", b"\xff" * 99)},
+}
+
+
+def test_odd_films_are_answered_and_none_is_a_dead_letter(node: Node, archive: Archive) -> None:
+    for number, elements in enumerate(ODD.values(), 1):
+        node.take(with_raw_elements(modality_film(BLACK, number), elements), "ROOM1")
+    until(lambda: node.queue.counts()[DONE] == len(ODD), node.queue.entries)
+    films = {source_of(one) for (one,) in archive.objects.values() if one.Modality == "SR"}
+    assert films == {f"1.2.826.1.{number}.1.1" for number in range(1, len(ODD) + 1)}
 
 
 def test_a_node_that_requires_an_age_refuses_a_film_without_one_and_classifies_the_others(

@@ -20,7 +20,7 @@ from PIL import Image
 from chestxray.dicom import results as module
 from chestxray.dicom.queue import Result
 from chestxray.dicom.results import KINDS, PICTURE, REPORT, Answer, derived_uid, identity_of
-from chestxray.dicom.rules import facts_of
+from chestxray.dicom.rules import IDENTITY, facts_of
 from chestxray.images.decode import decode
 from chestxray.images.dicom import elements, open_data_set
 from chestxray.inference.bundle import folder_of
@@ -168,7 +168,7 @@ def test_a_result_that_was_filled_in_is_the_one_that_the_library_builds(
 def check_same(result: Result, built: pydicom.Dataset, answer: Answer) -> None:
     """Both hold the same elements, but for the identity, which is the film's."""
     module._dated(built, answer)  # noqa: SLF001
-    for tag in module.IDENTITY & set(built.keys()):
+    for tag in IDENTITY & set(built.keys()):
         del built[tag]
     found, expected = read(result.data), read(encoded(built))
     assert found == expected

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chestxray.dicom.results import identity_of
 from chestxray.dicom.rules import FilmFacts, Rule, decide, facts_of
 from chestxray.dicom.settings import NodeSettings
 from chestxray.errors import SettingsInvalid, UnreadableFilm
-from hospital import modality_film, settings, settings_text
+from hospital import EXPLICIT, modality_film, settings, settings_text, with_raw_elements
 
 CHEST = FilmFacts("1", "1.1", "1.2", "1.3", "DX", "CHEST", "AP", 3.0, "CR_ROOM1")
 BLACK = np.zeros((8, 8), np.uint8)
@@ -66,6 +67,36 @@ def test_the_header_gives_what_the_rules_ask_for() -> None:
 def test_a_film_without_a_place_for_results_is_refused(name: str) -> None:
     with pytest.raises(UnreadableFilm, match=f"the DICOM header has no {name}"):
         facts_of(modality_film(BLACK, **{name: ""}))
+
+
+@pytest.mark.parametrize(
+    "uid",
+    [b"../../etc/passwd", b"1.2\n3.4", b"1.2.3\\1.2.4\0", b"1.2.\xff\xfe", b"1.2\0.4\0", b"1." * 33, b"1.2.abc\0"],
+)
+@pytest.mark.parametrize(("tag", "name"), [(0x00080018, "SOPInstanceUID"), (0x0020000D, "StudyInstanceUID")])
+def test_a_film_whose_uid_is_none_is_refused_since_no_result_could_refer_to_it(tag: int, name: str, uid: bytes) -> None:
+    with pytest.raises(UnreadableFilm, match=f"the {name} of the DICOM header is no UID"):
+        facts_of(with_raw_elements(modality_film(BLACK), {tag: ("UI", uid)}))
+
+
+def test_uids_as_archives_have_them_are_taken() -> None:
+    for uid in (b"1.2.03.4", b"2.25." + b"9" * 39, b"1.2.3 ", b"1.2.3\0"):
+        film = with_raw_elements(modality_film(BLACK), {0x00080018: ("UI", uid)})
+        assert facts_of(film).sop_instance == uid.decode().strip("\0 ")
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", EXPLICIT])
+def test_a_name_that_no_result_could_hold_is_refused_without_quoting_it(syntax: str) -> None:
+    vr = "UN" if syntax == EXPLICIT else "PN"
+    for size, refused in ((2**16 - 2, False), (2**16, True)):
+        name = (b"Doe^Jane" * size)[:size]
+        film = with_raw_elements(modality_film(BLACK, 1, syntax), {0x00100010: (vr, name)})
+        if refused:
+            with pytest.raises(UnreadableFilm, match=r"header's \(0010,0010\) has more than 65,534 bytes") as caught:
+                facts_of(film)
+            assert "Doe" not in str(caught.value)
+        else:
+            assert len(identity_of(film)[0x00100010]) == size + 8
 
 
 def test_what_is_no_dicom_is_refused_without_quoting_it() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -132,12 +132,17 @@ def settings(folder: Path, pacs: int, more: str = "", **options: Any) -> NodeSet
 
 def with_raw_name(data: bytes, declared: bytes, name: bytes) -> bytes:
     """The film with these bytes as its character set and its patient's name, whatever they are."""
+    return with_raw_elements(data, {0x00080005: ("CS", declared), 0x00100010: ("PN", name)})
+
+
+def with_raw_elements(data: bytes, values: Mapping[int, tuple[str, bytes]]) -> bytes:
+    """The film with these elements, by tag: value representation and bytes, whatever they are."""
     dataset = read(data)
     little, implicit = dataset.file_meta.TransferSyntaxUID.is_little_endian, dataset.is_implicit_VR
-    for tag, vr, value in ((0x00080005, "CS", declared), (0x00100010, "PN", name)):
-        padded = value + b" " * (len(value) % 2)
-        dataset._dict[pydicom.tag.Tag(tag)] = pydicom.dataelem.RawDataElement(  # noqa: SLF001 - no writer makes these
-            pydicom.tag.Tag(tag), vr, len(padded), padded, 0, implicit, little, True
+    for number, (vr, value) in values.items():
+        padded, tag = value + b" " * (len(value) % 2), pydicom.tag.Tag(number)
+        dataset._dict[tag] = pydicom.dataelem.RawDataElement(  # noqa: SLF001 - no writer makes these
+            tag, vr, len(padded), padded, 0, implicit, little, True
         )
     out = io.BytesIO()
     pydicom.filewriter.write_file_meta_info(out, dataset.file_meta)

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from chestxray.dicom.queue import Result
-from chestxray.dicom.rules import MANUFACTURER, SOFTWARE, FilmFacts
+from chestxray.dicom.rules import IDENTITY, MANUFACTURER, SOFTWARE, FilmFacts
 from chestxray.images.dicom import PIXEL_DATA, PREAMBLE, Encoding, elements, open_data_set
 from chestxray.schema import NOTICE, Prediction
 
@@ -60,16 +60,6 @@ GATE: Final = ("gate", SCHEME, "Whether the model may classify the film")
 ACCEPTED: Final = ("accepted", SCHEME, "Accepted")
 REFUSED: Final = ("refused", SCHEME, "Refused")
 
-# Text elements of patient and study that are copied unchanged (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2).
-IDENTITY: Final = frozenset(
-    {
-        0x00080005, 0x00080020, 0x00080030, 0x00080050, 0x00080090, 0x00080201,  # charset, study, accession, physician
-        0x00081030,  # study description
-        0x00100010, 0x00100020, 0x00100021, 0x00100022, 0x00100030, 0x00100040,  # name, numbers, birth, sex
-        0x00101000, 0x00101010,  # other numbers, age
-        0x0020000D, 0x00200010,  # study
-    }
-)  # fmt: skip
 _LAST: Final = max(IDENTITY)
 _TYPE_2: Final = frozenset(
     {0x00080020, 0x00080030, 0x00080050, 0x00080090, 0x00100010, 0x00100020, 0x00100030, 0x00100040, 0x00200010}

@@ -6,13 +6,14 @@ neither kept nor answered.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from chestxray.errors import FilmError, FilmTooLarge, SettingsInvalid, UnreadableFilm
-from chestxray.images.dicom import PREAMBLE, age_in_years, elements, open_data_set
+from chestxray.images.dicom import PREAMBLE, DataSet, age_in_years, elements, open_data_set
 from chestxray.version import __version__
 
 MANUFACTURER: Final = "chestxray"  # manufacturer of our own results, which identifies them if they come back
@@ -32,6 +33,19 @@ _READ: Final = {  # tag -> name; none of them needs the character set, or is lon
     0x0020000E: "SeriesInstanceUID",
 }
 _LAST: Final = max(_READ)
+_UID: Final = re.compile(r"[0-9.]{1,64}")  # leading zeros, which the standard forbids, are let through: archives do
+
+# Text elements of patient and study that results copy unchanged (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2).
+IDENTITY: Final = frozenset(
+    {
+        0x00080005, 0x00080020, 0x00080030, 0x00080050, 0x00080090, 0x00080201,  # charset, study, accession, physician
+        0x00081030,  # study description
+        0x00100010, 0x00100020, 0x00100021, 0x00100022, 0x00100030, 0x00100040,  # name, numbers, birth, sex
+        0x00101000, 0x00101010,  # other numbers, age
+        0x0020000D, 0x00200010,  # study
+    }
+)  # fmt: skip
+LONGEST_IDENTITY: Final = 2**16 - 2  # bytes that one of them can have in a result
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +81,15 @@ def facts_of(data: bytes, ae_title: str = "", source: str = "film") -> FilmFacts
         ae_title: AE title of the sender.
         source: the film's name in errors.
 
-    Raises: UnreadableFilm, if the header cannot be read, or does not name study, series and instance; FilmTooLarge, if
-        it has too many elements, or inflates to too many bytes.
+    Raises: UnreadableFilm, if the header cannot be read, does not name study, series and instance by UIDs, or names the
+        patient in more bytes than a result can hold; FilmTooLarge, if it has too many elements, or inflates to too many
+        bytes.
     """
     if data[PREAMBLE - 4 : PREAMBLE] != b"DICM":
         raise UnreadableFilm(f"{source}: not a DICOM file: it has no preamble. Export the film from the PACS as DICOM")
     try:
         data_set = open_data_set(data, source)
-        found = dict.fromkeys(_READ.values(), "")
-        for element in elements(data_set.data, data_set.start, data_set.encoding, source):
-            if element.tag > _LAST:  # later elements may be cut off
-                break
-            if name := _READ.get(element.tag):
-                found[name] = data_set.data[element.value : element.end].decode("ascii", "replace").strip("\0 ")
+        found, too_long = _values(data_set, source)
         age = age_in_years(found)
     except FilmTooLarge:
         raise
@@ -88,6 +98,10 @@ def facts_of(data: bytes, ae_title: str = "", source: str = "film") -> FilmFacts
     for name in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
         if not found[name]:
             raise UnreadableFilm(f"{source}: the DICOM header has no {name}, so no result could be put beside it")
+        if not _UID.fullmatch(found[name]):
+            raise UnreadableFilm(f"{source}: the {name} of the DICOM header is no UID, so no result could refer to it")
+    if too_long:
+        raise UnreadableFilm(f"{source}: the DICOM header's {too_long} has more than {LONGEST_IDENTITY:,} bytes")
     return FilmFacts(
         sop_class=found["SOPClassUID"],
         sop_instance=found["SOPInstanceUID"],
@@ -101,6 +115,19 @@ def facts_of(data: bytes, ae_title: str = "", source: str = "film") -> FilmFacts
         ours=found["Manufacturer"] == MANUFACTURER,
         transfer_syntax=data_set.transfer_syntax,
     )
+
+
+def _values(data_set: DataSet, source: str) -> tuple[dict[str, str], str]:
+    """Return the values by name, and the tag of an identifying element of too many bytes. Raises: FilmError."""
+    found, too_long = dict.fromkeys(_READ.values(), ""), ""
+    for element in elements(data_set.data, data_set.start, data_set.encoding, source):
+        if element.tag > _LAST:  # later elements may be cut off
+            break
+        if element.tag in IDENTITY and element.end - element.value > LONGEST_IDENTITY:
+            too_long = f"({element.tag >> 16:04X},{element.tag & 0xFFFF:04X})"
+        if name := _READ.get(element.tag):
+            found[name] = data_set.data[element.value : element.end].decode("ascii", "replace").strip("\0 ")
+    return found, too_long
 
 
 @dataclass(frozen=True, slots=True)
