@@ -365,12 +365,7 @@ def audit(
     from chestxray.training.config import recipe_of
 
     # What can be wrong with the request is found before the films are opened, not after.
-    if folds and scores is not None:
-        raise UsageError("--folds makes the scores that it measures. Leave --scores out")
-    if (folds or leave_out) and runs is None:
-        raise UsageError("--folds and --leave-out train networks. Give --runs FOLDER, where they are kept")
-    if folds or leave_out:
-        from chestxray.training.cross_validation import CrossValidation
+    _check_networks(folds, leave_out, runs, scores)
     how = recipe_of(recipe, **changes).without_teacher()
     scored = read_scores(scores) if scores is not None else None
     films = read_manifest(split)
@@ -378,6 +373,8 @@ def audit(
         found = audit_films(films, move, workers)
     left_out: tuple[LeftOut, ...] = ()
     if runs is not None and (folds or leave_out):
+        from chestxray.training.cross_validation import CrossValidation
+
         networks = CrossValidation(films, found, runs, how, device, workers, console)
         scored = _scored(networks, folds) if folds else scored
         left_out = networks.by_group(leave_out) if leave_out else ()
@@ -395,6 +392,16 @@ def audit(
         lines.append(f"above {fail_above}: {', '.join(group.title for group in above)}")
     console.result(document, "\n".join(lines))
     return 1 if above else 0
+
+
+def _check_networks(folds: int | None, leave_out: int | None, runs: Path | None, scores: Path | None) -> None:
+    """Check the options that train networks. Raises: UsageError; ModuleNotFoundError, where torch is missing."""
+    if folds and scores is not None:
+        raise UsageError("--folds makes the scores that it measures. Leave --scores out")
+    if (folds or leave_out) and runs is None:
+        raise UsageError("--folds and --leave-out train networks. Give --runs FOLDER, where they are kept")
+    if folds or leave_out:
+        import chestxray.training.cross_validation  # noqa: F401 - only whether it can be
 
 
 def _scored(networks: CrossValidation, folds: int) -> ScoreTable:

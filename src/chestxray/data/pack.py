@@ -152,8 +152,7 @@ def write_pack(
             if index % KEPT_EVERY == 0:
                 images.flush()
                 note_progress(beside, size, resize, levels, index)
-        training = np.flatnonzero([film.split == Split.TRAIN for film in rows])
-        mean, std = population_statistics(images, training)
+        mean, std = population_statistics(images, np.flatnonzero([film.split == Split.TRAIN for film in rows]))
         images.flush()
         info = PackInfo(
             len(rows),

@@ -121,8 +121,8 @@ class TrainState(NamedTuple):
         teacher: Teacher | None = None,
     ) -> TrainState:
         """Build the state of a training, with new weights on the wanted device. Raises: RecipeInvalid."""
-        spec = spec_for(recipe)
         device = device_of(wanted)
+        reduced = _computes_in_bfloat16(recipe, device)
         classifier = build(
             recipe.network,
             pack.info.preprocessing,
@@ -131,13 +131,6 @@ class TrainState(NamedTuple):
             common_scale=recipe.grey_scale == "common",
         )
         classifier = classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        weights = None
-        chances = chances_against_shortcuts(pack, splits.training) if recipe.draw == "against_shortcuts" else None
-        if recipe.class_balance and chances is None:  # weighted drawing yields equally many films of each class
-            counts = np.bincount(labels[splits.training], minlength=CLASSES)
-            weights = torch.tensor(len(splits.training) / (CLASSES * counts), dtype=torch.float32, device=device)
-        pays = has_native_bfloat16(device) and (device.type == "cuda" or spec.favours_bfloat16)
-        reduced = {"float32": False, "bfloat16": True, "auto": pays}[recipe.precision]
         films = len(splits.training)
         steps = epochs_of(recipe, films) * steps_of(films, recipe.batch_size)
         average = MovingAverage(classifier, round(recipe.average_weights * steps))
@@ -145,6 +138,9 @@ class TrainState(NamedTuple):
         if world.size > 1:
             _refuse_too_many(world, recipe, films)
             share_statistics(classifier)
+        chances = chances_against_shortcuts(pack, splits.training) if recipe.draw == "against_shortcuts" else None
+        # drawing against shortcuts yields equally many films of each class already
+        balanced = recipe.class_balance and chances is None
         return cls(
             pack=pack,
             recipe=recipe,
@@ -156,7 +152,7 @@ class TrainState(NamedTuple):
             trained=classifier,
             average=average,
             optimiser=optimiser,
-            class_weights=weights,
+            class_weights=_class_weights(labels[splits.training]).to(device) if balanced else None,
             chances=chances,
             world=world,
             teacher=teacher.on(device) if teacher else None,
@@ -236,6 +232,19 @@ class TrainState(NamedTuple):
             self.optimiser.step()
             self.average.step()
         return value
+
+
+def _computes_in_bfloat16(recipe: Recipe, device: torch.device) -> bool:
+    """Check whether convolutions and dense layers compute in bfloat16. Raises: RecipeInvalid."""
+    spec = spec_for(recipe)
+    pays = has_native_bfloat16(device) and (device.type == "cuda" or spec.favours_bfloat16)
+    return {"float32": False, "bfloat16": True, "auto": pays}[recipe.precision]
+
+
+def _class_weights(labels: Int64Array) -> Tensor:
+    """Return weights of the loss, shape (classes,), with which both classes count the same."""
+    counts = np.bincount(labels, minlength=CLASSES)
+    return torch.tensor(len(labels) / (CLASSES * counts), dtype=torch.float32)
 
 
 def _refuse_too_many(world: World, recipe: Recipe, films: int) -> None:
