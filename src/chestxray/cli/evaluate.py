@@ -83,7 +83,9 @@ _SPLITS: Final = click.Choice([split.value for split in Split])
     help="The split of a manifest, or of a table, to evaluate on. [default: test where there is one, else all films]",
 )
 @click.option(
-    "--stress", is_flag=True, help="Evaluate the films under 16 shifts and 12 exchanges as well: 30 times the work."
+    "--stress",
+    is_flag=True,
+    help="Evaluate the films under 16 shifts and 6 exchanges (with donors of either class) as well: 29 times the work.",
 )
 @collect_options
 @workers_option

@@ -55,9 +55,11 @@ def chestxray_group() -> None:
     """From a folder of chest X-rays to a measured, calibrated pneumonia classifier behind a web page.
 
     \b
-    Everything at once, on drawn films:   chestxray run --out run
-    Everything at once, on your films:    chestxray run FOLDER --out run
-    One film:                             chestxray predict film.jpg --bundle run/bundle
+    One film, with the model of the package:   chestxray predict film.jpg
+    The page, with that model:                 chestxray serve
+    Everything at once, on synthetic films:    chestxray run --out run
+    Everything at once, on your films:         chestxray run FOLDER --out run
+    One film, with the model that came of it:  chestxray predict film.jpg --bundle run/bundle
     """  # noqa: D301 - click reads the backspace as "do not rewrap"
 
 

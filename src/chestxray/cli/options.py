@@ -262,7 +262,7 @@ def device_option(command: Command) -> Command:
         default="auto",
         show_default=True,
         shell_complete=complete_device,
-        help="auto, cpu or cuda: where to train.",
+        help="auto, cpu or cuda: where to compute.",
     )(command)
 
 

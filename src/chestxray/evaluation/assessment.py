@@ -14,11 +14,10 @@ import numpy as np
 from chestxray.arrays import Float64Array, Int64Array
 from chestxray.errors import UsageError
 from chestxray.evaluation.robustness import Reliance, Stress
-from chestxray.metrics import calibration, decision
+from chestxray.metrics import calibration, predictive_values
 from chestxray.metrics.calibration import Bin, BrierParts
 from chestxray.metrics.comparison import Comparison, Published, Rival, beside_published, compare
 from chestxray.metrics.conformal import ConformalRule, ConformalSets, RiskCoverage, conformal_sets, risk_coverage
-from chestxray.metrics.decision import PredictiveValues
 from chestxray.metrics.intervals import (
     COMPOSITES,
     LEVEL,
@@ -26,6 +25,7 @@ from chestxray.metrics.intervals import (
     RESAMPLES,
     Measure,
     Resampled,
+    Statistic,
     area,
     areas,
     bootstrap,
@@ -44,8 +44,9 @@ from chestxray.metrics.metrics import (
     precision_recall_curve,
     roc_curve,
 )
+from chestxray.metrics.predictive_values import PredictiveValues
 from chestxray.metrics.scores import ScoreTable
-from chestxray.metrics.subgroups import Subgroup, parts_of, statistics_of, subgroup
+from chestxray.metrics.subgroups import Part, Subgroup, parts_of, statistics_of, subgroup
 from chestxray.schema import INTENDED_USE, NOTICE, Label, OperatingPoint
 
 
@@ -354,10 +355,7 @@ def assess(
     labels, scores, groups = table.labels, table.probabilities, table.groups
     answer = next(p for p in points if p.name == default)
     parts = parts_of(table)
-    statistics = [areas(labels, scores), squared_error(labels, scores)]
-    statistics += [rates(p.threshold, labels, scores, prefix=f"{p.name}.") for p in points]
-    statistics += [decision.statistic(answer.threshold, labels, scores)]
-    statistics += [s for part in parts for s in statistics_of(part, table, answer.threshold)]
+    statistics = _to_resample(table, points, answer, parts)
     resampled = bootstrap(statistics, groups, resamples=resamples, level=level, seed=seed)
     measured = tuple(_measured(p, table, resampled, level) for p in points)
     confusion = Confusion.at(answer.threshold, labels, scores)
@@ -379,7 +377,7 @@ def assess(
         decision=_decision(table) if two_classes else None,
         histogram=_histogram(table),
         subgroups=tuple(subgroup(part, table, answer.threshold, level, resampled) for part in parts),
-        predictive=decision.at_every_prevalence(confusion, level, resampled),
+        predictive=predictive_values.at_every_prevalence(confusion, level, resampled),
         risk_coverage=risk_coverage(labels, scores, answer.threshold, level),
         conformal=conformal_sets(labels, scores, conformal, level) if conformal else None,
         comparison=_comparison(table, answer.threshold, rival, level, resamples, seed),
@@ -390,6 +388,20 @@ def assess(
         resamples=resamples,
         seed=seed,
     )
+
+
+def _to_resample(
+    table: ScoreTable, points: Sequence[OperatingPoint], answer: OperatingPoint, parts: Sequence[Part]
+) -> list[Statistic]:
+    """Return the statistics of all figures, so that one set of resampled patients gives every interval."""
+    labels, scores = table.labels, table.probabilities
+    return [
+        areas(labels, scores),
+        squared_error(labels, scores),
+        *(rates(p.threshold, labels, scores, prefix=f"{p.name}.") for p in points),
+        predictive_values.statistic(answer.threshold, labels, scores),
+        *(s for part in parts for s in statistics_of(part, table, answer.threshold)),
+    ]
 
 
 def counting_refusals(assessment: Assessment, refused: Sequence[RefusedFilm]) -> Assessment:

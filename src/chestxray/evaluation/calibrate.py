@@ -36,13 +36,14 @@ from chestxray.inference.predictor import Predictor
 from chestxray.metrics.calibration import (
     BALANCED,
     SCREENING_SENSITIVITY,
+    Calibration,
     calibrated,
     choose_operating_points,
     fit_calibration,
     left_out,
 )
 from chestxray.progress import Reporter
-from chestxray.schema import BundleInfo, Film, Split
+from chestxray.schema import BundleInfo, Film, OperatingPoint, Split
 from chestxray.version import __version__
 
 FEW_TO_CALIBRATE: Final = round(1 / (1 - SCREENING_SENSITIVITY))
@@ -115,8 +116,13 @@ def calibrate_bundle(
     if "gate" in known:  # it is not fitted again
         metrics["gate"] = known["gate"]
     metrics["before"] = {name: v for name, v in known.items() if name not in {model_card.LOGITS, "before", "gate"}}
+    info = _recalibrated(before, calibration, points)
+    return Recalibrated(write_bundle(out, info, _files_with(opened, info, metrics)), before, metrics, warnings)
+
+
+def _recalibrated(before: BundleInfo, calibration: Calibration, points: tuple[OperatingPoint, ...]) -> BundleInfo:
     default = before.default_operating_point
-    info = dataclasses.replace(
+    return dataclasses.replace(
         before,
         temperature=calibration.temperature,
         bias=calibration.bias,
@@ -126,7 +132,6 @@ def calibrate_bundle(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         package_version=__version__,
     )
-    return Recalibrated(write_bundle(out, info, _files_with(opened, info, metrics)), before, metrics, warnings)
 
 
 def _logits(
