@@ -49,6 +49,7 @@ NOT_RUN: Final = frozenset(
     {
         "needs an AWS account",
         "needs a network",
+        "needs a node's queue",
         "needs another machine",
         "needs the published films",
         "sets up an environment of its own",
