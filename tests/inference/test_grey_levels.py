@@ -11,9 +11,10 @@ import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFilter
 
 import chestxray
+from chestxray.images.quality import MIN_DETAIL, detail_of
 from chestxray.inference.predictor import Predictor, label_at
 from chestxray.schema import Prediction
 from drawing import encoded
@@ -116,6 +117,40 @@ def test_values_above_an_offset_are_stretched_and_answered_as_the_film(
         answer = model(encoded(raised))
         assert answer.gate.accepted, answer.gate.reason
         assert answer.probability == pytest.approx(model(encoded(film)).probability, abs=0.05)
+
+
+def blurred(film: Grey, share: float) -> Grey:
+    return np.asarray(Image.fromarray(film).filter(ImageFilter.GaussianBlur(share * max(film.shape))))
+
+
+def by_way_of(film: Grey, side: int) -> Grey:
+    small = Image.fromarray(film).resize((side, side), Image.Resampling.BILINEAR)
+    return np.asarray(small.resize((400, 360), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("blur", [0.02, 0.03, 0.04])
+def test_a_film_without_detail_is_refused_whatever_its_levels(
+    model: Predictor, drawn: Sequence[Grey], blur: float
+) -> None:
+    for film in drawn:
+        soft = blurred(film, blur)
+        for pixels in (soft, (soft * 0.5 + 40).astype(np.uint8), np.uint16(soft) * 16, by_way_of(film, 20)):
+            assert "it is blurred, or enlarged from few pixels" in model(encoded(pixels)).gate.reason
+
+
+def test_a_film_that_is_a_little_soft_or_small_has_detail(model: Predictor, drawn: Sequence[Grey]) -> None:
+    for film in drawn:
+        for pixels in (film, blurred(film, 0.005), by_way_of(film, 64)):
+            assert "blurred" not in model(encoded(pixels)).gate.reason
+
+
+@pytest.mark.real_films
+def test_blurred_real_films_are_refused_and_sharp_ones_are_not(real_films: Path) -> None:
+    for name in ("NORMAL", "PNEUMONIA"):
+        for path in sorted((real_films / "chest_xray" / "train" / name).iterdir())[::80]:
+            film = grey_of(path)
+            assert detail_of(film) > 3 * MIN_DETAIL, path
+            assert detail_of(blurred(film, 0.02)) < MIN_DETAIL, path
 
 
 @pytest.mark.parametrize("offset", [0, 2**15])

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from PIL import Image
 
-from chestxray.arrays import Int64Array
+from chestxray.arrays import Float64Array, Int64Array
 from chestxray.images.decode import Pixels, Radiograph
 from chestxray.schema import Verdict
 
@@ -93,6 +93,13 @@ FEWEST_BRIGHT: Final = 1 / 3  # of the range from black to white, which every pu
 # above +0.05; as negatives, all but two of them are below -0.1.
 MIN_MIDDLE: Final = -0.1
 MAX_SHOWN: Final = 64  # letters of a file's value in a message
+# Amplitude of the detail of 18 to 39 cycles a side over that of 3 to 11. All 5,216 published training films are above
+# 0.15, and above 0.05 if blurred by 1% of a side; blurred by 1.5%, or enlarged from 24 pixels, they are below 0.04.
+MIN_DETAIL: Final = 0.04
+COARSE: Final = slice(3, 12)  # cycles over the film's width or height
+FINE: Final = slice(18, 40)
+LINES: Final = 32  # rows, and columns, of which the detail is measured
+
 MIN_FILM_SIDE: Final = 128  # pixels; smaller films are not classified: the published ones are larger
 
 
@@ -133,6 +140,12 @@ def _objection_to_pixels(film: Radiograph) -> Objection | None:
         )
     if reason := objection_to_levels(film.pixels):
         return Objection(Verdict.GREY_LEVELS, reason)
+    if (detail := detail_of(film.pixels)) < MIN_DETAIL:
+        return Objection(
+            Verdict.TOO_SMALL,
+            "it is blurred, or enlarged from few pixels: its fine detail has "
+            f"{detail:.1%} of the strength of its coarse (at least {MIN_DETAIL:.0%}). Export it anew, sharp and whole",
+        )
     return None
 
 
@@ -286,6 +299,32 @@ def objection_to_levels(pixels: Pixels) -> str:
             "Export it again with more bits"
         )
     return ""
+
+
+def detail_of(pixels: Pixels) -> float:
+    """Return how strong a film's fine detail is, as vessels and ribs have it, relative to its coarse structures.
+
+    A network takes lungs without vessels for a pneumonia. Gain, offset and depth of the grey levels do not matter, and
+    the number of pixels hardly: they are counted in cycles over the film, and rows are read in steps.
+
+    Args:
+        pixels: shape (h, w), uint8 or uint16; each side at least ``MIN_FILM_SIDE``.
+
+    Returns: the ratio of the amplitudes in ``FINE`` and ``COARSE``; 0 for a picture without either.
+    """
+    coarse, fine = np.sum([_energies(lines) for lines in (pixels, pixels.T)], axis=0)
+    return float(np.sqrt(fine / coarse)) if coarse > 0.0 else 0.0
+
+
+def _energies(pixels: Pixels) -> Float64Array:
+    """Return the energies in ``COARSE`` and ``FINE`` of some of a picture's rows, without a tenth at each end."""
+    rows, columns = pixels.shape
+    chosen = np.linspace(rows // MARGIN, rows - 1 - rows // MARGIN, LINES).astype(np.int64)
+    lines = pixels[chosen, :: max(1, columns // MIN_FILM_SIDE)].astype(np.float32)
+    lines -= lines.mean(axis=1, keepdims=True)
+    lines *= np.hanning(lines.shape[1]).astype(np.float32)  # both ends of a row differ, which is no detail
+    energy = np.square(np.abs(np.fft.rfft(lines)))
+    return np.array([energy[:, COARSE].sum(), energy[:, FINE].sum()], dtype=np.float64)
 
 
 def brightness_of_middle(pixels: Pixels) -> float:
