@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
+import re
 import stat
 import tarfile
 import zipfile
@@ -163,7 +165,7 @@ def test_a_table_gives_label_patient_split_and_keeps_its_further_columns(tmp_pat
         ("path,label\n,normal\n", "line 2: the path is empty"),
         ("path,label\ngone.png,normal\n", "its film does not exist"),
         ("path,label\n", "holds no film"),
-        ('path,label\n"a.png,normal\n', "cannot be read as a table"),
+        ('path,label\n"a.png,normal\n', "near line 2: a quote is not closed"),
         ("path,label\n\x81", "cannot be read as a table"),
         ("path,label\na.png,normal,more\n", "line 2: has 3 cells and the header 2"),
     ],
@@ -296,6 +298,64 @@ def test_a_film_in_a_folder_named_like_an_archive_with_a_mark_is_read(tmp_path: 
     (film,) = collect(tmp_path / "old.zip!")
     assert read_film(film) == encoded(textured(1))
     assert stamp_of(film)
+
+
+def test_what_cannot_be_followed_in_a_folder_is_said(tmp_path: Path) -> None:
+    for seed, name in enumerate(("NORMAL/n0.png", "PNEUMONIA/p0.png", "@eaDir/n0.png", "DICOMDIR")):
+        write_film(tmp_path / name, seed)
+    (tmp_path / "NORMAL/gone.png").symlink_to("nowhere.png")
+    os.mkfifo(tmp_path / "NORMAL/pipe.png")
+    found = survey(tmp_path)
+    assert len(found.films) == 2
+    notes = " ".join(found.notes)
+    assert "1 left out, links that lead nowhere" in notes
+    assert "1 left out, no regular files" in notes
+    assert "1 hidden file is passed over" in notes
+    assert "1 file is no film: 1 without an ending" in notes
+    with pytest.raises(SourceInvalid, match="the index of a DICOM disc. Give its folder"):
+        collect(tmp_path / "DICOMDIR")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_may_not_be_read_is_said(tmp_path: Path) -> None:
+    for seed, name in enumerate(("NORMAL/n0.png", "PNEUMONIA/p0.png", "COVID/c0.png")):
+        write_film(tmp_path / name, seed)
+    (tmp_path / "COVID").chmod(0)
+    assert "1 left out, Permission denied" in " ".join(survey(tmp_path).notes)
+
+
+def test_hard_links_in_an_archive_are_films_and_what_is_left_out_is_said(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("NORMAL/n0.png", "PNEUMONIA/p0.png", "PNEUMONIA/p0.png"):
+            archive.add(write_film(tmp_path / "film.png", 1), name)
+        for name, kind in (("NORMAL/again.png", tarfile.LNKTYPE), ("NORMAL/soft.png", tarfile.SYMTYPE)):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "NORMAL/n0.png"
+            archive.addfile(link)
+    found = survey(tmp_path / "a.tar")
+    assert [Path(film.path).name for film in found.films] == ["n0.png", "p0.png", "again.png"]
+    assert len({read_film(film) for film in found.films}) == 1
+    assert "1 left out, links or devices in an archive: NORMAL/soft.png" in found.notes[-2]
+    assert "1 left out, names that the archive has twice" in found.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("pneumoniamnist.npz", ".npz: arrays of NumPy, as MedMNIST has them. Write its pictures to files"),
+        ("train-00000.tfrecord", ".tfrecord: records of TensorFlow"),
+        ("films.h5", ".h5: HDF5"),
+        ("scan.nii.gz", ".nii.gz: a volume. Export it as DICOM or PNG"),
+        ("films.7z", ".7z: a packed file. Unpack it"),
+        ("films.pkl", "a pickle, which may run any program"),
+    ],
+)
+def test_files_that_hold_films_in_another_form_say_what_to_do(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / name).write_bytes(b"\x89something" + bytes(40))
+    for source in (tmp_path / "data" / name, tmp_path / "data"):
+        with pytest.raises(SourceInvalid, match=re.escape(said)):
+            collect(source)
 
 
 def test_names_that_climb_and_links_are_no_films(tmp_path: Path) -> None:

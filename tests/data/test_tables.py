@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
 import dataclasses
+import gzip
 import json
+import lzma
 import os
 import re
 import sys
+import unicodedata
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -272,6 +277,89 @@ def test_what_is_no_workbook_is_refused(tmp_path: Path) -> None:
         collect(tmp_path / "table.parquet")
 
 
+@pytest.mark.parametrize(("ending", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)])
+def test_a_packed_table_is_read(films: Path, ending: str, pack: Callable[[bytes], bytes]) -> None:
+    table = films / f"mimic.csv{ending}"
+    table.write_bytes(pack(PLAIN.encode()))
+    assert [film.label for film in collect(table)] == ["normal", "pneumonia"]
+    table.write_bytes(pack(PLAIN.encode())[:-9])
+    with pytest.raises(SourceInvalid, match="cannot be read as a table"):
+        collect(table)
+
+
+COCO = {
+    "images": [{"id": 1, "file_name": "img/n0.png"}, {"id": 2, "file_name": "img/p0.png"}],
+    "annotations": [{"image_id": 1, "category_id": 7}, {"image_id": 2, "category_id": 8}],
+    "categories": [{"id": 7, "name": "normal"}, {"id": 8, "name": "pneumonia"}],
+}
+JSON = {
+    "objects": [{"path": "img/n0.png", "label": 0}, {"path": "img/p0.png", "label": True}],
+    "columns of pandas": {"path": {"0": "img/n0.png", "1": "img/p0.png"}, "label": {"0": 0, "1": 1}},
+    "lists": {"path": ["img/n0.png", "img/p0.png"], "label": ["normal", "pneumonia"]},
+    "labels by path": {"img/n0.png": 0, "img/p0.png": 1},
+    "annotations of COCO": COCO,
+}
+
+
+@pytest.mark.parametrize("form", JSON)
+def test_json_of_the_usual_forms_is_a_table(films: Path, form: str) -> None:
+    (films / "table.json").write_text(json.dumps(JSON[form]))
+    assert rows(collect(films / "table.json")) == [("n0.png", "normal", ""), ("p0.png", "pneumonia", "")]
+
+
+@pytest.mark.parametrize("content", ["7", '{"a": {"b": 1}, "c": [1, 2]}', '["img/n0.png"]'])
+def test_json_of_another_form_is_refused_with_what_to_write(films: Path, content: str) -> None:
+    (films / "table.json").write_text(content)
+    with pytest.raises(SourceInvalid, match=r"Write a list of objects|has no column that tells the path"):
+        collect(films / "table.json")
+
+
+def test_a_table_is_read_by_what_it_is_where_its_ending_lies(films: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"path": ["img/n0.png", "img/p0.png"], "label": [0, 1]})
+    frame.to_parquet(films / "table.csv")
+    assert [film.label for film in collect(films / "table.csv")] == ["normal", "pneumonia"]
+    (films / "table.txt").write_text(PLAIN)
+    assert [film.label for film in collect(films / "table.txt")] == ["normal", "pneumonia"]
+
+
+def test_names_of_either_form_of_unicode_are_one(tmp_path: Path) -> None:
+    name = "m\u00fcller.png"
+    write_film(tmp_path / unicodedata.normalize("NFD", name), 1)
+    (tmp_path / "table.csv").write_text(f"path,label\n{unicodedata.normalize('NFC', name)},1\n")
+    assert [film.label for film in collect(tmp_path / "table.csv")] == ["pneumonia"]
+
+
+def test_metadata_that_contradict_folders_or_cannot_be_read_are_told_about(tmp_path: Path) -> None:
+    for seed, name in enumerate(("NORMAL/n0.png", "PNEUMONIA/p0.png")):
+        write_film(tmp_path / name, seed)
+    (tmp_path / "metadata.csv").write_text("file_name,label\nNORMAL/n0.png,1\n")
+    found = survey(tmp_path)
+    assert [film.label for film in found.films] == ["pneumonia", "pneumonia"]
+    assert "1 film has another label in metadata.csv than by folder or name" in " ".join(found.notes)
+    (tmp_path / "metadata.csv").write_text("file_name,label\nNORMAL/n0.png,odd\n")
+    found = survey(tmp_path)
+    assert [film.label for film in found.films] == ["normal", "pneumonia"]
+    assert "metadata.csv is not used" in " ".join(found.notes)
+
+
+def test_labels_that_lie_elsewhere_are_pointed_at(films: Path) -> None:
+    (films / "img/labels.csv").write_text(PLAIN)
+    with pytest.raises(SourceInvalid, match=r"if labels.csv holds the labels, give it as the source"):
+        collect(films / "img")
+    (films / "img/n0.json").write_text("{}")
+    with pytest.raises(SourceInvalid, match=r"1 file has the name of a film, such as n0.json; labels in such files"):
+        collect(films / "img")
+
+
+def test_a_folder_of_one_patient_names_the_patient(tmp_path: Path) -> None:
+    write_film(tmp_path / "train/patient00001/study1/view1_frontal.png", 1)
+    (tmp_path / "train.csv").write_text(
+        "Path,No Finding,Pneumonia\nCheXpert-v1.0-small/train/patient00001/study1/view1_frontal.png,1.0,\n"
+    )
+    assert rows(collect(tmp_path / "train.csv")) == [("view1_frontal.png", "normal", "patient00001")]
+
+
 BOTH = ["normal", "pneumonia"]
 AS_PEOPLE_HAVE_THEM = {
     "a decimal comma, semicolons, a line end within quotes": (
@@ -283,6 +371,17 @@ AS_PEOPLE_HAVE_THEM = {
     "two columns of one name that agree": ("path,label,label\nimg/n0.png,0,0\nimg/p0.png,1,1\n", BOTH),
     "two remarks": ("path,label,note,note\nimg/n0.png,0,a,b\nimg/p0.png,1,c,d\n", BOTH),
     "columns without a name, and blank lines": ("\n\npath,label,,\n\nimg/n0.png,0,,\n,,,\nimg/p0.png,1,,\n", BOTH),
+    "comments and a title above": (
+        "# made, by hand\nFilms of 2020;;\n\npath;label;split\nimg/n0.png;0;\n# a remark\nimg/p0.png;1;\n",
+        BOTH,
+    ),
+    "a separator told in quotes": ('"sep=;"\npath;label\nimg/n0.png;0\nimg/p0.png;1\n', BOTH),
+    "quotes around paths": ('path,label\n\'img/n0.png\',0\n"""img/p0.png""",1\n', BOTH),
+    "zeros between letters": ("path,label\nimg/n0.png,0\0\nimg/p0.png,1\n", BOTH),
+    "addresses": ("url,path,label\n,https://x.org/img/n0.png?dl=1,0\n,gs://bucket/img/p0.png,1\n", BOTH),
+    "paths as in addresses": ("path,label\nimg%2Fn0.png,0\nimg/p%30.png,1\n", BOTH),
+    "endings from before a conversion": ("path,label\nimg/n0.dcm,0\nimg/p0.JPG,1\n", BOTH),
+    "two columns of one name that complete each other": ("path,label,label\nimg/n0.png,0,\nimg/p0.png,,1\n", BOTH),
     "a dash for unknown": ("path,label\nimg/n0.png,0\nimg/p0.png,\u2014\n", ["normal", ""]),
     "line ends of an old Mac": ("path,label\rimg/n0.png,0\rimg/p0.png,1\r", BOTH),
     "UTF-16 without a mark": ("path,label\nimg/n0.png,0\nimg/p0.png,1\n".encode("utf-16-le"), BOTH),
@@ -297,7 +396,9 @@ AS_NOBODY_CAN_READ_THEM = {
         "path,label,class\nimg/n0.png,1,NORMAL\nimg/p0.png,0,PNEUMONIA\n",
         "line 2: label is '1', taken for pneumonia, and class is 'NORMAL'. Say which of them counts: --columns",
     ),
-    "no header": ("img/n0.png,0\nimg/p0.png,1\n", "begins with a film, img/n0.png. Put a header above it: path,label"),
+    "spaces between cells": ("3 img/n0.png pneumonia\n", "begins with a film, img/n0.png. Put a header above it"),
+    "a quote within quotes": ('path,label,note\nimg/n0.png,0,"say \\"ah\\""\n', "near line 2: a quote is not closed"),
+    "no header": ("img/n0.png,0\nimg/p0.png,1\n", "begins with a film, img/n0.png. Put a header above it"),
     "a web page": ("<html><body>Not found", "is no table: it is a web page"),
     "a workbook by a wrong name": (b"PK\3\4" + bytes(30), "is no table: it is an archive"),
     "a cell too many": ("path,label\nimg/n0.png,0,oops\n", "line 2: has 3 cells and the header 2"),
@@ -445,7 +546,7 @@ def test_folders_of_many_names_are_classes(tmp_path: Path, names: tuple[str, ...
 
 def test_folders_of_any_name_are_what_the_user_says(tmp_path: Path) -> None:
     folders(tmp_path, "sick", "well")
-    with pytest.raises(SourceInvalid, match=r"or say what the folders hold: --label \w+=pneumonia.*sick \(1\)"):
+    with pytest.raises(SourceInvalid, match=r'or say what each folder holds: --label "\w+=normal".*sick \(1\)'):
         collect(tmp_path)
     films = collect(tmp_path, settings=CollectSettings(labels=["sick=pneumonia", "well=normal"]))
     assert [film.label for film in films] == ["pneumonia", "normal"]

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
+from urllib.parse import unquote
 
 from chestxray.data import sources
 from chestxray.data.labels import Folders, LabelWords, NoLabel, parse_name
-from chestxray.data.patients import patient_in, pattern_of, without_nobody, written_in_several_ways
+from chestxray.data.patients import PATIENT_FOLDER, patient_in, pattern_of, without_nobody, written_in_several_ways
 from chestxray.data.sources import FILM_ENDINGS, Listing, files_below, is_archive, split_path
 from chestxray.data.tables import TABLE_ENDINGS, ListedFilm, columns_of, is_table, read_listing
 from chestxray.errors import SourceInvalid
@@ -190,7 +192,9 @@ def _of_folder(source: Path, rules: _Rules) -> Collection:
 def _of_listing(source: Path | str, listed: Listing, rules: _Rules) -> Collection:
     folders = Folders([parts for _, parts in listed.films], rules.words)
     films = tuple(_film(path, parts, folders, rules.pattern) for path, parts in listed.films)
-    found = Collection(films, folders.table(), tuple(listed.notes()))
+    labelled = any(film.label for film in films) or any(name.name.lower() in METADATA for name in listed.others)
+    notes = (*listed.notes(), *(() if labelled else listed.remedies()))
+    found = Collection(films, folders.table(), notes)
     strange = folders.strange()
     if strange and rules.labels_needed and not any(name.name in METADATA for name in listed.others):
         names = ", ".join(f"{name} ({count:,} films)" for name, count in strange.most_common(_NAMED))
@@ -210,7 +214,7 @@ def _film(path: str, parts: tuple[str, ...], folders: Folders, pattern: re.Patte
     label = place.label
     if label is None and place.may_be_named and named is not None:
         label = named.label
-    patient = patient_in(PurePosixPath(*parts), pattern) if pattern else ""
+    patient = patient_in(PurePosixPath(*parts), pattern or PATIENT_FOLDER)
     return Film(
         path=path,
         label=label.value if label else "",
@@ -224,12 +228,16 @@ def _with_metadata(found: Collection, table: Path, rules: _Rules) -> Collection:
     """Complete films by the table beside them: the table takes precedence over the folders."""
     try:
         described, notes = _rows_of_table(table, rules)
-    except SourceInvalid:
+    except SourceInvalid as error:
         if rules.labels_needed and not any(film.label for film in found.films):
             raise
-        return found
+        return dataclasses.replace(found, notes=(*found.notes, f"Beware: {table.name} is not used: {error}"))
     by_path = {film.path: film for film in described}
     films = tuple(_described(film, by_path[film.path]) if film.path in by_path else film for film in found.films)
+    changed = sum(bool(was.label) and was.label != film.label for was, film in zip(found.films, films, strict=True))
+    if changed:
+        films_have = said(changed, "film has", "films have")
+        notes.append(f"Beware: {films_have} another label in {table.name} than by folder or name; the table decides")
     return dataclasses.replace(found, films=films, notes=(*found.notes, *notes))
 
 
@@ -258,7 +266,7 @@ def _without_labels(source: Path | str, found: Collection) -> str:
     if len(names) > 1:
         listed = ", ".join(f"{name} ({count:,})" for name, count in names.most_common(_NAMED))
         first = names.most_common(1)[0][0]
-        said += f"; or say what the folders hold: --label {first}=pneumonia. There are {listed}"
+        said += f'; or say what each folder holds: --label "{first}=normal" or "{first}=pneumonia". There are {listed}'
     return said + _notes_text(found.notes)
 
 
@@ -298,6 +306,9 @@ def _rows_of_table(source: Path, rules: _Rules) -> tuple[tuple[Film, ...], list[
     if resolver.searched:
         found = said(resolver.searched, "film was found by its name", "films were found by their name")
         notes.append(f"{found} alone below {base}")
+    if resolver.with_another_ending:
+        found = said(resolver.with_another_ending, "film has", "films have")
+        notes.append(f"{found} another ending than in {source.name}")
     return tuple(films), notes
 
 
@@ -345,12 +356,33 @@ def _film_of_entry(entry: ListedFilm, path: str, rules: _Rules) -> Film:
 def _of_file(source: Path, rules: _Rules) -> Collection:
     path = source.resolve()
     if not sources.is_film(path):
+        kind = sources.container_of(path.name) or _kind_of(path)
+        if path.name == sources.DISC_INDEX:
+            kind = f"the index of a DICOM disc. Give its folder, {path.parent}"
         raise SourceInvalid(
-            f"{source}: is no folder, archive, table or film that this program reads. It may be a folder, one of "
-            f"{', '.join(sorted({*sources.ARCHIVE_ENDINGS, *TABLE_ENDINGS}))}, or a film"
+            f"{source}: is no folder, archive, table or film that this program reads{f' ({kind})' if kind else ''}. It "
+            f"may be a folder, one of {', '.join(sorted({*sources.ARCHIVE_ENDINGS, *TABLE_ENDINGS}))}, or a film"
         )
     parts = (path.name,)
     return Collection((_film(str(path), parts, Folders([parts], rules.words), rules.pattern),))
+
+
+_ANY_ENDING: Final = "/*"  # no file's name has a slash
+
+
+def _folded(name: str) -> str:
+    """Return a name in one form of capitals and of Unicode: macOS writes an umlaut as two characters."""
+    return unicodedata.normalize("NFC", name.casefold())
+
+
+def _kind_of(path: Path) -> str:
+    from chestxray.images.decode import kind_of  # imports numpy, which names of films do not need
+
+    try:
+        with path.open("rb") as file:
+            return kind_of(file.read(sources.HEAD))
+    except OSError as error:
+        return str(error.strerror)
 
 
 class Resolver:
@@ -370,6 +402,7 @@ class Resolver:
         self._by_name: dict[str, list[Path]] | None = None
         self._in_folders: dict[Path, dict[str, list[Path]]] = {}
         self.searched = 0
+        self.with_another_ending = 0
         self.ambiguous: list[str] = []
 
     def find(self, place: str) -> list[Path]:
@@ -377,7 +410,12 @@ class Resolver:
 
         A path is tried unchanged, then without its first folders, one by one (for a table written elsewhere), each time
         with the endings of films. If none of its folders exists here, a file name that occurs exactly once is taken.
+        Names may be written in other capitals, in the other form of Unicode, as in an address (``n%2000.png``), or
+        with the ending that they had before they were converted.
         """
+        return self._find(place) or (self._find(unquote(place)) if "%" in place else [])
+
+    def _find(self, place: str) -> list[Path]:
         folder = place.endswith("/")
         parts = PurePosixPath(place).parts
         absolute = parts[:1] == ("/",) or bool(re.match(r"[A-Za-z]:", place))
@@ -405,23 +443,35 @@ class Resolver:
         return self._in_other_case(path)
 
     def _in_other_case(self, path: Path) -> list[Path]:
-        """Return the one file of that name in other capitals, for a table written where they make no difference."""
+        """Return the one file of that name in other capitals, or with another ending.
+
+        Tables are written where capitals make no difference, and films converted after their table was written.
+        """
         if path.parent not in self._in_folders:
             by_name: dict[str, list[Path]] = {}
             for there in path.parent.iterdir() if path.parent.is_dir() else ():
-                by_name.setdefault(there.name.casefold(), []).append(there)
+                by_name.setdefault(_folded(there.name), []).append(there)
+                if there.suffix.lower() in self._endings:
+                    by_name.setdefault(f"{_folded(there.stem)}{_ANY_ENDING}", []).append(there)
             self._in_folders[path.parent] = by_name
-        found = self._in_folders[path.parent].get(path.name.casefold(), [])
-        return found if len(found) == 1 and found[0].is_file() else []
+        by_name = self._in_folders[path.parent]
+        found = by_name.get(_folded(path.name), [])
+        if len(found) == 1 and found[0].is_file():
+            return found
+        if found or path.suffix.lower() not in self._endings:
+            return []
+        found = by_name.get(f"{_folded(path.stem)}{_ANY_ENDING}", [])
+        self.with_another_ending += len(found) == 1
+        return found if len(found) == 1 else []
 
     def _named(self, name: str) -> list[Path]:
         if self._by_name is None:
             self._by_name = {}
             for path in self._walk(self._root):
                 stem = path.stem if path.suffix.lower() in self._endings else path.name
-                for key in {path.name, stem, path.name.casefold(), stem.casefold()}:
+                for key in {path.name, stem, _folded(path.name), _folded(stem)}:
                     self._by_name.setdefault(key, []).append(path)
-        found = self._by_name.get(name) or self._by_name.get(name.casefold(), [])
+        found = self._by_name.get(name) or self._by_name.get(_folded(name), [])
         if len(found) > 1:
             self.ambiguous.append(name)
             return []

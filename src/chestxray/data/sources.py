@@ -45,6 +45,21 @@ _NO_FILM_ENDINGS: Final = frozenset(
         ".npy", ".npz", ".pt", ".pth", ".h5", ".onnx", ".mp4", ".avi", ".mov", ".svg", ".js", ".css", ".sh", ".lnk",
     }
 )  # fmt: skip
+DISC_INDEX: Final = "DICOMDIR"  # lists the films of a DICOM disc, and begins as they do
+_HIDDEN: Final = frozenset({"__macosx", "@eadir", "$recycle.bin", "system volume information", "thumbs.db"})
+# Files that hold many pictures in a form that is not read, by their endings; and what to do about them.
+_PICTURES: Final = "Write its pictures to files, and their labels to a table"
+_CONTAINERS: Final[tuple[tuple[tuple[str, ...], str, str], ...]] = (
+    ((".tfrecord", ".tfrecords", ".tfrec"), "records of TensorFlow", _PICTURES),
+    ((".npz", ".npy"), "arrays of NumPy, as MedMNIST has them", _PICTURES),
+    ((".h5", ".hdf5"), "HDF5", _PICTURES),
+    ((".mat",), "MATLAB", _PICTURES),
+    ((".pkl", ".pickle", ".pt", ".pth"), "a pickle, which may run any program when it is opened", _PICTURES),
+    ((".arrow", ".feather", ".lmdb", ".rec", ".beton"), "a database of pictures", _PICTURES),
+    ((".nii", ".nii.gz", ".mha", ".mhd", ".nrrd"), "a volume", "Export it as DICOM or PNG"),
+    ((".7z", ".rar", ".gz", ".bz2", ".xz", ".zst", ".z"), "a packed file", "Unpack it"),
+)
+_LABEL_TABLES: Final = frozenset({".csv", ".tsv", ".tab", ".xlsx", ".xls", ".ods", ".parquet", ".json", ".jsonl"})
 HEAD: Final = 512  # bytes that tell what a file is
 _KINDS_NAMED: Final = 6  # kinds of file that a message lists before it counts the rest
 
@@ -57,12 +72,14 @@ class Listing:
         films: a pair for each film: path, and its parts inside the source.
         others: other files inside the source.
         hidden, masks: numbers of skipped files.
+        unread: names of folders, links and members that could not be followed, each with the reason.
     """
 
     films: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     others: list[PurePosixPath] = field(default_factory=list)
     hidden: int = 0
     masks: int = 0
+    unread: list[tuple[str, str]] = field(default_factory=list)
 
     def notes(self) -> Iterator[str]:
         """Describe what was left out, in sentences."""
@@ -73,11 +90,38 @@ class Listing:
             rest = sum(count for _, count in kinds[_KINDS_NAMED:])
             left = said(len(self.others), "file is no film", "files are no films")
             yield f"{left}: {named}" + (f", {rest:,} of other kinds" if rest else "")
+            yield from sorted({container_of(name.name) for name in self.others} - {""})
         if self.hidden:
             yield said(self.hidden, "hidden file is passed over", "hidden files are passed over")
         if self.masks:
             where = "in folders of masks beside folders of images"
             yield said(self.masks, f"file {where} is left out", f"files {where} are left out")
+        for reason, count in sorted(Counter(reason for _, reason in self.unread).items()):
+            first = next(name for name, why in self.unread if why == reason)
+            yield f"Beware: {count:,} left out, {reason}: {first}" + (" for one" if count > 1 else "")
+
+    def remedies(self) -> Iterator[str]:
+        """Say where else films or labels may be, for a source of which none was found."""
+        if not self.films and (archive := next((name for name in self.others if is_archive(Path(name))), None)):
+            yield f"archives inside are not opened: give {archive} itself, or unpack it"
+        stems = {PurePosixPath(*parts).with_suffix("") for _, parts in self.films if self.others}
+        if beside := [name for name in self.others if name.with_suffix("") in stems]:
+            have = said(len(beside), "file has", "files have")
+            yield (
+                f"{have} the name of a film, such as {beside[0]}; labels in such files are not read: write a table "
+                "with the columns path and label"
+            )
+        elif table := next((name for name in self.others if name.suffix.lower() in _LABEL_TABLES), None):
+            yield f"if {table} holds the labels, give it as the source (of an archive, unpack it first)"
+
+
+def container_of(name: str) -> str:
+    """Return what a file of that name is and what to do, if it holds pictures in a form that is not read; else ""."""
+    for endings, kind, remedy in _CONTAINERS:
+        if name.lower().endswith(endings) and not is_archive(Path(name)):
+            ending = next(ending for ending in endings if name.lower().endswith(ending))
+            return f"{ending}: {kind}. {remedy}"
+    return ""
 
 
 def _sorted_out(found: Iterable[tuple[str, tuple[str, ...], Callable[[], bytes]]]) -> Listing:
@@ -91,6 +135,8 @@ def _sorted_out(found: Iterable[tuple[str, tuple[str, ...], Callable[[], bytes]]
         ending = os.path.splitext(parts[-1])[1].lower()  # noqa: PTH122 - a million names, and no Path for each
         if is_hidden(parts):
             listed.hidden += 1
+        elif parts[-1] == DISC_INDEX:
+            listed.others.append(PurePosixPath(*parts))
         elif ending in FILM_ENDINGS or (ending not in _NO_FILM_ENDINGS and _begins_as_a_film(head)):
             listed.films.append((path, parts))
         else:
@@ -116,8 +162,8 @@ def _without_masks(listed: Listing) -> Listing:
 
 
 def is_hidden(parts: tuple[str, ...]) -> bool:
-    """Check whether a file, or a folder around it, is hidden, or is one that macOS adds to archives."""
-    return any(part.startswith((".", "__MACOSX")) for part in parts)
+    """Check whether a file, or a folder around it, is hidden, or is one that a system adds to folders and archives."""
+    return any(part.startswith(".") or part.lower() in _HIDDEN for part in parts)
 
 
 def _begins_as_a_film(head: Callable[[], bytes]) -> bool:
@@ -133,7 +179,7 @@ def _begins_as_a_film(head: Callable[[], bytes]) -> bool:
 def is_film(path: Path) -> bool:
     """Check whether a file is a film by its ending, or begins as one."""
     ending = path.suffix.lower()
-    return ending in FILM_ENDINGS or _begins_as_a_film(lambda: _head_of(path))
+    return path.name != DISC_INDEX and (ending in FILM_ENDINGS or _begins_as_a_film(lambda: _head_of(path)))
 
 
 def _head_of(path: Path) -> bytes:
@@ -143,11 +189,14 @@ def _head_of(path: Path) -> bytes:
 
 def list_folder(root: Path) -> Listing:
     """List the files below a folder, sorted by path; links to folders are followed, each folder once."""
-    return _sorted_out(
+    unread: list[tuple[str, str]] = []
+    listed = _sorted_out(
         (path, parts, lambda path=path: _head_of(Path(path)))  # type: ignore[misc]
-        for parts in sorted(_all_below(root))
+        for parts in sorted(_all_below(root, unread))
         for path in (os.path.join(root, *parts),)  # noqa: PTH118 - as above
     )
+    listed.unread = sorted(unread)
+    return listed
 
 
 def files_below(root: Path) -> Iterator[Path]:
@@ -157,10 +206,18 @@ def files_below(root: Path) -> Iterator[Path]:
             yield path
 
 
-def _all_below(root: Path) -> Iterator[tuple[str, ...]]:
-    """Yield the parts of each file's path below a folder, in no order."""
+def _all_below(root: Path, unread: list[tuple[str, str]] | None = None) -> Iterator[tuple[str, ...]]:
+    """Yield the parts of each file's path below a folder, in no order.
+
+    What cannot be followed is added to ``unread``, with the reason.
+    """
     seen: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
+    left = unread if unread is not None else []
+
+    def leave(error: OSError) -> None:
+        left.append((str(error.filename), error.strerror or "cannot be read"))
+
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=leave):
         status = os.stat(folder)  # noqa: PTH116 - a path as os.walk gives it
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
@@ -169,17 +226,23 @@ def _all_below(root: Path) -> Iterator[tuple[str, ...]]:
         folders.sort()
         inside = Path(folder).relative_to(root).parts
         for name in names:
-            if os.path.isfile(os.path.join(folder, name)):  # noqa: PTH113, PTH118
+            path = os.path.join(folder, name)  # noqa: PTH118
+            if os.path.isfile(path):  # noqa: PTH113
                 yield *inside, name
+            elif not name.startswith("."):
+                left.append((path, "links that lead nowhere" if os.path.islink(path) else "no regular files"))  # noqa: PTH114
 
 
 def list_archive(path: Path) -> Listing:
     """List the films in an archive, in its order. Raises: SourceInvalid."""
     outer = str(path.resolve())
-    return _sorted_out(
+    names, left_out = members_of(path)
+    listed = _sorted_out(
         (f"{outer}{INSIDE}{name}", PurePosixPath(name).parts, lambda name=name: read_member(path, name, HEAD))  # type: ignore[misc]
-        for name in members_of(path)
+        for name in names
     )
+    listed.unread = list(left_out)
+    return listed
 
 
 def list_store(address: str) -> Listing:
@@ -300,8 +363,8 @@ _DAMAGED: Final = (
 class Archive(Protocol):
     """The common interface of the two kinds of archive."""
 
-    def members(self) -> Iterator[str]:
-        """Yield the names of the regular files, in the archive's order."""
+    def members(self) -> Iterator[tuple[str, str]]:
+        """Yield the names of the files, in the archive's order, and why one cannot be read ("" if it can)."""
 
     def open(self, name: str) -> IO[bytes]:
         """Open a member. Raises: KeyError, OSError."""
@@ -317,15 +380,15 @@ class ZipArchive:
         self._zip = zipfile.ZipFile(path)
         self._by_name = {_normalised(_with_slashes(info.filename)): info for info in self._zip.infolist()}
 
-    def members(self) -> Iterator[str]:
-        """Yield the names of the regular files. Raises: SourceInvalid, if one is encrypted."""
+    def members(self) -> Iterator[tuple[str, str]]:
+        """Yield the names of the files. Raises: SourceInvalid, if one is encrypted."""
         for info in self._zip.infolist():
             if info.flag_bits & 1:
                 raise SourceInvalid(f"{self._zip.filename}: is encrypted. Unpack it with its password first")
             kind = stat.S_IFMT(info.external_attr >> 16)
             name = _with_slashes(info.filename)
-            if not name.endswith("/") and kind in {0, stat.S_IFREG}:
-                yield name
+            if not name.endswith("/"):
+                yield name, "" if kind in {0, stat.S_IFREG} else _NO_FILE
 
     def open(self, name: str) -> IO[bytes]:
         """Open a member."""
@@ -350,16 +413,19 @@ class TarArchive:
         self._tar = tarfile.open(path, fileobj=self._unpacked)  # noqa: SIM115 - closed by close()
         self._by_name: dict[str, tarfile.TarInfo] = {}
 
-    def members(self) -> Iterator[str]:
-        """Yield the names of the regular files: no links, no devices."""
+    def members(self) -> Iterator[tuple[str, str]]:
+        """Yield the names of the files, and of hard links to files before them, which tar writes for a second name."""
+        regular = set()
         for info in self._tar:
             if info.isreg():
-                yield info.name
+                regular.add(info.name)
+            if not info.isdir():
+                yield info.name, "" if info.isreg() or (info.islnk() and info.linkname in regular) else _NO_FILE
 
     def open(self, name: str) -> IO[bytes]:
         """Open a member."""
         if not self._by_name:
-            self._by_name = {_normalised(info.name): info for info in self._tar if info.isreg()}
+            self._by_name = {_normalised(info.name): info for info in self._tar if info.isreg() or info.islnk()}
         file = self._tar.extractfile(self._by_name[name])
         if file is None:
             raise KeyError(name)
@@ -420,8 +486,13 @@ def is_archive(path: Path) -> bool:
     return path.name.lower().endswith(ARCHIVE_ENDINGS)
 
 
-def members_of(path: Path) -> tuple[str, ...]:
-    """Return the names of the regular files in an archive, in its order; unsafe paths are left out.
+_NO_FILE: Final = "links or devices in an archive"
+_UNSAFE: Final = "paths that lead out of the archive"
+_AGAIN: Final = "names that the archive has twice, of which the last is read"
+
+
+def members_of(path: Path) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Return the names of the files in an archive, in its order, and those that are left out, each with the reason.
 
     Raises: SourceInvalid, if it is encrypted, damaged or holds too many files.
     """
@@ -429,17 +500,22 @@ def members_of(path: Path) -> tuple[str, ...]:
         archive = _open(path)
         try:
             names: dict[str, None] = {}
-            for name in archive.members():
-                parts = PurePosixPath(name).parts
-                if not name.startswith("/") and ".." not in parts and INSIDE not in name:
+            left_out: list[tuple[str, str]] = []
+            for name, reason in archive.members():
+                unsafe = name.startswith("/") or ".." in PurePosixPath(name).parts or INSIDE in name
+                why = reason or (_UNSAFE if unsafe else _AGAIN if _normalised(name) in names else "")
+                if why:
+                    left_out.append((name, why))
+                else:
                     names[_normalised(name)] = None
                 if len(names) > MAX_MEMBERS:
                     raise SourceInvalid(f"{path}: holds more than {MAX_MEMBERS:,} files. Unpack it first")
-            return tuple(names)
+            return tuple(names), tuple(left_out)
         finally:
             archive.close()
     except (OSError, *_DAMAGED) as error:  # MissingExtra is not caught
-        raise SourceInvalid(f"{path}: cannot be read as an archive ({error}). Copy it again") from error
+        fact = str(error).partition(":\n")[0]  # tarfile lists what each of its readers says
+        raise SourceInvalid(f"{path}: cannot be read as an archive ({fact}). Copy it again") from error
 
 
 def split_path(path: str) -> tuple[Path, str] | None:

@@ -6,11 +6,15 @@ merged. ``collect`` finds the films on disk.
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import csv
+import gzip
 import io
 import json
+import lzma
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +27,13 @@ from chestxray.errors import MissingExtra, SourceInvalid, UsageError
 from chestxray.progress import said
 from chestxray.schema import FILM_COLUMNS, VERSION_COLUMN, Label
 
-TEXT_ENDINGS: Final = frozenset({".csv", ".tsv", ".tab"})
-TABLE_ENDINGS: Final = TEXT_ENDINGS | {".xlsx", ".parquet", ".jsonl"}
+TEXT_ENDINGS: Final = frozenset({".csv", ".tsv", ".tab", ".txt"})
+WORKBOOK_ENDINGS: Final = frozenset({".xlsx", ".xlsm", ".xls", ".ods"})
+TABLE_ENDINGS: Final = TEXT_ENDINGS | WORKBOOK_ENDINGS | {".parquet", ".jsonl", ".ndjson", ".json"}
+PACKED: Final[Mapping[str, Callable[..., Any]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+MOST_BYTES: Final = 2**31  # of an unpacked table; those of the field have 10**8
 DELIMITERS: Final = ",;\t|"
+_FIRST_LINES: Final = 20  # lines in which a header is looked for; titles and comments may stand above it
 _MARKS: Final = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
@@ -38,10 +46,12 @@ ROLES: Final[Mapping[str, tuple[str, ...]]] = {
     "path": (
         "path", "filepath", "imagepath", "imgpath", "filename", "file", "imagefilename", "imagefile", "imagename",
         "imgname", "img", "image", "imageindex", "xrayimagename", "imageid", "dicomid", "dicompath", "fname", "imgid",
+        "filenames", "paths", "images", "imagepaths", "imagefilepath", "fullpath", "relativepath", "relpath",
+        "imageurl",
     ),
     "label": (
         "label", "target", "class", "classname", "findinglabels", "labels", "finding", "findings", "diagnosis",
-        "category", "groundtruth", "pathology",
+        "category", "groundtruth", "pathology", "targets", "classes", "disease", "haspneumonia", "ispneumonia",
     ),
     "patient_id": ("patientid", "subjectid", "patient", "subject", "patientnumber", "pid"),
     "split": ("split", "datasettype", "subset", "partition", "phase"),
@@ -63,6 +73,9 @@ class TableRow(NamedTuple):
 
     line: int
     cells: Mapping[str, str]
+
+
+Reader = Callable[[bytes, Path], tuple[tuple[str, ...], list[TableRow]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +113,13 @@ class FilmTable:
 
 
 def is_table(path: Path) -> bool:
-    """Check whether the name is that of a table."""
-    return path.suffix.lower() in TABLE_ENDINGS
+    """Check whether the name is that of a table, packed by gzip, bzip2 or xz or not."""
+    return _ending(path) in TABLE_ENDINGS
+
+
+def _ending(path: Path) -> str:
+    name = Path(path.stem) if path.suffix.lower() in PACKED else path
+    return name.suffix.lower()
 
 
 def read_rows(path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
@@ -110,23 +128,64 @@ def read_rows(path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
     Raises: SourceInvalid, if it cannot be read; MissingExtra.
     """
     try:
-        columns, rows = _READERS.get(path.suffix.lower(), _read_text)(path)
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+        data = _bytes_of(path)
+        columns, rows = _reader_of(path, data)(data, path)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError, csv.Error, ValueError) as error:
         raise SourceInvalid(f"{path}: cannot be read as a table ({error})") from error
     if not any(columns):
         raise SourceInvalid(f"{path}: is an empty table. It needs a header with a column path, and one row a film")
     return columns, rows
 
 
-def _read_text(path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
-    text = _decoded(path.read_bytes())
+def _bytes_of(path: Path) -> bytes:
+    """Return the bytes of a table, unpacked up to a limit. Raises: OSError and the errors of the packers."""
+    with PACKED.get(path.suffix.lower(), open)(path, "rb") as file:
+        data: bytes = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+    return data
+
+
+def _reader_of(path: Path, data: bytes) -> Reader:
+    """Return the reader for a table: by its first bytes where these tell, else by the name's ending."""
+    ending = _ending(path)
+    if data.startswith(b"PAR1"):
+        return _read_parquet
+    if ending in WORKBOOK_ENDINGS and not data.lstrip().startswith((b"<", b'"')):
+        return _read_workbook
+    return _READERS.get(ending, _read_text)
+
+
+def _read_text(data: bytes, path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
+    text = _decoded(data)
     first, _, rest = text.partition("\n")
     delimiter = None
-    if match := re.fullmatch(r"sep=(.)\r?", first):  # the form in which Excel states the separator
-        delimiter, text, first = match[1], rest, rest.partition("\n")[0]
-    delimiter = delimiter or max(DELIMITERS, key=lambda mark: _unquoted(first).count(mark))
+    if match := re.fullmatch(r'"?sep=(.)"?\r?', first):  # the form in which Excel states the separator
+        delimiter, text = match[1], rest
+    above, delimiter = _header_at(text, delimiter)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-    return _table(((reader.line_num, cells) for cells in reader), path)
+    lines = ((reader.line_num, cells) for cells in reader)
+    try:
+        return _table((pair for pair in lines if pair[0] > above), path)
+    except csv.Error as error:
+        raise SourceInvalid(
+            f"{path}, near line {reader.line_num}: a quote is not closed, or stands within a quoted cell ({error}). "
+            "Write a quote within quotes twice"
+        ) from error
+
+
+def _header_at(text: str, delimiter: str | None) -> tuple[int, str]:
+    """Return how many lines stand above the header, such as a title or comments, and the delimiter.
+
+    The header is the first line with a column of paths; a table without one begins at its first line.
+    """
+    lines = text[: 2**16].splitlines()[:_FIRST_LINES]
+    for above, line in enumerate(lines):
+        marks = [delimiter] if delimiter else sorted(DELIMITERS, key=lambda mark: -_unquoted(line).count(mark))
+        if not _PATHS.isdisjoint(_key(cell) for cell in line.split(marks[0])):
+            return above, marks[0]
+    first = next((line for line in lines if line.strip()), "")
+    return 0, delimiter or max(DELIMITERS, key=lambda mark: _unquoted(first).count(mark))
 
 
 def _unquoted(line: str) -> str:
@@ -138,12 +197,13 @@ def _decoded(data: bytes) -> str:
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return data.decode(encoding)
-    if data[1:2] == b"\0" or data[:1] == b"\0":
-        return data.decode("utf-16-le" if data[1:2] == b"\0" else "utf-16-be")
+    head = data[: 2 * HEAD]
+    if head.count(b"\0") > len(head) // 4:  # UTF-16: of ASCII every second byte is zero
+        return data.decode("utf-16-le" if head[1::2].count(b"\0") > head[::2].count(b"\0") else "utf-16-be")
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8").replace("\0", "")
     except UnicodeDecodeError:
-        return data.decode("cp1252")
+        return data.decode("cp1252").replace("\0", "")
 
 
 def _table(lines: Iterable[tuple[int, Sequence[str]]], path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
@@ -162,9 +222,13 @@ def _table(lines: Iterable[tuple[int, Sequence[str]]], path: Path) -> tuple[tupl
                 f"{path}, line {line}: has {len(cells)} cells and the header {len(columns)}. "
                 "A cell that holds the delimiter needs quotes"
             )
+        if not any(cells[1:]) and cells[0].startswith("#") and len(columns) > 1:
+            continue  # a comment
         by_name: dict[str, str] = {}
         for name, cell in zip(columns, cells, strict=False):
-            if name and by_name.setdefault(name, cell) != cell:
+            if name and not by_name.get(name):
+                by_name[name] = cell
+            elif name and cell and by_name[name] != cell:
                 raise SourceInvalid(
                     f"{path}, line {line}: holds {by_name[name]!r} and {cell!r} in two columns named {name}. Rename one"
                 )
@@ -183,29 +247,75 @@ def _numbered_columns(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(out)
 
 
-def _read_json_lines(path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
+def _read_json_lines(data: bytes, path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
     found = []
-    for line, text in enumerate(_decoded(path.read_bytes()).splitlines(), start=1):
+    for line, text in enumerate(_decoded(data).splitlines(), start=1):
         if text.strip():
-            cells = json.loads(text)
+            try:
+                cells = json.loads(text)
+            except ValueError as error:
+                raise SourceInvalid(f"{path}, line {line}: is no JSON ({error}). Write one object a line") from error
             if not isinstance(cells, dict):
                 raise SourceInvalid(f"{path}, line {line}: is no object. Write one object a line, with the key path")
-            found.append(TableRow(line, {str(name): _as_text(value) for name, value in cells.items()}))
-    return tuple(dict.fromkeys(name for row in found for name in row.cells)), found
+            found.append((line, cells))
+    return _of_objects(found)
 
 
-def _read_workbook(path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
+def _of_objects(found: Sequence[tuple[int, Mapping[str, Any]]]) -> tuple[tuple[str, ...], list[TableRow]]:
+    rows = [TableRow(line, {str(name): _as_text(value) for name, value in cells.items()}) for line, cells in found]
+    return tuple(dict.fromkeys(name for row in rows for name in row.cells)), rows
+
+
+def _read_json(data: bytes, path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
+    """Read JSON: a list of objects, columns (as pandas writes them), labels by path, or annotations of COCO."""
+    text = _decoded(data)
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return _read_json_lines(data, path)
+    objects: list[Any] | None = content if isinstance(content, list) else None
+    if isinstance(content, dict) and isinstance(content.get("images"), list):
+        objects = _objects_of_coco(content)
+    elif isinstance(content, dict) and isinstance(content.get("data"), list):
+        objects = content["data"]
+    elif isinstance(content, dict) and content and all(isinstance(value, dict | list) for value in content.values()):
+        columns = {name: [*(value.values() if isinstance(value, dict) else value)] for name, value in content.items()}
+        if len({len(values) for values in columns.values()}) == 1:
+            objects = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    elif isinstance(content, dict):
+        objects = [{"path": name, "label": value} for name, value in content.items()]
+    if objects is None or not all(isinstance(one, dict) for one in objects):
+        raise SourceInvalid(
+            f"{path}: is JSON of a form that is not known. Write a list of objects with the keys path and label"
+        )
+    return _of_objects(list(enumerate(objects, start=1)))
+
+
+def _objects_of_coco(content: Mapping[str, Any]) -> list[Any]:
+    """Return one object an image, with its categories as the label; an image without annotation has none."""
+    names = {one.get("id"): str(one.get("name", "")) for one in content.get("categories", ())}
+    found: dict[Any, list[str]] = {}
+    for one in content.get("annotations", ()):
+        found.setdefault(one.get("image_id"), []).append(names.get(one.get("category_id"), ""))
+    return [
+        {"path": one.get("file_name", ""), "label": "|".join(dict.fromkeys(found.get(one.get("id"), ())))}
+        for one in content["images"]
+    ]
+
+
+def _read_workbook(data: bytes, path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
     try:
         import python_calamine
     except ImportError as error:
         raise MissingExtra("Reading a table of Excel's", "excel") from error
     try:
-        book = python_calamine.CalamineWorkbook.from_path(str(path))
+        book = python_calamine.CalamineWorkbook.from_filelike(io.BytesIO(data))
         sheets = {name: book.get_sheet_by_name(name).to_python(skip_empty_area=False) for name in book.sheet_names}
     except python_calamine.CalamineError as error:
         raise SourceInvalid(
             f"{path}: cannot be read as a workbook ({error}). Save it again as .xlsx or .csv"
         ) from error
+    sheets = {name: [*[[]] * _title_rows(rows), *rows[_title_rows(rows) :]] for name, rows in sheets.items()}
     headers = {name: next((row for row in rows if any(map(_as_text, row))), []) for name, rows in sheets.items()}
     of_films = [name for name, row in headers.items() if not _PATHS.isdisjoint(_key(_as_text(cell)) for cell in row)]
     if len(of_films) > 1:
@@ -214,13 +324,19 @@ def _read_workbook(path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
     return _table(((line, [_as_text(cell) for cell in row]) for line, row in enumerate(rows, start=1)), path)
 
 
-def _read_parquet(path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
+def _title_rows(rows: Sequence[Sequence[Any]]) -> int:
+    """Return how many rows stand above the header, which names a column of paths."""
+    named = (not _PATHS.isdisjoint(_key(_as_text(cell)) for cell in row) for row in rows[:_FIRST_LINES])
+    return next((above for above, found in enumerate(named) if found), 0)
+
+
+def _read_parquet(data: bytes, path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise MissingExtra("Reading a table of Parquet", "parquet") from error
     try:
-        table = parquet.read_table(path)
+        table = parquet.read_table(io.BytesIO(data))
     except ArrowException as error:
         raise SourceInvalid(f"{path}: cannot be read as Parquet ({error}). Write it again") from error
     columns = tuple(table.column_names)
@@ -228,22 +344,31 @@ def _read_parquet(path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
     return _table(((0, columns), *((line, [_as_text(v) for v in row]) for line, row in enumerate(values, 1))), path)
 
 
+_HOLDS_FILMS: Final = "it holds the films themselves. Write them to files, and their paths to a table"
+MOST_PATH: Final = 4096  # bytes of a path, on every system
+
+
 def _as_text(value: Any) -> str:
     if value is None:
         return ""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
+    if isinstance(value, dict) and set(value) == {"bytes", "path"} and not value["bytes"]:
+        value = value["path"] or ""
     if isinstance(value, dict) and "bytes" in value:
-        raise ValueError("it holds the films themselves. Write them to files, and their paths to a table")
+        raise ValueError(_HOLDS_FILMS)
+    if isinstance(value, bytes):
+        if b"\0" in value or len(value) > MOST_PATH:
+            raise ValueError(_HOLDS_FILMS)
+        return value.decode("utf-8", "replace")
     if isinstance(value, float) and value.is_integer():  # a workbook stores integers as floats
         return str(int(value))
     return str(value)
 
 
-_READERS: Final[Mapping[str, Callable[[Path], tuple[tuple[str, ...], list[TableRow]]]]] = {
-    ".xlsx": _read_workbook,
+_READERS: Final[Mapping[str, Reader]] = {
     ".parquet": _read_parquet,
     ".jsonl": _read_json_lines,
+    ".ndjson": _read_json_lines,
+    ".json": _read_json,
 }
 
 
@@ -311,11 +436,14 @@ def _about_columns(path: Path, names: Sequence[str]) -> str:
     """Explain that no column tells the path; a table without a header, or another kind of file, is called so."""
     from chestxray.images.decode import kind_of  # imports numpy, which names of films do not need
 
-    if any(PurePosixPath(name).suffix.lower() in FILM_ENDINGS for name in names):
-        return f"{path}: begins with a film, {names[0][:_SHOWN]}. Put a header above it: path,label"
+    words = [word for name in names for word in (name, *name.split())]
+    if film := next((word for word in words if PurePosixPath(word).suffix.lower() in FILM_ENDINGS), ""):
+        return (
+            f"{path}: begins with a film, {film[:_SHOWN]}. Put a header above it, and commas between cells: path,label"
+        )
     with path.open("rb") as file:
         kind = kind_of(file.read(HEAD))
-    if path.suffix.lower() in TEXT_ENDINGS and kind.startswith(("it is a", "it holds")):
+    if _ending(path) in TEXT_ENDINGS | WORKBOOK_ENDINGS and kind.startswith(("it is a", "it holds")):
         return f"{path}: is no table: {kind}"
     return (
         f"{path}: has no column that tells the path; it has {', '.join(names)}. "
@@ -494,7 +622,11 @@ def _places(path: str, cells: Mapping[str, str]) -> tuple[str, ...]:
     """Return the possible places of a film: its path, and for PadChest the same path in its numbered folder."""
     if not path:
         return ()
+    if len(path) > 1 and path[0] == path[-1] and path[0] in "'\"":
+        path = path[1:-1]
     path = path if "/" in path else path.replace("\\", "/")
+    if address := re.match(r"(?!s3:)[a-z][a-z0-9+]+://[^/]*(/.*)", path):  # of another computer
+        path = address[1].partition("?")[0]
     folder = next((value for name, value in cells.items() if _key(name) in {"imagedir", "imagefolder"} and value), "")
     return (path, f"{folder}/{path}") if folder else (path,)
 
