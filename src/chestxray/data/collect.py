@@ -16,10 +16,12 @@ from typing import Final
 from urllib.parse import unquote
 
 from chestxray.data import sources
+from chestxray.data.archives import ARCHIVE_ENDINGS, is_archive, split_path
 from chestxray.data.labels import Folders, LabelWords, NoLabel, parse_name
 from chestxray.data.patients import PATIENT_FOLDER, patient_in, pattern_of, without_nobody, written_in_several_ways
-from chestxray.data.sources import FILM_ENDINGS, Listing, files_below, is_archive, split_path
-from chestxray.data.tables import TABLE_ENDINGS, ListedFilm, columns_of, is_table, read_listing
+from chestxray.data.sources import FILM_ENDINGS, Listing, files_below
+from chestxray.data.table_files import TABLE_ENDINGS, is_table
+from chestxray.data.tables import ListedFilm, columns_of, read_listing
 from chestxray.errors import SourceInvalid
 from chestxray.progress import Log, said, warn
 from chestxray.schema import VERSION_COLUMN, Film, Label, read_manifest
@@ -84,7 +86,7 @@ def collect(
     so, or, without a telling ending, if its first bytes are those of a film.
 
     A table (csv, tsv, jsonl; xlsx and parquet by extras) needs a column for the path and may have others for label,
-    patient, split and cause, by their usual names (``tables.ROLES``); what these leave empty is read from the path. The
+    patient, split and cause, by their usual names (``table_files.ROLES``); what these leave empty is read from the path. The
     tables of RSNA, CheXpert, MIMIC-CXR, NIH ChestX-ray14, VinDr-CXR, PadChest and CoronaHack are known. Further columns
     are kept in ``Film.extra``, except those that ``clean`` fills in.
 
@@ -361,7 +363,7 @@ def _of_file(source: Path, rules: _Rules) -> Collection:
             kind = f"the index of a DICOM disc. Give its folder, {path.parent}"
         raise SourceInvalid(
             f"{source}: is no folder, archive, table or film that this program reads{f' ({kind})' if kind else ''}. It "
-            f"may be a folder, one of {', '.join(sorted({*sources.ARCHIVE_ENDINGS, *TABLE_ENDINGS}))}, or a film"
+            f"may be a folder, one of {', '.join(sorted({*ARCHIVE_ENDINGS, *TABLE_ENDINGS}))}, or a film"
         )
     parts = (path.name,)
     return Collection((_film(str(path), parts, Folders([parts], rules.words), rules.pattern),))
