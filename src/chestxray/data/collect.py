@@ -85,10 +85,10 @@ def collect(
     one, else from the file's name; a split from the nearest folder that names one. A file is a film if its ending says
     so, or, without a telling ending, if its first bytes are those of a film.
 
-    A table (csv, tsv, jsonl; xlsx and parquet by extras) needs a column for the path and may have others for label,
-    patient, split and cause, by their usual names (``table_files.ROLES``); what these leave empty is read from the path. The
-    tables of RSNA, CheXpert, MIMIC-CXR, NIH ChestX-ray14, VinDr-CXR, PadChest and CoronaHack are known. Further columns
-    are kept in ``Film.extra``, except those that ``clean`` fills in.
+    A table (csv, tsv, txt, json, jsonl; workbooks and parquet by extras) needs a column for the path and may have
+    others for label, patient, split and cause, by their usual names (``table_files.ROLES``); what these leave empty is
+    read from the path. The tables of RSNA, CheXpert, MIMIC-CXR, NIH ChestX-ray14, VinDr-CXR, PadChest and CoronaHack
+    are known. Further columns are kept in ``Film.extra``, except those that ``clean`` fills in.
 
     Args:
         source: a folder, an archive, a table, one film, ``s3://bucket/prefix`` or ``kaggle:owner/dataset``; the last
