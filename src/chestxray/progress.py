@@ -52,6 +52,6 @@ class SilentReporter:
 SILENT: Final = SilentReporter()
 
 
-def said(count: int, one: str, many: str) -> str:
-    """Return a count with its words: ``said(1, "file is no film", "files are no films")``."""
+def counted(count: int, one: str, many: str) -> str:
+    """Return a count with its words: ``counted(1, "file is no film", "files are no films")``."""
     return f"{count:,} {one if count == 1 else many}"

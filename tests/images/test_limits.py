@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from chestxray.errors import FilmTooLarge
+from chestxray.images import MAX_PIXELS, check_pixels
 from chestxray.images.decode import decode
 from chestxray.images.dicom import MAX_ELEMENTS
-from chestxray.images.radiograph import MAX_PIXELS, check_pixels
 from chestxray.images.raster import MAX_SCANS
 from dicoms import compressed, explicit, geometry, hand_made, native
 from drawing import encoded, gradient, png_claiming

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import chestxray
-from chestxray.images.radiograph import Radiograph
+from chestxray.images import Radiograph
 from chestxray.inference.bundle import Bundle, folder_of, shipped_bundles
 from chestxray.inference.heatmap import (
     CONTOURS,

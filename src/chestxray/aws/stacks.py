@@ -87,9 +87,9 @@ def deploy(
         "Capabilities": [CAPABILITY],
         "Tags": names.tag_list,
     }
-    told = _event_ids(cloud, name)
+    logged = _event_ids(cloud, name)
     did = _begin(cloud, given, exists=found is not None)
-    ended = _settled(cloud, name, log, sleep, told)
+    ended = _settled(cloud, name, log, sleep, logged)
     if ended is None or ended["StackStatus"] not in _GOOD | ({"UPDATE_ROLLBACK_COMPLETE"} if did == "keep" else set()):
         raise CloudError(f"the stack {name} could not be made: {_first_failure(cloud, name)}")
     outputs = {output["OutputKey"]: output["OutputValue"] for output in ended.get("Outputs", ())}
@@ -108,9 +108,9 @@ def remove(cloud: Cloud, name: str, log: Log, sleep: Sleep = time.sleep) -> bool
                 ours = resource["ResourceType"] == "AWS::S3::Bucket" and resource["ResourceStatus"] != "DELETE_COMPLETE"
                 if ours and bucket and bucket_exists(store, bucket):
                     empty_bucket(store, bucket)
-        told = _event_ids(cloud, name)
+        logged = _event_ids(cloud, name)
         client.delete_stack(StackName=name)
-    left = _settled(cloud, name, log, sleep, told)
+    left = _settled(cloud, name, log, sleep, logged)
     if left is not None:
         raise CloudError(f"the stack {name} could not be removed: {_first_failure(cloud, name)}")
     return True
@@ -133,15 +133,15 @@ def _begin(cloud: Cloud, given: Mapping[str, Any], *, exists: bool) -> str:
     return "update"
 
 
-def _settled(cloud: Cloud, name: str, log: Log, sleep: Sleep, told: set[str]) -> Mapping[str, Any] | None:
+def _settled(cloud: Cloud, name: str, log: Log, sleep: Sleep, logged: set[str]) -> Mapping[str, Any] | None:
     """Wait until no step is in progress, and log the steps of its resources, except those logged before."""
     while True:
         found = describe(cloud, name)
         if found is None:
             return None
         for event in reversed(_events(cloud, name)):
-            if event["EventId"] not in told:
-                told.add(event["EventId"])
+            if event["EventId"] not in logged:
+                logged.add(event["EventId"])
                 log(_line(event))
         if not found["StackStatus"].endswith("_IN_PROGRESS") or found["StackStatus"] in _DEAD:
             return found

@@ -305,8 +305,8 @@ def empty_bucket(client: Any, bucket: str) -> int:
         if marked:
             answer = client.delete_objects(Bucket=bucket, Delete={"Objects": marked, "Quiet": True})
             for refused in answer.get("Errors", ()):
-                told = {"Code": refused["Code"], "Message": f"{refused['Key']}: {refused.get('Message', '')}"}
-                raise ClientError({"Error": told}, "DeleteObjects")
+                failure = {"Code": refused["Code"], "Message": f"{refused['Key']}: {refused.get('Message', '')}"}
+                raise ClientError({"Error": failure}, "DeleteObjects")
             deleted += len(marked)
     for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket):
         for upload in page.get("Uploads", ()):

@@ -390,11 +390,11 @@ def destroy(
     if not before.found:
         return Teardown((), (), before.unknown)
     until = time.monotonic() + PATIENCE_S
-    told: set[tuple[str, str]] = set()
+    logged: set[tuple[str, str]] = set()
     while True:
         problems: dict[tuple[str, str], str] = {}
         for kind in _kinds(data=data, endpoint=endpoint):
-            if _remove_all(cloud, names, kind, told, problems, log):
+            if _remove_all(cloud, names, kind, logged, problems, log):
                 break  # later kinds may still be needed by what is being deleted
         now = survey(cloud, names, data=data, endpoint=endpoint)
         stuck = bool(problems) and all((item.kind, item.name) in problems for item in now.found)
@@ -417,7 +417,7 @@ def _remove_all(
     cloud: Cloud,
     names: Names,
     kind: ResourceKind,
-    told: set[tuple[str, str]],
+    logged: set[tuple[str, str]],
     problems: dict[tuple[str, str], str],
     log: Log,
 ) -> bool:
@@ -427,9 +427,9 @@ def _remove_all(
         thing = (item.kind, item.name)
         if item.state in UNDER_WAY:
             continue
-        if thing not in told:
+        if thing not in logged:
             log(f"removing {item.kind} {item.name}")
-            told.add(thing)
+            logged.add(thing)
         try:
             with cloud_errors(f"removing {item.kind} {item.name}"):
                 unless_missing(partial(kind.remove, cloud, names, item.name))  # may be gone meanwhile

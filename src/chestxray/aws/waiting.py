@@ -36,12 +36,12 @@ def last_state(
 
     Raises: errors of ``describe``.
     """
-    told = ""
+    last = ""
     for found in states(describe):
         now = state(found)
-        if now != told:
+        if now != last:
             tell(now)
-            told = now
+            last = now
         meanwhile()
         if is_last(found):
             return found
@@ -130,7 +130,7 @@ class LogTail:
         except (CloudThrottled, CloudUnreachable):
             pass  # lines that cannot be read now are shown the next time
         except CloudRefused as error:
-            self._log(f"{error}. Its lines are not told meanwhile")
+            self._log(f"{error}. Its lines are not shown meanwhile")
             self._is_closed = True
 
     def _tell(self) -> None:

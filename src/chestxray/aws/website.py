@@ -315,7 +315,7 @@ def _openapi(folder: Path) -> bytes:
 
     document = create_app(Predictor.load(folder)).openapi()
     ours = {path for _, path in ROUTES}
-    document["paths"] = {path: told for path, told in document["paths"].items() if path in ours}
+    document["paths"] = {path: operations for path, operations in document["paths"].items() if path in ours}
     return json.dumps(document).encode()
 
 

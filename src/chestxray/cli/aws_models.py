@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from chestxray.aws.transform import Transformed
 
 MACHINE: Final = ("instance", "instances", "processes", "image", "spot", "max_hours")  # fields of a TrainingOrder
-OF_THE_JOB: Final = ("size", "split_seed", "checkpoint_every")  # what the job is told beside the recipe
+OF_THE_JOB: Final = ("size", "split_seed", "checkpoint_every")  # hyperparameters of the job beside the recipe
 _DONE: Final = {
     "create": "answers",
     "update": "was changed and answers",
@@ -122,13 +122,13 @@ def _training_order(
     base = recipe_of(recipe, network=network)
     base.with_changes(**changes).without_teacher()  # refused here, not after a quarter of an hour
     size = given["size"]
-    told = {**changes, **{name: given[name] for name in OF_THE_JOB}, "size": size and f"{size[0]}x{size[1]}"}
+    parameters = {**changes, **{name: given[name] for name in OF_THE_JOB}, "size": size and f"{size[0]}x{size[1]}"}
     return TrainingOrder(
         channels={name: address for name, address in channels.items() if address},
         recipe=base.to_toml(),
         network=base.network,
         # with the names of the original work
-        hyperparameters={name.replace("_", "-"): f"{value}" for name, value in told.items() if value is not None},
+        hyperparameters={name.replace("_", "-"): f"{value}" for name, value in parameters.items() if value is not None},
         **{name: given[name] for name in MACHINE if given[name] is not None},
     )
 

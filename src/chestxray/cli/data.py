@@ -27,7 +27,7 @@ from chestxray.cli.options import (
 from chestxray.data.sources import name_of
 from chestxray.errors import UsageError
 from chestxray.files import check_document, json_values
-from chestxray.progress import said
+from chestxray.progress import counted
 from chestxray.schema import Label, Levels, Resize, Split, check_manifest, read_manifest, write_manifest
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def collect(console: Console, source: str, out: Path, settings: CollectSettings)
     summary = ", ".join(f"{count:,} {label}" for label, count in sorted(labels.items()))
     console.result(
         {"manifest": out, "films": len(films), "labels": labels},
-        f"{out}: {said(len(films), 'film', 'films')} ({summary})",
+        f"{out}: {counted(len(films), 'film', 'films')} ({summary})",
     )
 
 

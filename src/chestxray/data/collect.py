@@ -23,7 +23,7 @@ from chestxray.data.sources import FILM_ENDINGS, Listing, files_below
 from chestxray.data.table_files import TABLE_ENDINGS, is_table
 from chestxray.data.tables import ListedFilm, columns_of, read_listing
 from chestxray.errors import SourceInvalid
-from chestxray.progress import Log, said, warn
+from chestxray.progress import Log, counted, warn
 from chestxray.schema import VERSION_COLUMN, Film, Label, read_manifest
 
 METADATA: Final = frozenset({"metadata.csv", "metadata.jsonl"})  # tables beside films, as in data sets of the hub
@@ -238,7 +238,7 @@ def _with_metadata(found: Collection, table: Path, rules: _Rules) -> Collection:
     films = tuple(_described(film, by_path[film.path]) if film.path in by_path else film for film in found.films)
     changed = sum(bool(was.label) and was.label != film.label for was, film in zip(found.films, films, strict=True))
     if changed:
-        films_have = said(changed, "film has", "films have")
+        films_have = counted(changed, "film has", "films have")
         notes.append(f"Beware: {films_have} another label in {table.name} than by folder or name; the table decides")
     return dataclasses.replace(found, films=films, notes=(*found.notes, *notes))
 
@@ -263,13 +263,15 @@ def _without_labels(source: Path | str, found: Collection) -> str:
     remedy = "Put them into folders named NORMAL and PNEUMONIA, or keep the published file names"
     if is_table(Path(source)):
         remedy = "Fill its column of labels, or name another one: --columns label=NAME"
-    said = f"{source}: {none}. {remedy}"
+    message = f"{source}: {none}. {remedy}"
     names = Counter(PurePosixPath(film.path).parent.name for film in found.films)
     if len(names) > 1:
         listed = ", ".join(f"{name} ({count:,})" for name, count in names.most_common(_NAMED))
         first = names.most_common(1)[0][0]
-        said += f'; or say what each folder holds: --label "{first}=normal" or "{first}=pneumonia". There are {listed}'
-    return said + _notes_text(found.notes)
+        message += (
+            f'; or say what each folder holds: --label "{first}=normal" or "{first}=pneumonia". There are {listed}'
+        )
+    return message + _notes_text(found.notes)
 
 
 # --------------------------------------------------------------------------- tables and single films
@@ -306,10 +308,10 @@ def _rows_of_table(source: Path, rules: _Rules) -> tuple[tuple[Film, ...], list[
             f"{'does' if len(missing) == 1 else 'do'} not exist, {missing[0]} for one{_ambiguous(resolver)}"
         )
     if resolver.searched:
-        found = said(resolver.searched, "film was found by its name", "films were found by their name")
+        found = counted(resolver.searched, "film was found by its name", "films were found by their name")
         notes.append(f"{found} alone below {base}")
     if resolver.with_another_ending:
-        found = said(resolver.with_another_ending, "film has", "films have")
+        found = counted(resolver.with_another_ending, "film has", "films have")
         notes.append(f"{found} another ending than in {source.name}")
     return tuple(films), notes
 
@@ -317,7 +319,7 @@ def _rows_of_table(source: Path, rules: _Rules) -> tuple[tuple[Film, ...], list[
 def _ambiguous(resolver: Resolver) -> str:
     if not resolver.ambiguous:
         return ""
-    names = said(len(resolver.ambiguous), "name is there more than once:", "names are there more than once, such as")
+    names = counted(len(resolver.ambiguous), "name is there more than once:", "names are there more than once, such as")
     return f" ({names} {resolver.ambiguous[0]})"
 
 
@@ -343,7 +345,7 @@ def _film_of_entry(entry: ListedFilm, path: str, rules: _Rules) -> Film:
     if entry.places[0].endswith("/"):
         parts = (*parts, PurePosixPath(path).name)
     from_path = _film(path, parts, Folders([parts], rules.words), rules.pattern)
-    may_be_named = entry.said in {"", NoLabel.BLANK}
+    may_be_named = entry.no_label in {"", NoLabel.BLANK}
     label = entry.label or (from_path.label if may_be_named else "")
     return Film(
         path=path,

@@ -191,12 +191,12 @@ class LabelWords:
         listed = inner.startswith("[") and inner.endswith("]")
         parts = [part for part in _PARTS.split(inner[1:-1] if listed else inner) if part.strip(" '\"")]
         if len(parts) > 1 or listed:
-            said = {self._word(part) for part in parts} - {NoLabel.BLANK}
-            if Label.PNEUMONIA in said:
-                return NoLabel.CONTRADICTORY if Label.NORMAL in said else Label.PNEUMONIA
-            if said == {Label.NORMAL}:
+            labels = {self._word(part) for part in parts} - {NoLabel.BLANK}
+            if Label.PNEUMONIA in labels:
+                return NoLabel.CONTRADICTORY if Label.NORMAL in labels else Label.PNEUMONIA
+            if labels == {Label.NORMAL}:
                 return Label.NORMAL
-            return NoLabel.OTHER if said else NoLabel.BLANK
+            return NoLabel.OTHER if labels else NoLabel.BLANK
         return NoLabel.OTHER if one_of_many else NoLabel.UNKNOWN
 
     def finding(self, column: str) -> Meaning:

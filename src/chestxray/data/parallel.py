@@ -211,14 +211,14 @@ class CleanProcess(SpawnProcess):
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 - multiprocessing's name
         with CleanProcess._starting:  # what follows changes this process for a moment
             main = vars(sys.modules["__main__"])
-            told: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+            kept: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
             main["__spec__"] = None
             added = ONE_THREAD.keys() - os.environ.keys()
             os.environ.update({name: ONE_THREAD[name] for name in added})
             try:
                 return SpawnProcess._Popen(process_obj)  # noqa: SLF001
             finally:
-                main.update(told)
+                main.update(kept)
                 for name in added:
                     del os.environ[name]
 

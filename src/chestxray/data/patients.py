@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from chestxray.errors import UsageError
-from chestxray.progress import said
+from chestxray.progress import counted
 from chestxray.schema import PATIENTS_UNKNOWN, Film
 
 # Values of a column or a DICOM header for a removed id, in lower case without punctuation.
@@ -59,22 +59,22 @@ def without_nobody(films: Sequence[Film]) -> tuple[tuple[Film, ...], str]:
         return tuple(films), ""
     count = sum(film.patient_id in nobody for film in films)
     cleared = tuple(dataclasses.replace(film, patient_id="") if film.patient_id in nobody else film for film in films)
-    films_have = said(count, "film has a patient id", "films have a patient id")
+    films_have = counted(count, "film has a patient id", "films have a patient id")
     return cleared, f"{films_have} that names nobody ({_listed(nobody)}): taken for unknown"
 
 
 def about_patients(films: Sequence[Film]) -> list[str]:
     """Describe problems with the patients of some films: unknown, or written in several ways."""
     unknown = sum(not film.patient_id for film in films)
-    told = []
+    messages = []
     if films and unknown == len(films):
-        told.append(
+        messages.append(
             f"Beware: {PATIENTS_UNKNOWN}. Give a column patient_id, or read them from the names with "
             '"chestxray collect --patient-pattern"'
         )
     elif unknown:
-        told.append(f"Beware: patients unknown for {unknown:,} of {len(films):,} films: each counts as its own")
-    return told + written_in_several_ways(films)
+        messages.append(f"Beware: patients unknown for {unknown:,} of {len(films):,} films: each counts as its own")
+    return messages + written_in_several_ways(films)
 
 
 def written_in_several_ways(films: Iterable[Film]) -> list[str]:
@@ -87,12 +87,12 @@ def written_in_several_ways(films: Iterable[Film]) -> list[str]:
     if not several:
         return []
     examples = "; ".join(" and ".join(ids) for ids in several[:_NAMED])
-    ids_are = said(len(several), "patient id is", "patient ids are")
-    told = (
+    ids_are = counted(len(several), "patient id is", "patient ids are")
+    message = (
         f"Beware: {ids_are} written in several ways ({examples}): kept on one split when splits are drawn, and counted "
         "as different patients otherwise. Write each id in one way"
     )
-    return [told]
+    return [message]
 
 
 def pattern_of(text: str) -> re.Pattern[str]:

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from chestxray.data.archives import INSIDE, is_archive, members_of, read_member, split_path
 from chestxray.errors import MissingExtra, SourceInvalid
-from chestxray.progress import said
+from chestxray.progress import counted
 from chestxray.schema import Film
 
 FILM_ENDINGS: Final = frozenset(
@@ -83,14 +83,14 @@ class Listing:
         if kinds:
             named = ", ".join(f"{count:,} {kind}" for kind, count in kinds[:_KINDS_NAMED])
             rest = sum(count for _, count in kinds[_KINDS_NAMED:])
-            left = said(len(self.others), "file is no film", "files are no films")
+            left = counted(len(self.others), "file is no film", "files are no films")
             yield f"{left}: {named}" + (f", {rest:,} of other kinds" if rest else "")
             yield from sorted({container_of(name.name) for name in self.others} - {""})
         if self.hidden:
-            yield said(self.hidden, "hidden file is passed over", "hidden files are passed over")
+            yield counted(self.hidden, "hidden file is passed over", "hidden files are passed over")
         if self.masks:
             where = "in folders of masks beside folders of images"
-            yield said(self.masks, f"file {where} is left out", f"files {where} are left out")
+            yield counted(self.masks, f"file {where} is left out", f"files {where} are left out")
         for reason, count in sorted(Counter(reason for _, reason in self.unread).items()):
             first = next(name for name, why in self.unread if why == reason)
             yield f"Beware: {count:,} left out, {reason}: {first}" + (" for one" if count > 1 else "")
@@ -101,7 +101,7 @@ class Listing:
             yield f"archives inside are not opened: give {archive} itself, or unpack it"
         stems = {PurePosixPath(*parts).with_suffix("") for _, parts in self.films if self.others}
         if beside := [name for name in self.others if name.with_suffix("") in stems]:
-            have = said(len(beside), "file has", "files have")
+            have = counted(len(beside), "file has", "files have")
             yield (
                 f"{have} the name of a film, such as {beside[0]}; labels in such files are not read: write a table "
                 "with the columns path and label"

@@ -25,7 +25,7 @@ from chestxray.data.table_files import (
     read_rows,
 )
 from chestxray.errors import SourceInvalid, UsageError
-from chestxray.progress import said
+from chestxray.progress import counted
 from chestxray.schema import FILM_COLUMNS, VERSION_COLUMN, Label
 
 _SHOWN: Final = 64  # letters of a cell that a message shows
@@ -48,7 +48,7 @@ class ListedFilm:
         line: line of its first row.
         places: possible places of its film, the likeliest first; a place that ends in ``/`` is a folder of films.
         label, split, cause, patient_id: "" if the table does not state it.
-        said: why there is no label, if the table has a column of labels.
+        no_label: why there is no label, if the table has a column of labels.
         extra: further columns.
     """
 
@@ -58,7 +58,7 @@ class ListedFilm:
     split: str = ""
     patient_id: str = ""
     cause: str = ""
-    said: str = ""
+    no_label: str = ""
     extra: tuple[tuple[str, str], ...] = ()
 
 
@@ -110,15 +110,15 @@ def read_listing(path: Path, words: LabelWords, columns: Mapping[str, str] | Non
     if unknown:
         raise SourceInvalid(_about_unknown(path, unknown, first_unknown))
     merged, notes = _merged(entries, boxes=not _BOXES.isdisjoint(map(column_key, names)))
-    told = [f"{path.name} is read as {form.name}" if form.name else ""]
-    told.append(said(laterals, "lateral film is left out", "lateral films are left out") if laterals else "")
-    reasons = Counter(entry.said for entry in merged if entry.said)
-    told.append(
+    messages = [f"{path.name} is read as {form.name}" if form.name else ""]
+    messages.append(counted(laterals, "lateral film is left out", "lateral films are left out") if laterals else "")
+    reasons = Counter(entry.no_label for entry in merged if entry.no_label)
+    messages.append(
         "films without a label: " + ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
         if reasons
         else ""
     )
-    return FilmTable(tuple(merged), roles, tuple(filter(None, [*told, *notes])))
+    return FilmTable(tuple(merged), roles, tuple(filter(None, [*messages, *notes])))
 
 
 def _check_rivals(path: Path, row: TableRow, label: str, column: str, rivals: Mapping[str, Meaning]) -> None:
@@ -219,20 +219,20 @@ def _label_by_findings(cells: Mapping[str, str], _: Mapping[str, str], words: La
     A 0 in the column of pneumonia is a normal film only if no column names normal films, and no other finding is
     present: in columns covid, normal, pneumonia the row 1, 0, 0 is neither.
     """
-    said = {in_one_form(name): in_one_form(value) for name, value in cells.items()}
-    meanings = {name: words.finding(name) for name in said}
-    present = {meanings[name] for name, value in said.items() if value in {"1", "true", "yes"}}
+    texts = {in_one_form(name): in_one_form(value) for name, value in cells.items()}
+    meanings = {name: words.finding(name) for name in texts}
+    present = {meanings[name] for name, value in texts.items() if value in {"1", "true", "yes"}}
     if Label.PNEUMONIA in present:
         return (NoLabel.CONTRADICTORY if Label.NORMAL in present else Label.PNEUMONIA), ""
-    if said.get("pneumonia") in {"-1", "uncertain"}:
+    if texts.get("pneumonia") in {"-1", "uncertain"}:
         return NoLabel.UNCERTAIN, ""
     if Label.NORMAL in present:
         return Label.NORMAL, ""
     if NoLabel.OTHER in present:
         return NoLabel.OTHER, ""
-    if Label.NORMAL not in meanings.values() and "pneumonia" in said:  # pneumonia has its own column: 0 means no
-        return words.meaning(said["pneumonia"]), said["pneumonia"]
-    return (NoLabel.OTHER if {"1", "true", "yes"} & {*said.values()} else NoLabel.BLANK), ""
+    if Label.NORMAL not in meanings.values() and "pneumonia" in texts:  # pneumonia has its own column: 0 means no
+        return words.meaning(texts["pneumonia"]), texts["pneumonia"]
+    return (NoLabel.OTHER if {"1", "true", "yes"} & {*texts.values()} else NoLabel.BLANK), ""
 
 
 def _label_of_rsna(cells: Mapping[str, str], roles: Mapping[str, str], words: LabelWords) -> tuple[Meaning, str]:
@@ -307,7 +307,7 @@ def _entry(
         split=_split_of(given.get("split", ""), path, row.line),
         patient_id=given.get("patient_id", "") if in_one_form(given.get("patient_id", "")) != "nan" else "",
         cause=cause,
-        said="" if isinstance(meaning, Label) or ("label" not in roles and not form.name) else meaning.value,
+        no_label="" if isinstance(meaning, Label) or ("label" not in roles and not form.name) else meaning.value,
         extra=tuple((name, value) for name, value in cells.items() if name not in used and value),
     )
     return entry, text if meaning is NoLabel.UNKNOWN else ""
@@ -364,11 +364,12 @@ def _merged(entries: Sequence[ListedFilm], *, boxes: bool) -> tuple[list[ListedF
             merged += [next(row for row in rows if row.label == label) for label in sorted(labels - {""})]
         else:
             merged.append(_one(rows))
-    notes = [said(again, "row tells of a film again", "rows tell of a film again")] if again else []
+    notes = [counted(again, "row tells of a film again", "rows tell of a film again")] if again else []
     if contradictions:
         rows = contradictions[0]
+        films_stand = counted(len(contradictions), "film stands", "films stand")
         notes.append(
-            f"Beware: {said(len(contradictions), 'film stands', 'films stand')} under two labels, {rows[0].places[0]} "
+            f"Beware: {films_stand} under two labels, {rows[0].places[0]} "
             f"in lines {', '.join(str(row.line) for row in rows[:_NAMED])} for one; clean will mark them as conflicting"
         )
     return merged, notes
@@ -380,11 +381,11 @@ def _one(rows: Sequence[ListedFilm]) -> ListedFilm:
     if len(rows) == 1:
         return first
     labels = {row.label for row in rows}
-    others = [row.said for row in rows if row.said]
+    others = [row.no_label for row in rows if row.no_label]
     if Label.PNEUMONIA in labels:
-        label, said = ("", NoLabel.CONTRADICTORY.value) if Label.NORMAL in labels else (Label.PNEUMONIA.value, "")
+        label, no_label = ("", NoLabel.CONTRADICTORY.value) if Label.NORMAL in labels else (Label.PNEUMONIA.value, "")
     else:
-        label, said = (Label.NORMAL.value, "") if labels == {Label.NORMAL} else ("", others[0] if others else "")
+        label, no_label = (Label.NORMAL.value, "") if labels == {Label.NORMAL} else ("", others[0] if others else "")
     same = set(first.extra).intersection(*(row.extra for row in rows))
     return ListedFilm(
         first.line,
@@ -393,7 +394,7 @@ def _one(rows: Sequence[ListedFilm]) -> ListedFilm:
         next((row.split for row in rows if row.split), ""),
         next((row.patient_id for row in rows if row.patient_id), ""),
         next((row.cause for row in rows if row.cause), ""),
-        said,
+        no_label,
         tuple(pair for pair in first.extra if pair in same),
     )
 

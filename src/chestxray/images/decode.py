@@ -13,8 +13,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple
 
 from chestxray.errors import FilmTooLarge, UnsupportedFormat
-from chestxray.images import dicom, raster
-from chestxray.images.radiograph import COLOUR_SPREAD, MAX_BYTES, MAX_PIXELS, Pixels, Radiograph
+from chestxray.images import COLOUR_SPREAD, MAX_BYTES, MAX_PIXELS, Pixels, Radiograph, dicom, raster
 
 __all__ = [
     "COLOUR_SPREAD",

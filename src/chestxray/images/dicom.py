@@ -30,6 +30,7 @@ from chestxray.errors import (
     UnreadableFilm,
     UnsupportedFormat,
 )
+from chestxray.images import MAX_PIXELS, Pixels, Radiograph, check_pixels, grey_of_colour
 from chestxray.images.dicom_pixels import (
     BYTE,
     DEFLATED,
@@ -41,7 +42,6 @@ from chestxray.images.dicom_pixels import (
     grey_levels,
     stored_values,
 )
-from chestxray.images.radiograph import MAX_PIXELS, Pixels, Radiograph, check_pixels, grey_of_colour
 
 MAX_VALUE: Final = 2**20  # bytes of one header element; a look-up table of 65,536 entries needs an eighth of this
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from chestxray.arrays import BoolArray, Float64Array
 from chestxray.errors import MissingExtra, TruncatedFilm, UnreadableFilm
-from chestxray.images.radiograph import Pixels
+from chestxray.images import Pixels
 from chestxray.images.raster import intact_jpeg
 
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"

@@ -18,10 +18,10 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from chestxray.arrays import Float32Array, UInt8Array
 from chestxray.errors import FilmError
+from chestxray.images import Radiograph
 from chestxray.images.decode import decode, format_of
 from chestxray.images.dicom import elements, open_data_set
 from chestxray.images.preprocess import resample
-from chestxray.images.radiograph import Radiograph
 from chestxray.schema import Resize
 
 SIDE: Final = 240  # pixels: side of the square to which every film is scaled

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from chestxray.arrays import Float32Array, UInt8Array
+from chestxray.images import FrameBox, Pixels
 from chestxray.images.decode import decode
-from chestxray.images.radiograph import FrameBox, Pixels
 from chestxray.schema import Levels, Preprocessing, Resize
 
 WHITE: Final = 255

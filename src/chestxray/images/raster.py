@@ -29,7 +29,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from chestxray.arrays import UInt8Array
 from chestxray.errors import FilmTooLarge, TruncatedFilm, UnreadableFilm, UnsupportedFormat
-from chestxray.images.radiograph import FrameBox, Pixels, Radiograph, check_pixels, grey_of_colour
+from chestxray.images import FrameBox, Pixels, Radiograph, check_pixels, grey_of_colour
 
 # Little and big endian, each as classic TIFF and as BigTIFF.
 TIFF_MAGIC: Final = frozenset({b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"})

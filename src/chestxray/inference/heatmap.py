@@ -18,9 +18,9 @@ import numpy.typing as npt
 from PIL import Image, PngImagePlugin
 
 from chestxray.arrays import Float32Array, Float64Array, UInt8Array
+from chestxray.images import Radiograph
 from chestxray.images.decode import decode
 from chestxray.images.preprocess import onto_film, resample
-from chestxray.images.radiograph import Radiograph
 from chestxray.schema import BundleInfo, Preprocessing, Resize
 
 FILM: Final = "Source"  # the PNG text chunk that names the film

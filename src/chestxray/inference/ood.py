@@ -27,10 +27,10 @@ from PIL import Image
 
 from chestxray.arrays import Float32Array, Float64Array, UInt8Array
 from chestxray.errors import BundleInvalid
+from chestxray.images import Radiograph
 from chestxray.images.decode import decode
 from chestxray.images.preprocess import resample
 from chestxray.images.quality import objection_to
-from chestxray.images.radiograph import Radiograph
 from chestxray.inference.bundle import Bundle
 from chestxray.schema import Gate, Preprocessing
 

@@ -20,7 +20,7 @@ from PIL import Image
 from chestxray.arrays import Float32Array, Float64Array, UInt8Array
 from chestxray.data.parallel import cores
 from chestxray.errors import BundleInvalid
-from chestxray.images.radiograph import Radiograph
+from chestxray.images import Radiograph
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.heatmap import averaged, blend, overlay, overlay_png, strength_of
 from chestxray.inference.inputs import are_many, bytes_of, in_groups
