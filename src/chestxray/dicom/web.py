@@ -8,14 +8,17 @@ GET  /                           a page for people: depth and age of the queue, 
 
 from __future__ import annotations
 
+import asyncio
 import html
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from email.message import Message
 from typing import TYPE_CHECKING, Any, Final
 
-import uvicorn
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser
 from starlette.applications import Starlette
@@ -26,89 +29,99 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from chestxray.dicom.queue import ANSWERED, DEAD, DONE, WAITING
-from chestxray.dicom.receive import FAILED, STATUSES
-from chestxray.dicom.settings import MEBIBYTE, NodeSettings
+from chestxray.dicom.receive import FAILED, HANDSHAKE_S, STATUSES, server_context
+from chestxray.dicom.settings import MEBIBYTE
 from chestxray.errors import UsageError
 from chestxray.schema import NOTICE
+from chestxray.serving.connection import Connection, ConnectionLimits, ServerState
 from chestxray.serving.metrics import CONTENT_TYPE, Metrics
 from chestxray.serving.security import LOOPBACK_NAMES, ApiKeyMiddleware, Edge, HostRule, KeyRing, is_loopback
+from chestxray.serving.server import listening_socket
 
 if TYPE_CHECKING:
     from chestxray.dicom.node import Node
 
 DICOM_JSON: Final = "application/dicom+json"
 STOW: Final = "STOW-RS"  # in place of the sender's AE title in rules
+PLACES: Final = 64  # connections at the same time; one that brings nothing makes room for the next
+LEAVING_S: Final = 10.0  # seconds in which requests that have arrived are answered when the node stops
 MAX_PARTS: Final = 200  # films of one request
 _OPEN: Final = frozenset({"/healthz", "/readyz"})
 
 
-def web_app(node: Node) -> tuple[uvicorn.Server, KeyRing]:
-    """Make the server of a node's HTTP receiver. Raises: UsageError, if other machines can reach it without a key."""
-    settings = node.settings
-    keys = KeyRing.gather(settings.keys_file)
-    if not keys and not is_loopback(settings.host):
-        raise UsageError(
-            f"node.host = {settings.host!r} would let other machines send films by HTTP, and there is no key to tell "
-            'who may. Make one with "chestxray key NAME" and name its file as node.keys_file'
+class WebReceiver:
+    """The HTTP receiver of a node, in a thread of its own; connections are limited as those of ``chestxray serve``."""
+
+    def __init__(self, node: Node) -> None:
+        """Make the application. Raises: UsageError, if other machines can reach it without a key."""
+        self._settings = settings = node.settings
+        keys = KeyRing.gather(settings.keys_file)
+        if not keys and not is_loopback(settings.host):
+            raise UsageError(
+                f"node.host = {settings.host!r} would let other machines send films by HTTP, and there is no key to "
+                'tell who may. Make one with "chestxray key NAME" and name its file as node.keys_file'
+            )
+        hosts = HostRule(LOOPBACK_NAMES | {settings.host.lower()}, any_address=not is_loopback(settings.host))
+        routes = [
+            Route("/", _status_page(node)),
+            Route("/healthz", _alive),
+            Route("/readyz", _ready(node)),
+            Route("/metrics", _metrics(node.metrics)),
+            Route("/dicom-web/studies", _stow(node), methods=["POST"]),
+            Route("/dicom-web/studies/{study}", _stow(node), methods=["POST"]),
+        ]
+        app = Starlette(
+            routes=routes,
+            middleware=[
+                Middleware(Edge, hosts=hosts, observe=node.metrics.observe),
+                Middleware(ApiKeyMiddleware, keys=keys, open_paths=_OPEN),
+            ],
         )
-    hosts = HostRule(LOOPBACK_NAMES | {settings.host.lower()}, any_address=not is_loopback(settings.host))
-    routes = [
-        Route("/", _status_page(node)),
-        Route("/healthz", _alive),
-        Route("/readyz", _ready(node)),
-        Route("/metrics", _metrics(node.metrics)),
-        Route("/dicom-web/studies", _stow(node), methods=["POST"]),
-        Route("/dicom-web/studies/{study}", _stow(node), methods=["POST"]),
-    ]
-    app = Starlette(
-        routes=routes,
-        middleware=[
-            Middleware(Edge, hosts=hosts, observe=node.metrics.observe),
-            Middleware(ApiKeyMiddleware, keys=keys, open_paths=_OPEN),
-        ],
-    )
-    config = uvicorn.Config(
-        app, host=settings.host, port=settings.http_port, log_config=None, access_log=False, lifespan="off",
-        limit_concurrency=64, timeout_graceful_shutdown=10, **_certificates(settings),
-    )  # fmt: skip
-    return _QuietServer(config), keys
+        self._state = ServerState(
+            app, ConnectionLimits(places=PLACES), lambda _method, _path: False, node.metrics.observe
+        )
+        self._loop = asyncio.new_event_loop()
+        self._stopped = asyncio.Event()
+        self._thread: threading.Thread | None = None
 
+    def start(self) -> int:
+        """Listen, and return the port. Raises: UsageError, if the address cannot be used; SettingsInvalid (TLS)."""
+        settings = self._settings
+        # The key of a request says who calls, so a browser that watches needs no certificate.
+        context = server_context(replace(settings.tls, client_authority=None)) if settings.tls else None
+        listener = listening_socket(settings.host, settings.http_port)
+        self._thread = threading.Thread(target=self._run, args=(listener, context), name="http-door", daemon=True)
+        self._thread.start()
+        return int(listener.getsockname()[1])
 
-def _certificates(settings: NodeSettings) -> dict[str, Any]:
-    if settings.tls is None:
-        return {}
-    return {"ssl_certfile": str(settings.tls.certificate), "ssl_keyfile": str(settings.tls.key)}
+    def stop(self) -> None:
+        """Answer the requests that have arrived, then close every connection."""
+        if self._thread is not None:
+            self._loop.call_soon_threadsafe(self._stopped.set)
+            self._thread.join()
+        self._loop.close()
 
+    def _run(self, listener: socket.socket, context: ssl.SSLContext | None) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._serve(listener, context))
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
 
-class _QuietServer(uvicorn.Server):
-    """A server in its own thread; signals are handled by the node."""
-
-    def install_signal_handlers(self) -> None:
-        """Do nothing: signals are handled by the node."""
-
-    def capture_signals(self) -> Any:
-        """Do nothing: signals are handled by the node."""
-        from contextlib import nullcontext
-
-        return nullcontext()
-
-
-def start_web(server: uvicorn.Server) -> tuple[threading.Thread, int]:
-    """Serve in a thread; return it and the port. Raises: UsageError, if the address cannot be used."""
-    thread = threading.Thread(target=_run, args=(server,), name="http-door", daemon=True)
-    thread.start()
-    while not server.started and thread.is_alive():
-        time.sleep(0.01)
-    if not server.started:
-        raise UsageError(f"{server.config.host}, port {server.config.port}: cannot be listened on. Give another port")
-    return thread, int(server.servers[0].sockets[0].getsockname()[1])
-
-
-def _run(server: uvicorn.Server) -> None:
-    import contextlib
-
-    with contextlib.suppress(SystemExit):  # uvicorn's way to report that the address is taken
-        server.run()
+    async def _serve(self, listener: socket.socket, context: ssl.SSLContext | None) -> None:
+        state, loop = self._state, self._loop
+        seconds = None if context is None else HANDSHAKE_S
+        server = await loop.create_server(
+            lambda: Connection(state), sock=listener, ssl=context, ssl_handshake_timeout=seconds
+        )
+        await self._stopped.wait()
+        state.leaving = True
+        server.close()
+        end = loop.time() + LEAVING_S
+        while (state.connections or state.tasks) and loop.time() < end:
+            for connection in tuple(state.connections):
+                connection.leave()
+            await asyncio.sleep(0.01)
+        for connection in tuple(state.connections):
+            connection.abort()
 
 
 # --------------------------------------------------------------------------- STOW-RS

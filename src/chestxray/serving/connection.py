@@ -425,6 +425,10 @@ class Connection(asyncio.Protocol):
             self._arm_abort(limits.answer_seconds)
             return
         self._lingered = 0
+        if not transport.can_write_eof():  # by TLS, which has no half-close here
+            transport.close()
+            self._arm_abort(limits.answer_seconds)
+            return
         transport.write_eof()
         self.resume()
         # A caller that has sent everything it announced needs only the time in which its next request would arrive.

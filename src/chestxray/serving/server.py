@@ -93,7 +93,7 @@ def prepared(bundle: Path | str, options: ServeOptions) -> Iterator[tuple[FilmSe
         )
     _check_memory()
     opened = open_bundle(folder_of(bundle), options.verify_key)
-    with closing(_listener(options.host, options.port)) as listener:
+    with closing(listening_socket(options.host, options.port)) as listener:
         yield _server(opened, options, keys), listener
 
 
@@ -133,7 +133,7 @@ def _check_memory() -> None:
         )
 
 
-def _listener(host: str, port: int) -> socket.socket:
+def listening_socket(host: str, port: int) -> socket.socket:
     """Open a listening socket. Raises: UsageError, if the address is taken, forbidden or not of this machine."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -148,7 +148,7 @@ def _listener(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             raise UsageError(
-                f"port {port} on {host} is taken. Stop what uses it, or give another --port (0 takes a free one)"
+                f"port {port} on {host} is taken. Stop what uses it, or give another one (0 takes a free one)"
             ) from error
         raise UsageError(f"{host}, port {port}: cannot be listened on ({error})") from error
     return listener
