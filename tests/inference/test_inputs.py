@@ -14,11 +14,11 @@ from PIL import Image
 
 import chestxray
 from chestxray.cli.main import main
-from chestxray.errors import ChestXrayError
+from chestxray.errors import ChestXrayError, FilmTypeInvalid, FilmValueInvalid
 from chestxray.inference.inputs import bytes_of
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Gate, Prediction
-from drawing import encoded, textured
+from drawing import encoded, textured, write_film
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +161,41 @@ def test_a_bad_path_is_an_error_before_anything_runs(
     status, names, out = predicted([str(example), str(tmp_path / given)], capsys)
     assert (status, names) == (1, [])
     assert given in out
+
+
+class FilmAtPath:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __fspath__(self) -> str:
+        return str(self._path)
+
+
+def test_a_path_of_any_kind_and_an_array_of_any_byte_order_are_films(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "film.png", 1)
+    assert bytes_of(FilmAtPath(path)) == (path.read_bytes(), str(path))
+    deep = textured(1).astype(np.uint16) * 257
+    assert bytes_of(deep.astype(">u2")) == bytes_of(deep)
+
+
+def test_what_cannot_be_read_any_more_says_why(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "film.png", 1)
+    with path.open("rb") as closed:
+        pass
+    with pytest.raises(FilmValueInvalid, match="the file cannot be read"):
+        bytes_of(closed)
+    with pytest.raises(FilmValueInvalid, match=r"file.seek\(0\)"):
+        bytes_of(io.BytesIO())
+    with Image.open(path) as picture:
+        pass
+    with pytest.raises(FilmValueInvalid, match="the image cannot be read"):
+        bytes_of(picture)
+    with pytest.raises(IsADirectoryError, match=tmp_path.name):
+        bytes_of(tmp_path)
+
+
+def test_tensors_without_values_of_their_own_are_refused() -> None:
+    torch = pytest.importorskip("torch")
+    for tensor in (torch.zeros(80, 80).to_sparse(), torch.empty(80, 80, device="meta")):
+        with pytest.raises(FilmTypeInvalid, match="sparse tensor"):
+            bytes_of(tensor)

@@ -362,6 +362,8 @@ def read_file(path: Path) -> bytes:
     """
     from chestxray.images.decode import MAX_BYTES
 
+    if path.is_dir():  # opening its descriptor would name a number
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -6,8 +6,9 @@ Pixels are packed as PNG without loss: an array gets the same answer as a PNG fi
 from __future__ import annotations
 
 import io
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,30 +38,52 @@ def bytes_of(film: object) -> tuple[bytes, str]:
     Raises: OSError; FilmTypeInvalid, which is a TypeError, for anything that is no film; FilmValueInvalid, which is a
         ValueError, for pixels out of range.
     """
-    if isinstance(film, str | Path):
-        return read_file(Path(film)), str(film)
+    if isinstance(film, str | os.PathLike):
+        path = Path(film)
+        return read_file(path), str(path)
     if isinstance(film, bytes | bytearray | memoryview):
         return bytes(film), NAMELESS
     if isinstance(film, Image.Image):
-        return _of_image(film), NAMELESS
+        return _of_open_image(film), NAMELESS
     if _is_data_set(film):
         return _of_data_set(film), NAMELESS
     if callable(read := getattr(film, "read", None)):
-        data = read()
-        if isinstance(data, bytes):
-            return data, str(getattr(film, "name", NAMELESS))
-        raise FilmTypeInvalid("the file is open for text; open it with mode 'rb'")
+        return _of_open_file(read), str(getattr(film, "name", NAMELESS))
     if hasattr(film, "__array__") and not isinstance(film, type):
         return _of_array(_as_array(film)), NAMELESS
     raise FilmTypeInvalid(f"a film cannot be a {type(film).__name__}; it may be {_TAKEN}")
 
 
+def _of_open_file(read: Callable[[], object]) -> bytes:
+    try:
+        data = read()
+    except ValueError as error:  # closed, or opened for writing
+        raise FilmValueInvalid(f"the file cannot be read ({error}). Open it with mode 'rb'") from error
+    if not isinstance(data, bytes):
+        raise FilmTypeInvalid("the file is open for text; open it with mode 'rb'")
+    if not data:
+        raise FilmValueInvalid("the file holds nothing from its position on. Go to its beginning: file.seek(0)")
+    return data
+
+
+def _of_open_image(image: Image.Image) -> bytes:
+    try:
+        image.load()
+    except (ValueError, AttributeError, AssertionError) as error:  # closed before its pixels were read
+        raise FilmValueInvalid("the image cannot be read: it was closed. Open it again") from error
+    return _of_image(image)
+
+
 def _as_array(film: Any) -> np.ndarray[Any, Any]:
     torch = sys.modules.get("torch")  # a caller with a tensor has imported torch already
     if torch is not None and isinstance(film, torch.Tensor):
+        if film.layout != torch.strided or film.is_meta:
+            raise FilmTypeInvalid("a film cannot be a sparse tensor or one without values; give film.to_dense()")
         film = film.detach().cpu()
         film = film.float() if film.dtype in {torch.bfloat16, torch.float16} else film
     array = np.asarray(film)
+    if array.dtype.byteorder not in "=|":  # as a file of another kind of computer holds it
+        array = array.astype(array.dtype.newbyteorder("="))
     if array.ndim == _COLOUR and array.shape[-1] not in _CHANNELS and array.shape[0] in _CHANNELS:
         array = np.moveaxis(array, 0, -1)  # channels first, as in torch
     if array.ndim == _COLOUR and array.shape[-1] == 1:
