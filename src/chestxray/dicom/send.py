@@ -345,6 +345,10 @@ def asked_of(destination: Destination, ask: Callable[[], Any]) -> Any:
         return ask()
     except requests.HTTPError as error:
         status = "an error" if error.response is None else f"status {error.response.status_code}"
-        raise PeerError(f"destination {destination.name}: the server answered with {status}") from None
+        raise PeerError(
+            f"destination {destination.name}: the server answered with {status}. Check url, and the credentials"
+        ) from None
     except (requests.RequestException, OSError) as error:
-        raise PeerError(f"destination {destination.name}: not reached ({type(error).__name__})") from None
+        raise PeerError(
+            f"destination {destination.name}: not reached ({type(error).__name__}). Check url and authority"
+        ) from None
