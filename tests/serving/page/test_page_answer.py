@@ -34,6 +34,7 @@ def test_the_operating_point_is_switched_without_asking_again(
     page.on("request", lambda request: asked.append(request.url))
     distinct = {point.threshold: point for point in reversed(predictor.info.operating_points)}
     expect(page.locator("input[name=point]")).to_have_count(len(distinct))
+    page.get_by_text("Sensitivity, specificity, model").click()  # folded in a window of this height
     for point in distinct.values():
         page.locator(f"input[name=point][value='{point.name}']").check()
         expect_answer_for(page, predictor, film_path.read_bytes(), point.name)
