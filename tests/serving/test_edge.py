@@ -9,6 +9,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -258,6 +259,23 @@ def test_new_idle_connections_reset_no_upload(predictor: Predictor, film: bytes)
             assert upload.recv(65536).startswith(b"HTTP/1.1 200 ")
         for each in idle:
             each.close()
+
+
+def test_new_connections_cost_no_refused_caller_its_answer(predictor: Predictor) -> None:
+    """Reset while it still sends, many a caller never reads what it was told."""
+    size = 2**20
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
+    with running(predictor, connections=ConnectionLimits(places=20)) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as upload, ExitStack() as idle:
+            upload.sendall(head % size + bytes(size // 2))
+            upload.recv(1, socket.MSG_PEEK)  # it has been answered
+            for _ in range(60):
+                idle.enter_context(socket.create_connection((host, int(port)), timeout=60))
+            httpx.get(f"{address}/healthz", timeout=60)  # those before it have been accepted
+            for _ in range(16):
+                upload.sendall(bytes(size // 32))
+            assert upload.recv(65536).startswith(b"HTTP/1.1 415 ")
 
 
 def with_room_for_two(

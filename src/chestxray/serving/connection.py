@@ -146,7 +146,8 @@ class Connection(asyncio.Protocol):
 
     Attributes:
         worth: by which connections are compared when one has to make room: who has a body under way is worth most, then
-            who has a head, then who has asked before; among equals, who brought something last.
+            who has a head or was answered early and still sends, then who has asked before, and least who has been
+            answered for good; among equals, who brought something last.
     """
 
     def __init__(self, state: ServerState) -> None:
@@ -170,6 +171,7 @@ class Connection(asyncio.Protocol):
         self._in_a_body = False  # a fault was found inside a body
         self._last_word = False  # the caller announced that it will send nothing more
         self._lingered: int | None = None  # bytes received after the last answer; None before the last answer
+        self._still_sends = False  # the last answer was given before its request had arrived whole
         self._eof = False
         self._paused = False
         self._writable: asyncio.Event | None = None
@@ -214,6 +216,9 @@ class Connection(asyncio.Protocol):
             self._lingered += len(data)
             if self._lingered > self.state.limits.linger_bytes:
                 self.abort()
+            elif self._still_sends and self._sent_whole():
+                self._still_sends = False
+                self._arm_abort(SHORT_LINGER)
             return
         if self._deaf:
             return
@@ -432,8 +437,13 @@ class Connection(asyncio.Protocol):
         transport.write_eof()
         self.resume()
         # A caller that has sent everything it announced needs only the time in which its next request would arrive.
-        patient = self._arriving is not None or self._in_a_body
-        self._arm_abort(limits.linger_seconds if patient and not self.state.leaving else SHORT_LINGER)
+        self._still_sends = self._arriving is not None or self._in_a_body
+        self._arm_abort(limits.linger_seconds if self._still_sends and not self.state.leaving else SHORT_LINGER)
+
+    def _sent_whole(self) -> bool:
+        """Check whether a body that was answered early has come to its announced end since."""
+        due = None if self._arriving is None else self._arriving.due
+        return due is not None and self._lingered is not None and self._lingered >= due
 
     # ------------------------------------------------------------------ for whoever answers
 
@@ -499,13 +509,13 @@ class Connection(asyncio.Protocol):
     def worth(self) -> tuple[int, float]:
         """Rank of this connection among others when one must make room; see the class."""
         if self._lingered is not None:
-            rank = 0
+            rank = 3 if self._still_sends else 0
         elif self._arriving is not None:
-            rank = 4 if self._body_bytes else 3
+            rank = 5 if self._body_bytes else 4
         elif self._begun:
-            rank = 2
+            rank = 3
         else:
-            rank = 1 if self._asked else 0
+            rank = 2 if self._asked else 1
         return rank, self._last
 
     def _pause_where_due(self) -> None:
