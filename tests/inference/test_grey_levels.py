@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 import chestxray
-from chestxray.images.quality import MIN_DETAIL, detail_of
+from chestxray.images.quality import MIN_DETAIL, detail_of, objection_to_levels, objection_to_lines
 from chestxray.inference.predictor import Predictor, label_at
 from chestxray.schema import Prediction
 from drawing import encoded
@@ -151,6 +151,52 @@ def test_blurred_real_films_are_refused_and_sharp_ones_are_not(real_films: Path)
             film = grey_of(path)
             assert detail_of(film) > 3 * MIN_DETAIL, path
             assert detail_of(blurred(film, 0.02)) < MIN_DETAIL, path
+
+
+@pytest.mark.parametrize("centre", [300, 500, 700])
+def test_a_sigmoid_window_that_does_not_fit_is_refused(model: Predictor, drawn: Sequence[Grey], centre: int) -> None:
+    for film in drawn:
+        values = film * 16.0
+        shown = np.rint(65535 / (1 + np.exp(-4 * (values - centre) / 1000))).astype(np.uint16)
+        assert "its grey levels are" in model(encoded(shown)).gate.reason
+
+
+def test_many_defective_pixels_are_refused_and_a_few_leave_the_label(model: Predictor, drawn: Sequence[Grey]) -> None:
+    rng = np.random.default_rng(3)
+    for film in drawn:
+        for share in (0.0002, 0.001, 0.005, 0.02, 0.04):
+            levels = np.uint16(film) * 16
+            levels.ravel()[rng.choice(film.size, round(share * film.size), replace=False)] = 65535
+            answer = model(encoded(levels))
+            assert_stable(model, model(encoded(film)), answer)
+            if share >= 0.02:
+                assert "its grey levels are crowded" in answer.gate.reason
+
+
+@pytest.mark.parametrize("edge", [0, 1, 2, 3])
+def test_a_film_of_which_a_part_never_arrived_is_refused(model: Predictor, drawn: Sequence[Grey], edge: int) -> None:
+    for film in drawn:
+        turned = np.rot90(film, edge).copy()
+        kept = len(turned) * 9 // 10
+        turned[kept:] = turned[kept - 1]
+        assert "it is incomplete" in model(encoded(np.rot90(turned, -edge))).gate.reason
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_a_film_whose_lines_are_displaced_is_refused(model: Predictor, drawn: Sequence[Grey], columns: bool) -> None:
+    for film in drawn:
+        lines = (film.T if columns else film).copy()
+        lines[1::2] = np.roll(lines[1::2], 24, axis=1)
+        reason = model(encoded(lines.T if columns else lines)).gate.reason
+        assert f"every other {'column' if columns else 'row'} of it is displaced" in reason
+
+
+@pytest.mark.real_films
+def test_no_real_film_is_crowded_or_damaged(real_films: Path) -> None:
+    for name in ("NORMAL", "PNEUMONIA"):
+        for path in sorted((real_films / "chest_xray" / "train" / name).iterdir())[::20]:
+            film = grey_of(path)
+            assert objection_to_levels(film) == objection_to_lines(film) == "", path
 
 
 @pytest.mark.parametrize("offset", [0, 2**15])

@@ -19,6 +19,10 @@ from chestxray.schema import Levels, Preprocessing, Resize
 WHITE: Final = 255
 MARGIN: Final = 10  # a tenth of each side, where collimators, markers and the air beside the patient are
 DARKEST: Final = 0.01  # fraction of the film's middle that becomes black, and the same fraction white
+# Times the range from the darkest to the brightest hundredth: what is brighter is a defective pixel. In the published
+# films that range is 85 levels or more and ends at 131 or above, so none of their 256 levels would be one.
+DEFECT: Final = 2.5
+LOOKED_AT: Final = 512  # rows and columns at most, to find that range
 RANKED: Final = 0.7  # weight of the rank in an equalised film's level; the rest is the level itself
 
 
@@ -50,7 +54,7 @@ def resample(
         frame: position of the film within ``pixels``, as in the radiograph; None if it fills them.
         levels: how the grey levels are mapped.
     """
-    image = Image.fromarray(pixels.astype(np.float32))
+    image = Image.fromarray(_without_defects(pixels).astype(np.float32))
     frame = frame or (0, 0, image.width, image.height)
     if resize is Resize.LETTERBOX:
         scaled, shown = _letterboxed(image, height, width, frame)
@@ -67,6 +71,31 @@ def resample(
     plane = np.zeros(exact.shape, np.uint8)
     plane[upper:lower, left:right] = film
     return plane
+
+
+def _without_defects(pixels: Pixels) -> Pixels:
+    """Replace defective pixels of a deep film, which are far brighter than its levels, by the darker of two neighbours.
+
+    Averaged with others while the film is scaled, one that is sixteen times as bright would outshine them all. What is
+    as bright over several pixels, such as a marker of metal, only loses its edge.
+
+    Args:
+        pixels: shape (h, w); uint8 is returned as it is, since nothing in it can be far above the levels.
+
+    Returns: the same array, or a changed copy.
+    """
+    if pixels.dtype == np.uint8:
+        return pixels
+    height, width = pixels.shape
+    step = max(1, height // LOOKED_AT, width // LOOKED_AT)
+    low, high = np.quantile(pixels[::step, ::step], (DARKEST, 1 - DARKEST))
+    rows, columns = np.nonzero(pixels > low + DEFECT * max(1.0, high - low))
+    if not len(rows):
+        return pixels
+    healed = pixels.copy()
+    before, after = np.where(columns > 0, columns - 1, 1), np.where(columns < width - 1, columns + 1, width - 2)
+    healed[rows, columns] = np.minimum(pixels[rows, before], pixels[rows, after])
+    return healed
 
 
 def levelled(exact: Float32Array | UInt8Array, levels: Levels) -> UInt8Array:
