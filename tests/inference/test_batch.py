@@ -94,7 +94,7 @@ def test_a_film_that_fails_is_a_row_with_a_reason_that_names_no_file(bundle: Pat
     readable = " or ".join((", ".join(one.name for one in FORMATS[:-1]), FORMATS[-1].name))
     assert [row["reason"] for row in failed] == [
         "cannot be opened (No such file or directory)",
-        "cannot be opened (Is a directory)",
+        "cannot be opened (is a folder)",
         f"not a {readable} file (the file is empty)",
         "the JPEG file ends before its picture does. Copy it again",
     ]
