@@ -28,7 +28,6 @@ from chestxray.images.raster import page_of
 from chestxray.schema import Levels, Preprocessing, Resize, Verdict
 from drawing import encoded, gradient, png_claiming, textured
 
-EXAMPLES = Path(__file__).parents[2] / "src" / "chestxray" / "serving" / "page" / "examples"
 GREY = gradient()
 WIDE = np.linspace(0, 65535, GREY.size, dtype=np.uint16).reshape(GREY.shape)
 RGB = np.stack([GREY] * 3, axis=-1)
@@ -325,7 +324,7 @@ FAULTS = {
 
 
 def test_a_heic_is_the_film_that_it_was_made_of() -> None:
-    with Image.open(EXAMPLES / "clear.jpg") as picture:
+    with Image.open(Path(__file__).parent / "synthetic.jpg") as picture:
         original = np.asarray(picture.convert("L").resize((192, 192))).astype(int)
     film = decode(HEIC, "film.heic")
     assert (film.width, film.height, film.channels, film.bit_depth, film.coloured) == (192, 192, 1, 8, 0.0)
