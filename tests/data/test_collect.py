@@ -316,6 +316,21 @@ def test_what_cannot_be_followed_in_a_folder_is_said(tmp_path: Path) -> None:
         collect(tmp_path / "DICOMDIR")
 
 
+def test_a_folder_that_cannot_be_listed_is_said_whoever_asks(tmp_path: Path) -> None:
+    for seed, name in enumerate(("NORMAL/n0.png", "PNEUMONIA/p0.png")):
+        write_film(tmp_path / name, seed)
+    inside = os.open(tmp_path / "NORMAL", os.O_RDONLY)
+    for _ in range(25):  # deeper than a path may be long
+        os.mkdir("d" * 200, dir_fd=inside)
+        below = os.open("d" * 200, os.O_RDONLY, dir_fd=inside)
+        os.close(inside)
+        inside = below
+    os.close(inside)
+    found = survey(tmp_path)
+    assert len(found.films) == 2
+    assert "1 left out, File name too long" in " ".join(found.notes)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
 def test_a_folder_that_may_not_be_read_is_said(tmp_path: Path) -> None:
     for seed, name in enumerate(("NORMAL/n0.png", "PNEUMONIA/p0.png", "COVID/c0.png")):

@@ -25,6 +25,8 @@ MAX_PIXELS: Final = 64_000_000  # rows x columns x frames x samples; the largest
 # colour coarsely, so greyscale films saved as RGB drift by a few levels.
 COLOUR_SPREAD: Final = 24
 
+LOOKED_AT: Final = 512  # rows and columns at most: enough to measure fractions of pixels
+
 
 @dataclass(frozen=True, slots=True)
 class Radiograph:
@@ -76,6 +78,16 @@ def check_pixels(source: str, width: int, height: int, samples: int = 1, frames:
         raise FilmTooLarge(
             f"{source}: {width} x {height} pixels{by}; the limit is {MAX_PIXELS:,} in all. Export a smaller copy"
         )
+
+
+def sampling_step(pixels: Pixels) -> int:
+    """Return the step at which a film's rows and columns are looked at: about ``LOOKED_AT`` of its longer side.
+
+    Args:
+        pixels: shape (h, w).
+    """
+    height, width = pixels.shape
+    return max(1, int(height) // LOOKED_AT, int(width) // LOOKED_AT)
 
 
 def grey_of_colour(colour: UInt8Array) -> tuple[UInt8Array, float]:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from chestxray.arrays import Float32Array, UInt8Array
-from chestxray.images import FrameBox, Pixels
+from chestxray.images import FrameBox, Pixels, sampling_step
 from chestxray.images.decode import decode
 from chestxray.schema import Levels, Preprocessing, Resize
 
@@ -22,7 +22,6 @@ DARKEST: Final = 0.01  # fraction of the film's middle that becomes black, and t
 # Times the range from the darkest to the brightest hundredth: what is brighter is a defective pixel. In the published
 # films that range is 85 levels or more and ends at 131 or above, so none of their 256 levels would be one.
 DEFECT: Final = 2.5
-LOOKED_AT: Final = 512  # rows and columns at most, to find that range
 RANKED: Final = 0.7  # weight of the rank in an equalised film's level; the rest is the level itself
 
 
@@ -86,8 +85,7 @@ def _without_defects(pixels: Pixels) -> Pixels:
     """
     if pixels.dtype == np.uint8:
         return pixels
-    height, width = pixels.shape
-    step = max(1, height // LOOKED_AT, width // LOOKED_AT)
+    width, step = pixels.shape[1], sampling_step(pixels)
     low, high = np.quantile(pixels[::step, ::step], (DARKEST, 1 - DARKEST))
     rows, columns = np.nonzero(pixels > low + DEFECT * max(1.0, high - low))
     if not len(rows):

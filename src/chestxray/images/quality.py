@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from chestxray.arrays import Float64Array, Int64Array
-from chestxray.images.decode import Pixels, Radiograph
+from chestxray.images import LOOKED_AT, Pixels, Radiograph, sampling_step
 from chestxray.schema import Verdict
 
 MAX_COLOURED: Final = 0.05  # fraction of pixels; a coloured annotation on a greyscale film stays below it
@@ -91,7 +91,6 @@ MIN_LEVELS: Final = 32
 SHADES: Final = 64
 MIN_SHADES: Final = 14.0
 MARGIN: Final = 10  # a tenth of each side
-LOOKED_AT: Final = 512  # rows and columns at most: enough to measure fractions of pixels
 FEWEST_BRIGHT: Final = 1 / 3  # of the range from black to white, which every published film spans
 
 # Mean of the film's middle less that of its dark parts, in grey levels, -1 to 1. All 5,216 published training films are
@@ -166,8 +165,7 @@ def _white_of(pixels: Pixels) -> int:
     """
     if pixels.dtype == np.uint8:
         return WHITE
-    height, width = pixels.shape
-    step = max(1, height // LOOKED_AT, width // LOOKED_AT)
+    step = sampling_step(pixels)
     brightest = int(np.quantile(pixels[::step, ::step], 1.0 - DEFECTIVE, method="lower"))
     return int((1 << max(brightest.bit_length(), WHITE.bit_length())) - 1)
 
@@ -180,7 +178,7 @@ def _is_raised(pixels: Pixels) -> bool:
     height, width = pixels.shape
     if pixels.dtype == np.uint8 or min(height, width) < MIN_FILM_SIDE:
         return False
-    step = max(1, height // LOOKED_AT, width // LOOKED_AT)
+    step = sampling_step(pixels)
     looked_at = pixels[::step, ::step].astype(np.float32)
     low, high = np.quantile(looked_at, (DEFECTIVE, 1.0 - DEFECTIVE))
     levels = looked_at.clip(low, high) - low
@@ -290,7 +288,7 @@ def objection_to_levels(pixels: Pixels) -> str:
         pixels: shape (h, w), uint8 or uint16.
     """
     height, width = pixels.shape
-    step = max(1, height // LOOKED_AT, width // LOOKED_AT)
+    step = sampling_step(pixels)
     rows, columns = height // MARGIN, width // MARGIN
     counts = counts_of(pixels[rows : height - rows : step, columns : width - columns : step])
     occur = np.flatnonzero(counts)

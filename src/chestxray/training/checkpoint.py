@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from torch import Tensor
 from chestxray.arrays import Float32Array
 from chestxray.data.pack import Pack
 from chestxray.errors import OutputUnwritable, RunInvalid
-from chestxray.files import write_atomically
+from chestxray.files import sync, write_atomically
 from chestxray.progress import Log
 from chestxray.schema import Preprocessing
 from chestxray.training.config import Recipe, every_field
@@ -223,7 +222,7 @@ class CheckpointFolder:
         with writing(self.folder):
             write_atomically(self.folder / f"{name}.safetensors", data)
             write_atomically(self.folder / f"{name}.json", text)
-            _sync(self.folder)
+            sync(self.folder)
             self._remove_all_but(sorted({*numbers, max(numbers, default=0) + 1})[-KEPT:])
 
     def latest(self, log: Log) -> Checkpoint | None:
@@ -286,12 +285,3 @@ def writing(folder: Path) -> Iterator[None]:
             f"{error.filename or folder}: cannot be written ({error.strerror or error}). "
             "Make room or give another folder; the same command then goes on from the last checkpoint"
         ) from error
-
-
-def _sync(folder: Path) -> None:
-    """Sync a folder, so that the renames in it survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
