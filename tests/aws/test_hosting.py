@@ -14,11 +14,11 @@ from typing import Any
 import boto3
 import pytest
 
-from chestxray.aws import images, roles, transform, waiting
+from chestxray.aws import images, jobs, roles, waiting
 from chestxray.aws.deploy import parse_ttl
 from chestxray.aws.images import repository_arn, training_image
+from chestxray.aws.jobs import PAYLOAD_MB
 from chestxray.aws.session import Cloud, Names, connect
-from chestxray.aws.transform import PAYLOAD_MB
 from chestxray.errors import CloudError, UsageError
 from chestxray.inference.predictor import Predictor
 from chestxray.metrics.scores import COLUMNS, read_score_file
@@ -185,9 +185,9 @@ def test_what_a_service_says_while_a_new_role_spreads_is_asked_again(
     other = ("--split-seed", len(message))  # another job each time
     begun = told(capsys, "aws", "train", "s3://films/set", "--instance", "ml.m5.large", "--no-wait", *other)
     assert begun["did"] == "create", begun
-    order = transform.TransformOrder("s3://films/set", "no-such-model", "ml.m5.large", "validate-x", 1)
+    order = jobs.TransformOrder("s3://films/set", "no-such-model", "ml.m5.large", "validate-x", 1)
     with connect_to(NAMES) as cloud, pytest.raises(CloudError, match="Could not find Model"):
-        transform.run(cloud, NAMES, order, print)  # by then the three refusals are over
+        jobs.run_transform(cloud, NAMES, order, print)  # by then the three refusals are over
     assert service.faults["CreateTransformJob"] == []
     boto3.client("sagemaker").stop_training_job(TrainingJobName=begun["job"])
     s3.delete_object(Bucket="films", Key="set/NORMAL/a.png")
@@ -376,7 +376,7 @@ def test_the_image_installs_what_the_package_declares() -> None:
 
 def test_the_image_holds_the_page_and_no_training() -> None:
     names = set(images.context())
-    assert {"chestxray/aws/Dockerfile", "chestxray/serving/page/index.html", "chestxray/cli/main.py"} <= names
+    assert {"chestxray/aws/Dockerfile", "chestxray/serving/page/index.html", "chestxray/cli/__init__.py"} <= names
     assert not [name for name in names if name.startswith("chestxray/training/") or name.endswith(".pyc")]
     assert images.image_of(NAMES) == images.image_of(NAMES)
 
@@ -415,7 +415,7 @@ def test_films_that_got_no_prediction_are_rows_with_a_reason(tmp_path: Path, bun
         for name, verdict in verdicts.items()
     ]
     table = tmp_path / "scores.csv"
-    threshold = transform.write_scores(films, transform.Transformed(answers, "validate-x", "create"), table)
+    threshold = jobs.write_transform_scores(films, jobs.Transformed(answers, "validate-x", "create"), table)
     assert threshold == answer.threshold
     with table.open(newline="") as file:
         rows = {row["path"].removeprefix(f"{address}/"): row for row in csv.DictReader(file, strict=True)}
@@ -426,7 +426,7 @@ def test_films_that_got_no_prediction_are_rows_with_a_reason(tmp_path: Path, bun
     assert reasons == {
         "b.jpeg": "is no film",
         "c.jpeg": "unreadable: is text",
-        "d.jpeg": transform.NO_ANSWER,
+        "d.jpeg": jobs.NO_ANSWER,
         "e.jpeg": "answered with '?'",
     }
     assert len(read_score_file(table).table.paths) == 1

@@ -16,7 +16,7 @@ from typing import Any
 import boto3
 import pytest
 
-from chestxray.aws import training_job, waiting
+from chestxray.aws import jobs, waiting
 from chestxray.aws.session import Names
 from chestxray.aws.training_entry import check_gpu, job_arguments
 from chestxray.errors import JobFailed
@@ -253,7 +253,7 @@ def test_our_entry_trains_in_a_container_without_the_toolkit(
 def test_a_spot_job_waits_no_longer_than_an_account_may_ask_for() -> None:
     names = Names("chestxray", ACCOUNT, "us-east-1")
     for hours, wait in ((1.0, 2 * 3600), (120.0, 120 * 3600)):
-        order = training_job.TrainingOrder({"training": "s3://a/b"}, "", "x", spot=True, max_hours=hours)
-        job = training_job.PreparedJob(order, "train-1", b"", "sources/1", 1)
-        stopping = training_job.training_request(names, job, "train-1", "role")["StoppingCondition"]
+        order = jobs.TrainingOrder({"training": "s3://a/b"}, "", "x", spot=True, max_hours=hours)
+        job = jobs.PreparedJob(order, "train-1", b"", "sources/1", 1)
+        stopping = jobs.training_request(names, job, "train-1", "role")["StoppingCondition"]
         assert stopping == {"MaxRuntimeInSeconds": round(hours * 3600), "MaxWaitTimeInSeconds": wait}

@@ -80,7 +80,7 @@ def test_help_lists_the_verbs_in_the_order_of_the_pipeline(chestxray: Run) -> No
     "verb", [verb for verb in VERBS if verb != "dicom"]
 )  # a group, whose verbs have their own tests
 def test_every_verb_and_every_option_has_help_and_json(chestxray: Run, verb: str) -> None:
-    from chestxray.cli.main import chestxray_group
+    from chestxray.cli import chestxray_group
 
     outcome = chestxray(verb, "--help")
     assert outcome.status == 0

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sklearn.metrics import roc_auc_score
 
 import chestxray
-from chestxray.cli.main import main
+from chestxray.cli import main
 from chestxray.data.audit import Audit, audit
 from chestxray.data.overlap import overlap
 from chestxray.data.report import write_audit

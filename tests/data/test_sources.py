@@ -44,7 +44,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def store(address: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A bucket with films, and boto3 pointed at it."""
-    for name, value in {**live_moto.CREDENTIALS, sources.ENDPOINT_VARIABLE: address}.items():
+    for name, value in {**live_moto.CREDENTIALS, sources.S3_ENDPOINT_VARIABLE: address}.items():
         monkeypatch.setenv(name, value)
     sources.client.cache_clear()
     client = boto3.client("s3")
@@ -93,7 +93,7 @@ def test_more_objects_than_fit_one_page_are_all_listed(store: Any, monkeypatch: 
 def test_the_verbs_go_from_a_store_to_a_pack(
     store: Any, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(sources.ENDPOINT_VARIABLE, "http://127.0.0.1:9")  # the option has to win
+    monkeypatch.setenv(sources.S3_ENDPOINT_VARIABLE, "http://127.0.0.1:9")  # the option has to win
     sources.client.cache_clear()
     at = ["--endpoint-url", address]
     for arguments in (

@@ -33,7 +33,7 @@ from chestxray.evaluation.report import (
 )
 from chestxray.metrics.calibration import choose_operating_points
 from chestxray.metrics.comparison import ORIGINAL, Rival
-from chestxray.metrics.conformal import conformal_rule
+from chestxray.metrics.decision import conformal_rule
 from chestxray.metrics.intervals import Interval
 from chestxray.metrics.metrics import auroc
 from chestxray.metrics.scores import ScoreTable

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import chestxray
-from chestxray.cli.main import main
+from chestxray.cli import main
 from chestxray.errors import ChestXrayError, FilmTypeInvalid, FilmValueInvalid
 from chestxray.inference.inputs import bytes_of
 from chestxray.inference.predictor import Predictor

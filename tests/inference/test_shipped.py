@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import chestxray
-from chestxray.data.training_films import TRAINING_FILMS, TrainingFilms
+from chestxray.data.dedup import TRAINING_FILMS, TrainingFilms
 from chestxray.errors import BundleInvalid
 from chestxray.images.shifts import EXCHANGES, SHIFTS
 from chestxray.inference.bundle import BUNDLES, DEFAULT, Bundle, folder_of, shipped_bundles

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 import live_moto
-from chestxray.cli.main import chestxray_group
+from chestxray.cli import chestxray_group
 from chestxray.inference.bundle import folder_of
 from chestxray.synthetic.dataset import SyntheticSettings, write_synthetic_films
 from dicoms import native

@@ -78,7 +78,7 @@ def test_every_name_that_it_uses_is_public() -> None:
 
 
 def test_every_command_that_it_names_exists() -> None:
-    from chestxray.cli.main import chestxray_group
+    from chestxray.cli import chestxray_group
 
     text = "\n".join(cell.source for cell in TEXT)
     verbs = set(re.findall(r"\bchestxray ([a-z]+)", text))

@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from chestxray.cli.main import chestxray_group
+from chestxray.cli import chestxray_group
 from chestxray.schema import NOTICE
 from driving import CHROMIUM, DESKTOP, FLAGS, PHONE
 from pages import ROOT, pages

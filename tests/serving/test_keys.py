@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import live_service
-from chestxray.cli.main import chestxray_group
+from chestxray.cli import chestxray_group
 from chestxray.errors import UsageError
 from chestxray.inference.predictor import Predictor
 from chestxray.serving.security import VARIABLE, FailedAttempts, HostRule, KeyRing, new_key

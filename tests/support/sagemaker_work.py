@@ -22,7 +22,7 @@ from typing import Any, Final
 import boto3
 
 from chestxray.aws import images
-from chestxray.aws.training_job import TOOLKIT
+from chestxray.aws.jobs import TOOLKIT
 from chestxray.errors import FilmError
 from chestxray.inference.predictor import Predictor
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chestxray.cli.main import main
+from chestxray.cli import main
 from chestxray.data.audit import audit
 from chestxray.data.overlap import overlap
 from chestxray.data.pack import Pack

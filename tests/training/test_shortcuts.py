@@ -99,7 +99,7 @@ def test_a_draw_against_shortcuts_is_as_often_as_its_chance_asks_for() -> None:
 
 
 def test_a_common_scale_cancels_gain_and_offset() -> None:
-    from chestxray.training.networks.layers import on_one_scale
+    from chestxray.training.networks import on_one_scale
 
     planes, _ = films(marked=True, seed=4)
     film = torch.from_numpy(planes[:3, None]).float() / 255

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from chestxray import __version__
 from chestxray.aws import stacks
 from chestxray.aws.archives import package_files, zipped
 from chestxray.aws.plan import CODEBUILD_MINUTE, PlanItem
@@ -20,7 +21,6 @@ from chestxray.aws.storage import ensure_bucket, put_bytes
 from chestxray.aws.waiting import last_state
 from chestxray.errors import JobFailed, UsageError
 from chestxray.progress import Log
-from chestxray.version import __version__
 
 # Source: AWS Deep Learning Containers, "Available images", region table (July 2026); the SageMaker Python SDK's
 # image_uri_config has the same accounts.

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
+from chestxray import __version__
 from chestxray.errors import (
     CloudError,
     CloudForeign,
@@ -26,11 +27,10 @@ from chestxray.errors import (
     QuotaReached,
     UsageError,
 )
-from chestxray.version import __version__
 
 Response = TypeVar("Response")
 
-DEFAULT: Final = "chestxray"
+DEFAULT_DEPLOYMENT: Final = "chestxray"
 DEPLOYMENT_TAG: Final = "chestxray:deployment"
 VERSION_TAG: Final = "chestxray:version"
 
@@ -178,7 +178,7 @@ class Rules:
         return tuple(filter(None, (self.role, self.kms_key, *self.subnets, *self.security_groups)))
 
 
-ENDPOINT_VARIABLE: Final = "AWS_ENDPOINT_URL"  # read by boto3, which reads AWS_ENDPOINT_URL_<SERVICE> first
+AWS_ENDPOINT_VARIABLE: Final = "AWS_ENDPOINT_URL"  # read by boto3, which reads AWS_ENDPOINT_URL_<SERVICE> first
 REGION_VARIABLES: Final = ("AWS_REGION", "AWS_DEFAULT_REGION")
 PARTITION: Final = "aws"  # the partition for which names, policies and addresses are written
 ATTEMPTS: Final = 6  # the first attempt and five more, at growing intervals
@@ -205,7 +205,7 @@ _REMEDIES: Final[Mapping[type[CloudError], str]] = {
     CredentialsExpired: 'Sign in again ("aws sso login", or new keys) and repeat the command',
     CredentialsMissing: "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to valid keys, or give --profile",
     QuotaReached: "Ask for more under Service Quotas in the AWS console, or choose another --instance",
-    CloudUnreachable: f"Check the network, the --region, and {ENDPOINT_VARIABLE} if it is set",
+    CloudUnreachable: f"Check the network, the --region, and {AWS_ENDPOINT_VARIABLE} if it is set",
 }
 
 

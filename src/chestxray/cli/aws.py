@@ -10,9 +10,19 @@ import click
 
 from chestxray.aws.session import DEPLOYMENT_TAG
 from chestxray.cli.aws_models import deploy, train, validate
-from chestxray.cli.aws_options import AwsContext, aws_options, boundary_option, is_typed, rules_options, template_option
 from chestxray.cli.console import columns, table
-from chestxray.cli.options import BUNDLE_VARIABLE, PATH, InOrder, complete_bundle
+from chestxray.cli.options import (
+    BUNDLE_VARIABLE,
+    PATH,
+    AwsContext,
+    InOrder,
+    aws_options,
+    boundary_option,
+    complete_bundle,
+    is_typed,
+    rules_options,
+    template_option,
+)
 from chestxray.errors import UsageError
 from chestxray.files import json_values
 from chestxray.inference.bundle import DEFAULT, folder_of

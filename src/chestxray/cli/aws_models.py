@@ -12,17 +12,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from chestxray.cli.aws_options import AwsContext, aws_options, rules_options, template_option
 from chestxray.cli.evaluate import assessment_text, command_line
-from chestxray.cli.options import PATH, Size, out_option, recipe_options, workers_option
+from chestxray.cli.options import (
+    PATH,
+    AwsContext,
+    Size,
+    aws_options,
+    out_option,
+    recipe_options,
+    rules_options,
+    template_option,
+    workers_option,
+)
 from chestxray.data.sources import OWNER_VARIABLE, split_address
 from chestxray.errors import CloudUnreachable, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from chestxray.aws.training_job import StartedJob, TrainingOrder
-    from chestxray.aws.transform import Transformed
+    from chestxray.aws.jobs import StartedJob, TrainingOrder, Transformed
 
 MACHINE: Final = ("instance", "instances", "processes", "image", "spot", "max_hours")  # fields of a TrainingOrder
 OF_THE_JOB: Final = ("size", "split_seed", "checkpoint_every")  # hyperparameters of the job beside the recipe
@@ -81,7 +89,7 @@ def train(
     same command again follows the job while it runs, and tells its result once it is finished. Ctrl-C leaves it
     running.
     """
-    from chestxray.aws import training_job
+    from chestxray.aws import jobs
 
     if source_only is not None and pipeline_step:
         raise UsageError("--source-only and --pipeline-step contradict each other. Give one of them")
@@ -90,19 +98,19 @@ def train(
     if source_only is not None:
         _write_source(context, wanted, source_only)
         return
-    job = training_job.prepare(context.cloud, context.names, wanted)
+    job = jobs.prepare_training(context.cloud, context.names, wanted)
     if not context.go_ahead(job.plan(context.names)):
         return
     if pipeline_step:
-        click.echo(json.dumps(training_job.pipeline_step(context.cloud, context.names, job), indent=2))
+        click.echo(json.dumps(jobs.pipeline_step(context.cloud, context.names, job), indent=2))
         return
-    begun = training_job.begin(context.cloud, context.names, job)
+    begun = jobs.begin_training(context.cloud, context.names, job)
     if begun.did == "keep":
         context.console.log(f"{begun.name}: this very job was there already; nothing was created")
     if wait:
         _follow_training(context, begun)
     else:
-        status = training_job.status_of(context.cloud, begun.name)
+        status = jobs.status_of(context.cloud, begun.name)
         document = {"job": begun.name, "did": begun.did, "status": status}
         context.console.result(document, f"{begun.name}: {status}. {_how_to_stop(begun.name)}")
 
@@ -115,7 +123,7 @@ def _training_order(
     Args:
         given: the values of MACHINE, of OF_THE_JOB, and changes of the recipe, by option.
     """
-    from chestxray.aws.training_job import TrainingOrder
+    from chestxray.aws.jobs import TrainingOrder
     from chestxray.training.config import recipe_of
 
     changes = {name: value for name, value in given.items() if name not in (*MACHINE, *OF_THE_JOB)}
@@ -136,7 +144,7 @@ def _training_order(
 def _write_source(context: AwsContext, wanted: TrainingOrder, folder: Path) -> None:
     """Write the source folder of --source-only, and tell how to use it."""
     from chestxray.aws.archives import ENTRY
-    from chestxray.aws.training_job import write_source
+    from chestxray.aws.jobs import write_source
 
     names = write_source(wanted, folder)
     document = {"source": folder, "entry": ENTRY, "hyperparameters": wanted.hyperparameters, "files": len(names)}
@@ -146,11 +154,11 @@ def _write_source(context: AwsContext, wanted: TrainingOrder, folder: Path) -> N
 
 def _follow_training(context: AwsContext, begun: StartedJob) -> None:
     """Wait for a job's end, and tell its result; Ctrl-C leaves it running."""
-    from chestxray.aws import training_job
+    from chestxray.aws import jobs
 
     name = begun.name
     try:
-        found = training_job.follow(context.cloud, name, context.console.log)
+        found = jobs.follow_training(context.cloud, name, context.console.log)
     except KeyboardInterrupt:
         context.console.log(f"\n{name} keeps running in AWS. {_how_to_stop(name)}")
         raise
@@ -253,14 +261,14 @@ def validate(
     The same report as "chestxray evaluate": films are cleaned here as there, labels are read from their keys, and
     each figure has its count and its interval.
     """
-    from chestxray.aws import transform
+    from chestxray.aws import jobs
     from chestxray.aws.deploy import deployed_model, ensure_model, model_name, weights_of
     from chestxray.aws.images import ensure_image, image_of, plan_of_image, repository_arn
     from chestxray.aws.plan import Plan
     from chestxray.aws.roles import ensure_execution_role
     from chestxray.aws.storage import ensure_bucket
 
-    transform.check_address(address)
+    jobs.check_address(address)
     if image and not model:
         raise UsageError("--image belongs to --model: what is deployed has its image. Give both, or leave it out")
     cloud, names, log = context.cloud, context.names, context.console.log
@@ -270,9 +278,9 @@ def validate(
     own = image_of(names) if weights and not image else None
     image_address = own.address if own else image or ""
     name = model_name(names, weights, image_address) if weights else deployed_model(cloud, names)
-    wanted = transform.prepare(cloud, names, address, name, instance)
+    wanted = jobs.prepare_transform(cloud, names, address, name, instance)
     images = plan_of_image(cloud, names, own) if own else ()
-    if not context.go_ahead(Plan("validate", transform.plan_items(names, wanted, images))):
+    if not context.go_ahead(Plan("validate", jobs.transform_plan_items(names, wanted, images))):
         return
     if own:
         ensure_image(cloud, names, own, log)
@@ -280,12 +288,12 @@ def validate(
         ensure_model(cloud, names, weights, image_address)
     ensure_bucket(cloud, names)
     ensure_execution_role(cloud, names, split_address(address)[0], image=image or "")
-    _evaluate(context, transform.run(cloud, names, wanted, log), address, out, workers)
+    _evaluate(context, jobs.run_transform(cloud, names, wanted, log), address, out, workers)
 
 
 def _evaluate(context: AwsContext, transformed: Transformed, address: str, out: Path, workers: int | None) -> None:
     """Evaluate the answers to the films at an address, write the report, and tell it."""
-    from chestxray.aws.transform import write_scores
+    from chestxray.aws.jobs import write_transform_scores
     from chestxray.data.clean import clean
     from chestxray.data.collect import films_of
     from chestxray.evaluation.evaluate import EvaluationSettings, evaluate_table
@@ -301,7 +309,7 @@ def _evaluate(context: AwsContext, transformed: Transformed, address: str, out: 
         )
     out.mkdir(parents=True, exist_ok=True)
     table, page = out.with_name(f"{out.name}.scores.csv"), out / "index.html"
-    threshold = write_scores(films, transformed, table)
+    threshold = write_transform_scores(films, transformed, table)
     assessment = evaluate_table(table, out, EvaluationSettings(threshold=threshold, command=command_line()))
     document = {"job": transformed.job, "did": transformed.did, "scores": table, "report": page}
     context.console.result(

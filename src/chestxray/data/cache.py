@@ -21,12 +21,11 @@ from typing import IO, Any, Final, Self
 
 import numpy as np
 
-from chestxray import images
+from chestxray import __version__, images
 from chestxray.arrays import UInt8Array
 from chestxray.errors import ManifestInvalid
 from chestxray.files import place_of, write_atomically
 from chestxray.schema import Film, Levels, Resize, read_manifest
-from chestxray.version import __version__
 
 IMAGES: Final = "images.npy"
 MANIFEST: Final = "manifest.csv"

@@ -257,7 +257,7 @@ def list_store(address: str) -> Listing:
 SCHEME: Final = "s3://"
 ATTEMPTS: Final = 6  # attempts of one call, while the store is busy
 PAGE: Final = 1000  # objects in a request; the protocol allows no more
-ENDPOINT_VARIABLE: Final = "AWS_ENDPOINT_URL_S3"
+S3_ENDPOINT_VARIABLE: Final = "AWS_ENDPOINT_URL_S3"
 OWNER_VARIABLE: Final = "CHESTXRAY_BUCKET_OWNER"  # "BUCKET=ACCOUNT": S3 refuses that bucket where it is another's
 
 

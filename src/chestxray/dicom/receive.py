@@ -21,6 +21,7 @@ from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
+from chestxray import __version__
 from chestxray.dicom.queue import OutOfRoom
 from chestxray.dicom.reactor import wait_for_events
 from chestxray.dicom.rules import FilmFacts
@@ -28,7 +29,6 @@ from chestxray.dicom.settings import MEBIBYTE, NodeSettings, Tls
 from chestxray.dicom.stores import StoreRequest, Stores, file_meta
 from chestxray.errors import FilmTooLarge, SettingsInvalid, UnreadableFilm, UnsupportedFormat, UsageError
 from chestxray.images.dicom_pixels import SYNTAXES
-from chestxray.version import __version__
 
 VERIFICATION: Final = "1.2.840.10008.1.1"
 STORAGE_COMMITMENT: Final = "1.2.840.10008.1.20.1"

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
+from chestxray import __version__
 from chestxray.errors import FilmError, FilmTooLarge, SettingsInvalid, UnreadableFilm
 from chestxray.images.dicom import PREAMBLE, DataSet, age_in_years, elements, open_data_set
-from chestxray.version import __version__
 
 MANUFACTURER: Final = "chestxray"  # manufacturer of our own results, which identifies them if they come back
 SOFTWARE: Final = f"chestxray {__version__}"

@@ -14,10 +14,30 @@ import numpy as np
 from chestxray.arrays import Float64Array, Int64Array
 from chestxray.errors import UsageError
 from chestxray.evaluation.robustness import Reliance, Stress
-from chestxray.metrics import calibration, predictive_values
+from chestxray.metrics import calibration
 from chestxray.metrics.calibration import Bin, BrierParts
-from chestxray.metrics.comparison import Comparison, Published, Rival, beside_published, compare
-from chestxray.metrics.conformal import ConformalRule, ConformalSets, RiskCoverage, conformal_sets, risk_coverage
+from chestxray.metrics.comparison import (
+    Comparison,
+    Part,
+    Published,
+    Rival,
+    Subgroup,
+    beside_published,
+    compare,
+    parts_of,
+    statistics_of,
+    subgroup,
+)
+from chestxray.metrics.decision import (
+    ConformalRule,
+    ConformalSets,
+    PredictiveValues,
+    RiskCoverage,
+    conformal_sets,
+    predictive_statistic,
+    predictive_values_at_prevalences,
+    risk_coverage,
+)
 from chestxray.metrics.intervals import (
     COMPOSITES,
     LEVEL,
@@ -44,9 +64,7 @@ from chestxray.metrics.metrics import (
     precision_recall_curve,
     roc_curve,
 )
-from chestxray.metrics.predictive_values import PredictiveValues
 from chestxray.metrics.scores import ScoreTable
-from chestxray.metrics.subgroups import Part, Subgroup, parts_of, statistics_of, subgroup
 from chestxray.schema import INTENDED_USE, NOTICE, Label, OperatingPoint
 
 
@@ -377,7 +395,7 @@ def assess(
         decision=_decision(table) if two_classes else None,
         histogram=_histogram(table),
         subgroups=tuple(subgroup(part, table, answer.threshold, level, resampled) for part in parts),
-        predictive=predictive_values.at_every_prevalence(confusion, level, resampled),
+        predictive=predictive_values_at_prevalences(confusion, level, resampled),
         risk_coverage=risk_coverage(labels, scores, answer.threshold, level),
         conformal=conformal_sets(labels, scores, conformal, level) if conformal else None,
         comparison=_comparison(table, answer.threshold, rival, level, resamples, seed),
@@ -399,7 +417,7 @@ def _to_resample(
         areas(labels, scores),
         squared_error(labels, scores),
         *(rates(p.threshold, labels, scores, prefix=f"{p.name}.") for p in points),
-        predictive_values.statistic(answer.threshold, labels, scores),
+        predictive_statistic(answer.threshold, labels, scores),
         *(s for part in parts for s in statistics_of(part, table, answer.threshold)),
     ]
 

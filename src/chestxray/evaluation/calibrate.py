@@ -16,9 +16,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from chestxray import __version__
 from chestxray.arrays import Float64Array
+from chestxray.data.dedup import refuse_training_films
 from chestxray.data.split import read_allowance
-from chestxray.data.training_films import refuse_training_films
 from chestxray.errors import DegenerateLabels, UsageError
 from chestxray.evaluation import model_card
 from chestxray.evaluation.evaluate import (
@@ -44,7 +45,6 @@ from chestxray.metrics.calibration import (
 )
 from chestxray.progress import Reporter
 from chestxray.schema import BundleInfo, Film, OperatingPoint, Split
-from chestxray.version import __version__
 
 FEW_TO_CALIBRATE: Final = round(1 / (1 - SCREENING_SENSITIVITY))
 """Films of a class, 100: with fewer, a sensitivity of 0.99 can only mean that none of them was missed."""

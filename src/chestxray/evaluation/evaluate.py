@@ -22,11 +22,11 @@ import numpy as np
 from PIL import Image
 
 from chestxray.data.clean import clean
+from chestxray.data.dedup import TRAINING_FILMS, TrainingFilms, refuse_training_films
 from chestxray.data.pack import labels_of
 from chestxray.data.patients import about_patients
 from chestxray.data.sources import name_of, read_film
 from chestxray.data.split import read_allowance, refuse_leakage
-from chestxray.data.training_films import TRAINING_FILMS, TrainingFilms, refuse_training_films
 from chestxray.errors import BundleInvalid, SourceInvalid, UsageError
 from chestxray.evaluation import model_card
 from chestxray.evaluation.assessment import (
@@ -49,7 +49,7 @@ from chestxray.inference.ood import REFUSED_ABOVE, Gatekeeper
 from chestxray.inference.predictor import Predictor
 from chestxray.metrics.calibration import calibrated
 from chestxray.metrics.comparison import ORIGINAL, Published, Rival
-from chestxray.metrics.conformal import ConformalRule, conformal_rule
+from chestxray.metrics.decision import ConformalRule, conformal_rule
 from chestxray.metrics.scores import KEY_COLUMNS, ScoreFile, ScoreTable, read_score_file
 from chestxray.progress import Reporter
 from chestxray.schema import BundleInfo, Film, OperatingPoint, Split, Verdict

@@ -28,6 +28,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from chestxray import __version__
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE, BundleInfo, Prediction
 from chestxray.serving import metrics, openapi
@@ -38,7 +39,6 @@ from chestxray.serving.sagemaker import add_sagemaker_routes
 from chestxray.serving.security import ApiKeyMiddleware, Edge
 from chestxray.serving.service import MEBIBYTE, PredictParameters, Service, ServiceSettings
 from chestxray.serving.static import PAGE_NOT_FOUND, packed_or_plain, page_routes
-from chestxray.version import __version__
 
 __all__ = ["MEBIBYTE", "ServiceSettings", "create_app"]
 

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from chestxray import __version__
+from chestxray.data.dedup import TRAINING_FILMS
 from chestxray.data.pack import Pack
-from chestxray.data.training_films import TRAINING_FILMS
 from chestxray.errors import BundleInvalid, RunInvalid
 from chestxray.evaluation.model_card import gate_figures, gate_table, header, measured_where_chosen, section
 from chestxray.evaluation.robustness import CLEAN, measured_again, pooled, reliance, under_shifts
@@ -32,7 +33,6 @@ from chestxray.training.ensemble import Ensemble, Trained
 from chestxray.training.networks import Classifier, parameters_of, spec_of
 from chestxray.training.ood_fit import fitted_to, pictures_to_refuse
 from chestxray.training.run_folder import ByShift, RunInfo, ValidationTable
-from chestxray.version import __version__
 
 OPSET: Final = 20  # supported by onnxruntime 1.17 and later
 OUTPUTS: Final = ("logit", "activation")

@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 import torch
 
+from chestxray import __version__
 from chestxray.data.pack import Pack
 from chestxray.errors import OutputExists, TrainingInterrupted
 from chestxray.files import may_be_replaced, write_atomically
@@ -46,7 +47,6 @@ from chestxray.training.run_folder import (
 from chestxray.training.trackers import Tracker, track
 from chestxray.training.train_state import EpochRecord, TrainState, compiled_where_possible, snapshot
 from chestxray.training.trainer import VALIDATION_BATCH, Epoch, Training, under_every_shift
-from chestxray.version import __version__
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)  # spot instances and schedulers send SIGTERM, Ctrl-C sends SIGINT
 

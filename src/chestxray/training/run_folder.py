@@ -33,8 +33,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from chestxray.arrays import Float64Array, IndexArray
+from chestxray.data.dedup import TRAINING_FILMS, TrainingFilms
 from chestxray.data.pack import Pack
-from chestxray.data.training_films import TRAINING_FILMS, TrainingFilms
 from chestxray.errors import RunInvalid
 from chestxray.files import sha256_of_file, write_atomically
 from chestxray.inference.ood import GATE

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from chestxray.data.training_films import TrainingFilms, refuse_training_films
+from chestxray.data.dedup import TrainingFilms, refuse_training_films
 from chestxray.errors import Leakage
 from chestxray.images.decode import decode
 from chestxray.images.quality import perceptual_hash

@@ -12,9 +12,15 @@ from scipy import optimize, stats
 
 from chestxray.errors import DegenerateLabels, UsageError
 from chestxray.evaluation.assessment import assess
-from chestxray.metrics.conformal import COVERAGES, conformal_rule, conformal_sets, risk_coverage
+from chestxray.metrics.decision import (
+    COVERAGES,
+    PREVALENCES,
+    conformal_rule,
+    conformal_sets,
+    predictive_values,
+    risk_coverage,
+)
 from chestxray.metrics.metrics import Confusion
-from chestxray.metrics.predictive_values import PREVALENCES, predictive_values
 from chestxray.metrics.scores import ScoreTable
 from scored import scored
 
