@@ -106,7 +106,7 @@ def test_what_a_table_leaves_without_a_label_is_counted(films: Path) -> None:
     (films / "table.csv").write_text(CHEXPERT)
     notes = " ".join(survey(films / "table.csv").notes)
     assert "1 uncertain" in notes
-    assert "1 lateral film is left out" in notes
+    assert "1 film is left out, whose view is not frontal" in notes
     (films / "table.csv").write_text(VINDR)
     assert "1 normal and not normal at once" in " ".join(survey(films / "table.csv").notes)
 
@@ -352,6 +352,16 @@ def test_labels_that_lie_elsewhere_are_pointed_at(films: Path) -> None:
         collect(films / "img")
 
 
+def test_labels_and_archives_in_an_archive_are_pointed_at(films: Path) -> None:
+    with zipfile.ZipFile(films / "all.zip", "w") as archive:
+        archive.write(films / "img/n0.png", "n0.png")
+        archive.writestr("metadata.csv", "file_name,label\nn0.png,0\n")
+    with pytest.raises(SourceInvalid, match=r"if metadata.csv holds the labels, give it .*unpack it first"):
+        collect(films / "all.zip")
+    (films / "img").rename(films / "normal")
+    assert "archives inside are not opened: collect all.zip by itself" in " ".join(survey(films).notes)
+
+
 def test_a_folder_of_one_patient_names_the_patient(tmp_path: Path) -> None:
     write_film(tmp_path / "train/patient00001/study1/view1_frontal.png", 1)
     (tmp_path / "train.csv").write_text(
@@ -384,6 +394,17 @@ AS_PEOPLE_HAVE_THEM = {
     "two columns of one name that complete each other": ("path,label,label\nimg/n0.png,0,\nimg/p0.png,,1\n", BOTH),
     "a dash for unknown": ("path,label\nimg/n0.png,0\nimg/p0.png,\u2014\n", ["normal", ""]),
     "line ends of an old Mac": ("path,label\rimg/n0.png,0\rimg/p0.png,1\r", BOTH),
+    "words of other languages": ("path,label\nimg/n0.png,Unauffällig\nimg/p0.png,Neumonía.\n", BOTH),
+    "words of other alphabets": ("path,label\nimg/n0.png,正常\nimg/p0.png,폐렴\n", BOTH),
+    "invisible characters": ("path,label\nimg/n0.png,normal\u200b\nimg/p0.png,\u00a0pneumonia\n", BOTH),
+    "crosses in columns": ("path,normal,pneumonia\nimg/n0.png,X,\nimg/p0.png,,x\n", BOTH),
+    "doubt": ("path,label\nimg/n0.png,normal\nimg/p0.png,pneumonia?\n", ["normal", ""]),
+    "no value, as a spreadsheet has it": ("path,label\nimg/n0.png,normal\nimg/p0.png,#N/A\n", ["normal", ""]),
+    "both separators in a path": ("path,label\n./img\\n0.png,0\nhome/img\\p0.png,1\n", BOTH),
+    "other views": (
+        "path,label,view\nimg/n0.png,0,AP\nimg/n1.png,0,Lateral (left)\nimg/p1.png,1,OBLIQUE\nimg/p0.png,1,\n",
+        BOTH,
+    ),
     "UTF-16 without a mark": ("path,label\nimg/n0.png,0\nimg/p0.png,1\n".encode("utf-16-le"), BOTH),
     "a mark and semicolons": ("\ufeffpath;label\r\nimg/n0.png;0\r\nimg/p0.png;1\r\n", BOTH),
 }
@@ -403,6 +424,12 @@ AS_NOBODY_CAN_READ_THEM = {
     "a workbook by a wrong name": (b"PK\3\4" + bytes(30), "is no table: it is an archive"),
     "a cell too many": ("path,label\nimg/n0.png,0,oops\n", "line 2: has 3 cells and the header 2"),
     "scores for labels": ("path,label\nimg/n0.png,0.2\n", "line 2: the label is '0.2'"),
+    "degrees in a column of a class": ("path,normal,pneumonia\nimg/n0.png,1,0\nimg/p0.png,0,3\n", "the label is '3'"),
+    "several films in a cell": ("path,label\nimg/n0.png;img/n1.png,0\n", "line 2: its path holds several films"),
+    "a film in two splits": (
+        "path,label,split\nimg/n0.png,0,train\nimg/p0.png,1,train\nimg/n0.png,0,test\n",
+        'lines 2, 4: img/n0.png is in several splits (test, train). Keep one, or draw new ones: --columns "split="',
+    ),
     "folds for splits": ("path,label,split\nimg/n0.png,0,fold3\n", 'leave it out: --columns "split="'),
 }
 
@@ -516,6 +543,23 @@ def test_a_film_under_two_labels_is_told_about_and_becomes_conflicting(films: Pa
     assert [film.verdict for film in clean(found.films)] == ["conflicting", "conflicting", "accepted"]
 
 
+def test_a_column_of_splits_by_any_name_is_taken_for_them(films: Path) -> None:
+    (films / "table.csv").write_text("path,label,used for\nimg/n0.png,0,Train set\nimg/p0.png,1,test_images\n")
+    found = survey(films / "table.csv")
+    assert [film.split for film in found.films] == ["train", "test"]
+    assert "column used for is taken for the split" in found.notes
+    unwanted = survey(films / "table.csv", settings=CollectSettings(columns=["split="]))
+    assert [film.split for film in unwanted.films] == ["", ""]
+
+
+def test_patients_that_a_table_cannot_tell_apart_are_told_about(films: Path) -> None:
+    table = films / "table.csv"
+    table.write_text("path,label,patient_id\nimg/n0.png,0,A\nimg/n0.png,0,B\nimg/p0.png,1,1.23457E+11\n")
+    notes = " ".join(survey(table).notes)
+    assert "1 film has two patients, img/n0.png (A and B) for one" in notes
+    assert "1 patient id was rounded by a spreadsheet, 1.23457E+11 for one" in notes
+
+
 def test_a_table_of_addresses_keeps_them(films: Path) -> None:
     (films / "table.csv").write_text("path,label\ns3://bucket/a.png,0\nimg/p0.png,1\n")
     assert [film.path for film in collect(films / "table.csv")] == ["s3://bucket/a.png", str(films / "img/p0.png")]
@@ -537,11 +581,18 @@ def folders(root: Path, *names: str) -> Path:
         (("train/0", "train/1"), ["normal", "pneumonia"]),
         (("NEGATIVE", "POSITIVE"), ["normal", "pneumonia"]),
         (("no", "yes"), ["normal", "pneumonia"]),
+        (("0_normal", "1. Pneumonia"), ["normal", "pneumonia"]),
+        (("SANO", "ZNEUMONÍA/NEUMONÍA"), ["normal", "pneumonia"]),
         (("Bacterial_Pneumonia", "Viral-Pneumonia", "normal"), ["pneumonia", "pneumonia", "normal"]),
     ],
 )
 def test_folders_of_many_names_are_classes(tmp_path: Path, names: tuple[str, ...], labels: list[str]) -> None:
     assert [film.label for film in collect(folders(tmp_path, *names))] == labels
+
+
+def test_folders_of_splits_have_many_names(tmp_path: Path) -> None:
+    films = collect(folders(tmp_path, "test_images/normal", "Train set/normal", "validation-data/pneumonia"))
+    assert [film.split for film in films] == ["train", "test", "val"]
 
 
 def test_folders_of_any_name_are_what_the_user_says(tmp_path: Path) -> None:

@@ -194,11 +194,12 @@ def _of_folder(source: Path, rules: _Rules) -> Collection:
 def _of_listing(source: Path | str, listed: Listing, rules: _Rules) -> Collection:
     folders = Folders([parts for _, parts in listed.films], rules.words)
     films = tuple(_film(path, parts, folders, rules.pattern) for path, parts in listed.films)
-    labelled = any(film.label for film in films) or any(name.name.lower() in METADATA for name in listed.others)
+    metadata = Path(source).is_dir() and any(name.name.lower() in METADATA for name in listed.others)
+    labelled = metadata or any(film.label for film in films)
     notes = (*listed.notes(), *(() if labelled else listed.remedies()))
     found = Collection(films, folders.table(), notes)
     strange = folders.strange()
-    if strange and rules.labels_needed and not any(name.name in METADATA for name in listed.others):
+    if strange and rules.labels_needed and not metadata:
         names = ", ".join(f"{name} ({count:,} films)" for name, count in strange.most_common(_NAMED))
         first = strange.most_common(1)[0][0]
         taken = "; ".join(f"{name}: {meaning}" for name, _, meaning in found.folders if name not in strange)

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,11 +53,35 @@ LABEL_WORDS: Final[Mapping[str, Label]] = {
     **dict.fromkeys(("lobar pneumonia", "atypical pneumonia", "bronchopneumonia"), Label.PNEUMONIA),
     **dict.fromkeys(("broncho pneumonia", "brocho pneumonia"), Label.PNEUMONIA),  # the latter in VinDr-PCXR
     **dict.fromkeys(("pleuropneumonia", "pleuro pneumonia"), Label.PNEUMONIA),
-}
+    **dict.fromkeys(
+        ("negative for pneumonia", "pneumonia negative", "pneumonia absent", "no evidence of pneumonia"), Label.NORMAL
+    ),
+    **dict.fromkeys(
+        ("positive for pneumonia", "pneumonia positive", "pneumonia present", "with pneumonia"), Label.PNEUMONIA
+    ),
+    # other languages, without their accents
+    **dict.fromkeys(
+        (
+            "sano", "sana", "sanos", "sain", "sani", "normale", "normali", "normaux", "normales", "gesund",
+            "unauffallig", "ohne befund", "kein befund", "gezond", "normaal", "normalt", "frisk", "zdrowy", "zdravy",
+            "saudavel", "saglikli", "sin hallazgos", "норма", "здоров", "正常", "정상",
+        ),
+        Label.NORMAL,
+    ),
+    **dict.fromkeys(
+        (
+            "neumonia", "neumonias", "neumonia bacteriana", "neumonia viral", "pneumonia bacteriana", "pneumonie",
+            "pneumonien", "pneumonies", "lungenentzundung", "polmonite", "polmoniti", "longontsteking", "pneumoni",
+            "lunginflammation", "lungebetændelse", "lungebetennelse", "zapalenie płuc", "zapal plic", "zaturre",
+            "keuhkokuume", "viem phoi", "пневмония", "肺炎", "폐렴",
+        ),
+        Label.PNEUMONIA,
+    ),
+}  # fmt: skip
 # Words for a label in a table, and as names of folders if both of a pair occur.
 YES_AND_NO: Final[Mapping[str, Label]] = {
-    **dict.fromkeys(("0", "false", "no", "n", "f"), Label.NORMAL),
-    **dict.fromkeys(("1", "true", "yes", "y", "t"), Label.PNEUMONIA),
+    **dict.fromkeys(("0", "false", "no", "n", "f", "nein", "non"), Label.NORMAL),
+    **dict.fromkeys(("1", "true", "yes", "y", "t", "ja", "si", "oui"), Label.PNEUMONIA),
 }
 PAIRS: Final = (frozenset({"0", "1"}), frozenset({"no", "yes"}), frozenset({"false", "true"}))
 BLANK: Final = frozenset(
@@ -67,6 +92,7 @@ BLANK: Final = frozenset(
         "null",
         "na",
         "n/a",
+        "#n/a",
         "nat",
         "<na>",
         "?",
@@ -78,7 +104,12 @@ BLANK: Final = frozenset(
         "missing",
     }
 )
-UNCERTAIN: Final = frozenset({"-1", "uncertain", "unknown", "not sure", "unclear", "equivocal", "possible pneumonia"})
+UNCERTAIN: Final = frozenset(
+    {
+        "-1", "uncertain", "unknown", "not sure", "unclear", "equivocal", "indeterminate", "possible pneumonia",
+        "probable pneumonia", "suspected pneumonia", "questionable pneumonia", "pneumonia?",
+    }
+)  # fmt: skip
 
 # Findings and diseases that are neither of the two labels: such films stay without a label, and are counted.
 OTHER_FINDINGS: Final = frozenset(
@@ -113,6 +144,8 @@ SPLIT_WORDS: Final[Mapping[str, Split]] = {
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "development"), Split.VAL),
     **dict.fromkeys(("test", "testing", "testset", "test set"), Split.TEST),
 }
+_SET: Final = re.compile(r" (?:set|data|dataset|split|images?|films?|files)$")  # after the name of a split
+_NUMBERED: Final = re.compile(r"^\d+[ .]+")  # before the name of a class
 _WHOLE: Final = re.compile(r"^(-?\d+),0+$")  # a whole number with a decimal comma
 _PARTS: Final = re.compile(r"[|;,]")  # between the findings of one film
 
@@ -132,12 +165,21 @@ Meaning = Label | NoLabel
 NO_LABEL: Final = "none"  # the user's word for "leave these without a label"
 
 
+def split_named(text: str) -> Split | None:
+    """Return the split that a word names, such as "Validation", "test_images" or "train set"; None if it names none."""
+    word = in_one_form(text)
+    return SPLIT_WORDS.get(word) or SPLIT_WORDS.get(_SET.sub("", word))
+
+
 def in_one_form(text: str) -> str:
     """Return text in lower case, with single spaces for spaces, underscores and hyphens, and "1.0" as "1".
 
-    "Viral_Pneumonia" and "viral-pneumonia" are "viral pneumonia"; "1.0" and "1,0" are "1"; "-1.0" is "-1".
+    "Viral_Pneumonia" and "viral-pneumonia" are "viral pneumonia"; "1.0" and "1,0" are "1"; "-1.0" is "-1". Accents,
+    invisible characters and a full stop at the end do not count: "Neumonía." is "neumonia".
     """
-    text = text.strip().strip("'\"").strip().lower()
+    text = unicodedata.normalize("NFKD", text.strip().strip("'\"").strip().lower())
+    kept = "".join(letter for letter in text if unicodedata.category(letter) not in {"Mn", "Cf"})
+    text = unicodedata.normalize("NFC", kept).strip().removesuffix(".")
     text = _WHOLE.sub(r"\1", text)
     try:
         number = float(text)
@@ -226,7 +268,10 @@ class LabelWords:
             return LABEL_WORDS[word]
         if word in OTHER_FINDINGS:
             return NoLabel.OTHER
-        return NoLabel.UNCERTAIN if word in UNCERTAIN - {"-1"} else NoLabel.UNKNOWN
+        if word in UNCERTAIN - {"-1"}:
+            return NoLabel.UNCERTAIN
+        bare = _NUMBERED.sub("", word)  # "0_normal" and "1_pneumonia" keep their order in a list
+        return NoLabel.UNKNOWN if bare == word else self.of_folder(bare)
 
 
 class NamedFilm(NamedTuple):
@@ -321,7 +366,7 @@ class Folders:
         return found
 
     def _place(self, folder: Parts) -> Place:
-        split = next((SPLIT_WORDS[word] for word in map(in_one_form, reversed(folder)) if word in SPLIT_WORDS), None)
+        split = next((found for name in reversed(folder) if (found := split_named(name))), None)
         cause = next((CAUSES[word] for word in map(in_one_form, reversed(folder)) if word in CAUSES), "")
         decided, name = self._decided(folder)
         if decided is NoLabel.UNKNOWN:
@@ -355,7 +400,7 @@ class Folders:
         """Return the unknown folder that stands beside folders of classes; "" if there is none."""
         for depth in range(len(folder)):
             parent = folder[:depth]
-            if in_one_form(folder[depth]) not in SPLIT_WORDS and any(
+            if split_named(folder[depth]) is None and any(
                 self._meaning(parent, other) is not NoLabel.UNKNOWN for other in self._beside[parent]
             ):
                 return folder[depth]

@@ -23,7 +23,7 @@ _NOBODY: Final = frozenset(
 _SHARED_FROM: Final = 3  # number of films with one and the same id at which the id names no single patient
 _NUMBER: Final = re.compile(r"(\d+)(?:\.0+)?")
 # A folder of one patient, as CheXpert has it: train/patient00001/study1/view1_frontal.jpg
-PATIENT_FOLDER: Final = re.compile(r"(?:^|/)(patient[_-]?\d+)/", re.IGNORECASE)
+PATIENT_FOLDER: Final = re.compile(r"(?:^|/)(patient[ _-]?\d+)/", re.IGNORECASE)
 _NAMED: Final = 3  # ids that a message lists before it counts the rest
 
 

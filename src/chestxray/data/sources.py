@@ -86,6 +86,8 @@ class Listing:
             left = counted(len(self.others), "file is no film", "files are no films")
             yield f"{left}: {named}" + (f", {rest:,} of other kinds" if rest else "")
             yield from sorted({container_of(name.name) for name in self.others} - {""})
+            if self.films and (inner := [name for name in self.others if is_archive(Path(name))]):
+                yield f"archives inside are not opened: collect {inner[0]} by itself, or unpack it"
         if self.hidden:
             yield counted(self.hidden, "hidden file is passed over", "hidden files are passed over")
         if self.masks:

@@ -13,7 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
-from chestxray.data.labels import CAUSES, LABEL_WORDS, SPLIT_WORDS, LabelWords, Meaning, NoLabel, in_one_form
+from chestxray.data.labels import (
+    BLANK,
+    CAUSES,
+    LABEL_WORDS,
+    SPLIT_WORDS,
+    UNCERTAIN,
+    LabelWords,
+    Meaning,
+    NoLabel,
+    in_one_form,
+    split_named,
+)
 from chestxray.data.sources import FILM_ENDINGS, HEAD
 from chestxray.data.table_files import (
     ROLES,
@@ -32,7 +43,11 @@ _SHOWN: Final = 64  # letters of a cell that a message shows
 _NAMED: Final = 5  # words or rows that a message lists before it counts the rest
 
 LAST_PATHS: Final = ("patientid", "id")  # RSNA: the patient's id names the file
-_LATERAL: Final = frozenset({"lateral", "ll", "l", "lat", "left lateral", "right lateral", "lateral view"})
+_SIDES: Final = frozenset({"l", "r", "left", "right"})  # short for a lateral view in a column of views
+_PRESENT: Final = frozenset({"1", "true", "yes", "y", "t", "x", "+", "✓", "present", "positive", "ja", "si", "oui"})
+_ABSENT: Final = frozenset({"0", "false", "no", "n", "f", "absent", "negative", "nein", "non"})
+_SEVERAL: Final = re.compile(r"\.(?:jpe?g|png|tiff?|dcm)\s*[;,|]\s*\S", re.IGNORECASE)  # films in one cell
+_ROUNDED: Final = re.compile(r"\d(?:[.,]\d+)?[eE]\+\d+")  # a long number, as a spreadsheet shows it
 _VIEWS: Final = ("frontallateral", "viewposition", "projection", "view")
 _BOXES: Final = frozenset({"x", "y", "xmin", "ymin", "xmax", "ymax", "width", "height", "radid"})
 _LABELS: Final = frozenset({"pneumonia", "nofinding", "target", "classid"})
@@ -90,6 +105,8 @@ def read_listing(path: Path, words: LabelWords, columns: Mapping[str, str] | Non
     if not form.places_needed and "path" not in roles:
         raise SourceInvalid(_about_columns(path, [name for name in names if name]))
     rows, laterals = _frontal(rows)
+    further = _further_split(names, rows, roles, columns or {})
+    roles |= further
     entries, unknown = [], Counter[str]()
     first_unknown: dict[str, int] = {}
     rivals = [name for name in names if column_key(name) in ROLES["label"] and name != roles.get("label")]
@@ -109,9 +126,14 @@ def read_listing(path: Path, words: LabelWords, columns: Mapping[str, str] | Non
         entries.append(entry)
     if unknown:
         raise SourceInvalid(_about_unknown(path, unknown, first_unknown))
-    merged, notes = _merged(entries, boxes=not _BOXES.isdisjoint(map(column_key, names)))
+    merged, notes = _merged(path, entries, boxes=not _BOXES.isdisjoint(map(column_key, names)))
     messages = [f"{path.name} is read as {form.name}" if form.name else ""]
-    messages.append(counted(laterals, "lateral film is left out", "lateral films are left out") if laterals else "")
+    messages += [f"column {name} is taken for the split" for name in further.values()]
+    messages.append(
+        counted(laterals, "film is left out, whose view is", "films are left out, whose view is") + " not frontal"
+        if laterals
+        else ""
+    )
     reasons = Counter(entry.no_label for entry in merged if entry.no_label)
     messages.append(
         "films without a label: " + ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
@@ -119,6 +141,21 @@ def read_listing(path: Path, words: LabelWords, columns: Mapping[str, str] | Non
         else ""
     )
     return FilmTable(tuple(merged), roles, tuple(filter(None, [*messages, *notes])))
+
+
+def _further_split(
+    names: Sequence[str], rows: Sequence[TableRow], roles: Mapping[str, str], given: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the one column without a usual name that holds nothing but names of splits, as the role "split"."""
+    if "split" in roles or "split" in given or not rows:
+        return {}
+
+    def is_split(name: str) -> bool:
+        values = {row.cells.get(name, "") for row in rows} - {""}
+        return bool(values) and all(map(split_named, values))
+
+    found = [name for name in names if name and name not in roles.values() and is_split(name)]
+    return {"split": found[0]} if len(found) == 1 else {}
 
 
 def _check_rivals(path: Path, row: TableRow, label: str, column: str, rivals: Mapping[str, Meaning]) -> None:
@@ -221,18 +258,22 @@ def _label_by_findings(cells: Mapping[str, str], _: Mapping[str, str], words: La
     """
     texts = {in_one_form(name): in_one_form(value) for name, value in cells.items()}
     meanings = {name: words.finding(name) for name in texts}
-    present = {meanings[name] for name, value in texts.items() if value in {"1", "true", "yes"}}
-    if Label.PNEUMONIA in present:
-        return (NoLabel.CONTRADICTORY if Label.NORMAL in present else Label.PNEUMONIA), ""
-    if texts.get("pneumonia") in {"-1", "uncertain"}:
+    yes = {*_PRESENT, *(word for word, label in words.given.items() if label == Label.PNEUMONIA)}
+    known = {*yes, *_ABSENT, *words.given, *BLANK, *UNCERTAIN}
+    present = {meanings[name] for name, value in texts.items() if value in yes}
+    for name, value in texts.items():
+        if isinstance(meanings[name], Label) and value not in known:
+            return NoLabel.UNKNOWN, value
+    if {*Label} <= present:
+        return NoLabel.CONTRADICTORY, ""
+    if Label.PNEUMONIA not in present and texts.get("pneumonia") in UNCERTAIN:
         return NoLabel.UNCERTAIN, ""
-    if Label.NORMAL in present:
-        return Label.NORMAL, ""
-    if NoLabel.OTHER in present:
-        return NoLabel.OTHER, ""
+    for first in (Label.PNEUMONIA, Label.NORMAL, NoLabel.OTHER):
+        if first in present:
+            return first, ""
     if Label.NORMAL not in meanings.values() and "pneumonia" in texts:  # pneumonia has its own column: 0 means no
         return words.meaning(texts["pneumonia"]), texts["pneumonia"]
-    return (NoLabel.OTHER if {"1", "true", "yes"} & {*texts.values()} else NoLabel.BLANK), ""
+    return (NoLabel.OTHER if yes & {*texts.values()} else NoLabel.BLANK), ""
 
 
 def _label_of_rsna(cells: Mapping[str, str], roles: Mapping[str, str], words: LabelWords) -> tuple[Meaning, str]:
@@ -294,6 +335,10 @@ def _entry(
     places = form.places_needed(cells) if form.places_needed else _places(given["path"], cells)
     if not places:
         raise SourceInvalid(f"{path}, line {row.line}: the path is empty")
+    if _SEVERAL.search(places[0]):
+        raise SourceInvalid(
+            f"{path}, line {row.line}: its path holds several films, {places[0][:_SHOWN]!r}. Write a row for each"
+        )
     meaning, text = form.label(cells, roles, words)
     cause = given.get("cause", "").lower()
     if isinstance(meaning, Label):
@@ -319,52 +364,83 @@ def _places(path: str, cells: Mapping[str, str]) -> tuple[str, ...]:
         return ()
     if len(path) > 1 and path[0] == path[-1] and path[0] in "'\"":
         path = path[1:-1]
+    written = path
     path = path if "/" in path else path.replace("\\", "/")
     if address := re.match(r"(?!s3:)[a-z][a-z0-9+]+://[^/]*(/.*)", path):  # of another computer
         path = address[1].partition("?")[0]
     folder = next(
         (value for name, value in cells.items() if column_key(name) in {"imagedir", "imagefolder"} and value), ""
     )
-    return (path, f"{folder}/{path}") if folder else (path,)
+    places = (path, f"{folder}/{path}") if folder else (path,)
+    # both separators in one path, as programs write on Windows that join folders with their own
+    return (*places, written.replace("\\", "/")) if "\\" in path else places
 
 
 def _split_of(text: str, path: Path, line: int) -> str:
     word = in_one_form(text)
     if not word or word in {"nan", "none"}:
         return ""
-    if word not in SPLIT_WORDS:
+    found = split_named(text)
+    if found is None:
         raise SourceInvalid(
             f"{path}, line {line}: the split is {text!r}; it may be {', '.join(SPLIT_WORDS)}, or empty. "
             'Where the column holds something else, leave it out: --columns "split="'
         )
-    return SPLIT_WORDS[word].value
+    return found.value
 
 
 def _frontal(rows: list[TableRow]) -> tuple[list[TableRow], int]:
-    """Return rows without those of lateral films, if a column states the view; and the number of removed rows."""
+    """Return rows without those of lateral and other views, if a column states it; and the number of removed rows."""
     view = next((name for row in rows[:1] for name in row.cells if column_key(name) in _VIEWS), None)
     if view is None:
         return rows, 0
-    kept = [row for row in rows if in_one_form(row.cells.get(view, "")) not in _LATERAL]
+    from chestxray.images.quality import view_of  # imports numpy, which most tables do not need
+
+    def is_frontal(text: str) -> bool:
+        return in_one_form(text) not in _SIDES and view_of(text) in {"frontal", ""}
+
+    kept = [row for row in rows if is_frontal(row.cells.get(view, ""))]
     return kept, len(rows) - len(kept)
 
 
-def _merged(entries: Sequence[ListedFilm], *, boxes: bool) -> tuple[list[ListedFilm], list[str]]:
-    """Merge rows to one entry a film. Rows with boxes or readers complement each other; other rows must agree."""
+def _merged(path: Path, entries: Sequence[ListedFilm], *, boxes: bool) -> tuple[list[ListedFilm], list[str]]:
+    """Merge rows to one entry a film. Rows with boxes or readers complement each other; other rows must agree.
+
+    Raises: SourceInvalid, if a film is in two splits, which would let it be trained on and evaluated.
+    """
     by_film: dict[tuple[str, ...], list[ListedFilm]] = {}
     for entry in entries:
         by_film.setdefault(entry.places, []).append(entry)
     merged: list[ListedFilm] = []
     again, contradictions = 0, []
+    owners: list[list[ListedFilm]] = []
     for rows in by_film.values():
         labels = {row.label for row in rows}
         again += len(rows) - 1
+        splits = sorted({row.split for row in rows} - {""})
+        if len(splits) > 1:
+            raise SourceInvalid(
+                f"{path}, lines {', '.join(str(row.line) for row in rows[:_NAMED])}: {rows[0].places[0]} is in several "
+                f'splits ({", ".join(splits)}). Keep one, or draw new ones: --columns "split="'
+            )
+        if len({row.patient_id for row in rows} - {""}) > 1:
+            owners.append(rows)
         if len(labels - {""}) > 1 and not boxes:
             contradictions.append(rows)
             merged += [next(row for row in rows if row.label == label) for label in sorted(labels - {""})]
         else:
             merged.append(_one(rows))
     notes = [counted(again, "row tells of a film again", "rows tell of a film again")] if again else []
+    if owners:
+        films_have = counted(len(owners), "film has", "films have")
+        names = " and ".join(dict.fromkeys(row.patient_id for row in owners[0]))
+        notes.append(f"Beware: {films_have} two patients, {owners[0][0].places[0]} ({names}) for one: the first counts")
+    if rounded := sorted({entry.patient_id for entry in entries if _ROUNDED.fullmatch(entry.patient_id)}):
+        ids_are = counted(len(rounded), "patient id was", "patient ids were")
+        notes.append(
+            f"Beware: {ids_are} rounded by a spreadsheet, {rounded[0]} for one, so different patients may have one id. "
+            "Export the column as text"
+        )
     if contradictions:
         rows = contradictions[0]
         films_stand = counted(len(contradictions), "film stands", "films stand")
