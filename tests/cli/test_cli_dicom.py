@@ -94,8 +94,7 @@ def dead_letters(folder: Path, *instances: str) -> None:
     queue = Queue(folder, "model")
     for instance in instances:
         queue.take(b"film", instance, "ROOM1", Order("chest films", ("pacs",), secondary_capture=True))
-        film = queue.next_film()
-        assert film is not None
+        (film,) = queue.next_films(1)
         queue.bury(film, "damaged")
     queue.close()
 

@@ -295,6 +295,44 @@ def test_a_film_that_ends_its_process_twice_is_answered_with_that(node: Node, ar
     assert ENDED in said
 
 
+def test_a_film_that_ends_its_process_costs_the_films_beside_it_nothing(node: Node, archive: Archive) -> None:
+    send(node, modality_film(BLACK))
+    until(lambda: node.queue.counts()[DONE] == 1, node.queue.entries)
+    (worker,) = workers()
+    os.kill(worker.pid or 0, signal.SIGSTOP)
+    assert send(node, *(modality_film(BLACK, number) for number in (2, 3, 4, 5))) == [0x0000] * 4
+    # The process has the second film; the other three are given to it together.
+    _, _, guilty, _ = sorted(node.queue.entries(WAITING), key=lambda entry: entry.id)
+    path = node.queue.films / f"{guilty.key}.dcm"
+    beside = path.with_suffix(".whole")
+    path.rename(beside)
+    os.mkfifo(path)
+    os.kill(worker.pid or 0, signal.SIGCONT)
+    writing_end = opened_once_it_is_read(path)
+    worker.kill()
+    worker.join()
+    os.close(writing_end)
+    beside.replace(path)
+    until(lambda: node.queue.counts()[DONE] == 5, node.queue.entries)
+    tries = {entry.id - guilty.id: entry.tries for entry in node.queue.entries(DONE)}
+    assert tries == {-3: 0, -2: 0, -1: 0, 0: 1, 1: 0}
+    reports = [found for found in archive.objects.values() if found[0].Modality == "SR"]
+    assert sorted(len(found) for found in reports) == [1] * 5
+
+
+def opened_once_it_is_read(pipe: Path) -> int:
+    """Open a named pipe for writing, as soon as a process has opened it for reading; it reads until this is closed."""
+    opened: list[int] = []
+
+    def is_read() -> bool:
+        with suppress(OSError):
+            opened.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(opened)
+
+    until(is_read)
+    return opened[0]
+
+
 def workers() -> list[CleanProcess]:
     return [process for process in multiprocessing.active_children() if isinstance(process, CleanProcess)]
 

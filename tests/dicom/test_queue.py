@@ -24,9 +24,9 @@ from chestxray.dicom.queue import (
     Queue,
     QueuedFilm,
     Result,
-    write_result,
 )
 from chestxray.dicom.settings import Limits
+from chestxray.dicom.workers import write_result
 from chestxray.errors import OutputUnwritable, SourceInvalid
 
 ORDER = Order("all", ("pacs",), secondary_capture=True)
@@ -54,13 +54,17 @@ def queue(tmp_path: Path, clock: Clock) -> Queue:
     return Queue(tmp_path / "queue", "model", LIMITS, clock)
 
 
+def next_film(queue: Queue) -> QueuedFilm | None:
+    return next(iter(queue.next_films(1)), None)
+
+
 def answer(queue: Queue, film: QueuedFilm, results: Sequence[Result] = RESULTS) -> None:
-    queue.answer(film, [write_result(queue.results, film.id, result) for result in results])
+    queue.answer([(film, [write_result(queue.results, film.id, result) for result in results])])
 
 
 def answered(queue: Queue, instance: str = "1.2.3") -> None:
     assert queue.take(b"film", instance, "PACS", ORDER)
-    film = queue.next_film()
+    film = next_film(queue)
     assert film is not None
     assert film.path.read_bytes() == b"film"
     answer(queue, film)
@@ -82,14 +86,40 @@ def test_a_film_waits_is_answered_and_leaves_when_every_result_was_accepted(queu
 def test_a_film_that_comes_again_is_answered_once_and_by_another_model_once_more(queue: Queue, tmp_path: Path) -> None:
     assert queue.take(b"film", "1.2.3", "PACS", ORDER)
     assert not queue.take(b"film", "1.2.3", "PACS", ORDER)
-    film = queue.next_film()
+    film = next_film(queue)
     assert film is not None
-    assert queue.next_film() is None
+    assert next_film(queue) is None
     answer(queue, film)
     queue.delivered(queue.deliveries("pacs"), commitment=False)
     assert not queue.take(b"film", "1.2.3", "PACS", ORDER)
     other = Queue(tmp_path / "queue", "another model", LIMITS)
     assert other.take(b"film", "1.2.3", "PACS", ORDER)
+
+
+def test_films_are_shared_out_among_those_who_ask_and_one_that_was_tried_comes_alone(queue: Queue) -> None:
+    for number in range(1, 8):
+        queue.take(b"film", f"1.{number}", "PACS", ORDER)
+    first, second, third, fourth = queue.next_films(4, among=2)
+    assert [film.id for film in queue.next_films(4, among=2)] == [5, 6]
+    queue.put_back(second)
+    queue.put_back(third, tried=False)
+    assert [film.id for film in queue.next_films(4)] == [2]
+    queue.put_back(fourth)
+    queue.put_back(first, tried=False)
+    assert [film.id for film in queue.next_films(4)] == [1, 3, 7]
+    assert [film.id for film in queue.next_films(4)] == [4]
+    assert queue.next_films(4) == ()
+
+
+def test_a_film_that_is_dropped_meanwhile_takes_its_results_with_it_and_no_others(queue: Queue) -> None:
+    for number in (1, 2):
+        queue.take(b"film", f"1.{number}", "PACS", ORDER)
+    films = queue.next_films(2)
+    written = [(film, [write_result(queue.results, film.id, RESULTS[0])]) for film in films]
+    queue.drop(1)
+    queue.answer(written)
+    assert [delivery.film for delivery in queue.deliveries("pacs")] == [2]
+    assert [path.name for path in queue.results.iterdir()] == ["2-sr.dcm"]
 
 
 def test_storage_commitment_ends_a_delivery_or_sends_it_again(queue: Queue, clock: Clock) -> None:
@@ -135,13 +165,13 @@ def test_a_destination_that_is_away_costs_no_tries_until_results_are_too_old(que
 
 def test_dead_letters_are_listed_retried_and_dropped(queue: Queue) -> None:
     queue.take(b"film", "1.2.3", "PACS", ORDER)
-    film = queue.next_film()
+    film = next_film(queue)
     assert film is not None
     queue.bury(film, "damaged")
     (entry,) = queue.entries()
     assert (entry.state, entry.reason, entry.peer) == (DEAD, "damaged", "PACS")
     assert queue.retry() == 1
-    again = queue.next_film()
+    again = next_film(queue)
     assert again is not None
     queue.bury(again, "damaged")
     queue.drop(entry.id)
@@ -156,7 +186,7 @@ def test_dead_letters_are_listed_retried_and_dropped(queue: Queue) -> None:
 
 def test_old_dead_letters_and_files_that_nobody_knows_are_swept(queue: Queue, clock: Clock) -> None:
     queue.take(b"film", "1.2.3", "PACS", ORDER)
-    film = queue.next_film()
+    film = next_film(queue)
     assert film is not None
     queue.bury(film, "damaged")
     (queue.results / "77-sr.dcm").write_bytes(b"left by a kill")
@@ -182,7 +212,7 @@ def test_results_that_find_no_room_cost_the_film_no_tries(when: str, queue: Queu
     queue.take(b"film", "1.2.3", "PACS", ORDER)
     place = queue.results / "1-sr.dcm"
     for _ in range(4):
-        film = queue.next_film()
+        film = next_film(queue)
         assert film is not None
         assert film.tries == 0
         if when == "written":
@@ -195,10 +225,10 @@ def test_results_that_find_no_room_cost_the_film_no_tries(when: str, queue: Queu
             written = [write_result(queue.results, film.id, result) for result in RESULTS]
             place.unlink()
             with pytest.raises(OutOfRoom, match="a result could not be kept"):
-                queue.answer(film, written)
-        assert queue.next_film() is None
+                queue.answer([(film, written)])
+        assert next_film(queue) is None
         clock.now += LIMITS.longest_pause
-    film = queue.next_film()
+    film = next_film(queue)
     assert film is not None
     answer(queue, film)
     assert len(queue.deliveries("pacs")) == 2
@@ -258,7 +288,8 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from chestxray.dicom import queue as module
-from chestxray.dicom.queue import Order, Queue, Result, write_result
+from chestxray.dicom.queue import Order, Queue, Result
+from chestxray.dicom.workers import write_result
 
 step, folder = int(sys.argv[1]), Path(sys.argv[2])
 steps = 0
@@ -276,10 +307,9 @@ sys.addaudithook(audit)
 for number in range(4):
     if queue.take(b"film %d" % number, f"1.{number}", "PACS", Order("all", ("pacs",), True)):
         print(number, flush=True)
-    film = queue.next_film()
-    if film is not None:
+    for film in queue.next_films(1):
         result = Result("sr", "1.88", f"2.25.{film.id}", film.path.read_bytes())
-        queue.answer(film, [write_result(queue.results, film.id, result)])
+        queue.answer([(film, [write_result(queue.results, film.id, result)])])
         print("answered", film.id, flush=True)
     for delivery in queue.deliveries("pacs"):
         print("sent", delivery.sop_instance, flush=True)
@@ -307,7 +337,7 @@ def test_killed_at_every_step_no_acknowledged_film_is_lost_and_no_result_is_made
         known = {entry.key for state in (WAITING, ANSWERED, DONE) for entry in queue.entries(state)}
         taken = [line for line in said if line.isdigit()]
         assert {queue.hashed(f"1.{number}\nmodel") for number in taken} <= known
-        while (film := queue.next_film()) is not None:
+        while (film := next_film(queue)) is not None:
             answer(queue, film, [Result("sr", "1.88", f"2.25.{film.id}", film.path.read_bytes())])
         for delivery in queue.deliveries("pacs"):
             assert delivery.path.read_bytes().startswith(b"film ")
@@ -341,7 +371,7 @@ def test_the_next_film_and_the_next_results_cost_as_much_in_a_long_queue_as_in_a
             done[0] += 1
 
         queue._database.set_progress_handler(step, 1)  # noqa: SLF001 - SQLite's own count of what a query does
-        film_taken = queue.next_film()
+        film_taken = next_film(queue)
         queue.deliveries("pacs", limit=1)
         queue._database.set_progress_handler(None, 1)  # noqa: SLF001
         assert film_taken is not None
@@ -357,7 +387,7 @@ def test_a_queue_of_an_earlier_release_is_taken_over_with_its_films(queue: Queue
         database.execute("CREATE INDEX film_by_state ON film (state, next_try)")
     queue.close()
     again = Queue(tmp_path / "queue", "model", LIMITS, clock)
-    assert again.next_film() is not None
+    assert next_film(again) is not None
     indices = {name for (name,) in again._database.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}  # noqa: SLF001
     assert "film_by_state" not in indices
     assert "film_in_order" in indices

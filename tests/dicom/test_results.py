@@ -19,8 +19,8 @@ from PIL import Image
 
 from chestxray.dicom import results as module
 from chestxray.dicom.queue import Result
-from chestxray.dicom.results import KINDS, PICTURE, REPORT, Answer, derived_uid, identity_of
-from chestxray.dicom.rules import IDENTITY, facts_of
+from chestxray.dicom.results import KINDS, PICTURE, REPORT, Answer, derived_uid
+from chestxray.dicom.rules import IDENTITY, facts_of, read_header
 from chestxray.images.decode import decode
 from chestxray.images.dicom import elements, open_data_set
 from chestxray.inference.bundle import folder_of
@@ -55,9 +55,10 @@ def results_of(film: bytes, answer: Answer) -> tuple[Result, ...]:
     """The objects that answer a film, with the answer's own heat map as the drawing."""
     drawing = answer.prediction.heatmap if answer.prediction else None
     if drawing is None:
-        return module.results_of(film, answer)
+        return module.results_of(read_header(film)[1], answer)
     layer = Image.open(io.BytesIO(base64.b64decode(drawing)))
-    return module.results_of(film, answer, blend(averaged(decode(film, "film"), module.PICTURE_SIDE), layer))
+    picture = blend(averaged(decode(film, "film"), module.PICTURE_SIDE), layer)
+    return module.results_of(read_header(film)[1], answer, picture)
 
 
 def text_of(report: pydicom.Dataset) -> str:
@@ -233,7 +234,7 @@ def raw_value(data: bytes, tag: int) -> bytes:
 
 def test_identity_is_read_from_a_film_whose_pixels_are_cut_off() -> None:
     data = modality_film(np.zeros((256, 256), np.uint8))
-    whole, cut = identity_of(data), identity_of(data[:-30_000])
+    whole, cut = read_header(data)[1], read_header(data[:-30_000])[1]
     assert whole == cut
     assert b"Doe^Jane1" in cut[0x00100010]
 
@@ -272,5 +273,5 @@ def test_answers_that_differ_in_numbers_alone_are_filled_into_one_form(film_file
             film_sha256=f"{place:064}",
         )
         facts = replace(answer.facts, **{name: f"1.2.826.{place}.{name != 'study'}" for name in UIDS}, age=place)
-        module.results_of(film_file, replace(answer, facts=facts, prediction=prediction))
+        module.results_of(read_header(film_file)[1], replace(answer, facts=facts, prediction=prediction))
     assert module._form.cache_info().misses == 1  # noqa: SLF001

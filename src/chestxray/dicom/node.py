@@ -11,7 +11,7 @@ import gc
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
@@ -25,9 +25,10 @@ from chestxray.dicom.receive import Receiver, log, not_taken
 from chestxray.dicom.rules import decide, facts_of
 from chestxray.dicom.send import Sender
 from chestxray.dicom.settings import MEBIBYTE, NodeSettings
-from chestxray.dicom.workers import ENDED, Classified, Task, Worker, WorkerDied
+from chestxray.dicom.workers import ENDED, Classified, Setup, Task, Worker, WorkerDied
 from chestxray.errors import FilmError, FilmTooLarge, OutputUnwritable, SettingsInvalid, UnsupportedFormat
 from chestxray.inference.bundle import Bundle, folder_of
+from chestxray.inference.predictor import FILMS_A_PASS
 from chestxray.inference.signature import open_bundle
 from chestxray.serving.metrics import Metrics
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 LOOKED_EVERY_S: Final = 0.5
 SWEPT_EVERY_S: Final = 3600.0
 TRIED_AT_MOST: Final = 2  # times that a film may end its process before a report states that as the reason
+
+Answered = tuple[QueuedFilm, Classified]
 
 
 class Node:
@@ -57,7 +60,7 @@ class Node:
         self.settings = settings
         self.bundle: Bundle = open_bundle(folder_of(settings.bundle), settings.verify_key)
         self.bundle.info.operating_point(settings.operating_point or None)
-        self._description = self.bundle.info.to_json()
+        self._workers = settings.workers or cores()
         self._lock = _Locked(settings.folder)
         self.queue = Queue(settings.folder, bundle_hash(self.bundle), settings.limits)
         self.senders = {one.name: Sender(one, settings, self.queue) for one in settings.destinations}
@@ -88,7 +91,7 @@ class Node:
         except BaseException:
             self.__exit__(None, None, None)
             raise
-        for place in range(self.settings.workers or cores()):
+        for place in range(self._workers):
             self._threads.append(threading.Thread(target=self._work, name=f"worker-{place}", daemon=True))
         self._threads.append(threading.Thread(target=self._housekeeping, name="housekeeping", daemon=True))
         for thread in self._threads:
@@ -146,9 +149,9 @@ class Node:
         """Classify films until the node stops.
 
         Each process has one such thread, which waits while the process works, and a second one, which waits for the
-        disk to keep the results of a film while the process classifies the next film.
+        disk to keep the results of some films while the process classifies the next ones.
         """
-        worker = Worker(self.settings.limits.film_seconds)
+        worker = Worker(self._setup(), self.settings.limits.film_seconds)
         try:
             with ThreadPoolExecutor(1, "results") as writer:
                 self._classify_all(worker, writer)
@@ -156,76 +159,97 @@ class Node:
             worker.stop()
 
     def _classify_all(self, worker: Worker, writer: ThreadPoolExecutor) -> None:
-        written: Future[None] | None = None
+        kept: Future[None] | None = None
         while not self._stopped.is_set():
-            film = self._next()
-            if film is None:
+            films = self._next()
+            if not films:
                 self._wake.wait(LOOKED_EVERY_S)
                 self._wake.clear()
                 continue
-            with self._settled(film):
-                found = self._classify(worker, film)
-                if written is not None:
-                    wait((written,))  # of one film at a time, so that a slow or full disk slows the classifying down
-                written = writer.submit(self._keep, film, found)
+            answered = self._classified(worker, films)
+            if kept is not None:
+                wait((kept,))  # so that a slow or full disk slows the classifying down
+            kept = writer.submit(self._keep, answered)
 
-    def _next(self) -> QueuedFilm | None:
+    def _next(self) -> Sequence[QueuedFilm]:
         with contextlib.suppress(Exception):  # a full disk is checked again a moment later
-            return self.queue.next_film()
-        return None
+            return self.queue.next_films(FILMS_A_PASS, self._workers)
+        return ()
 
-    def _keep(self, film: QueuedFilm, found: Classified) -> None:
-        with self._settled(film):
-            self.queue.answer(film, found.results)
-            self._count(found.outcome)
-            log.info("answered", extra={"film": film.key, "rule": film.order.rule, "outcome": found.outcome})
-            for name in film.order.send_to:
-                if name in self.senders:
-                    self.senders[name].wake()
-
-    @contextlib.contextmanager
-    def _settled(self, film: QueuedFilm) -> Iterator[None]:
-        """Do one step of a film's way; whatever happens in it, the film goes on, waits, or is a dead letter."""
-        facts = {"film": film.key, "rule": film.order.rule}
+    def _classified(self, worker: Worker, films: Sequence[QueuedFilm]) -> list[Answered]:
+        """Have films classified; return those that can be answered, and let each of the others wait, or bury it."""
+        found: list[Classified | Exception]
         try:
-            yield
-        except WorkerDied:
-            self._count("lost")
-            log.warning("a worker ended", extra=facts)
-            self.queue.put_back(film)
-        except OutOfRoom:
-            log.error("no room for results", extra=facts)
+            found = worker.predict([self._task(film) for film in films])
+        except WorkerDied as died:
+            suspects = films[died.read : died.read + 1] or films  # it ended while it read one, or after it had read all
+            for film in films:
+                if film in suspects:
+                    self._count("lost")
+                    log.warning("a worker ended", extra=_named(film))
+                self.queue.put_back(film, tried=film in suspects)
+            return []
+        except Exception as error:  # noqa: BLE001 - the thread that classifies the others must go on
+            found = [error] * len(films)
+        answered = []
+        for film, one in zip(films, found, strict=True):
+            if isinstance(one, Classified):
+                answered.append((film, one))
+            else:
+                self._not_answered(film, one)
+        if any(isinstance(one, OutOfRoom) for one in found):
             self._stopped.wait(LOOKED_EVERY_S)  # the full disk may hold no longer pause of the film either
-        except FileNotFoundError:  # the film was dropped meanwhile
-            self.queue.put_back(film, SWEPT_EVERY_S)
-        except Exception as error:  # noqa: BLE001 - one film must never end the thread that classifies the others
-            self._count("dead")
-            log.error("a film cannot be answered", extra=facts | {"fault": type(error).__name__})
-            with contextlib.suppress(Exception):
-                why = str(error) if isinstance(error, FilmError) else type(error).__name__
-                self.queue.bury(film, why)
+        return answered
 
-    def _classify(self, worker: Worker, film: QueuedFilm) -> Classified:
-        """Have a film classified. Raises: as ``Worker.predict``; after OutOfRoom the film waits."""
+    def _keep(self, answered: Sequence[Answered]) -> None:
+        """Keep results, together; the fault of one film costs no other film its answer."""
         try:
-            return worker.predict(self._task(film))
+            self.queue.answer([(film, found.results) for film, found in answered])
         except OutOfRoom:
-            self.queue.hold(film)
-            raise
+            for film, _ in answered:
+                log.error("no room for results", extra=_named(film))
+            self._stopped.wait(LOOKED_EVERY_S)
+            return
+        except Exception as error:  # noqa: BLE001 - as above
+            if len(answered) == 1:
+                self._not_answered(answered[0][0], error)
+            else:
+                for one in answered:
+                    self._keep([one])
+            return
+        for film, found in answered:
+            self._count(found.outcome)
+            log.info("answered", extra=_named(film) | {"outcome": found.outcome})
+        for name in {name for film, _ in answered for name in film.order.send_to}:
+            if name in self.senders:
+                self.senders[name].wake()
 
-    def _task(self, film: QueuedFilm) -> Task:
-        return Task(
-            path=film.path,
-            film=film.id,
+    def _not_answered(self, film: QueuedFilm, error: Exception) -> None:
+        """Let a film wait, or make it a dead letter."""
+        if isinstance(error, OutOfRoom):
+            log.error("no room for results", extra=_named(film))
+            self.queue.hold(film)
+        elif isinstance(error, FileNotFoundError):  # the film was dropped meanwhile
+            self.queue.put_back(film, SWEPT_EVERY_S)
+        else:
+            self._count("dead")
+            log.error("a film cannot be answered", extra=_named(film) | {"fault": type(error).__name__})
+            with contextlib.suppress(Exception):
+                self.queue.bury(film, str(error) if isinstance(error, FilmError) else type(error).__name__)
+
+    def _setup(self) -> Setup:
+        research = self.settings.research_folder
+        return Setup(
             results=self.queue.results,
-            received=film.received,
-            bundle=(self.bundle.folder, self._description, self.queue.model),
+            bundle=(self.bundle.folder, self.bundle.info.to_json(), self.queue.model),
             operating_point=self.settings.operating_point or None,
             require_age=self.settings.require_age,
-            secondary_capture=film.order.secondary_capture,
-            research=(folder, self.queue.hashed("research")) if (folder := self.settings.research_folder) else None,
-            refused=ENDED if film.tries >= TRIED_AT_MOST else "",
+            research=None if research is None else (research, self.queue.hashed("research")),
         )
+
+    def _task(self, film: QueuedFilm) -> Task:
+        refused = ENDED if film.tries >= TRIED_AT_MOST else ""
+        return Task(film.path, film.id, film.received, film.order.secondary_capture, refused)
 
     # ------------------------------------------------------------------ watching
 
@@ -243,6 +267,11 @@ class Node:
         if self._threads and not all(thread.is_alive() for thread in self._threads):
             return "a thread of the node has ended; start it again"
         return ""
+
+
+def _named(film: QueuedFilm) -> dict[str, str]:
+    """Return the facts of a film that the log may hold."""
+    return {"film": film.key, "rule": film.order.rule}
 
 
 def bundle_hash(bundle: Bundle) -> str:

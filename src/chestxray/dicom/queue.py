@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import secrets
 import shutil
 import sqlite3
@@ -22,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,6 +64,10 @@ CREATE INDEX IF NOT EXISTS delivery_in_order ON delivery (state, destination, id
 _DELIVERY: Final = (
     *("id", "film", "key", "destination", "kind"),
     *("sop_class", "sop_instance", "tries", "received"),
+)
+_DELIVERIES: Final = (
+    "SELECT d.id, d.film, f.key, d.destination, d.kind, d.sop_class, d.sop_instance, d.tries, f.received "
+    "FROM delivery d JOIN film f ON f.id = d.film"
 )
 _ENTRY: Final = ("id", "key", "state", "reason", "received", "tries", "bytes", "peer")
 
@@ -231,7 +236,7 @@ class Queue:
             if self._one("SELECT 1 FROM film WHERE key = ?", key):
                 return False
         self.check_room(len(data))
-        path = self.films / f"{key}.dcm"
+        path = self._film_path(key)
         try:
             with written_beside(path, data) as beside, self._lock:
                 return self._keep(beside, path, key, len(data), peer, order)
@@ -248,7 +253,7 @@ class Queue:
             with self._changing() as database:
                 database.execute(
                     "INSERT INTO film VALUES (NULL, ?, ?, ?, '', ?, ?, 0, 0, ?, ?, ?)",
-                    (key, self.model, WAITING, now, now, size, peer, json.dumps(_plain(order))),
+                    (key, self.model, WAITING, now, now, size, peer, json.dumps(asdict(order))),
                 )
         except (OSError, sqlite3.Error):
             path.unlink(missing_ok=True)  # on a full disk, a film that is not acknowledged must not take space
@@ -266,48 +271,65 @@ class Queue:
 
     # ------------------------------------------------------------------ films are classified
 
-    def next_film(self) -> QueuedFilm | None:
-        """Return the film that waits longest; it is reserved in this process until answered or put back."""
+    def next_films(self, most: int, among: int = 1) -> tuple[QueuedFilm, ...]:
+        """Return the films that wait longest; they are reserved in this process until answered or put back.
+
+        A film that was tried before comes alone, so that its fault costs no other film a try.
+
+        Args:
+            most: number of films at most.
+            among: number of callers; the films that wait are shared out among them.
+        """
         with self._lock:
             rows = self._database.execute(
                 "SELECT id, key, received, tries, order_json FROM film "
                 "WHERE state = ? AND model = ? AND next_try <= ? ORDER BY id LIMIT ?",
-                (WAITING, self.model, self._clock(), len(self._taken) + 1),
+                (WAITING, self.model, self._clock(), len(self._taken) + most * among),
             ).fetchall()
-            row = next((row for row in rows if row[0] not in self._taken), None)
-            if row is None:
-                return None
-            self._taken.add(row[0])
-        raw = json.loads(row[4])
-        order = Order(raw["rule"], tuple(raw["send_to"]), raw["secondary_capture"])
-        return QueuedFilm(row[0], row[1], self.films / f"{row[1]}.dcm", row[2], row[3], order)
+            films = [self._queued(row) for row in rows if row[0] not in self._taken]
+            part = films[: min(most, math.ceil(len(films) / among))]
+            if part and part[0].tries:
+                part = part[:1]
+            part = [film for film in part if film is part[0] or not film.tries]
+            self._taken.update(film.id for film in part)
+        return tuple(part)
 
-    def answer(self, film: QueuedFilm, results: Sequence[WrittenResult]) -> None:
-        """Keep the results of a film that ``write_result`` wrote, one delivery for each destination.
+    def answer(self, answered: Sequence[tuple[QueuedFilm, Sequence[WrittenResult]]]) -> None:
+        """Keep the results of films, which ``workers.write_result`` wrote, one delivery for each destination.
 
-        Raises: OutOfRoom; then the film keeps waiting.
+        All are kept or none. The results of a film that was dropped meanwhile are deleted.
+
+        Raises: OutOfRoom; then the films keep waiting.
         """
         try:
-            for result in results:
-                sync(result.path)
+            for _, results in answered:
+                for result in results:
+                    sync(result.path)
             sync(self.results)
             now = self._clock()
             with self._changing() as database:
-                database.execute("UPDATE film SET state = ?, changed = ? WHERE id = ?", (ANSWERED, now, film.id))
+                there = "UPDATE film SET state = ?, changed = ? WHERE id = ?"
+                kept = [one for one in answered if database.execute(there, (ANSWERED, now, one[0].id)).rowcount]
                 database.executemany(
                     "INSERT OR IGNORE INTO delivery VALUES (NULL, ?, ?, ?, ?, ?, ?, '', 0, 0, '', ?)",
                     [
                         (film.id, destination, result.kind, result.sop_class, result.sop_instance, WAITING, now)
+                        for film, results in kept
                         for destination in film.order.send_to
                         for result in results
                     ],
                 )
         except (OSError, sqlite3.Error) as error:
-            self.hold(film)
+            for film, _ in answered:
+                self.hold(film)
             raise OutOfRoom(f"{self.folder}: a result could not be kept ({error})") from error
         with self._lock:
-            self._bytes += sum(result.bytes for result in results)
-        self._release(film)
+            self._bytes += sum(result.bytes for _, results in kept for result in results)
+        for film, results in answered:
+            if (film, results) not in kept:
+                for result in results:
+                    result.path.unlink(missing_ok=True)
+            self._release(film)
 
     def hold(self, film: QueuedFilm) -> None:
         """Let a film wait whose results find no room: the longer, the longer it has waited; it is not its own fault."""
@@ -343,9 +365,7 @@ class Queue:
         """List the due deliveries of a destination, the oldest first."""
         with self._lock:
             rows = self._database.execute(
-                "SELECT d.id, d.film, f.key, d.destination, d.kind, d.sop_class, d.sop_instance, d.tries, f.received "
-                "FROM delivery d JOIN film f ON f.id = d.film "
-                "WHERE d.state = ? AND d.destination = ? AND d.next_try <= ? ORDER BY d.id LIMIT ?",
+                f"{_DELIVERIES} WHERE d.state = ? AND d.destination = ? AND d.next_try <= ? ORDER BY d.id LIMIT ?",
                 (state, destination, self._clock(), limit),
             ).fetchall()
         return tuple(map(self._delivery, rows))
@@ -374,9 +394,7 @@ class Queue:
         """
         with self._lock:
             rows = self._database.execute(
-                "SELECT d.id, d.film, f.key, d.destination, d.kind, d.sop_class, d.sop_instance, d.tries, f.received "
-                "FROM delivery d JOIN film f ON f.id = d.film WHERE d.asked = ? AND d.state = ?",
-                (transaction, ASKED),
+                f"{_DELIVERIES} WHERE d.asked = ? AND d.state = ?", (transaction, ASKED)
             ).fetchall()
         known = list(map(self._delivery, rows))
         self._set([one for one in known if one.sop_instance in stored], DONE)
@@ -434,12 +452,13 @@ class Queue:
         return state
 
     def _forget_files(self, film: int) -> None:
-        row = self._one("SELECT key FROM film WHERE id = ?", film)
         with self._lock:  # the folder itself may hold the results of thousands of films
-            kinds = self._database.execute("SELECT DISTINCT kind FROM delivery WHERE film = ?", (film,)).fetchall()
-        paths = [self._result_path(film, kind) for (kind,) in kinds]
-        if row is not None:
-            paths.append(self.films / f"{row[0]}.dcm")
+            rows = self._database.execute(
+                "SELECT DISTINCT f.key, d.kind FROM film f LEFT JOIN delivery d ON d.film = f.id WHERE f.id = ?",
+                (film,),
+            ).fetchall()
+        paths = [self._result_path(film, kind) for _, kind in rows if kind is not None]
+        paths += {self._film_path(key) for key, _ in rows}
         for path in paths:
             with self._lock:
                 self._bytes -= size_of(path)
@@ -544,9 +563,18 @@ class Queue:
 
     # ------------------------------------------------------------------ within
 
+    def _queued(self, row: Sequence[Any]) -> QueuedFilm:
+        number, key, received, tries, order = row
+        raw = json.loads(order)
+        read = Order(raw["rule"], tuple(raw["send_to"]), raw["secondary_capture"])
+        return QueuedFilm(number, key, self._film_path(key), received, tries, read)
+
     def _delivery(self, row: Sequence[Any]) -> Delivery:
         film, kind = row[1], row[4]
         return Delivery(**dict(zip(_DELIVERY, row, strict=True)), path=self._result_path(film, kind))
+
+    def _film_path(self, key: str) -> Path:
+        return self.films / f"{key}.dcm"
 
     def _result_path(self, film: int, kind: str) -> Path:
         return self.results / f"{film}-{kind}.dcm"
@@ -568,27 +596,3 @@ class Queue:
         with self._changing() as database:
             database.execute("INSERT OR IGNORE INTO note VALUES ('salt', ?)", (secrets.token_hex(32),))
             return bytes.fromhex(database.execute("SELECT value FROM note WHERE name = 'salt'").fetchone()[0])
-
-
-def _plain(order: Order) -> dict[str, Any]:
-    return {"rule": order.rule, "send_to": order.send_to, "secondary_capture": order.secondary_capture}
-
-
-def write_result(folder: Path, film: int, result: Result) -> WrittenResult:
-    """Write a result for ``Queue.answer``, in whatever process made it; without its row, no one reads the file.
-
-    Args:
-        folder: the results of the queue.
-        film: number of the film in the queue.
-        result: the result.
-
-    Raises: OutOfRoom.
-    """
-    path = folder / f"{film}-{result.kind}.dcm"
-    try:
-        path.write_bytes(result.data)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # a part of it would take room
-            path.unlink()
-        raise OutOfRoom(f"{folder}: a result could not be kept ({error})") from error
-    return WrittenResult(result.kind, result.sop_class, result.sop_instance, path, len(result.data))

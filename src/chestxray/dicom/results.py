@@ -60,11 +60,9 @@ GATE: Final = ("gate", SCHEME, "Whether the model may classify the film")
 ACCEPTED: Final = ("accepted", SCHEME, "Accepted")
 REFUSED: Final = ("refused", SCHEME, "Refused")
 
-_LAST: Final = max(IDENTITY)
 _TYPE_2: Final = frozenset(
     {0x00080020, 0x00080030, 0x00080050, 0x00080090, 0x00100010, 0x00100020, 0x00100030, 0x00100040, 0x00200010}
 )
-_SEQUENCE: Final = b"SQ"
 _LONG_VR: Final = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 OWN_INSTANCE: Final = 0  # place of a result's own UID among the words of its form
 _ITSELF: Final = uuid.UUID("0f4cb6d2-5f5e-5a07-9a43-5d6e9a0f2a11")  # the name space of our UIDs
@@ -99,44 +97,35 @@ def derived_uid(*parts: str) -> str:
     return f"2.25.{uuid.uuid5(_ITSELF, chr(10).join(parts)).int}"
 
 
-def results_of(data: bytes, answer: Answer, picture: Image.Image | None = None) -> tuple[Result, ...]:
+def results_of(identity: Mapping[int, bytes], answer: Answer, picture: Image.Image | None = None) -> tuple[Result, ...]:
     """Make the objects that answer a film.
 
     Args:
-        data: the film's file, unchanged.
+        identity: elements of the film that name patient and study, as ``read_header`` returns them.
         answer: the content of the answer.
         picture: the film with the evidence drawn over it, in RGB; None makes no picture, as a refused film has none.
 
     Returns: the report, and the picture.
-    Raises: FilmError, if the film's header is damaged.
     """
-    identity = identity_of(data)
-    results = [_filled_in(REPORT, answer, identity)]
+    encoded = encoded_identity(identity)
+    results = [_filled_in(REPORT, answer, encoded)]
     if picture is not None and answer.prediction is not None:
-        results.append(_filled_in(PICTURE, answer, identity, _with_notice(picture, answer.prediction)))
+        results.append(_filled_in(PICTURE, answer, encoded, _with_notice(picture, answer.prediction)))
     return tuple(results)
 
 
 # --------------------------------------------------------------------------- the patient, untouched
 
 
-def identity_of(data: bytes) -> dict[int, bytes]:
-    """Return the elements that name patient and study: encoded as explicit little endian, values unchanged.
+def encoded_identity(identity: Mapping[int, bytes]) -> dict[int, bytes]:
+    """Encode the elements that name patient and study in explicit little endian, values unchanged.
 
     Args:
-        data: a DICOM file.
+        identity: values by tag, which are text in the film's own character set.
 
-    Returns: by tag; the values are text in the film's own character set. Raises: FilmError.
+    Returns: elements by tag; those that a result must have and the film has not are empty (type 2).
     """
-    data_set = open_data_set(data, "film")
-    found = {}
-    for element in elements(data_set.data, data_set.start, data_set.encoding, "film"):
-        if element.tag > _LAST:  # later elements may be cut off
-            break
-        if element.tag in IDENTITY and element.vr != _SEQUENCE:
-            value = data_set.data[element.value : element.end]
-            found[element.tag] = _element(element.tag, _vr(element.tag), value)
-    return found | {tag: _element(tag, _vr(tag), b"") for tag in _TYPE_2 - set(found)}
+    return {tag: _element(tag, _vr(tag), identity.get(tag, b"")) for tag in _TYPE_2 | identity.keys()}
 
 
 @cache

@@ -7,7 +7,7 @@ neither kept nor answered.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final
@@ -32,7 +32,6 @@ _READ: Final = {  # tag -> name; none of them needs the character set, or is lon
     0x0020000D: "StudyInstanceUID",
     0x0020000E: "SeriesInstanceUID",
 }
-_LAST: Final = max(_READ)
 _UID: Final = re.compile(r"[0-9.]{1,64}")  # leading zeros, which the standard forbids, are let through: archives do
 
 # Text elements of patient and study that results copy unchanged (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2).
@@ -45,6 +44,8 @@ IDENTITY: Final = frozenset(
         0x0020000D, 0x00200010,  # study
     }
 )  # fmt: skip
+_LAST: Final = max(*_READ, *IDENTITY)
+_SEQUENCE: Final = b"SQ"
 LONGEST_IDENTITY: Final = 2**16 - 2  # bytes that one of them can have in a result
 
 
@@ -85,11 +86,23 @@ def facts_of(data: bytes, ae_title: str = "", source: str = "film") -> FilmFacts
         patient in more bytes than a result can hold; FilmTooLarge, if it has too many elements, or inflates to too many
         bytes.
     """
+    return read_header(data, ae_title, source)[0]
+
+
+def read_header(data: bytes, ae_title: str = "", source: str = "film") -> tuple[FilmFacts, Mapping[int, bytes]]:
+    """Read what decision and results need of a DICOM file, in one pass over its header.
+
+    Args:
+        data, ae_title, source: as of ``facts_of``.
+
+    Returns: the facts, and by tag the values of those elements of IDENTITY that the film has, as they are encoded.
+    Raises: as ``facts_of``.
+    """
     if data[PREAMBLE - 4 : PREAMBLE] != b"DICM":
         raise UnreadableFilm(f"{source}: not a DICOM file: it has no preamble. Export the film from the PACS as DICOM")
     try:
         data_set = open_data_set(data, source)
-        found, too_long = _values(data_set, source)
+        found, identity = _values(data_set, source)
         age = age_in_years(found)
     except FilmTooLarge:
         raise
@@ -100,9 +113,11 @@ def facts_of(data: bytes, ae_title: str = "", source: str = "film") -> FilmFacts
             raise UnreadableFilm(f"{source}: the DICOM header has no {name}, so no result could be put beside it")
         if not _UID.fullmatch(found[name]):
             raise UnreadableFilm(f"{source}: the {name} of the DICOM header is no UID, so no result could refer to it")
-    if too_long:
-        raise UnreadableFilm(f"{source}: the DICOM header's {too_long} has more than {LONGEST_IDENTITY:,} bytes")
-    return FilmFacts(
+    for tag, value in identity.items():
+        if len(value) > LONGEST_IDENTITY:
+            named = f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
+            raise UnreadableFilm(f"{source}: the DICOM header's {named} has more than {LONGEST_IDENTITY:,} bytes")
+    facts = FilmFacts(
         sop_class=found["SOPClassUID"],
         sop_instance=found["SOPInstanceUID"],
         study=found["StudyInstanceUID"],
@@ -115,19 +130,20 @@ def facts_of(data: bytes, ae_title: str = "", source: str = "film") -> FilmFacts
         ours=found["Manufacturer"] == MANUFACTURER,
         transfer_syntax=data_set.transfer_syntax,
     )
+    return facts, identity
 
 
-def _values(data_set: DataSet, source: str) -> tuple[dict[str, str], str]:
-    """Return the values by name, and the tag of an identifying element of too many bytes. Raises: FilmError."""
-    found, too_long = dict.fromkeys(_READ.values(), ""), ""
+def _values(data_set: DataSet, source: str) -> tuple[dict[str, str], dict[int, bytes]]:
+    """Return the values that facts need by name, and those of IDENTITY by tag. Raises: FilmError."""
+    found, identity = dict.fromkeys(_READ.values(), ""), {}
     for element in elements(data_set.data, data_set.start, data_set.encoding, source):
         if element.tag > _LAST:  # later elements may be cut off
             break
-        if element.tag in IDENTITY and element.end - element.value > LONGEST_IDENTITY:
-            too_long = f"({element.tag >> 16:04X},{element.tag & 0xFFFF:04X})"
+        if element.tag in IDENTITY and element.vr != _SEQUENCE:
+            identity[element.tag] = data_set.data[element.value : element.end]
         if name := _READ.get(element.tag):
             found[name] = data_set.data[element.value : element.end].decode("ascii", "replace").strip("\0 ")
-    return found, too_long
+    return found, identity
 
 
 @dataclass(frozen=True, slots=True)

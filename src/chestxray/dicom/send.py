@@ -47,6 +47,7 @@ GONE: Final = "the file of the result is gone or damaged"
 LOOKED_EVERY_S: Final = 0.5
 TIMEOUT_S: Final = 30.0  # seconds for a peer's answer
 LINGER_S: Final = 1.0  # seconds for which an association waits for the next result
+RECORDED_TOGETHER: Final = 8  # accepted results: after a kill, at most so many are sent a second time
 KEPT_S: Final = 30.0  # seconds of one association, after which storage commitment is requested
 
 
@@ -131,10 +132,22 @@ class Sender:
             offered = any(context.abstract_syntax == STORAGE_COMMITMENT for context in peer.accepted_contexts)
             stores, end = Stores(peer), time.monotonic() + KEPT_S
             while waiting and not self._stopped.is_set():
-                for delivery in waiting:
-                    self._store(peer, stores, delivery, commitment=offered)
+                for start in range(0, len(waiting), RECORDED_TOGETHER):
+                    self._store_some(peer, stores, waiting[start : start + RECORDED_TOGETHER], commitment=offered)
                 waiting = self._next() if time.monotonic() < end else ()
             self._ask_for_commitment(peer, offered=offered)
+
+    def _store_some(
+        self, peer: Association, stores: Stores, deliveries: Sequence[Delivery], *, commitment: bool
+    ) -> None:
+        """Send results, and record in one transaction those that were accepted, also if the association ends."""
+        accepted: list[Delivery] = []
+        try:
+            for delivery in deliveries:
+                if self._store(peer, stores, delivery):
+                    accepted.append(delivery)  # noqa: PERF401 - before an error, too
+        finally:
+            self._accepted(accepted, commitment=commitment)
 
     def _next(self) -> Sequence[Delivery]:
         """Return the results that are due, or that come within a moment."""
@@ -144,7 +157,8 @@ class Sender:
             due = self.queue.deliveries(self.destination.name)
         return due
 
-    def _store(self, peer: Association, stores: Stores, delivery: Delivery, *, commitment: bool) -> None:
+    def _store(self, peer: Association, stores: Stores, delivery: Delivery) -> bool:
+        """Send a result; return whether it was accepted. A refusal is recorded. Raises: PeerError."""
         try:
             if (context := _takes_as_it_is(peer, delivery.sop_class)) is not None:
                 status = stores.send(context, delivery.sop_class, delivery.sop_instance, _data_set(delivery))
@@ -152,17 +166,16 @@ class Sender:
                 status = peer.send_c_store(_read(delivery)).get("Status")
         except (FileNotFoundError, FilmError, InvalidDicomError):
             self.queue.refused(delivery, GONE)
-            return
+            return False
         except ValueError:  # no context for this class: this counts as an answer too
             self.queue.refused(delivery, "the destination takes no such objects (no presentation context)")
-            return
+            return False
         if status is None:
             raise PeerError(f"destination {self.destination.name}: the connection ended before an answer to C-STORE")
-        if status in ACCEPTED:
-            self._accepted([delivery], commitment=commitment)
-        else:
+        if status not in ACCEPTED:
             self.queue.refused(delivery, f"refused with status 0x{status:04X}")
             log.warning("result refused", extra={"film": delivery.key, "status": f"0x{status:04X}"})
+        return status in ACCEPTED
 
     # ------------------------------------------------------------------ storage commitment (PS3.4 annex J)
 

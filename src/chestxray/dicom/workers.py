@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -12,20 +13,41 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
 
+from chestxray.arrays import Float32Array, UInt8Array
 from chestxray.data.parallel import CleanContext, depend_on_the_parent
 from chestxray.dicom.deidentify import deidentified
-from chestxray.dicom.queue import OutOfRoom, WrittenResult, write_result
+from chestxray.dicom.queue import OutOfRoom, Result, WrittenResult
 from chestxray.dicom.results import PICTURE_SIDE, Answer, derived_uid, results_of
-from chestxray.dicom.rules import facts_of
+from chestxray.dicom.rules import FilmFacts, read_header
 from chestxray.errors import FilmError, MissingExtra
 from chestxray.files import write_atomically
 from chestxray.images.decode import decode
 from chestxray.inference.bundle import Bundle
+from chestxray.inference.heatmap import averaged
+from chestxray.inference.ood import Prepared
 from chestxray.inference.predictor import Predictor
-from chestxray.schema import BundleInfo
+from chestxray.schema import BundleInfo, Prediction
 
 ENDED: Final = "the process that read it came to an end or took too long: too little memory, or a fault of a decoder"
 STARTING_S: Final = 120.0  # seconds in which a process has to load the bundle and the libraries
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What all films of a node have in common.
+
+    Attributes:
+        results: folder for the results.
+        bundle: its folder, its description and the hash of the description.
+        require_age: refuse a film without a stated age.
+        research: a folder for de-identified copies, and the site's salt; None keeps no copies.
+    """
+
+    results: Path
+    bundle: tuple[Path, str, str]
+    operating_point: str | None = None
+    require_age: bool = False
+    research: tuple[Path, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,23 +56,15 @@ class Task:
 
     Attributes:
         film: its number in the queue.
-        results: folder for the results.
-        bundle: its folder, its description and the hash of the description.
+        secondary_capture: whether a picture is made.
         refused: reason not to read the pixels at all; empty to read them.
-        require_age: refuse a film without a stated age.
-        research: a folder for a de-identified copy, and the site's salt; None keeps no copy.
     """
 
     path: Path
     film: int
-    results: Path
     received: float
-    bundle: tuple[Path, str, str]
-    operating_point: str | None
     secondary_capture: bool
     refused: str = ""
-    require_age: bool = False
-    research: tuple[Path, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,47 +76,67 @@ class Classified:
 
 
 class WorkerDied(Exception):
-    """The process ended, or took too long."""
+    """The process ended, or took too long.
+
+    Attributes:
+        read: how many films it had read, in the order in which they were given.
+    """
+
+    def __init__(self, read: int = 0) -> None:
+        super().__init__()
+        self.read = read
 
 
 class Worker:
-    """One process, which classifies one film at a time."""
+    """One process, which classifies a few films at a time."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, setup: Setup, seconds: float) -> None:
         """Set the limit; the process starts with the first film.
 
         Args:
+            setup: what all films have in common.
             seconds: longest time for one film.
         """
+        self.setup = setup
         self.seconds = seconds
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
 
-    def predict(self, task: Task) -> Classified:
-        """Classify a film. Raises: WorkerDied (the next film gets a new process); errors of ``classified``."""
+    def predict(self, tasks: Sequence[Task]) -> list[Classified | Exception]:
+        """Classify films, which share one pass through the network.
+
+        Returns: for each film what the process made of it, or its error as ``classified`` returns it.
+        Raises: WorkerDied (the next films get a new process); OutOfRoom, if the system starts no process.
+        """
         seconds = self.seconds
         if self._pipe is None:
             self._start()
             seconds += STARTING_S
         assert self._pipe is not None  # noqa: S101 - it was made above
+        read = 0
         try:
-            self._pipe.send(task)
-            answer = self._pipe.recv() if self._pipe.poll(seconds) else WorkerDied()
+            self._pipe.send(tasks)
+            while self._pipe.poll(seconds):
+                found: list[Classified | Exception] | None = self._pipe.recv()
+                if found is not None:
+                    return found
+                read, seconds = read + 1, self.seconds
         except (EOFError, OSError):
-            answer = WorkerDied()
-        if isinstance(answer, WorkerDied):
-            self.stop()
-        if isinstance(answer, BaseException):
-            raise answer
-        assert isinstance(answer, Classified)  # noqa: S101 - the other end is ours
-        return answer
+            pass
+        self.stop()
+        raise WorkerDied(read)
 
     def _start(self) -> None:
         context = CleanContext()
         self._pipe, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        process.start()
-        theirs.close()
+        process = context.Process(target=_serve, args=(theirs, self.setup), daemon=True)
+        try:
+            process.start()
+        except OSError as error:
+            self.stop()
+            raise OutOfRoom(f"no process to classify films could be started ({error.strerror})") from error
+        finally:
+            theirs.close()
         self._process = process
 
     def stop(self) -> None:
@@ -116,60 +150,146 @@ class Worker:
             process.join()
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, setup: Setup) -> None:
     depend_on_the_parent()
     while True:
         try:
-            task = pipe.recv()
+            tasks = pipe.recv()
         except (EOFError, OSError):
             return
         try:
-            answer: Classified | Exception = classified(task)
-        except Exception as error:  # noqa: BLE001 - passed on unchanged, except for a cause that cannot be pickled
-            error.__cause__ = None
-            answer = error if isinstance(error, FilmError | OSError | OutOfRoom) else RuntimeError(type(error).__name__)
-        pipe.send(answer)
+            found = classified(tasks, setup, on_read=lambda: pipe.send(None))
+        except Exception as error:  # noqa: BLE001 - of the bundle or the network, whatever the films
+            found = [error] * len(tasks)
+        pipe.send([_portable(one) for one in found])
 
 
-def classified(task: Task) -> Classified:
-    """Classify a film in this process and write its results.
+def _portable(found: Classified | Exception) -> Classified | Exception:
+    """Pass results on unchanged, and errors without a cause, which may not be picklable."""
+    if isinstance(found, Classified):
+        return found
+    found.__cause__ = None
+    return found if isinstance(found, FilmError | OSError | OutOfRoom) else RuntimeError(type(found).__name__)
 
-    Raises: OSError, if the film cannot be opened; OutOfRoom; FilmError, if the header is damaged.
+
+def classified(
+    tasks: Sequence[Task], setup: Setup, on_read: Callable[[], object] = lambda: None
+) -> list[Classified | Exception]:
+    """Classify films in this process, in one pass through the network, and write their results.
+
+    Args:
+        tasks: the films.
+        setup: what they have in common.
+        on_read: called after each film was read.
+
+    Returns: for each film its results, or its own error: OSError, if the film cannot be opened; OutOfRoom; FilmError,
+        if the header is damaged.
     """
-    data = task.path.read_bytes()
-    folder, description, digest = task.bundle
-    predictor = _predictor(folder, description, task.require_age)
-    prediction, picture, reason = None, None, task.refused
+    folder, description, _ = setup.bundle
+    predictor = _predictor(folder, description, setup.require_age)
+    opened: list[_Opened | Exception] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about invalid header values: not ours to correct, and not to quote
-        if not reason:
-            try:
-                film = decode(data, "film")  # once, for the network and for the picture
-                if task.secondary_capture:
-                    prediction, picture = predictor.predict_and_draw(
-                        data, "film", film, operating_point=task.operating_point, long_side=PICTURE_SIDE
-                    )
-                else:
-                    prediction = predictor.predict(data, "film", operating_point=task.operating_point, film=film)
-            except (FilmError, MissingExtra) as error:
-                reason = str(error).removeprefix("film: ")
-        answer = Answer(
-            facts=facts_of(data),
-            prediction=prediction,
-            reason=reason,
-            bundle=(predictor.info.name, predictor.info.model_sha256, digest),
-            received=datetime.fromtimestamp(task.received, UTC).astimezone(),
-        )
-        results = tuple(write_result(task.results, task.film, one) for one in results_of(data, answer, picture))
-    if task.research is not None and prediction is not None:
-        _keep(data, answer.facts.sop_instance, *task.research)
+        for task in tasks:
+            opened.append(_opened(task, predictor))
+            on_read()
+        readable = [film.prepared for film in opened if isinstance(film, _Opened) and film.prepared is not None]
+        predictions = iter(predictor.predict_prepared(readable, operating_point=setup.operating_point))
+        found: list[Classified | Exception] = []
+        for film in opened:
+            if isinstance(film, Exception):
+                found.append(film)
+                continue
+            prediction, activation = (None, None) if film.prepared is None else next(predictions)
+            found.append(_written(film, prediction, activation, predictor, setup))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A film of which the file and its pixels are no longer needed.
+
+    Attributes:
+        prepared: the input of gate and network; None if the pixels could not be read.
+        plane: the film for the picture; None if there will be no picture.
+        reason: why the pixels could not be read.
+    """
+
+    task: Task
+    facts: FilmFacts
+    identity: Mapping[int, bytes]
+    prepared: Prepared | None = None
+    plane: UInt8Array | None = None
+    reason: str = ""
+
+
+def _opened(task: Task, predictor: Predictor) -> _Opened | Exception:
+    try:
+        data = task.path.read_bytes()
+        facts, identity = read_header(data)
+    except (FilmError, OSError) as error:
+        return error
+    if task.refused:
+        return _Opened(task, facts, identity, reason=task.refused)
+    try:
+        film = decode(data, "film")  # once, for the network and for the picture
+        prepared = predictor.prepare(data, "film", film)
+        drawn = task.secondary_capture and prepared.plane is not None
+        return _Opened(task, facts, identity, prepared, averaged(film, PICTURE_SIDE) if drawn else None)
+    except (FilmError, MissingExtra) as error:
+        return _Opened(task, facts, identity, reason=str(error).removeprefix("film: "))
+    except Exception as error:  # noqa: BLE001 - of this film; the films beside it are answered
+        return error
+
+
+def _written(
+    film: _Opened, prediction: Prediction | None, activation: Float32Array | None, predictor: Predictor, setup: Setup
+) -> Classified | Exception:
+    task, info = film.task, predictor.info
+    answer = Answer(
+        facts=film.facts,
+        prediction=prediction,
+        reason=film.reason,
+        bundle=(info.name, info.model_sha256, setup.bundle[2]),
+        received=datetime.fromtimestamp(task.received, UTC).astimezone(),
+    )
+    drawn = film.plane is not None and activation is not None
+    try:
+        picture = predictor.draw(film.plane, activation) if drawn else None  # type: ignore[arg-type]
+        made = results_of(film.identity, answer, picture)
+        results = tuple(write_result(setup.results, task.film, result) for result in made)
+    except Exception as error:  # noqa: BLE001 - of this film; the films beside it are answered
+        return error
+    if setup.research is not None and prediction is not None:
+        _keep(task.path, film.facts.sop_instance, *setup.research)
     return Classified(results, "refused" if prediction is None or prediction.label is None else prediction.label)
 
 
-def _keep(data: bytes, sop_instance: str, folder: Path, salt: str) -> None:
+def write_result(folder: Path, film: int, result: Result) -> WrittenResult:
+    """Write a result for ``Queue.answer``; without its row, no one reads the file.
+
+    Args:
+        folder: the results of the queue.
+        film: number of the film in the queue.
+        result: the result.
+
+    Raises: OutOfRoom.
+    """
+    path = folder / f"{film}-{result.kind}.dcm"
+    try:
+        path.write_bytes(result.data)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # a part of it would take room
+            path.unlink()
+        raise OutOfRoom(f"{folder}: a result could not be kept ({error})") from error
+    return WrittenResult(result.kind, result.sop_class, result.sop_instance, path, len(result.data))
+
+
+def _keep(path: Path, sop_instance: str, folder: Path, salt: str) -> None:
     """Keep a de-identified copy under its new UID; a copy that fails is left out, and stops nothing."""
     with contextlib.suppress(FilmError, OSError):
-        write_atomically(folder / f"{derived_uid('research', salt, sop_instance)}.dcm", deidentified(data, salt))
+        copy = deidentified(path.read_bytes(), salt)
+        write_atomically(folder / f"{derived_uid('research', salt, sop_instance)}.dcm", copy)
 
 
 @lru_cache(1)

@@ -22,7 +22,7 @@ from chestxray.data.parallel import cores
 from chestxray.errors import BundleInvalid
 from chestxray.images import Radiograph
 from chestxray.inference.bundle import Bundle
-from chestxray.inference.heatmap import averaged, blend, overlay, overlay_png, strength_of
+from chestxray.inference.heatmap import blend, overlay, overlay_png, strength_of
 from chestxray.inference.inputs import are_many, bytes_of, in_groups
 from chestxray.inference.ood import Gatekeeper, Prepared, prepare
 from chestxray.metrics.calibration import calibrated
@@ -121,19 +121,15 @@ class Predictor:
         return self.predict(*bytes_of(film), operating_point=operating_point, heatmap=heatmap)
 
     def _several(self, films: Any, operating_point: str | None, *, heatmap: bool) -> Iterator[Prediction]:
-        point = self.info.operating_point(operating_point)
+        self.info.operating_point(operating_point)  # an unknown name is refused before the first film is read
         for group in in_groups(films, FILMS_A_PASS):
             prepared = [self.prepare(data, source) for data, source in group]
-            planes = [film.plane for film in prepared if film.plane is not None]
-            answers = zip(*self.logits(np.stack(planes)), strict=True) if planes else iter(())
-            for film in prepared:
-                if film.plane is None:
-                    yield self.answer(film.sha256, point, film.gate, notes=film.notes)
-                    continue
-                logit, activation = next(answers)
-                picture = self.overlay(activation, film.size) if heatmap else None
-                probability = float(self.probabilities(logit))
-                yield self.answer(film.sha256, point, film.gate, probability, picture, film.notes)
+            found = self.predict_prepared(prepared, operating_point=operating_point)
+            for film, (prediction, activation) in zip(prepared, found, strict=True):
+                if heatmap and activation is not None:
+                    yield self._with_heat_map(prediction, activation, film.size)
+                else:
+                    yield prediction
 
     @property
     def classes_(self) -> tuple[str, ...]:
@@ -186,43 +182,54 @@ class Predictor:
                 classified is a prediction whose gate is closed.)
             BundleInvalid: no operating point of that name.
         """
-        prediction, prepared, activation = self._classified(data, source, operating_point, film)
+        prepared = self.prepare(data, source, film)
+        ((prediction, activation),) = self.predict_prepared([prepared], operating_point=operating_point)
         if activation is None or not heatmap:
             return prediction
-        picture = self.overlay(activation, prepared.size, contours=contours)
-        return replace(prediction, heatmap=base64.b64encode(picture).decode())
+        return self._with_heat_map(prediction, activation, prepared.size, contours=contours)
 
-    def predict_and_draw(
-        self, data: bytes, source: str, film: Radiograph, *, operating_point: str | None = None, long_side: int
-    ) -> tuple[Prediction, Image.Image | None]:
-        """Classify as ``predict`` does, and return the film with its heat map beside the prediction.
+    def predict_prepared(
+        self, films: Sequence[Prepared], *, operating_point: str | None = None
+    ) -> list[tuple[Prediction, Float32Array | None]]:
+        """Classify prepared films, several in a pass.
 
         Args:
-            data, source, operating_point: as of ``predict``.
-            film: the same film, decoded.
-            long_side: longest side of the picture, in pixels.
+            films: films that ``prepare`` returned.
+            operating_point: as of ``predict``.
 
-        Returns: the prediction, and the picture in RGB; None where the gate refuses the film.
-        Raises: as ``predict``.
+        Returns: for each film the prediction, and its class-activation map, shape (rows, columns); None in place of the
+            map where the gate refuses the film.
+        Raises: BundleInvalid: no operating point of that name.
         """
-        prediction, _, activation = self._classified(data, source, operating_point, film)
-        if activation is None:
-            return prediction, None
-        plane = averaged(film, long_side)
-        drawing = overlay(strength_of(activation, self.info), plane.shape, self.info.preprocessing)
-        return prediction, blend(plane, drawing)
-
-    def _classified(
-        self, data: bytes, source: str, operating_point: str | None, film: Radiograph | None
-    ) -> tuple[Prediction, Prepared, Float32Array | None]:
         point = self.info.operating_point(operating_point)
-        prepared = self.prepare(data, source, film)
-        if prepared.plane is None:
-            return self.answer(prepared.sha256, point, prepared.gate, notes=prepared.notes), prepared, None
-        logits, activations = self.logits(prepared.plane[None])
-        probability = float(self.probabilities(logits)[0])
-        found = self.answer(prepared.sha256, point, prepared.gate, probability, notes=prepared.notes)
-        return found, prepared, activations[0]
+        planes = [film.plane for film in films if film.plane is not None]
+        passed = zip(*self.logits(np.stack(planes)), strict=True) if planes else iter(())
+        found: list[tuple[Prediction, Float32Array | None]] = []
+        for film in films:
+            if film.plane is None:
+                found.append((self.answer(film.sha256, point, film.gate, notes=film.notes), None))
+                continue
+            logit, activation = next(passed)
+            probability = float(self.probabilities(logit))
+            found.append((self.answer(film.sha256, point, film.gate, probability, notes=film.notes), activation))
+        return found
+
+    def draw(self, plane: UInt8Array, activation: Float32Array) -> Image.Image:
+        """Draw a film's heat map over the film.
+
+        Args:
+            plane: the film as ``heatmap.averaged`` returns it, shape (height, width).
+            activation: its map, as ``predict_prepared`` returns it.
+
+        Returns: a picture in RGB, of the size of ``plane``.
+        """
+        return blend(plane, overlay(strength_of(activation, self.info), plane.shape, self.info.preprocessing))
+
+    def _with_heat_map(
+        self, prediction: Prediction, activation: Float32Array, size: tuple[int, int], *, contours: bool = False
+    ) -> Prediction:
+        picture = self.overlay(activation, size, contours=contours)
+        return replace(prediction, heatmap=base64.b64encode(picture).decode())
 
     def prepare(self, data: bytes, source: str, film: Radiograph | None = None) -> Prepared:
         """Decode, check and preprocess one film, as the first half of ``predict``. Raises: FilmError."""
