@@ -6,6 +6,7 @@ A source is a folder, an archive, a table, a prefix in S3 or one film.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -212,12 +213,12 @@ def _of_listing(source: Path | str, listed: Listing, rules: _Rules) -> Collectio
 
 def _film(path: str, parts: tuple[str, ...], folders: Folders, pattern: re.Pattern[str] | None) -> Film:
     """Return the row of a film from its place in the source: folders and name."""
-    named = parse_name(PurePosixPath(parts[-1]).stem)
+    named = parse_name(os.path.splitext(parts[-1])[0])  # noqa: PTH122 - a million names, and no Path for each
     place = folders.of(parts)
     label = place.label
     if label is None and place.may_be_named and named is not None:
         label = named.label
-    patient = patient_in(PurePosixPath(*parts), pattern or PATIENT_FOLDER)
+    patient = patient_in("/".join(parts), pattern or PATIENT_FOLDER)
     return Film(
         path=path,
         label=label.value if label else "",

@@ -7,6 +7,7 @@ stopped in the end. The films must lie where each worker can read them, on a sha
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import multiprocessing
 import os
@@ -180,6 +181,7 @@ def stay_single_threaded() -> None:
 
 def begin_as_worker() -> None:
     """Prepare a worker process: it ends with its parent, and keeps the memory of one item for the next."""
+    gc.freeze()  # a collection would touch, and so copy, what a fork shares with its parent
     depend_on_the_parent()
     stay_single_threaded()
     keep_memory()

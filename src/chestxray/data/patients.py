@@ -6,7 +6,6 @@ import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import PurePosixPath
 from typing import Final
 
 from chestxray.errors import UsageError
@@ -103,9 +102,9 @@ def pattern_of(text: str) -> re.Pattern[str]:
         raise UsageError(f"--patient-pattern {text}: is no regular expression ({error})") from error
 
 
-def patient_in(path: PurePosixPath, pattern: re.Pattern[str]) -> str:
+def patient_in(path: str, pattern: re.Pattern[str]) -> str:
     """Return the pattern's match in a path inside its source: group "patient", else the first group, else the match."""
-    found = pattern.search(path.as_posix())
+    found = pattern.search(path)
     if found is None:
         return ""
     if "patient" in pattern.groupindex:

@@ -1,12 +1,16 @@
 """Random damage to one film of each format, in bulk. Prints the outcomes, or the damage that escapes.
 
 python tests/images/fuzz/mutate.py [NAME ...] [--count 1000] [--seed 7]
+python tests/images/fuzz/mutate.py [NAME ...] --minutes 60 [--count 1000] [--seed 7]
+
+With ``--minutes`` the formats take turns, ``--count`` damages each, until the time is up.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -30,26 +34,42 @@ def damaged(film: bytes, rng: np.random.Generator) -> bytes:
     return bytes(data)
 
 
+def outcomes_of(name: str, rng: np.random.Generator, count: int) -> Counter[str]:
+    """Damage a film so many times and count the outcomes; keep the bytes of damage that escapes."""
+    outcomes: Counter[str] = Counter()
+    for _ in range(count):
+        data = damaged(FILMS[name], rng)
+        try:
+            outcomes[outcome(data)] += 1
+        except Exception:
+            escaped = Path("escaped.bin").absolute()
+            escaped.write_bytes(data)
+            print(f"{name}: an error escaped; its bytes are in {escaped}")
+            raise
+    return outcomes
+
+
 def main() -> None:
     """Damage, decode, count."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(FILMS))
     parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=7)
     arguments = parser.parse_args()
-    for name in arguments.names:
-        rng = np.random.default_rng(arguments.seed)
-        outcomes: Counter[str] = Counter()
-        for _ in range(arguments.count):
-            data = damaged(FILMS[name], rng)
-            try:
-                outcomes[outcome(data)] += 1
-            except Exception:
-                escaped = Path("escaped.bin").absolute()
-                escaped.write_bytes(data)
-                print(f"{name}: an error escaped; its bytes are in {escaped}")
-                raise
-        print(f"{name}: {dict(outcomes)}")
+    end = time.monotonic() + 60.0 * arguments.minutes
+    generators = {name: np.random.default_rng(arguments.seed) for name in arguments.names}
+    totals: dict[str, Counter[str]] = {name: Counter() for name in arguments.names}
+    turns = 0
+    while not turns or time.monotonic() < end:
+        for name in arguments.names:
+            totals[name] += outcomes_of(name, generators[name], arguments.count)
+            if turns and time.monotonic() >= end:
+                break
+        turns += 1
+    for name, outcomes in totals.items():
+        print(f"{name}: {outcomes.total():,}: {dict(outcomes)}")
+    print(f"{sum(outcomes.total() for outcomes in totals.values()):,} in all")
 
 
 if __name__ == "__main__":
