@@ -26,9 +26,9 @@ from chestxray.inference.bundle import Bundle
 from chestxray.inference.ood import Prepared
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Prediction
-from chestxray.serving.connection import ConnectionLimits
 from chestxray.serving.decoders import DecoderLimits, DecoderPool, DecodersGone, FairSemaphore
 from chestxray.serving.metrics import Metrics
+from chestxray.serving.server_state import ConnectionLimits
 from chestxray.serving.service import PredictionQueue, ServiceSettings
 from drawing import encoded, textured
 from http_load import children, processor_seconds

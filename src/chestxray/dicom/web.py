@@ -33,10 +33,11 @@ from chestxray.dicom.receive import FAILED, HANDSHAKE_S, STATUSES, server_contex
 from chestxray.dicom.settings import MEBIBYTE
 from chestxray.errors import UsageError
 from chestxray.schema import NOTICE
-from chestxray.serving.connection import Connection, ConnectionLimits, ServerState
+from chestxray.serving.connection import Connection
 from chestxray.serving.metrics import CONTENT_TYPE, Metrics
 from chestxray.serving.security import LOOPBACK_NAMES, ApiKeyMiddleware, Edge, HostRule, KeyRing, is_loopback
 from chestxray.serving.server import listening_socket
+from chestxray.serving.server_state import ConnectionLimits, ServerState
 
 if TYPE_CHECKING:
     from chestxray.dicom.node import Node

@@ -19,135 +19,31 @@ Source: RFC 9110 and 9112; ASGI specification 3.0.
 from __future__ import annotations
 
 import asyncio
-import time
-import uuid
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Final
 
 import httptools
 from starlette.types import ASGIApp
 
-from chestxray.serving.logs import log
 from chestxray.serving.problems import BAD_REQUEST, HEAD_TOO_LONG, INTERNAL, NO_PLACE, OVERLOADED, SLOW_HEAD, Kind
 from chestxray.serving.request import Headers, Malformed, RequestCycle, read_head
-from chestxray.serving.security import written_out
+from chestxray.serving.server_state import Rank, ServerState
 
-_SOME_ID: Final = bytes(str(uuid.UUID(int=0)), "ascii")
 SHORT_LINGER: Final = 2.0  # seconds
+# seconds behind an early answer in which nothing is read: a caller that watches for the answer stops sending meanwhile,
+# as RFC 9112, section 9.5, asks, and its body never has to be carried
+PAUSE_SECONDS: Final = 0.25
 # seconds: a new connection may still send its first request, even while the service is stopping
 GREETED_SECONDS: Final = 1.0
 BUFFERED: Final = 64 * 1024  # bytes of a body that may wait for the application before reading pauses
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionLimits:
-    """Limits on what one connection may cost.
-
-    Attributes:
-        head_seconds: in which the head of a request has to arrive, from the first connection on.
-        head_bytes: of a request's address and headers.
-        framing_bytes: of chunk sizes, chunk extensions and trailers, beyond as many as the body has.
-        idle_seconds: that a connection may be kept between two requests; longer than pooled clients keep theirs.
-        answer_seconds: that a caller may leave an answer unfetched.
-        skipped_bytes: of a body that nobody reads, for the sake of the next request on its connection.
-        linger_seconds, linger_bytes: how long and how much is read and thrown away behind an early answer.
-        places: connections at the same time.
-        pipelined: requests that a connection may have sent beside the one that is being answered.
-        held: refused requests that may wait for their refusal at the same time, or for room.
-        hold_seconds: that they wait at most.
-        refusals: a second, that are answered without waiting.
-    """
-
-    head_seconds: float = 10.0
-    head_bytes: int = 16 * 1024
-    framing_bytes: int = 64 * 1024
-    idle_seconds: float = 75.0
-    answer_seconds: float = 20.0
-    skipped_bytes: int = 256 * 1024
-    linger_seconds: float = 30.0
-    linger_bytes: int = 128 * 2**20
-    places: int = 512
-    pipelined: int = 8
-    held: int = 300
-    hold_seconds: float = 1.0
-    refusals: int = 50
-
-
-@dataclass(slots=True)
-class ServerState:
-    """State that all connections of a service share.
-
-    Attributes:
-        app: the ASGI application that answers requests.
-        full: returns True if a request with the given method and address would find no room.
-        observe: counts an answer that did not come from the application: route, status, seconds.
-        connections: open ones.
-        tasks: of requests that are being answered.
-        leaving: True once the service is about to stop.
-        held: requests that found no room and wait for it, or else for their refusal; the oldest first.
-    """
-
-    app: ASGIApp
-    limits: ConnectionLimits
-    full: Callable[[bytes, bytes], bool]
-    observe: Callable[[str, int, float], None]
-    connections: set[Connection] = field(default_factory=set)
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    leaving: bool = False
-    held: dict[RequestCycle, Connection] = field(default_factory=dict)
-    _second: int = 0
-    _refused: int = 0
-
-    def problem(self, kind: Kind, detail: str, *, close: bool = True, retry: bool = False) -> bytes:
-        """Build a refusal below the application: counted, logged, and as complete as any other."""
-        request_id = str(uuid.uuid4())
-        self.observe("-", kind.status, 0.0)
-        if kind is not OVERLOADED:  # at ten times the capacity, one log line for each would cost as much as the films
-            log.info("refused", extra={"request": request_id, "kind": kind.name, "status": kind.status})
-        return _written_before(kind, detail, close=close, retry=retry).replace(_SOME_ID, request_id.encode())
-
-    def must_hold(self) -> bool:
-        """Check whether a refusal has to wait before it is sent.
-
-        The first ``refusals`` of each second do not wait, nor do any while ``held`` of them wait already. A caller that
-        asks again as soon as it is refused would otherwise take the processor from the films.
-        """
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second, self._refused = second, 0
-        self._refused += 1
-        return self._refused > self.limits.refusals and len(self.held) < self.limits.held and not self.leaving
-
-    def let_in(self) -> None:
-        """Answer the request that has been held for longest: there is room, and nobody else has come to take it."""
-        while self.held:
-            cycle = next(iter(self.held))
-            connection = self.held.pop(cycle)
-            if not cycle.gone:
-                connection.run(cycle)
-                return
-
-    def make_room(self, newcomer: Connection) -> bool:
-        """Close the connection that is worth least; return False if every connection waits for an answer."""
-        others = [each for each in self.connections if each is not newcomer and each.owes]
-        if not others:
-            return False
-        least = min(others, key=lambda each: each.worth)
-        self.connections.discard(least)
-        least.abort()
-        return True
 
 
 class Connection(asyncio.Protocol):
     """One caller's connection.
 
     Attributes:
-        worth: by which connections are compared when one has to make room: who has a body under way is worth most, then
-            who has a head or was answered early and still sends, then who has asked before, and least who has been
-            answered for good; among equals, who brought something last.
+        last_arrival: time of the last arrival of bytes, on the clock of the loop.
     """
 
     def __init__(self, state: ServerState) -> None:
@@ -177,9 +73,10 @@ class Connection(asyncio.Protocol):
         self._writable: asyncio.Event | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._answer_timer: asyncio.TimerHandle | None = None
-        self._last = self.loop.time()  # time of the last arrival, on the clock of the loop
+        self.last_arrival = self.loop.time()
+        self._rank: Rank | None = None  # under which the state has it
         self._asked = False
-        self._told_to_leave = False
+        self._asked_to_leave = False
         self._client: tuple[str, int] | None = None
         self._server: tuple[str, int] | None = None
 
@@ -192,14 +89,15 @@ class Connection(asyncio.Protocol):
         self._client, self._server = _address(transport, "peername"), _address(transport, "sockname")
         state = self.state
         state.connections.add(self)
-        if len(state.connections) > state.limits.places and not state.make_room(self):
+        if len(state.connections) > state.limits.places and not state.make_room():
             self._end(state.problem(NO_PLACE, "as many connections are open as may be", retry=True))
             return
+        self.rank_anew()
         self._arm(state.limits.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - why does not matter
         """Stop the timers, abandon the requests that have no answer, and give the place back."""
-        self.state.connections.discard(self)
+        self.give_place_back()
         for timer in (self._timer, self._answer_timer):
             if timer is not None:
                 timer.cancel()
@@ -211,13 +109,14 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Count and parse received bytes, and refuse what exceeds a limit."""
-        self._last = self.loop.time()
+        self.last_arrival = self.loop.time()
         if self._lingered is not None:
             self._lingered += len(data)
             if self._lingered > self.state.limits.linger_bytes:
                 self.abort()
             elif self._still_sends and self._sent_whole():
                 self._still_sends = False
+                self.rank_anew()
                 self._arm_abort(SHORT_LINGER)
             return
         if self._deaf:
@@ -242,6 +141,7 @@ class Connection(asyncio.Protocol):
         ):
             self._refuse(BAD_REQUEST, "chunk extensions and trailers are longer than the body that they frame")
         self._pause_where_due()
+        self.rank_anew()
 
     def eof_received(self) -> bool:
         """Return True to keep the connection open: a caller that has finished sending may still want its answer."""
@@ -366,6 +266,7 @@ class Connection(asyncio.Protocol):
 
     def run(self, cycle: RequestCycle) -> None:
         """Let the application answer a request."""
+        self.rank_anew()  # it may have been held
         task = self.loop.create_task(cycle.run())
         self.state.tasks.add(task)
         task.add_done_callback(self.state.tasks.discard)
@@ -386,6 +287,7 @@ class Connection(asyncio.Protocol):
         else:
             self._rest()
             self.resume()
+        self.rank_anew()
 
     def _rest(self) -> None:
         """Set the time limit between two requests, or for the rest of a body that nobody reads."""
@@ -435,10 +337,19 @@ class Connection(asyncio.Protocol):
             self._arm_abort(limits.answer_seconds)
             return
         transport.write_eof()
-        self.resume()
-        # A caller that has sent everything it announced needs only the time in which its next request would arrive.
         self._still_sends = self._arriving is not None or self._in_a_body
-        self._arm_abort(limits.linger_seconds if self._still_sends and not self.state.leaving else SHORT_LINGER)
+        self.rank_anew()
+        if self._still_sends and not self.state.leaving:
+            self._pause()
+            self._arm(PAUSE_SECONDS, self._read_on)
+        else:  # a caller that has sent all it announced needs only the time in which its next request would arrive
+            self.resume()
+            self._arm_abort(SHORT_LINGER)
+
+    def _read_on(self) -> None:
+        """Read and throw away what the caller still sends."""
+        self.resume()
+        self._arm_abort(self.state.limits.linger_seconds)
 
     def _sent_whole(self) -> bool:
         """Check whether a body that was answered early has come to its announced end since."""
@@ -490,33 +401,43 @@ class Connection(asyncio.Protocol):
     def leave(self) -> None:
         """Prepare for the end of the service: close if idle, else announce the end in the last answer."""
         if self._lingered is not None:
-            if not self._told_to_leave:
-                self._told_to_leave = True
+            if not self._asked_to_leave:
+                self._asked_to_leave = True
+                self.resume()
                 self._arm_abort(SHORT_LINGER)
-        elif not self._asked and self.loop.time() - self._last < GREETED_SECONDS:
+        elif not self._asked and self.loop.time() - self.last_arrival < GREETED_SECONDS:
             return  # the connection has just opened, and its first request is on its way
         elif not self._queue and self._arriving is None and not self._begun:
             self._leave()
 
-    @property
-    def owes(self) -> bool:
-        """True while no complete request of the caller waits for its answer, nor one that is held unread."""
-        return not self._queue or (
-            len(self._queue) == 1 and self._arriving is self._queue[0] and self._arriving not in self.state.held
-        )
+    def rank_anew(self) -> bool:
+        """Note this connection's rank, after what may have changed it; return whether it has changed."""
+        rank = self._rank_now()
+        if rank is self._rank or self not in self.state.connections:
+            return False
+        if self._rank is not None:
+            self.state.ranked[self._rank].pop(self, None)
+        self.state.ranked[rank][self] = self.last_arrival
+        self._rank = rank
+        return True
 
-    @property
-    def worth(self) -> tuple[int, float]:
-        """Rank of this connection among others when one must make room; see the class."""
+    def _rank_now(self) -> Rank:
+        if self._queue and (len(self._queue) > 1 or self._arriving is None or self._arriving in self.state.held):
+            return Rank.WAITS
         if self._lingered is not None:
-            rank = 3 if self._still_sends else 0
-        elif self._arriving is not None:
-            rank = 5 if self._body_bytes else 4
-        elif self._begun:
-            rank = 3
-        else:
-            rank = 2 if self._asked else 1
-        return rank, self._last
+            return Rank.BEGUN if self._still_sends else Rank.ANSWERED
+        if self._arriving is not None:
+            return Rank.HAS_BODY if self._body_bytes else Rank.HAS_HEAD
+        if self._begun:
+            return Rank.BEGUN
+        return Rank.ASKED_BEFORE if self._asked else Rank.OPENED
+
+    def give_place_back(self) -> None:
+        """Leave the state's books."""
+        self.state.connections.discard(self)
+        if self._rank is not None:
+            self.state.ranked[self._rank].pop(self, None)
+            self._rank = None
 
     def _pause_where_due(self) -> None:
         if not self._paused and self._too_much():
@@ -536,15 +457,13 @@ class Connection(asyncio.Protocol):
 
     # ------------------------------------------------------------------ time
 
-    def _arm(self, seconds: float) -> None:
+    def _arm(self, seconds: float, then: Callable[[], None] | None = None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self.loop.call_later(seconds, self._late)
+        self._timer = self.loop.call_later(seconds, then or self._late)
 
     def _arm_abort(self, seconds: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self.loop.call_later(seconds, self.abort)
+        self._arm(seconds, self.abort)
 
     def _late(self) -> None:
         """Close a connection whose head or unread body took too long; answer only if part of a head had arrived."""
@@ -554,12 +473,6 @@ class Connection(asyncio.Protocol):
         elif self._transport is not None:
             self._transport.close()
             self._arm_abort(1.0)
-
-
-@lru_cache(64)
-def _written_before(kind: Kind, detail: str, *, close: bool, retry: bool) -> bytes:
-    """Return a refusal with a placeholder for the request id; cached, because at overload building each is costly."""
-    return written_out(kind, detail, _SOME_ID.decode(), close=close, retry=retry)
 
 
 def _address(transport: asyncio.BaseTransport, name: str) -> tuple[str, int] | None:

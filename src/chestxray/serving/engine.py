@@ -20,9 +20,10 @@ from fastapi import FastAPI
 
 from chestxray.inference.predictor import Predictor
 from chestxray.serving.app import create_app
-from chestxray.serving.connection import Connection, ConnectionLimits, ServerState
+from chestxray.serving.connection import Connection
 from chestxray.serving.decoders import DecoderPool
 from chestxray.serving.logs import log
+from chestxray.serving.server_state import ConnectionLimits, ServerState
 from chestxray.serving.service import DRAIN_SECONDS, Service, ServiceSettings
 
 # After SIGTERM films are still accepted for this many seconds, while /readyz and each answer send callers elsewhere.
