@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
 import json
@@ -15,6 +16,7 @@ import ssl
 import struct
 import subprocess
 import threading
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -29,13 +31,14 @@ from pynetdicom import AE
 
 from chestxray.data.parallel import CleanProcess
 from chestxray.dicom import reactor
+from chestxray.dicom import send as send_module
 from chestxray.dicom.node import TRIED_AT_MOST, Node
 from chestxray.dicom.queue import DEAD, DONE, WAITING
 from chestxray.dicom.receive import FILM_CLASSES, silence_libraries
-from chestxray.dicom.settings import Limits, NodeSettings
+from chestxray.dicom.settings import Destination, Limits, NodeSettings, Tls
 from chestxray.dicom.web import PLACES
 from chestxray.dicom.workers import ENDED
-from chestxray.errors import OutputUnwritable, SettingsInvalid, UsageError
+from chestxray.errors import OutputUnwritable, PeerError, SettingsInvalid, UsageError
 from hospital import (
     CR,
     DX,
@@ -413,30 +416,108 @@ def test_only_the_listed_may_call_and_only_from_where_they_are(tmp_path: Path, a
 # --------------------------------------------------------------------------- TLS
 
 
+AUTHORITY = """
+[ca]
+default_ca = of_the_test
+[of_the_test]
+database = issued
+serial = serial
+new_certs_dir = .
+default_md = sha256
+policy = names
+x509_extensions = names_of_the_machine
+[names]
+commonName = supplied
+[names_of_the_machine]
+subjectAltName = DNS:localhost,IP:127.0.0.1
+"""
+
+
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority, a node's certificate and a client's, made by openssl."""
+    """Two authorities, certificates of a node and a client, one that has expired, and one of the other authority."""
     folder = tmp_path_factory.mktemp("tls")
     run = lambda *words: subprocess.run(["openssl", *words], check=True, capture_output=True, cwd=folder)  # noqa: E731
-    run("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "ca.key",
-        "-out", "ca.pem", "-subj", "/CN=authority", "-days", "3650")  # fmt: skip
-    (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
-    for name in ("node", "client"):
-        run("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{name}.key",
-            "-out", f"{name}.csr", "-subj", f"/CN={name}")  # fmt: skip
-        run("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
-            "-out", f"{name}.pem", "-days", "3650", "-extfile", "names")  # fmt: skip
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    for authority in ("ca", "other"):
+        run("req", "-x509", *key, "-keyout", f"{authority}.key", "-out", f"{authority}.pem",
+            "-subj", f"/CN={authority}", "-days", "3650")  # fmt: skip
+    (folder / "authority.cnf").write_text(AUTHORITY)
+    (folder / "issued").touch()
+    (folder / "serial").write_text("01")
+    for name, authority, last in (
+        ("node", "ca", "2099"), ("client", "ca", "2099"), ("expired", "ca", "2021"), ("stranger", "other", "2099"),
+    ):  # fmt: skip
+        run("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        run("ca", "-batch", "-notext", "-config", "authority.cnf", "-cert", f"{authority}.pem", "-keyfile",
+            f"{authority}.key", "-startdate", "20200101000000Z", "-enddate", f"{last}0101000000Z",
+            "-in", f"{name}.csr", "-out", f"{name}.pem")  # fmt: skip
     return folder
 
 
-def test_with_tls_only_a_client_with_a_certificate_is_heard(
-    tmp_path: Path, archive: Archive, certificates: Path
+def tls_of_node(certificates: Path) -> str:
+    files = (("certificate", "node.pem"), ("key", "node.key"), ("client_authority", "ca.pem"))
+    return "\n".join(["[tls]", *(f'{name} = "{certificates / file}"' for name, file in files)])
+
+
+def test_both_ends_say_why_there_is_no_tls(
+    tmp_path: Path, archive: Archive, certificates: Path, caplog: pytest.LogCaptureFixture, collected: None
 ) -> None:
-    tls = "\n".join(
-        ["[tls]", *(f'{name} = "{certificates / file}"' for name, file in
-         (("certificate", "node.pem"), ("key", "node.key"), ("client_authority", "ca.pem")))]
-    )  # fmt: skip
-    with Node(quick(tmp_path, archive, tls)) as node:
+    cases = [  # our certificate and the authority that we know; what we say; what the node says
+        ("client", "other", "the peer's certificate is not accepted: ", "does not know the authority of our"),
+        ("stranger", "ca", "the peer does not know the authority of our", "is not accepted: "),
+        ("expired", "ca", "the peer says that our certificate has expired", "is not accepted: certificate has expired"),
+        ("", "ca", "the peer requires a certificate of ours", "the peer showed no certificate"),
+        ("", "", "ended the connection before an association. Check tls", "the peer does not use TLS"),
+    ]
+    with Node(quick(tmp_path, archive, tls_of_node(certificates))) as node:
+        for ours, authority, we_say, node_says in cases:
+            caplog.clear()
+            peer = Destination(
+                "pacs", "127.0.0.1", node.port, "CHESTXRAY", tls=bool(authority),
+                authority=certificates / f"{authority}.pem" if authority else None,
+            )  # fmt: skip
+            tls = Tls(certificates / f"{ours}.pem", certificates / f"{ours}.key") if ours else None
+            with (
+                pytest.raises(PeerError, match=f"destination pacs: .*{we_say}"),
+                send_module.association(peer, NodeSettings(tmp_path, tls=tls), [DX]),
+            ):
+                pass
+            until(lambda expected=node_says: expected in refusal(caplog), caplog.records)  # type: ignore[misc]
+        caplog.clear()
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"http://127.0.0.1:{node.http_port}/healthz", timeout=60)
+        until(lambda: "does not use TLS" in refusal(caplog), caplog.records)
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+        peer = Destination("pacs", "127.0.0.1", plain.getsockname()[1], "PACS", tls=True)
+
+        def leave() -> None:
+            plain.accept()[0].close()
+
+        threading.Thread(target=leave, daemon=True).start()
+        with (
+            pytest.raises(PeerError, match="no TLS with .* ended the connection within the handshake"),
+            send_module.association(peer, NodeSettings(tmp_path), [DX]),
+        ):
+            pass
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """Collect what the library leaves unclosed, while the warnings of this folder's tests are ignored."""
+    yield
+    gc.collect()
+
+
+def refusal(caplog: pytest.LogCaptureFixture) -> str:
+    """The reasons of the connections that a node refused."""
+    return " ".join(str(vars(record).get("reason")) for record in caplog.records if "refused" in record.getMessage())
+
+
+def test_with_tls_only_a_client_with_a_certificate_is_heard(
+    tmp_path: Path, archive: Archive, certificates: Path, collected: None
+) -> None:
+    with Node(quick(tmp_path, archive, tls_of_node(certificates))) as node:
         trusted = ssl.create_default_context(cafile=str(certificates / "ca.pem"))
         with_one = ssl.create_default_context(cafile=str(certificates / "ca.pem"))
         with_one.load_cert_chain(certificates / "client.pem", certificates / "client.key")

@@ -25,9 +25,10 @@ from chestxray import __version__
 from chestxray.dicom.queue import OutOfRoom
 from chestxray.dicom.reactor import wait_for_events
 from chestxray.dicom.rules import FilmFacts
-from chestxray.dicom.settings import MEBIBYTE, NodeSettings, Tls
+from chestxray.dicom.settings import MEBIBYTE, NodeSettings
 from chestxray.dicom.stores import StoreRequest, Stores, file_meta
-from chestxray.errors import FilmTooLarge, SettingsInvalid, UnreadableFilm, UnsupportedFormat, UsageError
+from chestxray.dicom.tls import reason_of, server_context
+from chestxray.errors import FilmTooLarge, UnreadableFilm, UnsupportedFormat, UsageError
 from chestxray.images.dicom_pixels import SYNTAXES
 
 VERIFICATION: Final = "1.2.840.10008.1.1"
@@ -276,8 +277,11 @@ class _Server(ThreadedAssociationServer):
                 request = self.ssl_context.wrap_socket(request, server_side=True)
                 request.settimeout(self.ae.network_timeout)
             self.finish_request(request, client_address)
+        except ssl.SSLError as error:
+            log.warning("connection refused", extra={"caller": client_address[0], "reason": reason_of(error)})
+            self.shutdown_request(request)
         except (OSError, ValueError) as error:
-            log.info("connection refused", extra={"fault": type(error).__name__})
+            log.info("connection refused", extra={"caller": client_address[0], "fault": type(error).__name__})
             self.shutdown_request(request)
         finally:
             with self._counting:
@@ -300,45 +304,6 @@ def on_commitment(commit: Commitment, event: Any) -> tuple[int, None]:
         [str(item.ReferencedSOPInstanceUID) for item in information.get("FailedSOPSequence") or ()],
     )
     return SUCCESS, None
-
-
-def server_context(tls: Tls) -> ssl.SSLContext:
-    """Build the TLS context of the server: 1.2 or newer, ciphers with forward secrecy (PS3.15 B.9, BCP 195).
-
-    Raises: SettingsInvalid, if a certificate cannot be read.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    _load(context, tls)
-    if tls.client_authority is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-        _trust(context, tls.client_authority)
-    return context
-
-
-def client_context(tls: Tls | None, authority: Any) -> ssl.SSLContext:
-    """Build the TLS context of a client, with our certificate if there is one. Raises: SettingsInvalid."""
-    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
-    if tls is not None:
-        _load(context, tls)
-    if authority is not None:
-        _trust(context, authority)
-    return context
-
-
-def _load(context: ssl.SSLContext, tls: Tls) -> None:
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
-    try:
-        context.load_cert_chain(tls.certificate, tls.key)
-    except (OSError, ssl.SSLError) as error:
-        raise SettingsInvalid(f"tls: {tls.certificate} and {tls.key}: no certificate with its key ({error})") from error
-
-
-def _trust(context: ssl.SSLContext, authority: Any) -> None:
-    try:
-        context.load_verify_locations(authority)
-    except (OSError, ssl.SSLError) as error:
-        raise SettingsInvalid(f"tls: {authority}: no certificate of an authority ({error})") from error
 
 
 def silence_libraries() -> None:

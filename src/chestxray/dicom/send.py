@@ -22,7 +22,6 @@ from chestxray.dicom.receive import (
     MAX_PDU,
     STORAGE_COMMITMENT,
     SUCCESS,
-    client_context,
     log,
     on_commitment,
     silence_libraries,
@@ -30,6 +29,7 @@ from chestxray.dicom.receive import (
 from chestxray.dicom.results import EXPLICIT_LITTLE, KINDS, derived_uid
 from chestxray.dicom.settings import Destination, NodeSettings
 from chestxray.dicom.stores import Stores
+from chestxray.dicom.tls import client_context
 from chestxray.errors import FilmError, PeerError, UnreadableFilm
 from chestxray.images.dicom import PREAMBLE, open_data_set
 from chestxray.images.dicom_pixels import SYNTAXES
@@ -37,6 +37,7 @@ from chestxray.images.dicom_pixels import SYNTAXES
 if TYPE_CHECKING:
     from dicomweb_client import DICOMwebClient
     from pydicom import Dataset
+    from pynetdicom.ae import ApplicationEntity
     from pynetdicom.association import Association
 
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
@@ -282,25 +283,22 @@ def association(
     Raises: PeerError, if the peer does not answer or refuses the association.
     """
     from pynetdicom import evt
-    from pynetdicom.ae import ApplicationEntity
     from pynetdicom.presentation import build_role
 
-    silence_libraries()
-    entity = ApplicationEntity(settings.ae_title)
-    entity.maximum_pdu_size = MAX_PDU
-    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = TIMEOUT_S
-    for sop_class in contexts:
-        for syntax in (EXPLICIT_LITTLE, IMPLICIT_LITTLE):  # apart: a peer that takes both is sent what lies on the disk
-            entity.add_requested_context(sop_class, syntax)
-    for sop_class in held:
-        for syntax in SYNTAXES:  # a context for each: otherwise the peer would choose one, and refuse films in others
-            entity.add_requested_context(sop_class, syntax)
-    handlers: list[Any] = [(evt.EVT_CONN_OPEN, lambda event: wait_for_events(event.assoc))]
+    entity = _entity(settings, contexts, held)
+    opened: list[Any] = []
+    handlers: list[Any] = [
+        (evt.EVT_CONN_OPEN, lambda event: wait_for_events(event.assoc)),
+        (evt.EVT_CONN_OPEN, opened.append),
+    ]
     if on_report is not None:
         handlers.append((evt.EVT_N_EVENT_REPORT, on_report))
     if store is not None:
         handlers.append((evt.EVT_C_STORE, store))
-    tls = (client_context(settings.tls, destination.authority), destination.host) if destination.tls else None
+    faults: list[str] = []
+    tls = None
+    if destination.tls:
+        tls = (client_context(settings.tls, destination.authority, faults.append), destination.host)
     try:
         peer = entity.associate(
             destination.host,
@@ -313,7 +311,7 @@ def association(
     except (OSError, ValueError, RuntimeError) as error:
         raise PeerError(f"destination {destination.name}: no association ({type(error).__name__})") from None
     if not peer.is_established:
-        raise PeerError(f"destination {destination.name}: {_why_not(peer, destination)}")
+        raise PeerError(f"destination {destination.name}: {_why_not(peer, destination, faults, opened=bool(opened))}")
     try:
         yield peer
     finally:
@@ -321,12 +319,35 @@ def association(
             peer.release()
 
 
-def _why_not(peer: Association, destination: Destination) -> str:
+def _entity(settings: NodeSettings, contexts: Sequence[str], held: Sequence[str]) -> ApplicationEntity:
+    """Return our AE with its limits of time and its presentation contexts."""
+    from pynetdicom.ae import ApplicationEntity
+
+    silence_libraries()
+    entity = ApplicationEntity(settings.ae_title)
+    entity.maximum_pdu_size = MAX_PDU
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = TIMEOUT_S
+    for sop_class in contexts:
+        for syntax in (EXPLICIT_LITTLE, IMPLICIT_LITTLE):  # apart: a peer that takes both is sent what lies on the disk
+            entity.add_requested_context(sop_class, syntax)
+    for sop_class in held:
+        for syntax in SYNTAXES:  # a context for each: otherwise the peer would choose one, and refuse films in others
+            entity.add_requested_context(sop_class, syntax)
+    return entity
+
+
+def _why_not(peer: Association, destination: Destination, faults: Sequence[str], *, opened: bool) -> str:
     """Explain why there is no association, in the standard's words and ours (PS3.8 table 9-21)."""
     where = f"{destination.host}, port {destination.port}"
     if peer.is_rejected:
         reason = getattr(peer.acceptor.primitive, "reason_str", "no reason given")
         return f"{where} rejected the association ({reason}). Check ae_title here, and that the PACS knows ours"
+    if faults:
+        return f"no TLS with {where}: {faults[-1]}. Check tls and authority of the destination, and [tls]"
+    if opened:
+        return (
+            f"{where} ended the connection before an association. Check tls here, and that the PACS knows our AE title"
+        )
     tls = " by TLS" if destination.tls else ""
     return f"nobody answers at {where}{tls}. Check that the PACS runs, and host, port and tls"
 

@@ -29,8 +29,9 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from chestxray.dicom.queue import ANSWERED, DEAD, DONE, WAITING
-from chestxray.dicom.receive import FAILED, HANDSHAKE_S, STATUSES, server_context
+from chestxray.dicom.receive import FAILED, HANDSHAKE_S, STATUSES, log
 from chestxray.dicom.settings import MEBIBYTE
+from chestxray.dicom.tls import server_context
 from chestxray.errors import UsageError
 from chestxray.schema import NOTICE
 from chestxray.serving.connection import Connection
@@ -89,7 +90,7 @@ class WebReceiver:
         """Listen, and return the port. Raises: UsageError, if the address cannot be used; SettingsInvalid (TLS)."""
         settings = self._settings
         # The key of a request says who calls, so a browser that watches needs no certificate.
-        context = server_context(replace(settings.tls, client_authority=None)) if settings.tls else None
+        context = server_context(replace(settings.tls, client_authority=None), _refused) if settings.tls else None
         listener = listening_socket(settings.host, settings.http_port)
         self._thread = threading.Thread(target=self._run, args=(listener, context), name="http-door", daemon=True)
         self._thread.start()
@@ -123,6 +124,10 @@ class WebReceiver:
             await asyncio.sleep(0.01)
         for connection in tuple(state.connections):
             connection.abort()
+
+
+def _refused(reason: str) -> None:
+    log.warning("connection refused", extra={"door": "http", "reason": reason})
 
 
 # --------------------------------------------------------------------------- STOW-RS
