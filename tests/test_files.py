@@ -79,6 +79,28 @@ def test_a_link_to_a_file_is_followed_and_a_pipe_is_written_to(tmp_path: Path) -
     assert not Path(os.devnull).is_file()
 
 
+def test_links_that_lead_in_a_circle_or_nowhere_are_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_film(tmp_path / "films" / "NORMAL" / "film.png", 1)
+    (tmp_path / "one").symlink_to("other")
+    (tmp_path / "other").symlink_to("one")
+    (tmp_path / "gone").symlink_to("nowhere/folder")
+    for out, reason in (("one", "its links lead in a circle"), ("one/x", "leads nowhere"), ("gone/x", "leads nowhere")):
+        with pytest.raises(OutputUnwritable, match=reason):
+            fill(tmp_path / out, "text")
+        for verb, source in (("collect", "films"), ("clean", "m.csv")):
+            write_manifest((), tmp_path / "m.csv")
+            with pytest.raises(SystemExit) as caught:
+                main([verb, str(tmp_path / source), "--out", str(tmp_path / out)])
+            assert caught.value.code == 1
+            said = capsys.readouterr().err
+            assert reason in said
+            assert "Traceback" not in said
+    fill(tmp_path / "gone", "text")  # the link's own end is made
+    assert (tmp_path / "nowhere" / "folder" / "marker").is_file()
+
+
 def test_a_refusal_of_the_disk_names_the_output_and_no_file_beside_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "out.csv", Path("/proc/out.csv")):

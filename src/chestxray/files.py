@@ -96,6 +96,7 @@ def refuse_to_replace(path: Path, is_ours: Callable[[bytes], bool], what: str) -
 
     Raises: OutputExists; OutputUnwritable, if a file has the name of its folder.
     """
+    path = place_of(path)
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
     if not nearest.is_dir():
         raise OutputUnwritable(f"{path}: cannot be written ({nearest} is a file). Give another --out")
@@ -126,12 +127,30 @@ def check_document(path: Path, *keys: str) -> None:
 
 
 def place_of(path: Path) -> Path:
-    """Return the path of an output, behind a link if there is one, so that a rename never replaces the link."""
-    return path.resolve() if path.is_symlink() else path
+    """Return the path of an output, behind a link if there is one, so that a rename never replaces the link.
+
+    Raises: OutputUnwritable, if links lead in a circle, or a link among its folders leads nowhere.
+    """
+    for parent in path.absolute().parents:
+        if parent.is_symlink() and not parent.exists():
+            raise OutputUnwritable(f"{path}: cannot be written (the link {parent} leads nowhere). Give another --out")
+    if not path.is_symlink() and path.name not in {"", ".."}:
+        return path
+    try:
+        place = path.resolve()
+    except (OSError, RuntimeError):  # RuntimeError until Python 3.12
+        place = path
+    if place.is_symlink():
+        raise OutputUnwritable(f"{path}: cannot be written (its links lead in a circle). Give another --out")
+    return place
 
 
 def may_be_replaced(path: Path, marker: str) -> bool:
-    """Check whether ``path`` is free, an empty folder, or a folder with the file ``marker``."""
+    """Check whether ``path`` is free, an empty folder, or a folder with the file ``marker``.
+
+    Raises: OutputUnwritable, as ``place_of``.
+    """
+    path = place_of(path)
     return not path.exists() or (path.is_dir() and ((path / marker).is_file() or not _contents(path)))
 
 

@@ -86,7 +86,7 @@ def calibrate_bundle(
         SourceInvalid: no labelled film is left.
         UsageError: ``out`` is the bundle itself.
     """
-    if out.resolve() == bundle.resolve():
+    if out.exists() and bundle.exists() and out.samefile(bundle):
         raise UsageError(f"{out}: is the bundle itself. Give another --out, so that both can be compared")
     opened = Bundle.open(bundle)
     opened.verify()
