@@ -6,13 +6,14 @@ import ast
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -20,6 +21,7 @@ import chestxray
 from chestxray.cli import chestxray_group, main
 from chestxray.data.pack import IMAGES
 from chestxray.inference.bundle import GRAPH
+from chestxray.schema import Film
 from chestxray.training.run_folder import BEST
 
 NAMES = [name for name in chestxray.__all__ if name != "__version__"]
@@ -246,3 +248,50 @@ def test_the_functions_say_nothing_unless_they_are_given_someone_to_tell(
     chestxray.clean(synthetic_rows[:10], workers=1)
     chestxray.predict(film_paths[0])
     assert capfd.readouterr() == ("", "")
+
+
+FILM: Final = Film("film.png", label="normal", split="train")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: chestxray.SplitSettings(test="x"),
+        lambda: chestxray.SplitSettings(test=True),
+        lambda: chestxray.SplitSettings(validation=None),
+        lambda: chestxray.SplitSettings(seed="1"),
+        lambda: chestxray.SplitSettings(seed=1.5),
+        lambda: chestxray.SyntheticSettings(patients="24"),
+        lambda: chestxray.SyntheticSettings(patients=float("nan")),
+        lambda: chestxray.SyntheticSettings(prevalence="0.5"),
+        lambda: chestxray.pack([FILM], "pack", size="112x160"),
+        lambda: chestxray.pack([FILM], "pack", size=(112,)),
+        lambda: chestxray.pack([FILM], "pack", size=5),
+        lambda: chestxray.pack([FILM], "pack", size=(112.5, 160)),
+        lambda: chestxray.pack("split.csv", "pack"),
+        lambda: chestxray.clean("manifest.csv"),
+        lambda: chestxray.clean([FILM, None]),
+        lambda: chestxray.split(Path("clean.csv")),
+        lambda: chestxray.describe(None),
+        lambda: chestxray.audit(3),
+        lambda: chestxray.quarantine("split.csv", "rejected"),
+        lambda: chestxray.export([], "bundle"),
+        lambda: chestxray.predict("gone.png"),
+        lambda: chestxray.predict(Path()),
+        lambda: chestxray.plot_scaling(FILM),
+    ],
+)
+def test_a_value_of_a_wrong_kind_is_one_of_our_errors_before_anything_is_written(
+    call: Callable[[], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(chestxray.ChestXrayError):
+        call()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_film_that_cannot_be_opened_is_named_with_the_cause_and_is_an_os_error_too(tmp_path: Path) -> None:
+    for path, cause in ((tmp_path / "gone.png", "No such file or directory"), (tmp_path, "is a folder")):
+        with pytest.raises(OSError, match=re.escape(f"{path}: cannot be opened ({cause}). Give the path")) as caught:
+            chestxray.predict(path)
+        assert isinstance(caught.value, chestxray.ChestXrayError)

@@ -195,7 +195,10 @@ def export(
     """
     from chestxray.training.export import export_run
 
-    first, *others = [Path(run) for run in ([runs] if isinstance(runs, Path | str) else runs)]
+    folders = [Path(run) for run in ([runs] if isinstance(runs, Path | str) else runs)]
+    if not folders:
+        raise UsageError("nothing to export: give the folder of a finished run, or several")
+    first, *others = folders
     return export_run(
         first,
         Path(out),
@@ -400,7 +403,7 @@ def predict(
         heatmap: whether to draw a heat map of the evidence.
         verify_key, require_age: as for ``load``.
 
-    Raises: OSError; FilmError, if the film cannot be read; BundleInvalid, SignatureInvalid.
+    Raises: FilmError, if the film cannot be opened or read; BundleInvalid, SignatureInvalid.
     """
     predictor = load(bundle, verify_key=verify_key, require_age=require_age)
     answer: Prediction = predictor(film, operating_point=operating_point, heatmap=heatmap)

@@ -35,6 +35,7 @@
     └── FilmError                 exit 1: one film, not the whole job
         ├── UnsupportedFormat     HTTP 415
         ├── FilmTooLarge          HTTP 413
+        ├── FilmUnopened          also an OSError
         └── UnreadableFilm        HTTP 422
             └── TruncatedFilm
 
@@ -202,6 +203,10 @@ class FilmTooLarge(FilmError):
     """The film has more bytes or pixels than the limits allow; found before decoding."""
 
     http_status = 413
+
+
+class FilmUnopened(FilmError, OSError):
+    """The file of a film is missing, is no file, or may not be read."""
 
 
 class UnreadableFilm(FilmError):

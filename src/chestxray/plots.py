@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from chestxray.arrays import UInt8Array
-from chestxray.data.sources import name_of, read_film
+from chestxray.data.sources import name_of, open_film
 from chestxray.errors import FilmError, MissingExtra
 from chestxray.evaluation.figures import ACCENT, CARD, COOL, INK, LINE, MUTED, STYLE, WARM
 from chestxray.images.decode import decode
@@ -76,8 +76,8 @@ def _caption(film: Film) -> str:
 
 def _show(axes: Axes, film: Film) -> None:
     try:
-        grey = _shown(read_film(film), name_of(film))
-    except (OSError, FilmError):
+        grey = _shown(open_film(film), name_of(film))
+    except FilmError:
         axes.set(aspect=1.0)
         axes.set_axis_on()
         axes.spines[:].set_visible(True)
@@ -160,9 +160,9 @@ def plot_scaling(film: Film, size: tuple[int, int] = (112, 160), levels: Levels 
         size: (height, width) of the network's input, in pixels.
         levels: how the film's grey levels are mapped.
 
-    Raises: OSError, FilmError, if the film cannot be read.
+    Raises: FilmError, if the film cannot be opened or read.
     """
-    data, name = read_film(film), name_of(film)
+    data, name = open_film(film), name_of(film)
     radiograph = decode(data, name)
     panels = [(_shown(data, name), f"the film\n{radiograph.width} x {radiograph.height} pixels")]
     for policy in Resize:
@@ -262,9 +262,9 @@ def plot_prediction(film: Path | str | bytes, answer: Prediction) -> Figure:
         film: its path, or the bytes of its file.
         answer: the answer to this film, made with ``heatmap=True``; without a heat map the film is shown alone.
 
-    Raises: OSError, FilmError, if the film cannot be read.
+    Raises: FilmError, if the film cannot be opened or read.
     """
-    data, name = (film, "film") if isinstance(film, bytes) else (Path(film).read_bytes(), Path(film).name)
+    data, name = (film, "film") if isinstance(film, bytes) else (open_film(Path(film)), Path(film).name)
     panels: list[UInt8Array] = [_shown(data, name)]
     if answer.heatmap:
         with Image.open(io.BytesIO(over_film(data, name, base64.b64decode(answer.heatmap)))) as picture:

@@ -18,13 +18,15 @@ import html
 import io
 import json
 import math
+import numbers
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar, cast
 
-from chestxray.errors import BundleInvalid, ManifestInvalid, OutOfRange, PackInvalid
+from chestxray.errors import BundleInvalid, ManifestInvalid, OutOfRange, PackInvalid, UsageError
 from chestxray.files import as_cell, of_cell, refuse_to_replace, write_atomically
 
 MANIFEST_VERSION: Final = 1
@@ -258,6 +260,25 @@ def _as_stored(path: str, base: Path) -> str:
 # --------------------------------------------------------------------------- pack
 
 
+def is_number(value: object, *, whole: bool = False) -> bool:
+    """Check whether a value is a real number, NumPy's included; a truth value is none, and NaN is one."""
+    return isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+
+
+def rows_of(films: Iterable[Film]) -> tuple[Film, ...]:
+    """Return the films that a caller gives as a tuple. Raises: UsageError, if they are a path or anything else."""
+    if isinstance(films, str | os.PathLike):
+        raise UsageError(
+            f"{os.fspath(films)!r}: is a path, and films are rows. Read a manifest with read_manifest, and any other "
+            "source with collect"
+        )
+    rows: tuple[object, ...] = tuple(films) if isinstance(films, Iterable) else (films,)
+    for row in rows:
+        if not isinstance(row, Film):
+            raise UsageError(f"films are rows of a manifest, and {str(row)[:40]!r} is none. Give what collect returns")
+    return cast("tuple[Film, ...]", rows)
+
+
 def member(kind: type[Choice], value: Choice | str) -> Choice:
     """Return the member of an enumeration that has this value. Raises: OutOfRange, which names the members."""
     try:
@@ -287,7 +308,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         object.__setattr__(self, "resize", member(Resize, self.resize))
         object.__setattr__(self, "levels", member(Levels, self.levels))
-        if not all(MIN_INPUT_SIDE <= side <= MAX_INPUT_SIDE for side in (self.height, self.width)):
+        sides = (self.height, self.width)
+        if not all(is_number(side, whole=True) and MIN_INPUT_SIDE <= side <= MAX_INPUT_SIDE for side in sides):
             raise OutOfRange(
                 f"input size {self.height} x {self.width}: "
                 f"each side must be {MIN_INPUT_SIDE} to {MAX_INPUT_SIDE} pixels"

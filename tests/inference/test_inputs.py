@@ -14,7 +14,7 @@ from PIL import Image
 
 import chestxray
 from chestxray.cli import main
-from chestxray.errors import ChestXrayError, FilmTypeInvalid, FilmValueInvalid
+from chestxray.errors import ChestXrayError, FilmTypeInvalid, FilmUnopened, FilmValueInvalid
 from chestxray.inference.inputs import bytes_of
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Gate, Prediction
@@ -190,7 +190,7 @@ def test_what_cannot_be_read_any_more_says_why(tmp_path: Path) -> None:
         pass
     with pytest.raises(FilmValueInvalid, match="the image cannot be read"):
         bytes_of(picture)
-    with pytest.raises(IsADirectoryError, match=tmp_path.name):
+    with pytest.raises(FilmUnopened, match=tmp_path.name):
         bytes_of(tmp_path)
 
 

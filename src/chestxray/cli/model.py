@@ -264,7 +264,7 @@ def predict(
     must not be classified; the others are answered all the same.
     """
     from chestxray import api
-    from chestxray.data.sources import read_file
+    from chestxray.data.sources import open_film
     from chestxray.images.raster import page_of
 
     if heatmap is None and (contours or layer):
@@ -276,17 +276,14 @@ def predict(
     maps = None if heatmap is None else HeatmapFolder(heatmap, alone=layer)
     for path in paths:
         try:
-            data = sys.stdin.buffer.read() if path == STDIN else read_file(path)
+            data = sys.stdin.buffer.read() if path == STDIN else open_film(path)
             data = data if page is None else page_of(data, page, str(path))
             answer = predictor.predict(
                 data, str(path), operating_point=operating_point, heatmap=maps is not None, contours=contours
             )
-        except (FilmError, OSError) as error:
+        except FilmError as error:
             failed = True
-            message = str(error)
-            if isinstance(error, OSError):
-                message = f"{path}: cannot be opened ({error.strerror}). Give the path of a film's file"
-            answers.append({"file": path, "error": {"type": type(error).__name__, "message": message}})
+            answers.append({"file": path, "error": {"type": type(error).__name__, "message": str(error)}})
             continue
         failed = failed or not answer.gate.accepted
         answers.append({"file": path, **json_values(answer)})

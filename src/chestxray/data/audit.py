@@ -35,7 +35,7 @@ from chestxray.images.lungless import PICTURE_GROUPS
 from chestxray.metrics.intervals import Measure, clustered_area, effective_number
 from chestxray.metrics.metrics import midranks
 from chestxray.progress import ProgressCallback, no_progress
-from chestxray.schema import Film, Label, Split
+from chestxray.schema import Film, Label, Split, rows_of
 
 TITLES: Final = {
     "frame": "Frame and border",
@@ -221,7 +221,7 @@ def audit(films: Sequence[Film], on_progress: ProgressCallback = no_progress, wo
     Raises: SourceInvalid, if no labelled film can be read; MissingExtra.
     """
     require_trees()  # before every film is opened, not after
-    usable = [film for film in films if film.is_accepted or not film.verdict]
+    usable = [film for film in rows_of(films) if film.is_accepted or not film.verdict]
     labelled = [film for film in usable if film.label]
     if not labelled:
         raise SourceInvalid(

@@ -23,7 +23,7 @@ from chestxray.files import folder_written_whole
 from chestxray.images.decode import decode
 from chestxray.images.quality import objection_to, perceptual_hash
 from chestxray.progress import Log, ProgressCallback, no_progress, warn
-from chestxray.schema import Film, Label, Split, Verdict, write_manifest
+from chestxray.schema import Film, Label, Split, Verdict, rows_of, write_manifest
 
 ANALYSIS_SIZE = (256, 256)  # pixels; a large JPEG is checked at a resolution of at least twice this
 
@@ -55,7 +55,7 @@ def clean(
 
     Raises: UsageError, if there is no such engine; MissingExtra.
     """
-    mapper = mapper_of(engine)
+    mapper, films = mapper_of(engine), rows_of(films)
     if seen is None:
         examined = tuple(mapper(examine, films, on_progress, workers))
     else:
@@ -211,6 +211,7 @@ class Distribution:
 
 def describe(films: Sequence[Film]) -> Distribution:
     """Count a cleaned manifest."""
+    films = rows_of(films)
     accepted = [film for film in films if film.is_accepted]
     by_label = {label.value: [film for film in accepted if film.label == label] for label in Label}
     splits = [*(split.value for split in Split), ""]
@@ -265,7 +266,7 @@ def quarantine(films: Sequence[Film], folder: Path | str, on_progress: ProgressC
 
     Raises: OutputExists.
     """
-    rejected = [film for film in films if film.verdict and not film.is_accepted]
+    rejected = [film for film in rows_of(films) if film.verdict and not film.is_accepted]
     copied = 0
     with folder_written_whole(Path(folder), marker=LIST) as beside:
         for done, film in enumerate(rejected, start=1):

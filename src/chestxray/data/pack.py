@@ -32,7 +32,7 @@ from chestxray.data.cache import (
 from chestxray.data.parallel import Mapper, mapper_of
 from chestxray.data.sources import read_film
 from chestxray.data.split import refuse_leakage
-from chestxray.errors import DataError, FilmError, PackInvalid
+from chestxray.errors import DataError, FilmError, OutOfRange, PackInvalid
 from chestxray.files import folder_written_whole
 from chestxray.images.preprocess import preprocess
 from chestxray.progress import ProgressCallback, no_progress
@@ -46,6 +46,7 @@ from chestxray.schema import (
     fingerprint,
     member,
     read_manifest,
+    rows_of,
     write_manifest,
 )
 
@@ -97,6 +98,15 @@ class Pack:
         return np.flatnonzero([film.split == split for film in self.films])
 
 
+def size_of(given: tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of what a caller gives as a size. Raises: OutOfRange."""
+    try:
+        height, width = given
+    except (TypeError, ValueError) as error:
+        raise OutOfRange(f"size {given!r}: give height and width in pixels, as (112, 160)") from error
+    return height, width
+
+
 def write_pack(
     films: Iterable[Film],
     out: Path | str,
@@ -132,10 +142,10 @@ def write_pack(
         PackInvalid: no film has a split, none is for training, or a file changed since it was cleaned.
     """
     out = Path(out)
-    height, width = size
+    height, width = size_of(size)
     resize, levels, mapper = member(Resize, resize), member(Levels, levels), mapper_of(engine)
     Preprocessing(height, width, resize, mean=0.5, std=0.5, levels=levels)  # refuses a wrong size at once
-    rows = tuple(film for film in films if film.is_accepted and film.split)
+    rows = tuple(film for film in rows_of(films) if film.is_accepted and film.split)
     if not any(film.split == Split.TRAIN for film in rows):
         raise PackInvalid(
             'no accepted film stands on the train split. Run "chestxray clean" and "chestxray split" first'

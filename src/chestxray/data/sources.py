@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from chestxray.data.archives import INSIDE, is_archive, members_of, read_member, split_path
-from chestxray.errors import MissingExtra, SourceInvalid
+from chestxray.errors import FilmUnopened, MissingExtra, SourceInvalid
 from chestxray.progress import counted
 from chestxray.schema import Film
 
@@ -355,6 +355,15 @@ def read_film(film: Film) -> bytes:
     if inside := split_path(film.path):
         return read_member(*inside)
     return read_file(Path(film.path))
+
+
+def open_film(film: Film | Path) -> bytes:
+    """Return the bytes of a film, as ``read_film``. Raises: FilmUnopened, which names film, cause and remedy."""
+    try:
+        return read_film(film) if isinstance(film, Film) else read_file(film)
+    except OSError as error:
+        name, cause = (film.path if isinstance(film, Film) else film), error.strerror or error
+        raise FilmUnopened(f"{name}: cannot be opened ({cause}). Give the path of a film's file") from error
 
 
 def read_file(path: Path) -> bytes:

@@ -24,7 +24,7 @@ from chestxray.data.sources import name_of
 from chestxray.errors import Leakage, OutOfRange, SourceInvalid
 from chestxray.files import write_atomically
 from chestxray.progress import Log, warn
-from chestxray.schema import Film, Label, Split
+from chestxray.schema import Film, Label, Split, is_number, rows_of
 
 # A given validation split is kept if it holds at least this fraction of the films outside the test split.
 # The 16 films of the published set (0.3%) are too few to choose anything on, so that split is drawn again.
@@ -50,10 +50,13 @@ class SplitSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (0.0 < self.validation < 1.0 and 0.0 <= self.test < 1.0):
+        are_numbers = is_number(self.validation) and is_number(self.test)
+        if not (are_numbers and 0.0 < self.validation < 1.0 and 0.0 <= self.test < 1.0):
             raise OutOfRange(
                 f"validation is {self.validation} and test is {self.test}; both are shares below 1, validation above 0"
             )
+        if not is_number(self.seed, whole=True):
+            raise OutOfRange(f"seed is {self.seed!r}; it is a whole number")
 
 
 def split(
@@ -82,7 +85,7 @@ def split(
         Leakage: the given splits share a patient or a film.
         SourceInvalid: too few patients of a class to draw splits from.
     """
-    films, note = without_nobody(films)
+    films, note = without_nobody(rows_of(films))
     usable = [film for film in films if film.is_accepted and film.label]
     for line in (*filter(None, [note]), *about_patients(usable)):
         log(line)

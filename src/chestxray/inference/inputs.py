@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from chestxray.data.sources import read_file
+from chestxray.data.sources import open_film
 from chestxray.errors import FilmTypeInvalid, FilmValueInvalid
 
 NAMELESS: Final = "film"  # the name of a film without a path
@@ -35,12 +35,12 @@ def are_many(film: object) -> bool:
 def bytes_of(film: object) -> tuple[bytes, str]:
     """Return the bytes of a film's file, and its name in errors.
 
-    Raises: OSError; FilmTypeInvalid, which is a TypeError, for anything that is no film; FilmValueInvalid, which is a
-        ValueError, for pixels out of range.
+    Raises: FilmUnopened, which is an OSError; FilmTypeInvalid, which is a TypeError, for anything that is no film;
+        FilmValueInvalid, which is a ValueError, for pixels out of range.
     """
     if isinstance(film, str | os.PathLike):
         path = Path(film)
-        return read_file(path), str(path)
+        return open_film(path), str(path)
     if isinstance(film, bytes | bytearray | memoryview):
         return bytes(film), NAMELESS
     if isinstance(film, Image.Image):

@@ -114,7 +114,7 @@ class Predictor:
             operating_point: name of one of the bundle's operating points; None takes the default.
             heatmap: whether to draw a heat map of the evidence.
 
-        Raises: OSError; FilmTypeInvalid (a TypeError), FilmValueInvalid (a ValueError); what ``predict`` raises.
+        Raises: FilmUnopened; FilmTypeInvalid (a TypeError), FilmValueInvalid (a ValueError); what ``predict`` raises.
         """
         if are_many(film):
             return list(self._several(film, operating_point, heatmap=heatmap))

@@ -23,6 +23,7 @@ from chestxray.arrays import Float64Array
 from chestxray.errors import UsageError
 from chestxray.metrics.intervals import Interval, Measure, Resampled, Statistic, rates, share
 from chestxray.metrics.metrics import Confusion, both_classes, checked
+from chestxray.schema import is_number
 
 _MARGIN_DIGITS: Final = 9  # decimals: films at the same distance from the threshold on either side are equally certain
 COVERAGES: Final = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
@@ -129,7 +130,7 @@ def conformal_rule(
         DataError, DegenerateLabels: the labels cannot be used.
     Source: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World (2005), 4.5, label-conditional.
     """
-    if not 0.0 < error < 1.0:
+    if not is_number(error) or not 0.0 < error < 1.0:
         raise UsageError(f"an error rate of {error}: must lie between 0 and 1, as in 0.1")
     positive, values = both_classes(labels, probabilities)
     ill, well = np.sort(values[positive]), np.sort(values[~positive])[::-1]

@@ -25,10 +25,10 @@ from PIL import Image
 from chestxray.arrays import UInt8Array
 from chestxray.data.labels import parse_name
 from chestxray.data.parallel import map_in_order
-from chestxray.errors import UsageError
+from chestxray.errors import OutOfRange, UsageError
 from chestxray.files import folder_written_whole
 from chestxray.progress import ProgressCallback, no_progress
-from chestxray.schema import Label, Split
+from chestxray.schema import Label, Split, is_number
 from chestxray.synthetic.anatomy import random_anatomy
 from chestxray.synthetic.films import BACTERIA, HEALTHY, VIRUS, SyntheticFilm, draw_film
 
@@ -85,7 +85,10 @@ class SyntheticSettings:
     faults: bool = False
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.prevalence < 1.0:
+        for name in ("patients", "films_per_patient", "min_width", "max_width", "seed"):
+            if not is_number(getattr(self, name), whole=True):
+                raise OutOfRange(f"{name} is {getattr(self, name)!r}; it is a whole number")
+        if not is_number(self.prevalence) or not 0.0 < self.prevalence < 1.0:
             raise UsageError(f"prevalence {self.prevalence}: must lie between 0 and 1")
         if min(self.sick, self.patients - self.sick) < MIN_PATIENTS:
             raise UsageError(
