@@ -186,7 +186,7 @@ FOLDERS = ("--label", "sick=pneumonia", "--label", "well=normal", "--patient-pat
 COLUMNS = ("--columns", "path=Scan,label=Dx,patient_id=Who", "--label", "p=pneumonia", "--label", "n=normal")
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "calibrate"])
+@pytest.mark.parametrize("verb", [pytest.param("evaluate", marks=pytest.mark.slow), "calibrate"])
 def test_a_source_is_read_as_the_options_say_from_folders_and_from_a_table(
     chestxray: Run, bundle: Path, local_films: Path, wards: Path, tmp_path: Path, verb: str
 ) -> None:
@@ -239,6 +239,7 @@ def test_calibrating_changes_temperature_and_thresholds_and_not_the_graph(bundle
     assert after.info.temperature != before.info.temperature
 
 
+@pytest.mark.slow
 def test_the_new_temperature_is_the_one_fitted_on_the_films_logits(
     local: Path, bundle: Path, local_films: Path, chestxray: Run, tmp_path: Path
 ) -> None:
@@ -319,6 +320,7 @@ def test_evaluating_on_the_films_of_the_calibration_carries_a_warning(
         assert "were chosen on these very films" in (folder / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_conformal_sets_are_fitted_on_the_logits_that_the_bundle_brings(
     chestxray: Run, bundle: Path, local_films: Path, tmp_path: Path
 ) -> None:

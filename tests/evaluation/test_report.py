@@ -342,6 +342,7 @@ def test_figures_chosen_on_the_split_that_they_evaluate_carry_a_warning(report, 
     assert "none was chosen on these films" not in text
 
 
+@pytest.mark.slow
 def test_pictures_stand_beside_the_errors(assessment, tmp_path):
     worst = assessment.missed[0].path
     write_report(assessment, tmp_path / "report", PROVENANCE, pictures={worst: b"\x89PNG"})
@@ -352,6 +353,7 @@ def test_pictures_stand_beside_the_errors(assessment, tmp_path):
     assert images == ["data:image/jpeg;base64,/9j/"]
 
 
+@pytest.mark.slow
 def test_an_earlier_report_is_replaced_and_anything_else_left_alone(report, assessment, tmp_path):
     folder = tmp_path / "report"
     for _ in range(2):

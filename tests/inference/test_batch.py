@@ -321,6 +321,7 @@ def test_a_file_that_is_no_journal_is_named_with_the_remedy(opened: Bundle, few:
         run_batch(opened, collect(few, labels_needed=False), out, workers=1)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_films(opened: Bundle, tmp_path: Path) -> None:
     def every_film_refused(
         _bundle: Bundle, groups: Iterable[Sequence[Film]], _films: int, _workers: int | None
@@ -400,6 +401,7 @@ def undisturbed(bundle: Path, many: Path, tmp_path_factory: pytest.TempPathFacto
     return out.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_killed_goes_on_and_ends_with_the_same_bytes(
     bundle: Path, many: Path, undisturbed: bytes, tmp_path: Path
 ) -> None:

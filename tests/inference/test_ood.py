@@ -321,6 +321,7 @@ def test_the_same_films_give_the_same_gate(pixels: Sequence[Array]) -> None:
     assert fit_detector(pixels, patients).to_json() == fit_detector(pixels, patients).to_json()
 
 
+@pytest.mark.slow
 def test_a_gate_of_a_handful_of_films_is_wide(pixels: Sequence[Array]) -> None:
     detector = fit_detector(pixels[:3], ["a", "b", "b"])
     assert [film for film in pixels if detector.score(film) > REFUSED_ABOVE] == []

@@ -305,7 +305,9 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_step_writes_a_checkpoint_and_leaves_by_its_own_status(
     pack: Path, recipe_file: Path, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:

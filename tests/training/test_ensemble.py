@@ -19,6 +19,8 @@ from chestxray.training.run import train_run
 from chestxray.training.run_folder import BEST, RunInfo
 from packs import HEIGHT, WIDTH, write_small_pack
 
+pytestmark = pytest.mark.slow  # five trainings; "several runs answer as one" in test_public_api.py is quick
+
 RECIPE = Recipe(epochs=2, batch_size=16, precision="float32")
 TRANSFER = RECIPE.with_changes(network="efficientnet_lite0", epochs=1, learning_rate=1e-4)
 
@@ -86,7 +88,6 @@ def test_a_compact_bundle_is_half_as_large_and_answers_alike(folder: Path, plane
     np.testing.assert_allclose(Predictor.load(folder / "compact").logits(planes)[0], logits, atol=0.05)
 
 
-@pytest.mark.slow
 def test_a_blend_is_a_run_with_the_mean_weights(folder: Path) -> None:
     runs = [folder / "transfer0", folder / "transfer1"]
     summary = blend_runs(runs, folder / "pack", folder / "blend")

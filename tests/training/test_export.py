@@ -238,6 +238,7 @@ def test_a_folder_that_is_no_bundle_is_not_overwritten(run_folder: Path, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.slow
 def test_exporting_is_quiet_and_predicting_needs_no_torch(run_folder: Path, bundle: Bundle, tmp_path: Path) -> None:
     export = (
         "from pathlib import Path; from chestxray.training.export import export_run; "

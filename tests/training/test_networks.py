@@ -186,6 +186,7 @@ def test_other_weights_give_another_map() -> None:
     assert not torch.allclose(first, second, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_the_map_points_at_the_place_that_decides() -> None:
     """The network is fitted to see a bright square; then the square moves and the map follows."""
     classifier = build("alexnet5", preprocessing(), dropout=0.0, seed=0)

@@ -68,6 +68,7 @@ def trained_gap(*, marked: bool, settings: Augmentation) -> tuple[float, float]:
     return plain, own - other
 
 
+@pytest.mark.slow
 def test_plain_validation_does_not_see_a_planted_mark_the_exchange_does_and_training_lessens_it() -> None:
     plain, gap = trained_gap(marked=True, settings=Augmentation())
     assert plain > 0.99
