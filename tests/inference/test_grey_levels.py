@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 import chestxray
-from chestxray.images.quality import MIN_DETAIL, detail_of, objection_to_levels, objection_to_lines
+from chestxray.images.artefacts import objection_to_artefacts
+from chestxray.images.quality import MIN_DETAIL, detail_of, objection_to_detail, objection_to_levels, objection_to_lines
 from chestxray.inference.predictor import Predictor, label_at
 from chestxray.schema import Prediction
 from drawing import encoded
@@ -191,12 +193,82 @@ def test_a_film_whose_lines_are_displaced_is_refused(model: Predictor, drawn: Se
         assert f"every other {'column' if columns else 'row'} of it is displaced" in reason
 
 
+def written_over(film: Grey, ink: int) -> Grey:
+    picture = Image.fromarray(film)
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(picture.height // 14)
+    for line in range(0, picture.height, picture.height // 12):
+        pen.text((4, line), "DOE JOHN 1234567  R  AP SUPINE  59 kV", fill=ink, font=font)
+    return np.asarray(picture)
+
+
+def with_grid(film: Grey, ink: int) -> Grey:
+    out = film.copy()
+    out[:: len(film) // 16] = ink
+    out[:, :: film.shape[1] // 16] = ink
+    return out
+
+
+def with_lost_rows(film: Grey, ink: int) -> Grey:
+    out = film.copy()
+    out[np.random.default_rng(3).choice(len(film), len(film) // 12, replace=False)] = ink
+    return out
+
+
+@pytest.mark.parametrize("ink", [0, 255])
+@pytest.mark.parametrize("added", [written_over, with_grid, with_lost_rows])
+def test_letters_grids_and_lost_lines_are_refused(
+    model: Predictor, drawn: Sequence[Grey], added: Callable[[Grey, int], Grey], ink: int
+) -> None:
+    for film in drawn:
+        reason = model(encoded(added(film, ink))).gate.reason
+        assert "letters, lines, a grid or noise lie over it" in reason or "its grey levels are cut off" in reason
+
+
+@pytest.mark.parametrize("times", [2, 8])
+def test_a_thumbnail_of_repeated_pixels_is_refused(model: Predictor, drawn: Sequence[Grey], times: int) -> None:
+    for film in drawn:
+        height, width = (side // times for side in film.shape)
+        repeated = film[: height * times : times, : width * times : times].repeat(times, 0).repeat(times, 1)
+        reason = model(encoded(repeated)).gate.reason
+        assert f"it was enlarged from few pixels: {height} rows and {width} columns" in reason
+
+
+def test_a_jpeg_of_very_low_quality_is_refused_and_a_fair_one_is_not(model: Predictor, drawn: Sequence[Grey]) -> None:
+    for film in drawn:
+        softened = (40 + 0.7 * film).astype(np.uint8)
+        for quality, refused in ((4, True), (30, False), (75, False)):
+            coarse = io.BytesIO()
+            Image.fromarray(softened).save(coarse, "JPEG", quality=quality)
+            reason = model(coarse.getvalue()).gate.reason
+            assert bool(reason) == refused, reason
+            assert not refused or "its grey levels are" in reason or "it is incomplete" in reason
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_stripes_of_a_grid_are_refused(model: Predictor, drawn: Sequence[Grey], rows: bool) -> None:
+    for film in drawn:
+        lines = film.T if rows else film
+        striped = 40 + 0.7 * lines + 30 * np.sin(np.arange(lines.shape[1]) * 0.9)
+        levels = striped.clip(0, 255).astype(np.uint8)
+        reason = model(encoded(levels.T if rows else levels)).gate.reason
+        assert "stripes lie over it" in reason
+        assert f"one frequency along its {'rows' if rows else 'columns'}" in reason
+
+
+def test_a_film_that_moved_is_refused(model: Predictor, drawn: Sequence[Grey]) -> None:
+    for film in drawn:
+        wide = film.shape[1] // 10
+        moved = np.mean([np.roll(film, step, axis=1) for step in range(-wide // 2, wide - wide // 2)], axis=0)
+        assert "blurred" in model(encoded(moved.astype(np.uint8))).gate.reason
+
+
 @pytest.mark.real_films
 def test_no_real_film_is_crowded_or_damaged(real_films: Path) -> None:
     for name in ("NORMAL", "PNEUMONIA"):
         for path in sorted((real_films / "chest_xray" / "train" / name).iterdir())[::20]:
             film = grey_of(path)
-            assert objection_to_levels(film) == objection_to_lines(film) == "", path
+            assert objection_to_levels(film) == objection_to_lines(film) == objection_to_detail(film) == "", path
+            assert objection_to_artefacts(film) == "", path
 
 
 @pytest.mark.parametrize("offset", [0, 2**15])
