@@ -20,7 +20,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
 from chestxray.errors import ChestXrayError, MissingExtra, TruncatedFilm, UnreadableFilm, UnsupportedFormat
 from chestxray.images.decode import decode
-from chestxray.images.dicom import NEEDED, elements, is_dicom, open_data_set
+from chestxray.images.dicom import NEEDED, elements, is_dicom, open_data_set, years_of
 from chestxray.images.quality import objection_to
 from chestxray.schema import Verdict
 from dicoms import NATIVE, SHIPPED, coded, compressed, geometry, hand_made, header, native, table, written
@@ -507,6 +507,29 @@ def test_the_header_tells_what_the_gate_needs() -> None:
     assert silent.patient_age_years is None
 
 
+def coded(meaning: str) -> Dataset:
+    code = Dataset()
+    code.CodeMeaning = meaning
+    return code
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"AnatomicRegionSequence": [coded("Hand")]},
+        {"SeriesDescription": "Knie links"},
+        {"ProtocolName": "W Schädel"},
+        {"ViewPosition": "", "ProtocolName": "Thorax seitl."},
+    ],
+    ids=str,
+)
+def test_region_description_and_protocol_count_where_part_or_view_are_missing(said: dict[str, object]) -> None:
+    tags = {"BodyPartExamined": "", "SpecificCharacterSet": "ISO_IR 192", **said}
+    objection = objection_to(decode(native(textured(5, 96, 128), **tags), "film"))
+    assert objection is not None
+    assert "its file names" in objection.reason
+
+
 @pytest.mark.parametrize(
     ("age", "years"),
     [("005Y", 5.0), ("006M", 0.5), ("052W", 364 / 365.25), ("000D", 0.5 / 365.25), ("5", 5.0), ("-05Y", None)],
@@ -713,12 +736,20 @@ def test_the_meaning_of_a_views_code_counts() -> None:
     [
         ("62", 62), ("062", 62), ("62 Y", 62), ("062Y", 62), ("000Y", 0.5), ("006M", 0.5), ("6 months", 0.5),
         ("62 años", 62), ("3,5 Y", 3.5), ("999Y", None), ("000", None), ("adult", None), ("", None),
+        (">90", 90), ("'045Y'", 45), ("45-50", 45), ("Y045", 45), ("45 let", 45),
+        ("2Y6M", 2.5), ("0Y 73D", 73 / 365.25), ("P3Y", 3), ("73 jours", 73 / 365.25), ("6 semanas", 42 / 365.25),
+        ("73 Tage", 73 / 365.25), ("12.03.1960", None), ("3 parsecs", None),
     ],
 )  # fmt: skip
 def test_an_age_is_read_as_people_write_it(age: str, years: float | None) -> None:
     with warnings.catch_warnings(action="ignore"):
         film = decode(native(GREY, PatientAge=age), "film")
     assert film.patient_age_years == (pytest.approx(years) if years is not None else None)
+
+
+@pytest.mark.parametrize(("age", "years"), [("45 лет", 45), ("6 месяцев", 0.5), ("45岁", 45), ("18か月", 1.5)])
+def test_an_age_is_read_in_other_scripts(age: str, years: float) -> None:
+    assert years_of(age) == pytest.approx(years)
 
 
 @pytest.mark.parametrize(
@@ -728,6 +759,12 @@ def test_an_age_is_read_as_people_write_it(age: str, years: float | None) -> Non
         (("20100601", {"SeriesDate": "20150601"}), 5),
         (("20100601", {"ContentDate": "20150601"}), 5),
         (("2010.06.01", {"StudyDate": "2015.06.01"}), 5),
+        (("20100601", {"AcquisitionDateTime": "20150601120000"}), 5),
+        (("20100601", {"PerformedProcedureStepStartDate": "20150601"}), 5),
+        (("01.06.2010", {"StudyDate": "06/30/2015"}), 5.08),
+        (("01062010", {"StudyDate": "20150601"}), 5),
+        (("1960", {"StudyDate": "20150701"}), 55),
+        (("01.01.1900", {"StudyDate": "20150601"}), None),
         (("20100601", {"StudyDate": "19000101", "AcquisitionDate": "20150601"}), 5),
         (("19000101", {"StudyDate": "19950601"}), None),
         (("18000101", {"StudyDate": "20150601"}), None),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+import unicodedata
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,8 +50,8 @@ MAX_VALUE: Final = 2**20  # bytes of one header element; a look-up table of 65,5
 NEEDED: Final = frozenset(
     {
         0x00080005, 0x00080060, 0x00180015, 0x00185101,  # character set, modality, body part, view
-        0x00080020, 0x00080021, 0x00080022, 0x00080023,  # dates
-        0x0008103E, 0x00200020, 0x00540220,  # description, orientation, code of the view
+        0x00080020, 0x00080021, 0x00080022, 0x00080023, 0x0008002A, 0x00400244,  # dates
+        0x0008103E, 0x00181030, 0x00200020, 0x00540220, 0x00082218,  # description, protocol, orientation, codes
         0x00100020, 0x00100030, 0x00101010,  # patient: identifier, birth date, age
         0x00280002, 0x00280004, 0x00280006, 0x00280008, 0x00280010, 0x00280011,  # samples, rows, columns, frames
         0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00280120, 0x00280121,  # bits, sign, padding
@@ -67,9 +68,20 @@ OLDEST: Final = 115  # years; a greater age, or an earlier birth date, is a plac
 FIRST_YEAR: Final = (
     1902  # years of birth: programs write earlier dates for "unknown": 18000101, 18991230, 19000101, 19010101
 )
-YEARS: Final = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}  # units of an age (PS3.5 section 6.2, AS)
-WORDS_FOR_YEARS: Final = frozenset("AJ")  # ans, anos, Jahre
-DATES: Final = ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")
+# Units of an age (PS3.5 section 6.2, AS), and hours.
+YEARS: Final = {"H": 1 / 8766, "D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
+# Beginnings of words for a unit, without accents, in the order in which they are tried.
+UNITS: Final = (
+    ("D", ("D", "TAG", "JOUR", "GIORN", "PAIV", "ДН", "ДЕН", "日", "天", "일")),
+    ("W", ("W", "SEM", "SETTIM", "TYD", "TYG", "VECK", "UGE", "НЕД", "周", "週", "주")),
+    ("M", ("M", "МЕС", "月", "ヶ月", "か月", "カ月", "个月", "個月", "개월")),  # noqa: RUF001
+    ("Y", ("Y", "A", "J", "LET", "LAT", "ROK", "GOD", "ЛЕТ", "ГОД", "ΕΤ", "岁", "歲", "歳", "才", "세", "살", "VUO")),  # noqa: RUF001
+    ("H", ("H", "STD", "STUND")),
+)
+DATES: Final = (
+    "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "AcquisitionDateTime",
+    "PerformedProcedureStepStartDate",
+)  # fmt: skip
 
 
 MAX_ELEMENTS: Final = 50_000  # elements that are skipped in all; radiographs have some hundreds
@@ -332,9 +344,9 @@ def read_dicom(data: bytes, source: str, _at_least: tuple[int, int] | None) -> R
             photometric=frame.photometric,
             view_position=_text(header, "ViewPosition"),
             view_meaning=_meaning(header, "ViewCodeSequence"),
-            body_part=_text(header, "BodyPartExamined"),
+            body_part=_text(header, "BodyPartExamined") or _meaning(header, "AnatomicRegionSequence"),
             orientation=_text(header, "PatientOrientation"),
-            series_description=_text(header, "SeriesDescription"),
+            series_description=_text(header, "SeriesDescription") or _text(header, "ProtocolName"),
             patient_id=str(header.get("PatientID") or "").strip(),
             patient_age_years=age_in_years(header),
             notes=tuple(notes),
@@ -457,28 +469,54 @@ def age_in_years(header: Any) -> float | None:
 
 
 def _date(header: Any, name: str) -> date | None:
-    """Return a date, also in the older form "1998.04.23"; None if it is a placeholder."""
-    digits = re.sub(r"\D", "", _text(header, name))[:8]
-    try:
-        day = date.fromisoformat(digits)
-    except ValueError:
-        return None
-    return day if day.year >= FIRST_YEAR else None
+    """Return a date; None if it is a placeholder."""
+    return date_of(_text(header, name))
+
+
+def date_of(text: str) -> date | None:
+    """Return a date as files have it: "19980423", "1998.04.23", "23/04/1998", "1998"; None if it is none, or too early.
+
+    Without a day or month it is taken for the middle of what is stated.
+    """
+    if apart := re.fullmatch(r"(\d{1,2})\D(\d{1,2})\D(\d{4})", text.strip()):
+        orders = [(apart[3], apart[2], apart[1]), (apart[3], apart[1], apart[2])]
+    else:
+        digits = re.sub(r"\D", "", text)[:8]
+        orders = [(digits[:4], digits[4:6], digits[6:]), (digits[4:], digits[2:4], digits[:2])]
+    for year, month, day in orders:
+        try:
+            found = date(int(year), int(month or 0) or 7, int(day or 0) or 1)
+        except ValueError:
+            continue
+        if found.year >= FIRST_YEAR:
+            return found
+    return None
 
 
 def years_of(age: str) -> float | None:
-    """Return the years of an age in text: "018M", "62", "62 Y", "6 months"; None if it is no age.
+    """Return the years of an age in text: "018M", "62", "62 Y", "2Y6M", "6 months", "45 лет"; None if none.
 
     An age of zero units counts as half a unit: "000Y" is an infant of unknown months. Zero without a unit means
     unknown.
     """
-    found = re.fullmatch(r"(\d{1,4}(?:[.,]\d+)?)\s*([A-Z]?)\D*", age.strip(" \0"))
-    if not found:
+    text = unicodedata.normalize("NFKD", age.upper())
+    text = "".join(letter for letter in text if unicodedata.category(letter) != "Mn").strip(" \0'\"<>~=+")
+    text = unicodedata.normalize("NFC", text)
+    if re.search(r"\d[./-]\d+[./-]\d", text) or not re.match(r"(?:P|Y|AGE|AN)?[ :]*\d", text):
+        return None  # a date, or no number
+    found = re.findall(r"(\d+(?:[.,]\d+)?)\s*([^\W\d_]*)", text)
+    (number, word), *others = [(float(digits.replace(",", ".")), word) for digits, word in found]
+    unit = unit_of(word) if word else "Y"
+    if not unit or (not word and number == 0):
         return None
-    number, unit = float(found[1].replace(",", ".")), found[2]
-    if unit in WORDS_FOR_YEARS or (not unit and number > 0):
-        unit = "Y"
-    if unit not in YEARS:
-        return None
-    years = (number or 0.5) * YEARS[unit]
+    years, smallest = number * YEARS[unit], YEARS[unit]
+    for further, its_word in others:
+        if its_word and (its_unit := unit_of(its_word)):
+            years, smallest = years + further * YEARS[its_unit], YEARS[its_unit]
+    years = years or 0.5 * smallest
     return years if years <= OLDEST else None
+
+
+def unit_of(word: str) -> str:
+    """Return the unit that a word in capitals stands for: "D", "W", "M", "Y", "H"; empty if it is unknown."""
+    return next((unit for unit, beginnings in UNITS if word.startswith(beginnings)), "")

@@ -43,7 +43,10 @@ CHEST: Final = frozenset(
     {
         "BRUST", "BRUSTKORB", "CHEST", "CHESTABDOMEN", "CHST", "CXR", "HEART", "LUNG", "LUNGE", "LUNGS",
         "PORTABLECHEST", "POUMON", "POUMONS", "PULMON", "PULMONAR", "PULMONARY", "PULMONES", "RIB", "RIBS",
-        "STERNUM", "THORACIC", "THORAX", "THX", "TORACE", "TORAX", "TORAKS", "TORSO",
+        "STERNUM", "THORACIC", "THORAX", "THX", "TORACE", "TORAX", "TORAKS", "TORSO", "AKCIGER", "BORSTKAS",
+        "BROSTKORG", "BRYSTKASSE", "CHESTAP", "CHESTPA", "GOGUS", "HEMITHORAX", "HRUDNIK", "KEUHKOT", "KLATKI",
+        "KLATKA", "LUNGOR", "MELLKAS", "PEITO", "PLICE", "POITRINE", "THORACIQUE", "THORAKS",
+        "ГРУДНАЯ", "ОГК", "胸", "흉부",
     }
 )  # fmt: skip
 OTHER_PARTS: Final = frozenset(
@@ -54,32 +57,50 @@ OTHER_PARTS: Final = frozenset(
         "KIDNEY", "KNEE", "KNEES", "LEG", "LEGS", "LIVER", "LSPINE", "LUMBAR", "MANDIBLE", "MANO", "MAXILLA",
         "NASAL", "NECK", "ORBIT", "PATELLA", "PELVIS", "RADIUS", "SACRUM", "SCAPULA", "SHOULDER", "SINUS",
         "SINUSES", "SKULL", "SPINE", "STOMACH", "TEETH", "THIGH", "THUMB", "TIBIA", "TOE", "TOES", "TOOTH",
-        "TSPINE", "ULNA", "UTERUS", "WRIST", "ZYGOMA",
+        "TSPINE", "ULNA", "UTERUS", "WRIST", "ZYGOMA", "ABD", "ABDO", "ADDOME", "BACINO", "BASSIN", "BECKEN",
+        "BONEAGE", "BUIK", "BWS", "CADERA", "CLAVICULA", "COLUMNA", "COLUNA", "CRANE", "CRANEO", "CRANIO",
+        "CZASZKA", "ELLENBOGEN", "EPAULE", "FUSS", "GENOU", "GINOCCHIO", "HALSWIRBELSAULE", "HANDGELENK", "HEUP",
+        "HOMBRO", "HUEFTE", "HUFTE", "HWS", "JOELHO", "KNIE", "KOLANO", "KUB", "LWS", "MIEDNICA", "PIED", "POLSO",
+        "QUADRIL", "RACHIS", "RODILLA", "SCHADEL", "SCHAEDEL", "SCHULTER", "SPALLA", "THORACOLUMBAR", "VERTEBRA",
+        "VERTEBRAE", "WHOLEBODY", "WIRBELSAULE", "ЖИВОТ", "КИСТЬ", "КОЛЕНО", "ТАЗ", "ЧЕРЕП", "腹", "膝", "頭", "복부",  # noqa: RUF001
     }
 )  # fmt: skip
 FRONTAL: Final = frozenset(
     {
         "AP", "PA", "ANTEROPOSTERIOR", "POSTEROANTERIOR", "FRONTAL", "FRONT", "FRENTE", "FRONTALE", "DECUBITUS",
-        "LLD", "RLD", "APPA",
+        "LLD", "RLD", "APPA", "ANTERIORPOSTERIOR", "POSTERIORANTERIOR", "FACE", "ПРЯМАЯ", "正位", "正面", "정면",
     }
 )  # fmt: skip
 LATERAL: Final = frozenset(
     {
         "LAT", "LATERAL", "LATERALE", "LATERALES", "LL", "RL", "LLAT", "RLAT", "PROFIL", "PROFILE", "PERFIL",
-        "SEITLICH", "XTABLE",
+        "SEITLICH", "XTABLE", "BOCNA", "BOCZNA", "BOCZNE", "CHESTLAT", "CROSSTABLE", "DEXTROLATERAL",
+        "LATEROLATERAL", "LATERALIS", "LATERO", "SEITL", "SIDEVIEW", "SINISTROLATERAL", "ZIJDELINGS",
+        "БОКОВАЯ", "侧位", "側位", "側面", "측면",
     }
 )  # fmt: skip
 OBLIQUE: Final = frozenset(
     {
-        "OBL", "OBLIQUE", "OBLIQUA", "LAO", "LPO", "RAO", "RPO", "LLO", "RLO", "SCHRAEG",
+        "OBL", "OBLIQUE", "OBLIQUA", "OBLICUA", "LAO", "LPO", "RAO", "RPO", "LLO", "RLO", "SCHRAEG", "SCHRAG",
+        "SCHRAGAUFNAHME", "SKOSNA", "SKOSNE", "斜位",
     }
 )  # fmt: skip
 OTHER_VIEWS: Final = frozenset(
     {
         "CC", "MLO", "ML", "LM", "LMO", "XCC", "XCCL", "XCCM", "CV", "AT", "TAN", "AXIAL", "SAGITTAL",
-        "OCCLUSAL", "TANGENTIAL",
+        "OCCLUSAL", "TANGENTIAL", "INFEROSUPERIOR", "SWIMMERS",
     }
 )  # fmt: skip
+SPINE: Final = frozenset(
+    {"SPINE", "VERTEBRA", "VERTEBRAE", "COLUMNA", "COLUNA", "RACHIS", "WIRBELSAULE"}
+)  # of the thorax: no chest
+# Words of scripts that put no spaces between words: looked for anywhere.
+_UNSPACED: Final = frozenset(
+    word
+    for words in (CHEST, OTHER_PARTS, FRONTAL, LATERAL, OBLIQUE)
+    for word in words
+    if unicodedata.category(word[0]) == "Lo"
+)
 
 # Grey levels, over the film's middle without a tenth of each side. Of 1,800 published films none has more than 1.1% of
 # its middle at its brightest level, 12.3% at its darkest, or fewer than 60 levels from the 1st to the 99th percentile.
@@ -226,8 +247,9 @@ def _not_frontal_chest(film: Radiograph) -> str:
     """Return the objection from the file's header: not a plain frontal chest film; empty if there is none."""
     if film.modality in OTHER_MODALITIES:
         return f'its file names the modality "{film.modality}", which is no plain radiograph'
-    if is_chest(film.body_part) is False:
-        return f'its file names the body part "{_shown(film.body_part)}", which is not the chest'
+    part = film.body_part if is_chest(film.body_part) is not None else film.series_description
+    if is_chest(part) is False:
+        return f'its file names the body part "{_shown(part)}", which is not the chest'
     for value, name in (
         (film.view_position, "the view"),
         (film.view_meaning, "the view"),
@@ -250,7 +272,7 @@ def is_chest(body_part: str) -> bool | None:
     ``THORACIC SPINE`` is no chest, and ``CHEST ABDOMEN`` is one.
     """
     words = _words(body_part)
-    if words & CHEST and not words & {"SPINE", "VERTEBRA"}:
+    if words & CHEST and not words & SPINE:
         return True
     return False if words & OTHER_PARTS else None
 
@@ -272,10 +294,12 @@ def view_of(text: str) -> str:
 
 def _words(text: str) -> frozenset[str]:
     """Return the words in capitals without accents; ``ANTERO-POSTERIOR`` and ``A P`` count as one word as well."""
-    plain = unicodedata.normalize("NFKD", text.upper()).encode("ascii", "ignore").decode()
-    parts = re.sub(r"[^A-Z]+", " ", plain).split()
+    decomposed = unicodedata.normalize("NFKD", text.upper())
+    plain = unicodedata.normalize("NFC", "".join(one for one in decomposed if unicodedata.category(one) != "Mn"))
+    parts = re.findall(r"[^\W\d_]+", plain)
     pairs = ("".join(pair) for pair in pairwise(parts))
-    return frozenset(parts) | frozenset(pairs)
+    inside = (word for word in _UNSPACED if word in plain)
+    return frozenset(parts) | frozenset(pairs) | frozenset(inside)
 
 
 def _shown(value: str) -> str:
