@@ -221,6 +221,18 @@ def test_one_class_alone_gives_no_figure_and_no_alarm(clean_films: tuple[Film, .
 # --------------------------------------------------------------------------- out of fold
 
 
+@pytest.mark.parametrize("films", [24, 40, 120])
+def test_a_column_that_gives_the_class_away_is_seen_in_few_films_as_well(films: int) -> None:
+    labels = np.arange(films) % 2 == 0
+    patients = np.arange(films)
+    of_unit = Features(np.empty((films, 0)), (tuple(np.where(labels, "unit A", "unit B")),))
+    of_age = Features(np.where(labels, 3.0, 12.0)[:, None] + np.arange(films)[:, None] % 3)
+    for features in (of_unit, of_age):
+        assert roc_auc_score(labels, out_of_fold(features, labels, folds_of(labels, patients))) > 0.95
+    noise = Features(np.random.default_rng(3).normal(size=(films, 1)))
+    assert 0.2 < roc_auc_score(labels, out_of_fold(noise, labels, folds_of(labels, patients))) < 0.8
+
+
 def test_no_patient_is_scored_by_trees_that_saw_it() -> None:
     rng = np.random.default_rng(0)
     patients = np.repeat(np.arange(100), 4)

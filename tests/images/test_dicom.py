@@ -710,6 +710,7 @@ def test_a_lossless_jpeg_of_signed_samples_keeps_their_sign() -> None:
         ({"SeriesDescription": "CHEST PA AND LATERAL"}, ""),
         ({"SeriesDescription": "W033 Thorax lat decubitus"}, ""),
         ({"PatientOrientation": ["A", "F"]}, "lateral, not frontal"),
+        ({"PatientOrientation": ["P", "F"]}, "lateral, not frontal"),
         ({"PatientOrientation": ["L", "F"]}, ""),
         ({"ViewPosition": "PA", "SeriesDescription": "CHEST LAT"}, ""),
     ],

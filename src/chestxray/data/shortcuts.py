@@ -43,6 +43,7 @@ _TREES: Final = {
     "early_stopping": False,
     "random_state": 0,
 }
+_LEAF: Final = 20  # films at least in a leaf; a tenth of fewer than 200 films, or few films would never be divided
 _WIDE: Final = 100  # number of features; with more, each split uses ``_SEEN_OF_WIDE``
 _SEEN_OF_WIDE: Final = 0.15
 
@@ -181,7 +182,9 @@ def out_of_fold(features: Features, labels: BoolArray, fold: Int64Array) -> Floa
                 rows = np.sort(rng.choice(rows, FITTED_ON, replace=False))
             model = trees(
                 **_TREES,
-                categorical_features=categorical,
+                min_samples_leaf=min(_LEAF, max(1, len(rows) // 10)),
+                # of few films no word is common enough for the library; their codes are numbers as well
+                categorical_features=categorical if len(rows) >= 10 * _LEAF else None,
                 max_features=_SEEN_OF_WIDE if count > _WIDE else 1.0,
             )
             # The prior is removed afterwards: with weights, the library would bin every feature at thirty times the

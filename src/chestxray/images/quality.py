@@ -259,7 +259,8 @@ def _not_frontal_chest(film: Radiograph) -> str:
             if view != "frontal":
                 return f'its file names {name} "{_shown(value)}": {view}, not frontal'
             return ""
-    if "A" in film.orientation and {"F", "H"} & set(film.orientation) and not {"L", "R"} & set(film.orientation):
+    towards = set(film.orientation)
+    if {"A", "P"} & towards and {"F", "H"} & towards and not {"L", "R"} & towards:
         return (
             f'its rows and columns run towards "{_shown(film.orientation)}" (PatientOrientation): lateral, not frontal'
         )
