@@ -22,7 +22,7 @@ from chestxray.data.overlap import overlap
 from chestxray.data.report import write_audit
 from chestxray.data.shortcuts import Features, folds_of, out_of_fold, overlap_weights
 from chestxray.errors import OutputExists, SourceInvalid
-from chestxray.images.lungless import BORDER_PIXELS, PICTURE_GROUPS, SIDE, lungless
+from chestxray.images.lungless import BORDER_PIXELS, PICTURE_GROUPS, SQUARE_SIDE, lungless
 from chestxray.schema import Film, Label, write_manifest
 
 FILMS = 120  # of each class; each of a patient of its own
@@ -131,7 +131,7 @@ def test_a_mark_that_one_class_alone_has_makes_a_group_at_risk_with_a_remedy(
 
 def test_a_lung_that_differs_changes_no_feature() -> None:
     rng = np.random.default_rng(0)
-    one = rng.integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
+    one = rng.integers(0, 256, (SQUARE_SIDE, SQUARE_SIDE), dtype=np.uint8)
     other = one.copy()
     other[BORDER_PIXELS:-BORDER_PIXELS, BORDER_PIXELS:-BORDER_PIXELS] = 7
     for name in ("frame", "grey"):

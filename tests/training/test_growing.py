@@ -19,7 +19,7 @@ from chestxray.training.augment import resized
 from chestxray.training.config import Recipe
 from chestxray.training.distillation import teacher_of
 from chestxray.training.estimate import VALIDATING, Estimate
-from chestxray.training.optim import CELL, GROWN, size_at
+from chestxray.training.optim import GROWN, SIDE_STEP, size_at
 from chestxray.training.run import train_run
 from chestxray.training.trainer import Training
 from packs import HEIGHT, WIDTH, small_pack
@@ -27,7 +27,7 @@ from packs import HEIGHT, WIDTH, small_pack
 WHOLE = (HEIGHT, WIDTH)
 GROWING = Recipe(network="residual", epochs=3, batch_size=8, precision="float32", first_size=0.5)
 
-splits = st.integers(1, 16).map(lambda cells: CELL * cells)
+splits = st.integers(1, 16).map(lambda cells: SIDE_STEP * cells)
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,8 @@ def test_films_only_grow_and_are_whole_in_the_end(first: float, steps: int, heig
     sizes = [size_at(recipe, step, steps, (height, width)) for step in range(steps + 1)]
     assert all(small <= large for two in pairwise(sizes) for small, large in zip(*two, strict=True))
     assert {size for step, size in enumerate(sizes) if step >= GROWN * steps} == {(height, width)}
-    assert all(split >= CELL and split % CELL == 0 for size in sizes for split in size)
-    assert abs(sizes[0][1] - first * width) <= max(CELL / 2, CELL - first * width)
+    assert all(split >= SIDE_STEP and split % SIDE_STEP == 0 for size in sizes for split in size)
+    assert abs(sizes[0][1] - first * width) <= max(SIDE_STEP / 2, SIDE_STEP - first * width)
 
 
 @given(st.integers(0, 99), st.integers(1, 700), st.integers(1, 700))

@@ -241,7 +241,7 @@ def write_source(order: TrainingOrder, folder: Path) -> list[str]:
 
 
 def pipeline_step(cloud: Cloud, names: Names, job: PreparedJob) -> dict[str, Any]:
-    """Make what the job needs, and no job. Returns: a Training step for the definition of a SageMaker Pipeline.
+    """Create what the job needs, but not the job. Returns: a Training step for the definition of a SageMaker Pipeline.
 
     Each execution of the pipeline has checkpoints of its own: those of an earlier one may be of other films.
 

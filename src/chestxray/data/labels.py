@@ -260,7 +260,7 @@ class LabelWords:
         return NoLabel.OTHER if word in OTHER_FINDINGS else NoLabel.UNKNOWN
 
     def of_folder(self, name: str) -> Meaning:
-        """Return the meaning of a folder's name, in any place. 0 and 1 have a meaning only together (``PAIRS``)."""
+        """Return the label that a folder's name means anywhere; 0 and 1 mean one only together (``PAIRS``)."""
         word = in_one_form(name)
         if word in self.given:
             return self.given[word] or NoLabel.OTHER

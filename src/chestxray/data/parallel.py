@@ -36,7 +36,7 @@ def cores() -> int:
 
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Outcome = TypeVar("Outcome")
 
 CHUNK: Final = 16  # items sent together; a film takes a millisecond, a message a tenth of one
 AHEAD: Final = 8  # chunks in flight for each worker: enough to keep it busy, few enough to hold in memory
@@ -49,11 +49,11 @@ WORTH_A_POOL: Final = 96  # items; starting the workers takes as long as decodin
 
 
 def map_in_order(
-    function: Callable[[Item], Result],
+    function: Callable[[Item], Outcome],
     items: Sequence[Item],
     on_progress: ProgressCallback = no_progress,
     workers: int | None = None,
-) -> Iterator[Result]:
+) -> Iterator[Outcome]:
     """Apply a function to items on several processes, like ``map(function, items)``.
 
     Args:
@@ -79,11 +79,11 @@ def map_in_order(
 
 
 def pooled(
-    function: Callable[[Item], Result],
+    function: Callable[[Item], Outcome],
     items: Iterable[Item],
     workers: int,
-    lost: Callable[[Item], Result] | None = None,
-) -> Iterator[Result]:
+    lost: Callable[[Item], Outcome] | None = None,
+) -> Iterator[Outcome]:
     """Apply a function to items on worker processes, like ``map``, whatever their number; read them as needed.
 
     Args:
@@ -96,7 +96,7 @@ def pooled(
     Raises: BrokenProcessPool, if a process ends and ``lost`` is not given.
     """
     source = iter(items)
-    waiting: deque[tuple[Item, Future[Result] | None]] = deque()
+    waiting: deque[tuple[Item, Future[Outcome] | None]] = deque()
     while True:
         with _pool(workers) as pool:
             try:
@@ -121,9 +121,9 @@ def pooled(
 
 def _submit(
     pool: ProcessPoolExecutor,
-    function: Callable[[Item], Result],
+    function: Callable[[Item], Outcome],
     items: Iterable[Item],
-    waiting: deque[tuple[Item, Future[Result] | None]],
+    waiting: deque[tuple[Item, Future[Outcome] | None]],
 ) -> None:
     """Submit items to a pool and record them, including one that a broken pool refuses."""
     for item in items:
@@ -133,15 +133,15 @@ def _submit(
             waiting.append((item, None))
 
 
-def _result(future: Future[Result] | None) -> Result:
+def _result(future: Future[Outcome] | None) -> Outcome:
     if future is None:
         raise BrokenProcessPool("the pool was broken before it could take this")
     return future.result()
 
 
 def _alone(
-    function: Callable[[Item], Result], items: Sequence[Item], lost: Callable[[Item], Result] | None
-) -> Iterator[Result]:
+    function: Callable[[Item], Outcome], items: Sequence[Item], lost: Callable[[Item], Outcome] | None
+) -> Iterator[Outcome]:
     """Apply the function to one item at a time, to find the item that ends its process and finish the others."""
     left = deque(items)
     while left:
@@ -244,7 +244,7 @@ def _end_with_the_parent() -> None:
         os._exit(1)
 
 
-def each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+def each(function: Callable[[Item], Outcome], items: Sequence[Item]) -> list[Outcome]:
     """Return the results of the items of one chunk."""
     return [function(item) for item in items]
 
@@ -261,11 +261,11 @@ class Mapper(Protocol):
 
     def __call__(
         self,
-        function: Callable[[Item], Result],
+        function: Callable[[Item], Outcome],
         items: Sequence[Item],
         on_progress: ProgressCallback = no_progress,
         workers: int | None = None,
-    ) -> Iterator[Result]:
+    ) -> Iterator[Outcome]:
         """Yield the results in the order of the items."""
 
 
@@ -283,11 +283,11 @@ def engine_of(name: str, engines: Mapping[str, Engine]) -> Engine:
 
 
 def map_in_order_on_ray(
-    function: Callable[[Item], Result],
+    function: Callable[[Item], Outcome],
     items: Sequence[Item],
     on_progress: ProgressCallback = no_progress,
     workers: int | None = None,
-) -> Iterator[Result]:
+) -> Iterator[Outcome]:
     """Apply a function to items on the workers of Ray, like ``map(function, items)``.
 
     Items are sent in chunks, with just enough chunks in flight to keep every worker busy: what waits in Ray's store

@@ -18,15 +18,15 @@ from chestxray.metrics import calibration
 from chestxray.metrics.calibration import Bin, BrierParts
 from chestxray.metrics.comparison import (
     Comparison,
-    Part,
     Published,
     Rival,
     Subgroup,
+    SubgroupFilms,
     beside_published,
     compare,
-    parts_of,
     statistics_of,
     subgroup,
+    subgroups_of,
 )
 from chestxray.metrics.decision import (
     ConformalRule,
@@ -372,7 +372,7 @@ def assess(
     default = _default_name(points, default)
     labels, scores, groups = table.labels, table.probabilities, table.groups
     answer = next(p for p in points if p.name == default)
-    parts = parts_of(table)
+    parts = subgroups_of(table)
     statistics = _to_resample(table, points, answer, parts)
     resampled = bootstrap(statistics, groups, resamples=resamples, level=level, seed=seed)
     measured = tuple(_measured(p, table, resampled, level) for p in points)
@@ -409,7 +409,7 @@ def assess(
 
 
 def _to_resample(
-    table: ScoreTable, points: Sequence[OperatingPoint], answer: OperatingPoint, parts: Sequence[Part]
+    table: ScoreTable, points: Sequence[OperatingPoint], answer: OperatingPoint, parts: Sequence[SubgroupFilms]
 ) -> list[Statistic]:
     """Return the statistics of all figures, so that one set of resampled patients gives every interval."""
     labels, scores = table.labels, table.probabilities

@@ -18,6 +18,8 @@ from chestxray.errors import FilmTooLarge
 Pixels = UInt8Array | npt.NDArray[np.uint16]
 FrameBox = tuple[float, float, float, float]
 
+WHITE: Final = 255  # grey level of 8 bits; black is 0
+
 MAX_BYTES: Final = 64 * 2**20  # bytes of one film's file
 MAX_PIXELS: Final = 64_000_000  # rows x columns x frames x samples; the largest flat panels give about 18 million
 

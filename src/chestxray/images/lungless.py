@@ -24,13 +24,13 @@ from chestxray.images.dicom import elements, open_data_set
 from chestxray.images.preprocess import resample
 from chestxray.schema import Resize
 
-SIDE: Final = 240  # pixels: side of the square to which every film is scaled
-CELL: Final = 12  # pixels: side of a cell of the border
-CELLS: Final = SIDE // CELL  # 20 cells a side
+SQUARE_SIDE: Final = 240  # pixels: side of the square to which every film is scaled
+BORDER_CELL: Final = 12  # pixels: side of a cell of the border
+CELLS: Final = SQUARE_SIDE // BORDER_CELL  # 20 cells a side
 # of each side. On synthetic films that differ in the lungs only, this border does not tell the classes apart
 BORDER: Final = 0.15
 BORDER_CELLS: Final = round(CELLS * BORDER)  # 3
-BORDER_PIXELS: Final = BORDER_CELLS * CELL  # 36
+BORDER_PIXELS: Final = BORDER_CELLS * BORDER_CELL  # 36
 
 _LEVELS: Final = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)  # quantiles of the grey levels
 _SHARPNESS: Final = (0.5, 0.9, 0.99)  # quantiles of the gradients
@@ -49,7 +49,7 @@ _DICOM_TEXTS: Final = {
 
 _BORDER_OF_CELLS: Final = np.ones((CELLS, CELLS), dtype=np.bool_)
 _BORDER_OF_CELLS[BORDER_CELLS:-BORDER_CELLS, BORDER_CELLS:-BORDER_CELLS] = False
-_BORDER_OF_PIXELS: Final = np.kron(_BORDER_OF_CELLS, np.ones((CELL, CELL), dtype=np.bool_))
+_BORDER_OF_PIXELS: Final = np.kron(_BORDER_OF_CELLS, np.ones((BORDER_CELL, BORDER_CELL), dtype=np.bool_))
 
 
 class Lungless(NamedTuple):
@@ -67,8 +67,8 @@ class Lungless(NamedTuple):
 
 def lungless(data: bytes, source: str) -> Lungless:
     """Measure the features of one film. Raises: the errors of ``decode``."""
-    film = decode(data, source, at_least=(SIDE, SIDE))
-    plane = resample(film.pixels, SIDE, SIDE, Resize.SQUEEZE, film.frame)
+    film = decode(data, source, at_least=(SQUARE_SIDE, SQUARE_SIDE))
+    plane = resample(film.pixels, SQUARE_SIDE, SQUARE_SIDE, Resize.SQUEEZE, film.frame)
     numbers = {name: np.asarray(measure(plane), dtype=np.float32) for name, measure in PICTURE_GROUPS.items()}
     numbers["size"] = np.array([film.width, film.height, film.width / film.height], dtype=np.float32)
     file_numbers, texts = _header_features(data, source, film)
@@ -84,7 +84,7 @@ def frame(plane: UInt8Array) -> Float32Array:
 
     A cell's mean grey is relative to the film's own scale, so that a darker exposure has the same frame.
     """
-    cells = plane.reshape(CELLS, CELL, CELLS, CELL).mean(axis=(1, 3), dtype=np.float32)[_BORDER_OF_CELLS]
+    cells = plane.reshape(CELLS, BORDER_CELL, CELLS, BORDER_CELL).mean(axis=(1, 3), dtype=np.float32)[_BORDER_OF_CELLS]
     low, high = np.quantile(cells, (0.1, 0.9))
     return np.concatenate([(cells - low) / max(float(high - low), _FAINTEST), _margins(plane)]).astype(np.float32)
 
@@ -107,7 +107,7 @@ def marks(plane: UInt8Array) -> Float32Array:
     image = Image.fromarray(plane)
     round_it = np.asarray(image.filter(ImageFilter.BoxBlur(_STROKE)), dtype=np.int16)
     strokes = (plane.astype(np.int16) - round_it).clip(0)
-    brightest = strokes.astype(np.float32).reshape(CELLS, CELL, CELLS, CELL).max(axis=(1, 3))
+    brightest = strokes.astype(np.float32).reshape(CELLS, BORDER_CELL, CELLS, BORDER_CELL).max(axis=(1, 3))
     found: Float32Array = brightest[_BORDER_OF_CELLS]
     return found
 
@@ -132,7 +132,7 @@ def sharpness(plane: UInt8Array) -> Float32Array:
         found += [values.mean(), *np.quantile(values, _SHARPNESS)]
     for turned in (levels, levels.T):
         strips = np.concatenate([turned[:BORDER_PIXELS], turned[-BORDER_PIXELS:]])
-        spectrum = np.abs(np.fft.rfft(strips * np.hanning(SIDE), axis=1)).mean(axis=0)
+        spectrum = np.abs(np.fft.rfft(strips * np.hanning(SQUARE_SIDE), axis=1)).mean(axis=0)
         found += [np.log1p(spectrum[low:high].mean()) for low, high in pairwise(_BANDS)]
     return np.array(found, dtype=np.float32)
 

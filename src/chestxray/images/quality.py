@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from chestxray.arrays import Float64Array, Int64Array
-from chestxray.images import LOOKED_AT, Pixels, Radiograph, sampling_step
+from chestxray.images import LOOKED_AT, WHITE, Pixels, Radiograph, sampling_step
 from chestxray.images.artefacts import objection_to_artefacts
 from chestxray.schema import Verdict
 
@@ -22,7 +22,6 @@ MIN_DEVIATION: Final = 0.02  # of the grey level, 0 to 1; an empty exposure stay
 MIN_STRUCTURE: Final = 0.85  # of the deviation is left where areas are averaged: films keep 0.95, noise 0.15
 MIN_SHAPE: Final = 0.05  # by which middle and sides differ, as in ``brightness_of_middle``, in every published film
 AREAS: Final = 32  # areas a side over which a film is averaged; each has 4 x 4 pixels or more
-WHITE: Final = 255
 DEFECTIVE: Final = 0.001  # of a film's pixels may be brighter than its white
 
 HASH_SIDE: Final = 16  # the perceptual hash compares 16 x 16 places with two neighbours each

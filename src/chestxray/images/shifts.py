@@ -33,11 +33,10 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from chestxray.arrays import BoolArray, Float64Array, IndexArray, UInt8Array
+from chestxray.images import WHITE
 
 Picture = Image.Image
 Random = np.random.Generator
-
-WHITE: Final = 255
 
 
 class Shift(NamedTuple):

@@ -449,7 +449,7 @@ class Subgroup:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class SubgroupFilms:
     """Some of the films, before any figure is measured.
 
     Attributes:
@@ -468,7 +468,7 @@ class Part:
         return f"{self.column}\0{self.value}\0"
 
 
-def parts_of(table: ScoreTable) -> tuple[Part, ...]:
+def subgroups_of(table: ScoreTable) -> tuple[SubgroupFilms, ...]:
     """Return the parts into which each column divides the films; a column of too many values has none."""
     found = []
     for column, values in table.columns.items():
@@ -477,11 +477,13 @@ def parts_of(table: ScoreTable) -> tuple[Part, ...]:
         if not 1 <= len(kinds) <= MAX_SUBGROUPS:
             continue
         joined = not np.any((texts != "") & (table.labels == 0))
-        found += [Part(column, kind, joined, (texts == kind) | (joined & (table.labels == 0))) for kind in kinds]
+        found += [
+            SubgroupFilms(column, kind, joined, (texts == kind) | (joined & (table.labels == 0))) for kind in kinds
+        ]
     return tuple(found)
 
 
-def statistics_of(part: Part, table: ScoreTable, threshold: float) -> tuple[Statistic, ...]:
+def statistics_of(part: SubgroupFilms, table: ScoreTable, threshold: float) -> tuple[Statistic, ...]:
     """Return the statistics of a part to resample; resamples draw patients of the whole table."""
     labels, scores = table.labels[part.films], table.probabilities[part.films]
     return tuple(
@@ -498,7 +500,7 @@ def _of_films(films: Targets, statistic: Statistic) -> Statistic:
 
 
 def subgroup(
-    part: Part, table: ScoreTable, threshold: float, level: float, resampled: Mapping[str, Resampled]
+    part: SubgroupFilms, table: ScoreTable, threshold: float, level: float, resampled: Mapping[str, Resampled]
 ) -> Subgroup:
     """Measure the figures of one part."""
     films = table.where(part.films)

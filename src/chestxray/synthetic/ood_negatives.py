@@ -16,13 +16,13 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from chestxray.arrays import Float64Array, UInt8Array
+from chestxray.images import WHITE
 from chestxray.synthetic.anatomy import random_anatomy
 from chestxray.synthetic.films import BACTERIA, HEALTHY, VIRUS, draw_film
 
 Random = np.random.Generator
 
-SIDE: Final = 64  # pixels: enough for the gate's thumbnail of 24, and fast to rotate
-WHITE: Final = 255
+TILE: Final = 64  # pixels: enough for the gate's thumbnail of 24, and fast to rotate
 SYNTHETIC_HEIGHT: Final = 200  # pixels
 # probability of taking another film's exposure, and of taking its low frequencies; half of it for the edges
 EXCHANGED: Final = 0.5
@@ -37,7 +37,7 @@ def _with_probability(rng: Random, share: float) -> bool:
     return bool(rng.random() < share)
 
 
-def shrunk(plane: UInt8Array, side: int = SIDE) -> UInt8Array:
+def shrunk(plane: UInt8Array, side: int = TILE) -> UInt8Array:
     """Return a picture of any shape, squeezed to ``side`` x ``side``."""
     return np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize((side, side), Image.Resampling.BILINEAR))
 
@@ -135,26 +135,26 @@ def _tilted(film: UInt8Array, rng: Random) -> UInt8Array:
 
 def _cut(film: UInt8Array, rng: Random) -> UInt8Array:
     """Return a part of a chest, too small to count as one."""
-    side = int(SIDE * rng.uniform(0.2, 0.45))
-    top, left = rng.integers(0, SIDE - side + 1, 2)
+    side = int(TILE * rng.uniform(0.2, 0.45))
+    top, left = rng.integers(0, TILE - side + 1, 2)
     return shrunk(film[top : top + side, left : left + side])
 
 
 def _strip(film: UInt8Array, rng: Random) -> UInt8Array:
     """Return the whole width or height, but little of the other."""
-    side = int(SIDE * rng.uniform(0.15, 0.4))
-    start = rng.integers(0, SIDE - side + 1)
+    side = int(TILE * rng.uniform(0.15, 0.4))
+    start = rng.integers(0, TILE - side + 1)
     return shrunk(film[start : start + side] if _with_probability(rng, 0.5) else film[:, start : start + side])
 
 
 def _on_a_page(film: UInt8Array, rng: Random) -> UInt8Array:
     """Return a small film on a large page, or four of them."""
-    small = shrunk(film, SIDE // 2)
+    small = shrunk(film, TILE // 2)
     if _with_probability(rng, 0.3):
         return np.tile(small, (2, 2))
-    page = np.full((SIDE, SIDE), rng.choice((0, WHITE)), dtype=np.uint8)
-    top, left = rng.integers(0, SIDE // 2 + 1, 2)
-    page[top : top + SIDE // 2, left : left + SIDE // 2] = small
+    page = np.full((TILE, TILE), rng.choice((0, WHITE)), dtype=np.uint8)
+    top, left = rng.integers(0, TILE // 2 + 1, 2)
+    page[top : top + TILE // 2, left : left + TILE // 2] = small
     return page
 
 
@@ -162,22 +162,22 @@ def _two_films(film: UInt8Array, rng: Random) -> UInt8Array:
     """Return two films beside or above each other: the second is another exposure of the same, or its mirror image."""
     other = film[:, ::-1] if _with_probability(rng, 0.5) else _moved(film, rng.uniform(-8, 8))
     gap = int(rng.integers(0, 4))
-    pair = np.full((SIDE, 2 * SIDE + gap), rng.choice((0, WHITE)), dtype=np.uint8)
-    pair[:, :SIDE], pair[:, SIDE + gap :] = film, other
+    pair = np.full((TILE, 2 * TILE + gap), rng.choice((0, WHITE)), dtype=np.uint8)
+    pair[:, :TILE], pair[:, TILE + gap :] = film, other
     return shrunk(pair if _with_probability(rng, 0.7) else np.concatenate([film, other], axis=0))
 
 
 def _screenshot(film: UInt8Array, rng: Random) -> UInt8Array:
     """Return a film within a program's window: bars, buttons and lines of words around it."""
-    side = int(SIDE * rng.uniform(0.5, 0.8))
-    page = np.full((SIDE, SIDE), int(rng.choice((0, 30, 60, 200, 240, WHITE))), dtype=np.uint8)
+    side = int(TILE * rng.uniform(0.5, 0.8))
+    page = np.full((TILE, TILE), int(rng.choice((0, 30, 60, 200, 240, WHITE))), dtype=np.uint8)
     picture = Image.fromarray(page)
     pen = ImageDraw.Draw(picture)
     ink = int(rng.integers(100, 256)) if page[0, 0] < WHITE // 2 else int(rng.integers(0, 120))
     for _ in range(int(rng.integers(4, 14))):
-        x, y = rng.uniform(0, SIDE, 2)
+        x, y = rng.uniform(0, TILE, 2)
         pen.rectangle((x, y, x + rng.uniform(3, 20), y + rng.uniform(1, 4)), fill=ink)
-    top, left = (int(rng.integers(0, SIDE - side + 1)) for _ in range(2))
+    top, left = (int(rng.integers(0, TILE - side + 1)) for _ in range(2))
     page = np.array(picture)
     page[top : top + side, left : left + side] = shrunk(film, side)
     return page
@@ -185,15 +185,15 @@ def _screenshot(film: UInt8Array, rng: Random) -> UInt8Array:
 
 def _phone_picture(film: UInt8Array, rng: Random) -> UInt8Array:
     """Return a film on a light box or a screen, photographed from the side: edges, glare and slant."""
-    inset = rng.uniform(0.04, 0.3, 8) * SIDE * (1, 1, 1, -1, -1, -1, -1, 1)
-    corners = inset + np.array([0, 0, 0, SIDE, SIDE, SIDE, SIDE, 0])
-    around = np.full((SIDE, SIDE), int(rng.integers(0, 256)), dtype=np.uint8)
-    wide = np.array(Image.fromarray(around).resize((2 * SIDE, 2 * SIDE)))
-    wide[SIDE // 2 : SIDE // 2 + SIDE, SIDE // 2 : SIDE // 2 + SIDE] = film
-    source = SIDE / 2 - (corners - np.array([0, 0, 0, SIDE, SIDE, SIDE, SIDE, 0]))
-    quad = source + np.array([0, 0, 0, SIDE, SIDE, SIDE, SIDE, 0])
-    seen = Image.fromarray(wide).transform((SIDE, SIDE), Image.Transform.QUAD, tuple(quad), Image.Resampling.BILINEAR)
-    down, across = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+    inset = rng.uniform(0.04, 0.3, 8) * TILE * (1, 1, 1, -1, -1, -1, -1, 1)
+    corners = inset + np.array([0, 0, 0, TILE, TILE, TILE, TILE, 0])
+    around = np.full((TILE, TILE), int(rng.integers(0, 256)), dtype=np.uint8)
+    wide = np.array(Image.fromarray(around).resize((2 * TILE, 2 * TILE)))
+    wide[TILE // 2 : TILE // 2 + TILE, TILE // 2 : TILE // 2 + TILE] = film
+    source = TILE / 2 - (corners - np.array([0, 0, 0, TILE, TILE, TILE, TILE, 0]))
+    quad = source + np.array([0, 0, 0, TILE, TILE, TILE, TILE, 0])
+    seen = Image.fromarray(wide).transform((TILE, TILE), Image.Transform.QUAD, tuple(quad), Image.Resampling.BILINEAR)
+    down, across = np.mgrid[-1 : 1 : TILE * 1j, -1 : 1 : TILE * 1j]
     spot = np.exp(-(((across - rng.uniform(-1, 1)) ** 2 + (down - rng.uniform(-1, 1)) ** 2) / rng.uniform(0.05, 0.6)))
     lit: UInt8Array = (
         (np.asarray(seen) * rng.uniform(0.6, 1.0) + spot * rng.uniform(0, 160)).clip(0, WHITE).astype(np.uint8)
@@ -206,12 +206,12 @@ def _lateral(film: UInt8Array, rng: Random) -> UInt8Array:
 
     The heart is in front and below, the shoulders above; vertebrae are steps along the spine.
     """
-    middle = int(SIDE * rng.uniform(0.42, 0.58))
+    middle = int(TILE * rng.uniform(0.42, 0.58))
     halves = [film[:, :middle][:, ::-1], film[:, middle:]]
     near, far = (shrunk(half[:, : int(half.shape[1] * rng.uniform(0.75, 1.0))]).astype(float) for half in halves)
     share = rng.uniform(0.0, 1.0)
     body = share * near + (1 - share) * far
-    down, across = np.mgrid[0 : 1 : SIDE * 1j, 0 : 1 : SIDE * 1j]
+    down, across = np.mgrid[0 : 1 : TILE * 1j, 0 : 1 : TILE * 1j]
     at, steps = rng.uniform(0.08, 0.3), rng.uniform(9, 15)
     slant = at + rng.uniform(-0.12, 0.12) * (down - 0.5) + rng.uniform(-0.2, 0.2) * (down - 0.5) ** 2
     spine = np.exp(-(((across - slant) / rng.uniform(0.05, 0.1)) ** 2))
@@ -232,10 +232,10 @@ def _lateral(film: UInt8Array, rng: Random) -> UInt8Array:
 
 def _oblique(film: UInt8Array, rng: Random) -> UInt8Array:
     """Return a chest turned so far that its spine is near one side: one lung wide, the other narrow."""
-    place = int(SIDE * rng.uniform(0.16, 0.27))
-    half = SIDE // 2
-    narrow = Image.fromarray(np.ascontiguousarray(film[:, :half])).resize((place, SIDE), Image.Resampling.BILINEAR)
-    wide = Image.fromarray(np.ascontiguousarray(film[:, half:])).resize((SIDE - place, SIDE), Image.Resampling.BILINEAR)
+    place = int(TILE * rng.uniform(0.16, 0.27))
+    half = TILE // 2
+    narrow = Image.fromarray(np.ascontiguousarray(film[:, :half])).resize((place, TILE), Image.Resampling.BILINEAR)
+    wide = Image.fromarray(np.ascontiguousarray(film[:, half:])).resize((TILE - place, TILE), Image.Resampling.BILINEAR)
     turned = np.concatenate([np.asarray(narrow), np.asarray(wide)], axis=1)
     return turned[:, ::-1] if _with_probability(rng, 0.5) else turned
 
@@ -272,10 +272,10 @@ def _heap(rng: Random) -> UInt8Array:
 
     Source: Lee, Mumford and Huang, "Occlusion models for natural images", IJCV 41 (2001).
     """
-    picture = Image.new("L", (SIDE, SIDE), int(rng.integers(0, 256)))
+    picture = Image.new("L", (TILE, TILE), int(rng.integers(0, 256)))
     pen = ImageDraw.Draw(picture)
     count = int(rng.integers(20, 160))
-    for x, y in rng.uniform(-6, SIDE + 6, (count, 2)).tolist():
+    for x, y in rng.uniform(-6, TILE + 6, (count, 2)).tolist():
         across = 1.4 / (rng.random() + 0.03)
         down, grey = across * rng.uniform(0.3, 2.0), int(rng.integers(0, 256))
         outline = pen.ellipse if _with_probability(rng, ROUND) else pen.rectangle
@@ -285,9 +285,9 @@ def _heap(rng: Random) -> UInt8Array:
 
 def _cloud(rng: Random) -> UInt8Array:
     """Draw noise, from white to very smooth, as in textures."""
-    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(SIDE), np.fft.fftfreq(SIDE)))
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(TILE), np.fft.fftfreq(TILE)))
     frequency[0, 0] = 1.0
-    spectrum = np.fft.fft2(rng.normal(size=(SIDE, SIDE))) / frequency ** rng.uniform(0.0, 2.2)
+    spectrum = np.fft.fft2(rng.normal(size=(TILE, TILE))) / frequency ** rng.uniform(0.0, 2.2)
     field = np.fft.ifft2(spectrum).real
     levels = 128 + (field - field.mean()) / field.std() * rng.uniform(25, 70)
     picture: UInt8Array = levels.clip(0, WHITE).astype(np.uint8)
@@ -297,11 +297,11 @@ def _cloud(rng: Random) -> UInt8Array:
 def _page(rng: Random) -> UInt8Array:
     """Draw lines of words."""
     paper, ink = (WHITE, int(rng.integers(0, 90))) if _with_probability(rng, 0.7) else (int(rng.integers(0, 60)), WHITE)
-    picture = Image.new("L", (SIDE, SIDE), paper)
+    picture = Image.new("L", (TILE, TILE), paper)
     pen = ImageDraw.Draw(picture)
     step, y = rng.uniform(3, 8), rng.uniform(2, 8)
-    while y < SIDE - 3:
-        x, end = rng.uniform(1, 7), SIDE * rng.uniform(0.6, 1.0)
+    while y < TILE - 3:
+        x, end = rng.uniform(1, 7), TILE * rng.uniform(0.6, 1.0)
         while x < end:
             length = rng.uniform(1, 7)
             pen.rectangle((x, y, x + length, y + step * 0.45), fill=ink)
@@ -312,10 +312,10 @@ def _page(rng: Random) -> UInt8Array:
 
 def _sketch(rng: Random) -> UInt8Array:
     """Draw a few lines, polygons, ellipses and boxes."""
-    picture = Image.new("L", (SIDE, SIDE), int(rng.choice((0, WHITE, int(rng.integers(0, 256))))))
+    picture = Image.new("L", (TILE, TILE), int(rng.choice((0, WHITE, int(rng.integers(0, 256))))))
     pen = ImageDraw.Draw(picture)
     for kind in rng.integers(0, BOX + 1, int(rng.integers(1, 12))):
-        points = rng.uniform(0, SIDE, (4, 2))
+        points = rng.uniform(0, TILE, (4, 2))
         corners = (*points[:2].min(axis=0), *points[:2].max(axis=0))
         grey, width = int(rng.integers(0, 256)), int(rng.integers(1, 6))
         if kind == LINES:
@@ -331,7 +331,7 @@ def _sketch(rng: Random) -> UInt8Array:
 
 def _section(rng: Random) -> UInt8Array:
     """Draw a bright oval with objects inside on black, as in tomography, magnetic resonance or a skull film."""
-    down, across = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+    down, across = np.mgrid[-1 : 1 : TILE * 1j, -1 : 1 : TILE * 1j]
     turn, (right, below) = rng.uniform(0, np.pi), rng.uniform(-0.15, 0.15, 2)
     along = (across - right) * np.cos(turn) + (down - below) * np.sin(turn)
     aside = (down - below) * np.cos(turn) - (across - right) * np.sin(turn)
@@ -345,12 +345,12 @@ def _section(rng: Random) -> UInt8Array:
         levels[inside & (radius < 1)] = rng.uniform(0, 1)
     levels += rng.normal(size=levels.shape) * rng.uniform(0, 0.08)
     picture = (levels.clip(0, 1) * WHITE).astype(np.uint8)
-    return shrunk(shrunk(picture, SIDE // 3)) if _with_probability(rng, 0.4) else picture
+    return shrunk(shrunk(picture, TILE // 3)) if _with_probability(rng, 0.4) else picture
 
 
 def _axial(rng: Random) -> UInt8Array:
     """Draw a slice through a chest: an oval body, two dark lungs, ribs, a vertebra, a heart between."""
-    down, across = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+    down, across = np.mgrid[-1 : 1 : TILE * 1j, -1 : 1 : TILE * 1j]
     wide, high, below = rng.uniform(0.65, 0.98), rng.uniform(0.42, 0.8), rng.uniform(-0.15, 0.15)
     down = down - below
     radius = np.hypot(across / wide, down / high)
@@ -402,7 +402,7 @@ def _bone(pen: ImageDraw.ImageDraw, ends: Float64Array, width: float, rng: Rando
 
 def _hand(rng: Random) -> UInt8Array:
     """Draw a hand from above: five rays of bones in soft tissue, a palm and a wrist, turned at random."""
-    side = SIDE * _FINE
+    side = TILE * _FINE
     picture = Image.new("L", (side, side), int(rng.integers(0, 50)))
     pen = ImageDraw.Draw(picture)
     tissue = int(rng.integers(60, 140))
@@ -434,7 +434,7 @@ def _hand(rng: Random) -> UInt8Array:
 
 def _limb(rng: Random) -> UInt8Array:
     """Draw a long bone or two, a joint, soft tissue beside them: arm, leg, knee, foot."""
-    side = SIDE * _FINE
+    side = TILE * _FINE
     picture = Image.new("L", (side, side), int(rng.integers(0, 60)))
     pen = ImageDraw.Draw(picture)
     bend = rng.uniform(-0.5, 0.5)
@@ -456,7 +456,7 @@ def _limb(rng: Random) -> UInt8Array:
 
 def _head(rng: Random) -> UInt8Array:
     """Draw a skull or a pelvis: bright rings within soft tissue, with openings."""
-    side = SIDE * _FINE
+    side = TILE * _FINE
     picture = Image.new("L", (side, side), int(rng.integers(0, 60)))
     pen = ImageDraw.Draw(picture)
 
@@ -484,7 +484,7 @@ def _head(rng: Random) -> UInt8Array:
 
 def _laid(picture: Image.Image, rng: Random) -> UInt8Array:
     """Return bones as a detector shows them: turned, enlarged, soft, with grain."""
-    small = shrunk(np.asarray(picture.resize((SIDE * 2, SIDE * 2), Image.Resampling.BOX)))
+    small = shrunk(np.asarray(picture.resize((TILE * 2, TILE * 2), Image.Resampling.BOX)))
     laid = _moved(
         small,
         rng.normal() * 35 + 180 * _with_probability(rng, 0.15),
@@ -498,7 +498,7 @@ def _laid(picture: Image.Image, rng: Random) -> UInt8Array:
 
 def _ramp(rng: Random) -> UInt8Array:
     """Draw grey levels that rise across, outwards, or in waves."""
-    down, across = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+    down, across = np.mgrid[-1 : 1 : TILE * 1j, -1 : 1 : TILE * 1j]
     turn = rng.uniform(0, 2 * np.pi)
     straight = across * np.cos(turn) + down * np.sin(turn)
     outwards = np.hypot(across - rng.uniform(-0.5, 0.5), down - rng.uniform(-0.5, 0.5)) * rng.choice((-1, 1))
@@ -517,10 +517,10 @@ DRAWN: Final[dict[str, tuple[Callable[[Random], UInt8Array], ...]]] = {
 
 
 def drawing(kind: str, number: int, rng: Random) -> UInt8Array:
-    """Draw a picture of a kind, in each of its ways in turn; some are symmetrical like faces, some blurred."""
+    """Draw a picture of a kind, by each of its functions in turn; some are made symmetrical like faces, some blurred."""
     ways = DRAWN[kind]
     picture = ways[number % len(ways)](rng)
     if _with_probability(rng, ALIKE):
-        half = picture[:, : SIDE // 2]
+        half = picture[:, : TILE // 2]
         picture = np.concatenate([half, half[:, ::-1]], axis=1)
     return shrunk(shrunk(picture, int(rng.integers(6, 20)))) if _with_probability(rng, BLURRED) else picture

@@ -30,7 +30,7 @@ _OPTIMISERS: Final[Mapping[str, Callable[[list[dict[str, object]], Recipe], torc
 
 
 GROWN: Final = 0.7  # of all steps: from this point on films have their whole size
-CELL: Final = 32  # pixels: until then sides are multiples of this
+SIDE_STEP: Final = 32  # pixels: the sides of smaller films are multiples of this
 
 
 def steps_of(films: int, batch_size: int) -> int:
@@ -72,7 +72,7 @@ def size_at(recipe: Recipe, step: int, steps: int, whole: tuple[int, int]) -> tu
     share = recipe.first_size + (1.0 - recipe.first_size) * step / (GROWN * steps)
     if share >= 1.0:
         return whole
-    height, width = (min(side, max(CELL, CELL * int(share * side / CELL + 0.5))) for side in whole)
+    height, width = (min(side, max(SIDE_STEP, SIDE_STEP * int(share * side / SIDE_STEP + 0.5))) for side in whole)
     return height, width
 
 
