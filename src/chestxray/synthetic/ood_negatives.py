@@ -517,7 +517,7 @@ DRAWN: Final[dict[str, tuple[Callable[[Random], UInt8Array], ...]]] = {
 
 
 def drawing(kind: str, number: int, rng: Random) -> UInt8Array:
-    """Draw a picture of a kind, by each of its functions in turn; some are made symmetrical like faces, some blurred."""
+    """Draw a picture of a kind, by each of its functions in turn; some are symmetrical like faces, or blurred."""
     ways = DRAWN[kind]
     picture = ways[number % len(ways)](rng)
     if _with_probability(rng, ALIKE):
