@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,3 +163,21 @@ def test_a_manifest_replaces_manifests_only(tmp_path: Path) -> None:
         write_manifest([], tmp_path / "labels.csv")
     for _ in range(2):
         write_manifest([], tmp_path / "m.csv")
+
+
+def test_a_folder_in_which_no_file_may_be_made_is_named_before_any_work(tmp_path: Path) -> None:
+    ordinary = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    if ordinary and not shutil.which("setpriv"):
+        pytest.skip("root may write everywhere, and setpriv is not here")
+    code = (
+        "from pathlib import Path; from chestxray.files import refuse_to_replace; "
+        "refuse_to_replace(Path('deep/out.csv'), bool, 'a table')"
+    )
+    tmp_path.chmod(0o555)
+    try:
+        done = subprocess.run(
+            [*ordinary, sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+    finally:
+        tmp_path.chmod(0o755)
+    assert f"deep/out.csv: cannot be written (no file may be made in {tmp_path}). Give another --out" in done.stderr

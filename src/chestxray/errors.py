@@ -215,3 +215,8 @@ class UnreadableFilm(FilmError):
 
 class TruncatedFilm(UnreadableFilm):
     """The file ends before its picture does."""
+
+
+def reason_of(error: Exception) -> str:
+    """Return what an error says, for use within a sentence: without the number and the file that the system adds."""
+    return str(getattr(error, "strerror", None) or error)

@@ -17,7 +17,8 @@ from typing import Any, BinaryIO, Final
 
 from chestxray.errors import OutputExists, OutputUnwritable
 
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FULL: Final = _NO_ROOM | {errno.EROFS}
 _CANNOT_BE_RENAMED: Final = frozenset({errno.EBUSY, errno.EXDEV, errno.EPERM})  # mount points, and folders on them
 _OF_THE_DISK: Final = frozenset({"lost+found"})  # in the root of a file system; belongs to no user
 
@@ -68,9 +69,8 @@ def _write_errors_translated(path: Path) -> Iterator[None]:
             ours = about in {path, beside, *path.parents} or beside in about.parents
         if not ours:
             raise
-        raise OutputUnwritable(
-            f"{path}: cannot be written ({error.strerror}). Make room, or give another --out"
-        ) from error
+        remedy = "Make room, or give another --out" if error.errno in _NO_ROOM else "Give another --out"
+        raise OutputUnwritable(f"{path}: cannot be written ({error.strerror}). {remedy}") from error
 
 
 def _move_into_place(beside: Path, path: Path) -> None:
@@ -100,6 +100,8 @@ def refuse_to_replace(path: Path, is_ours: Callable[[bytes], bool], what: str) -
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
     if not nearest.is_dir():
         raise OutputUnwritable(f"{path}: cannot be written ({nearest} is a file). Give another --out")
+    if not path.exists() and not os.access(nearest, os.W_OK | os.X_OK):
+        raise OutputUnwritable(f"{path}: cannot be written (no file may be made in {nearest}). Give another --out")
     if not path.exists() or not (path.is_file() or path.is_dir()):
         return
     if path.is_file():

@@ -26,7 +26,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar, cast
 
-from chestxray.errors import BundleInvalid, ManifestInvalid, OutOfRange, PackInvalid, UsageError
+from chestxray.errors import BundleInvalid, ManifestInvalid, OutOfRange, PackInvalid, UsageError, reason_of
 from chestxray.files import as_cell, of_cell, refuse_to_replace, write_atomically
 
 MANIFEST_VERSION: Final = 1
@@ -220,7 +220,7 @@ def read_manifest(path: Path | str) -> tuple[Film, ...]:
         data.split(b"\n", 1)[0].decode("utf-8")  # names of files may be any bytes; the header is text
         text = data.decode("utf-8-sig", "surrogateescape")
     except (OSError, UnicodeDecodeError) as error:
-        raise ManifestInvalid(f"{path}: cannot be read as a manifest ({error})") from error
+        raise ManifestInvalid(f"{path}: cannot be read as a manifest ({reason_of(error)})") from error
     rows = csv.DictReader(io.StringIO(text, newline=""))
     if "path" not in (rows.fieldnames or ()):
         raise ManifestInvalid(f'{path}: has no column "path". Make a manifest with "chestxray collect"')

@@ -32,7 +32,7 @@ from chestxray.data.cache import (
 from chestxray.data.parallel import Mapper, mapper_of
 from chestxray.data.sources import read_film
 from chestxray.data.split import refuse_leakage
-from chestxray.errors import DataError, FilmError, OutOfRange, PackInvalid
+from chestxray.errors import DataError, FilmError, OutOfRange, PackInvalid, reason_of
 from chestxray.files import folder_written_whole
 from chestxray.images.preprocess import preprocess
 from chestxray.progress import ProgressCallback, no_progress
@@ -82,7 +82,9 @@ class Pack:
             films = read_manifest(folder / MANIFEST)
             images = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, UnicodeDecodeError) as error:
-            raise PackInvalid(f'{folder}: not a complete pack ({error}). Make one with "chestxray pack"') from error
+            raise PackInvalid(
+                f'{folder}: not a complete pack ({reason_of(error)}). Make one with "chestxray pack"'
+            ) from error
         expected = (info.count, info.preprocessing.height, info.preprocessing.width)
         if images.shape != expected or images.dtype != np.uint8 or len(films) != info.count:
             raise PackInvalid(
@@ -225,7 +227,9 @@ def _plane(film: Film, height: int, width: int, resize: Resize, levels: Levels) 
             raise PackInvalid(f'{film.path}: changed since it was cleaned. Run "chestxray clean" again')
         return preprocess(data, film.path, height, width, resize, levels)
     except (OSError, FilmError) as error:
-        raise PackInvalid(f'{film.path}: can no longer be read ({error}). Run "chestxray clean" again') from error
+        raise PackInvalid(
+            f'{film.path}: can no longer be read ({reason_of(error)}). Run "chestxray clean" again'
+        ) from error
 
 
 def labels_of(films: Sequence[Film]) -> npt.NDArray[np.int8]:

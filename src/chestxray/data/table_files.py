@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from chestxray.data.sources import HEAD
-from chestxray.errors import MissingExtra, SourceInvalid
+from chestxray.errors import MissingExtra, SourceInvalid, reason_of
 
 TEXT_ENDINGS: Final = frozenset({".csv", ".tsv", ".tab", ".txt"})
 WORKBOOK_ENDINGS: Final = frozenset({".xlsx", ".xlsm", ".xls", ".ods"})
@@ -90,7 +90,7 @@ def read_rows(path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
         data = _bytes_of(path)
         columns, rows = _reader_of(path, data)(data, path)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError, csv.Error, ValueError) as error:
-        raise SourceInvalid(f"{path}: cannot be read as a table ({error})") from error
+        raise SourceInvalid(f"{path}: cannot be read as a table ({reason_of(error)})") from error
     if not any(columns):
         raise SourceInvalid(f"{path}: is an empty table. It needs a header with a column path, and one row a film")
     return columns, rows

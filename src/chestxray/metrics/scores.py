@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chestxray.arrays import BoolArray, Float64Array, Int64Array
-from chestxray.errors import MissingExtra, SourceInvalid, UsageError
+from chestxray.errors import MissingExtra, SourceInvalid, UsageError, reason_of
 from chestxray.files import as_cell, file_written_whole, of_cell, refuse_to_replace, write_atomically
 from chestxray.progress import warn
 from chestxray.schema import PATIENTS_UNKNOWN, Label, Split
@@ -253,7 +253,7 @@ def _rows_of(path: Path) -> list[_Row]:
         text = path.read_bytes().decode("utf-8-sig")
         rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SourceInvalid(f"cannot be read as a table of scores ({error})") from error
+        raise SourceInvalid(f"cannot be read as a table of scores ({reason_of(error)})") from error
     header = _with_patients([name.strip() for name in rows[0]] if rows else [])
     if missing := [name for name in _REQUIRED if name not in header]:
         raise SourceInvalid(f"has no column {missing[0]!r}; a table of scores needs {', '.join(_REQUIRED)}")

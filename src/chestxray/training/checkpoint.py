@@ -28,7 +28,7 @@ from torch import Tensor
 
 from chestxray.arrays import Float32Array
 from chestxray.data.pack import Pack
-from chestxray.errors import OutputUnwritable, RunInvalid
+from chestxray.errors import OutputUnwritable, RunInvalid, reason_of
 from chestxray.files import sync, write_atomically
 from chestxray.progress import Log
 from chestxray.schema import Preprocessing
@@ -63,7 +63,7 @@ def read_checked(path: Path, sha256: str) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise RunInvalid(f'{path}: cannot be read ({error}). Train again with "chestxray train"') from error
+        raise RunInvalid(f'{path}: cannot be read ({reason_of(error)}). Train again with "chestxray train"') from error
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise RunInvalid(
@@ -264,7 +264,7 @@ class CheckpointFolder:
         try:
             return Checkpoint.from_files(path.read_bytes(), path.with_suffix(".safetensors").read_bytes(), str(path))
         except OSError as error:
-            raise RunInvalid(f"{path}: not a whole checkpoint ({error})") from error
+            raise RunInvalid(f"{path}: not a whole checkpoint ({reason_of(error)})") from error
 
     def _remove_all_but(self, kept: list[int]) -> None:
         """Remove other checkpoints, the JSON file first, and half-written files of a killed process."""

@@ -35,7 +35,7 @@ from torch import Tensor
 from chestxray.arrays import Float64Array, IndexArray
 from chestxray.data.dedup import TRAINING_FILMS, TrainingFilms
 from chestxray.data.pack import Pack
-from chestxray.errors import RunInvalid
+from chestxray.errors import RunInvalid, reason_of
 from chestxray.files import sha256_of_file, write_atomically
 from chestxray.inference.ood import GATE
 from chestxray.schema import Film, Label, Preprocessing, Split
@@ -318,7 +318,9 @@ def read_finished(folder: Path, info: RunInfo) -> RunSummary:
         lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
         records = tuple(EpochRecord(**json.loads(line)) for line in lines)
     except (OSError, ValueError, TypeError) as error:
-        raise RunInvalid(f"{folder / METRICS}: cannot be read ({error}). Train again with --restart") from error
+        raise RunInvalid(
+            f"{folder / METRICS}: cannot be read ({reason_of(error)}). Train again with --restart"
+        ) from error
     return RunSummary(folder, info, records, was_there=True)
 
 
