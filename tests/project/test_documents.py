@@ -34,8 +34,10 @@ BLOCKS: Final = tuple(block for page in PAGES for block in page.blocks)
 SLOW: Final = frozenset(
     {
         "README.md",
+        "docs/explanation/gate.md",
         "docs/explanation/shortcuts.md",
         "docs/explanation/stress-validation.md",
+        "docs/how-to/air-gap.md",
         "docs/how-to/bring-films.md",
         "docs/how-to/compare.md",
         "docs/how-to/recalibrate.md",
