@@ -15,9 +15,10 @@ import socket
 import ssl
 import struct
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from chestxray.errors import OutputUnwritable, PeerError, SettingsInvalid, Usage
 from hospital import (
     CR,
     DX,
+    EXPLICIT,
     Archive,
     association,
     grey,
@@ -53,7 +55,7 @@ from hospital import (
     source_of,
     with_raw_elements,
 )
-from live_orthanc import until
+from live_orthanc import free_port, until
 
 BLACK = np.zeros((64, 64), np.uint8)
 TEN_MINUTES_S = 600.0
@@ -280,18 +282,17 @@ def test_a_film_that_ends_its_process_twice_is_answered_with_that(node: Node, ar
     send(node, modality_film(BLACK))
     until(lambda: node.queue.counts()[DONE] == 1, node.queue.entries)
     (worker,) = workers()
-    os.kill(worker.pid or 0, signal.SIGSTOP)  # it does not answer before it is killed
+    os.kill(worker.pid or 0, signal.SIGSTOP)
     send(node, modality_film(BLACK, 2))
-
-    def killed_twice() -> bool:
-        """Kill whatever process has the film, as an end of memory would, until it was tried twice."""
-        waiting = node.queue.entries(WAITING)
-        if waiting and waiting[0].tries < TRIED_AT_MOST:
-            for process in workers():
-                process.kill()
-        return not waiting
-
-    until(killed_twice, node.queue.entries, pause=0.0)
+    (film,) = node.queue.entries(WAITING)
+    with read_without_end(node.queue.films / f"{film.key}.dcm") as (path, whole):
+        os.kill(worker.pid or 0, signal.SIGCONT)
+        for tried in range(1, TRIED_AT_MOST + 1):
+            writing_end = opened_once_it_is_read(path)
+            if tried == TRIED_AT_MOST:
+                whole.replace(path)
+            kill_workers()
+            os.close(writing_end)
     until(lambda: node.queue.counts()[DONE] == 2, node.queue.entries)
     (report,) = archive.objects.popitem()[1]
     said = "\n".join(str(element.value) for element in report.iterall() if element.VR == "UT")
@@ -306,21 +307,82 @@ def test_a_film_that_ends_its_process_costs_the_films_beside_it_nothing(node: No
     assert send(node, *(modality_film(BLACK, number) for number in (2, 3, 4, 5))) == [0x0000] * 4
     # The process has the second film; the other three are given to it together.
     _, _, guilty, _ = sorted(node.queue.entries(WAITING), key=lambda entry: entry.id)
-    path = node.queue.films / f"{guilty.key}.dcm"
-    beside = path.with_suffix(".whole")
-    path.rename(beside)
-    os.mkfifo(path)
-    os.kill(worker.pid or 0, signal.SIGCONT)
-    writing_end = opened_once_it_is_read(path)
-    worker.kill()
-    worker.join()
-    os.close(writing_end)
-    beside.replace(path)
+    with read_without_end(node.queue.films / f"{guilty.key}.dcm") as (path, whole):
+        os.kill(worker.pid or 0, signal.SIGCONT)
+        writing_end = opened_once_it_is_read(path)
+        whole.replace(path)
+        kill_workers()
+        os.close(writing_end)
     until(lambda: node.queue.counts()[DONE] == 5, node.queue.entries)
     tries = {entry.id - guilty.id: entry.tries for entry in node.queue.entries(DONE)}
     assert tries == {-3: 0, -2: 0, -1: 0, 0: 1, 1: 0}
     reports = [found for found in archive.objects.values() if found[0].Modality == "SR"]
     assert sorted(len(found) for found in reports) == [1] * 5
+
+
+def test_without_a_process_to_classify_films_they_wait_and_whoever_watches_is_told(
+    tmp_path: Path, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    with Node(quick(tmp_path, archive)) as node:
+        monkeypatch.chdir(gone)
+        gone.rmdir()  # no process can start in a folder that is no more
+        send(node, modality_film(BLACK))
+        until(lambda: "no process that classifies films can be started" in node.problem(), node.queue.entries)
+        answer = httpx.get(f"http://127.0.0.1:{node.http_port}/readyz", timeout=60)
+        assert (answer.status_code, "can be started" in answer.text) == (503, True)
+        assert [entry.tries for entry in node.queue.entries(WAITING)] == [0]
+        monkeypatch.undo()
+        until(lambda: node.queue.counts()[DONE] == 1, node.queue.entries)
+        assert node.problem() == ""
+
+
+@pytest.mark.slow
+def test_a_node_started_in_a_folder_that_its_user_may_not_enter_answers(tmp_path: Path, archive: Archive) -> None:
+    config, gone, port = tmp_path / "node.toml", tmp_path / "gone", free_port()
+    config.write_text(settings_text(tmp_path / "queue", archive.port, port=port))
+    gone.mkdir()
+    program = Path(sys.executable).with_name("chestxray")
+    script = f"cd {gone} && rmdir {gone} && exec {program} dicom serve --config {config}"
+    film = tmp_path / "film.dcm"
+    film.write_bytes(modality_film(BLACK))
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as node:
+        try:
+            until(lambda: stored(port, film))
+            until(lambda: archive.objects)
+        finally:
+            node.terminate()
+
+
+def stored(port: int, film: Path) -> bool:
+    entity = AE("ROOM1")
+    entity.add_requested_context(DX, EXPLICIT)
+    peer = entity.associate("127.0.0.1", port, ae_title="CHESTXRAY")
+    try:
+        return bool(peer.is_established) and peer.send_c_store(film).Status == 0
+    finally:
+        if peer.is_established:
+            peer.release()
+
+
+@contextmanager
+def read_without_end(path: Path) -> Iterator[tuple[Path, Path]]:
+    """Put a named pipe in the place of a film, so that its reader waits: its path, and the film's meanwhile."""
+    whole = path.with_suffix(".whole")
+    path.rename(whole)
+    os.mkfifo(path)
+    try:
+        yield path, whole
+    finally:
+        if whole.exists():
+            whole.replace(path)
+
+
+def kill_workers() -> None:
+    for process in workers():
+        process.kill()
+        process.join()
 
 
 def opened_once_it_is_read(pipe: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import io
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import live_orthanc
@@ -209,6 +211,39 @@ def test_the_how_to_leads_from_the_distributions_orthanc_to_a_result(
         until(lambda: pacs.instances("SR") and pacs.instances("OT"))
         check_report(pacs, 1)
         run(f'PATH="{program.parent}:$PATH"\n{block("sh", "queue retry")}')
+
+
+def test_unit_and_container_run_the_same_node_and_give_it_all_that_it_reads_and_writes(tmp_path: Path) -> None:
+    unit = block("ini", "[Service]")
+    (start,) = re.findall(r"^ExecStart=(\S+) (.*)$", unit, re.MULTILINE)
+    service = yaml.safe_load(block("yaml", "services:"))["services"]["chestxray"]
+    assert service["command"] == f"chestxray {start[1]}"
+    config = Path(start[1].split()[-1])
+    assert chestxray_options(start[1]) == ["--config", str(config)]
+    mounted = {Path(volume.split(":")[1]): volume.endswith(":ro") for volume in service["volumes"]}
+    (folder,) = re.findall(r'`"(/[^"]+)"`, the only place that the node may write to', HOW_TO.read_text())
+    state = Path("/var/lib") / re.findall(r"^StateDirectory=(\S+)$", unit, re.MULTILINE)[0]
+    assert mounted == {config.parent: True, state: False}
+    assert Path(folder).parent == state
+    assert f"install -d -o chestxray {state}" in block("dockerfile", "FROM")
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not here, to check the unit")
+    program, user = Path(sys.executable).with_name("chestxray"), getpass.getuser()
+    here = tmp_path / "chestxray.service"
+    here.write_text(unit.replace(start[0], str(program)).replace("User=chestxray", f"User={user}"))
+    done = subprocess.run(["systemd-analyze", "verify", here], capture_output=True, text=True, check=False)
+    assert str(here) not in done.stderr, done.stderr
+
+
+def chestxray_options(words: str) -> list[str]:
+    """The options of "dicom serve" in a command line, each of which it knows."""
+    from chestxray.cli.dicom import serve
+
+    verb, name, *options = words.split()
+    assert (verb, name) == ("dicom", "serve")
+    known = {option for parameter in serve.params for option in parameter.opts}
+    assert {option for option in options if option.startswith("-")} <= known
+    return options
 
 
 def answers(port: int) -> bool:

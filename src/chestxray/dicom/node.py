@@ -25,7 +25,7 @@ from chestxray.dicom.receive import Receiver, log, not_taken
 from chestxray.dicom.rules import decide, facts_of
 from chestxray.dicom.send import Sender
 from chestxray.dicom.settings import MEBIBYTE, NodeSettings
-from chestxray.dicom.workers import ENDED, Classified, Setup, Task, Worker, WorkerDied
+from chestxray.dicom.workers import ENDED, Classified, NoWorker, Setup, Task, Worker, WorkerDied
 from chestxray.errors import FilmError, FilmTooLarge, OutputUnwritable, SettingsInvalid, UnsupportedFormat
 from chestxray.inference.bundle import Bundle, folder_of
 from chestxray.inference.predictor import FILMS_A_PASS
@@ -71,6 +71,7 @@ class Node:
         )
         self._wake = threading.Event()
         self._stopped = threading.Event()
+        self._no_worker = ""  # why no process classifies films at present
         self._threads: list[threading.Thread] = []
         self._web: WebReceiver | None = None
         self.port = self.http_port = 0
@@ -181,6 +182,7 @@ class Node:
         found: list[Classified | Exception]
         try:
             found = worker.predict([self._task(film) for film in films])
+            self._no_worker = ""
         except WorkerDied as died:
             suspects = films[died.read : died.read + 1] or films  # it ended while it read one, or after it had read all
             for film in films:
@@ -190,6 +192,7 @@ class Node:
                 self.queue.put_back(film, tried=film in suspects)
             return []
         except Exception as error:  # noqa: BLE001 - the thread that classifies the others must go on
+            self._no_worker = str(error) if isinstance(error, NoWorker) else ""
             found = [error] * len(films)
         answered = []
         for film, one in zip(films, found, strict=True):
@@ -205,9 +208,9 @@ class Node:
         """Keep results, together; the fault of one film costs no other film its answer."""
         try:
             self.queue.answer([(film, found.results) for film, found in answered])
-        except OutOfRoom:
+        except OutOfRoom as error:
             for film, _ in answered:
-                log.error("no room for results", extra=_named(film))
+                log.error("a film has to wait", extra=_named(film) | {"reason": str(error)})
             self._stopped.wait(LOOKED_EVERY_S)
             return
         except Exception as error:  # noqa: BLE001 - as above
@@ -227,7 +230,7 @@ class Node:
     def _not_answered(self, film: QueuedFilm, error: Exception) -> None:
         """Let a film wait, or make it a dead letter."""
         if isinstance(error, OutOfRoom):
-            log.error("no room for results", extra=_named(film))
+            log.error("a film has to wait", extra=_named(film) | {"reason": str(error)})
             self.queue.hold(film)
         elif isinstance(error, FileNotFoundError):  # the film was dropped meanwhile
             self.queue.put_back(film, SWEPT_EVERY_S)
@@ -264,6 +267,8 @@ class Node:
             self.queue.check_room(0)
         except OutputUnwritable as error:
             return str(error)
+        if self._no_worker:
+            return self._no_worker
         if self._threads and not all(thread.is_alive() for thread in self._threads):
             return "a thread of the node has ended; start it again"
         return ""
@@ -281,6 +286,7 @@ def bundle_hash(bundle: Bundle) -> str:
 
 def run(settings: NodeSettings, ready: Callable[[Node], None], stop: threading.Event) -> None:
     """Run a node until ``stop`` is set. Raises: as ``Node``."""
+    _leave_a_closed_folder()
     with Node(settings) as node:
         gc.collect()
         gc.freeze()  # the library collects garbage every few seconds; what stays for good is then left out of it
@@ -288,6 +294,17 @@ def run(settings: NodeSettings, ready: Callable[[Node], None], stop: threading.E
         # The system may give a signal to another thread: its handler runs in this one alone, between two waits.
         while not stop.wait(LOOKED_EVERY_S):
             pass
+
+
+def _leave_a_closed_folder() -> None:
+    """Change to the root, if this user may not enter the working folder, as with ``sudo -u`` from another's home.
+
+    Workers start in the working folder of their parent. No setting is relative to it.
+    """
+    try:
+        os.chdir(Path.cwd())
+    except OSError:
+        os.chdir("/")
 
 
 class _Locked:

@@ -87,6 +87,10 @@ class WorkerDied(Exception):
         self.read = read
 
 
+class NoWorker(OutOfRoom):
+    """No process can be started, which is no film's fault; the films wait."""
+
+
 class Worker:
     """One process, which classifies a few films at a time."""
 
@@ -106,7 +110,7 @@ class Worker:
         """Classify films, which share one pass through the network.
 
         Returns: for each film what the process made of it, or its error as ``classified`` returns it.
-        Raises: WorkerDied (the next films get a new process); OutOfRoom, if the system starts no process.
+        Raises: WorkerDied (the next films get a new process); NoWorker.
         """
         seconds = self.seconds
         if self._pipe is None:
@@ -129,15 +133,21 @@ class Worker:
     def _start(self) -> None:
         context = CleanContext()
         self._pipe, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self.setup), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, self.setup), daemon=True)
         try:
-            process.start()
-        except OSError as error:
-            self.stop()
-            raise OutOfRoom(f"no process to classify films could be started ({error.strerror})") from error
-        finally:
+            self._process.start()
             theirs.close()
-        self._process = process
+            if self._pipe.poll(STARTING_S):
+                self._pipe.recv()  # it runs, so what ends it from now on is a film, or the system
+                return
+            why = f"it was not ready within {STARTING_S:.0f} s"
+        except OSError as error:
+            theirs.close()
+            why = error.strerror or type(error).__name__
+        except EOFError:
+            why = "it ended at once; its own words are on standard error"
+        self.stop()
+        raise NoWorker(f"no process that classifies films can be started: {why}")
 
     def stop(self) -> None:
         """End the process in any state."""
@@ -145,13 +155,14 @@ class Worker:
             with contextlib.suppress(OSError):
                 self._pipe.close()
         process, self._pipe, self._process = self._process, None, None
-        if process is not None:
+        if process is not None and process.pid is not None:
             process.kill()
             process.join()
 
 
 def _serve(pipe: Connection, setup: Setup) -> None:
     depend_on_the_parent()
+    pipe.send(None)
     while True:
         try:
             tasks = pipe.recv()
