@@ -206,7 +206,7 @@ def answered(node: Running) -> Callable[[], bool]:
     return idle
 
 
-def told(title: str, **facts: object) -> None:
+def print_figures(title: str, **facts: object) -> None:
     """What a run measured, for whoever runs it with -s."""
     sys.stdout.write(f"{title}: {json.dumps(facts)}\n")
 
@@ -236,7 +236,7 @@ def test_killed_at_many_random_moments_with_the_pacs_coming_and_going(
     node.process.wait(120)  # type: ignore[union-attr]
     check_nothing_lost_nothing_twice(archive, ward)
     again = sum(count - 1 for count in archive.came.values())
-    told("kills", kills=KILLS, films=len(ward.taken), results=len(archive.came), same_instance_again=again)
+    print_figures("kills", kills=KILLS, films=len(ward.taken), results=len(archive.came), same_instance_again=again)
 
 
 def test_ten_thousand_films_in_one_run_take_no_more_memory_than_some(
@@ -264,7 +264,7 @@ def test_ten_thousand_films_in_one_run_take_no_more_memory_than_some(
         assert not list((node.queue_folder / "films").iterdir())
         assert not list((node.queue_folder / "results").iterdir())
         check_nothing_lost_nothing_twice(archive, *wards)
-        told("long run", films=MANY, mib=sizes, waited_while_the_pacs_was_away=away)
+        print_figures("long run", films=MANY, mib=sizes, waited_while_the_pacs_was_away=away)
         assert sizes[-1] < 1.15 * sizes[1]
 
 
@@ -305,7 +305,7 @@ def test_slow_broken_and_many_peers_cost_nobody_elses_film(
         until(answered(node), node.counts, seconds=600)
         assert len(ward.taken) == 1000
         check_nothing_lost_nothing_twice(archive, ward)
-        told("peers", threads=max(threads), statuses={str(key): count for key, count in ward.statuses.items()})
+        print_figures("peers", threads=max(threads), statuses={str(key): count for key, count in ward.statuses.items()})
         assert max(threads) < 80
 
 
@@ -389,7 +389,7 @@ def test_a_disk_that_is_full_again_and_again_loses_nothing(
         until(answered(node), node.counts, seconds=600)
         check_nothing_lost_nothing_twice(archive, ward)
         assert set(ward.statuses) <= {0, 0xA700, None}
-        told(kind, films=len(ward.taken), statuses={str(key): count for key, count in ward.statuses.items()})
+        print_figures(kind, films=len(ward.taken), statuses={str(key): count for key, count in ward.statuses.items()})
 
 
 def more_than(counted: Callable[[], int], by: int) -> Callable[[], bool]:

@@ -48,7 +48,7 @@ def test_the_first_rule_that_is_met_decides_and_the_reasons_name_each_that_was_a
 def test_a_film_that_does_not_tell_its_age_meets_no_rule_about_ages() -> None:
     film = FilmFacts("1", "1.1", "1.2", "1.3", "DX")
     assert decide(film, [Rule("a", age=(0.0, 150.0), send_to=("p",))]).reasons[0].endswith("wants 0 to below 150")
-    assert "age is not told" in decide(film, [Rule("a", age=(0.0, 150.0), send_to=("p",))]).reasons[0]
+    assert "age is not stated" in decide(film, [Rule("a", age=(0.0, 150.0), send_to=("p",))]).reasons[0]
 
 
 def test_results_of_our_own_are_never_answered() -> None:

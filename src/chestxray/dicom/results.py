@@ -381,11 +381,11 @@ def _group(answer: Answer) -> MeasurementsAndQualitativeEvaluations:
 
     prediction, facts = answer.prediction, answer.facts
     accepted = prediction is not None and prediction.gate.accepted
-    said = [sr.QualitativeEvaluation(_code(*GATE), _code(*(ACCEPTED if accepted else REFUSED)))]
+    evaluations = [sr.QualitativeEvaluation(_code(*GATE), _code(*(ACCEPTED if accepted else REFUSED)))]
     measured = []
     if prediction is not None and prediction.probability is not None:
         present = PRESENT if prediction.label == "pneumonia" else ABSENT
-        said.append(sr.QualitativeEvaluation(_code(*PNEUMONIA), _code(*present)))
+        evaluations.append(sr.QualitativeEvaluation(_code(*PNEUMONIA), _code(*present)))
         measured = [_percent(CERTAINTY, prediction.probability), _percent(THRESHOLD, prediction.threshold)]
     group = sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
@@ -394,7 +394,7 @@ def _group(answer: Answer) -> MeasurementsAndQualitativeEvaluations:
         finding_sites=[sr.FindingSite(_code(*LUNG))],
         algorithm_id=sr.AlgorithmIdentification("chestxray", SOFTWARE, parameters=_parameters(answer)),
         measurements=measured or None,
-        qualitative_evaluations=said,
+        qualitative_evaluations=evaluations,
         source_images=[sr.SourceImageForMeasurementGroup(facts.sop_class, facts.sop_instance)],
     )
     for text in _comments(answer):
@@ -416,24 +416,24 @@ def _as_percent(share: float) -> float:
 
 def _parameters(answer: Answer) -> Sequence[str]:
     model, graph, bundle = answer.bundle
-    said = [f"model: {model}", f"model SHA-256: {graph}", f"bundle SHA-256: {bundle}"]
+    parameters = [f"model: {model}", f"model SHA-256: {graph}", f"bundle SHA-256: {bundle}"]
     if answer.prediction is not None:
-        said += [
+        parameters += [
             f"operating point: {answer.prediction.operating_point}",
             f"threshold: {answer.prediction.threshold:.6f}",
         ]
-    return [_ascii(text) for text in said]
+    return [_ascii(text) for text in parameters]
 
 
 def _comments(answer: Answer) -> list[str]:
     prediction = answer.prediction
     reason = answer.reason if prediction is None else prediction.gate.reason
-    said = [f"Not classified: {reason}"] if reason else []
+    comments = [f"Not classified: {reason}"] if reason else []
     if prediction is not None and prediction.probability is not None:
-        said.append(_sentence(prediction))
+        comments.append(_sentence(prediction))
     if prediction is not None:
-        said += [f"Note: {note}" for note in prediction.notes]
-    return [_ascii(text) for text in (*said, NOTICE)]
+        comments += [f"Note: {note}" for note in prediction.notes]
+    return [_ascii(text) for text in (*comments, NOTICE)]
 
 
 def _sentence(prediction: Prediction) -> str:

@@ -179,7 +179,7 @@ class Rule:
     def findings(self, film: FilmFacts) -> tuple[tuple[bool, str], ...]:
         """Test each condition of the rule: (met, in words)."""
         return tuple(
-            (met(wanted, found), f"{name} is {_said(found)}; the rule wants {_wanted(name, wanted)}")
+            (met(wanted, found), f"{name} is {_stated(found)}; the rule wants {_wanted(name, wanted)}")
             for name, met, found in _conditions(film)
             if (wanted := getattr(self, name))
         )
@@ -214,10 +214,10 @@ def _wanted(name: str, values: Sequence[Any]) -> str:
     return f"{values[0]:g} to below {values[1]:g}" if name == "age" else " or ".join(map(str, values))
 
 
-def _said(value: object) -> str:
+def _stated(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.1f} years"
-    return "not told" if value in {"", None} else str(value)
+    return "not stated" if value in {"", None} else str(value)
 
 
 @dataclass(frozen=True, slots=True)

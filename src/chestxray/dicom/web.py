@@ -274,7 +274,7 @@ def _status_page(node: Node) -> Answerer:
 def status_page(node: Node) -> str:
     """Write the page: numbers and names of destinations, nothing about any film."""
     counts = node.queue.counts()
-    said: Mapping[str, str] = {
+    facts: Mapping[str, str] = {
         "model": f"{node.bundle.info.name}, bundle {node.queue.model[:12]}",
         "waiting to be classified": f"{counts[WAITING]:,}",
         "results to be sent": f"{counts[ANSWERED]:,}",
@@ -289,7 +289,7 @@ def status_page(node: Node) -> str:
         for sender in node.senders.values()
     ]
     return _PAGE.format(
-        facts=_rows(said.items()),
+        facts=_rows(facts.items()),
         peers=_rows([("destination", "accepted since start", "last success", "failures in a row"), *peers]),
         notice=html.escape(NOTICE),
     )
