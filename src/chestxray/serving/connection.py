@@ -28,7 +28,7 @@ from starlette.types import ASGIApp
 
 from chestxray.serving.problems import BAD_REQUEST, HEAD_TOO_LONG, INTERNAL, NO_PLACE, OVERLOADED, SLOW_HEAD, Kind
 from chestxray.serving.request import Headers, Malformed, RequestCycle, read_head
-from chestxray.serving.server_state import Rank, ServerState
+from chestxray.serving.server_state import EXPECTED_SECONDS, Rank, Room, ServerState
 
 SHORT_LINGER: Final = 2.0  # seconds
 # seconds behind an early answer in which nothing is read: a caller that watches for the answer stops sending meanwhile,
@@ -241,20 +241,27 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:  # the timer bounds the head only; the application bounds the time of the body
             self._timer.cancel()
             self._timer = None
-        if self.state.full(cycle.scope["method"].encode(), cycle.scope["raw_path"]):
-            if self.state.must_hold():
-                self.state.held[cycle] = self
-                self._pause()
-                self.loop.call_later(self.state.limits.hold_seconds, self._end_of_hold, cycle)
-            else:
-                self._shed(cycle)
-            return
-        self.run(cycle)
+        state = self.state
+        room = self._room_for(cycle)
+        if room is Room.NOW:
+            self.run(cycle)
+        elif state.may_hold() if room is Room.SOON else state.must_hold():
+            state.held[cycle] = self
+            self._pause()
+            seconds = EXPECTED_SECONDS if room is Room.SOON else state.limits.hold_seconds
+            self.loop.call_later(seconds, self._end_of_hold, cycle)
+        elif room is Room.SOON:
+            self.run(cycle)
+        else:
+            self._shed(cycle)
+
+    def _room_for(self, cycle: RequestCycle) -> Room:
+        return self.state.room(cycle.scope["method"].encode(), cycle.scope["raw_path"])
 
     def _end_of_hold(self, cycle: RequestCycle) -> None:
         if self.state.held.pop(cycle, None) is None or cycle.gone:  # it was let in before, or the caller has left
             return
-        if self.state.full(cycle.scope["method"].encode(), cycle.scope["raw_path"]):
+        if self._room_for(cycle) is Room.NONE:
             self._shed(cycle)
         else:
             self.run(cycle)

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import Enum, IntEnum, auto
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -62,6 +62,17 @@ class ConnectionLimits:
     refusals: int = 50
 
 
+EXPECTED_SECONDS: Final = 0.1  # for which room is kept for a film whose head has arrived
+
+
+class Room(Enum):
+    """Whether there is room for a film: now; soon, if fewer come than are expected; or none."""
+
+    NOW = auto()
+    SOON = auto()
+    NONE = auto()
+
+
 class Rank(IntEnum):
     """What a connection is worth when one has to make room; among equals, who brought something last is worth more."""
 
@@ -80,7 +91,7 @@ class ServerState:
 
     Attributes:
         app: the ASGI application that answers requests.
-        full: returns True if a request with the given method and address would find no room.
+        room: returns whether there is room for a request with the given method and address, and keeps it for a moment.
         observe: counts an answer that did not come from the application: route, status, seconds.
         connections: open ones.
         tasks: of requests that are being answered.
@@ -91,7 +102,7 @@ class ServerState:
 
     app: ASGIApp
     limits: ConnectionLimits
-    full: Callable[[bytes, bytes], bool]
+    room: Callable[[bytes, bytes], Room]
     observe: Callable[[str, int, float], None]
     connections: set[Connection] = field(default_factory=set)
     ranked: tuple[dict[Connection, float], ...] = field(default_factory=lambda: tuple({} for _ in Rank))
@@ -119,16 +130,23 @@ class ServerState:
         if second != self._second:
             self._second, self._refused = second, 0
         self._refused += 1
-        return self._refused > self.limits.refusals and len(self.held) < self.limits.held and not self.leaving
+        return self._refused > self.limits.refusals and self.may_hold()
+
+    def may_hold(self) -> bool:
+        """Check whether another request may wait unread."""
+        return len(self.held) < self.limits.held and not self.leaving
 
     def let_in(self) -> None:
         """Answer the request that has been held for longest: there is room, and nobody else has come to take it."""
         while self.held:
-            cycle = next(iter(self.held))
-            connection = self.held.pop(cycle)
-            if not cycle.gone:
+            cycle, connection = next(iter(self.held.items()))
+            if cycle.gone:
+                del self.held[cycle]
+                continue
+            if self.room(cycle.scope["method"].encode(), cycle.scope["raw_path"]) is Room.NOW:
+                del self.held[cycle]
                 connection.run(cycle)
-                return
+            return
 
     def make_room(self) -> bool:
         """Close the connection that is worth least; return False if every connection waits for an answer."""
