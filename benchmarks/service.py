@@ -149,8 +149,8 @@ def measure(server: Server, arguments: argparse.Namespace, python: Path, cases: 
             try:
                 return asyncio.run(asyncio.wait_for(callers.closed(cases, count, at_once), max(seconds, 0.0)))
             except TimeoutError:
-                told = f"{callers.tally.answered} of {count} requests answered in {seconds:.0f} seconds"
-                raise NoAnswer(told) from None
+                why = f"{callers.tally.answered} of {count} requests answered in {seconds:.0f} seconds"
+                raise NoAnswer(why) from None
 
         last = began + min(START_SECONDS, left)
         while not asked(1, 1, last - time.perf_counter()).answered:

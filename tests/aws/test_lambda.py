@@ -362,8 +362,8 @@ def test_the_function_is_one_file_of_standard_library_and_boto3() -> None:
 
 
 def test_problems_and_limits_are_called_as_the_service_calls_them() -> None:
-    of_service = {kind.name: (kind.status, kind.title) for kind in problems.KINDS}
-    ours = {kind.name: kind for kind in vars(lambda_handler).values() if isinstance(kind, lambda_handler.Kind)}
+    of_service = {kind.name: (kind.status, kind.title) for kind in problems.PROBLEM_TYPES}
+    ours = {kind.name: kind for kind in vars(lambda_handler).values() if isinstance(kind, lambda_handler.ProblemType)}
     shared = ours.keys() & of_service.keys()
     assert len(shared) >= 12
     differing = {name for name in shared if (ours[name].status, ours[name].title) != of_service[name]}

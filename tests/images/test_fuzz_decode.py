@@ -126,6 +126,19 @@ def test_a_thousand_random_damages_of_each_format(name: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_an_hour_of_random_damage_to_every_format_in_turn() -> None:
+    done = subprocess.run(
+        [sys.executable, Path(__file__).parent / "fuzz" / "mutate.py", "--minutes", "60"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+
+
 @pytest.mark.slow
 def test_a_minute_of_coverage_guided_damage_lets_no_other_error_escape(tmp_path: Path) -> None:
     pytest.importorskip("atheris")

@@ -32,7 +32,7 @@ from chestxray.serving import static
 from chestxray.serving.app import MEBIBYTE, ServiceSettings, create_app
 from chestxray.serving.intake import MEDIA_TYPES, MULTIPART
 from chestxray.serving.logs import JsonLines, Patient, whole_lines
-from chestxray.serving.problems import KINDS
+from chestxray.serving.problems import PROBLEM_TYPES
 from chestxray.serving.security import VARIABLE, HostRule, is_loopback
 from chestxray.serving.server import ServeOptions, serve
 from chestxray.serving.service import NDJSON
@@ -372,7 +372,7 @@ def test_every_reference_in_the_document_leads_somewhere(client: httpx.Client) -
 
 def test_the_document_lists_every_problem_once(client: httpx.Client) -> None:
     names = [row["name"] for row in client.get("/openapi.json").json()["x-problems"]]
-    assert names == [kind.name for kind in KINDS]
+    assert names == [kind.name for kind in PROBLEM_TYPES]
     assert len(set(names)) == len(names)
 
 

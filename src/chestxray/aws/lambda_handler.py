@@ -83,7 +83,7 @@ Answer = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Kind:
+class ProblemType:
     """A row of the table of problems; ``name`` is its anchor on ``/docs``."""
 
     name: str
@@ -91,28 +91,28 @@ class Kind:
     title: str
 
 
-UNSUPPORTED_FORMAT: Final = Kind("unsupported-format", 415, "Not a film format that is read here")
-UNSUPPORTED_CONTENT: Final = Kind("unsupported-content", 415, "Content type not accepted")
-TOO_LARGE: Final = Kind("film-too-large", 413, "The film is too large")
-UNREADABLE: Final = Kind("unreadable-film", 422, "The film is damaged")
-EMPTY_BODY: Final = Kind("empty-body", 422, "The request has no body")
-UNKNOWN_POINT: Final = Kind("unknown-operating-point", 422, "No such operating point")
-INVALID: Final = Kind("invalid-request", 422, "The request makes no sense")
-KEY_NEEDED: Final = Kind("key-needed", 401, "A key is needed")
-NOT_FOUND: Final = Kind("not-found", 404, "Nothing here")
-WRONG_METHOD: Final = Kind("wrong-method", 405, "Wrong method for this address")
-INTERNAL: Final = Kind("internal-error", 500, "The service failed")
-OVERLOADED: Final = Kind("overloaded", 503, "Too many films at once")
-NOT_READY: Final = Kind("not-ready", 503, "The model is not ready")
-NO_UPLOAD: Final = Kind("no-such-upload", 404, "No film was uploaded under that key")
-NO_ENDPOINT: Final = Kind("no-endpoint", 502, "The endpoint is not there")
-NOT_ALLOWED: Final = Kind("endpoint-refuses", 502, "The endpoint may not be called")
-MODEL_FAILED: Final = Kind("model-failed", 502, "The model failed")
-TOO_LONG: Final = Kind("no-answer-in-time", 504, "No answer in time")
+UNSUPPORTED_FORMAT: Final = ProblemType("unsupported-format", 415, "Not a film format that is read here")
+UNSUPPORTED_CONTENT: Final = ProblemType("unsupported-content", 415, "Content type not accepted")
+TOO_LARGE: Final = ProblemType("film-too-large", 413, "The film is too large")
+UNREADABLE: Final = ProblemType("unreadable-film", 422, "The film is damaged")
+EMPTY_BODY: Final = ProblemType("empty-body", 422, "The request has no body")
+UNKNOWN_POINT: Final = ProblemType("unknown-operating-point", 422, "No such operating point")
+INVALID: Final = ProblemType("invalid-request", 422, "The request makes no sense")
+KEY_NEEDED: Final = ProblemType("key-needed", 401, "A key is needed")
+NOT_FOUND: Final = ProblemType("not-found", 404, "Nothing here")
+WRONG_METHOD: Final = ProblemType("wrong-method", 405, "Wrong method for this address")
+INTERNAL: Final = ProblemType("internal-error", 500, "The service failed")
+OVERLOADED: Final = ProblemType("overloaded", 503, "Too many films at once")
+NOT_READY: Final = ProblemType("not-ready", 503, "The model is not ready")
+NO_UPLOAD: Final = ProblemType("no-such-upload", 404, "No film was uploaded under that key")
+NO_ENDPOINT: Final = ProblemType("no-endpoint", 502, "The endpoint is not there")
+NOT_ALLOWED: Final = ProblemType("endpoint-refuses", 502, "The endpoint may not be called")
+MODEL_FAILED: Final = ProblemType("model-failed", 502, "The model failed")
+TOO_LONG: Final = ProblemType("no-answer-in-time", 504, "No answer in time")
 
 OF_A_FILM: Final = {413: TOO_LARGE, 415: UNSUPPORTED_FORMAT, 422: UNREADABLE}  # the container's refusals
 BUSY: Final = {"Retry-After": "2"}
-REFUSED_BY_AWS: Final[Mapping[str, tuple[Kind, str, Mapping[str, str]]]] = {
+REFUSED_BY_AWS: Final[Mapping[str, tuple[ProblemType, str, Mapping[str, str]]]] = {
     "AccessDeniedException": (NOT_ALLOWED, "this function's role may not call its endpoint", {}),
     "ThrottlingException": (OVERLOADED, "the endpoint answers as many requests as it may", BUSY),
     "ModelNotReadyException": (NOT_READY, "the endpoint is starting", {"Retry-After": "10"}),
@@ -126,7 +126,11 @@ class Refusal(Exception):
     """Ends a request with a problem document."""
 
     def __init__(
-        self, kind: Kind, detail: str, headers: Mapping[str, str] | None = None, given: Mapping[str, Any] | None = None
+        self,
+        kind: ProblemType,
+        detail: str,
+        headers: Mapping[str, str] | None = None,
+        given: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(detail)
         self.kind = kind

@@ -160,8 +160,8 @@ def _key_faults(path: Path, wanted: str) -> Iterator[None]:
 
 def _what_differs(error: BaseException) -> str:
     """Return the first difference in the library's message, without its brackets and the bytes of the hashes."""
-    said = _first_line(error).removeprefix("Signature mismatch: ").replace("\\'", "'").partition(": Expected ")[0]
-    return re.sub(r"^\[[\"']|[\"']\]$", "", said)
+    reason = _first_line(error).removeprefix("Signature mismatch: ").replace("\\'", "'").partition(": Expected ")[0]
+    return re.sub(r"^\[[\"']|[\"']\]$", "", reason)
 
 
 def _first_line(error: BaseException) -> str:

@@ -26,7 +26,15 @@ from typing import Any, Final
 import httptools
 from starlette.types import ASGIApp
 
-from chestxray.serving.problems import BAD_REQUEST, HEAD_TOO_LONG, INTERNAL, NO_PLACE, OVERLOADED, SLOW_HEAD, Kind
+from chestxray.serving.problems import (
+    BAD_REQUEST,
+    HEAD_TOO_LONG,
+    INTERNAL,
+    NO_PLACE,
+    OVERLOADED,
+    SLOW_HEAD,
+    ProblemType,
+)
 from chestxray.serving.request import Headers, Malformed, RequestCycle, read_head
 from chestxray.serving.server_state import EXPECTED_SECONDS, Rank, Room, ServerState
 
@@ -62,7 +70,7 @@ class Connection(asyncio.Protocol):
         self._framing = 0  # bytes of the message that are neither head nor body
         self._dry = 0  # bytes received since the last part of the body
         self._body_bytes = 0
-        self._fault: tuple[Kind, str] | None = None
+        self._fault: tuple[ProblemType, str] | None = None
         self._deaf = False  # ignore further bytes: they belong to no request
         self._in_a_body = False  # a fault was found inside a body
         self._last_word = False  # the caller announced that it will send nothing more
@@ -307,7 +315,7 @@ class Connection(asyncio.Protocol):
         else:
             self._arm(limits.head_seconds if begun else limits.idle_seconds)
 
-    def _refuse(self, kind: Kind, detail: str) -> None:
+    def _refuse(self, kind: ProblemType, detail: str) -> None:
         """End the connection with a problem document, once all earlier requests are answered."""
         self._deaf = True
         # the answer has started, so its status can no longer change

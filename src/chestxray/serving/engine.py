@@ -70,7 +70,7 @@ class FilmServer:
 
     async def _serve(self, sockets: list[socket.socket]) -> None:
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(self._tell)
+        loop.set_exception_handler(self._log_fault)
         state = ServerState(self._app, within_files(self._limits), self._room, self._service.metrics.observe)
         self._service.queue.on_room = state.let_in
         async with self._app.router.lifespan_context(self._app):
@@ -140,7 +140,7 @@ class FilmServer:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
 
-    def _tell(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    def _log_fault(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log one line for a fault below every request, and one line in a thousand for a lack of descriptors."""
         error = context.get("exception")
         if isinstance(error, OSError) and "socket" in context and not isinstance(error, ConnectionError):

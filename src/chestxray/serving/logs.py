@@ -86,8 +86,8 @@ class Patient(logging.Handler):
             taken = len(lines)
             if self._dropped:
                 dropped, self._dropped = self._dropped, 0
-                told = {"level": "warning", "event": "log lines dropped", "lines": dropped}
-                lines.append(f"{json.dumps(told)}\n".encode())
+                line = {"level": "warning", "event": "log lines dropped", "lines": dropped}
+                lines.append(f"{json.dumps(line)}\n".encode())
             with contextlib.suppress(OSError):  # the log is closed, or its reader has gone
                 for block in whole_lines(lines):
                     rest = block

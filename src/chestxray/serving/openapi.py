@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from chestxray.schema import NOTICE
 from chestxray.serving.intake import MEDIA_TYPES, MULTIPART
-from chestxray.serving.problems import KINDS, PROBLEM_JSON, Problem
+from chestxray.serving.problems import PROBLEM_JSON, PROBLEM_TYPES, Problem
 from chestxray.serving.service import NDJSON
 
 DESCRIPTION: Final = f"Classifies frontal chest films for signs of pneumonia. Films are not stored. {NOTICE}"
@@ -82,7 +82,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     schema = {"$ref": "#/components/schemas/Problem"}
     return {
         status: {
-            "description": "; ".join(kind.title for kind in KINDS if kind.status == status),
+            "description": "; ".join(kind.title for kind in PROBLEM_TYPES if kind.status == status),
             "content": {PROBLEM_JSON: {"schema": schema}},
         }
         for status in sorted({*statuses, *_ALWAYS})
@@ -116,4 +116,4 @@ def complete(app: FastAPI, operating_points: Sequence[str], open_paths: frozense
                     parameter["schema"] = {"type": "string", "enum": list(operating_points)}
                 elif parameter["name"] == "heatmap":
                     parameter["description"] = "Whether the answer holds the heat map as well: a PNG in base64."
-    document["x-problems"] = [kind._asdict() for kind in KINDS]
+    document["x-problems"] = [kind._asdict() for kind in PROBLEM_TYPES]

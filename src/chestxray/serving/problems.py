@@ -23,7 +23,7 @@ from chestxray.schema import NOTICE
 PROBLEM_JSON: Final = "application/problem+json"
 
 
-class Kind(NamedTuple):
+class ProblemType(NamedTuple):
     """One row of the table of problems. ``name`` is the last part of its type and its anchor on ``/docs``."""
 
     name: str
@@ -32,50 +32,60 @@ class Kind(NamedTuple):
     remedy: str
 
 
-UNSUPPORTED_FORMAT: Final = Kind(
+UNSUPPORTED_FORMAT: Final = ProblemType(
     "unsupported-format", 415, "Not a film format that is read here", "Send a JPEG, PNG, TIFF or DICOM file."
 )
-UNSUPPORTED_CONTENT: Final = Kind(
+UNSUPPORTED_CONTENT: Final = ProblemType(
     "unsupported-content", 415, "Content type not accepted", "Send the bytes of one film, unencoded, as the body."
 )
-TOO_LARGE: Final = Kind("film-too-large", 413, "The film is too large", "Export a smaller copy.")
-UNREADABLE: Final = Kind("unreadable-film", 422, "The film is damaged", "Copy or export it again.")
-TRUNCATED: Final = Kind("truncated-film", 422, "The film is cut short", "Copy it again; the file is incomplete.")
-EMPTY_BODY: Final = Kind("empty-body", 422, "The request has no body", "Send the bytes of one film as the body.")
-UNKNOWN_POINT: Final = Kind(
+TOO_LARGE: Final = ProblemType("film-too-large", 413, "The film is too large", "Export a smaller copy.")
+UNREADABLE: Final = ProblemType("unreadable-film", 422, "The film is damaged", "Copy or export it again.")
+TRUNCATED: Final = ProblemType("truncated-film", 422, "The film is cut short", "Copy it again; the file is incomplete.")
+EMPTY_BODY: Final = ProblemType("empty-body", 422, "The request has no body", "Send the bytes of one film as the body.")
+UNKNOWN_POINT: Final = ProblemType(
     "unknown-operating-point", 422, "No such operating point", "Use one of those that /v1/model lists."
 )
-INVALID_REQUEST: Final = Kind(
+INVALID_REQUEST: Final = ProblemType(
     "invalid-request", 422, "The request makes no sense", "Compare its parameters with the description above."
 )
-SLOW_BODY: Final = Kind("slow-body", 408, "The body took too long", "Send the film again over a better connection.")
-OVERLOADED: Final = Kind("overloaded", 503, "Too many films at once", "Wait as Retry-After says, then send it again.")
-TOO_LONG: Final = Kind("no-answer-in-time", 503, "No answer in time", "Wait as Retry-After says, then send it again.")
-KEY_NEEDED: Final = Kind(
+SLOW_BODY: Final = ProblemType(
+    "slow-body", 408, "The body took too long", "Send the film again over a better connection."
+)
+OVERLOADED: Final = ProblemType(
+    "overloaded", 503, "Too many films at once", "Wait as Retry-After says, then send it again."
+)
+TOO_LONG: Final = ProblemType(
+    "no-answer-in-time", 503, "No answer in time", "Wait as Retry-After says, then send it again."
+)
+KEY_NEEDED: Final = ProblemType(
     "key-needed", 401, "A key is needed", "Send one as X-API-Key or as Authorization: Bearer; the operator has it."
 )
-NOT_READY: Final = Kind("not-ready", 503, "The model is not ready", "Ask again in a moment.")
-UNKNOWN_HOST: Final = Kind(
+NOT_READY: Final = ProblemType("not-ready", 503, "The model is not ready", "Ask again in a moment.")
+UNKNOWN_HOST: Final = ProblemType(
     "unknown-host", 421, "Not a name of this service", "Address it by a name that it was told to answer to."
 )
-NOT_ACCEPTABLE: Final = Kind("not-acceptable", 406, "Answers are JSON", "Accept application/json.")
-NOT_FOUND: Final = Kind("not-found", 404, "Nothing here", "Compare the address with the description above.")
-WRONG_METHOD: Final = Kind("wrong-method", 405, "Wrong method for this address", "Use the method that Allow names.")
-BAD_REQUEST: Final = Kind("bad-request", 400, "Not a request", "Send HTTP/1.1 as its standard has it.")
-CROSS_ORIGIN: Final = Kind(
+NOT_ACCEPTABLE: Final = ProblemType("not-acceptable", 406, "Answers are JSON", "Accept application/json.")
+NOT_FOUND: Final = ProblemType("not-found", 404, "Nothing here", "Compare the address with the description above.")
+WRONG_METHOD: Final = ProblemType(
+    "wrong-method", 405, "Wrong method for this address", "Use the method that Allow names."
+)
+BAD_REQUEST: Final = ProblemType("bad-request", 400, "Not a request", "Send HTTP/1.1 as its standard has it.")
+CROSS_ORIGIN: Final = ProblemType(
     "cross-origin", 403, "A page of another origin asks", "Let the operator name its origin by --cors-origin."
 )
-SLOW_HEAD: Final = Kind("slow-head", 408, "The request took too long", "Send it again over a better connection.")
-HEAD_TOO_LONG: Final = Kind("head-too-long", 431, "Address and headers are too long", "Send fewer and shorter headers.")
-NO_PLACE: Final = Kind("no-place", 503, "Too many connections", "Wait as Retry-After says, then connect again.")
-DECODER_LOST: Final = Kind(
+SLOW_HEAD: Final = ProblemType("slow-head", 408, "The request took too long", "Send it again over a better connection.")
+HEAD_TOO_LONG: Final = ProblemType(
+    "head-too-long", 431, "Address and headers are too long", "Send fewer and shorter headers."
+)
+NO_PLACE: Final = ProblemType("no-place", 503, "Too many connections", "Wait as Retry-After says, then connect again.")
+DECODER_LOST: Final = ProblemType(
     "decoder-lost", 503, "The service lost a process", "Wait as Retry-After says, then send the film again."
 )
-INTERNAL: Final = Kind(
+INTERNAL: Final = ProblemType(
     "internal-error", 500, "The service failed", "Report the request id; the log of the service has the reason."
 )
 
-KINDS: Final = (
+PROBLEM_TYPES: Final = (
     UNSUPPORTED_FORMAT,
     UNSUPPORTED_CONTENT,
     TOO_LARGE,
@@ -103,7 +113,7 @@ KINDS: Final = (
 )
 
 # a narrower class stands before a wider one
-_OF_ERROR: Final[tuple[tuple[type[FilmError | MissingExtra], Kind], ...]] = (
+_OF_ERROR: Final[tuple[tuple[type[FilmError | MissingExtra], ProblemType], ...]] = (
     (UnsupportedFormat, UNSUPPORTED_FORMAT),
     (FilmTooLarge, TOO_LARGE),
     (TruncatedFilm, TRUNCATED),
@@ -133,7 +143,7 @@ class Problem:
 class Refusal(Exception):
     """Ends a request with a problem document."""
 
-    def __init__(self, kind: Kind, detail: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, kind: ProblemType, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
         self.kind = kind
         self.detail = detail
@@ -147,7 +157,7 @@ def refusal_of(error: FilmError | MissingExtra) -> Refusal:
 
 
 def problem_response(
-    kind: Kind,
+    kind: ProblemType,
     detail: str,
     request_id: str,
     headers: Mapping[str, str] | None = None,
@@ -160,7 +170,7 @@ def problem_response(
     return Response(body, code, headers, media_type=PROBLEM_JSON)
 
 
-def problem_of(kind: Kind, detail: str, request_id: str, status: int | None = None) -> dict[str, object]:
+def problem_of(kind: ProblemType, detail: str, request_id: str, status: int | None = None) -> dict[str, object]:
     """Return the members of a problem document."""
     problem = Problem(f"/docs#{kind.name}", kind.title, status or kind.status, detail, f"urn:uuid:{request_id}")
     return dataclasses.asdict(problem)

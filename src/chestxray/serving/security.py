@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chestxray.errors import UsageError
 from chestxray.serving.logs import fault_of, log
-from chestxray.serving.problems import INTERNAL, KEY_NEEDED, UNKNOWN_HOST, Kind, Refusal, problem_response
+from chestxray.serving.problems import INTERNAL, KEY_NEEDED, UNKNOWN_HOST, ProblemType, Refusal, problem_response
 from chestxray.serving.static import SCRIPT_HASH, STYLE_HASHES
 
 VARIABLE: Final = "CHESTXRAY_API_KEYS"  # environment variable: the lines of a key file, or the same joined by commas
@@ -215,9 +215,9 @@ class Edge:
                 raise  # half an answer was sent; only closing the connection tells the caller
             await problem_response(INTERNAL, "see the log of the service", request_id)(scope, receive, reply)
         finally:
-            self._tell(scope, method, reply.status, time.perf_counter() - began)
+            self._log_request(scope, method, reply.status, time.perf_counter() - began)
 
-    def _tell(self, scope: Scope, method: str, status: int, seconds: float) -> None:
+    def _log_request(self, scope: Scope, method: str, status: int, seconds: float) -> None:
         """Log one line. A route is named by its pattern: what a caller writes into an address stays out of the log."""
         route = getattr(scope.get("route"), "path", "-")
         self.observe(route, status, seconds)
@@ -351,7 +351,7 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def written_out(kind: Kind, detail: str, request_id: str, *, close: bool, retry: bool = False) -> bytes:
+def written_out(kind: ProblemType, detail: str, request_id: str, *, close: bool, retry: bool = False) -> bytes:
     """Return a whole refusal as bytes for the connection, for code that refuses without the application.
 
     Args:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from starlette.types import ASGIApp
 
 from chestxray.serving.logs import log
-from chestxray.serving.problems import OVERLOADED, Kind
+from chestxray.serving.problems import OVERLOADED, ProblemType
 from chestxray.serving.request import RequestCycle
 from chestxray.serving.security import written_out
 
@@ -112,7 +112,7 @@ class ServerState:
     _second: int = 0
     _refused: int = 0
 
-    def problem(self, kind: Kind, detail: str, *, close: bool = True, retry: bool = False) -> bytes:
+    def problem(self, kind: ProblemType, detail: str, *, close: bool = True, retry: bool = False) -> bytes:
         """Build a refusal below the application: counted, logged, and as complete as any other."""
         request_id = str(uuid.uuid4())
         self.observe("-", kind.status, 0.0)
@@ -166,6 +166,6 @@ class ServerState:
 
 
 @lru_cache(64)
-def _written_before(kind: Kind, detail: str, *, close: bool, retry: bool) -> bytes:
+def _written_before(kind: ProblemType, detail: str, *, close: bool, retry: bool) -> bytes:
     """Return a refusal with a placeholder for the request id; cached, because at overload building each is costly."""
     return written_out(kind, detail, _SOME_ID.decode(), close=close, retry=retry)

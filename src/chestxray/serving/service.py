@@ -107,29 +107,29 @@ class Scorer:
         self._among_others = predictor.on_one_thread()
         self._metrics = metrics
         self._waiting: list[Waiting] = []
-        self._lanes = cores()
-        self._open: set[asyncio.Task[None] | None] = set()
-        self._threads = ThreadPoolExecutor(self._lanes, thread_name_prefix="network")
+        self._cores = cores()
+        self._working: set[asyncio.Task[None] | None] = set()
+        self._threads = ThreadPoolExecutor(self._cores, thread_name_prefix="network")
 
     async def score(self, plane: UInt8Array, *, alone: bool = False) -> tuple[Float32Array, Float32Array]:
         """Return the logit of a plane, shape (1,), and its activation map, shape (rows, columns)."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[tuple[Float32Array, Float32Array]] = loop.create_future()
         self._waiting.append((plane, answer))
-        if len(self._open) < self._lanes:
-            self._open.add(loop.create_task(self._lane(self._alone if alone else self._among_others)))
+        if len(self._working) < self._cores:
+            self._working.add(loop.create_task(self._work(self._alone if alone else self._among_others)))
         return await answer
 
-    async def _lane(self, predictor: Predictor) -> None:
+    async def _work(self, predictor: Predictor) -> None:
         try:
             while self._waiting:
-                share = min(-(-len(self._waiting) // self._lanes), FILMS_A_PASS)
+                share = min(-(-len(self._waiting) // self._cores), FILMS_A_PASS)
                 batch = self._waiting[:share]
                 del self._waiting[:share]
                 await self._score_batch(predictor, batch)
                 predictor = self._among_others  # more films came meanwhile, so this film is not alone
         finally:  # without a pause, so that no film is left waiting when a worker has just found the queue empty
-            self._open.discard(asyncio.current_task())
+            self._working.discard(asyncio.current_task())
 
     async def _score_batch(self, predictor: Predictor, batch: list[Waiting]) -> None:
         planes = np.stack([plane for plane, _ in batch])
