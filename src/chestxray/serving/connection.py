@@ -256,8 +256,9 @@ class Connection(asyncio.Protocol):
         elif state.may_hold() if room is Room.SOON else state.must_hold():
             state.held[cycle] = self
             self._pause()
-            seconds = EXPECTED_SECONDS if room is Room.SOON else state.limits.hold_seconds
-            self.loop.call_later(seconds, self._end_of_hold, cycle)
+            left = state.limits.hold_seconds
+            first = min(EXPECTED_SECONDS, left) if room is Room.SOON else left
+            self.loop.call_later(first, self._end_of_hold, cycle, left - first)
         elif room is Room.SOON:
             self.run(cycle)
         else:
@@ -266,10 +267,18 @@ class Connection(asyncio.Protocol):
     def _room_for(self, cycle: RequestCycle) -> Room:
         return self.state.room(cycle.scope["method"].encode(), cycle.scope["raw_path"])
 
-    def _end_of_hold(self, cycle: RequestCycle) -> None:
-        if self.state.held.pop(cycle, None) is None or cycle.gone:  # it was let in before, or the caller has left
+    def _end_of_hold(self, cycle: RequestCycle, left: float) -> None:
+        """Run or refuse a request that was held, or hold it for the seconds that are left."""
+        if cycle not in self.state.held:  # it was let in before
             return
-        if self._room_for(cycle) is Room.NONE:
+        room = Room.NOW if cycle.gone else self._room_for(cycle)
+        if room is Room.NONE and left:
+            self.loop.call_later(left, self._end_of_hold, cycle, 0.0)
+            return
+        del self.state.held[cycle]
+        if cycle.gone:
+            return
+        if room is Room.NONE:
             self._shed(cycle)
         else:
             self.run(cycle)
