@@ -239,7 +239,7 @@ def evaluate(
         against: compare on the same films with a bundle or a table of scores, or with "original", the published counts.
         threshold: from which a table of scores in ``against`` means pneumonia; None takes one half.
         conformal: the error rate of the conformal sets; by default 0.1 if the bundle holds validation scores.
-        stress: evaluate the films under sixteen shifts as well.
+        stress: evaluate the films under seventeen shifts as well.
         workers: number of processes that read films; by default one a core.
         command: the user's command, for the report.
         reporter: shows the progress.

@@ -234,6 +234,41 @@ def test_rotation_keeps_lengths_on_a_film_that_is_not_square() -> None:
     assert float((rotated - films).abs().mean()) < 2.0
 
 
+def test_a_crop_keeps_one_part_of_half_of_the_films_and_fills_the_film_with_it() -> None:
+    """A ramp from edge to edge tells what was cut off at either end, and stays a ramp."""
+    ramp = (torch.arange(200.0) + 0.5) / 200.0 * 255.0
+    across = ramp.expand(64, 1, 100, 200)
+    down = ((torch.arange(100.0) + 0.5) / 100.0 * 255.0)[:, None].expand(64, 1, 100, 200)
+    for films, axis in ((across, 3), (down, 2)):
+        varied = augment(films, Augmentation(crop=0.3), generator())
+        middle = varied.movedim(axis, 3)[:, 0, 50].double() / 255.0
+        inner = middle[:, 2:-2]
+        steps = inner.diff(dim=1)
+        torch.testing.assert_close(steps, steps.mean(dim=1, keepdim=True).expand_as(steps), rtol=0, atol=1e-5)
+        size = middle.shape[1]
+        lost_before = inner[:, 0] - 2.5 * steps.mean(dim=1)
+        lost_after = 1.0 - inner[:, -1] - 2.5 * steps.mean(dim=1)
+        torch.testing.assert_close(lost_before + lost_after + size * steps.mean(dim=1), torch.ones(64).double())
+        for lost in (lost_before, lost_after):
+            assert float(lost.min()) > -1e-6
+            assert 0.2 < float(lost.max()) <= 0.3
+        whole = (varied - films).abs().amax(dim=(1, 2, 3)) < 1e-2
+        assert 20 <= int(whole.sum()) <= 44
+
+
+def test_shading_is_a_straight_ramp_over_half_of_the_films_that_nowhere_clips() -> None:
+    film = torch.full((64, 1, 60, 90), 250.0)
+    varied = augment(film, Augmentation(shading=0.5), generator())
+    assert 0.0 < float(varied.min()) < float(varied.max()) <= 250.0 + 1e-3
+    for axis in (2, 3):
+        torch.testing.assert_close(
+            varied.diff(n=2, dim=axis), torch.zeros(()).expand_as(varied.diff(n=2, dim=axis)), rtol=0, atol=1e-3
+        )
+    assert 20 <= int((varied == film).all(dim=3).all(dim=2).sum()) <= 44
+    edges = varied[..., [0, -1], :][..., [0, -1]].flatten(1)
+    assert float((edges.amax(1) / edges.amin(1)).max()) > 2.0
+
+
 def test_a_rotated_bar_turns_by_the_angle_that_was_drawn() -> None:
     film = torch.zeros(40, 1, 100, 200)
     film[:, :, 48:52, 60:140] = 255.0

@@ -127,8 +127,8 @@ def _under_shifts(stress: Mapping[str, Any] | None) -> str:
     return f"""
 ### The same films under shifts
 
-Each film changed in one thing at a time, by other means or further than training varied it; sensitivity and \
-specificity at "{stress["point"]}", whose threshold stays where it is. Mean AUROC over the shifts \
+Each film changed in one thing at a time, by other means than training varied it, or further, or (framing) as far; \
+sensitivity and specificity at "{stress["point"]}", whose threshold stays where it is. Mean AUROC over the shifts \
 {stress["mean_auroc"]:.4f}, at worst "{stress["worst"]}".
 
 | shift | AUROC | sensitivity | specificity |

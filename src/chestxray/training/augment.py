@@ -80,7 +80,7 @@ def changed(films: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor], Te
 
 
 def geometry(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
-    """Rotate, scale, stretch, shift and mirror films, in one resampling; pixels from outside are black."""
+    """Rotate, scale, stretch, shift, mirror and crop films, in one resampling; pixels from outside are black."""
     height, width = films.shape[2:]
     angle = _uniform(films, math.radians(settings.rotation), generator).flatten()
     scale = _factor(films, settings.scale, generator).flatten()
@@ -91,7 +91,10 @@ def geometry(films: Tensor, settings: Augmentation, generator: Generator) -> Ten
     cosine, sine = torch.cos(angle), torch.sin(angle)
     first = cosine * scale * aspect * mirror, -sine * scale * aspect * height / width, across
     second = sine * scale / aspect * width / height * mirror, cosine * scale / aspect, down
-    grid = torch.stack([_on_grid(films, *each) for each in (first, second)], dim=3)
+    places = [_on_grid(films, *each) for each in (first, second)]
+    if settings.crop:
+        places = _cropped(films, places, settings.crop, generator)
+    grid = torch.stack(places, dim=3)
     return functional.grid_sample(films, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
@@ -103,6 +106,20 @@ def _on_grid(films: Tensor, by_column: Tensor, by_row: Tensor, start: Tensor) ->
     rows, columns = ((2.0 * torch.arange(side, device=films.device) + 1.0) / side - 1.0 for side in films.shape[2:])
     along = by_column[:, None, None] * columns
     return along + (by_row[:, None, None] * rows[:, None] + start[:, None, None])
+
+
+def _cropped(films: Tensor, places: list[Tensor], most: float, generator: Generator) -> list[Tensor]:
+    """Map coordinates, of which -1 and 1 are a film's edges, into what a crop leaves; half of the films are cropped.
+
+    What is cut off one edge is the mean of a draw for the film and one for the edge: people who crop to the lungs cut
+    a little of every edge, or much of every edge.
+    """
+    drawn = torch.rand((len(films), 5), generator=generator, device=films.device)
+    cut = most / 2.0 * (drawn[:, :1] + drawn[:, 1:]) * chosen_films(films, 0.5, generator).flatten()[:, None]
+    return [
+        along * (1.0 - before - after)[:, None, None] + (before - after)[:, None, None]
+        for along, before, after in zip(places, cut[:, 0::2].T, cut[:, 1::2].T, strict=True)
+    ]
 
 
 def gamma(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
@@ -120,6 +137,19 @@ def contrast(films: Tensor, settings: Augmentation, generator: Generator) -> Ten
 def brightness(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
     """Add a number of grey levels to the whole film."""
     return (films + _uniform(films, settings.brightness, generator)).clamp(0.0, WHITE)
+
+
+def shading(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
+    """Let the brightness of half of the films rise or fall in a straight line along a random direction.
+
+    X-ray tubes do so towards the anode, grids that stand oblique, and light boxes behind films that are scanned. No
+    level leaves 0..255: a corner may stay as bright as it is, and everything else becomes darker.
+    """
+    angle = _uniform(films, math.pi, generator)
+    steepness = _uniform(films, settings.shading, generator) * chosen_films(films, 0.5, generator)
+    down, across = (torch.linspace(-1.0, 1.0, side, device=films.device) for side in films.shape[2:])
+    place = torch.sin(angle) * down[:, None] + torch.cos(angle) * across
+    return films * (1.0 + steepness * place) / (1.0 + math.sqrt(2.0) * steepness.abs())
 
 
 def blur(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
@@ -208,11 +238,12 @@ def collimation(films: Tensor, settings: Augmentation, generator: Generator) -> 
 
 
 AUGMENTATIONS: Final = (
-    AugmentationStep(("rotation", "scale", "aspect", "shift", "flip"), geometry),
+    AugmentationStep(("rotation", "scale", "aspect", "shift", "flip", "crop"), geometry),
     AugmentationStep(("collimation",), collimation),
     AugmentationStep(("gamma",), gamma),
     AugmentationStep(("contrast",), contrast),
     AugmentationStep(("brightness",), brightness),
+    AugmentationStep(("shading",), shading),
     AugmentationStep(("blur",), blur),
     AugmentationStep(("sharpen",), sharpen),
     AugmentationStep(("unsharp",), unsharp),

@@ -32,9 +32,12 @@ class Augmentation:
         scale: share by which the film grows or shrinks: 0.2 is 1/1.2 to 1.2.
         aspect: share by which one axis grows against the other, in the same way.
         shift: share of the side, along each axis.
+        crop: largest share of the film that is cut off along each edge, of half of the films; what is left fills the
+            film again.
         flip: probability of a mirror image.
         gamma, contrast: share, as for ``scale``.
         brightness: grey levels of 255.
+        shading: share by which one edge is brighter than the middle and the opposite one darker, of half of the films.
         blur, sharpen, resolution: probability of softening by a small kernel, of sharpening by one, and of
             losing up to two thirds of the pixels a side.
         unsharp: probability of unsharp masking by a kernel of twice the width.
@@ -48,10 +51,12 @@ class Augmentation:
     scale: float = 0.0
     aspect: float = 0.0
     shift: float = 0.0
+    crop: float = 0.0
     flip: float = 0.0
     gamma: float = 0.0
     contrast: float = 0.0
     brightness: float = 0.0
+    shading: float = 0.0
     blur: float = 0.0
     sharpen: float = 0.0
     resolution: float = 0.0
@@ -73,10 +78,12 @@ AUGMENTATION_LIMITS: Final[Mapping[str, float]] = {
     "scale": 1.0,
     "aspect": 1.0,
     "shift": 0.5,
+    "crop": 0.4,
     "flip": 1.0,
     "gamma": 2.0,
     "contrast": 2.0,
     "brightness": 128.0,
+    "shading": 1.0,
     "blur": 1.0,
     "sharpen": 1.0,
     "resolution": 1.0,
