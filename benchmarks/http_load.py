@@ -131,7 +131,7 @@ class Callers:
                 if keep:
                     self._idle.append((reader, writer))
                 else:
-                    writer.transport.abort()  # what is left of the film is not sent: RFC 9112, section 9.5
+                    writer.close()
         except (OSError, EOFError, ValueError) as error:
             self.tally.lost.append(type(error).__name__)
             return

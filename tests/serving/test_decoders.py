@@ -26,7 +26,6 @@ from chestxray.inference.bundle import Bundle
 from chestxray.inference.ood import Prepared
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Prediction
-from chestxray.serving import service
 from chestxray.serving.decoders import DecoderLimits, DecoderPool, DecodersGone, FairSemaphore
 from chestxray.serving.metrics import Metrics
 from chestxray.serving.server_state import ConnectionLimits
@@ -423,28 +422,5 @@ def test_a_film_that_waits_for_room_is_woken_when_a_drawing_ends(bundle: Path) -
             async with asyncio.timeout(60):
                 await queue.room()
             assert (await drawing).startswith(b"\x89PNG")
-
-    run(work())
-
-
-def test_room_is_kept_for_films_that_are_arriving(bundle: Path, film: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def work() -> None:
-        async with pool_of(bundle) as pool:
-            queue = PredictionQueue(Predictor.load(bundle), pool, capacity=2, metrics=Metrics())
-            monkeypatch.setattr(service, "EXPECTED_SECONDS", 3600.0)
-            assert [queue.expect() for _ in range(3)] == [True, True, False]
-            assert not queue.full  # by films that are here
-            await queue.predict(film)  # one of those that were expected
-            assert [queue.expect() for _ in range(2)] == [True, False]
-
-    run(work())
-
-
-def test_films_that_do_not_arrive_keep_no_room(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def work() -> None:
-        async with pool_of(bundle) as pool:
-            queue = PredictionQueue(Predictor.load(bundle), pool, capacity=2, metrics=Metrics())
-            monkeypatch.setattr(service, "EXPECTED_SECONDS", 0.0)
-            assert all(queue.expect() for _ in range(10))
 
     run(work())

@@ -38,7 +38,7 @@ from chestxray.serving.connection import Connection
 from chestxray.serving.metrics import CONTENT_TYPE, Metrics
 from chestxray.serving.security import LOOPBACK_NAMES, ApiKeyMiddleware, Edge, HostRule, KeyRing, is_loopback
 from chestxray.serving.server import listening_socket
-from chestxray.serving.server_state import ConnectionLimits, Room, ServerState
+from chestxray.serving.server_state import ConnectionLimits, ServerState
 
 if TYPE_CHECKING:
     from chestxray.dicom.node import Node
@@ -80,7 +80,7 @@ class WebReceiver:
             ],
         )
         self._state = ServerState(
-            app, ConnectionLimits(places=PLACES), lambda _method, _path: Room.NOW, node.metrics.observe
+            app, ConnectionLimits(places=PLACES), lambda _method, _path: False, node.metrics.observe
         )
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()

@@ -36,12 +36,9 @@ from chestxray.serving.problems import (
     ProblemType,
 )
 from chestxray.serving.request import Headers, Malformed, RequestCycle, read_head
-from chestxray.serving.server_state import EXPECTED_SECONDS, Rank, Room, ServerState
+from chestxray.serving.server_state import Rank, ServerState
 
 SHORT_LINGER: Final = 2.0  # seconds
-# seconds behind an early answer in which nothing is read: a caller that watches for the answer stops sending meanwhile,
-# as RFC 9112, section 9.5, asks, and its body never has to be carried
-PAUSE_SECONDS: Final = 0.25
 # seconds: a new connection may still send its first request, even while the service is stopping
 GREETED_SECONDS: Final = 1.0
 BUFFERED: Final = 64 * 1024  # bytes of a body that may wait for the application before reading pauses
@@ -249,36 +246,20 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:  # the timer bounds the head only; the application bounds the time of the body
             self._timer.cancel()
             self._timer = None
-        state = self.state
-        room = self._room_for(cycle)
-        if room is Room.NOW:
-            self.run(cycle)
-        elif state.may_hold() if room is Room.SOON else state.must_hold():
-            state.held[cycle] = self
-            self._pause()
-            left = state.limits.hold_seconds
-            first = min(EXPECTED_SECONDS, left) if room is Room.SOON else left
-            self.loop.call_later(first, self._end_of_hold, cycle, left - first)
-        elif room is Room.SOON:
-            self.run(cycle)
-        else:
-            self._shed(cycle)
+        if self.state.full(cycle.scope["method"].encode(), cycle.scope["raw_path"]):
+            if self.state.must_hold():
+                self.state.held[cycle] = self
+                self._pause()
+                self.loop.call_later(self.state.limits.hold_seconds, self._end_of_hold, cycle)
+            else:
+                self._shed(cycle)
+            return
+        self.run(cycle)
 
-    def _room_for(self, cycle: RequestCycle) -> Room:
-        return self.state.room(cycle.scope["method"].encode(), cycle.scope["raw_path"])
-
-    def _end_of_hold(self, cycle: RequestCycle, left: float) -> None:
-        """Run or refuse a request that was held, or hold it for the seconds that are left."""
-        if cycle not in self.state.held:  # it was let in before
+    def _end_of_hold(self, cycle: RequestCycle) -> None:
+        if self.state.held.pop(cycle, None) is None or cycle.gone:  # it was let in before, or the caller has left
             return
-        room = Room.NOW if cycle.gone else self._room_for(cycle)
-        if room is Room.NONE and left:
-            self.loop.call_later(left, self._end_of_hold, cycle, 0.0)
-            return
-        del self.state.held[cycle]
-        if cycle.gone:
-            return
-        if room is Room.NONE:
+        if self.state.full(cycle.scope["method"].encode(), cycle.scope["raw_path"]):
             self._shed(cycle)
         else:
             self.run(cycle)
@@ -361,19 +342,11 @@ class Connection(asyncio.Protocol):
             self._arm_abort(limits.answer_seconds)
             return
         transport.write_eof()
+        self.resume()
+        # A caller that has sent everything it announced needs only the time in which its next request would arrive.
         self._still_sends = self._arriving is not None or self._in_a_body
         self.rank_anew()
-        if self._still_sends and not self.state.leaving:
-            self._pause()
-            self._arm(PAUSE_SECONDS, self._read_on)
-        else:  # a caller that has sent all it announced needs only the time in which its next request would arrive
-            self.resume()
-            self._arm_abort(SHORT_LINGER)
-
-    def _read_on(self) -> None:
-        """Read and throw away what the caller still sends."""
-        self.resume()
-        self._arm_abort(self.state.limits.linger_seconds)
+        self._arm_abort(limits.linger_seconds if self._still_sends and not self.state.leaving else SHORT_LINGER)
 
     def _sent_whole(self) -> bool:
         """Check whether a body that was answered early has come to its announced end since."""
@@ -427,7 +400,6 @@ class Connection(asyncio.Protocol):
         if self._lingered is not None:
             if not self._asked_to_leave:
                 self._asked_to_leave = True
-                self.resume()
                 self._arm_abort(SHORT_LINGER)
         elif not self._asked and self.loop.time() - self.last_arrival < GREETED_SECONDS:
             return  # the connection has just opened, and its first request is on its way

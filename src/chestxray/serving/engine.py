@@ -23,7 +23,7 @@ from chestxray.serving.app import create_app
 from chestxray.serving.connection import Connection
 from chestxray.serving.decoders import DecoderPool
 from chestxray.serving.logs import log
-from chestxray.serving.server_state import ConnectionLimits, Room, ServerState
+from chestxray.serving.server_state import ConnectionLimits, ServerState
 from chestxray.serving.service import DRAIN_SECONDS, Service, ServiceSettings
 
 # After SIGTERM films are still accepted for this many seconds, while /readyz and each answer send callers elsewhere.
@@ -71,7 +71,7 @@ class FilmServer:
     async def _serve(self, sockets: list[socket.socket]) -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._log_fault)
-        state = ServerState(self._app, within_files(self._limits), self._room, self._service.metrics.observe)
+        state = ServerState(self._app, within_files(self._limits), self._full, self._service.metrics.observe)
         self._service.queue.on_room = state.let_in
         async with self._app.router.lifespan_context(self._app):
             servers = [
@@ -105,13 +105,8 @@ class FilmServer:
         for connection in tuple(state.connections):
             connection.abort()
 
-    def _room(self, method: bytes, path: bytes) -> Room:
-        if method != b"POST" or not path.startswith(TAKES_FILMS):
-            return Room.NOW
-        queue = self._service.queue
-        if queue.full:
-            return Room.NONE
-        return Room.NOW if queue.expect() else Room.SOON
+    def _full(self, method: bytes, path: bytes) -> bool:
+        return self._service.queue.full and method == b"POST" and path.startswith(TAKES_FILMS)
 
     @contextmanager
     def _signals(self, loop: asyncio.AbstractEventLoop, state: ServerState) -> Iterator[None]:

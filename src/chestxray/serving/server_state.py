@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum, auto
+from enum import IntEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -55,22 +55,11 @@ class ConnectionLimits:
     skipped_bytes: int = 256 * 1024
     linger_seconds: float = 30.0
     linger_bytes: int = 128 * 2**20
-    places: int = 1024
+    places: int = 512
     pipelined: int = 8
     held: int = 300
     hold_seconds: float = 1.0
     refusals: int = 50
-
-
-EXPECTED_SECONDS: Final = 0.1  # for which room is kept for a film whose head has arrived
-
-
-class Room(Enum):
-    """Whether there is room for a film: now; soon, if fewer come than are expected; or none."""
-
-    NOW = auto()
-    SOON = auto()
-    NONE = auto()
 
 
 class Rank(IntEnum):
@@ -91,7 +80,7 @@ class ServerState:
 
     Attributes:
         app: the ASGI application that answers requests.
-        room: returns whether there is room for a request with the given method and address, and keeps it for a moment.
+        full: returns True if a request with the given method and address would find no room.
         observe: counts an answer that did not come from the application: route, status, seconds.
         connections: open ones.
         tasks: of requests that are being answered.
@@ -102,7 +91,7 @@ class ServerState:
 
     app: ASGIApp
     limits: ConnectionLimits
-    room: Callable[[bytes, bytes], Room]
+    full: Callable[[bytes, bytes], bool]
     observe: Callable[[str, int, float], None]
     connections: set[Connection] = field(default_factory=set)
     ranked: tuple[dict[Connection, float], ...] = field(default_factory=lambda: tuple({} for _ in Rank))
@@ -130,23 +119,16 @@ class ServerState:
         if second != self._second:
             self._second, self._refused = second, 0
         self._refused += 1
-        return self._refused > self.limits.refusals and self.may_hold()
-
-    def may_hold(self) -> bool:
-        """Check whether another request may wait unread."""
-        return len(self.held) < self.limits.held and not self.leaving
+        return self._refused > self.limits.refusals and len(self.held) < self.limits.held and not self.leaving
 
     def let_in(self) -> None:
         """Answer the request that has been held for longest: there is room, and nobody else has come to take it."""
         while self.held:
-            cycle, connection = next(iter(self.held.items()))
-            if cycle.gone:
-                del self.held[cycle]
-                continue
-            if self.room(cycle.scope["method"].encode(), cycle.scope["raw_path"]) is Room.NOW:
-                del self.held[cycle]
+            cycle = next(iter(self.held))
+            connection = self.held.pop(cycle)
+            if not cycle.gone:
                 connection.run(cycle)
-            return
+                return
 
     def make_room(self) -> bool:
         """Close the connection that is worth least; return False if every connection waits for an answer."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -42,7 +41,6 @@ from chestxray.serving.problems import (
     refusal_of,
 )
 from chestxray.serving.security import HostRule, KeyRing
-from chestxray.serving.server_state import EXPECTED_SECONDS
 from chestxray.serving.static import EXAMPLES
 
 MEBIBYTE: Final = 2**20
@@ -167,7 +165,6 @@ class PredictionQueue:
         self._decoders = decoders
         self._capacity = capacity
         self._scorer = Scorer(predictor, metrics)
-        self._expected: deque[float] = deque()  # until when room is kept for films whose bodies are on their way
         self._left = asyncio.Event()  # set and replaced whenever a film has its answer
         self._deadlines: set[asyncio.Timeout] = set()
         self._latest = float("inf")  # deadline on the clock of the event loop
@@ -176,20 +173,6 @@ class PredictionQueue:
     def full(self) -> bool:
         """True while another film would find no room."""
         return self.inside >= self._capacity
-
-    def expect(self) -> bool:
-        """Keep room for a film whose head has arrived; return False if all that is left is kept for others.
-
-        Without this, each of a hundred films that come at once would be read, and most of them then refused. A film
-        that is slow to arrive loses its room to others after ``EXPECTED_SECONDS``.
-        """
-        now = asyncio.get_running_loop().time()
-        while self._expected and self._expected[0] <= now:
-            self._expected.popleft()
-        if self.inside + len(self._expected) >= self._capacity:
-            return False
-        self._expected.append(now + EXPECTED_SECONDS)
-        return True
 
     def refuse_if_full(self) -> None:
         """Check that another film finds room. Raises: Refusal (503)."""
@@ -225,8 +208,6 @@ class PredictionQueue:
     @contextmanager
     def _film_inside(self) -> Iterator[None]:
         """Count a film until it has its answer, then wake a film that waits for its place. Raises: Refusal."""
-        if self._expected:
-            self._expected.popleft()
         self.refuse_if_full()
         self.inside += 1
         try:
