@@ -122,6 +122,25 @@ def test_nothing_scrolls_sideways_at_any_width(visit: Opener, film_paths: tuple[
         assert page.evaluate(sideways) == 0, ("list", width)
 
 
+def test_the_stage_holds_its_film_and_every_tool_beside_a_worklist(visit: Opener, film_paths: tuple[Path, ...]) -> None:
+    """What is wider than the stage is cut off by it, and cannot be scrolled to."""
+    page = visit()
+    choose(page, *film_paths[:3])
+    wait_for_all(page)
+    page.locator("#heat").click()
+    cut_off = """() => { const stage = document.querySelector('.stage').getBoundingClientRect();
+        return [...document.querySelectorAll('.stage .tools button, .stage canvas, .stage img')]
+            .filter((each) => each.checkVisibility()).map((each) => each.getBoundingClientRect())
+            .filter((box) => box.left < stage.left - 1 || box.right > stage.right + 1).length }"""
+    covered = """() => { const [heat, answer] = ['.heat', '.answer'].map(
+        (name) => document.querySelector(name).getBoundingClientRect());
+        return heat.right > answer.left + 1 && heat.bottom > answer.top + 1 && heat.top < answer.bottom - 1 }"""
+    for width in (996, 1024, 1152, 1280, 1600):
+        page.set_viewport_size({"width": width, "height": 844})
+        assert page.evaluate(cut_off) == 0, width
+        assert not page.evaluate(covered), width
+
+
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_nothing_jumps_when_answers_come(visit: Opener, film_paths: tuple[Path, ...], size: dict[str, int]) -> None:
     page = visit(viewport=size)
