@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings(UNCLOSED))
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """Collect what the library leaves unclosed, while the warnings of this folder's tests are ignored."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

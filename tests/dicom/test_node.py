@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import itertools
 import json
@@ -562,13 +561,6 @@ def test_both_ends_say_why_there_is_no_tls(
             send_module.association(peer, NodeSettings(tmp_path), [DX]),
         ):
             pass
-
-
-@pytest.fixture
-def collected() -> Iterator[None]:
-    """Collect what the library leaves unclosed, while the warnings of this folder's tests are ignored."""
-    yield
-    gc.collect()
 
 
 def refusal(caplog: pytest.LogCaptureFixture) -> str:

@@ -32,6 +32,7 @@ from http_load import descendants, resident_mib
 from live_orthanc import free_port, until
 
 pytestmark = [
+    pytest.mark.usefixtures("collected"),
     pytest.mark.soak,
     pytest.mark.timeout(3600),
     pytest.mark.filterwarnings("ignore:Unknown encoding"),  # pydicom, of names that a film declares wrongly
