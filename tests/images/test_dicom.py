@@ -507,7 +507,7 @@ def test_the_header_tells_what_the_gate_needs() -> None:
     assert silent.patient_age_years is None
 
 
-def coded(meaning: str) -> Dataset:
+def code_of(meaning: str) -> Dataset:
     code = Dataset()
     code.CodeMeaning = meaning
     return code
@@ -516,7 +516,7 @@ def coded(meaning: str) -> Dataset:
 @pytest.mark.parametrize(
     "said",
     [
-        {"AnatomicRegionSequence": [coded("Hand")]},
+        {"AnatomicRegionSequence": [code_of("Hand")]},
         {"SeriesDescription": "Knie links"},
         {"ProtocolName": "W Schädel"},
         {"ViewPosition": "", "ProtocolName": "Thorax seitl."},
