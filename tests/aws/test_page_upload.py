@@ -13,14 +13,14 @@ from typing import Any, Final
 
 import boto3
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 import live_lambda
 import live_moto
 from chestxray.aws import lambda_handler, stacks
 from chestxray.aws.website import page_files
 from chestxray.inference.predictor import Predictor
-from driving import CHROMIUM, FLAGS, choose, expect_answer_for
+from driving import CHROMIUM, choose, expect_answer_for
 from live_lambda import event
 from stand_in import StandIn, serving
 
@@ -105,13 +105,11 @@ def website(function: Call, bundle: Path, policy: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(address: str) -> Iterator[Page]:
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        found = browser.new_page()
-        found.goto(address)
-        yield found
-        browser.close()
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    found = browser.new_page()
+    found.goto(address)
+    yield found
+    found.close()
 
 
 def test_a_film_larger_than_a_request_is_sent_by_the_form_with_its_progress_and_answered(

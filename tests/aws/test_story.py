@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import boto3
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser
 
 import cloud_requests
 import live_ministack
@@ -21,7 +21,7 @@ from chestxray.aws.roles import WITHOUT_RESOURCE
 from chestxray.aws.session import Names, connect
 from chestxray.inference.predictor import Predictor
 from cloud_requests import CloudRequests
-from driving import CHROMIUM, FLAGS, choose, expect_answer_for
+from driving import CHROMIUM, choose, expect_answer_for
 from live_moto import ACCOUNT
 from sagemaker_account import IMAGE, account_with_functions, put_image, schedules
 from sagemaker_emulator import SageMaker
@@ -167,21 +167,20 @@ def twice(
     return first, second
 
 
-def opened(address: str, bundle: Path, film: Path) -> None:
+def opened(browser: Browser, address: str, bundle: Path, film: Path) -> None:
     """A person opens the page, chooses a film, and sees the bundle's answer."""
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        page = browser.new_page()
-        page.goto(address)
-        choose(page, film)
-        expect_answer_for(page, Predictor.load(bundle), film.read_bytes())
-        browser.close()
+    page = browser.new_page()
+    page.goto(address)
+    choose(page, film)
+    expect_answer_for(page, Predictor.load(bundle), film.read_bytes())
+    page.close()
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_from_films_to_a_page_that_answers_and_nothing_left(
+    browser: Browser,
     account: Account,
     synthetic_films: Path,
     film_paths: tuple[Path, ...],
@@ -216,7 +215,7 @@ def test_from_films_to_a_page_that_answers_and_nothing_left(
     first, second = twice(account, capsys, "aws", "website", "--access", "open")
     assert (first["did"], second["did"], second["page_files"]) == ("create", "keep", 0)
     with live_ministack.edge(account.aws, first) as address:
-        opened(address, bundle, film_paths[0])
+        opened(browser, address, bundle, film_paths[0])
     assert check_policies() >= 10
 
     _, second = twice(account, capsys, "aws", "status", "--cost")

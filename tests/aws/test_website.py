@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from imagecodecs import ljpeg_encode
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless
 
 import dicoms
@@ -38,7 +38,7 @@ from chestxray.errors import CloudError, CloudMissing, UsageError
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Prediction
 from chestxray.serving.security import HEADERS, new_key
-from driving import CHROMIUM, FLAGS, choose, expect_answer_for
+from driving import CHROMIUM, choose, expect_answer_for
 from live_lambda import event
 from policies import as_list, statements
 
@@ -336,6 +336,7 @@ def asked(address: str, method: str, film: bytes | None = None) -> Any:
 @live_ministack.needed
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_the_verb_makes_a_website_whose_page_gets_answers_and_all_of_it_goes_again(
+    browser: Browser,
     moto: str,
     bundle: Path,
     film_paths: list[Path],
@@ -364,13 +365,12 @@ def test_the_verb_makes_a_website_whose_page_gets_answers_and_all_of_it_goes_aga
         deploy_bundle(account, bundle, "chestxray", InstanceType="ml.m5.large", InitialInstanceCount=1)
         made = website()
         assert (made["did"], made["page_files"] > 20) == ("create", True)
-        with live_ministack.edge(aws, made) as address, sync_playwright() as driver:
-            browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        with live_ministack.edge(aws, made) as address:
             page = browser.new_page()
             page.goto(address)
             choose(page, film_paths[0])
             expect_answer_for(page, Predictor.load(bundle), film_paths[0].read_bytes())
-            browser.close()
+            page.close()
         assert website() == made | {"did": "keep", "page_files": 0}
         assert website("--rate", "5") == made | {"did": "update", "page_files": 0}
         elsewhere = ("--origin", "https://ward.example.org", "--rest-api", "dev/xray/pneumonia")

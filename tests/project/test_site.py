@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from chestxray.cli import chestxray_group
 from chestxray.schema import NOTICE
-from driving import CHROMIUM, DESKTOP, FLAGS, PHONE
+from driving import DESKTOP, PHONE
 from pages import ROOT, pages
 
 pytestmark = pytest.mark.slow
@@ -94,16 +94,6 @@ def test_the_model_cards_are_those_of_the_bundles(site: Path) -> None:
 
 
 # --------------------------------------------------------------------------- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

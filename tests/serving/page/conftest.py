@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from chestxray.inference.predictor import Predictor
-from driving import CHROMIUM, DESKTOP, FLAGS, Opener
+from driving import CHROMIUM, DESKTOP, Opener
 from firefox import FIREFOX
 from live_service import running
 
@@ -32,19 +32,6 @@ def predictor(bundle: Path) -> Predictor:
 def address(predictor: Predictor) -> Iterator[str]:
     with running(predictor) as found:
         yield found
-
-
-@pytest.fixture(scope="session")
-def playwright() -> Iterator[Playwright]:
-    with sync_playwright() as started:
-        yield started
-
-
-@pytest.fixture(scope="session")
-def browser(playwright: Playwright) -> Iterator[Browser]:
-    opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
