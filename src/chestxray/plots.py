@@ -122,7 +122,7 @@ def _draw_splits(axes: Axes, films: Sequence[Film]) -> None:
     axes.set_xticks(range(len(names)), [name or "no split yet" for name in names])
     axes.set(title="accepted films", ylabel="films")
     axes.margins(y=0.15)
-    axes.legend(frameon=False)
+    axes.legend(loc="upper right", frameon=False)
 
 
 def _draw_sizes(axes: Axes, films: Sequence[Film]) -> None:

@@ -48,14 +48,14 @@ def plot_curves(records: Sequence[EpochRecord], folder: Path) -> None:
     with mpl.rc_context({"svg.hashsalt": "chestxray", "svg.fonttype": "none"}):
         figure = Figure(figsize=(7.0, 6.0), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True)
-        for axes, series in ((upper, _LOSSES), (lower, _RATES)):
+        for axes, series, free in ((upper, _LOSSES, "upper right"), (lower, _RATES, "lower right")):
             for name, colour in series:
                 values = [getattr(record, name) for record in records]
                 label = _TITLES.get(name, name.replace("_", " "))
                 axes.plot(epochs, values, marker=marker, markersize=4, color=colour, label=label)
             axes.axvline(best.epoch, color="0.6", linestyle=":", label="best epoch")
             axes.grid(visible=True, alpha=0.3)
-            axes.legend()
+            axes.legend(loc=free)  # a search for the best place warns where the machine is busy
         upper.set_ylabel("cross-entropy (nats)")
         lower.set_ylabel("on validation films")
         lower.set_xlabel("epoch")
