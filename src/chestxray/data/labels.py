@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from chestxray.errors import UsageError
+from chestxray.images import ACCENTS, INVISIBLE, without_accents
 from chestxray.schema import Label, Split
 
 _PNEUMONIA: Final = re.compile(r"(?P<patient>person\d+)_(?P<cause>bacteria|virus)_\d+", re.IGNORECASE)
@@ -177,9 +177,7 @@ def in_one_form(text: str) -> str:
     "Viral_Pneumonia" and "viral-pneumonia" are "viral pneumonia"; "1.0" and "1,0" are "1"; "-1.0" is "-1". Accents,
     invisible characters and a full stop at the end do not count: "Neumonía." is "neumonia".
     """
-    text = unicodedata.normalize("NFKD", text.strip().strip("'\"").strip().lower())
-    kept = "".join(letter for letter in text if unicodedata.category(letter) not in {"Mn", "Cf"})
-    text = unicodedata.normalize("NFC", kept).strip().removesuffix(".")
+    text = without_accents(text.strip().strip("'\"").strip().lower(), ACCENTS | INVISIBLE).strip().removesuffix(".")
     text = _WHOLE.sub(r"\1", text)
     try:
         number = float(text)

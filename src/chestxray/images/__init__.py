@@ -5,6 +5,7 @@ Pillow decodes; NumPy does the rest.
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -27,6 +28,7 @@ MAX_PIXELS: Final = 64_000_000  # rows x columns x frames x samples; the largest
 # colour coarsely, so greyscale films saved as RGB drift by a few levels.
 COLOUR_SPREAD: Final = 24
 
+MARGIN: Final = 10  # a tenth of each side, where collimators, markers and the air beside the patient are
 LOOKED_AT: Final = 512  # rows and columns at most: enough to measure fractions of pixels
 
 
@@ -80,6 +82,21 @@ def check_pixels(source: str, width: int, height: int, samples: int = 1, frames:
         raise FilmTooLarge(
             f"{source}: {width} x {height} pixels{by}; the limit is {MAX_PIXELS:,} in all. Export a smaller copy"
         )
+
+
+ACCENTS: Final = frozenset({"Mn"})
+INVISIBLE: Final = frozenset({"Cf"})
+
+
+def without_accents(text: str, dropped: frozenset[str] = ACCENTS) -> str:
+    """Return text in composed form without its accents: "Neumonia" for "Neumonía".
+
+    Args:
+        text: any text.
+        dropped: Unicode categories of the characters that are left out.
+    """
+    letters = unicodedata.normalize("NFKD", text)
+    return unicodedata.normalize("NFC", "".join(one for one in letters if unicodedata.category(one) not in dropped))
 
 
 def sampling_step(pixels: Pixels) -> int:

@@ -12,9 +12,8 @@ from typing import Final
 import numpy as np
 
 from chestxray.arrays import Float64Array
-from chestxray.images import Pixels
+from chestxray.images import MARGIN, Pixels
 
-MARGIN: Final = 10  # a tenth of each side is left out
 FEW: Final = 32  # lines that are looked at, where a few tell enough
 PLACES: Final = 64  # along each line, at which lines are compared
 SAMPLES: Final = 180  # places along a line at most, between which jumps are counted, on half as many lines

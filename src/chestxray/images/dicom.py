@@ -14,7 +14,6 @@ from __future__ import annotations
 import io
 import re
 import struct
-import unicodedata
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from chestxray.errors import (
     UnreadableFilm,
     UnsupportedFormat,
 )
-from chestxray.images import MAX_PIXELS, Pixels, Radiograph, check_pixels, grey_of_colour
+from chestxray.images import MAX_PIXELS, Pixels, Radiograph, check_pixels, grey_of_colour, without_accents
 from chestxray.images.dicom_pixels import (
     BYTE,
     DEFLATED,
@@ -499,9 +498,7 @@ def years_of(age: str) -> float | None:
     An age of zero units counts as half a unit: "000Y" is an infant of unknown months. Zero without a unit means
     unknown.
     """
-    text = unicodedata.normalize("NFKD", age.upper())
-    text = "".join(letter for letter in text if unicodedata.category(letter) != "Mn").strip(" \0'\"<>~=+")
-    text = unicodedata.normalize("NFC", text)
+    text = without_accents(age.upper()).strip(" \0'\"<>~=+")
     if re.search(r"\d[./-]\d+[./-]\d", text) or not re.match(r"(?:P|Y|AGE|AN)?[ :]*\d", text):
         return None  # a date, or no number
     found = re.findall(r"(\d+(?:[.,]\d+)?)\s*([^\W\d_]*)", text)

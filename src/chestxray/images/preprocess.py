@@ -12,11 +12,10 @@ import numpy as np
 from PIL import Image
 
 from chestxray.arrays import Float32Array, UInt8Array
-from chestxray.images import WHITE, FrameBox, Pixels, sampling_step
+from chestxray.images import MARGIN, WHITE, FrameBox, Pixels, sampling_step
 from chestxray.images.decode import decode
 from chestxray.schema import Levels, Preprocessing, Resize
 
-MARGIN: Final = 10  # a tenth of each side, where collimators, markers and the air beside the patient are
 DARKEST: Final = 0.01  # fraction of the film's middle that becomes black, and the same fraction white
 # Times the range from the darkest to the brightest hundredth: what is brighter is a defective pixel. In the published
 # films that range is 85 levels or more and ends at 131 or above, so none of their 256 levels would be one.

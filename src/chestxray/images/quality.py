@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from chestxray.arrays import Float64Array, Int64Array
-from chestxray.images import LOOKED_AT, WHITE, Pixels, Radiograph, sampling_step
+from chestxray.images import LOOKED_AT, MARGIN, WHITE, Pixels, Radiograph, sampling_step, without_accents
 from chestxray.images.artefacts import objection_to_artefacts
 from chestxray.schema import Verdict
 
@@ -111,7 +111,6 @@ MIN_LEVELS: Final = 32
 # sigmoid window an eighth as wide as the levels leaves 2 to 8, a thousand hot pixels in 224 x 224 at most 5.
 SHADES: Final = 64
 MIN_SHADES: Final = 14.0
-MARGIN: Final = 10  # a tenth of each side
 FEWEST_BRIGHT: Final = 1 / 3  # of the range from black to white, which every published film spans
 
 # Mean of the film's middle less that of its dark parts, in grey levels, -1 to 1. All 5,216 published training films are
@@ -294,8 +293,7 @@ def view_of(text: str) -> str:
 
 def _words(text: str) -> frozenset[str]:
     """Return the words in capitals without accents; ``ANTERO-POSTERIOR`` and ``A P`` count as one word as well."""
-    decomposed = unicodedata.normalize("NFKD", text.upper())
-    plain = unicodedata.normalize("NFC", "".join(one for one in decomposed if unicodedata.category(one) != "Mn"))
+    plain = without_accents(text.upper())
     parts = re.findall(r"[^\W\d_]+", plain)
     pairs = ("".join(pair) for pair in pairwise(parts))
     inside = (word for word in _UNSPACED if word in plain)

@@ -20,10 +20,10 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
+from chestxray.images import WHITE
 from chestxray.images.shifts import LEVELS
 from chestxray.training.config import Augmentation
 
-WHITE: Final = 255.0
 BANDS_PRESENT: Final = 0.5  # probability that a film with bands has one along a given edge
 BLACK_BANDS: Final = 0.6  # probability that the bands are black
 WIDE: Final = 2  # pixels between those that the kernel of ``unsharp`` takes in
