@@ -26,10 +26,10 @@ from chestxray.inference.bundle import Bundle
 from chestxray.inference.ood import Prepared
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Prediction
+from chestxray.serving.connection import ConnectionLimits
 from chestxray.serving.decoders import DecoderLimits, DecoderPool, DecodersGone, FairSemaphore
-from chestxray.serving.metrics import Metrics
-from chestxray.serving.server_state import ConnectionLimits
 from chestxray.serving.service import PredictionQueue, ServiceSettings
+from chestxray.serving.telemetry import Metrics
 from drawing import encoded, textured
 from http_load import children, processor_seconds
 from live_service import awaited, running

@@ -17,9 +17,9 @@ import pytest
 
 from chestxray.inference.bundle import folder_of
 from chestxray.inference.predictor import Predictor
+from chestxray.serving.connection import ConnectionLimits
 from chestxray.serving.request import Malformed, read_head
 from chestxray.serving.security import FailedAttempts, HostRule, KeyRing, new_key
-from chestxray.serving.server_state import ConnectionLimits
 from chestxray.serving.service import ServiceSettings
 from chestxray.serving.static import EXAMPLES
 from http_load import Callers, Case, Tally, resident_mib

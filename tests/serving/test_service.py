@@ -31,11 +31,11 @@ from chestxray.schema import NOTICE, Prediction
 from chestxray.serving import static
 from chestxray.serving.app import MEBIBYTE, ServiceSettings, create_app
 from chestxray.serving.intake import MEDIA_TYPES, MULTIPART
-from chestxray.serving.logs import JsonLines, Patient, whole_lines
 from chestxray.serving.problems import PROBLEM_TYPES
 from chestxray.serving.security import VARIABLE, HostRule, is_loopback
 from chestxray.serving.server import ServeOptions, serve
 from chestxray.serving.service import NDJSON
+from chestxray.serving.telemetry import JsonLines, Patient, whole_lines
 from dicoms import native
 from drawing import encoded, gradient, textured
 from live_service import awaited, running

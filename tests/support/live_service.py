@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 from chestxray.inference.predictor import Predictor
 from chestxray.serving.app import ServiceSettings
-from chestxray.serving.engine import make_server
-from chestxray.serving.server_state import ConnectionLimits
+from chestxray.serving.connection import ConnectionLimits
+from chestxray.serving.server import make_server
 
 Answer = TypeVar("Answer")
 

@@ -54,7 +54,7 @@ def serve(console: Console, config: Path, explain: Path | None, ae_title: str) -
         return
     from chestxray.dicom.node import run
     from chestxray.dicom.settings import NodeSettings
-    from chestxray.serving.logs import logged_to_stderr
+    from chestxray.serving.telemetry import logged_to_stderr
 
     settings = NodeSettings.read(config)
     stop = threading.Event()

@@ -30,7 +30,7 @@ from chestxray.errors import FilmError, FilmTooLarge, OutputUnwritable, Settings
 from chestxray.inference.bundle import Bundle, folder_of
 from chestxray.inference.predictor import FILMS_A_PASS
 from chestxray.inference.signature import open_bundle
-from chestxray.serving.metrics import Metrics
+from chestxray.serving.telemetry import Metrics
 
 if TYPE_CHECKING:
     from chestxray.dicom.web import WebReceiver

@@ -34,11 +34,10 @@ from chestxray.dicom.settings import MEBIBYTE
 from chestxray.dicom.tls import server_context
 from chestxray.errors import UsageError
 from chestxray.schema import NOTICE
-from chestxray.serving.connection import Connection
-from chestxray.serving.metrics import CONTENT_TYPE, Metrics
+from chestxray.serving.connection import Connection, ConnectionLimits, ServerState
 from chestxray.serving.security import LOOPBACK_NAMES, ApiKeyMiddleware, Edge, HostRule, KeyRing, is_loopback
 from chestxray.serving.server import listening_socket
-from chestxray.serving.server_state import ConnectionLimits, ServerState
+from chestxray.serving.telemetry import Metrics
 
 if TYPE_CHECKING:
     from chestxray.dicom.node import Node
@@ -259,7 +258,7 @@ def _ready(node: Node) -> Answerer:
 
 def _metrics(metrics: Metrics) -> Answerer:
     async def text(_request: Request) -> Response:
-        return Response(await run_in_threadpool(metrics.text), media_type=CONTENT_TYPE)
+        return Response(await run_in_threadpool(metrics.text), media_type=metrics.content_type)
 
     return text
 

@@ -1,28 +1,37 @@
 """One ASGI application: the page, the API and SageMaker's hosting contract, over one predictor.
 
-    /                       the page
-    /v1/predict             one film in, one prediction out
-    /v1/film                one film in, the picture that was decoded out
-    /v1/model               the model, and how well it did
-    /ping, /invocations, /execution-parameters, /endpoints/{name}/invocations      as SageMaker asks for them
-    /healthz, /readyz, /metrics      for monitoring
-    /docs, /openapi.json    how to call it
+    /                               the page
+    /v1/predict                     one film in, one prediction out
+    /v1/film                        one film in, the picture that was decoded out
+    /v1/model                       the model, and how well it did
+    /ping, /invocations, /execution-parameters   SageMaker's contract for hosting and batch transform
+    /endpoints/{name}/invocations   the address of SageMaker's runtime: boto3 can call a local service
+    /healthz, /readyz, /metrics     for monitoring
+    /docs, /openapi.json            how to call it
 
 ``create_app`` keeps all state in what it returns. No address that a caller sends is ever opened, and
 nothing that a caller sends is stored.
+
+Source: Amazon SageMaker developer guide, "Use Your Own Inference Code" with hosting and with batch transform;
+API reference, InvokeEndpoint.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Mapping
+import urllib.parse
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+import fastapi
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
+from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
@@ -31,13 +40,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from chestxray import __version__
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE, BundleInfo, Prediction
-from chestxray.serving import metrics, openapi
 from chestxray.serving.decoders import DecoderPool
-from chestxray.serving.intake import MEDIA_TYPES
-from chestxray.serving.problems import INVALID_REQUEST, NOT_FOUND, WRONG_METHOD, Refusal, problem_response
-from chestxray.serving.sagemaker import add_sagemaker_routes
+from chestxray.serving.intake import MEDIA_TYPES, MULTIPART
+from chestxray.serving.problems import (
+    INVALID_REQUEST,
+    NOT_ACCEPTABLE,
+    NOT_FOUND,
+    PROBLEM_JSON,
+    PROBLEM_TYPES,
+    WRONG_METHOD,
+    Problem,
+    Refusal,
+    problem_response,
+)
 from chestxray.serving.security import ApiKeyMiddleware, Edge
-from chestxray.serving.service import MEBIBYTE, PredictParameters, Service, ServiceSettings
+from chestxray.serving.service import MEBIBYTE, NDJSON, PredictParameters, Service, ServiceSettings
 from chestxray.serving.static import PAGE_NOT_FOUND, packed_or_plain, page_routes
 
 __all__ = ["MEBIBYTE", "ServiceSettings", "create_app"]
@@ -47,6 +64,32 @@ PREDICT: Final = "/v1/predict"
 
 # These paths need no key: they report that the service runs, document it, and load the page that asks for the key.
 _OPEN: Final = frozenset({"/healthz", "/readyz", "/ping", "/openapi.json"})
+
+# the only header that InvokeEndpoint passes on beside the body
+ATTRIBUTES: Final = "X-Amzn-SageMaker-Custom-Attributes"
+ENDPOINT_NAME: Final = r"^[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}$"
+_OF_A_FILM: Final = (413, 415, 422)  # statuses that concern the film and not the service
+
+DESCRIPTION: Final = f"Classifies frontal chest films for signs of pneumonia. Films are not stored. {NOTICE}"
+
+_FILM_BODY: Final = {
+    "required": True,
+    "description": "The bytes of one film. The bytes decide what it is; addresses are never opened.",
+    "content": {name: {"schema": {"type": "string", "format": "binary"}} for name in MEDIA_TYPES}
+    | {MULTIPART: {"schema": {"type": "object", "description": "A film a part, whatever the parts are called."}}},
+}
+_LINES: Final = (
+    'Where the body holds several films: a line of JSON each, in their order, with "index", "status" and '
+    '"prediction" or "problem".'
+)
+_FILM_STATUSES: Final = (403, 408, 413, 415, 422, 503)
+_ALWAYS: Final = (421, 500)  # statuses with which the outer layer of the service may answer any request
+_KEYS: Final = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
+Options = dict[str, Any]  # keyword options of FastAPI's route decorators
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +128,7 @@ def create_app(
     app = FastAPI(
         title="chestxray",
         version=__version__,
-        description=openapi.DESCRIPTION,
+        description=DESCRIPTION,
         docs_url=None,  # FastAPI's own pages load their scripts from another origin
         redoc_url=None,
         redirect_slashes=False,
@@ -95,14 +138,12 @@ def create_app(
     for cls, handler in _HANDLERS.items():
         app.add_exception_handler(cls, handler)
     _add_film_routes(app, service)
-    add_sagemaker_routes(app, service)
+    _add_sagemaker_routes(app, service)
     _add_health_routes(app, service)
     pages = list(page_routes())
     app.router.routes.extend(pages)
     _surround(app, service, _OPEN | {route.path for route in pages})
-    openapi.complete(
-        app, [point.name for point in predictor.info.operating_points], _OPEN, locked=bool(service.settings.keys)
-    )
+    _complete(app, [point.name for point in predictor.info.operating_points], _OPEN, locked=bool(service.settings.keys))
     return app
 
 
@@ -165,7 +206,7 @@ def _add_film_routes(app: FastAPI, service: Service) -> None:
     model = describe_model(service.predictor.folder, service.predictor.info, service.settings.max_body).encode()
     model_packed = gzip.compress(model, mtime=0)
 
-    @app.post(PREDICT, summary="Classify one film", tags=["films"], **openapi.film_in(Prediction))
+    @app.post(PREDICT, summary="Classify one film", tags=["films"], **_film_in(Prediction))
     async def predict(request: Request, parameters: Annotated[PredictParameters, Query()]) -> Response:
         """Send the bytes of one JPEG, PNG, TIFF or DICOM film as the body, or up to a thousand as parts of a form.
 
@@ -176,7 +217,7 @@ def _add_film_routes(app: FastAPI, service: Service) -> None:
         """
         return await service.predict(request, parameters)
 
-    @app.post("/v1/film", summary="Draw one film", tags=["films"], **openapi.picture_out())
+    @app.post("/v1/film", summary="Draw one film", tags=["films"], **_picture_out())
     async def draw(request: Request) -> Response:
         """Send the bytes of one film as the body, and get what was decoded: a PNG of 8 grey bits.
 
@@ -185,25 +226,112 @@ def _add_film_routes(app: FastAPI, service: Service) -> None:
         """
         return await service.draw(request)
 
-    @app.get("/v1/model", summary="The model", tags=["films"], **openapi.json_out(ModelDescription))
+    @app.get("/v1/model", summary="The model", tags=["films"], **_json_out(ModelDescription))
     async def describe(request: Request) -> Response:
         """Return the bundle's description, its model card, and the limits of this service."""
         return packed_or_plain(request, model, model_packed, "application/json", {"Vary": "Accept-Encoding"})
 
 
 def _add_health_routes(app: FastAPI, service: Service) -> None:
-    @app.get("/healthz", summary="Does the process answer?", tags=["health"], **openapi.json_any())
+    @app.get("/healthz", summary="Does the process answer?", tags=["health"], **_json_any())
     async def alive() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/readyz", summary="Can it answer?", tags=["health"], **openapi.json_any(503))
+    @app.get("/readyz", summary="Can it answer?", tags=["health"], **_json_any(503))
     async def ready() -> dict[str, str]:
         service.check_ready()
         return {"status": "ready"}
 
-    @app.get("/metrics", summary="What it counts", tags=["health"], **openapi.text_out("Prometheus' text format"))
+    @app.get("/metrics", summary="What it counts", tags=["health"], **_text_out("Prometheus' text format"))
     async def counted() -> Response:
-        return Response(service.metrics.text(), headers={"Content-Type": metrics.CONTENT_TYPE})
+        return Response(service.metrics.text(), headers={"Content-Type": service.metrics.content_type})
+
+
+def _add_sagemaker_routes(app: FastAPI, service: Service) -> None:
+    """Add ``/ping``, ``/invocations``, ``/execution-parameters`` and ``/endpoints/{name}/invocations``."""
+    settings = service.settings
+    execution: dict[str, int | str] = {
+        "MaxConcurrentTransforms": settings.workers,
+        "BatchStrategy": "SINGLE_RECORD",
+        "MaxPayloadInMB": settings.max_body // MEBIBYTE,
+    }
+    film: Options = _film_in(Prediction, 406)
+
+    @app.get("/ping", summary="Is it there?", tags=["sagemaker"], **_empty_out(503))
+    async def ping() -> Response:
+        """Return 200 with an empty body once films can be classified."""
+        service.check_ready()
+        return Response()
+
+    @app.post("/invocations", summary="Classify one film", tags=["sagemaker"], **film)
+    async def invoke(request: Request) -> Response:
+        """Predict as ``/v1/predict``, with its query parameters in the header X-Amzn-SageMaker-Custom-Attributes."""
+        return await _invoke(service, request)
+
+    @app.post("/endpoints/{name}/invocations", summary="Classify one film", tags=["sagemaker"], **film)
+    async def invoke_endpoint(
+        request: Request,
+        name: Annotated[str, fastapi.Path(pattern=ENDPOINT_NAME)],  # noqa: ARG001 - this server has one model
+    ) -> Response:
+        """Predict as ``/invocations``, at the address that boto3's ``sagemaker-runtime`` calls; any name will do."""
+        try:
+            return await _invoke(service, request)
+        except Refusal as refusal:
+            return _as_runtime_error(refusal, request)
+
+    @app.get("/execution-parameters", summary="For batch transform", tags=["sagemaker"], **_json_any())
+    async def parameters() -> dict[str, int | str]:
+        """Return the settings with which a batch transform should call."""
+        return execution
+
+
+async def _invoke(service: Service, request: Request) -> Response:
+    _check_accept(request.headers.get("accept", ""))
+    if not service.settings.transform:
+        return await service.predict(request, _parameters_of(request))
+    return await _line_of_transform(service, request)
+
+
+def _parameters_of(request: Request) -> PredictParameters:
+    """Read ``operating_point=screening&heatmap=1``; ignore attributes of other names. Raises: Refusal."""
+    given = dict(urllib.parse.parse_qsl(request.headers.get(ATTRIBUTES, "")))
+    ours = {name: value for name, value in given.items() if name in PredictParameters.model_fields}
+    try:
+        return PredictParameters.model_validate(ours)
+    except ValidationError:
+        raise Refusal(INVALID_REQUEST, f"{ATTRIBUTES}: heatmap is 1 or 0") from None
+
+
+async def _line_of_transform(service: Service, request: Request) -> Response:
+    """Return one line of a batch transform's output, also for an unreadable film: an error would end the job."""
+    try:
+        answer = await service.predict(request, PredictParameters())
+    except Refusal as refusal:
+        if refusal.kind.status not in _OF_A_FILM:
+            raise
+        answer = problem_response(refusal.kind, refusal.detail, request.state.request_id)
+    media_type = answer.media_type or PROBLEM_JSON
+    return Response(bytes(answer.body) + b"\n", media_type=media_type)
+
+
+def _as_runtime_error(refusal: Refusal, request: Request) -> Response:
+    """Return the problem as boto3 expects its exceptions: with a known error kind and the model's answer."""
+    known = "ServiceUnavailable" if refusal.kind.status == HTTPStatus.SERVICE_UNAVAILABLE else "ModelError"
+    headers = {**(refusal.headers or {}), "x-amzn-ErrorType": known}
+    problem = refusal.kind, refusal.detail, request.state.request_id
+    original = bytes(problem_response(*problem).body).decode()
+    further = {
+        "Message": refusal.detail,
+        "OriginalStatusCode": refusal.kind.status,
+        "OriginalMessage": original,
+    }
+    return problem_response(*problem, headers, further=further)
+
+
+def _check_accept(header: str) -> None:
+    accepted = {part.partition(";")[0].strip().lower() for part in header.split(",")} - {""}
+    if accepted and not accepted & {"*/*", "application/*", "application/json"}:
+        raise Refusal(NOT_ACCEPTABLE, "the answer is application/json, which the Accept header rules out")
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -232,3 +360,86 @@ _HANDLERS: Final[Mapping[type[Exception], Any]] = {
     RequestValidationError: _invalid,
     HTTPException: _http,
 }
+
+
+def _film_in(answer: type, *statuses: int) -> Options:
+    """Return the options of a route that takes one film or several, and answers JSON of that type or a problem."""
+    lines = {NDJSON: {"schema": {"type": "string", "description": _LINES}}}
+    return {
+        "openapi_extra": {"requestBody": _FILM_BODY},
+        "responses": {200: {"model": answer, "content": lines}, **_problems(*_FILM_STATUSES, *statuses)},
+    }
+
+
+def _picture_out(*statuses: int) -> Options:
+    """Return the options of a route that takes a film and answers with a PNG or a problem."""
+    return {
+        "openapi_extra": {"requestBody": _FILM_BODY},
+        "response_class": Response,
+        "responses": {
+            200: {"description": "The film", "content": {"image/png": {}}},
+            **_problems(*_FILM_STATUSES, *statuses),
+        },
+    }
+
+
+def _json_out(answer: type, *statuses: int) -> Options:
+    """Return the options of a route that answers with JSON of that type."""
+    return {"responses": {200: {"model": answer}, **_problems(*statuses)}}
+
+
+def _empty_out(*statuses: int) -> Options:
+    """Return the options of a route that answers with an empty body."""
+    return {"response_class": Response, "responses": {200: {"description": "Empty"}, **_problems(*statuses)}}
+
+
+def _json_any(*statuses: int) -> Options:
+    """Return the options of a route whose return type declares its answer."""
+    return {"responses": _problems(*statuses)}
+
+
+def _text_out(what: str, *statuses: int) -> Options:
+    """Return the options of a route that answers with plain text."""
+    return {"response_class": PlainTextResponse, "responses": {200: {"description": what}, **_problems(*statuses)}}
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the responses for refusals with these statuses, each with the titles that it may have."""
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {
+            "description": "; ".join(kind.title for kind in PROBLEM_TYPES if kind.status == status),
+            "content": {PROBLEM_JSON: {"schema": schema}},
+        }
+        for status in sorted({*statuses, *_ALWAYS})
+    }
+
+
+def _complete(app: FastAPI, operating_points: Sequence[str], open_paths: frozenset[str], *, locked: bool) -> None:
+    """Build the document once and add what the routes cannot declare.
+
+    Args:
+        app: the application with all its routes.
+        operating_points: names of the bundle's operating points.
+        open_paths: addresses that need no key.
+        locked: whether the other addresses need a key.
+    """
+    document = app.openapi()
+    components = document.setdefault("components", {})
+    components.setdefault("schemas", {})["Problem"] = TypeAdapter(Problem).json_schema(mode="serialization")
+    if locked:
+        components["securitySchemes"] = _KEYS
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            needs_key = locked and path not in open_paths
+            if needs_key:
+                operation["security"] = [{name: []} for name in _KEYS]
+            rows = _problems(401) if needs_key else _problems()
+            operation["responses"] |= {str(status): row for status, row in rows.items()}
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] == "operating_point":
+                    parameter["description"] = "A named threshold of this bundle; its default one where left out."
+                    parameter["schema"] = {"type": "string", "enum": list(operating_points)}
+                elif parameter["name"] == "heatmap":
+                    parameter["description"] = "Whether the answer holds the heat map as well: a PNG in base64."
+    document["x-problems"] = [kind._asdict() for kind in PROBLEM_TYPES]

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on one connection, for an ASGI application: httptools (Node's llhttp) parses, this file decides.
+"""HTTP/1.1 for an ASGI application: httptools (Node's llhttp) parses, this file decides.
 
 A caller that misbehaves costs little, and one that does not sees its answer:
 
@@ -19,8 +19,13 @@ Source: RFC 9110 and 9112; ASGI specification 3.0.
 from __future__ import annotations
 
 import asyncio
+import time
+import uuid
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import lru_cache
 from typing import Any, Final
 
 import httptools
@@ -36,7 +41,136 @@ from chestxray.serving.problems import (
     ProblemType,
 )
 from chestxray.serving.request import Headers, Malformed, RequestCycle, read_head
-from chestxray.serving.server_state import Rank, ServerState
+from chestxray.serving.security import written_out
+from chestxray.serving.telemetry import log
+
+_SOME_ID: Final = bytes(str(uuid.UUID(int=0)), "ascii")
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """Limits on what one connection may cost.
+
+    Attributes:
+        head_seconds: in which the head of a request has to arrive, from the first connection on.
+        head_bytes: of a request's address and headers.
+        framing_bytes: of chunk sizes, chunk extensions and trailers, beyond as many as the body has.
+        idle_seconds: that a connection may be kept between two requests; longer than pooled clients keep theirs.
+        answer_seconds: that a caller may leave an answer unfetched.
+        skipped_bytes: of a body that nobody reads, for the sake of the next request on its connection.
+        linger_seconds, linger_bytes: how long and how much is read and thrown away behind an early answer.
+        places: connections at the same time.
+        pipelined: requests that a connection may have sent beside the one that is being answered.
+        held: refused requests that may wait for their refusal at the same time, or for room.
+        hold_seconds: that they wait at most.
+        refusals: a second, that are answered without waiting.
+    """
+
+    head_seconds: float = 10.0
+    head_bytes: int = 16 * 1024
+    framing_bytes: int = 64 * 1024
+    idle_seconds: float = 75.0
+    answer_seconds: float = 20.0
+    skipped_bytes: int = 256 * 1024
+    linger_seconds: float = 30.0
+    linger_bytes: int = 128 * 2**20
+    places: int = 512
+    pipelined: int = 8
+    held: int = 300
+    hold_seconds: float = 1.0
+    refusals: int = 50
+
+
+class Rank(IntEnum):
+    """What a connection is worth when one has to make room; among equals, who brought something last is worth more."""
+
+    ANSWERED = 0  # for good
+    OPENED = 1  # nothing was asked yet
+    ASKED_BEFORE = 2
+    BEGUN = 3  # a part of a head is here, or the caller was answered early and still sends
+    HAS_HEAD = 4
+    HAS_BODY = 5
+    WAITS = 6  # for the answer to a whole request, or held: never closed
+
+
+@dataclass(slots=True)
+class ServerState:
+    """State that all connections of a service share.
+
+    Attributes:
+        app: the ASGI application that answers requests.
+        full: returns True if a request with the given method and address would find no room.
+        observe: counts an answer that did not come from the application: route, status, seconds.
+        connections: open ones.
+        tasks: of requests that are being answered.
+        leaving: True once the service is about to stop.
+        held: requests that found no room and wait for it, or else for their refusal; the oldest first.
+        ranked: connections by rank, with the time of the last arrival when they came to it; the longest there first.
+    """
+
+    app: ASGIApp
+    limits: ConnectionLimits
+    full: Callable[[bytes, bytes], bool]
+    observe: Callable[[str, int, float], None]
+    connections: set[Connection] = field(default_factory=set)
+    ranked: tuple[dict[Connection, float], ...] = field(default_factory=lambda: tuple({} for _ in Rank))
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    leaving: bool = False
+    held: dict[RequestCycle, Connection] = field(default_factory=dict)
+    _second: int = 0
+    _refused: int = 0
+
+    def problem(self, kind: ProblemType, detail: str, *, close: bool = True, retry: bool = False) -> bytes:
+        """Build a refusal below the application: counted, logged, and as complete as any other."""
+        request_id = str(uuid.uuid4())
+        self.observe("-", kind.status, 0.0)
+        if kind is not OVERLOADED:  # at ten times the capacity, one log line for each would cost as much as the films
+            log.info("refused", extra={"request": request_id, "kind": kind.name, "status": kind.status})
+        return _written_before(kind, detail, close=close, retry=retry).replace(_SOME_ID, request_id.encode())
+
+    def must_hold(self) -> bool:
+        """Check whether a refusal has to wait before it is sent.
+
+        The first ``refusals`` of each second do not wait, nor do any while ``held`` of them wait already. A caller that
+        asks again as soon as it is refused would otherwise take the processor from the films.
+        """
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._refused = second, 0
+        self._refused += 1
+        return self._refused > self.limits.refusals and len(self.held) < self.limits.held and not self.leaving
+
+    def let_in(self) -> None:
+        """Answer the request that has been held for longest: there is room, and nobody else has come to take it."""
+        while self.held:
+            cycle = next(iter(self.held))
+            connection = self.held.pop(cycle)
+            if not cycle.gone:
+                connection.run(cycle)
+                return
+
+    def make_room(self) -> bool:
+        """Close the connection that is worth least; return False if every connection waits for an answer."""
+        for there in self.ranked[: Rank.WAITS]:
+            while there:
+                connection, last = next(iter(there.items()))
+                if connection.rank_anew():
+                    continue
+                if connection.last_arrival != last:  # it has brought something since: behind the others
+                    del there[connection]
+                    there[connection] = connection.last_arrival
+                    continue
+                connection.give_place_back()
+                connection.abort()
+                return True
+        return False
+
+
+@lru_cache(64)
+def _written_before(kind: ProblemType, detail: str, *, close: bool, retry: bool) -> bytes:
+    """Return a refusal with a placeholder for the request id; cached, because at overload building each is costly."""
+    return written_out(kind, detail, _SOME_ID.decode(), close=close, retry=retry)
+
 
 SHORT_LINGER: Final = 2.0  # seconds
 # seconds: a new connection may still send its first request, even while the service is stopping
@@ -84,8 +218,6 @@ class Connection(asyncio.Protocol):
         self._asked_to_leave = False
         self._client: tuple[str, int] | None = None
         self._server: tuple[str, int] | None = None
-
-    # ------------------------------------------------------------------ the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a place, or make room for it."""
@@ -172,8 +304,6 @@ class Connection(asyncio.Protocol):
             self._answer_timer.cancel()
             self._answer_timer = None
 
-    # ------------------------------------------------------------------ the parser
-
     def on_message_begin(self) -> None:
         """Note that the first byte of a head has arrived."""
         self._begun = True
@@ -238,8 +368,6 @@ class Connection(asyncio.Protocol):
         elif self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    # ------------------------------------------------------------------ answers
 
     def _start(self, cycle: RequestCycle) -> None:
         """Start answering a request, now that all earlier ones are answered."""
@@ -353,23 +481,6 @@ class Connection(asyncio.Protocol):
         due = None if self._arriving is None else self._arriving.due
         return due is not None and self._lingered is not None and self._lingered >= due
 
-    # ------------------------------------------------------------------ for whoever answers
-
-    @property
-    def app(self) -> ASGIApp:
-        """The application that answers the requests."""
-        return self.state.app
-
-    @property
-    def leaving(self) -> bool:
-        """True once the service is about to stop."""
-        return self.state.leaving
-
-    @property
-    def skipped_bytes(self) -> int:
-        """Largest rest of an unread body that is skipped, in bytes; see ``ConnectionLimits``."""
-        return self.state.limits.skipped_bytes
-
     def failure(self) -> bytes:
         """Return the answer that replaces one that the application could not give."""
         return self.state.problem(INTERNAL, "see the log of the service")
@@ -450,8 +561,6 @@ class Connection(asyncio.Protocol):
         last = self._queue[-1]
         waiting = len(self._queue) > 1 and any(each.body for each in self._queue)
         return waiting or last.buffered > BUFFERED
-
-    # ------------------------------------------------------------------ time
 
     def _arm(self, seconds: float, then: Callable[[], None] | None = None) -> None:
         if self._timer is not None:

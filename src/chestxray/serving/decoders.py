@@ -45,7 +45,7 @@ from chestxray.inference.bundle import Bundle
 from chestxray.inference.heatmap import film_png
 from chestxray.inference.ood import Gatekeeper, Prepared, prepare
 from chestxray.schema import BundleInfo, Gate
-from chestxray.serving.logs import fault_of, log
+from chestxray.serving.telemetry import fault_of, log
 
 LENGTH: Final = struct.Struct("<Q")  # precedes every message
 HELLO: Final = b"+"  # accompanies the socket of a decoder that is to be forked

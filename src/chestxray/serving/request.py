@@ -11,10 +11,13 @@ import time
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote
 
-from starlette.types import ASGIApp, Message, Scope
+from starlette.types import Message, Scope
+
+if TYPE_CHECKING:
+    from chestxray.serving.connection import Connection
 
 _AUTHORITY: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]+)(:\d{1,5})?")
 _NO_BODY: Final = frozenset({204, 304})
@@ -103,40 +106,6 @@ def _target(url: bytes, hosts: list[bytes]) -> bytes:
     return slash + path or b"/"
 
 
-class Line(Protocol):
-    """What a request cycle needs from its connection."""
-
-    @property
-    def app(self) -> ASGIApp:
-        """The application that answers the requests."""
-
-    @property
-    def leaving(self) -> bool:
-        """True once the service is about to stop."""
-
-    @property
-    def skipped_bytes(self) -> int:
-        """Largest rest of an unread body, in bytes, that is skipped to keep the connection for the next request."""
-
-    def failure(self) -> bytes:
-        """Return the answer that replaces one that the application could not give."""
-
-    def write(self, data: bytes) -> None:
-        """Send data."""
-
-    async def drained(self) -> None:
-        """Wait until most of the data has gone."""
-
-    def resume(self) -> None:
-        """Continue reading."""
-
-    def abort(self) -> None:
-        """Close the connection at once."""
-
-    def answered(self, cycle: RequestCycle) -> None:
-        """Continue after the complete answer of a request cycle."""
-
-
 class RequestCycle:
     """One request and its answer: the two channels of the ASGI specification."""
 
@@ -158,7 +127,7 @@ class RequestCycle:
         "started",
     )
 
-    def __init__(self, connection: Line, head: Head) -> None:
+    def __init__(self, connection: Connection, head: Head) -> None:
         self.connection = connection
         self.scope = head.scope
         self.due = head.due  # bytes of the body that are still to come; None if the head does not state the length
@@ -183,7 +152,11 @@ class RequestCycle:
     @property
     def skips(self) -> bool:
         """True if the rest of an unread body is small enough to be skipped, so that the connection is kept."""
-        return not self.waits_for_consent and self.due is not None and self.due <= self.connection.skipped_bytes
+        return (
+            not self.waits_for_consent
+            and self.due is not None
+            and self.due <= self.connection.state.limits.skipped_bytes
+        )
 
     def take(self, data: bytes) -> None:
         """Add a part of the body that has arrived."""
@@ -207,7 +180,7 @@ class RequestCycle:
     async def run(self) -> None:
         """Run the application on this request."""
         try:
-            await self.connection.app(self.scope, self.receive, self.send)
+            await self.connection.state.app(self.scope, self.receive, self.send)
         except Exception:  # noqa: BLE001 - the application has logged it
             self.fail()
         else:
@@ -277,7 +250,7 @@ class RequestCycle:
 
     def settle(self) -> None:
         """Decide whether this answer ends its connection, as its head will announce."""
-        if self.connection.leaving or not (self.arrived or self.skips):
+        if self.connection.state.leaving or not (self.arrived or self.skips):
             self.closes = True
 
     def _head_of(self, status: int, headers: Headers) -> bytes:

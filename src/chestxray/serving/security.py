@@ -26,9 +26,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chestxray.errors import UsageError
-from chestxray.serving.logs import fault_of, log
 from chestxray.serving.problems import INTERNAL, KEY_NEEDED, UNKNOWN_HOST, ProblemType, Refusal, problem_response
 from chestxray.serving.static import SCRIPT_HASH, STYLE_HASHES
+from chestxray.serving.telemetry import fault_of, log
 
 VARIABLE: Final = "CHESTXRAY_API_KEYS"  # environment variable: the lines of a key file, or the same joined by commas
 

@@ -27,7 +27,6 @@ from chestxray.inference.predictor import FILMS_A_PASS, Predictor
 from chestxray.schema import Prediction
 from chestxray.serving.decoders import DecoderLimits, DecoderPool, DecodersGone
 from chestxray.serving.intake import Intake, Part, boundary_of, check_encoding
-from chestxray.serving.metrics import Metrics
 from chestxray.serving.problems import (
     CROSS_ORIGIN,
     DECODER_LOST,
@@ -42,6 +41,7 @@ from chestxray.serving.problems import (
 )
 from chestxray.serving.security import HostRule, KeyRing
 from chestxray.serving.static import EXAMPLES
+from chestxray.serving.telemetry import Metrics
 
 MEBIBYTE: Final = 2**20
 

@@ -1,7 +1,7 @@
-"""The log of the service: one JSON document a line, made of the service's own words and numbers.
+"""What the service reports to its operator: a log of one JSON document a line, and counters for Prometheus.
 
-Nothing that a caller wrote reaches it: no address, header, file name or value of a DICOM element, and an exception is
-logged with its kind and place, never with its message.
+Nothing that a caller wrote reaches either: no address, header, file name or value of a DICOM element. An exception is
+logged with its kind and place, never with its message. The labels of the counters are routes and statuses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -141,3 +141,54 @@ def fault_of(error: BaseException) -> list[str]:
     """Return the kind of an exception and its place. The message is left out: it may quote what a caller sent."""
     frames = traceback.extract_tb(error.__traceback__)[-6:]
     return [type(error).__name__, *(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)]
+
+
+_SECONDS: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+class Metrics:
+    """One service's counters, in its own registry, so that two services in one process do not share them.
+
+    Attributes:
+        registry: holds all the counters.
+        requests: by route and status.
+        seconds: of requests, by route.
+        batch: number of films in each forward pass.
+        content_type: media type of ``text``.
+    """
+
+    def __init__(self) -> None:
+        # imported here: the decoding processes import this file for its log, and need no counters
+        from prometheus_client import CollectorRegistry, Counter, Histogram
+        from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+        self.content_type = CONTENT_TYPE_LATEST
+        self.registry = CollectorRegistry()
+        self.requests = Counter("chestxray_requests", "Requests answered.", ("route", "status"), registry=self.registry)
+        self.seconds = Histogram(
+            "chestxray_request_seconds",
+            "From the headers of a request to the end of its answer.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.batch = Histogram(
+            "chestxray_batch_films", "Films of one forward pass.", buckets=(1, 2, 3, 4), registry=self.registry
+        )
+
+    def watch(self, name: str, what: str, read: Callable[[], float]) -> None:
+        """Add a gauge whose value is read on demand."""
+        from prometheus_client import Gauge
+
+        Gauge(f"chestxray_{name}", what, registry=self.registry).set_function(read)
+
+    def observe(self, route: str, status: int, seconds: float) -> None:
+        """Count a request and its seconds."""
+        self.requests.labels(route, str(status)).inc()
+        self.seconds.labels(route).observe(seconds)
+
+    def text(self) -> bytes:
+        """Return all counters as text."""
+        from prometheus_client import generate_latest
+
+        return generate_latest(self.registry)
