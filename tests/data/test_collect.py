@@ -16,8 +16,7 @@ import pytest
 
 from chestxray.data.clean import clean
 from chestxray.data.collect import collect, survey
-from chestxray.data.labels import parse_name
-from chestxray.data.patients import patient_group
+from chestxray.data.labels import parse_name, patient_group
 from chestxray.data.sources import downloaded, name_of, read_film, stamp_of
 from chestxray.errors import SourceInvalid
 from chestxray.images.decode import MAX_BYTES

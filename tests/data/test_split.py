@@ -16,7 +16,7 @@ from chestxray.data import dedup
 from chestxray.data.clean import clean
 from chestxray.data.collect import collect
 from chestxray.data.dedup import NEAR, near_pairs
-from chestxray.data.patients import patient_group
+from chestxray.data.labels import patient_group
 from chestxray.data.split import (
     SharedPatients,
     SplitSettings,

@@ -19,8 +19,7 @@ import pytest
 
 from chestxray.data.clean import clean
 from chestxray.data.collect import CollectSettings, collect, films_of, survey
-from chestxray.data.labels import LabelWords, NoLabel, parse_name
-from chestxray.data.patients import patient_group, without_nobody
+from chestxray.data.labels import LabelWords, NoLabel, parse_name, patient_group, without_nobody
 from chestxray.data.split import split
 from chestxray.errors import SourceInvalid, UsageError
 from chestxray.metrics.scores import read_score_file

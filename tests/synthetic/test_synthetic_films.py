@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from chestxray.data.labels import parse_name
-from chestxray.data.patients import patient_group
+from chestxray.data.labels import parse_name, patient_group
 from chestxray.errors import OutputExists, TruncatedFilm, UnsupportedFormat, UsageError
 from chestxray.files import sha256_of_file
 from chestxray.images.decode import decode

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final, Self
 
 import numpy as np
 
-from chestxray.data.cache import FindingsCache
 from chestxray.data.dedup import near_pairs
+from chestxray.data.labels import about_patients, without_nobody
 from chestxray.data.parallel import Mapper, mapper_of
-from chestxray.data.patients import about_patients, without_nobody
 from chestxray.data.sources import name_of, read_film, stamp_of
 from chestxray.errors import FilmError, TruncatedFilm
-from chestxray.files import folder_written_whole
-from chestxray.images.decode import decode
+from chestxray.files import folder_written_whole, write_atomically
+from chestxray.images.decode import decode, decoder_hash
 from chestxray.images.quality import objection_to, perceptual_hash
 from chestxray.progress import Log, ProgressCallback, no_progress, warn
 from chestxray.schema import Film, Label, Split, Verdict, rows_of, write_manifest
@@ -183,6 +183,69 @@ def _without_look_alikes(films: Sequence[Film]) -> tuple[Film, ...]:
     return tuple(verdicts.get(film.path, film) if film.is_accepted else film for film in films)
 
 
+# --------------------------------------------------------------------------- findings of earlier runs
+
+_SEEN_VERSION: Final = 1
+_FINDINGS: Final = (
+    "sha256", "width", "height", "channels", "bit_depth", "perceptual_hash", "mean_level", "verdict", "reason",
+    "patient_id",
+)  # fmt: skip
+_WRITTEN_EVERY: Final = 64  # films; the most that an interruption loses
+
+
+class FindingsCache:
+    """Findings by path, each with the stamp of its file at that time."""
+
+    def __init__(self, file: IO[str], found: dict[str, tuple[str, list[Any]]]) -> None:
+        self._file = file
+        self._found = found
+        self._unwritten = 0
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Read the findings of earlier runs if the same code made them, and continue the file."""
+        header = json.dumps({"version": _SEEN_VERSION, "decoder": decoder_hash(), "columns": _FINDINGS})
+        found: dict[str, tuple[str, list[Any]]] = {}
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+        if lines[:1] == [header]:
+            for line in lines[1:-1]:  # the last line is empty, or was cut off by an interruption
+                try:
+                    name, stamp, values = json.loads(line)
+                    found[name] = (stamp, values)
+                except ValueError:
+                    continue
+        kept = "".join(json.dumps([name, *finding]) + "\n" for name, finding in found.items())
+        write_atomically(path, f"{header}\n{kept}".encode())
+        return cls(path.open("a", encoding="utf-8"), found)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def of(self, film: Film, stamp: str) -> Film | None:
+        """Return the film with its earlier findings, if its file still has that stamp."""
+        finding = self._found.get(film.path)
+        if not stamp or finding is None or finding[0] != stamp:
+            return None
+        changes = dict(zip(_FINDINGS, finding[1], strict=True))
+        return dataclasses.replace(film, **{**changes, "patient_id": film.patient_id or changes["patient_id"]})
+
+    def add(self, film: Film, stamp: str) -> None:
+        """Store the findings of a film. An empty stamp means that a change of its file cannot be detected."""
+        if not stamp:
+            return
+        self._file.write(json.dumps([film.path, stamp, [getattr(film, name) for name in _FINDINGS]]) + "\n")
+        self._unwritten += 1
+        if self._unwritten >= _WRITTEN_EVERY:
+            self._file.flush()
+            self._unwritten = 0
+
+
+# --------------------------------------------------------------------------- counts
+
+
 @dataclass(frozen=True, slots=True)
 class Distribution:
     """Counts of a cleaned manifest.
@@ -246,6 +309,8 @@ def _spread(values: list[Any]) -> tuple[Any, Any, Any]:
     ordered = sorted(values)
     return ordered[0], ordered[len(ordered) // 2], ordered[-1]
 
+
+# --------------------------------------------------------------------------- rejected films
 
 LIST: Final = "quarantine.csv"
 

@@ -18,8 +18,17 @@ from urllib.parse import unquote
 
 from chestxray.data import sources
 from chestxray.data.archives import ARCHIVE_ENDINGS, is_archive, split_path
-from chestxray.data.labels import Folders, LabelWords, NoLabel, parse_name
-from chestxray.data.patients import PATIENT_FOLDER, patient_in, pattern_of, without_nobody, written_in_several_ways
+from chestxray.data.labels import (
+    PATIENT_FOLDER,
+    Folders,
+    LabelWords,
+    NoLabel,
+    parse_name,
+    patient_in,
+    pattern_of,
+    without_nobody,
+    written_in_several_ways,
+)
 from chestxray.data.sources import FILM_ENDINGS, Listing, files_below
 from chestxray.data.table_files import TABLE_ENDINGS, is_table
 from chestxray.data.tables import ListedFilm, columns_of, read_listing

@@ -1,4 +1,4 @@
-"""The meaning of words, folders and file names: a film's label, split and cause.
+"""The meaning of words, folders and file names: a film's label, split, cause and patient.
 
 Words are compared in one form (lower case, single spaces, numbers without a fraction of zero), and as a whole: "no
 pneumonia" is a word of its own, never a text in which "pneumonia" was found. A word that is in no table has no meaning,
@@ -24,6 +24,7 @@ Source: Kermany, Zhang, Goldbaum, Mendeley Data (2018), the file names themselve
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections import Counter, defaultdict
@@ -34,50 +35,44 @@ from typing import Final, NamedTuple
 
 from chestxray.errors import UsageError
 from chestxray.images import ACCENTS, INVISIBLE, without_accents
-from chestxray.schema import Label, Split
+from chestxray.progress import counted
+from chestxray.schema import PATIENTS_UNKNOWN, Film, Label, Split
 
 _PNEUMONIA: Final = re.compile(r"(?P<patient>person\d+)_(?P<cause>bacteria|virus)_\d+", re.IGNORECASE)
 _NORMAL: Final = re.compile(r"(?P<patient>(?:NORMAL2-)?IM-\d+)-\d+", re.IGNORECASE)
 _MENDELEY: Final = re.compile(r"(?P<kind>NORMAL|BACTERIA|VIRUS)-(?P<patient>\d+)-\d+", re.IGNORECASE)
 
-# Words for a label, in the form of ``in_one_form``.
+
+def _phrases(text: str) -> tuple[str, ...]:
+    """Return the phrases of a text that commas separate."""
+    return tuple(" ".join(phrase.split()) for phrase in text.split(","))
+
+
+# Words for a label, in the form of ``in_one_form``. Those of other languages are without their accents.
+_NORMAL_WORDS: Final = _phrases(
+    """
+    normal, normals, healthy, control, controls, no finding, no findings, negative, no pneumonia, not pneumonia,
+    non pneumonia, without pneumonia, negative for pneumonia, pneumonia negative, pneumonia absent,
+    no evidence of pneumonia,
+    sano, sana, sanos, sain, sani, normale, normali, normaux, normales, gesund, unauffallig, ohne befund, kein befund,
+    gezond, normaal, normalt, frisk, zdrowy, zdravy, saudavel, saglikli, sin hallazgos, норма, здоров, 正常, 정상
+    """
+)
+_PNEUMONIA_WORDS: Final = _phrases(
+    """
+    pneumonia, pneumonias, pnemonia, positive, bacteria, bacterial, virus, viral, bacterial pneumonia, viral pneumonia,
+    pneumonia bacterial, pneumonia viral, pneumonia bacteria, pneumonia virus, bacteria pneumonia, virus pneumonia,
+    lobar pneumonia, atypical pneumonia, bronchopneumonia, broncho pneumonia, brocho pneumonia, pleuropneumonia,
+    pleuro pneumonia, positive for pneumonia, pneumonia positive, pneumonia present, with pneumonia,
+    neumonia, neumonias, neumonia bacteriana, neumonia viral, pneumonia bacteriana, pneumonie, pneumonien, pneumonies,
+    lungenentzundung, polmonite, polmoniti, longontsteking, pneumoni, lunginflammation, lungebetændelse,
+    lungebetennelse, zapalenie płuc, zapal plic, zaturre, keuhkokuume, viem phoi, пневмония, 肺炎, 폐렴
+    """
+)
 LABEL_WORDS: Final[Mapping[str, Label]] = {
-    **dict.fromkeys(
-        ("normal", "normals", "healthy", "control", "controls", "no finding", "no findings", "negative"), Label.NORMAL
-    ),
-    **dict.fromkeys(("no pneumonia", "not pneumonia", "non pneumonia", "without pneumonia"), Label.NORMAL),
-    **dict.fromkeys(("pneumonia", "pneumonias", "pnemonia", "positive", "bacteria", "bacterial"), Label.PNEUMONIA),
-    **dict.fromkeys(("virus", "viral", "bacterial pneumonia", "viral pneumonia"), Label.PNEUMONIA),
-    **dict.fromkeys(("pneumonia bacterial", "pneumonia viral", "pneumonia bacteria"), Label.PNEUMONIA),
-    **dict.fromkeys(("pneumonia virus", "bacteria pneumonia", "virus pneumonia"), Label.PNEUMONIA),
-    **dict.fromkeys(("lobar pneumonia", "atypical pneumonia", "bronchopneumonia"), Label.PNEUMONIA),
-    **dict.fromkeys(("broncho pneumonia", "brocho pneumonia"), Label.PNEUMONIA),  # the latter in VinDr-PCXR
-    **dict.fromkeys(("pleuropneumonia", "pleuro pneumonia"), Label.PNEUMONIA),
-    **dict.fromkeys(
-        ("negative for pneumonia", "pneumonia negative", "pneumonia absent", "no evidence of pneumonia"), Label.NORMAL
-    ),
-    **dict.fromkeys(
-        ("positive for pneumonia", "pneumonia positive", "pneumonia present", "with pneumonia"), Label.PNEUMONIA
-    ),
-    # other languages, without their accents
-    **dict.fromkeys(
-        (
-            "sano", "sana", "sanos", "sain", "sani", "normale", "normali", "normaux", "normales", "gesund",
-            "unauffallig", "ohne befund", "kein befund", "gezond", "normaal", "normalt", "frisk", "zdrowy", "zdravy",
-            "saudavel", "saglikli", "sin hallazgos", "норма", "здоров", "正常", "정상",
-        ),
-        Label.NORMAL,
-    ),
-    **dict.fromkeys(
-        (
-            "neumonia", "neumonias", "neumonia bacteriana", "neumonia viral", "pneumonia bacteriana", "pneumonie",
-            "pneumonien", "pneumonies", "lungenentzundung", "polmonite", "polmoniti", "longontsteking", "pneumoni",
-            "lunginflammation", "lungebetændelse", "lungebetennelse", "zapalenie płuc", "zapal plic", "zaturre",
-            "keuhkokuume", "viem phoi", "пневмония", "肺炎", "폐렴",
-        ),
-        Label.PNEUMONIA,
-    ),
-}  # fmt: skip
+    **dict.fromkeys(_NORMAL_WORDS, Label.NORMAL),
+    **dict.fromkeys(_PNEUMONIA_WORDS, Label.PNEUMONIA),
+}
 # Words for a label in a table, and as names of folders if both of a pair occur.
 YES_AND_NO: Final[Mapping[str, Label]] = {
     **dict.fromkeys(("0", "false", "no", "n", "f", "nein", "non"), Label.NORMAL),
@@ -85,57 +80,45 @@ YES_AND_NO: Final[Mapping[str, Label]] = {
 }
 PAIRS: Final = (frozenset({"0", "1"}), frozenset({"no", "yes"}), frozenset({"false", "true"}))
 BLANK: Final = frozenset(
-    {
-        "",
-        "nan",
-        "none",
-        "null",
-        "na",
-        "n/a",
-        "#n/a",
-        "nat",
-        "<na>",
-        "?",
-        "-",
-        "unlabelled",
-        "unlabeled",
-        "\u2013",
-        "\u2014",
-        "missing",
-    }
-)
+    _phrases("nan, none, null, na, n/a, #n/a, nat, <na>, ?, -, unlabelled, unlabeled, \u2013, \u2014, missing")
+) | {""}
 UNCERTAIN: Final = frozenset(
-    {
-        "-1", "uncertain", "unknown", "not sure", "unclear", "equivocal", "indeterminate", "possible pneumonia",
-        "probable pneumonia", "suspected pneumonia", "questionable pneumonia", "pneumonia?",
-    }
-)  # fmt: skip
+    _phrases(
+        """
+        -1, uncertain, unknown, not sure, unclear, equivocal, indeterminate, possible pneumonia, probable pneumonia,
+        suspected pneumonia, questionable pneumonia, pneumonia?
+        """
+    )
+)
 
-# Findings and diseases that are neither of the two labels: such films stay without a label, and are counted.
+# Findings and diseases that are neither of the two labels: such films stay without a label, and are counted. In the
+# order of NIH ChestX-ray14, CheXpert and MIMIC-CXR, VinDr-CXR, then PadChest, COVID-19 Radiography, RSNA and others.
 OTHER_FINDINGS: Final = frozenset(
-    {
-        # NIH ChestX-ray14
-        "atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule", "pneumothorax", "consolidation",
-        "edema", "oedema", "emphysema", "fibrosis", "pleural thickening", "hernia",
-        # CheXpert and MIMIC-CXR
-        "enlarged cardiomediastinum", "lung opacity", "lung lesion", "pleural effusion", "pleural other", "fracture",
-        "support devices",
-        # VinDr-CXR
-        "aortic enlargement", "calcification", "ild", "nodule/mass", "other lesion", "pulmonary fibrosis",
-        "clavicle fracture", "enlarged pa", "lung cavity", "lung cyst", "mediastinal shift", "rib fracture", "copd",
-        "lung tumor", "other disease", "other diseases",
-        # PadChest, COVID-19 Radiography, RSNA and others
-        "covid", "covid19", "covid 19", "sars", "mers", "ards", "tuberculosis", "tb", "lung cancer", "pneumonitis",
-        "bronchitis", "bronchiolitis", "asthma", "situs inversus", "no lung opacity / not normal", "unchanged",
-        "exclude",
-    }
-)  # fmt: skip
+    _phrases(
+        """
+        atelectasis, cardiomegaly, effusion, infiltration, mass, nodule, pneumothorax, consolidation, edema, oedema,
+        emphysema, fibrosis, pleural thickening, hernia,
+        enlarged cardiomediastinum, lung opacity, lung lesion, pleural effusion, pleural other, fracture,
+        support devices,
+        aortic enlargement, calcification, ild, nodule/mass, other lesion, pulmonary fibrosis, clavicle fracture,
+        enlarged pa, lung cavity, lung cyst, mediastinal shift, rib fracture, copd, lung tumor, other disease,
+        other diseases,
+        covid, covid19, covid 19, sars, mers, ards, tuberculosis, tb, lung cancer, pneumonitis, bronchitis,
+        bronchiolitis, asthma, situs inversus, no lung opacity / not normal, unchanged, exclude
+        """
+    )
+)
 # Causes of a pneumonia: such a folder inside one named PNEUMONIA keeps its label.
 CAUSES: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("bacteria", "bacterial", "bacterial pneumonia", "pneumonia bacterial"), "bacteria"),
-    **dict.fromkeys(("virus", "viral", "viral pneumonia", "pneumonia viral"), "virus"),
-    **dict.fromkeys(("pneumonia bacteria", "bacteria pneumonia"), "bacteria"),
-    **dict.fromkeys(("pneumonia virus", "virus pneumonia"), "virus"),
+    **dict.fromkeys(
+        _phrases(
+            "bacteria, bacterial, bacterial pneumonia, pneumonia bacterial, pneumonia bacteria, bacteria pneumonia"
+        ),
+        "bacteria",
+    ),
+    **dict.fromkeys(
+        _phrases("virus, viral, viral pneumonia, pneumonia viral, pneumonia virus, virus pneumonia"), "virus"
+    ),
     **dict.fromkeys(("covid", "covid19", "covid 19"), "covid"),
     **{name: name for name in ("sars", "mers", "ards", "fungal", "mycoplasma", "aspiration", "lobar")},
 }
@@ -411,3 +394,113 @@ def _in_words(place: Place) -> str:
     if place.meaning is NoLabel.UNKNOWN:
         return "not known" if place.class_folder else "by name"
     return f"left without a label ({place.meaning.value})"
+
+
+# --------------------------------------------------------------------------- patients
+
+# Values of a column or a DICOM header for a removed id, in lower case without punctuation.
+_NOBODY: Final = frozenset(
+    _phrases(
+        """
+        anonymous, anonymized, anonymised, anon, unknown, none, null, nan, na, removed, deleted, deidentified,
+        redacted, unnamed, patient, patientid, noid, noname, notavailable, hidden
+        """
+    )
+)
+_SHARED_FROM: Final = 3  # number of films with one and the same id at which the id names no single patient
+_NUMBER: Final = re.compile(r"(\d+)(?:\.0+)?")
+# A folder of one patient, as CheXpert has it: train/patient00001/study1/view1_frontal.jpg
+PATIENT_FOLDER: Final = re.compile(r"(?:^|/)(patient[ _-]?\d+)/", re.IGNORECASE)
+_NAMED: Final = 3  # ids that a message lists before it counts the rest
+
+
+def names_nobody(patient_id: str) -> bool:
+    """Check whether an id stands for a removed one: "ANONYMOUS", "n/a", "xxxx"."""
+    bare = re.sub(r"[^0-9a-z]", "", patient_id.lower())
+    return bare in _NOBODY or not bare.strip("x")
+
+
+def patient_group(patient_id: str) -> str:
+    """Return the generous key for splitting: numbers without leading zeros, published counters without their name.
+
+    00012, 12 and 12.0 may be one patient, written by different programs: no patient may be in two splits.
+    """
+    if match := _NUMBER.fullmatch(patient_id):
+        return match[1].lstrip("0") or "0"
+    if match := re.fullmatch(r"(person\d+)_(?:bacteria|virus)", patient_id):
+        return match[1]
+    return patient_id.removeprefix("NORMAL2-") if patient_id.startswith("NORMAL2-IM-") else patient_id
+
+
+def without_nobody(films: Sequence[Film]) -> tuple[tuple[Film, ...], str]:
+    """Remove ids that name no patient; return the films and a message ("" if there is nothing to report).
+
+    An id names no patient if it is a word for that, or if three or more films all have it: one ANONYMOUS for all would
+    keep all films in one split.
+    """
+    ids = {film.patient_id for film in films if film.patient_id}
+    nobody = {patient for patient in ids if names_nobody(patient)}
+    if len(ids) == 1 and len(films) >= _SHARED_FROM and all(film.patient_id for film in films):
+        nobody = ids
+    if not nobody:
+        return tuple(films), ""
+    count = sum(film.patient_id in nobody for film in films)
+    cleared = tuple(dataclasses.replace(film, patient_id="") if film.patient_id in nobody else film for film in films)
+    films_have = counted(count, "film has a patient id", "films have a patient id")
+    return cleared, f"{films_have} that names nobody ({_listed(nobody)}): taken for unknown"
+
+
+def about_patients(films: Sequence[Film]) -> list[str]:
+    """Describe problems with the patients of some films: unknown, or written in several ways."""
+    unknown = sum(not film.patient_id for film in films)
+    messages = []
+    if films and unknown == len(films):
+        messages.append(
+            f"Beware: {PATIENTS_UNKNOWN}. Give a column patient_id, or read them from the names with "
+            '"chestxray collect --patient-pattern"'
+        )
+    elif unknown:
+        messages.append(f"Beware: patients unknown for {unknown:,} of {len(films):,} films: each counts as its own")
+    return messages + written_in_several_ways(films)
+
+
+def written_in_several_ways(films: Iterable[Film]) -> list[str]:
+    """Return a line about ids that differ only in zeros, like 00012, 12 and 12.0; none if there are none."""
+    alike: defaultdict[str, set[str]] = defaultdict(set)
+    for film in films:
+        if _NUMBER.fullmatch(film.patient_id):
+            alike[patient_group(film.patient_id)].add(film.patient_id)
+    several = [sorted(ids) for ids in alike.values() if len(ids) > 1]
+    if not several:
+        return []
+    examples = "; ".join(" and ".join(ids) for ids in several[:_NAMED])
+    ids_are = counted(len(several), "patient id is", "patient ids are")
+    message = (
+        f"Beware: {ids_are} written in several ways ({examples}): kept on one split when splits are drawn, and counted "
+        "as different patients otherwise. Write each id in one way"
+    )
+    return [message]
+
+
+def pattern_of(text: str) -> re.Pattern[str]:
+    """Compile the pattern that reads a patient from a path. Raises: UsageError."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise UsageError(f"--patient-pattern {text}: is no regular expression ({error})") from error
+
+
+def patient_in(path: str, pattern: re.Pattern[str]) -> str:
+    """Return the pattern's match in a path inside its source: group "patient", else the first group, else the match."""
+    found = pattern.search(path)
+    if found is None:
+        return ""
+    if "patient" in pattern.groupindex:
+        return found["patient"] or ""
+    return (found[1] if pattern.groups else found[0]) or ""
+
+
+def _listed(ids: Iterable[str]) -> str:
+    names = sorted(ids)
+    rest = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + rest

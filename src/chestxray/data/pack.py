@@ -7,33 +7,27 @@ pack.json      PackInfo
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from chestxray.arrays import IndexArray, UInt8Array
-from chestxray.data.cache import (
-    IMAGES,
-    KEPT_EVERY,
-    MANIFEST,
-    PROGRESS,
-    PlaneStore,
-    clear_left_behind,
-    decoder,
-    known_planes,
-    note_progress,
-)
-from chestxray.data.parallel import Mapper, mapper_of
+from chestxray.data.parallel import mapper_of
 from chestxray.data.sources import read_film
 from chestxray.data.split import refuse_leakage
-from chestxray.errors import DataError, FilmError, OutOfRange, PackInvalid, reason_of
-from chestxray.files import folder_written_whole
+from chestxray.errors import DataError, FilmError, ManifestInvalid, OutOfRange, PackInvalid, reason_of
+from chestxray.files import folder_written_whole, place_of
+from chestxray.images.decode import decoder_hash
 from chestxray.images.preprocess import preprocess
 from chestxray.progress import ProgressCallback, no_progress
 from chestxray.schema import (
@@ -50,7 +44,11 @@ from chestxray.schema import (
     write_manifest,
 )
 
+IMAGES: Final = "images.npy"
+MANIFEST: Final = "manifest.csv"
 DESCRIPTION: Final = "pack.json"
+PROGRESS: Final = "progress.json"  # of an unfinished pack: its conditions, and how many of its films are decoded
+KEPT_EVERY: Final = 256  # films; the most that a killed run loses
 
 DEFAULT_SIZE: Final = (112, 160)  # height and width of the original network's input, in pixels
 LEVELS: Final = 256  # grey levels of a uint8 pixel
@@ -145,8 +143,9 @@ def write_pack(
     """
     out = Path(out)
     height, width = size_of(size)
-    resize, levels, mapper = member(Resize, resize), member(Levels, levels), mapper_of(engine)
-    Preprocessing(height, width, resize, mean=0.5, std=0.5, levels=levels)  # refuses a wrong size at once
+    mapper = partial(mapper_of(engine), workers=workers)
+    # refuses a wrong size at once; the statistics follow
+    wanted = Preprocessing(height, width, member(Resize, resize), mean=0.5, std=0.5, levels=member(Levels, levels))
     rows = tuple(film for film in rows_of(films) if film.is_accepted and film.split)
     if not any(film.split == Split.TRAIN for film in rows):
         raise PackInvalid(
@@ -156,47 +155,135 @@ def write_pack(
     with folder_written_whole(out, marker=DESCRIPTION) as beside:
         images = np.lib.format.open_memmap(beside / IMAGES, mode="w+", dtype=np.uint8, shape=(len(rows), height, width))
         write_manifest(rows, beside / MANIFEST)
-        known = known_planes(out, size, resize, levels, DESCRIPTION)
-        for index, plane in enumerate(
-            _planes(rows, known, size, resize, levels, partial(mapper, workers=workers), on_progress), start=1
-        ):
-            images[index - 1] = plane
-            if index % KEPT_EVERY == 0:
+        for done, plane in enumerate(_planes(rows, wanted, _known_planes(out, wanted), mapper, on_progress), start=1):
+            images[done - 1] = plane
+            if done % KEPT_EVERY == 0:
                 images.flush()
-                note_progress(beside, size, resize, levels, index)
+                _note_progress(beside, wanted, done)
         mean, std = population_statistics(images, np.flatnonzero([film.split == Split.TRAIN for film in rows]))
         images.flush()
         info = PackInfo(
             len(rows),
-            Preprocessing(height, width, resize, mean, std, levels),
+            dataclasses.replace(wanted, mean=mean, std=std),
             fingerprint(rows),
             leakage_allowed=leakage_allowed,
-            decoder=decoder(),
+            decoder=decoder_hash(),
         )
         (beside / PROGRESS).unlink(missing_ok=True)
         (beside / DESCRIPTION).write_text(info.to_json(), encoding="utf-8")
-    clear_left_behind(out)
+    for folder in _left_behind(out):
+        shutil.rmtree(folder, ignore_errors=True)
     return info
 
 
 def _planes(
     rows: Sequence[Film],
-    known: PlaneStore,
-    size: tuple[int, int],
-    resize: Resize,
-    levels: Levels,
-    mapper: Mapper,
+    wanted: Preprocessing,
+    known: Mapping[str, UInt8Array],
+    mapper: Callable[..., Iterator[UInt8Array]],
     on_progress: ProgressCallback,
 ) -> Iterator[UInt8Array]:
-    """Yield every film's plane in order: copied if known, otherwise decoded."""
-    fresh = [film for film in rows if known.of(film) is None]
+    """Yield every film's plane in order: copied if its SHA-256 is known, otherwise decoded."""
+    fresh = [film for film in rows if film.sha256 not in known]
     copied = len(rows) - len(fresh)
-    decode_one = partial(_plane, height=size[0], width=size[1], resize=resize, levels=levels)
-    decoded = mapper(decode_one, fresh, lambda done, _: on_progress(copied + done, len(rows)))
+    decoded = mapper(partial(_plane, wanted=wanted), fresh, lambda done, _: on_progress(copied + done, len(rows)))
     for film in rows:
-        plane = known.of(film)
-        yield next(decoded) if plane is None else plane
+        yield known[film.sha256] if film.sha256 in known else next(decoded)
     next(decoded, None)  # completes the progress report
+
+
+def _plane(film: Film, wanted: Preprocessing) -> UInt8Array:
+    try:
+        data = read_film(film)
+        if film.sha256 and hashlib.sha256(data).hexdigest() != film.sha256:
+            raise PackInvalid(f'{film.path}: changed since it was cleaned. Run "chestxray clean" again')
+        return preprocess(data, film.path, wanted.height, wanted.width, wanted.resize, wanted.levels)
+    except (OSError, FilmError) as error:
+        raise PackInvalid(
+            f'{film.path}: can no longer be read ({reason_of(error)}). Run "chestxray clean" again'
+        ) from error
+
+
+# --------------------------------------------------------------------------- planes of earlier packs
+
+
+def _known_planes(out: Path, wanted: Preprocessing) -> dict[str, UInt8Array]:
+    """Return the planes that can be copied, by the SHA-256 of their films.
+
+    They are those of the pack at ``out``, and of interrupted packs for ``out``. The same bytes, read by the same code
+    to the same size, give the same pixels.
+    """
+    conditions = _conditions(wanted).items()
+    planes: dict[str, UInt8Array] = {}
+    for folder in (out, *_left_behind(out)):
+        found = _description(folder / (DESCRIPTION if folder == out else PROGRESS))
+        if all(found.get(name) == value for name, value in conditions):
+            _add_planes(planes, folder, found.get("done"))
+    return planes
+
+
+def _conditions(wanted: Preprocessing) -> dict[str, Any]:
+    """Return everything that decides the planes of a film."""
+    return {
+        "height": wanted.height,
+        "width": wanted.width,
+        "resize": wanted.resize.value,
+        "levels": wanted.levels.value,
+        "decoder": decoder_hash(),
+    }
+
+
+def _note_progress(folder: Path, wanted: Preprocessing, done: int) -> None:
+    """Record how many planes of an unfinished pack are on disk."""
+    beside = folder / f"{PROGRESS}.part"
+    beside.write_text(json.dumps({**_conditions(wanted), "done": done}), encoding="utf-8")
+    beside.replace(folder / PROGRESS)
+
+
+def _description(path: Path) -> dict[str, Any]:
+    """Return a description as one flat document; empty if there is none."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(document, dict):
+        return {}
+    inner = document.get("preprocessing")
+    return {**document, **inner} if isinstance(inner, dict) else document
+
+
+def _add_planes(planes: dict[str, UInt8Array], folder: Path, done: int | None) -> None:
+    try:
+        films = read_manifest(folder / MANIFEST)
+        array = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, ManifestInvalid):
+        return
+    if array.shape[:1] == (len(films),) and array.dtype == np.uint8:
+        for film, plane in zip(films[:done], array, strict=False):
+            if film.sha256:
+                planes.setdefault(film.sha256, plane)
+
+
+def _left_behind(out: Path) -> Iterator[Path]:
+    """Yield folders of runs for ``out`` whose process has ended; ``files`` defines their names."""
+    out = place_of(out)
+    for folder in sorted(out.parent.glob(f".{out.name}.*.part")):
+        number = folder.name.removeprefix(f".{out.name}.").removesuffix(".part")
+        if folder.is_dir() and number.isdigit() and not _is_running(int(number)):
+            yield folder
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+# --------------------------------------------------------------------------- figures
 
 
 def population_statistics(images: UInt8Array, rows: IndexArray) -> tuple[float, float]:
@@ -218,18 +305,6 @@ def population_statistics(images: UInt8Array, rows: IndexArray) -> tuple[float, 
     variance = (squares * pixels - total * total) / (pixels * pixels)
     white = LEVELS - 1
     return mean / white, float(variance**0.5) / white
-
-
-def _plane(film: Film, height: int, width: int, resize: Resize, levels: Levels) -> UInt8Array:
-    try:
-        data = read_film(film)
-        if film.sha256 and hashlib.sha256(data).hexdigest() != film.sha256:
-            raise PackInvalid(f'{film.path}: changed since it was cleaned. Run "chestxray clean" again')
-        return preprocess(data, film.path, height, width, resize, levels)
-    except (OSError, FilmError) as error:
-        raise PackInvalid(
-            f'{film.path}: can no longer be read ({reason_of(error)}). Run "chestxray clean" again'
-        ) from error
 
 
 def labels_of(films: Sequence[Film]) -> npt.NDArray[np.int8]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from chestxray.data.dedup import near_pairs
-from chestxray.data.patients import about_patients, patient_group, without_nobody
+from chestxray.data.labels import about_patients, patient_group, without_nobody
 from chestxray.data.sources import name_of
 from chestxray.errors import Leakage, OutOfRange, SourceInvalid
 from chestxray.files import write_atomically

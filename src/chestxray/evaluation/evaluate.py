@@ -23,8 +23,8 @@ from PIL import Image
 
 from chestxray.data.clean import clean
 from chestxray.data.dedup import TRAINING_FILMS, TrainingFilms, refuse_training_films
+from chestxray.data.labels import about_patients
 from chestxray.data.pack import labels_of
-from chestxray.data.patients import about_patients
 from chestxray.data.sources import name_of, read_film
 from chestxray.data.split import read_allowance, refuse_leakage
 from chestxray.errors import BundleInvalid, SourceInvalid, UsageError

@@ -5,13 +5,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import logging
 import threading
 import warnings
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
+from chestxray import __version__
 from chestxray.errors import FilmTooLarge, UnsupportedFormat
 from chestxray.images import COLOUR_SPREAD, MAX_BYTES, MAX_PIXELS, Pixels, Radiograph, dicom, raster
 
@@ -24,6 +29,7 @@ __all__ = [
     "Pixels",
     "Radiograph",
     "decode",
+    "decoder_hash",
     "format_of",
 ]
 
@@ -75,6 +81,11 @@ _KINDS: Final = (
     ("a program", 0, (b"MZ", b"\x7fELF"), "Give a film"),
 )  # fmt: skip
 _TEXT_HEAD: Final = 512  # bytes that are enough to tell text from other files
+# Libraries that produce a film's pixels: another version may produce other pixels.
+_LIBRARIES: Final = (
+    "numpy", "pillow", "simplejpeg", "pydicom", "imagecodecs", "pyjpegls", "pylibjpeg", "pylibjpeg-libjpeg",
+    "pylibjpeg-openjpeg", "pylibjpeg-rle", "python-gdcm",
+)  # fmt: skip
 
 
 def decode(data: bytes, source: str, at_least: tuple[int, int] | None = None) -> Radiograph:
@@ -96,6 +107,20 @@ def decode(data: bytes, source: str, at_least: tuple[int, int] | None = None) ->
     form = format_of(data, source)
     with quietly:
         return form.read(data, source, at_least)
+
+
+@cache
+def decoder_hash() -> str:
+    """Return the SHA-256 of the code that turns bytes into pixels: this package's code, and the libraries' versions."""
+    from importlib import metadata  # takes as long as a film to import; the service never asks
+
+    digest = hashlib.sha256(__version__.encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    for library in _LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            digest.update(f"{library} {metadata.version(library)}".encode())
+    return digest.hexdigest()
 
 
 def format_of(data: bytes, source: str) -> Format:

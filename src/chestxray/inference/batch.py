@@ -15,10 +15,10 @@ from typing import Final
 import numpy as np
 import onnxruntime
 
-from chestxray.data.cache import decoder
 from chestxray.data.parallel import WORTH_A_POOL, cores, pooled
 from chestxray.data.sources import read_film, stamp_of
 from chestxray.errors import DataError, FilmError, MissingExtra
+from chestxray.images.decode import decoder_hash
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.journal import FilmResult, Journal
 from chestxray.inference.ood import Prepared
@@ -48,7 +48,7 @@ def predict_of(bundle: Bundle, *, require_age: bool = False) -> str:
     description = json.loads(bundle.info.to_json())
     used = {name: value for name, value in description.items() if name not in _APPLIED_LATER}
     used["files"] = {name: digest for name, digest in used["files"].items() if name not in READ_BY_PEOPLE}
-    used |= {"decoder": decoder(), "onnxruntime": onnxruntime.__version__, "require_age": require_age}
+    used |= {"decoder": decoder_hash(), "onnxruntime": onnxruntime.__version__, "require_age": require_age}
     return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
 
 
