@@ -17,12 +17,19 @@ from sklearn.metrics import roc_auc_score
 
 import chestxray
 from chestxray.cli import main
-from chestxray.data.audit import Audit, audit
-from chestxray.data.overlap import overlap
+from chestxray.data.audit import Audit, audit, overlap
 from chestxray.data.report import write_audit
-from chestxray.data.shortcuts import Features, folds_of, out_of_fold, overlap_weights
+from chestxray.data.shortcuts import (
+    BORDER_PIXELS,
+    PICTURE_GROUPS,
+    SQUARE_SIDE,
+    Features,
+    film_features,
+    folds_of,
+    out_of_fold,
+    overlap_weights,
+)
 from chestxray.errors import OutputExists, SourceInvalid
-from chestxray.images.lungless import BORDER_PIXELS, PICTURE_GROUPS, SQUARE_SIDE, lungless
 from chestxray.schema import Film, Label, write_manifest
 
 FILMS = 120  # of each class; each of a patient of its own
@@ -189,7 +196,7 @@ def test_jpeg_quality_of_one_class_shows_in_the_files_metadata() -> None:
     for quality in (60, 95):
         out = io.BytesIO()
         film.save(out, "JPEG", quality=quality)
-        found.append(lungless(out.getvalue(), "film.jpeg"))
+        found.append(film_features(out.getvalue(), "film.jpeg"))
     assert found[0].texts["tables"] != found[1].texts["tables"]
     assert found[0].numbers["file"][2] > found[1].numbers["file"][2]
 

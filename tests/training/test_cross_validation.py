@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from chestxray.cli import main
-from chestxray.data.audit import audit
-from chestxray.data.overlap import overlap
+from chestxray.data.audit import audit, overlap
 from chestxray.data.pack import Pack
 from chestxray.errors import OutOfRange
 from chestxray.metrics.scores import read_scores

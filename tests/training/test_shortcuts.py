@@ -7,12 +7,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from chestxray.data.shortcuts import acquisition_features, linear_log_odds
 from chestxray.images.shifts import EXCHANGES, OTHER, OWN, donors_of, exchanged
 from chestxray.metrics.metrics import auroc
 from chestxray.training.augment import augment, exchange
 from chestxray.training.config import Augmentation
-from chestxray.training.dataset import drawn
+from chestxray.training.dataset import acquisition_features, drawn, linear_log_odds
 
 SIDE = 64
 FILMS = 240

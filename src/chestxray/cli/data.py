@@ -31,10 +31,9 @@ from chestxray.progress import counted
 from chestxray.schema import Label, Levels, Resize, Split, check_manifest, read_manifest, write_manifest
 
 if TYPE_CHECKING:
-    from chestxray.data.audit import Audit
+    from chestxray.data.audit import Audit, LeftOut, Overlap
     from chestxray.data.clean import Distribution
     from chestxray.data.collect import CollectSettings
-    from chestxray.data.overlap import LeftOut, Overlap
     from chestxray.metrics.scores import ScoreTable
     from chestxray.schema import Film
     from chestxray.training.cross_validation import CrossValidation
@@ -359,7 +358,7 @@ def audit(
     The exit status is 0 whatever is found, unless --fail-above says otherwise.
     """
     from chestxray.data.audit import audit as audit_films
-    from chestxray.data.overlap import overlap
+    from chestxray.data.audit import overlap
     from chestxray.data.report import write_audit
     from chestxray.metrics.scores import read_scores
     from chestxray.training.config import recipe_of

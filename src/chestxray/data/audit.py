@@ -11,13 +11,14 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
-from chestxray.arrays import BoolArray, Float64Array, IndexArray, Int64Array
+from chestxray.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from chestxray.data.shortcuts import (
     MOST_WORDS,
+    PICTURE_GROUPS,
     Acquisition,
     Features,
     clusters,
@@ -31,7 +32,6 @@ from chestxray.data.shortcuts import (
 )
 from chestxray.errors import SourceInvalid
 from chestxray.files import json_values
-from chestxray.images.lungless import PICTURE_GROUPS
 from chestxray.metrics.intervals import Measure, clustered_area, effective_number
 from chestxray.metrics.metrics import midranks
 from chestxray.progress import ProgressCallback, no_progress
@@ -69,7 +69,7 @@ class Separability:
     """How well one group of features tells two sets of films apart, out of fold.
 
     Attributes:
-        name: of a group of ``images.lungless``, "together", or "column NAME" for a column of the manifest.
+        name: of a group of ``data.shortcuts``, "together", or "column NAME" for a column of the manifest.
         title: its name for people.
         measure: the AUROC with its interval by patient; without a value, and with a note, if there is none.
     """
@@ -85,13 +85,7 @@ class Separability:
 
     def __str__(self) -> str:
         """Format the figure: ``Frame and border: AUROC 0.98 (0.98 to 0.99; 5,190 films)``."""
-        found = self.measure
-        if found.value is None or found.interval is None:
-            return f"{self.title}: {found.note}"
-        return (
-            f"{self.title}: AUROC {found.value:.3f} ({found.interval.low:.3f} to {found.interval.high:.3f}; "
-            f"{found.films:,} films)"
-        )
+        return f"{self.title}: {self.measure.note if self.measure.value is None else _figure(self.measure)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +188,7 @@ class Audit:
         return tuple(
             group
             for group in self.separability
-            if group.measure.value is not None
-            and group.measure.value > limit
+            if (group.measure.value or 0.0) > limit
             and group.measure.interval is not None
             and group.measure.interval.low > 1 / 2
         )
@@ -241,7 +234,6 @@ def audit(films: Sequence[Film], on_progress: ProgressCallback = no_progress, wo
         if name == "together":
             probabilities = 1 / (1 + np.exp(-scores.clip(-30, 30)))
     groups, group_of = _groups(found, labels, patients, columns)
-    weights = overlap_weights(labels, probabilities)
     return Audit(
         normal=int((~labels).sum()),
         pneumonia=int(labels.sum()),
@@ -252,11 +244,7 @@ def audit(films: Sequence[Film], on_progress: ProgressCallback = no_progress, wo
         splits=tuple(_splits(found, labels, patients)),
         groups=groups,
         columns_left_out=left_out,
-        effective={
-            label.value: round(effective_number(weights[of_class]), 1)
-            for label, of_class in ((Label.NORMAL, ~labels), (Label.PNEUMONIA, labels))
-            if of_class.any()
-        },
+        effective=_effective(labels, overlap_weights(labels, probabilities)),
         paths=tuple(film.path for film in found.films),
         labels=labels,
         probabilities=probabilities,
@@ -296,19 +284,17 @@ def _as_numbers(texts: Sequence[str]) -> Float64Array | None:
 
 def _features(found: Acquisition, columns: Mapping[str, Features]) -> Iterator[tuple[str, str, Features]]:
     """Yield every group of features by name and title, in the order of the report."""
-    for name in PICTURE_GROUPS:
+    for name in (*PICTURE_GROUPS, "size"):
         yield name, TITLES[name], Features(found.numbers[name])
-    yield "size", TITLES["size"], Features(found.numbers["size"])
-    yield "together", TITLES["together"], _learnable_features(found)
+    yield "together", TITLES["together"], Features(_learnable_features(found))
     yield "file", TITLES["file"], Features(found.numbers["file"], tuple(found.texts.values()))
     for name, features in columns.items():
         yield f"column {name}", f"The column {name}", features
 
 
-def _learnable_features(found: Acquisition) -> Features:
-    """Return everything that a network could learn from the pixels and the size of a film; no file, no column."""
-    names = (*PICTURE_GROUPS, "size")
-    return Features(np.concatenate([found.numbers[name].astype(np.float32) for name in names], axis=1))
+def _learnable_features(found: Acquisition) -> Float32Array:
+    """Return everything that a network could learn from the pixels and the size of a film, shape (n, features)."""
+    return np.concatenate([found.numbers[name].astype(np.float32) for name in (*PICTURE_GROUPS, "size")], axis=1)
 
 
 def _separability(
@@ -324,22 +310,19 @@ def _separability(
     Args:
         classes: if given, films are compared within their class only.
     """
-    nothing = np.zeros(len(targets))
     fewest = min(len(np.unique(patients[targets])), len(np.unique(patients[~targets])))
+    note = "tells nothing: all films are alike in it" if features.is_constant else ""
     if fewest < FEWEST:
         note = f"no figure: of one kind there are films of {fewest} patients, and {FEWEST} are needed"
-        return Separability(name, title, Measure("auroc", None, None, len(targets), note=note)), nothing
-    if features.is_constant:
-        note = "tells nothing: all films are alike in it"
-        return Separability(name, title, Measure("auroc", None, None, len(targets), note=note)), nothing
+    if note:
+        return Separability(name, title, Measure("auroc", None, None, len(targets), note=note)), np.zeros(len(targets))
     fold = folds_of(targets, patients)
     scores = compared = out_of_fold(features, targets, fold)
     if classes is not None:
         compared = np.empty(len(scores))
         for of_class in (classes, ~classes):
             compared[of_class] = midranks(scores[of_class]) / (np.count_nonzero(of_class) + 1)
-    value, interval = clustered_area(targets, compared, patients)
-    return Separability(name, title, Measure("auroc", value, interval, len(targets), by_patient=interval)), scores
+    return Separability(name, title, _area(targets, compared, patients)), scores
 
 
 def _splits(found: Acquisition, labels: BoolArray, patients: Int64Array) -> Iterator[SplitDifference]:
@@ -351,29 +334,18 @@ def _splits(found: Acquisition, labels: BoolArray, patients: Int64Array) -> Iter
         if not there.any() or there.all():
             continue
         of_films = (there, patients[rows], labels[rows])
-        group = _separability("together", TITLES["together"], _of_rows(_learnable_features(found), rows), *of_films)[0]
+        group = _separability("together", TITLES["together"], Features(_learnable_features(found)[rows]), *of_films)[0]
         more = []
         if group.is_alarm:
             for name in (*PICTURE_GROUPS, "size"):
-                part = _of_rows(Features(found.numbers[name]), rows)
+                part = Features(found.numbers[name][rows])
                 more.append(_separability(name, TITLES[name], part, *of_films)[0])
         yield SplitDifference(Split.TRAIN.value, other.value, (group, *more))
 
 
-def _of_rows(features: Features, rows: IndexArray) -> Features:
-    return Features(features.numbers[rows])
-
-
 # --------------------------------------------------------------------------- films taken alike
 
-
-class _Candidate(NamedTuple):
-    """A group of films before ranking: how much its classes differ from those of all films, and its films."""
-
-    surprise: float
-    kind: str
-    title: str
-    rows: BoolArray
+_Candidate = tuple[str, str, BoolArray]  # kind, title and films of a group: shape (n,)
 
 
 def _groups(
@@ -381,23 +353,24 @@ def _groups(
 ) -> tuple[tuple[AcquisitionGroup, ...], dict[str, Int64Array]]:
     """Return films acquired alike, the most informative groups first, and the group of each film by kind."""
     sick = np.bincount(patients, labels) > 0
-    share = float(sick.mean())
-    candidates = []
-    for kind, title, rows in _candidate_groups(found, columns):
+
+    def informative(candidate: _Candidate) -> tuple[float, str, str]:
+        kind, title, rows = candidate
         members = np.unique(patients[rows])
-        pneumonia = int(sick[members].sum())
-        candidates.append(_Candidate(_likelihood_ratio(pneumonia, len(members), share), kind, title, rows))
-    candidates.sort(key=lambda candidate: (-candidate.surprise, candidate.kind, candidate.title))
-    group_of = {kind: np.zeros(len(labels), dtype=np.int64) for kind in dict.fromkeys(c.kind for c in candidates)}
+        return -_likelihood_ratio(int(sick[members].sum()), len(members), float(sick.mean())), kind, title
+
+    candidates = sorted(_candidate_groups(found, columns), key=informative)
+    sure = SURE / max(1, len(candidates))
+    group_of: dict[str, Int64Array] = {}
     groups = []
-    for number, candidate in enumerate(candidates, start=1):
-        group_of[candidate.kind][candidate.rows] = number
-        groups.append(_group(number, candidate, found, labels, patients, share, len(candidates)))
+    for number, (kind, title, rows) in enumerate(candidates, start=1):
+        group_of.setdefault(kind, np.zeros(len(labels), dtype=np.int64))[rows] = number
+        groups.append(_group(number, (kind, title, rows), found.films, labels, patients, sure))
     return tuple(groups), group_of
 
 
-def _candidate_groups(found: Acquisition, columns: Mapping[str, Features]) -> Iterator[tuple[str, str, BoolArray]]:
-    """Yield kind, title and films of each group."""
+def _candidate_groups(found: Acquisition, columns: Mapping[str, Features]) -> Iterator[_Candidate]:
+    """Yield each group of films that share an acquisition or a value of a text."""
     if len(found.films) >= 2 * SMALLEST:
         for kind, cluster in clusters(found).items():
             for which in np.unique(cluster) if cluster.any() else ():  # one group of all the films is no group
@@ -422,40 +395,34 @@ def _likelihood_ratio(pneumonia: int, patients: int, share: float) -> float:
 
 
 def _group(
-    number: int,
-    candidate: _Candidate,
-    found: Acquisition,
-    labels: BoolArray,
-    patients: Int64Array,
-    share: float,
-    groups: int,
+    number: int, candidate: _Candidate, films: Sequence[Film], labels: BoolArray, patients: Int64Array, sure: float
 ) -> AcquisitionGroup:
-    rows = candidate.rows
-    counts = {
-        label: (int((rows & of).sum()), len(np.unique(patients[rows & of])))
-        for label, of in ((Label.NORMAL, ~labels), (Label.PNEUMONIA, labels))
-    }
-    rarer = min(Label, key=lambda label: counts[label][1])
-    members = len(np.unique(patients[rows]))
+    """Count the classes of a group, and describe its risk if its share of them is less likely than ``sure``."""
+    kind, title, rows = candidate
+    share = float((np.bincount(patients, labels) > 0).mean())
+    of_class = {Label.NORMAL: rows & ~labels, Label.PNEUMONIA: rows & labels}
+    counts = {label: int(of.sum()) for label, of in of_class.items()}
+    people = {label: len(np.unique(patients[of])) for label, of in of_class.items()}
+    rarer = min(Label, key=lambda label: people[label])
     of_rarer = share if rarer is Label.PNEUMONIA else 1 - share
     risk = ""
-    if counts[rarer][1] < HANDFUL and _binomial_tail(counts[rarer][1], members, of_rarer) < SURE / groups:
-        remedy = REMEDIES.get(candidate.kind, REMEDIES[""]).format(rarer=rarer.value)
+    if people[rarer] < HANDFUL and _binomial_tail(people[rarer], len(np.unique(patients[rows])), of_rarer) < sure:
+        remedy = REMEDIES.get(kind, REMEDIES[""]).format(rarer=rarer.value)
         risk = (
-            f"{int(rows.sum()):,} films taken alike ({candidate.title}), of which {counts[rarer][0]:,} are "
-            f"{rarer.value}: a network can take this for the class. {remedy}"
+            f"{int(rows.sum()):,} films taken alike ({title}), of which {counts[rarer]:,} are {rarer.value}: a network "
+            f"can take this for the class. {remedy}"
         )
-    inside = sorted(np.flatnonzero(rows).tolist(), key=lambda row: digest(found.films[row].path))
+    examples = sorted((films[row].path for row in np.flatnonzero(rows).tolist()), key=digest)[:EXAMPLES]
     return AcquisitionGroup(
-        number=number,
-        kind=candidate.kind,
-        title=candidate.title,
-        normal=counts[Label.NORMAL][0],
-        pneumonia=counts[Label.PNEUMONIA][0],
-        normal_patients=counts[Label.NORMAL][1],
-        pneumonia_patients=counts[Label.PNEUMONIA][1],
+        number,
+        kind,
+        title,
+        normal=counts[Label.NORMAL],
+        pneumonia=counts[Label.PNEUMONIA],
+        normal_patients=people[Label.NORMAL],
+        pneumonia_patients=people[Label.PNEUMONIA],
         risk=risk,
-        examples=tuple(found.films[row].path for row in inside[:EXAMPLES]),
+        examples=tuple(examples),
     )
 
 
@@ -466,6 +433,114 @@ def _binomial_tail(count: int, of: int, share: float) -> float:
     return sum(
         math.comb(of, k) * math.exp(k * math.log(share) + (of - k) * math.log1p(-share)) for k in range(count + 1)
     )
+
+
+# --------------------------------------------------------------------------- a model on audited films
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """A model's scores on all films, and on films where both classes were acquired alike.
+
+    Attributes:
+        plain, weighted: AUROC with the interval by patient.
+        effective: number of equally weighted films behind the weighted figure, by class.
+        groups: AUROC of each group of films acquired alike, by its number, with all films of the class of which it has
+            too few; the lowest first. Only groups of at least ``FEWEST`` patients.
+        missing: audited films that have no score.
+    """
+
+    plain: Measure
+    weighted: Measure
+    effective: dict[str, float]
+    groups: tuple[tuple[int, Measure], ...]
+    missing: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A group of films acquired alike, scored by a network that was trained without the group.
+
+    Attributes:
+        group: number of the audit's group.
+        title: what distinguishes the group.
+        measure: AUROC of the group's films; if it has too few of a class, with the other held-out films of that class.
+    """
+
+    group: int
+    title: str
+    measure: Measure
+
+
+def overlap(found: Audit, scores: Mapping[str, float]) -> Overlap:
+    """Measure a model on audited films: all films, weighted by overlap, and group by group.
+
+    Args:
+        found: the audit of the same films.
+        scores: scores by networks that were not trained on the film, by path; higher means more suspicious.
+
+    Raises: SourceInvalid, if too few films of one class have a score.
+    """
+    rows = np.array([row for row, path in enumerate(found.paths) if path in scores], dtype=np.int64)
+    labels, patients = found.labels[rows], found.patient_of[rows]
+    for label, of_class in ((Label.NORMAL, ~labels), (Label.PNEUMONIA, labels)):
+        if len(np.unique(patients[of_class])) < FEWEST:
+            raise SourceInvalid(
+                f"the scores hold films of {len(np.unique(patients[of_class]))} audited patients that are "
+                f"{label.value}; {FEWEST} are needed. Give scores of the audited films, by the same paths"
+            )
+    values = np.array([scores[found.paths[row]] for row in rows])
+    weights = overlap_weights(labels, found.probabilities[rows])
+    of_every_film = np.full(len(found.paths), np.nan)
+    of_every_film[rows] = values
+    of_groups = [
+        (group.number, measure)
+        for group in found.groups
+        if (measure := group_measure(found, group, rows, of_every_film)) is not None
+    ]
+    return Overlap(
+        plain=_area(labels, values, patients),
+        weighted=_area(labels, values, patients, weights),
+        effective=_effective(labels, weights),
+        groups=tuple(sorted(of_groups, key=lambda item: item[1].value or 0.0)),
+        missing=len(found.paths) - len(rows),
+    )
+
+
+def group_measure(found: Audit, group: AcquisitionGroup, rows: Int64Array, scores: Float64Array) -> Measure | None:
+    """Measure a model on a group of films acquired alike; if it has too few of a class, use all films of the class.
+
+    Args:
+        rows: the audited films to use, among them some of the group.
+        scores: scores of all audited films, shape (n,); used at ``rows``.
+
+    Returns: AUROC with its interval by patient; None with fewer than ``FEWEST`` patients of a class.
+    """
+    labels, patients = found.labels[rows], found.patient_of[rows]
+    inside = found.group_of[group.kind][rows] == group.number
+    for of_class in (labels, ~labels):
+        if len(np.unique(patients[inside & ~of_class])) < FEWEST <= len(np.unique(patients[inside & of_class])):
+            inside = (inside & of_class) | ~of_class
+    if any(len(np.unique(patients[inside & of])) < FEWEST for of in (labels, ~labels)):
+        return None
+    return _area(labels[inside], scores[rows][inside], patients[inside])
+
+
+def _effective(labels: BoolArray, weights: Float64Array) -> dict[str, float]:
+    """Return the number of equally weighted films behind a weighted figure, by class."""
+    return {
+        label.value: round(effective_number(weights[of_class]), 1)
+        for label, of_class in ((Label.NORMAL, ~labels), (Label.PNEUMONIA, labels))
+        if of_class.any()
+    }
+
+
+def _area(
+    labels: BoolArray, values: Float64Array, patients: Int64Array, weights: Float64Array | None = None
+) -> Measure:
+    """Return the AUROC with its interval by patient."""
+    value, interval = clustered_area(labels, values, patients, weights)
+    return Measure("auroc", value, interval, len(labels), by_patient=interval)
 
 
 # --------------------------------------------------------------------------- in words

@@ -22,11 +22,10 @@ import numpy as np
 from PIL import Image
 
 from chestxray.arrays import Float64Array
-from chestxray.data.audit import Audit
+from chestxray.data.audit import Audit, LeftOut, Overlap
 from chestxray.data.audit import audit as audit_films
 from chestxray.data.clean import Distribution, describe
 from chestxray.data.dedup import near_pairs
-from chestxray.data.overlap import LeftOut, Overlap
 from chestxray.data.sources import name_of, read_film
 from chestxray.errors import FilmError, MissingExtra
 from chestxray.files import folder_written_whole

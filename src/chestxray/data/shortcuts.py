@@ -1,77 +1,213 @@
-"""How films were acquired: features without the lungs, their out-of-fold predictions, and groups of similar films.
+"""How films were acquired: features besides the lungs, their out-of-fold predictions, and groups of similar films.
 
-Two learners separate the classes by them. The audit takes scikit-learn's boosted trees on the border of whole films: it
-must find what a network could find; a weaker learner would report too little. Training uses a ridge regression on
-the films of a pack: NumPy is enough for it, and its calibrated log-odds say how often a film is drawn.
+The features are the frame, burnt-in marks, grey levels, sharpness, size and file. Those of the picture come from the
+border alone, the outer ``BORDER`` of each side; the middle, where the lungs are, is never used. So a feature that tells
+the classes apart here is no disease.
+
+The learner is scikit-learn's boosted trees: it must find what a network could find; a weaker one would report too
+little.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageFilter
+from PIL.JpegImagePlugin import JpegImageFile
 
 from chestxray.arrays import BoolArray, Float32Array, Float64Array, IndexArray, Int64Array, UInt8Array
 from chestxray.data.parallel import map_in_order
 from chestxray.data.sources import name_of, read_film
 from chestxray.errors import FilmError, MissingExtra
-from chestxray.images.lungless import BORDER_CELLS, CELLS, GROUPS, Lungless, lungless
-from chestxray.metrics.calibration import fit_calibration
+from chestxray.images import WHITE, Radiograph
+from chestxray.images.decode import decode, format_of
+from chestxray.images.dicom import elements, open_data_set
+from chestxray.images.preprocess import resample
 from chestxray.progress import ProgressCallback, no_progress
-from chestxray.schema import Film
+from chestxray.schema import Film, Resize
 
 Array = npt.NDArray[Any]
 
-FOLDS: Final = 5
-FITTED_ON: Final = 20_000  # films at most, to limit time and memory; the other films are scored all the same
-AT_ONCE: Final = 10_000  # films scored together; limits the memory of their features in float64
-MOST_WORDS: Final = 200  # different texts of a column; with more, the column names films and not kinds of films
+SQUARE_SIDE: Final = 240  # pixels: side of the square to which every film is scaled
+BORDER_CELL: Final = 12  # pixels: side of a cell of the border
+CELLS: Final = SQUARE_SIDE // BORDER_CELL  # 20 cells a side
+BORDER: Final = 0.15  # of each side; on synthetic films that differ in the lungs only, it is alike in both classes
+BORDER_CELLS: Final = round(CELLS * BORDER)  # 3
+BORDER_PIXELS: Final = BORDER_CELLS * BORDER_CELL  # 36
 
-# Boosted trees: half the rounds of the library's default, half as many leaves, and each split uses some features only.
-# On the published films the border's 454 features give AUROC 0.9928, against 0.9936 with everything, in a fifth of the
-# time.
-_TREES: Final = {
-    "max_iter": 60,
-    "max_leaf_nodes": 15,
-    "learning_rate": 0.15,
-    "early_stopping": False,
-    "random_state": 0,
-}
-_LEAF: Final = 20  # films at least in a leaf; a tenth of fewer than 200 films, or few films would never be divided
-_WIDE: Final = 100  # number of features; with more, each split uses ``_SEEN_OF_WIDE``
-_SEEN_OF_WIDE: Final = 0.15
+_LEVEL_QUANTILES: Final = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
+_GRADIENT_QUANTILES: Final = (0.5, 0.9, 0.99)
+_BANDS: Final = (2, 4, 8, 16, 24, 32, 48, 64, 80, 100, 121)  # edges, cycles a side of the film
+_STROKE: Final = 4  # pixels: radius of the neighbourhood from which a stroke must stand out
+_FAINTEST: Final = 8.0  # grey levels between bright and dark of a border; a smaller spread is noise
+_DARK: Final = 0.05  # of white: a row or column darker than this is a black margin
 
-STROKE: Final = 30  # grey levels above its surroundings: a letter, not a rib
-FILMS_A_GROUP: Final = 160
-MOST_GROUPS: Final = 32
-_COMPONENTS: Final = 32  # principal components by which films are compared
+_DICOM_TEXTS: Final = {
+    0x00080070: "manufacturer",
+    0x00081090: "model",
+    0x00181004: "plate",
+    0x00181020: "software",
+    0x00181400: "processing",
+}  # no element that could name a patient, a place or a person
+
+_BORDER_OF_CELLS: Final = np.ones((CELLS, CELLS), dtype=np.bool_)
+_BORDER_OF_CELLS[BORDER_CELLS:-BORDER_CELLS, BORDER_CELLS:-BORDER_CELLS] = False
+_BORDER_OF_PIXELS: Final = np.kron(_BORDER_OF_CELLS, np.ones((BORDER_CELL, BORDER_CELL), dtype=np.bool_))
 
 
-class Features(NamedTuple):
-    """A set of features by which films may be told apart.
+class FilmFeatures(NamedTuple):
+    """The features of one film.
 
     Attributes:
-        numbers: shape (n, features); NaN if a film has none.
-        texts: one list of n texts for each column; "" if a film has none.
+        numbers: one array a group of ``GROUPS``, the same length for every film; NaN if the file does not state the
+            value.
+        texts: text values of the file's header, by name ("format", "model"); empty values are left out.
     """
 
-    numbers: Array
-    texts: tuple[tuple[str, ...], ...] = ()
+    numbers: dict[str, Float32Array]
+    texts: dict[str, str]
 
-    @property
-    def is_constant(self) -> bool:
-        """True if all films have the same values."""
-        numbers = self.numbers
-        alike = all(
-            bool(np.all(column == column[0]) or np.all(np.isnan(column.astype(np.float32)))) for column in numbers.T
-        )
-        return alike and all(len(set(column)) <= 1 for column in self.texts)
+
+def film_features(data: bytes, source: str) -> FilmFeatures:
+    """Measure the features of one film. Raises: the errors of ``decode``."""
+    film = decode(data, source, at_least=(SQUARE_SIDE, SQUARE_SIDE))
+    plane = resample(film.pixels, SQUARE_SIDE, SQUARE_SIDE, Resize.SQUEEZE, film.frame)
+    numbers = {name: np.asarray(measure(plane), dtype=np.float32) for name, measure in PICTURE_GROUPS.items()}
+    numbers["size"] = np.array([film.width, film.height, film.width / film.height], dtype=np.float32)
+    file_numbers, texts = _header_features(data, source, film)
+    numbers["file"] = file_numbers
+    return FilmFeatures(numbers, texts)
+
+
+# --------------------------------------------------------------------------- the picture's border
+
+
+def frame(plane: UInt8Array) -> Float32Array:
+    """Return brightness of the border's cells, and width of the black margin at each edge; shape (208,).
+
+    A cell's mean grey is relative to the film's own scale, so that a darker exposure has the same frame.
+    """
+    cells = plane.reshape(CELLS, BORDER_CELL, CELLS, BORDER_CELL).mean(axis=(1, 3), dtype=np.float32)[_BORDER_OF_CELLS]
+    low, high = np.quantile(cells, (0.1, 0.9))
+    return np.concatenate([(cells - low) / max(float(high - low), _FAINTEST), _margins(plane)]).astype(np.float32)
+
+
+def _margins(plane: UInt8Array) -> Float32Array:
+    """Return the black rows or columns at the left, right, upper and lower edge, at most the border's width."""
+    margins = []
+    for levels in (plane.mean(axis=0), plane.mean(axis=1)):
+        for towards_middle in (levels[:BORDER_PIXELS], levels[::-1][:BORDER_PIXELS]):
+            lit = np.flatnonzero(towards_middle > WHITE * _DARK)
+            margins.append(float(lit[0]) if len(lit) else float(BORDER_PIXELS))
+    return np.array(margins, dtype=np.float32)
+
+
+def marks(plane: UInt8Array) -> Float32Array:
+    """Return how far the brightest stroke of each border cell stands out from its neighbourhood, shape (204,).
+
+    Letters, arrows and wires are a few pixels wide; a rib or the edge of the patient is wider.
+    """
+    image = Image.fromarray(plane)
+    round_it = np.asarray(image.filter(ImageFilter.BoxBlur(_STROKE)), dtype=np.int16)
+    strokes = (plane.astype(np.int16) - round_it).clip(0)
+    brightest = strokes.astype(np.float32).reshape(CELLS, BORDER_CELL, CELLS, BORDER_CELL).max(axis=(1, 3))
+    found: Float32Array = brightest[_BORDER_OF_CELLS]
+    return found
+
+
+def grey_levels(plane: UInt8Array) -> Float32Array:
+    """Return quantiles of the border's grey levels, fractions of black and white, and number of levels; shape (14,)."""
+    counts = np.bincount(plane[_BORDER_OF_PIXELS], minlength=WHITE + 1)
+    below = np.cumsum(counts) / counts.sum()
+    quantiles = np.searchsorted(below, np.array(_LEVEL_QUANTILES) - 1e-9).clip(0, WHITE)
+    quantiles[0] = np.flatnonzero(counts)[0]
+    extremes = (counts[0] / counts.sum(), counts[-1] / counts.sum(), np.count_nonzero(counts))
+    return np.concatenate([quantiles, extremes]).astype(np.float32)
+
+
+def sharpness(plane: UInt8Array) -> Float32Array:
+    """Return gradients and spectra along the border, which compression and enlarging smooth; shape (28,)."""
+    levels = plane.astype(np.float32)
+    across, down = np.abs(np.diff(levels, axis=1)), np.abs(np.diff(levels, axis=0))
+    found: list[Any] = []
+    for steps, border in ((across, _BORDER_OF_PIXELS[:, 1:]), (down, _BORDER_OF_PIXELS[1:])):
+        values = steps[border]
+        found += [values.mean(), *np.quantile(values, _GRADIENT_QUANTILES)]
+    for turned in (levels, levels.T):
+        strips = np.concatenate([turned[:BORDER_PIXELS], turned[-BORDER_PIXELS:]])
+        spectrum = np.abs(np.fft.rfft(strips * np.hanning(SQUARE_SIDE), axis=1)).mean(axis=0)
+        found += [np.log1p(spectrum[low:high].mean()) for low, high in pairwise(_BANDS)]
+    return np.array(found, dtype=np.float32)
+
+
+# One row for each group of features from the picture's border.
+PICTURE_GROUPS: Final[dict[str, Callable[[UInt8Array], Float32Array]]] = {
+    "frame": frame,
+    "marks": marks,
+    "grey": grey_levels,
+    "sharpness": sharpness,
+}
+GROUPS: Final = (*PICTURE_GROUPS, "size", "file")
+
+
+# --------------------------------------------------------------------------- the file
+
+
+def _header_features(data: bytes, source: str, film: Radiograph) -> tuple[Float32Array, dict[str, str]]:
+    """Return the header's numbers (channels, bits, quantisation, density) and its texts."""
+    form = format_of(data, source).name
+    numbers = [float(film.channels), float(film.bit_depth), np.nan, np.nan, np.nan]
+    texts = {"format": form, "photometric": film.photometric, "view": film.view_position, "modality": film.modality}
+    if form == "JPEG":
+        numbers[2:], more = _jpeg(data)
+        texts |= more
+    elif form == "DICOM":
+        texts |= _dicom(data, source)
+    return np.array(numbers, dtype=np.float32), {name: text for name, text in texts.items() if text}
+
+
+def _jpeg(data: bytes) -> tuple[list[float], dict[str, str]]:
+    """Return mean quantisation steps (first and last table), dots an inch, and texts that reveal the encoder."""
+    image = JpegImageFile(io.BytesIO(data))  # reads only the header
+    tables = [np.mean(table) for _, table in sorted(image.quantization.items())]
+    steps = [float(tables[0]), float(tables[-1])] if tables else [np.nan, np.nan]
+    density = float(image.info.get("jfif_density", (np.nan,))[0])
+    fingerprint = hashlib.sha256(repr(sorted(image.quantization.items())).encode()).hexdigest()[:8]
+    exif = image.getexif()
+    made = " ".join(str(exif.get(tag, "")).strip("\0 ") for tag in (0x010F, 0x0110, 0x0131)).strip()
+    info = image.info
+    parts = {"progressive": info.get("progressive"), "EXIF": bool(exif), "colour profile": "icc_profile" in info}
+    return [*steps, density], {
+        "tables": fingerprint,
+        "sampling": str([layer[1:3] for layer in image.layer]),
+        "parts": ", ".join(name for name, there in parts.items() if there),
+        "made by": made,
+    }
+
+
+def _dicom(data: bytes, source: str) -> dict[str, str]:
+    """Return manufacturer, model, plate, software and processing; nothing that names a patient or a place."""
+    try:
+        data_set = open_data_set(data, source)
+        found = {}
+        for element in elements(data_set.data, data_set.start, data_set.encoding, source):
+            if name := _DICOM_TEXTS.get(element.tag):
+                text = data_set.data[element.value : element.end].decode("ascii", "replace")
+                found[name] = " ".join(text.strip("\0 ").split())[:64]
+        return found | {"syntax": data_set.transfer_syntax}
+    except FilmError:  # the film was decoded already; keep what a header that ends early has given
+        return {}
+
+
+# --------------------------------------------------------------------------- many films
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +216,7 @@ class Acquisition:
 
     Attributes:
         films: those that could be read, n in all.
-        numbers: features of each group of ``images.lungless.GROUPS``, shape (n, features).
+        numbers: features of each group of ``images.film_features.GROUPS``, shape (n, features).
         texts: texts of the headers, n for each name.
         skipped: the names of films that could not be read, and why.
     """
@@ -133,14 +269,59 @@ def measure(
     )
 
 
-def _measure_one(film: Film) -> Lungless | str:
+def _measure_one(film: Film) -> FilmFeatures | str:
     try:
-        return lungless(read_film(film), name_of(film))
+        return film_features(read_film(film), name_of(film))
     except (OSError, FilmError) as error:
         return str(error)
 
 
 # --------------------------------------------------------------------------- telling apart
+
+FOLDS: Final = 5
+FITTED_ON: Final = 20_000  # films at most, to limit time and memory; the other films are scored all the same
+AT_ONCE: Final = 10_000  # films scored together; limits the memory of their features in float64
+MOST_WORDS: Final = 200  # different texts of a column; with more, the column names films and not kinds of films
+
+# Boosted trees: half the rounds of the library's default, half as many leaves, and each split uses some features only.
+# On the published films the border's 454 features give AUROC 0.9928, against 0.9936 with everything, in a fifth of the
+# time.
+_TREES: Final = {
+    "max_iter": 60,
+    "max_leaf_nodes": 15,
+    "learning_rate": 0.15,
+    "early_stopping": False,
+    "random_state": 0,
+}
+_LEAF: Final = 20  # films at least in a leaf; a tenth of fewer than 200 films, or few films would never be divided
+_WIDE: Final = 100  # number of features; with more, each split uses ``_SEEN_OF_WIDE``
+_SEEN_OF_WIDE: Final = 0.15
+
+STROKE: Final = 30  # grey levels above its surroundings: a letter, not a rib
+FILMS_A_GROUP: Final = 160
+MOST_GROUPS: Final = 32
+_COMPONENTS: Final = 32  # principal components by which films are compared
+
+
+class Features(NamedTuple):
+    """A set of features by which films may be told apart.
+
+    Attributes:
+        numbers: shape (n, features); NaN if a film has none.
+        texts: one list of n texts for each column; "" if a film has none.
+    """
+
+    numbers: Array
+    texts: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def is_constant(self) -> bool:
+        """True if all films have the same values."""
+        numbers = self.numbers
+        alike = all(
+            bool(np.all(column == column[0]) or np.all(np.isnan(column.astype(np.float32)))) for column in numbers.T
+        )
+        return alike and all(len(set(column)) <= 1 for column in self.texts)
 
 
 def folds_of(labels: BoolArray, patients: Int64Array, folds: int = FOLDS) -> Int64Array:
@@ -297,9 +478,7 @@ def described(kind: str, acquisition: Acquisition, films: BoolArray) -> str:
     if kind == "marks":
         strokes = numbers["marks"] > STROKE
         excess = np.zeros((CELLS, CELLS))
-        border = np.ones((CELLS, CELLS), dtype=np.bool_)
-        border[BORDER_CELLS:-BORDER_CELLS, BORDER_CELLS:-BORDER_CELLS] = False
-        excess[border] = strokes[films].mean(axis=0) - strokes.mean(axis=0)
+        excess[_BORDER_OF_CELLS] = strokes[films].mean(axis=0) - strokes.mean(axis=0)
         places = _places(excess)
         return f"marks {', '.join(places)}" if places else "no marks that others have not"
     grey, sharp, frame = numbers["grey"], numbers["sharpness"], numbers["frame"]
@@ -333,96 +512,3 @@ def _places(excess: Float64Array) -> list[str]:
 def digest(text: str) -> int:
     """Return a number for a name that is the same on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
-# --------------------------------------------------------------------------- the films of a pack
-
-_CELLS_OF_PLANE: Final = 28  # cells a side
-_BLANKED: Final = slice(6, 22)  # of the cells: the middle 57% along each side
-_QUANTILES: Final = (0.0, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 1.0)
-_GRADIENTS: Final = (0.5, 0.9, 0.99)
-_BANDS: Final = 10  # bands of the spectrum, all of the same width in octaves
-
-_RIDGE: Final = 30.0  # of the standardised features: a few hundred films cannot be fitted exactly
-
-
-def acquisition_features(planes: UInt8Array) -> dict[str, Float64Array]:
-    """Return features without the lungs, by group.
-
-    Args:
-        planes: shape (n, height, width).
-
-    Returns: "frame", "grey_levels" and "sharpness", each of shape (n, features of the group).
-    """
-    groups = [_features_of(plane) for plane in planes]
-    return {name: np.stack([group[name] for group in groups]) for name in groups[0]}
-
-
-def _features_of(plane: UInt8Array) -> dict[str, Float64Array]:
-    cells = np.asarray(
-        Image.fromarray(plane).resize((_CELLS_OF_PLANE, _CELLS_OF_PLANE), Image.Resampling.BOX), dtype=np.float64
-    )
-    kept = np.ones((_CELLS_OF_PLANE, _CELLS_OF_PLANE), dtype=bool)
-    kept[_BLANKED, _BLANKED] = False
-    levels = plane.astype(np.float64)
-    steps = [np.abs(np.diff(levels, axis=axis)) for axis in (0, 1)]
-    gradients = [[step.mean(), *np.quantile(step, _GRADIENTS)] for step in steps]
-    return {
-        "frame": cells[kept],
-        "grey_levels": np.quantile(levels, _QUANTILES),
-        "sharpness": np.concatenate([*gradients, _spectrum(levels)]),
-    }
-
-
-def _spectrum(levels: Float64Array) -> Float64Array:
-    """Return the log of the mean amplitude in bands from one cycle over the film to the finest."""
-    amplitude = np.abs(np.fft.rfft2(levels - levels.mean()))
-    height = levels.shape[0]
-    down, across = np.fft.fftfreq(height, 1 / height)[:, None], np.arange(amplitude.shape[1])[None]
-    edges = np.geomspace(1.0, height / 2 + 1.0, _BANDS + 1)
-    band = np.digitize(np.hypot(down, across), edges)
-    sums = np.bincount(band.ravel(), amplitude.ravel(), _BANDS + 2)
-    counts = np.bincount(band.ravel(), minlength=_BANDS + 2)
-    return np.log1p(sums[1:-1] / np.maximum(counts[1:-1], 1))
-
-
-def linear_log_odds(
-    features: Float64Array, labels: npt.ArrayLike, patients: npt.ArrayLike, *, seed: int = 0
-) -> Float64Array:
-    """Return log-odds of pneumonia from features alone, for films of patients not in the fit; classes count equally.
-
-    Args:
-        features: shape (n, k).
-        labels: shape (n,), 0 or 1; both must occur.
-        patients: shape (n,); films of one patient are in one fold.
-
-    Returns: shape (n,).
-    Source: ridge regression on the two classes, which is Fisher's discriminant (Hastie et al., The Elements of
-        Statistical Learning, 4.2 and 4.3), and Platt's calibration of it.
-    """
-    targets = np.asarray(labels)
-    names, which = np.unique(np.asarray(patients), return_inverse=True)
-    fold = np.random.default_rng(seed).permutation(np.arange(len(names)) % FOLDS)[which]
-    found = np.zeros(len(targets))
-    for number in range(FOLDS):
-        train, rest = fold != number, fold == number
-        if len(set(targets[train].tolist())) == 2 and rest.any():  # noqa: PLR2004 - both classes
-            found[rest] = _ridge(features[train], targets[train], features[rest])
-    calibration = fit_calibration(targets, found)
-    odds = float(np.log(max(1, np.sum(targets == 1)) / max(1, np.sum(targets == 0))))
-    return (found + calibration.bias) / calibration.temperature - odds
-
-
-def _ridge(features: Float64Array, targets: npt.NDArray[np.integer[Any]], others: Float64Array) -> Float64Array:
-    """Fit a linear score on films, 4 apart for the two classes, and return the score of others."""
-    centre, spread = features.mean(axis=0), features.std(axis=0)
-    scale = np.where(spread > 0.0, spread, 1.0)
-    rows = (features - centre) / scale
-    share = float(np.mean(targets))
-    weight = np.where(targets == 1, 0.5 / share, 0.5 / (1 - share))
-    middle = np.average(rows, axis=0, weights=weight)
-    rows = rows - middle
-    moments = (rows * weight[:, None]).T @ rows + _RIDGE * np.eye(rows.shape[1])
-    beta = np.linalg.solve(moments, rows.T @ (weight * np.where(targets == 1, 2.0, -2.0)))
-    found: Float64Array = ((others - centre) / scale - middle) @ beta
-    return found

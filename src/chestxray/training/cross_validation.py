@@ -15,8 +15,7 @@ from typing import Final
 import numpy as np
 
 from chestxray.arrays import BoolArray, Float64Array
-from chestxray.data.audit import FEWEST, AcquisitionGroup, Audit
-from chestxray.data.overlap import LeftOut, group_measure
+from chestxray.data.audit import FEWEST, AcquisitionGroup, Audit, LeftOut, group_measure
 from chestxray.data.pack import write_pack
 from chestxray.data.shortcuts import folds_of
 from chestxray.errors import OutOfRange, SourceInvalid
