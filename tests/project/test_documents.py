@@ -192,6 +192,14 @@ def test_every_benchmark_that_a_page_names_exists() -> None:
     assert [script for script in named if not (ROOT / script).exists()] == []
 
 
+def test_every_test_that_a_document_names_exists() -> None:
+    texts = [page.text for page in PAGES]
+    texts += [(ROOT / name).read_text(encoding="utf-8") for name in ("CONTRIBUTING.md", "SECURITY.md")]
+    named = {name for text in texts for name in re.findall(r"\btest_\w+\.py\b", text)}
+    assert named
+    assert named - {path.name for path in (ROOT / "tests").rglob("test_*.py")} == set()
+
+
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
 def test_every_file_that_a_document_beside_the_site_links_to_exists(name: str) -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text(encoding="utf-8"))
