@@ -662,6 +662,17 @@ def test_other_libraries_decode_the_same_levels() -> None:
             assert np.array_equal(decode(data, "film").pixels, theirs if bits == 8 else spread(theirs))
 
 
+def test_a_jpeg_ls_without_its_end_is_refused_before_its_decoder_counts_to_two_billion() -> None:
+    whole = compressed(gradient(32, 40), JPEG_LS)
+    assert decode(whole, "film").pixels.shape == (32, 40)
+    endless = bytearray(whole)
+    place = whole.index(b"\xff\xd9")
+    endless[place] = 0x91
+    endless[place - 2] = 0x80  # found by random damage: CharLS 2.4.3 then took 2.3 seconds for 224 bytes
+    with pytest.raises(UnreadableFilm, match="JPEG-LS lossless DICOM file ends before its picture does"):
+        decode(bytes(endless), "film")
+
+
 def test_a_jpeg_with_loss_at_12_bits_stays_near_the_film_without_loss() -> None:
     stream = imagecodecs.jpeg8_encode(WIDE, level=98, bitspersample=12)
     film = decode(coded([stream], JPEG_EXTENDED, WIDE, BitsStored=12, WindowCenter=2048, WindowWidth=4096), "film")

@@ -2,62 +2,93 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import pydicom
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_dicom import JPEG_BASELINE, lossless_jpeg
+from pydicom.uid import ExplicitVRLittleEndian
+from test_dicom import JPEG_BASELINE, htj2k, lossless_jpeg
 
 from chestxray.errors import FilmError
 from chestxray.images.decode import decode
-from dicoms import SHIPPED, coded, compressed, native, table
+from dicoms import SHIPPED, coded, compressed, native, table, written
 from drawing import encoded, gradient, textured
 
-GREY = gradient()
-WIDE = np.linspace(0, 4095, GREY.size, dtype=np.uint16).reshape(GREY.shape)
-RGB = np.dstack([textured(n) for n in range(3)])
-
-FILMS = {
-    "JPEG": encoded(GREY, "JPEG"),
-    "JPEG progressive": encoded(RGB, "JPEG", progressive=True),
-    "JPEG CMYK": encoded(Image.fromarray(GREY).convert("CMYK"), "JPEG"),
-    "PNG": encoded(GREY),
-    "PNG 16": encoded(WIDE),
-    "PNG palette": encoded(Image.fromarray(RGB).convert("P"), transparency=3),
-    "TIFF": encoded(GREY, "TIFF"),
-    "TIFF LZW": encoded(RGB, "TIFF", compression="tiff_lzw"),
-    "TIFF deflate 16": encoded(WIDE, "TIFF", compression="tiff_adobe_deflate"),
-    "TIFF of JPEG": encoded(RGB, "TIFF", compression="jpeg"),
-    "WebP": encoded(RGB, "WEBP"),
-    "BMP": encoded(GREY, "BMP"),
-    "GIF": encoded(GREY, "GIF"),
-    "JPEG 2000": encoded(WIDE, "JPEG2000"),
-    "PGM": encoded(GREY, "PPM"),
-    "DICOM implicit": native(WIDE, "implicit", BitsStored=12, WindowCenter=2000, WindowWidth=900),
-    "DICOM explicit": native(WIDE, BitsStored=12, VOILUTSequence=table(range(4096), bits=12)),
-    "DICOM big endian": native(WIDE, "big endian", PixelPaddingValue=0),
-    "DICOM deflated": native(WIDE, "deflated", RescaleSlope="2", RescaleIntercept="-1024"),
-    "DICOM RLE": compressed(WIDE, "1.2.840.10008.1.2.5"),
-    "DICOM JPEG": coded([encoded(GREY, "JPEG")], JPEG_BASELINE, GREY),
-    "DICOM JPEG-LS": compressed(WIDE, "1.2.840.10008.1.2.4.80", BitsStored=12),
-    "DICOM JPEG 2000": compressed(WIDE, "1.2.840.10008.1.2.4.90", BitsStored=12),
-    "DICOM lossless JPEG": coded([lossless_jpeg(WIDE, 12)], "1.2.840.10008.1.2.4.70", WIDE, BitsStored=12),
-    "DICOM sequences": (SHIPPED / "examples_overlay.dcm").read_bytes()[:60_000],
-}
+HEIC = (Path(__file__).parent / "synthetic.heic").read_bytes()
 
 
-def outcome(data: bytes) -> str:
+def with_sequences(pixels: npt.NDArray[np.generic], bits: int) -> bytes:
+    """A file with the hundred elements of a scanner's, sequences of undefined length among them, and these pixels."""
+    dataset = pydicom.dcmread(SHIPPED / "examples_overlay.dcm")
+    del dataset[0x60003000], dataset[0x00291110]  # which are longer than all the rest
+    for element in dataset:
+        element.is_undefined_length = element.VR == "SQ"
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8 * pixels.itemsize, bits, bits - 1
+    dataset.PixelData = pixels.tobytes()
+    return written(dataset, ExplicitVRLittleEndian)
+
+
+def films_of(height: int, width: int, *, deep: bool = True) -> dict[str, bytes]:
+    """A film of that size in each format; DICOM of 12 bits, or of 8 if not deep, which is cheaper to display."""
+    grey = gradient(height, width)
+    wide = np.linspace(0, 4095, grey.size, dtype=np.uint16).reshape(grey.shape)
+    rgb = np.dstack([textured(n, height, width) for n in range(3)])
+    one, bits = (wide, 12) if deep else (grey, 8)
+    return {
+        "JPEG": encoded(grey, "JPEG"),
+        "JPEG progressive": encoded(rgb, "JPEG", progressive=True),
+        "JPEG CMYK": encoded(Image.fromarray(grey).convert("CMYK"), "JPEG"),
+        "PNG": encoded(grey),
+        "PNG 16": encoded(wide),
+        "PNG palette": encoded(Image.fromarray(rgb).convert("P"), transparency=3),
+        "TIFF": encoded(grey, "TIFF"),
+        "TIFF LZW": encoded(rgb, "TIFF", compression="tiff_lzw"),
+        "TIFF deflate 16": encoded(wide, "TIFF", compression="tiff_adobe_deflate"),
+        "TIFF of JPEG": encoded(rgb, "TIFF", compression="jpeg"),
+        "TIFF PackBits": encoded(grey, "TIFF", compression="packbits"),
+        "TIFF fax": encoded(Image.fromarray(grey).convert("1"), "TIFF", compression="group4"),
+        "WebP": encoded(rgb, "WEBP"),
+        "WebP lossless": encoded(rgb, "WEBP", lossless=True),
+        "BMP": encoded(grey, "BMP"),
+        "GIF": encoded(grey, "GIF"),
+        "JPEG 2000": encoded(wide, "JPEG2000"),
+        "PGM": encoded(grey, "PPM"),
+        "HEIC": HEIC,
+        "DICOM implicit": native(one, "implicit", BitsStored=bits, WindowCenter=2000, WindowWidth=900),
+        "DICOM explicit": native(one, BitsStored=bits, VOILUTSequence=table(range(2**bits), bits=bits)),
+        "DICOM big endian": native(one, "big endian", PixelPaddingValue=0),
+        "DICOM deflated": native(one, "deflated", BitsStored=bits, RescaleSlope="2", RescaleIntercept="-1024"),
+        "DICOM RLE": compressed(one, "1.2.840.10008.1.2.5"),
+        "DICOM JPEG": coded([encoded(grey, "JPEG")], JPEG_BASELINE, grey),
+        "DICOM JPEG-LS": compressed(one, "1.2.840.10008.1.2.4.80", BitsStored=bits),
+        "DICOM JPEG 2000": compressed(one, "1.2.840.10008.1.2.4.90", BitsStored=bits),
+        "DICOM HTJ2K": htj2k(one, BitsStored=bits),
+        "DICOM lossless JPEG": coded([lossless_jpeg(one, bits)], "1.2.840.10008.1.2.4.70", one, BitsStored=bits),
+        "DICOM sequences": with_sequences(one, bits),
+    }
+
+
+FILMS = films_of(96, 128)
+
+
+def outcome(data: bytes, at_least: tuple[int, int] = (112, 160)) -> str:
     """ "pixels", or the name of a typed error; anything else is raised."""
     try:
-        film = decode(data, "damaged", at_least=(112, 160))
+        film = decode(data, "damaged", at_least)
     except FilmError as error:
         assert str(error).startswith("damaged: ")  # noqa: PT017 - other errors shall pass through
+        assert not isinstance(error.__cause__, MemoryError)  # noqa: PT017
+        assert "MemoryError" not in str(error)  # noqa: PT017 - DICOM's errors have no cause
         return type(error).__name__
     assert film.pixels.ndim == 2
     assert film.pixels.dtype in (np.uint8, np.uint16)
@@ -113,30 +144,64 @@ def test_two_films_spliced_give_pixels_or_a_typed_error(one: str, other: str, en
     assert outcome(spliced) in {"pixels", "UnsupportedFormat", "FilmTooLarge", "UnreadableFilm", "TruncatedFilm"}
 
 
+MUTATE = Path(__file__).parent / "fuzz" / "mutate.py"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FILMS)
-def test_a_thousand_random_damages_of_each_format(name: str) -> None:
-    """In a process of its own: a decoder in C that dies would take the tests with it."""
+def test_a_thousand_random_damages_of_each_format(tmp_path: Path) -> None:
+    """In processes of their own: a decoder in C that dies would take the tests with it."""
     done = subprocess.run(
-        [sys.executable, Path(__file__).parent / "fuzz" / "mutate.py", name, "--count", "1000"],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, MUTATE, "--count", "1000", "--keep", tmp_path], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{1000 * len(FILMS):,} in all" in done.stdout
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(7200)
-def test_an_hour_of_random_damage_to_every_format_in_turn() -> None:
+@pytest.mark.timeout(4 * 3600)
+def test_a_million_random_damages_of_each_format(tmp_path: Path) -> None:
+    count = int(os.environ.get("CHESTXRAY_SOAK_DAMAGES", "1000000"))
     done = subprocess.run(
-        [sys.executable, Path(__file__).parent / "fuzz" / "mutate.py", "--minutes", "60"],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, MUTATE, "--count", str(count), "--keep", tmp_path], capture_output=True, text=True, check=False
     )
     print(done.stdout)
-    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
+
+
+# what a decoder does with every damaged film, and what is said of it
+FAULTS = {
+    "raises": ("raise KeyError(7)", "raised", "KeyError: 7"),
+    "dies": ("import ctypes; ctypes.string_at(0)", "SIGSEGV", "Segmentation fault"),
+    "does not end": ("\n  while True: pass", "SIGPROF", ""),
+    "takes memory": ("bytearray(2 * mutate.MEMORY)", "raised", "MemoryError"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_hunt_notices_a_decoder_that(fault: str, tmp_path: Path) -> None:
+    does, why, words = FAULTS[fault]
+    script = f"""
+import sys
+sys.path.insert(0, {str(MUTATE.parent)!r})
+import mutate
+films = set(mutate.films_of(32, 40, deep=False).values())
+mutate.SECONDS = 0.1
+def looked_at(data):
+ if not any(data in sizes for sizes in (films, deep, medium, large)):
+  {does}
+ return "pixels"
+deep, medium, large = (set(mutate.films_of(*size).values()) for size in ((32, 40), (96, 128), (288, 384)))
+mutate.looked_at = looked_at
+sys.argv[1:] = ["PNG", "--count", "9", "--keep", {str(tmp_path)!r}]
+sys.exit(mutate.main())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    (kept,) = tmp_path.iterdir()
+    assert f"PNG: {why}; the bytes are in {kept}" in done.stdout
+    assert words in done.stdout
+    assert outcome(kept.read_bytes())
 
 
 @pytest.mark.slow

@@ -36,7 +36,9 @@ MAX_TILES: Final = 4096  # tiles of a JPEG 2000 film; each takes kilobytes befor
 TURBO: Final = "libjpeg-turbo"  # reads lossless JPEG, and 12 bits with loss
 MARKER: Final = b"\xff"
 # The segments that state a frame's size: SOF0 to SOF15 of JPEG, less three other segments; SOF55 of JPEG-LS.
-JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
+JPEG_LS_FRAME: Final = 0xF7
+JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {JPEG_LS_FRAME}
+END_OF_IMAGE: Final = b"\xff\xd9"
 LOSSY_FRAMES: Final = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive: libjpeg ignores damage in these
 
 
@@ -95,6 +97,9 @@ def _check_jpeg(coded: bytes, frame: Frame) -> Pixels | None:
             _check_same((rows, columns, samples), frame)
             if precision > frame.allocated:
                 raise ValueError(f"has samples of {precision} bits and room for {frame.allocated}")
+            # Without it CharLS refuses the frame as well, but may first count to 2**31.
+            if kind == JPEG_LS_FRAME and coded.find(END_OF_IMAGE, position) < 0:
+                raise ValueError("ends before its picture does")
             if kind not in LOSSY_FRAMES or precision != BYTE:
                 return None
             grey = _intact_grey(coded, (columns, rows))
