@@ -6,6 +6,7 @@ import dataclasses
 import io
 import re
 import struct
+import subprocess
 import sys
 import warnings
 import zlib
@@ -331,8 +332,29 @@ def test_a_heic_is_the_film_that_it_was_made_of() -> None:
     assert np.abs(film.pixels - original).mean() < 2
 
 
+def test_a_heic_whose_header_lies_about_its_depth_is_refused_and_its_decoder_writes_nowhere_else() -> None:
+    """One byte, found by random damage: with it pi-heif 1.4.0 corrupted the memory of the process."""
+    lying = bytearray(HEIC)
+    lying[HEIC.index(b"hvcC") + 21] = 0xF9  # 9 bits (ISO/IEC 14496-15 section 8.3.3.1.2) where there are 8
+    code = """
+import sys
+from chestxray.errors import UnreadableFilm
+from chestxray.images.decode import decode
+for _ in range(50):
+    try:
+        decode(bytes.fromhex(sys.argv[1]), "film.heic")
+    except UnreadableFilm as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, lying.hex()], capture_output=True, text=True, check=True)
+    sentence = (
+        "film.heic: the HEIC file is damaged (its header states another depth than its picture has). Copy it again"
+    )
+    assert done.stdout.splitlines() == [sentence] * 50
+
+
 def test_without_its_extra_a_heic_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pi_heif.as_plugin", None)
+    monkeypatch.setitem(sys.modules, "pi_heif", None)
     with pytest.raises(UnsupportedFormat, match=re.escape("it is HEIC, which needs an extra. Install it with: pip ")):
         decode(HEIC, "film.heic")
 

@@ -12,7 +12,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -342,13 +342,40 @@ def read_heic(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Ra
     Raises: UnsupportedFormat, also without the extra, so that one such file among others is only counted.
     """
     try:
-        from pi_heif.as_plugin import HeifImageFile
+        from pi_heif import open_heif
     except ImportError:
         raise UnsupportedFormat(
             f'{source}: it is HEIC, which needs an extra. Install it with: pip install "chestxray[heic]", or export '
             "the film as JPEG or PNG"
         ) from None
-    return _read_other(HeifImageFile, "HEIC", data, source)
+    try:
+        # Its own widening to 16 bits trusts the depth that the header states, and writes beyond the end of 8 bits.
+        pictures = open_heif(io.BytesIO(data), hdr_to_16bit=False, remove_stride=False)
+        picture = pictures[pictures.primary_index]
+        channels = len(picture.mode.partition(";")[0])  # "L", "LA", "RGB", "RGBA", "I;10", "I;12"
+        width, height = picture.size
+        check_pixels(source, width, height, samples=channels)
+        if len(pictures) > 1:
+            raise UnsupportedFormat(f"{source}: a HEIC of {len(pictures)} frames; a radiograph has one")
+        grey, coloured = _grey_of_heic(picture, source)
+    except DAMAGE as error:
+        raise _translated(error, "HEIC", source) from error
+    height, width = grey.shape
+    return Radiograph(grey, width, height, channels, 8 * grey.itemsize, coloured)
+
+
+def _grey_of_heic(picture: Any, source: str) -> tuple[Pixels, float]:
+    """Decode a picture of pi_heif; return grey levels, and the fraction of coloured pixels."""
+    levels, stride, samples = picture.data, picture.stride, len(picture.mode.partition(";")[0])
+    width, height = picture.size  # which decoding may have changed
+    check_pixels(source, width, height, samples=samples)
+    deep = picture.mode.startswith("I;")
+    if stride < width * (2 if deep else samples) or len(levels) < stride * height:
+        raise ValueError("its header states another depth than its picture has")
+    if deep:
+        wide = np.frombuffer(levels, "<u2").reshape(height, stride // 2)[:, :width]
+        return _widened(wide.astype(np.uint16), picture.info["bit_depth"]), 0.0
+    return _to_grey(Image.frombytes(picture.mode, (width, height), bytes(levels), "raw", picture.mode, stride))
 
 
 def is_heic(data: bytes) -> bool:
@@ -450,15 +477,18 @@ def _to_grey(image: Image.Image, bits: int = _WORD) -> tuple[Pixels, float]:
     """
     if image.mode.startswith("I"):
         wide: npt.NDArray[np.uint16] = np.asarray(image).astype(np.uint16)
-        unused = _WORD - bits
-        if unused:
-            wide = ((wide << unused) | (wide >> (bits - unused))).astype(np.uint16)
-        return wide, 0.0
+        return _widened(wide, bits), 0.0
     if image.mode in {"1", "L"}:
         return np.asarray(image.convert("L")), 0.0
     if image.has_transparency_data or image.mode in {"LA", "RGBA", "PA"}:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
     return grey_of_colour(np.asarray(image.convert("RGB")))
+
+
+def _widened(wide: npt.NDArray[np.uint16], bits: int) -> npt.NDArray[np.uint16]:
+    """Return levels of 9 to 16 bits scaled to span 0 to 65535."""
+    unused = _WORD - bits
+    return ((wide << unused) | (wide >> (bits - unused))).astype(np.uint16) if unused else wide
 
 
 def _translated(error: Exception, name: str, source: str) -> UnreadableFilm | UnsupportedFormat:
