@@ -45,7 +45,8 @@ def _print_completion(ctx: click.Context, _param: click.Parameter, shell: str | 
 @click.group(
     cls=InOrder,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog=f"{NOTICE} Each verb takes --help and --json. Exit status: 0 done, 1 a problem in the data, 2 wrong usage.",
+    epilog=f"{NOTICE} Each command has --help and --json. "
+    "Exit status: 0 success, 1 a problem in the data, 2 wrong usage.",
 )
 @click.version_option(__version__, "-V", "--version", prog_name="chestxray")
 @click.option(
@@ -54,17 +55,17 @@ def _print_completion(ctx: click.Context, _param: click.Parameter, shell: str | 
     callback=_print_completion,
     expose_value=False,
     is_eager=True,
-    help="Print the script that completes this command in your shell, and exit.",
+    help="Print the completion script for your shell, and exit.",
 )
 def chestxray_group() -> None:
-    """From a folder of chest X-rays to a measured, calibrated pneumonia classifier behind a web page.
+    """Train, evaluate, calibrate and serve a pneumonia classifier for chest X-rays.
 
     \b
     One film, with the model of the package:   chestxray predict film.jpg
     The page, with that model:                 chestxray serve
-    Everything at once, on synthetic films:    chestxray run --out run
-    Everything at once, on your films:         chestxray run FOLDER --out run
-    One film, with the model that came of it:  chestxray predict film.jpg --bundle run/bundle
+    All steps, on synthetic films:             chestxray run --out run
+    All steps, on your films:                  chestxray run FOLDER --out run
+    One film, with the new model:              chestxray predict film.jpg --bundle run/bundle
     """  # noqa: D301 - click reads the backspace as "do not rewrap"
 
 

@@ -40,10 +40,10 @@ from typing import Final
 @click.argument("address", metavar="s3://BUCKET/PREFIX")
 @aws_options
 def upload(context: AwsContext, data: Path, address: str) -> None:
-    """Send films to S3: what is new or changed, several at once.
+    """Upload new and changed films to S3, several at once.
 
-    Every file's SHA-256 is checked by S3 when it arrives, and is what a later run compares. Stopped at any moment,
-    the same command resumes. Objects that have no file in DATA are left alone.
+    S3 checks the SHA-256 of every file; later runs compare it. After a stop, the same command resumes. Objects
+    without a file in DATA are not changed.
     """
     from chestxray.aws import storage
 
@@ -74,10 +74,12 @@ def upload(context: AwsContext, data: Path, address: str) -> None:
     "--access",
     type=click.Choice(["key", "iam", "open"]),
     required=True,
-    help="Who may ask: holders of a key; signed requests (the page itself cannot sign); anybody.",
+    help="Who may call: holders of a key; signed requests (the page itself cannot sign); anybody.",
 )
 @click.option("--api-keys", type=PATH, help='File of "SHA-256 NAME" lines ("chestxray key NAME" makes one).')
-@click.option("--inline", is_flag=True, help="Put the model into the function: no endpoint, no idle cost.")
+@click.option(
+    "--inline", is_flag=True, help="Put the model into the function, without an endpoint and without idle cost."
+)
 @click.option(
     "--bundle",
     metavar="FOLDER|NAME",
@@ -85,23 +87,25 @@ def upload(context: AwsContext, data: Path, address: str) -> None:
     default=DEFAULT,
     show_default=True,
     shell_complete=complete_bundle,
-    help="With --inline: the bundle to classify with.",
+    help="With --inline: the bundle to use.",
 )
-@click.option("--email", default="", help="Who is told when the account's costs reach the budget. [default: nobody]")
-@click.option("--budget", type=click.IntRange(1), default=20, show_default=True, help="Dollars a month.")
-@click.option("--rate", type=click.IntRange(1, 1000), default=10, show_default=True, help="Requests a second.")
+@click.option(
+    "--email", default="", help="Address for an alarm when the account's costs reach the budget. [default: none]"
+)
+@click.option("--budget", type=click.IntRange(1), default=20, show_default=True, help="Budget in dollars a month.")
+@click.option("--rate", type=click.IntRange(1, 1000), default=10, show_default=True, help="Limit of requests a second.")
 @click.option(
     "--origin",
     "origins",
     multiple=True,
     metavar="URL",
-    help='A page elsewhere that may ask; repeat it, or "*" for any.',
+    help='Another origin whose page may call; repeatable; "*" for any.',
 )
 @click.option(
     "--rest-api",
     metavar="STAGE[/PATH]",
     default="",
-    help="Also a REST API (payload 1.0), for those who have callers of one.",
+    help="Also create a REST API (payload 1.0).",
 )
 @template_option("website")
 @boundary_option
@@ -118,11 +122,11 @@ def website(
     origins: tuple[str, ...],
     rest_api: str,
 ) -> None:
-    """Put the page and the API on AWS, before the endpoint of this deployment or with the model inside.
+    """Put the page and the API on AWS, in front of the endpoint of this deployment or with the model inside.
 
-    Makes or updates one CloudFormation stack: a distribution that serves page and API under one address, a private
-    bucket, an HTTP API, a function, its role and logs, a budget alarm with --email. The page
-    describes the bundle that the endpoint runs.
+    Creates or updates one CloudFormation stack: a distribution that serves page and API under one domain, a private
+    bucket, an HTTP API, a function, its role and logs, and with --email a budget alarm. The page
+    describes the bundle of the endpoint.
     """
     from chestxray.aws import stacks
     from chestxray.aws.website import WebsiteSettings, publish, running_model, site_model, website_plan
@@ -150,14 +154,14 @@ def website(
 
 
 @click.command()
-@click.option("--films", metavar="BUCKET", default="FILMS", help="The bucket of your films. [default: left open]")
-@click.option("--of-role", is_flag=True, help="Instead that of a role of your own, for --role of the other verbs.")
+@click.option("--films", metavar="BUCKET", default="FILMS", help="The bucket of your films. [default: a placeholder]")
+@click.option("--of-role", is_flag=True, help="Print the policy of a role for --role instead.")
 @rules_options
 @aws_options
 def policy(context: AwsContext, films: str, of_role: bool) -> None:  # noqa: FBT001 - click passes it by name
-    """Print the policy, in JSON, that whoever types these commands needs in this account.
+    """Print the policy, in JSON, that the user of these commands needs in this account.
 
-    Give it to whoever administers the account: "chestxray aws policy --films hospital > deployer.json".
+    Give it to the administrator of the account: "chestxray aws policy --films hospital > deployer.json".
     """
     from chestxray.aws.roles import deployer_policy, policy_of_own_role
 
@@ -169,11 +173,17 @@ def policy(context: AwsContext, films: str, of_role: bool) -> None:  # noqa: FBT
 
 
 @click.command()
-@click.option("--films", metavar="BUCKET", default="", help="The bucket of your films. [default: only our own]")
-@click.option("--training", metavar="TYPE", default="ml.g4dn.xlarge", show_default=True, help="Instances to train on.")
-@click.option("--spot", is_flag=True, help="On spare capacity, which has a quota of its own.")
-@click.option("--transform", metavar="TYPE", default="ml.m5.large", show_default=True, help="Instance to validate on.")
-@click.option("--hosting", metavar="TYPE", default="", help="Instance of the endpoint. [default: serverless]")
+@click.option(
+    "--films", metavar="BUCKET", default="", help="The bucket of your films. [default: only that of the deployment]"
+)
+@click.option(
+    "--training", metavar="TYPE", default="ml.g4dn.xlarge", show_default=True, help="Instance type for training."
+)
+@click.option("--spot", is_flag=True, help="Use spare capacity, which has its own quota.")
+@click.option(
+    "--transform", metavar="TYPE", default="ml.m5.large", show_default=True, help="Instance type for validation."
+)
+@click.option("--hosting", metavar="TYPE", default="", help="Instance type of the endpoint. [default: serverless]")
 @rules_options
 @aws_options
 def doctor(
@@ -184,10 +194,10 @@ def doctor(
     transform: str,
     hosting: str,
 ) -> None:
-    """Look whether the account is ready: credentials, region, quotas, permissions, images. Changes nothing.
+    """Check whether the account is ready: credentials, region, quotas, permissions, images. Changes nothing.
 
-    Permissions are simulated by IAM itself. Exit status 1 where something would fail; what could not be found out is
-    said and counts for nothing.
+    Permissions are simulated by IAM itself. The exit status is 1 if something would fail. Checks without a result are
+    reported, and do not change the exit status.
     """
     from chestxray.aws.doctor import Wanted, examine
 
@@ -200,12 +210,12 @@ def doctor(
 
 
 @click.command()
-@click.option("--cost", is_flag=True, help="Also what each thing costs an hour.")
+@click.option("--cost", is_flag=True, help="Also show what each resource costs an hour.")
 @aws_options
 def status(context: AwsContext, cost: bool) -> None:  # noqa: FBT001 - click passes it by name
     """List everything of this deployment that exists in the account and region.
 
-    Exit status 1 where something could not be looked for.
+    The exit status is 1 if a list could not be read.
     """
     from chestxray.aws.plan import PRICES_AS_OF, PRICES_NOTICE, dollars
     from chestxray.aws.teardown import survey
@@ -231,17 +241,19 @@ def status(context: AwsContext, cost: bool) -> None:  # noqa: FBT001 - click pas
 @click.command()
 @click.option("--endpoint", is_flag=True, help="Only the endpoint, with its configuration, model and schedules.")
 @click.option("--yes", is_flag=True, help="Do not ask for the deployment's name first.")
-@click.option("--keep-data", is_flag=True, help="Leave our own bucket (bundles, scores) and the jobs' records.")
+@click.option(
+    "--keep-data", is_flag=True, help="Keep the deployment's bucket (bundles, scores) and the records of jobs."
+)
 @aws_options
 def destroy(context: AwsContext, endpoint: bool, yes: bool, keep_data: bool) -> None:  # noqa: FBT001 - click passes them by name
-    """Remove everything of this deployment, and look again until nothing of it is left.
+    """Delete everything of this deployment, and check again until nothing of it is left.
 
-    Lists what it will remove, and asks for the deployment's name. What has a name of ours without our tag is somebody
-    else's: it is listed too, and left alone.
+    Lists what it will delete, and asks for the deployment's name. A resource with a matching name but without the
+    deployment's tag belongs to somebody else: it is listed too, and not changed.
 
-    Continues past what cannot be removed and says why at the end; exit status 1 where something is left. Films in
-    buckets of yours are never touched; finished transform jobs stay in AWS's lists, which lets none be deleted, and
-    cost nothing.
+    Continues after a failure and reports it at the end; the exit status is 1 if something is left. Films in your own
+    buckets are never touched. Finished transform jobs stay in AWS's lists, because AWS cannot delete them; they cost
+    nothing.
     """
     from chestxray.aws import teardown
 
@@ -295,10 +307,10 @@ VERBS: Final[tuple[click.Command, ...]] = (doctor, policy, upload, train, deploy
 
 @click.group(cls=InOrder)
 def aws() -> None:
-    """Train, deploy, validate and serve on AWS, and remove it all again.
+    """Train, deploy, validate and serve on AWS, and delete everything again.
 
-    Each verb shows what it will create and what that costs before it does; --dry-run stops there. Each may be
-    repeated: it resumes where it stopped. Credentials are found as the AWS tools find them.
+    Each command first shows what it will create and its cost; --dry-run stops there. Repeat a command to resume
+    it. Credentials are found as by the AWS tools.
     """
 
 

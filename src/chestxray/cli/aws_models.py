@@ -43,32 +43,40 @@ _DONE: Final = {
 
 @click.command()
 @click.argument("training", metavar="s3://BUCKET/PREFIX")
-@click.option("--validation", metavar="ADDRESS", help="Films to validate on. [default: drawn from the others]")
-@click.option("--test", metavar="ADDRESS", help="Test films, so that none of them is trained on unnoticed.")
+@click.option("--validation", metavar="ADDRESS", help="Validation films. [default: drawn from the training films]")
+@click.option("--test", metavar="ADDRESS", help="Test films, to check that no training film is among them.")
 @recipe_options
 @click.option("--size", type=Size(), default=None, help="Height and width in pixels. [default: the network's]")
 @click.option("--split-seed", type=int, default=0, show_default=True, help="The same seed draws the same splits.")
-@click.option("--instance", default="ml.g4dn.xlarge", show_default=True, help="Type of the instances.")
-@click.option("--instances", type=click.IntRange(1, 20), default=1, show_default=True, help="How many.")
-@click.option("--processes", type=click.IntRange(1, 64), help="On each instance. [default: one a GPU, or one]")
+@click.option("--instance", default="ml.g4dn.xlarge", show_default=True, help="Instance type.")
+@click.option("--instances", type=click.IntRange(1, 20), default=1, show_default=True, help="Number of instances.")
+@click.option(
+    "--processes", type=click.IntRange(1, 64), help="Processes on each instance. [default: one for each GPU, or one]"
+)
 @click.option(
     "--image", metavar="ADDRESS", default="", help="An image in Amazon ECR. [default: Amazon's PyTorch image]"
 )
-@click.option("--spot", is_flag=True, help="On spare capacity: cheaper, and it resumes after interruptions.")
+@click.option("--spot", is_flag=True, help="Use spare capacity: cheaper; the job resumes after interruptions.")
 @click.option(
-    "--max-hours", type=click.FloatRange(0.1, 120), default=24.0, show_default=True, help="After which AWS stops it."
+    "--max-hours", type=click.FloatRange(0.1, 120), default=24.0, show_default=True, help="AWS stops the job then."
 )
-@click.option("--checkpoint-every", type=click.FloatRange(1.0), default=60.0, show_default=True, help="Seconds.")
+@click.option(
+    "--checkpoint-every",
+    type=click.FloatRange(1.0),
+    default=60.0,
+    show_default=True,
+    help="Seconds between checkpoints.",
+)
 @click.option(
     "--source-only",
     type=PATH,
     metavar="FOLDER",
-    help="Only write the source folder and hyperparameters for sagemaker.pytorch.PyTorch(...); asks AWS nothing.",
+    help="Only write the source folder and hyperparameters for sagemaker.pytorch.PyTorch(...), without calling AWS.",
 )
 @click.option(
-    "--pipeline-step", is_flag=True, help="Begin no job; print it as a step of a SageMaker Pipeline, in JSON."
+    "--pipeline-step", is_flag=True, help="Start no job; print it as a step of a SageMaker Pipeline, in JSON."
 )
-@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait for its end, showing its log.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait for the end and show the log.")
 @rules_options
 @aws_options
 def train(
@@ -85,9 +93,9 @@ def train(
 ) -> None:
     """Train on films in S3, as a SageMaker training job.
 
-    The job collects, cleans, splits, packs and trains as the verbs here do, and leaves a bundle in our bucket. The
-    same command again follows the job while it runs, and tells its result once it is finished. Ctrl-C leaves it
-    running.
+    The job collects, cleans, splits, packs and trains like the local commands, and writes a bundle to the
+    deployment's bucket. Repeat the command to follow a running job, or to print the result of a finished one. Ctrl-C
+    does not stop the job.
     """
     from chestxray.aws import jobs
 
@@ -182,10 +190,10 @@ def _how_to_stop(name: str) -> str:
 
 @click.command()
 @click.argument("source", metavar="JOB|BUNDLE")
-@click.option("--serverless", is_flag=True, help="Pay by the film, nothing while idle; the default.")
-@click.option("--instance", metavar="TYPE", help="On an instance of its own, for instance ml.m5.large.")
+@click.option("--serverless", is_flag=True, help="Pay for each film, nothing while idle; the default.")
+@click.option("--instance", metavar="TYPE", help="Use an instance of this type, for example ml.m5.large.")
 @click.option(
-    "--ttl", default="4h", show_default=True, help='After which AWS deletes it by itself: 90m, 4h, 2d, or "never".'
+    "--ttl", default="4h", show_default=True, help='AWS deletes the endpoint after this time: 90m, 4h, 2d, or "never".'
 )
 @click.option("--image", metavar="ADDRESS", help="An image in your registry. [default: built in AWS from this code]")
 @template_option("endpoint")
@@ -199,11 +207,10 @@ def deploy(
     ttl: str,
     image: str | None,
 ) -> None:
-    """Put a bundle behind an endpoint: that of a training job, or of a folder here.
+    """Deploy a bundle to an endpoint: that of a training job, or a local folder.
 
-    The first time, the image that serves it is built in AWS. The endpoint is deleted by a schedule of AWS's own
-    after --ttl, with all that belongs to it, whatever becomes of this machine. The same command again sets that
-    time anew.
+    The first time, the serving image is built in AWS. A schedule in AWS deletes the endpoint after --ttl with
+    everything that belongs to it, even if this machine is off. Repeat the command to set that time again.
     """
     from chestxray.aws import deploy as endpoints
     from chestxray.aws.deploy import parse_ttl, weights_of
@@ -241,9 +248,9 @@ def deploy(
 @click.command()
 @click.argument("address", metavar="s3://BUCKET/PREFIX")
 @out_option("The folder for the report (HTML, JSON, CSV, figures).", folder=True)
-@click.option("--model", metavar="JOB|BUNDLE", help="What to validate. [default: what is deployed]")
+@click.option("--model", metavar="JOB|BUNDLE", help="Model to validate. [default: the deployed one]")
 @click.option("--image", metavar="ADDRESS", help="With --model: an image in your registry. [default: built in AWS]")
-@click.option("--instance", default="ml.m5.large", show_default=True, help="Type of the one instance.")
+@click.option("--instance", default="ml.m5.large", show_default=True, help="Instance type.")
 @workers_option
 @rules_options
 @aws_options
@@ -256,9 +263,9 @@ def validate(
     instance: str,
     workers: int | None,
 ) -> None:
-    """Measure the deployed model on films in S3, by a batch transform.
+    """Evaluate the deployed model on films in S3, by a batch transform.
 
-    The same report as "chestxray evaluate": films are cleaned here as there, labels are read from their keys, and
+    The report is that of "chestxray evaluate". Films are cleaned on this machine, labels are read from their keys, and
     each figure has its count and its interval.
     """
     from chestxray.aws import jobs

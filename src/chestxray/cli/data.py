@@ -44,7 +44,7 @@ LISTED: Final = 10  # films or groups in the terminal; manifest and page have al
 
 @click.command()
 @click.argument("source")
-@out_option("The manifest to write (CSV, one row a film).", folder=False)
+@out_option("The manifest to write (CSV, one row for each film).", folder=False)
 @collect_options
 @endpoint_option
 @json_option
@@ -54,11 +54,11 @@ def collect(console: Console, source: str, out: Path, settings: CollectSettings)
     SOURCE may be a folder or an archive (zip, tar, tar.gz, tar.xz, tar.zst; it is not unpacked) in the published layout
     (train|val|test/NORMAL|PNEUMONIA), with one folder a class, or flat with the published file names. It may be
     a table (CSV with any delimiter, TSV, JSON lines; Excel and Parquet with the extras excel and parquet) with a column
-    for the path and, where known, for label, patient_id, split and cause; those of RSNA, CheXpert, MIMIC-CXR, NIH
-    ChestX-ray14, VinDr-CXR, PadChest and CoronaHack are known, and further columns are kept. It may be
-    s3://bucket/prefix (extra aws; credentials as boto3 finds them) or kaggle:owner/dataset (extra kaggle).
+    for the path and optionally for label, patient_id, split and cause. The tables of RSNA, CheXpert, MIMIC-CXR, NIH
+    ChestX-ray14, VinDr-CXR, PadChest and CoronaHack are supported, and other columns are kept. It may be
+    s3://bucket/prefix (extra aws; credentials as for boto3) or kaggle:owner/dataset (extra kaggle).
 
-    What was taken for what, left out or not found is printed to standard error.
+    The meaning of each folder, and skipped or missing files, are printed to standard error.
     """
     from chestxray.data.collect import collect as collect_films
 
@@ -75,10 +75,14 @@ def collect(console: Console, source: str, out: Path, settings: CollectSettings)
 
 @click.command()
 @click.argument("manifest", type=FILE)
-@out_option("The cleaned manifest to write; its distribution is saved beside it as JSON.", folder=False)
-@click.option("--quarantine", type=FOLDER, default=None, help="Copy the rejected films here, a folder a verdict.")
-@click.option("--report", type=FOLDER, default=None, help="Write a page about the films here: balance, copies, traps.")
-@engine_option("opens the films")
+@out_option("The cleaned manifest to write; its distribution is saved next to it as JSON.", folder=False)
+@click.option(
+    "--quarantine", type=FOLDER, default=None, help="Copy the rejected films here, one folder for each verdict."
+)
+@click.option(
+    "--report", type=FOLDER, default=None, help="Write a page about the films here: balance, duplicates, shortcuts."
+)
+@engine_option("Where films are opened")
 @workers_option
 @endpoint_option
 @json_option
@@ -93,9 +97,8 @@ def clean(
 ) -> None:
     """Open every film and give it a verdict.
 
-    Each row gets a verdict and a reason; nothing is ever moved or deleted. What was found is kept in a hidden
-    file beside --out (its name ends in .seen), so that a second run opens only the films that are new or
-    changed.
+    Each row gets a verdict and a reason. No film is moved or deleted. The verdicts are also kept in a hidden file
+    next to --out (its name ends in .seen), so that a second run opens only new or changed films.
     """
     from chestxray.data.clean import clean as clean_films
     from chestxray.data.clean import describe
@@ -156,7 +159,7 @@ def distribution_text(distribution: Distribution, films: tuple[Film, ...]) -> st
 
 @click.command()
 @click.argument("manifest", type=FILE)
-@out_option("The manifest to write, every accepted film with its split.", folder=False)
+@out_option("The manifest to write, with the split of every accepted film.", folder=False)
 @click.option(
     "--validation",
     type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
@@ -169,14 +172,14 @@ def distribution_text(distribution: Distribution, films: tuple[Film, ...]) -> st
     type=click.FloatRange(0.0, 1.0, max_open=True),
     default=0.15,
     show_default=True,
-    help="Share of all films, where no test split is given; 0 draws none.",
+    help="Share of all films, if the source gives no test split; 0 for none.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same splits.")
 @click.option(
     "--allow-leakage",
     metavar="REASON",
     default="",
-    help="Use splits that share patients or films all the same; the reason goes into every report and model card.",
+    help="Accept splits that share patients or films; the reason is written into every report and model card.",
 )
 @json_option
 def split(
@@ -184,12 +187,12 @@ def split(
 ) -> None:
     """Draw or check the training, validation and test splits.
 
-    Splits are drawn by patient and by class; films that are the same, or nearly so, stay together. A patient or
-    such a film on two splits is an error. A given test split is respected; a given validation split of under 5% of
-    the films (the published set has 16) is drawn anew.
+    Splits are drawn by patient and by class; duplicates and near-duplicates stay together. A patient or such a film
+    in two splits is an error. A given test split is kept. A given validation split of under 5% of the films (the
+    published set has 16) is drawn again.
 
-    The published names count patients in several series. Where splits are drawn, equal numbers are taken for one
-    patient; where given splits are checked, the number counts with the name of its series.
+    The published names count patients in several series. To draw splits, equal numbers are one patient. To check
+    given splits, a patient is the number with the name of its series.
     """
     from chestxray.data.split import SplitSettings, leaks, shared_patients, write_allowance
     from chestxray.data.split import split as split_films
@@ -244,16 +247,16 @@ def splits_text(films: tuple[Film, ...]) -> str:
     type=click.Choice([policy.value for policy in Resize]),
     default=Resize.SQUEEZE.value,
     show_default=True,
-    help="How films of another shape get there.",
+    help="How films of another shape are resized.",
 )
 @click.option(
     "--levels",
     type=click.Choice([policy.value for policy in Levels]),
     default=Levels.EQUALISED.value,
     show_default=True,
-    help="What becomes of their grey levels.",
+    help="How grey levels are normalised.",
 )
-@engine_option("decodes")
+@engine_option("Where films are decoded")
 @workers_option
 @endpoint_option
 @json_option
@@ -269,7 +272,7 @@ def pack(
 ) -> None:
     """Decode every film once, into one array.
 
-    Training maps the array into memory. The mean and the standard deviation are exact, over all pixels of the
+    Training memory-maps the array. The mean and the standard deviation are exact, over all pixels of the
     training films.
     """
     from chestxray.data.pack import write_pack
@@ -304,29 +307,31 @@ def pack(
     metavar="AUROC",
     type=click.FloatRange(0.5, 1.0),
     default=None,
-    help="Exit with status 1 where anything outside the lungs tells the classes apart better. [default: never]",
+    help="Exit with status 1 if features outside the lungs separate the classes better than this. [default: never]",
 )
 @click.option(
     "--scores",
     type=FILE,
     default=None,
-    help="Measure a model by its scores of these films (path, label, score), as they are and where both classes were "
-    "taken alike; of networks that did not see them, as --folds gives.",
+    help="Evaluate a model by its scores on these films (path, label, score), on all and where both classes were "
+    "acquired alike. The model must not be trained on these films.",
 )
 @click.option(
     "--folds",
     type=click.IntRange(2, 20),
     default=None,
-    help="Train so many networks, each without a share of the patients, and measure their scores as --scores does.",
+    help="Train this number of networks, each without a share of the patients; evaluate their scores as --scores does.",
 )
 @click.option(
     "--leave-out",
     metavar="GROUPS",
     type=click.IntRange(1),
     default=None,
-    help="Train a network without each of so many groups of films taken alike, the largest first; measure it there.",
+    help="Train a network without each of the largest groups of films acquired alike, and evaluate it on that group.",
 )
-@click.option("--runs", type=FOLDER, default=None, help="Keep these networks here; killed, the same command goes on.")
+@click.option(
+    "--runs", type=FOLDER, default=None, help="Keep these networks here; the same command resumes after a kill."
+)
 @recipe_options
 @device_option
 @workers_option
@@ -346,16 +351,16 @@ def audit(
     workers: int | None,
     **changes: Any,
 ) -> int:
-    """Ask what a network could learn in place of the disease.
+    """Find shortcuts: what a network could learn instead of the disease.
 
-    SPLIT is a manifest with labels, best after "split". How well are pneumonia and normal told apart by the frame
-    of a film, its marks, grey levels, sharpness, size, file, and each further column? How well are the splits? Which
-    films were taken alike, and which of these groups hold one class only? Needs the extra report.
+    SPLIT is a manifest with labels, best after "split". The audit measures how well pneumonia and normal, and the
+    splits, are separated by the frame of a film, its marks, grey levels, sharpness, size, file, and each other column.
+    It finds groups of films that were acquired alike, and groups with one class only. Needs the extra report.
 
-    With --folds and --leave-out networks are trained as well, by the options of "train", which takes as many times as
-    long. They tell how well a model does where both classes were taken alike, and on films unlike all that it saw.
+    --folds and --leave-out also train networks, with the options of "train". They show how well a model does where
+    both classes were acquired alike, and on films unlike all of its training films.
 
-    The exit status is 0 whatever is found, unless --fail-above says otherwise.
+    The exit status is 0, whatever the finding, unless --fail-above is given.
     """
     from chestxray.data.audit import audit as audit_films
     from chestxray.data.audit import overlap

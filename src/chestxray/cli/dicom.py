@@ -39,15 +39,15 @@ def config_option(command: Command) -> Command:
 @click.command()
 @config_option
 @click.option(
-    "--explain", type=FILE, default=None, help="Serve nothing: say what would happen to this DICOM film, and why."
+    "--explain", type=FILE, default=None, help="Do not serve; show what would happen to this DICOM film, and why."
 )
 @click.option("--from", "ae_title", default="", help="With --explain: the AE title of the sender.")
 @json_option
 def serve(console: Console, config: Path, explain: Path | None, ae_title: str) -> None:
     """Receive films from a PACS, classify them, and send the results back into their studies.
 
-    Runs until interrupted. With --json, one JSON document tells the ports as soon as films are taken. A film is on the
-    disk before its sender hears "success"; killed at any moment, the next start resumes.
+    Runs until interrupted. With --json, one JSON document has the ports as soon as films are accepted. A film is on
+    disk before its sender gets "success". After a kill, the next start resumes.
     """
     if explain is not None:
         _explain(console, config, explain, ae_title)
@@ -122,7 +122,7 @@ def _queue(config: Path) -> Queue:
 
 @click.group()
 def queue() -> None:
-    """Look at what waits, and deal with dead letters."""
+    """List the queue, and retry or remove dead letters."""
 
 
 @queue.command("ls")
@@ -131,13 +131,13 @@ def queue() -> None:
     "--state",
     type=click.Choice(["waiting", "answered", "done", "dead"]),
     default=None,
-    help="Only these. [default: all that are not done]",
+    help="Only films in this state. [default: all that are not done]",
 )
 @json_option
 def list_queue(console: Console, config: Path, state: str | None) -> None:
     """List the films of the queue, the oldest first.
 
-    Films are named by hashes with a salt of this queue: no name and no number of a patient is shown.
+    Films are shown as hashes with a salt of this queue, without patient names or numbers.
     """
     entries = _queue(config).entries(state)
     rows = [("film", "state", "tries", "bytes", "from", "deliveries", "reason")]
@@ -161,7 +161,7 @@ def list_queue(console: Console, config: Path, state: str | None) -> None:
 @click.argument("film", type=click.IntRange(1), required=False)
 @json_option
 def retry(console: Console, config: Path, film: int | None) -> None:
-    """Let the dead letter FILM try again; without FILM, all of them."""
+    """Retry the dead letter FILM; without FILM, all of them."""
     count = _queue(config).retry(film)
     console.result({"retried": count}, f"{count:,} dead letters try again")
 
@@ -171,7 +171,7 @@ def retry(console: Console, config: Path, film: int | None) -> None:
 @click.argument("film", type=click.IntRange(1))
 @json_option
 def drop(console: Console, config: Path, film: int) -> None:
-    """Forget FILM and its files, whatever its state. Sent again, it is a new film."""
+    """Remove FILM and its files, whatever its state. If it is sent again, it is a new film."""
     _queue(config).drop(film)
     console.result({"dropped": film}, f"film {film} is forgotten")
 
@@ -181,10 +181,10 @@ def drop(console: Console, config: Path, film: int) -> None:
 
 @click.command()
 @config_option
-@click.option("--from", "source", required=True, help="Name of the destination in the settings that is asked.")
+@click.option("--from", "source", required=True, help="Name of the destination in the settings to fetch from.")
 @click.option("--study-date", required=True, metavar="DAY[-DAY]", help="A day or a range, as 20260101-20260131.")
 @click.option("--modality", "modalities", multiple=True, default=("CR", "DX"), show_default=True, help="Repeatable.")
-@click.option("--films", type=FOLDER, default=None, help="Folder for the films. [default: beside --out]")
+@click.option("--films", type=FOLDER, default=None, help="Folder for the films. [default: next to --out]")
 @out_option("The table: .csv, .jsonl or .parquet.", folder=False)
 @workers_option
 @json_option
@@ -200,8 +200,8 @@ def batch(
 ) -> None:
     """Fetch the films of some days from the PACS, and classify them into one table.
 
-    Films that were fetched are kept in --films and not fetched again: a run that was killed resumes. The table is that
-    of "chestxray batch".
+    Fetched films are kept in --films and not fetched again, so a killed run resumes. The table is that of
+    "chestxray batch".
     """
     from chestxray.dicom.pull import Search, pull_batch
     from chestxray.dicom.settings import NodeSettings
@@ -224,11 +224,11 @@ def batch(
 
 @click.command()
 @click.argument("film", type=FILE)
-@click.option("--salt", required=True, help="Of your site: the same salt gives the same new UIDs.")
+@click.option("--salt", required=True, help="Salt of your site; the same salt gives the same new UIDs.")
 @out_option("The copy.", folder=False)
 @json_option
 def deidentify(console: Console, film: Path, salt: str, out: Path) -> None:
-    """Write a copy of a DICOM film that names nobody (Basic Application Level Confidentiality Profile)."""
+    """Write a de-identified copy of a DICOM film (Basic Application Level Confidentiality Profile)."""
     from chestxray.dicom.deidentify import deidentified, is_deidentified
     from chestxray.files import refuse_to_replace, write_atomically
 
@@ -239,7 +239,7 @@ def deidentify(console: Console, film: Path, salt: str, out: Path) -> None:
 
 @click.group()
 def dicom() -> None:
-    """A DICOM node beside the PACS: films in, results back into their studies (extra "hospital")."""
+    """Run a DICOM node for a PACS: films in, results back into their studies (extra "hospital")."""
 
 
 for verb in (serve, queue, batch, deidentify):

@@ -47,45 +47,45 @@ _SPLITS: Final = click.Choice([split.value for split in Split])
     "--refuse-check",
     metavar="SOURCE",
     default=None,
-    help="Only say how many films of SOURCE the bundle refuses, and why, by kind, with intervals; labels are not "
-    'needed. SOURCE is whatever "collect" takes. Without BUNDLE, that of the package.',
+    help="Only report how many films of SOURCE the bundle refuses, and why, by kind, with intervals; labels are not "
+    'needed. SOURCE is any source of "collect". The default bundle is that of the package.',
 )
 @click.option(
     "--scores",
     type=FILE,
     default=None,
-    help="Evaluate this table (path, label, score, patient_id) in place of BUNDLE and SOURCE; any model can write it.",
+    help="Evaluate this table (path, label, score, patient_id) of any model, instead of BUNDLE and SOURCE.",
 )
 @click.option(
     "--against",
     metavar="OTHER",
     default=None,
-    help='Compare on the same films with a bundle or a table of scores; or, unpaired, with "original", the published '
+    help='Compare with a bundle or a table of scores on the same films; or, unpaired, with "original", the published '
     "counts of the original work.",
 )
 @click.option(
     "--threshold",
     type=click.FloatRange(0.0, 1.0),
     default=None,
-    help="From which probability on a film of a table of scores counts as pneumonia. [default: 0.5]",
+    help="With --scores: the lowest probability that is labelled pneumonia. [default: 0.5]",
 )
 @click.option(
     "--conformal",
     type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
     default=None,
-    help="Error rate of the conformal sets. [default: 0.1 where the bundle holds validation scores]",
+    help="Error rate of the conformal sets. [default: 0.1 if the bundle has validation scores]",
 )
 @click.option(
     "--split",
     "split",
     type=_SPLITS,
     default=None,
-    help="The split of a manifest, or of a table, to evaluate on. [default: test where there is one, else all films]",
+    help="The split of a manifest or table to evaluate on. [default: test if there is one, else all films]",
 )
 @click.option(
     "--stress",
     is_flag=True,
-    help="Evaluate the films under 16 shifts and 6 exchanges (with donors of either class) as well: 29 times the work.",
+    help="Also evaluate under 17 shifts and 6 exchanges (with donors of either class); takes 30 times as long.",
 )
 @collect_options
 @workers_option
@@ -105,12 +105,12 @@ def evaluate(
     workers: int | None,
     settings: CollectSettings,
 ) -> None:
-    """Measure a bundle on labelled films, or any model by its scores.
+    """Evaluate a bundle on labelled films, or any model by its scores.
 
-    Each figure comes with its count and its 95% interval.
+    Each figure has its count and its 95% interval.
 
     SOURCE is a manifest, or a folder with one folder per class (or in the published layout). The report is
-    one self-contained HTML file. Rows of a table without a label or a score are counted, never dropped in silence.
+    one self-contained HTML file. Rows of a table without a label or a score are counted.
     """
     from chestxray import api
 
@@ -211,11 +211,11 @@ def calibrate(
     settings: CollectSettings,
     workers: int | None,
 ) -> None:
-    """Fit a bundle's calibration anew on local films.
+    """Refit the calibration of a bundle on local films.
 
-    Temperature and operating points are chosen on SOURCE, since a threshold rarely survives a change of hospital;
-    graph and weights stay as they are. SOURCE is a manifest or a folder of labelled films of both classes. Measure
-    the new bundle on other films than these.
+    Calibration and operating points are chosen on SOURCE, because thresholds rarely hold at another hospital. Graph
+    and weights stay the same. SOURCE is a manifest or a folder of labelled films of both classes. Evaluate the new
+    bundle on other films than these.
     """
     from chestxray import api
 

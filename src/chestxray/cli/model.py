@@ -52,16 +52,16 @@ if TYPE_CHECKING:
     "teachers",
     type=FOLDER,
     multiple=True,
-    help="A finished run on this pack to learn from, for the recipes distilled and default-distilled; repeatable.",
+    help="A finished run on this pack as teacher, for the recipes distilled and default-distilled; repeatable.",
 )
 @click.option(
-    "--checkpoints", type=FOLDER, default=None, help="The folder for checkpoints. [default: checkpoints, in --out]"
+    "--checkpoints", type=FOLDER, default=None, help="The folder for checkpoints. [default: checkpoints in --out]"
 )
-@click.option("--restart", is_flag=True, help="Train from the beginning, whatever stands in --out.")
+@click.option("--restart", is_flag=True, help="Train from the beginning, and replace the run in --out.")
 @click.option(
-    "--tracker", "trackers", multiple=True, help="Tell tensorboard or mlflow about each epoch too (extras); repeatable."
+    "--tracker", "trackers", multiple=True, help="Also log each epoch to tensorboard or mlflow (extras); repeatable."
 )
-@click.option("--compile", "compiled", is_flag=True, help="Let torch compile the network first, where it can.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the network with torch first, if possible.")
 @json_option
 def train(
     console: Console,
@@ -78,12 +78,11 @@ def train(
 ) -> None:
     """Train a network on a pack.
 
-    Keeps the weights of the best epoch by validation AUROC under shifts and exchanges, and the last; writes one line
-    an epoch to metrics.jsonl, and the learning curves as a plot.
+    Keeps the weights of the best epoch by validation AUROC under shifts and exchanges, and of the last epoch. Writes
+    one line for each epoch to metrics.jsonl, and a plot of the learning curves.
 
-    Killed at any moment, the same command goes on where it stood, and ends with the same weights. SIGTERM and
-    Ctrl-C end the step under way and write a checkpoint first; the exit status is then 143 or 130. On a finished
-    run it trains nothing.
+    After a kill, the same command resumes and ends with the same weights. On SIGTERM and Ctrl-C it finishes the
+    current step, writes a checkpoint and exits with 143 or 130. On a finished run it trains nothing.
 
     Several processes: torchrun --nproc-per-node 2 --no-python chestxray train PACK --out RUN
     """
@@ -166,8 +165,8 @@ def epoch_sayer(console: Console) -> Callable[[EpochRecord], None]:
 def blend(console: Console, runs: tuple[Path, ...], pack: Path, out: Path, device: str) -> None:
     """Average the weights of runs that differ in their seed.
 
-    Only for networks that begin from learnt weights (efficientnet_lite0): there the mean of several runs is steadier
-    than each of them and costs no more to ask. The result is a run of its own, ready for export.
+    Only for networks that start from pretrained weights (efficientnet_lite0). There the mean of several runs is more
+    stable than each of them, and predicts as fast. The result is a new run, ready for export.
     """
     from chestxray.training.ensemble import blend_runs
 
@@ -184,12 +183,12 @@ def blend(console: Console, runs: tuple[Path, ...], pack: Path, out: Path, devic
 @click.command()
 @click.argument("runs", metavar="RUN...", type=FOLDER, nargs=-1, required=True)
 @out_option("The bundle to write.", folder=True)
-@click.option("--name", default="pneumonia", show_default=True, help="What predictions call this model.")
-@click.option("--compact", is_flag=True, help="Weights in 16 bits, and no second copy of them to train on with.")
+@click.option("--name", default="pneumonia", show_default=True, help="Name of the model in predictions.")
+@click.option("--compact", is_flag=True, help="Store weights in 16 bits, and no second copy for further training.")
 @refuse_option
 @click.option("--pack", type=FOLDER, default=None, help="The pack that the runs were trained on; needed with --refuse.")
 @click.option(
-    "--note", "notes", multiple=True, help="A sentence for the model card on what was measured elsewhere; repeatable."
+    "--note", "notes", multiple=True, help="A sentence for the model card, for example on external results; repeatable."
 )
 @json_option
 def export(
@@ -202,12 +201,12 @@ def export(
     pack: Path | None,
     notes: tuple[str, ...],
 ) -> None:
-    """Turn a training run into a bundle, or several into one.
+    """Make a bundle from one or several training runs.
 
-    Several runs on the same pack, of one network or of different ones, answer with the mean of their log-odds.
+    Several runs on the same pack, of one network or of different ones, predict the mean of their log-odds.
 
-    A bundle holds the graph, the weights, the calibration, the operating points and the model card. With --refuse its
-    gate also learns pictures that it must not answer, and says in how many of them, held out by patient, it does not.
+    A bundle has the graph, the weights, the calibration, the operating points and the model card. With --refuse its
+    gate also learns pictures that it must refuse, and reports how many of those held out by patient it refuses.
     """
     from chestxray import api
 
@@ -237,12 +236,10 @@ def bundle_text(folder: Path, info: BundleInfo) -> str:
 @verify_key_option
 @require_age_option
 @operating_point_option
-@click.option("--page", type=click.IntRange(1), default=None, help="The page to classify of a TIFF that has several.")
-@click.option(
-    "--heatmap", type=FOLDER, default=None, help="Write each film there as PNG, with its heat map: where evidence lies."
-)
+@click.option("--page", type=click.IntRange(1), default=None, help="Page of a multi-page TIFF to classify.")
+@click.option("--heatmap", type=FOLDER, default=None, help="Write each film with its heat map here, as PNG.")
 @click.option("--contours", is_flag=True, help="Draw heat maps as lines instead of areas.")
-@click.option("--layer", is_flag=True, help="Write heat maps alone, transparent, to be laid over the films.")
+@click.option("--layer", is_flag=True, help="Write only the heat maps, transparent, without the films.")
 @json_option
 def predict(
     console: Console,
@@ -260,8 +257,8 @@ def predict(
 
     FILMS may be files, folders, patterns in quotes ("ward*/*.dcm"), and - for one film from standard input.
 
-    Prints the calibrated probability and the operating point. Exit status 1 where a film could not be read or
-    must not be classified; the others are answered all the same.
+    Prints the calibrated probability and the operating point. The exit status is 1 if a film cannot be read or
+    must not be classified; the other films are still classified.
     """
     from chestxray import api
     from chestxray.data.sources import open_film
@@ -381,12 +378,12 @@ def _answer_line(answer: dict[str, Any]) -> str:
 
 @click.command()
 @click.argument("source")
-@out_option("The table to write, one row a film: .csv, .jsonl or .parquet (extra parquet).", folder=False)
+@out_option("The table to write, one row for each film: .csv, .jsonl or .parquet (extra parquet).", folder=False)
 @bundle_option
 @verify_key_option
 @require_age_option
 @operating_point_option
-@engine_option("classifies")
+@engine_option("Where films are classified")
 @collect_options
 @workers_option
 @endpoint_option
@@ -403,13 +400,13 @@ def batch(
     workers: int | None,
     settings: CollectSettings,
 ) -> None:
-    """Classify every film of a source, one row a film.
+    """Classify every film of a source into a table, one row for each film.
 
-    SOURCE is a manifest, or whatever "collect" takes: a folder, an archive, a table, s3://bucket/prefix. A film
-    that cannot be read or must not be classified is a row with a reason, never the end of the run.
+    SOURCE is a manifest, or any source of "collect": a folder, an archive, a table, s3://bucket/prefix. A film
+    that cannot be read or must not be classified is a row with a reason; the run continues.
 
-    What was classified is kept in a hidden file beside --out (its name ends in .journal): a run that was killed goes on
-    where it stood, and a second run opens only the films that are new or changed.
+    Results are also kept in a hidden file next to --out (its name ends in .journal). A killed run resumes, and a
+    second run opens only new or changed films.
     """
     from chestxray.data.parallel import stay_single_threaded
 

@@ -106,7 +106,7 @@ def bundle_option(command: Command) -> Command:
         show_default=f"${BUNDLE_VARIABLE}, else {DEFAULT}",
         callback=_found_bundle,
         shell_complete=complete_bundle,
-        help="The bundle to use: a folder, or the name of one that comes with this package.",
+        help="The bundle to use: a folder, or the name of a bundle of this package.",
     )(command)
 
 
@@ -119,7 +119,7 @@ def verify_key_option(command: Command) -> Command:
     return click.option(
         "--verify-key",
         type=FILE,
-        help='Classify only with a bundle that this key signed ("chestxray sign"). Default: CHESTXRAY_VERIFY_KEY.',
+        help='Public key that must have signed the bundle ("chestxray sign"). Default: CHESTXRAY_VERIFY_KEY.',
     )(command)
 
 
@@ -129,7 +129,7 @@ def operating_point_option(command: Command) -> Command:
         "--operating-point",
         default=None,
         shell_complete=complete_point,
-        help="One of the bundle's, by name. [default: the bundle's]",
+        help="Name of an operating point of the bundle. [default: the bundle's]",
     )(command)
 
 
@@ -139,7 +139,7 @@ def require_age_option(command: Command) -> Command:
         "--require-age",
         is_flag=True,
         envvar=REQUIRE_AGE_VARIABLE,
-        help='Refuse films whose file states no age, as JPEG and PNG never do. By default the answer has the note "age '
+        help='Refuse films whose file states no age (JPEG and PNG never do). By default the result has the note "age '
         f'not stated". [env var: {REQUIRE_AGE_VARIABLE}]',
     )(command)
 
@@ -175,23 +175,26 @@ def collect_options(command: Command) -> Command:
         "labels",
         metavar="WORD=LABEL",
         multiple=True,
-        help='What a folder\'s name or a word of a table means: "sick=pneumonia", "well=normal", "other=none"; '
+        help='Meaning of a folder name or of a word in a table: "sick=pneumonia", "well=normal", "other=none"; '
         "repeatable.",
     )
     @click.option(
         "--columns",
         metavar="ROLE=COLUMN,...",
         multiple=True,
-        help="The columns of a table that are path, label, patient_id, split and cause; an empty one is none.",
+        help="Columns of a table for path, label, patient_id, split and cause; an empty name ignores that role.",
     )
     @click.option(
-        "--root", type=FOLDER, default=None, help="The folder that a table's paths begin in. [default: its own]"
+        "--root",
+        type=FOLDER,
+        default=None,
+        help="Folder that the paths of a table are relative to. [default: that of the table]",
     )
     @click.option(
         "--patient-pattern",
         metavar="REGEX",
         default="",
-        help='Reads the patient from a film\'s path in its source: "patient(\\d+)", for instance.',
+        help='Pattern that finds the patient in a film\'s path, for example "patient(\\d+)".',
     )
     @wraps(command)
     def with_settings(
@@ -212,18 +215,21 @@ def collect_options(command: Command) -> Command:
 def workers_option(command: Command) -> Command:
     """Add --workers."""
     return click.option(
-        "--workers", type=click.IntRange(1, 1024), default=None, help="Processes that read films. [default: one a core]"
+        "--workers",
+        type=click.IntRange(1, 1024),
+        default=None,
+        help="Worker processes that read films. [default: one for each core]",
     )(command)
 
 
 def engine_option(what: str) -> Callable[[Command], Command]:
-    """Add --engine; ``what`` it does, as in "classifies"."""
+    """Add --engine; ``what`` starts its help, as in "Where films are classified"."""
     return click.option(
         "--engine",
         type=click.Choice(["local", "ray"]),
         default="local",
         show_default=True,
-        help=f"Who {what}: processes of this machine, or Ray (extra ray), on the cluster of $RAY_ADDRESS if any.",
+        help=f"{what}: processes of this machine, or Ray (extra ray), on the cluster of $RAY_ADDRESS if set.",
     )
 
 
@@ -233,16 +239,16 @@ def refuse_option(command: Command) -> Command:
         "--refuse",
         metavar="[WORDS=]SOURCE",
         multiple=True,
-        help="Pictures that the bundle must not answer (a folder, an archive or a table), and what refusals call them, "
-        'as in "an adult\'s film=archive/adults.csv". May be given several times.',
+        help="Pictures that the bundle must refuse (a folder, an archive or a table), and their name in refusals, "
+        'as in "an adult\'s film=archive/adults.csv"; repeatable.',
     )(command)
 
 
 _RECIPE_FIELDS: Final[tuple[tuple[str, type, str], ...]] = (
     ("--epochs", int, "Passes over the training films."),
-    ("--batch-size", int, "Films a step."),
-    ("--learning-rate", float, "The highest."),
-    ("--seed", int, "Of weights, order, augmentation and dropout."),
+    ("--batch-size", int, "Films in each step."),
+    ("--learning-rate", float, "The highest learning rate."),
+    ("--seed", int, "Random seed of weights, order, augmentation and dropout."),
 )
 
 
@@ -258,7 +264,7 @@ def recipe_options(command: Command) -> Command:
         help="default, default-distilled, small, distilled, transfer, original, or a TOML file.",
     )(command)
     return click.option(
-        "--network", default=None, shell_complete=complete_network, help="A network by name. [default: the recipe's]"
+        "--network", default=None, shell_complete=complete_network, help="Name of a network. [default: the recipe's]"
     )(command)
 
 
@@ -269,7 +275,7 @@ def device_option(command: Command) -> Command:
         default="auto",
         show_default=True,
         shell_complete=complete_device,
-        help="auto, cpu or cuda: where to compute.",
+        help="Device to compute on: auto, cpu or cuda.",
     )(command)
 
 
@@ -281,7 +287,7 @@ def endpoint_option(command: Command) -> Command:
         default=None,
         expose_value=False,
         callback=_sets(S3_ENDPOINT_VARIABLE),
-        help="The S3 store that s3:// films lie in, where it is not Amazon's.",
+        help="URL of the S3 store for s3:// films, if it is not Amazon S3.",
     )(command)
 
 
@@ -352,23 +358,23 @@ _SHARED: Final = (
         default=DEFAULT_DEPLOYMENT,
         envvar=DEPLOYMENT_VARIABLE,
         show_default=True,
-        help="The word that all names and tags are made of; another word is another deployment.",
+        help="Name of the deployment, part of all resource names and tags.",
     ),
     click.option(
         "--endpoint-url",
         metavar="URL",
         expose_value=False,
         callback=_sets(AWS_ENDPOINT_VARIABLE),
-        help="A server that speaks AWS's protocols, where it is not Amazon's.",
+        help="URL of a server with AWS's protocols, if it is not Amazon's.",
     ),
     click.option(
         "--bucket-owner",
         "bucket_owners",
         multiple=True,
         metavar="BUCKET=ACCOUNT",
-        help="Whose a bucket is that is not this account's; S3 refuses every other. Repeat it for several.",
+        help="Owner of a bucket of another account; S3 refuses any other owner; repeatable.",
     ),
-    click.option("--dry-run", is_flag=True, help="Show what would be created and what it would cost, and stop."),
+    click.option("--dry-run", is_flag=True, help="Show what would be created and its cost, and stop."),
 )
 
 
@@ -416,7 +422,7 @@ def boundary_option(command: Command) -> Command:
         "boundary",
         metavar="ARN",
         default="",
-        help="The policy that bounds the roles that are made. [default: none]",
+        help="Permissions boundary for all created roles. [default: none]",
     )(command)
 
 
@@ -427,15 +433,24 @@ def rules_options(command: Command) -> Command:
             "--role",
             metavar="ARN",
             default="",
-            help='A role of your own to run as, or "caller": the notebook\'s. [default: one is made]',
+            help='Existing role to use, or "caller" for the role of the notebook. [default: a new role]',
         ),
         boundary_option,
         click.option(
-            "--kms-key", metavar="ARN", default="", help="The key to encrypt volumes, outputs and our bucket with."
+            "--kms-key",
+            metavar="ARN",
+            default="",
+            help="Key that encrypts volumes, outputs and the deployment's bucket.",
         ),
-        click.option("--subnet", "subnets", multiple=True, metavar="ID", help="Of the VPC to run in; repeat it."),
         click.option(
-            "--security-group", "security_groups", multiple=True, metavar="ID", help="For --subnet; repeat it."
+            "--subnet", "subnets", multiple=True, metavar="ID", help="Subnet of the VPC to run in; repeatable."
+        ),
+        click.option(
+            "--security-group",
+            "security_groups",
+            multiple=True,
+            metavar="ID",
+            help="Security group for --subnet; repeatable.",
         ),
     ):
         command = option(command)
@@ -452,7 +467,7 @@ def template_option(name: str) -> Callable[[Command], Command]:
             click.echo(template(name), nl=False)
             ctx.exit()
 
-    what = f"Print the CloudFormation template of the {name} and do nothing: for CDK, SAM or Terraform."
+    what = f"Print the CloudFormation template of the {name} for CDK, SAM or Terraform, and stop."
     return click.option("--template", is_flag=True, is_eager=True, expose_value=False, callback=tell, help=what)
 
 

@@ -66,21 +66,23 @@ def _work_of_a_container(ctx: click.Context, _param: click.Parameter, work: str)
 @verify_key_option
 @require_age_option
 @click.option("--host", default=HOST, show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes a free port.")
 @click.option(
     "--api-keys",
     type=PATH,
-    help='File of "SHA-256 NAME" lines; a caller then needs one of these keys. Default: those in CHESTXRAY_API_KEYS.',
+    help='File of "SHA-256 NAME" lines; callers then need one of these keys. Default: those in CHESTXRAY_API_KEYS.',
 )
-@click.option("--name", "names", multiple=True, help="Another name by which callers address the service; repeatable.")
-@click.option("--cors-origin", "cors_origins", multiple=True, help="Another origin whose pages may call; repeatable.")
+@click.option("--name", "names", multiple=True, help="Another host name that callers use; repeatable.")
+@click.option(
+    "--cors-origin", "cors_origins", multiple=True, help="Another origin whose pages may call the service; repeatable."
+)
 @click.option(
     "--container",
     is_flag=True,
     is_eager=True,  # before the bundle, for which a container has its own default
     callback=_bundle_of_a_container,
     envvar="CHESTXRAY_CONTAINER",
-    help="Inside a container of SageMaker's kind: the bundle in /opt/ml/model, port 8080 of all addresses.",
+    help="Inside a container such as SageMaker's: the bundle in /opt/ml/model, port 8080 of all addresses.",
 )
 @click.argument("work", metavar="", default="", is_eager=True, expose_value=False, callback=_work_of_a_container)
 @json_option
@@ -98,8 +100,8 @@ def serve(
 ) -> None:
     """Serve the web page and the API on this machine.
 
-    Runs until interrupted. With --json, one line of JSON tells the address as soon as films can be classified.
-    Another --host than this machine's own needs a key ("chestxray key").
+    Runs until interrupted. With --json, one line of JSON has the address as soon as films can be classified.
+    A --host other than loopback needs a key ("chestxray key").
     """
     from chestxray.serving.server import ServeOptions
 
@@ -136,7 +138,7 @@ def serve_until_stopped(console: Console, bundle: Path, options: ServeOptions) -
 def key(console: Console, name: str) -> None:
     """Make an API key for the caller NAME.
 
-    The key goes to the caller and is not stored; its entry goes into the file of "serve --api-keys".
+    Give the key to the caller; it is not stored. Put the entry into the file of "serve --api-keys".
     """
     from chestxray.serving.security import new_key
 
@@ -146,7 +148,7 @@ def key(console: Console, name: str) -> None:
 
 @click.command()
 @click.argument("source", required=False)
-@click.option("--out", type=FOLDER, default="run", show_default=True, help="The folder for everything that is made.")
+@click.option("--out", type=FOLDER, default="run", show_default=True, help="The folder for all outputs.")
 @recipe_options
 @device_option
 @click.option("--size", type=Size(), default=None, help="Height and width in pixels. [default: the network's]")
@@ -156,11 +158,11 @@ def key(console: Console, name: str) -> None:
     type=click.IntRange(40, 20_000),
     default=300,
     show_default=True,
-    help="Patients to draw without SOURCE.",
+    help="Number of synthetic patients, if there is no SOURCE.",
 )
 @click.option("--serve/--no-serve", "serving", default=False, show_default=True, help="Serve the page at the end.")
 @click.option("--host", default=HOST, show_default=True, help="Address to serve on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes a free port.")
 @collect_options
 @refuse_option
 @workers_option
@@ -182,12 +184,12 @@ def run(
     settings: CollectSettings,
     **changes: Any,
 ) -> None:
-    """Do it all, from films to a measured bundle.
+    """Run all steps, from films to an evaluated bundle.
 
-    Collects, cleans, splits, audits, packs, trains, exports, evaluates on the test split; then serves where asked.
+    Collects, cleans, splits, audits, packs, trains, exports and evaluates on the test split. Serves with --serve.
 
-    SOURCE is a folder of films, a table, an archive or a prefix in S3, as for "collect". Without one, synthetic films
-    are drawn first, so that nothing has to be downloaded.
+    SOURCE is a folder of films, a table, an archive or a prefix in S3, as for "collect". Without SOURCE, synthetic
+    films are drawn first.
     """
     from chestxray import pipeline
     from chestxray.training.config import recipe_of
@@ -258,7 +260,7 @@ class ConsoleStageReporter:
 @click.command()
 @json_option
 def doctor(console: Console) -> None:
-    """Say what is installed and what is missing."""
+    """List what is installed and what is missing."""
     from chestxray.diagnosis import diagnose
 
     diagnosis = diagnose(os.environ.get(BUNDLE_VARIABLE) or DEFAULT)
