@@ -99,7 +99,7 @@ def browser(playwright: Playwright) -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def synthetic_films(shared: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """A folder of synthetic films in the published layout, with one film of each fault."""
-    from chestxray.synthetic.dataset import SyntheticSettings, write_synthetic_films
+    from chestxray.synthetic.films import SyntheticSettings, write_synthetic_films
 
     return shared(
         "synthetic_films",

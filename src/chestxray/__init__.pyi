@@ -2,7 +2,7 @@
 # each name on its first use.
 
 # films
-from .synthetic.dataset import write_synthetic_films as write_synthetic_films
+from .synthetic.films import write_synthetic_films as write_synthetic_films
 from .data.collect import collect as collect
 from .data.clean import clean as clean, describe as describe, quarantine as quarantine
 from .data.report import write_data_report as write_data_report
@@ -36,7 +36,7 @@ from .inference.predictor import Predictor as Predictor
 from .data.audit import Audit as Audit
 from .evaluation.assessment import Assessment as Assessment
 from .serving.server import BackgroundService as BackgroundService
-from .synthetic.dataset import SyntheticSettings as SyntheticSettings
+from .synthetic.films import SyntheticSettings as SyntheticSettings
 from .data.split import SplitSettings as SplitSettings
 from .training.config import Recipe as Recipe
 from .pipeline import RunSettings as RunSettings

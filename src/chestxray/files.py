@@ -7,7 +7,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -224,24 +223,6 @@ def sha256_of_file(path: Path) -> str:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.part")
-
-
-_FORMULA: Final = re.compile(r"'*[=+\-@\t\r]")
-_NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-
-
-def as_cell(text: str) -> str:
-    """Return a text for a CSV file in a form that no spreadsheet program takes for a formula.
-
-    A text that begins like a formula gets an apostrophe before it, except numbers; ``of_cell`` removes it again.
-    Law: ``of_cell(as_cell(text)) == text``. Source: OWASP, CSV Injection.
-    """
-    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
-
-
-def of_cell(text: str) -> str:
-    """Return the text that ``as_cell`` wrote."""
-    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def size_of(path: Path) -> int:

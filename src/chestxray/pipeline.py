@@ -22,7 +22,7 @@ from chestxray.evaluation.assessment import Assessment
 from chestxray.evaluation.evaluate import EvaluationSettings, evaluate_bundle
 from chestxray.progress import SILENT, ProgressCallback, Reporter
 from chestxray.schema import BundleInfo, Film, Split, write_manifest
-from chestxray.synthetic.dataset import SyntheticSettings, write_synthetic_films
+from chestxray.synthetic.films import SyntheticSettings, write_synthetic_films
 
 if TYPE_CHECKING:
     from chestxray.training.config import Recipe

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar, cast
 
 from chestxray.errors import BundleInvalid, ManifestInvalid, OutOfRange, PackInvalid, UsageError, reason_of
-from chestxray.files import as_cell, of_cell, refuse_to_replace, write_atomically
+from chestxray.files import refuse_to_replace, write_atomically
+from chestxray.text import as_cell, of_cell
 
 MANIFEST_VERSION: Final = 1
 PACK_VERSION: Final = 1

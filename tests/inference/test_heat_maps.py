@@ -18,8 +18,7 @@ from chestxray.data.split import split
 from chestxray.images.preprocess import onto_film
 from chestxray.schema import Split
 from chestxray.synthetic.anatomy import random_anatomy
-from chestxray.synthetic.dataset import SyntheticSettings, write_synthetic_films
-from chestxray.synthetic.films import SyntheticFilm, draw_film
+from chestxray.synthetic.films import SyntheticFilm, SyntheticSettings, draw_film, write_synthetic_films
 from chestxray.training.checkpoint import read_weights
 from chestxray.training.config import Recipe
 from chestxray.training.networks import Classifier, build

@@ -23,7 +23,7 @@ from PIL import Image
 import live_moto
 from chestxray.cli import chestxray_group
 from chestxray.inference.bundle import folder_of
-from chestxray.synthetic.dataset import SyntheticSettings, write_synthetic_films
+from chestxray.synthetic.films import SyntheticSettings, write_synthetic_films
 from dicoms import native
 from pages import ROOT, RUNNABLE, Block, Page, Reader, commands_of, lines_of, pages
 

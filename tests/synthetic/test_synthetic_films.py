@@ -20,8 +20,19 @@ from chestxray.images.decode import decode
 from chestxray.images.quality import objection_to
 from chestxray.schema import Label, Verdict
 from chestxray.synthetic.anatomy import random_anatomy
-from chestxray.synthetic.dataset import FAULTS, MARKER, SyntheticSettings, draw_film, plan_of, write_synthetic_films
-from chestxray.synthetic.films import BACTERIA, HEALTHY, MILDEST, VIRUS, SyntheticFilm
+from chestxray.synthetic.films import (
+    BACTERIA,
+    FAULTS,
+    HEALTHY,
+    MARKER,
+    MILDEST,
+    VIRUS,
+    SyntheticFilm,
+    SyntheticSettings,
+    draw_film,
+    plan_of,
+    write_synthetic_films,
+)
 
 CAUSES = (HEALTHY, BACTERIA, VIRUS)
 SMALL = SyntheticSettings(patients=30, films_per_patient=2, min_width=160, max_width=240, faults=True)

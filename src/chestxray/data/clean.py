@@ -61,7 +61,7 @@ def clean(
     else:
         with FindingsCache.open(Path(seen)) as known:
             examined = _examined(films, known, mapper, on_progress, workers)
-    cleaned, note = without_nobody(_compared(examined))
+    cleaned, note = without_nobody(_without_look_alikes(_without_copies(examined)))
     for line in (*filter(None, [note]), *about_patients([film for film in cleaned if film.is_accepted])):
         log(line)
     return cleaned
@@ -118,11 +118,6 @@ def examine(film: Film) -> Film:
 
 def _changed(film: Film, **changes: Any) -> Film:
     return dataclasses.replace(film, **{name: getattr(value, "value", value) for name, value in changes.items()})
-
-
-def _compared(films: Sequence[Film]) -> tuple[Film, ...]:
-    """Mark films that occur more than once, first by their bytes and then by their pictures."""
-    return _without_look_alikes(_without_copies(films))
 
 
 def _without_copies(films: Sequence[Film]) -> list[Film]:

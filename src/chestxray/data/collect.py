@@ -10,7 +10,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -183,14 +183,6 @@ def _of_path(source: Path | str, rules: _Rules) -> Collection:
     return next(list_films for recognises, list_films in KINDS if recognises(path))(path, rules)
 
 
-def _of_store(source: Path | str, rules: _Rules) -> Collection:
-    return _of_listing(source, sources.list_store(str(source)), rules)
-
-
-def _of_archive(source: Path, rules: _Rules) -> Collection:
-    return _of_listing(source, sources.list_archive(source), rules)
-
-
 def _of_folder(source: Path, rules: _Rules) -> Collection:
     root = source.resolve()
     listed = sources.list_folder(root)
@@ -294,17 +286,17 @@ def _of_table(source: Path, rules: _Rules) -> Collection:
 
 
 def _rows_of_table(source: Path, rules: _Rules) -> tuple[tuple[Film, ...], list[str]]:
-    listing = read_listing(source, rules.words, rules.columns)
+    entries, notes = read_listing(source, rules.words, rules.columns)
     base = (rules.root or source.parent).resolve()
-    resolver = Resolver(base, FILM_ENDINGS, files_below)
+    resolver = Resolver(base)
     films: list[Film] = []
     missing = []
-    for entry in listing.entries:
+    for entry in entries:
         paths = _paths_of(entry, base, resolver)
         if not paths:
             missing.append(entry.places[0])
         films += [_film_of_entry(entry, path, rules) for path in paths or _missing_row(entry, base)]
-    if missing and len(missing) == len(listing.entries):
+    if missing and len(missing) == len(entries):
         where = "" if rules.root else ". Say which folder the paths begin in: --root FOLDER"
         none = (
             "its film does not exist: it"
@@ -312,10 +304,9 @@ def _rows_of_table(source: Path, rules: _Rules) -> tuple[tuple[Film, ...], list[
             else f"none of its {len(missing):,} films exists; the first"
         )
         raise SourceInvalid(f"{source}: {none} is {base / missing[0]}{_ambiguous(resolver)}{where}")
-    notes = list(listing.notes)
     if missing:
         notes.append(
-            f"Beware: {len(missing):,} of {len(listing.entries):,} films of {source.name} "
+            f"Beware: {len(missing):,} of {len(entries):,} films of {source.name} "
             f"{'does' if len(missing) == 1 else 'do'} not exist, {missing[0]} for one{_ambiguous(resolver)}"
         )
     if resolver.searched:
@@ -403,17 +394,9 @@ def _kind_of(path: Path) -> str:
 class Resolver:
     """Finds the films of a table below a folder, in whatever way their paths were written."""
 
-    def __init__(self, root: Path, endings: frozenset[str], walk: Callable[[Path], Iterator[Path]]) -> None:
-        """Prepare the search.
-
-        Args:
-            root: absolute.
-            endings: endings that a film may have, if the table leaves them out.
-            walk: function that yields every file below a folder.
-        """
+    def __init__(self, root: Path) -> None:
+        """Prepare the search below a folder, given by its absolute path."""
         self._root = root
-        self._endings = endings
-        self._walk = walk
         self._by_name: dict[str, list[Path]] | None = None
         self._in_folders: dict[Path, dict[str, list[Path]]] = {}
         self.searched = 0
@@ -447,11 +430,11 @@ class Resolver:
 
     def _at(self, path: Path, *, folder: bool) -> list[Path]:
         if folder:
-            return sorted(self._walk(path)) if path.is_dir() else []
+            return sorted(files_below(path)) if path.is_dir() else []
         if path.is_file():
             return [path]
-        if path.suffix.lower() not in self._endings:
-            for ending in sorted(self._endings):
+        if path.suffix.lower() not in FILM_ENDINGS:
+            for ending in sorted(FILM_ENDINGS):
                 for there in (path.with_name(path.name + ending), path.with_name(path.name + ending.upper())):
                     if there.is_file():
                         return [there]
@@ -466,14 +449,14 @@ class Resolver:
             by_name: dict[str, list[Path]] = {}
             for there in path.parent.iterdir() if path.parent.is_dir() else ():
                 by_name.setdefault(_folded(there.name), []).append(there)
-                if there.suffix.lower() in self._endings:
+                if there.suffix.lower() in FILM_ENDINGS:
                     by_name.setdefault(f"{_folded(there.stem)}{_ANY_ENDING}", []).append(there)
             self._in_folders[path.parent] = by_name
         by_name = self._in_folders[path.parent]
         found = by_name.get(_folded(path.name), [])
         if len(found) == 1 and found[0].is_file():
             return found
-        if found or path.suffix.lower() not in self._endings:
+        if found or path.suffix.lower() not in FILM_ENDINGS:
             return []
         found = by_name.get(f"{_folded(path.stem)}{_ANY_ENDING}", [])
         self.with_another_ending += len(found) == 1
@@ -482,8 +465,8 @@ class Resolver:
     def _named(self, name: str) -> list[Path]:
         if self._by_name is None:
             self._by_name = {}
-            for path in self._walk(self._root):
-                stem = path.stem if path.suffix.lower() in self._endings else path.name
+            for path in files_below(self._root):
+                stem = path.stem if path.suffix.lower() in FILM_ENDINGS else path.name
                 for key in {path.name, stem, _folded(path.name), _folded(stem)}:
                     self._by_name.setdefault(key, []).append(path)
         found = self._by_name.get(name) or self._by_name.get(_folded(name), [])
@@ -498,7 +481,7 @@ Lister = Callable[[Path | str, _Rules], Collection]
 
 # The schemes of a source's address; the empty one, of every path, comes last.
 SCHEMES: Final[tuple[tuple[str, Lister], ...]] = (
-    (sources.SCHEME, _of_store),
+    (sources.SCHEME, lambda address, rules: _of_listing(address, sources.list_store(str(address)), rules)),
     (sources.KAGGLE_SCHEME, lambda address, rules: _of_folder(sources.downloaded(str(address)), rules)),
     ("", _of_path),
 )
@@ -506,7 +489,7 @@ SCHEMES: Final[tuple[tuple[str, Lister], ...]] = (
 # The kinds of source on disk, in the order in which they are tried.
 KINDS: Final[tuple[tuple[Callable[[Path], bool], Callable[[Path, _Rules], Collection]], ...]] = (
     (Path.is_dir, _of_folder),
-    (is_archive, _of_archive),
+    (is_archive, lambda path, rules: _of_listing(path, sources.list_archive(path), rules)),
     (is_table, _of_table),
     (lambda _: True, _of_file),
 )

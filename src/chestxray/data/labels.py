@@ -34,9 +34,9 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from chestxray.errors import UsageError
-from chestxray.images import ACCENTS, INVISIBLE, without_accents
 from chestxray.progress import counted
 from chestxray.schema import PATIENTS_UNKNOWN, Film, Label, Split
+from chestxray.text import ACCENTS, INVISIBLE, without_accents
 
 _PNEUMONIA: Final = re.compile(r"(?P<patient>person\d+)_(?P<cause>bacteria|virus)_\d+", re.IGNORECASE)
 _NORMAL: Final = re.compile(r"(?P<patient>(?:NORMAL2-)?IM-\d+)-\d+", re.IGNORECASE)

@@ -27,6 +27,7 @@ from chestxray.data.sources import read_film
 from chestxray.data.split import refuse_leakage
 from chestxray.errors import DataError, FilmError, ManifestInvalid, OutOfRange, PackInvalid, reason_of
 from chestxray.files import folder_written_whole, place_of
+from chestxray.images import LEVELS, WHITE
 from chestxray.images.decode import decoder_hash
 from chestxray.images.preprocess import preprocess
 from chestxray.progress import ProgressCallback, no_progress
@@ -51,7 +52,6 @@ PROGRESS: Final = "progress.json"  # of an unfinished pack: its conditions, and 
 KEPT_EVERY: Final = 256  # films; the most that a killed run loses
 
 DEFAULT_SIZE: Final = (112, 160)  # height and width of the original network's input, in pixels
-LEVELS: Final = 256  # grey levels of a uint8 pixel
 COUNTED_AT_ONCE: Final = 1024  # films; limits the memory that counting levels takes
 
 
@@ -303,8 +303,7 @@ def population_statistics(images: UInt8Array, rows: IndexArray) -> tuple[float, 
     squares = sum(level * level * int(count) for level, count in enumerate(counts))
     mean = total / pixels
     variance = (squares * pixels - total * total) / (pixels * pixels)
-    white = LEVELS - 1
-    return mean / white, float(variance**0.5) / white
+    return mean / WHITE, float(variance**0.5) / WHITE
 
 
 def labels_of(films: Sequence[Film]) -> npt.NDArray[np.int8]:

@@ -251,7 +251,6 @@ def each(function: Callable[[Item], Outcome], items: Sequence[Item]) -> list[Out
 
 TRIES: Final = 3  # Ray gives its own processes 30 seconds to start, which a busy machine may not have
 ADDRESS_VARIABLE: Final = "RAY_ADDRESS"
-_QUIET: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 
 Engine = TypeVar("Engine")
 
@@ -332,8 +331,7 @@ def started(workers: int | None = None) -> Iterator[Any]:
 
     Raises: MissingExtra; DataError, if Ray does not start.
     """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
         import ray.data

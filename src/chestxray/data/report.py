@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from PIL import Image
 
-from chestxray.arrays import Float64Array
 from chestxray.data.audit import Audit, LeftOut, Overlap
 from chestxray.data.audit import audit as audit_films
 from chestxray.data.clean import Distribution, describe
@@ -31,6 +30,7 @@ from chestxray.errors import FilmError, MissingExtra
 from chestxray.files import folder_written_whole
 from chestxray.images.decode import decode
 from chestxray.images.preprocess import resample
+from chestxray.metrics.metrics import auroc
 from chestxray.progress import ProgressCallback, no_progress
 from chestxray.schema import NOTICE, Film, Label, Resize, Verdict
 
@@ -215,23 +215,22 @@ def _group_sheets(found: Audit) -> list[dict[str, Any]]:
 
 def _shortcut(name: str, films: Sequence[Film]) -> Shortcut:
     title, value_of = SHORTCUTS[name]
-    values = {label.value: np.array([value_of(film) for film in films if film.label == label]) for label in Label}
-    edges = np.histogram_bin_edges(np.concatenate(list(values.values())), BINS)
+    labelled = [film for film in films if film.label]
+    values = np.array([value_of(film) for film in labelled], dtype=np.float64)
+    sick = np.array([film.label == Label.PNEUMONIA for film in labelled])
+    edges = np.histogram_bin_edges(values, BINS)
     shares = {
-        label: tuple((np.histogram(of, edges)[0] / max(1, len(of))).round(4).tolist()) for label, of in values.items()
+        label.value: tuple((np.histogram(values[of], edges)[0] / max(1, of.sum())).round(4).tolist())
+        for label, of in ((Label.NORMAL, ~sick), (Label.PNEUMONIA, sick))
     }
-    rounded = tuple(edges.round(4).tolist())
-    return Shortcut(name, title, _separation(values[Label.NORMAL], values[Label.PNEUMONIA]), rounded, shares)
-
-
-def _separation(one: Float64Array, other: Float64Array) -> float | None:
-    """Return the area under the ROC curve of a value alone, at least 0.5: Mann and Whitney's U by ranks."""
-    if not (len(one) and len(other)):
-        return None
-    ordered = np.sort(one)
-    below = np.searchsorted(ordered, other, "left").sum() + np.searchsorted(ordered, other, "right").sum()
-    area = float(below / (2 * len(one) * len(other)))
-    return round(max(area, 1 - area), 4)
+    area = auroc(sick, values) if 0 < sick.sum() < len(sick) else None
+    return Shortcut(
+        name,
+        title,
+        None if area is None else round(max(area, 1 - area), 4),
+        tuple(edges.round(4).tolist()),
+        shares,
+    )
 
 
 # --------------------------------------------------------------------------- pictures

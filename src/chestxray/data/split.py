@@ -90,7 +90,7 @@ def split(
     for line in (*filter(None, [note]), *about_patients(usable)):
         log(line)
     if not _validation_is_large_enough(usable):
-        usable = [dataclasses.replace(film, split=_unless_validation(film.split)) for film in usable]
+        usable = [dataclasses.replace(film, split="" if film.split == Split.VAL else film.split) for film in usable]
     refuse_leakage(usable, allowed=leakage_allowed)
     split_of = {film.path: film.split or Split.TRAIN.value for film in usable}
     alike = near_pairs(film.perceptual_hash for film in usable)
@@ -244,10 +244,6 @@ def read_allowance(manifest: Path) -> str:
 def _validation_is_large_enough(usable: Sequence[Film]) -> bool:
     outside_test = [film for film in usable if film.split != Split.TEST]
     return sum(film.split == Split.VAL for film in outside_test) >= MIN_VALIDATION * len(outside_test)
-
-
-def _unless_validation(split: str) -> str:
-    return "" if split == Split.VAL else split
 
 
 def _draw(films: Sequence[Film], alike: Pairs, split_of: dict[str, str], split: Split, share: float, seed: int) -> None:

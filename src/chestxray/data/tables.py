@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
@@ -52,6 +52,8 @@ _VIEWS: Final = ("frontallateral", "viewposition", "projection", "view")
 _BOXES: Final = frozenset({"x", "y", "xmin", "ymin", "xmax", "ymax", "width", "height", "radid"})
 _LABELS: Final = frozenset({"pneumonia", "nofinding", "target", "classid"})
 _FINDINGS: Final = {re.sub(r"[^0-9a-z]", "", word): label for word, label in LABEL_WORDS.items()}
+# Columns with the label, or with boxes in the film: they are no property to group films by.
+_USED: Final = _BOXES | _LABELS | _FINDINGS.keys()
 _MANY: Final = frozenset({"findinglabels"})  # columns that name any of many findings
 
 
@@ -77,20 +79,11 @@ class ListedFilm:
     extra: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class FilmTable:
-    """A table after interpretation: its entries, and notes for the user."""
-
-    entries: tuple[ListedFilm, ...]
-    roles: Mapping[str, str]
-    notes: tuple[str, ...] = field(default=())
-
-
 # --------------------------------------------------------------------------- rows to entries
 
 
-def read_listing(path: Path, words: LabelWords, columns: Mapping[str, str] | None = None) -> FilmTable:
-    """Read and interpret a table.
+def read_listing(path: Path, words: LabelWords, columns: Mapping[str, str]) -> tuple[tuple[ListedFilm, ...], list[str]]:
+    """Read and interpret a table; return its entries, and notes for the user.
 
     Args:
         path: the table's path.
@@ -100,19 +93,19 @@ def read_listing(path: Path, words: LabelWords, columns: Mapping[str, str] | Non
     Raises: SourceInvalid, UsageError, MissingExtra.
     """
     names, rows = read_rows(path)
-    roles = _roles(path, names, columns or {})
+    roles = _roles(path, names, columns)
     form = next(form for form in FORMS if form.recognises(frozenset(map(column_key, names)), roles))
     if not form.places_needed and "path" not in roles:
         raise SourceInvalid(_about_columns(path, [name for name in names if name]))
     rows, laterals = _frontal(rows)
-    further = _further_split(names, rows, roles, columns or {})
+    further = _further_split(names, rows, roles, columns)
     roles |= further
     entries, unknown = [], Counter[str]()
     first_unknown: dict[str, int] = {}
     rivals = [name for name in names if column_key(name) in ROLES["label"] and name != roles.get("label")]
     for row in rows:
         entry, word = _entry(row, form, roles, words, path)
-        if "label" not in (columns or {}):
+        if "label" not in columns:
             _check_rivals(
                 path,
                 row,
@@ -140,7 +133,7 @@ def read_listing(path: Path, words: LabelWords, columns: Mapping[str, str] | Non
         if reasons
         else ""
     )
-    return FilmTable(tuple(merged), roles, tuple(filter(None, [*messages, *notes])))
+    return tuple(merged), list(filter(None, [*messages, *notes]))
 
 
 def _further_split(
@@ -234,10 +227,6 @@ class Form(NamedTuple):
     recognises: Callable[[frozenset[str], Mapping[str, str]], bool]
     label: Callable[[Mapping[str, str], Mapping[str, str], LabelWords], tuple[Meaning, str]]
     places_needed: Callable[[Mapping[str, str]], tuple[str, ...]] | None = None
-
-    def used(self, columns: Iterable[str]) -> set[str]:
-        """Return columns with the label, or with boxes in the film: they are no property to group films by."""
-        return {name for name in columns if column_key(name) in _BOXES | _LABELS | _FINDINGS.keys()}
 
 
 def _label_by_column(
@@ -344,7 +333,7 @@ def _entry(
     if isinstance(meaning, Label):
         of_word = CAUSES.get(in_one_form(text), "") if meaning == Label.PNEUMONIA else ""
         cause = (CAUSES.get(in_one_form(cause), cause) or of_word) if meaning == Label.PNEUMONIA else ""
-    used = {*roles.values(), *FILM_COLUMNS, VERSION_COLUMN, "", *form.used(cells)}
+    used = {*roles.values(), *FILM_COLUMNS, VERSION_COLUMN, "", *(name for name in cells if column_key(name) in _USED)}
     entry = ListedFilm(
         line=row.line,
         places=places,
@@ -353,7 +342,11 @@ def _entry(
         patient_id=given.get("patient_id", "") if in_one_form(given.get("patient_id", "")) != "nan" else "",
         cause=cause,
         no_label="" if isinstance(meaning, Label) or ("label" not in roles and not form.name) else meaning.value,
-        extra=tuple((name, value) for name, value in cells.items() if name not in used and value),
+        extra=tuple(
+            (name, value)
+            for name, value in cells.items()
+            if value and name not in used and column_key(name) not in _USED
+        ),
     )
     return entry, text if meaning is NoLabel.UNKNOWN else ""
 

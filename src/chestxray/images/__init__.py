@@ -5,7 +5,6 @@ Pillow decodes; NumPy does the rest.
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,7 +18,8 @@ from chestxray.errors import FilmTooLarge
 Pixels = UInt8Array | npt.NDArray[np.uint16]
 FrameBox = tuple[float, float, float, float]
 
-WHITE: Final = 255  # grey level of 8 bits; black is 0
+LEVELS: Final = 256  # grey levels of 8 bits
+WHITE: Final = LEVELS - 1  # black is 0
 
 MAX_BYTES: Final = 64 * 2**20  # bytes of one film's file
 MAX_PIXELS: Final = 64_000_000  # rows x columns x frames x samples; the largest flat panels give about 18 million
@@ -82,21 +82,6 @@ def check_pixels(source: str, width: int, height: int, samples: int = 1, frames:
         raise FilmTooLarge(
             f"{source}: {width} x {height} pixels{by}; the limit is {MAX_PIXELS:,} in all. Export a smaller copy"
         )
-
-
-ACCENTS: Final = frozenset({"Mn"})
-INVISIBLE: Final = frozenset({"Cf"})
-
-
-def without_accents(text: str, dropped: frozenset[str] = ACCENTS) -> str:
-    """Return text in composed form without its accents: "Neumonia" for "Neumonía".
-
-    Args:
-        text: any text.
-        dropped: Unicode categories of the characters that are left out.
-    """
-    letters = unicodedata.normalize("NFKD", text)
-    return unicodedata.normalize("NFC", "".join(one for one in letters if unicodedata.category(one) not in dropped))
 
 
 def sampling_step(pixels: Pixels) -> int:

@@ -30,7 +30,7 @@ from chestxray.errors import (
     UnreadableFilm,
     UnsupportedFormat,
 )
-from chestxray.images import MAX_PIXELS, Pixels, Radiograph, check_pixels, grey_of_colour, without_accents
+from chestxray.images import MAX_PIXELS, Pixels, Radiograph, check_pixels, grey_of_colour
 from chestxray.images.dicom_pixels import (
     BYTE,
     DEFLATED,
@@ -42,6 +42,7 @@ from chestxray.images.dicom_pixels import (
     grey_levels,
     stored_values,
 )
+from chestxray.text import without_accents
 
 MAX_VALUE: Final = 2**20  # bytes of one header element; a look-up table of 65,536 entries needs an eighth of this
 
@@ -64,9 +65,8 @@ NEEDED: Final = frozenset(
 COLOURS: Final = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
 
 OLDEST: Final = 115  # years; a greater age, or an earlier birth date, is a placeholder for a removed value
-FIRST_YEAR: Final = (
-    1902  # years of birth: programs write earlier dates for "unknown": 18000101, 18991230, 19000101, 19010101
-)
+# The first year of birth: programs write earlier dates for "unknown": 18000101, 18991230, 19000101, 19010101.
+FIRST_YEAR: Final = 1902
 # Units of an age (PS3.5 section 6.2, AS), and hours.
 YEARS: Final = {"H": 1 / 8766, "D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 # Beginnings of words for a unit, without accents, in the order in which they are tried.
@@ -459,17 +459,12 @@ def age_in_years(header: Any) -> float | None:
     years = years_of(_text(header, "PatientAge"))
     if years is not None:
         return years
-    born = _date(header, "PatientBirthDate")
-    taken = next((day for name in DATES if (day := _date(header, name))), None)
+    born = date_of(_text(header, "PatientBirthDate"))
+    taken = next((day for name in DATES if (day := date_of(_text(header, name)))), None)
     if born is None or taken is None:
         return None
     days = (taken - born).days
     return days * YEARS["D"] if 0 <= days <= OLDEST / YEARS["D"] else None
-
-
-def _date(header: Any, name: str) -> date | None:
-    """Return a date; None if it is a placeholder."""
-    return date_of(_text(header, name))
 
 
 def date_of(text: str) -> date | None:

@@ -102,19 +102,15 @@ def _check_jpeg(coded: bytes, frame: Frame) -> Pixels | None:
                 raise ValueError("ends before its picture does")
             if kind not in LOSSY_FRAMES or precision != BYTE:
                 return None
-            grey = _intact_grey(coded, (columns, rows))
+            try:
+                grey = intact_jpeg(coded, "GRAY", (columns, rows))[..., 0]
+            except ValueError as error:
+                raise ValueError(f"is damaged ({error})") from None
             as_decoded = (frame.samples, frame.allocated, frame.stored, frame.signed) == (1, BYTE, BYTE, 0)
             return grey if as_decoded else None
         else:
             position += 2 + int.from_bytes(coded[position + 2 : position + 4])
     raise ValueError("holds no JPEG frame")
-
-
-def _intact_grey(coded: bytes, size: tuple[int, int]) -> Pixels:
-    try:
-        return intact_jpeg(coded, "GRAY", size)[..., 0]
-    except ValueError as error:
-        raise ValueError(f"is damaged ({error})") from None
 
 
 def _check_jpeg2000(coded: bytes, frame: Frame) -> None:

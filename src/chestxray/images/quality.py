@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from chestxray.arrays import Float64Array, Int64Array
-from chestxray.images import LOOKED_AT, MARGIN, WHITE, Pixels, Radiograph, sampling_step, without_accents
+from chestxray.images import LOOKED_AT, MARGIN, WHITE, Pixels, Radiograph, sampling_step
 from chestxray.schema import Verdict
+from chestxray.text import without_accents
 
 MAX_COLOURED: Final = 0.05  # fraction of pixels; a coloured annotation on a greyscale film stays below it
 MIN_SIDE: Final = 64  # pixels; in smaller films ribs and vessels cannot be told apart

@@ -11,6 +11,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
@@ -81,7 +82,7 @@ def read_jpeg(data: bytes, source: str, at_least: tuple[int, int] | None) -> Rad
     At damaged coded data libjpeg continues, fills in grey and only warns. Here every warning refuses the film, because
     nothing tells how much of the picture is invented.
     """
-    try:
+    with _damage_translated("JPEG", source):
         image = JpegImageFile(io.BytesIO(data))  # reads only the header
         channels = len(image.getbands())
         check_pixels(source, *image.size, samples=channels)
@@ -101,8 +102,6 @@ def read_jpeg(data: bytes, source: str, at_least: tuple[int, int] | None) -> Rad
             factor = next(each for each in REDUCTIONS if each <= max(room, 1))
         pixels = intact_jpeg(data, _COLOUR_SPACES[image.mode], image.size, factor)
         grey, coloured = _grey_of_jpeg(pixels, orientation, inverted="adobe" in image.info)
-    except DAMAGE as error:
-        raise _translated(error, "JPEG", source) from error
     stored = image.size
     frame = None
     if factor > 1:
@@ -199,10 +198,9 @@ def read_png(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Rad
 
     Pillow keeps the upper 8 bits of colour with 16 bits a channel; grey keeps all 16.
     """
-    try:
+    with _damage_translated("PNG", source):
         image = PngImageFile(io.BytesIO(data))
-        channels = 3 if image.mode == "P" else len(image.getbands())
-        check_pixels(source, *image.size, samples=channels)
+        channels = _channels_of(image, source)
         if (pixels := image.width * image.height) > max(LARGE, MAX_INFLATED * len(data)):
             raise FilmTooLarge(
                 f"{source}: {pixels:,} pixels in {len(data):,} bytes, so it holds no film but something nearly uniform "
@@ -212,11 +210,7 @@ def read_png(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Rad
             raise UnsupportedFormat(f"{source}: an animated PNG of {image.n_frames} frames; a radiograph has one")
         image.load()
         grey, coloured = _to_grey(ImageOps.exif_transpose(image))
-    except DAMAGE as error:
-        raise _translated(error, "PNG", source) from error
-    height, width = grey.shape
-    depth = data[24]  # a PNG begins with IHDR, whose depth is byte 24
-    return Radiograph(grey, width, height, channels, depth, coloured)
+    return _whole(grey, channels, data[24], coloured)  # a PNG begins with IHDR, whose depth is byte 24
 
 
 def read_tiff(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Radiograph:
@@ -225,10 +219,9 @@ def read_tiff(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Ra
     Raises: UnsupportedFormat, for several pages, and for 32-bit and floating-point samples, which have no defined
     white.
     """
-    try:
+    with _damage_translated("TIFF", source):
         image = TiffImageFile(io.BytesIO(data))
-        channels = 3 if image.mode == "P" else len(image.getbands())
-        check_pixels(source, *image.size, samples=channels)
+        channels = _channels_of(image, source)
         depth = image.tag_v2.get(_TIFF_BITS, (1,))[0]
         if image.mode not in _TIFF_MODES:
             raise UnsupportedFormat(
@@ -243,12 +236,8 @@ def read_tiff(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Ra
         inverted = image.mode.startswith("I") and image.tag_v2.get(_TIFF_PHOTOMETRIC) == _TIFF_WHITE_IS_ZERO
         image.load()  # also turns the picture upright
         grey, coloured = _to_grey(image, bits=depth)
-    except DAMAGE as error:
-        raise _translated(error, "TIFF", source) from error
-    if inverted:  # Pillow inverts pictures of up to 8 bits itself
-        grey = 65535 - grey
-    height, width = grey.shape
-    return Radiograph(grey, width, height, channels, depth, coloured)
+    # Pillow inverts pictures of up to 8 bits itself.
+    return _whole(65535 - grey if inverted else grey, channels, depth, coloured)
 
 
 _OTHER_MODES: Final = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I", "I;16", "YCbCr"})
@@ -314,10 +303,10 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _read_other(reader: type[ImageFile.ImageFile], name: str, data: bytes, source: str) -> Radiograph:
-    try:
+    """Read a picture of one frame by a reader of Pillow's; ``name`` is that of its format, for errors."""
+    with _damage_translated(name, source):
         image = reader(io.BytesIO(data))
-        channels = 3 if image.mode in {"P", "PA"} else len(image.getbands())
-        check_pixels(source, *image.size, samples=channels)
+        channels = _channels_of(image, source)
         if image.mode not in _OTHER_MODES:
             raise UnsupportedFormat(
                 f"{source}: a {name} of a rare kind ({image.mode}). Export it as unsigned 8 or 16 bits"
@@ -328,10 +317,18 @@ def _read_other(reader: type[ImageFile.ImageFile], name: str, data: bytes, sourc
         depth = 1 if image.mode == "1" else 16 if image.mode.startswith("I") else 8
         check_pixels(source, *image.size, samples=channels)  # a frame of a GIF may lie outside its canvas
         grey, coloured = _to_grey(ImageOps.exif_transpose(image))
-    except Image.DecompressionBombError as error:
-        raise FilmTooLarge(f"{source}: a {name} of more pixels than the limit. Export a smaller copy") from error
-    except DAMAGE as error:
-        raise _translated(error, name, source) from error
+    return _whole(grey, channels, depth, coloured)
+
+
+def _channels_of(image: ImageFile.ImageFile, source: str) -> int:
+    """Return the samples of a pixel; a palette counts as its colours. Raises: FilmTooLarge."""
+    channels = 3 if image.mode in {"P", "PA"} else len(image.getbands())
+    check_pixels(source, *image.size, samples=channels)
+    return channels
+
+
+def _whole(grey: Pixels, channels: int, depth: int, coloured: float) -> Radiograph:
+    """Return the radiograph of a picture that was decoded at its full size."""
     height, width = grey.shape
     return Radiograph(grey, width, height, channels, depth, coloured)
 
@@ -348,7 +345,7 @@ def read_heic(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Ra
             f'{source}: it is HEIC, which needs an extra. Install it with: pip install "chestxray[heic]", or export '
             "the film as JPEG or PNG"
         ) from None
-    try:
+    with _damage_translated("HEIC", source):
         # Its own widening to 16 bits trusts the depth that the header states, and writes beyond the end of 8 bits.
         pictures = open_heif(io.BytesIO(data), hdr_to_16bit=False, remove_stride=False)
         picture = pictures[pictures.primary_index]
@@ -358,10 +355,7 @@ def read_heic(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Ra
         if len(pictures) > 1:
             raise UnsupportedFormat(f"{source}: a HEIC of {len(pictures)} frames; a radiograph has one")
         grey, coloured = _grey_of_heic(picture, source)
-    except DAMAGE as error:
-        raise _translated(error, "HEIC", source) from error
-    height, width = grey.shape
-    return Radiograph(grey, width, height, channels, 8 * grey.itemsize, coloured)
+    return _whole(grey, channels, 8 * grey.itemsize, coloured)
 
 
 def _grey_of_heic(picture: Any, source: str) -> tuple[Pixels, float]:
@@ -489,6 +483,17 @@ def _widened(wide: npt.NDArray[np.uint16], bits: int) -> npt.NDArray[np.uint16]:
     """Return levels of 9 to 16 bits scaled to span 0 to 65535."""
     unused = _WORD - bits
     return ((wide << unused) | (wide >> (bits - unused))).astype(np.uint16) if unused else wide
+
+
+@contextmanager
+def _damage_translated(name: str, source: str) -> Iterator[None]:
+    """Turn errors of Pillow's readers into errors of this package; ``name`` is that of the format."""
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        raise FilmTooLarge(f"{source}: a {name} of more pixels than the limit. Export a smaller copy") from error
+    except DAMAGE as error:
+        raise _translated(error, name, source) from error
 
 
 def _translated(error: Exception, name: str, source: str) -> UnreadableFilm | UnsupportedFormat:

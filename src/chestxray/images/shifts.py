@@ -33,7 +33,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from chestxray.arrays import BoolArray, Float64Array, IndexArray, UInt8Array
-from chestxray.images import WHITE
+from chestxray.images import LEVELS, WHITE
 
 Picture = Image.Image
 Random = np.random.Generator
@@ -57,18 +57,16 @@ def _sign(random: Random) -> float:
     return 1.0 if random.random() < 0.5 else -1.0  # noqa: PLR2004 - a fair coin
 
 
-def _affine(film: Picture, rows: tuple[float, float, float, float], shift: tuple[float, float] = (0.0, 0.0)) -> Picture:
+def _affine(film: Picture, rows: tuple[float, float, float, float]) -> Picture:
     """Resample about the centre; pixels from outside are black.
 
     Args:
         film: the picture.
         rows: the 2 x 2 matrix from places in the result to places in ``film``, row by row.
-        shift: added to those places, as fractions of the width and the height.
     """
     a, b, d, e = rows
     across, down = (film.width - 1) / 2, (film.height - 1) / 2
-    c = across - a * across - b * down + shift[0] * film.width
-    f = down - d * across - e * down + shift[1] * film.height
+    c, f = across - a * across - b * down, down - d * across - e * down
     return film.transform(film.size, Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BICUBIC)
 
 
@@ -77,14 +75,6 @@ def _rotated(film: Picture, random: Random) -> Picture:
     square = film.width / film.height
     cosine, sine = math.cos(angle), math.sin(angle)
     return _affine(film, (cosine, -sine * square, sine / square, cosine))
-
-
-def _closer(film: Picture, _random: Random) -> Picture:
-    return _affine(film, (1 / 1.3, 0.0, 0.0, 1 / 1.3))
-
-
-def _farther(film: Picture, _random: Random) -> Picture:
-    return _affine(film, (1.3, 0.0, 0.0, 1.3))
 
 
 def _stretched(film: Picture, random: Random) -> Picture:
@@ -120,15 +110,8 @@ def _sharpened(film: Picture, _random: Random) -> Picture:
 
 
 def _bent(film: Picture, exponent: float) -> Picture:
+    """Bend the grey scale by a power; below 1 brightens."""
     return film.point([round(WHITE * (level / WHITE) ** exponent) for level in range(WHITE + 1)])
-
-
-def _brighter(film: Picture, _random: Random) -> Picture:
-    return _bent(film, 0.55)
-
-
-def _darker(film: Picture, _random: Random) -> Picture:
-    return _bent(film, 1.9)
 
 
 def _exposed(film: Picture, random: Random) -> Picture:
@@ -179,18 +162,28 @@ def _compressed(film: Picture, _random: Random) -> Picture:
 
 SHIFTS: Final = (
     Shift("rotated", "by 15 degrees", _rotated),
-    Shift("closer", "enlarged by 30%", _closer),
-    Shift("farther", "reduced by 30%", _farther),
+    Shift("closer", "enlarged by 30%", lambda film, _: _affine(film, (1 / 1.3, 0.0, 0.0, 1 / 1.3))),
+    Shift("farther", "reduced by 30%", lambda film, _: _affine(film, (1.3, 0.0, 0.0, 1.3))),
     Shift("stretched", "one axis by 25% against the other", _stretched),
     Shift("cropped", "a sixth of each axis lost at a corner", _cropped),
     Shift("trimmed", "a fifth lost along every edge", _trimmed),
     Shift("coarse", "28% of the pixels a side", _coarse),
-    Shift("blurred", "Gaussian, 1% of the height", _blurred),
-    Shift("sharpened", "unsharp mask, 130%", _sharpened),
-    Shift("brighter", "gamma 0.55", _brighter),
-    Shift("darker", "gamma 1.9", _darker),
+    Shift(
+        "blurred",
+        "Gaussian, 1% of the height",
+        lambda film, _: film.filter(ImageFilter.GaussianBlur(film.height / 100)),
+    ),
+    Shift(
+        "sharpened",
+        "unsharp mask, 130%",
+        lambda film, _: film.filter(ImageFilter.UnsharpMask(film.height / 64, 130, 0)),
+    ),
+    Shift("brighter", "gamma 0.55", lambda film, _: _bent(film, 0.55)),
+    Shift("darker", "gamma 1.9", lambda film, _: _bent(film, 1.9)),
     Shift("exposed", "gain 1.35 or 0.65 with clipping", _exposed),
-    Shift("equalised", "70% of a histogram equalisation", _equalised),
+    Shift(
+        "equalised", "70% of a histogram equalisation", lambda film, _: Image.blend(film, ImageOps.equalize(film), 0.7)
+    ),
     Shift("shaded", "35 grey levels from one side to the other", _shaded),
     Shift("marked", "corners covered, a marker added", _marked),
     Shift("noisy", "correlated grain of 14 grey levels", _noisy),
@@ -214,8 +207,6 @@ def shifted(planes: UInt8Array, keys: Sequence[str], shift: Shift) -> UInt8Array
         out[index] = np.asarray(shift.apply(Image.fromarray(plane), random))
     return out
 
-
-LEVELS: Final = 256  # grey levels of a uint8 pixel
 
 RING: Final = 12 / 160  # of the height: width of the outer ring
 CORNER: Final = 1 / 6  # of the height: side of each corner
@@ -267,12 +258,12 @@ def grey_levels_and_ring(film: UInt8Array, donor: UInt8Array) -> UInt8Array:
     return ring(grey_levels(film, donor), donor)
 
 
-def low_frequencies(film: UInt8Array, donor: UInt8Array) -> UInt8Array:
-    """Replace the amplitudes of the lowest frequencies by the donor's; the film's phases stay."""
+def low_frequencies(film: UInt8Array, donor: UInt8Array, highest: float = LOWEST) -> UInt8Array:
+    """Replace the amplitudes up to ``highest`` cycles over the film by the donor's; the film's phases stay."""
     own, other = np.fft.rfft2(film.astype(np.float64)), np.fft.rfft2(donor.astype(np.float64))
     height, width = film.shape
     down, across = np.fft.fftfreq(height, 1 / height)[:, None], np.arange(own.shape[1])[None]
-    amplitude = np.where(down**2 + across**2 <= LOWEST**2, np.abs(other), np.abs(own))
+    amplitude = np.where(down**2 + across**2 <= highest**2, np.abs(other), np.abs(own))
     mixed = np.fft.irfft2(amplitude * np.exp(1j * np.angle(own)), (height, width))
     levels: UInt8Array = mixed.round().clip(0, LEVELS - 1).astype(np.uint8)
     return levels
@@ -304,7 +295,7 @@ def framing(film: UInt8Array, donor: UInt8Array) -> UInt8Array:
 def body_of(film: UInt8Array) -> tuple[int, int, int, int]:
     """Return the box of the body: first row, row after the last, first column, column after the last.
 
-    IndexArray and columns at an edge are margin if most of their pixels are dark; a film without a bright middle has no
+    Rows and columns at an edge are margin if most of their pixels are dark; a film without a bright middle has no
     margin.
     """
     least = BODY_FROM * float(np.percentile(film, _BRIGHT))

@@ -51,6 +51,14 @@ def calibrated(logits: npt.ArrayLike, temperature: float = 1.0, bias: float = 0.
     return probabilities
 
 
+def log_odds(probabilities: npt.ArrayLike) -> Float64Array:
+    """Return the log-odds of probabilities of any shape; those of 0 and 1 are finite."""
+    edge = np.finfo(np.float64).eps
+    inside = np.clip(probabilities, edge, 1 - edge)
+    odds: Float64Array = np.log(inside / (1 - inside))
+    return odds
+
+
 def fit_calibration(labels: npt.ArrayLike, logits: npt.ArrayLike) -> Calibration:
     """Fit the calibration with the greatest likelihood, its temperature from MIN_TEMPERATURE to MAX_TEMPERATURE.
 
@@ -107,8 +115,8 @@ class Bin(NamedTuple):
     """Films whose probability is in [low, high); the last bin includes 1.
 
     Attributes:
-        predicted: their mean probability; None if the bin is empty. observed: the proportion of them that shows
-            pneumonia; None if the bin is empty.
+        predicted: their mean probability; None if the bin is empty.
+        observed: the proportion of them that shows pneumonia; None if the bin is empty.
     """
 
     low: float
@@ -304,7 +312,5 @@ def _candidates(positive: Targets, values: Float64Array) -> _Candidates:
 
 def _midway(below: Float64Array, above: Float64Array) -> Float64Array:
     """Return the middle in logits; always above the lower and at most the upper score, despite rounding."""
-    edge = np.finfo(np.float64).eps
-    low, high = (np.clip(side, edge, 1 - edge) for side in (below, above))
-    middle = calibrated((np.log(low / (1 - low)) + np.log(high / (1 - high))) / 2)
+    middle = calibrated((log_odds(below) + log_odds(above)) / 2)
     return np.where((middle > below) & (middle <= above), middle, above)

@@ -21,7 +21,9 @@ import numpy.typing as npt
 from chestxray.arrays import Float64Array
 from chestxray.errors import SourceInvalid
 from chestxray.metrics.intervals import (
+    COMPOSITES,
     LEVEL,
+    PROPORTIONS,
     RESAMPLES,
     Interval,
     Measure,
@@ -38,9 +40,6 @@ from chestxray.metrics.intervals import (
 )
 from chestxray.metrics.metrics import Confusion, Targets, auroc, average_precision, checked
 from chestxray.metrics.scores import ScoreTable
-
-_RATES: Final = ("sensitivity", "specificity", "precision", "npv", "accuracy", "balanced_accuracy", "f1", "mcc")
-_PROPORTIONS: Final = ("sensitivity", "specificity", "precision", "npv", "accuracy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +239,9 @@ def _differences(
     squared = [float(np.mean((scores - positive) ** 2)) for scores in (ours[0], theirs[0])]
     made.append(_resampled("brier", squared[0], squared[1], found["brier"]))
     here, there = (Confusion.at(threshold, labels, scores) for scores, threshold in (ours, theirs))
-    made += [_resampled(name, getattr(here, name), getattr(there, name), found[name]) for name in _RATES]
+    made += [
+        _resampled(name, getattr(here, name), getattr(there, name), found[name]) for name in (*PROPORTIONS, *COMPOSITES)
+    ]
     return tuple(made)
 
 
@@ -367,14 +368,15 @@ def beside_published(
         threshold=threshold,
         other_threshold=None,
         other_point="",
-        differences=tuple(_published_difference(name, confusion, there, level) for name in _PROPORTIONS),
+        differences=tuple(_published_difference(name, confusion, there, level) for name in PROPORTIONS),
         mcnemar=(),
         notes=tuple(notes),
     )
 
 
 def _published_difference(name: str, here: Confusion, there: Confusion, level: float) -> Difference:
-    (a, n), (b, m) = (_counts(name, confusion) for confusion in (here, there))
+    row = PROPORTIONS[name]
+    (a, n), (b, m) = ((row.numerator(confusion), row.films(confusion)) for confusion in (here, there))
     if not n or not m:
         values = (getattr(here, name), getattr(there, name))
         return Difference(name, *values, None, None, note="Undefined for one of the two.")
@@ -382,16 +384,6 @@ def _published_difference(name: str, here: Confusion, there: Confusion, level: f
     return Difference(
         name, a / n, b / m, a / n - b / m, difference_interval(a, n, b, m, level), None, p, "Fisher, unpaired"
     )
-
-
-def _counts(name: str, c: Confusion) -> tuple[int, int]:
-    return {
-        "sensitivity": (c.tp, c.positives),
-        "specificity": (c.tn, c.negatives),
-        "precision": (c.tp, c.tp + c.fp),
-        "npv": (c.tn, c.tn + c.fn),
-        "accuracy": (c.tp + c.tn, c.films),
-    }[name]
 
 
 def difference_interval(a: int, n: int, b: int, m: int, level: float = LEVEL) -> Interval:

@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from chestxray.arrays import Float64Array
 from chestxray.errors import UsageError
-from chestxray.metrics.intervals import Interval, Measure, Resampled, Statistic, rates, share
+from chestxray.metrics.calibration import log_odds
+from chestxray.metrics.intervals import Interval, Measure, Resampled, Statistic, quotient, rates, share
 from chestxray.metrics.metrics import Confusion, both_classes, checked
 from chestxray.schema import is_number
 
@@ -72,7 +73,7 @@ def risk_coverage(
     """
     positive, values = checked(labels, probabilities)
     called = values >= threshold
-    margin = np.abs(_logit(values) - _logit(np.array(threshold))).round(_MARGIN_DIGITS)
+    margin = np.abs(log_odds(values) - log_odds(threshold)).round(_MARGIN_DIGITS)
     order = np.argsort(-margin, kind="stable")
     wrong = (called != positive)[order]
     ends = np.flatnonzero(np.append(np.diff(margin[order]) != 0.0, True))  # the last film of each margin
@@ -86,13 +87,6 @@ def risk_coverage(
     risk = errors / films
     area = float(np.sum(np.diff(films, prepend=0) * risk) / n)
     return RiskCoverage(films / n, risk, area, tuple(kept))
-
-
-def _logit(probabilities: Float64Array) -> Float64Array:
-    edge = np.finfo(np.float64).eps
-    inside = np.clip(probabilities, edge, 1 - edge)
-    odds: Float64Array = np.log(inside / (1 - inside))
-    return odds
 
 
 # --------------------------------------------------------------------------- conformal sets
@@ -259,24 +253,13 @@ def predictive_statistic(threshold: float, labels: npt.ArrayLike, scores: npt.Ar
         sensitivity, specificity = found["sensitivity"], found["specificity"]
         made = {}
         for prevalence in PREVALENCES:
-            sick, well = prevalence, 1 - prevalence
-            made[_figure_name("precision", prevalence)] = _bayes(sensitivity * sick, (1 - specificity) * well)
-            made[_figure_name("npv", prevalence)] = _bayes(specificity * well, (1 - sensitivity) * sick)
+            tp, fn = sensitivity * prevalence, (1 - sensitivity) * prevalence
+            tn, fp = specificity * (1 - prevalence), (1 - specificity) * (1 - prevalence)
+            made[_figure_name("precision", prevalence)] = quotient(tp, tp + fp)
+            made[_figure_name("npv", prevalence)] = quotient(tn, tn + fn)
         return made
 
     return values
-
-
-def _bayes(true: Float64Array, false: Float64Array) -> Float64Array:
-    """Return ``true / (true + false)``, NaN if both are 0."""
-    total = true + false
-    return true / _nan_for_zero(total)
-
-
-def _nan_for_zero(values: Float64Array) -> Float64Array:
-    out = values.copy()
-    out[out == 0.0] = math.nan
-    return out
 
 
 def _figure_name(figure: str, prevalence: float) -> str:

@@ -319,8 +319,8 @@ def areas(labels: npt.ArrayLike, scores: npt.ArrayLike, prefix: str = "") -> Sta
         precision = np.divide(tp, tp + fp, out=np.zeros_like(tp), where=tp + fp > 0)
         defined = (tp[:, -1] > 0) & (fp[:, -1] > 0)
         return {
-            f"{prefix}auroc": _quotient(np.sum(hits * below, axis=1), tp[:, -1] * fp[:, -1]),
-            f"{prefix}auprc": np.where(defined, _quotient(np.sum(hits * precision, axis=1), tp[:, -1]), np.nan),
+            f"{prefix}auroc": quotient(np.sum(hits * below, axis=1), tp[:, -1] * fp[:, -1]),
+            f"{prefix}auprc": np.where(defined, quotient(np.sum(hits * precision, axis=1), tp[:, -1]), np.nan),
         }
 
     return statistic
@@ -335,16 +335,16 @@ def rates(threshold: float, labels: npt.ArrayLike, scores: npt.ArrayLike, prefix
 
     def statistic(weights: Float64Array) -> dict[str, Float64Array]:
         tp, fp, fn, tn = (weights @ cells_of_films).T
-        sensitivity, specificity = _quotient(tp, tp + fn), _quotient(tn, tn + fp)
+        sensitivity, specificity = quotient(tp, tp + fn), quotient(tn, tn + fp)
         figures = {
             "sensitivity": sensitivity,
             "specificity": specificity,
-            "precision": _quotient(tp, tp + fp),
-            "npv": _quotient(tn, tn + fn),
-            "accuracy": _quotient(tp + tn, tp + fp + fn + tn),
+            "precision": quotient(tp, tp + fp),
+            "npv": quotient(tn, tn + fn),
+            "accuracy": quotient(tp + tn, tp + fp + fn + tn),
             "balanced_accuracy": (sensitivity + specificity) / 2,
-            "f1": _quotient(2 * tp, 2 * tp + fp + fn),
-            "mcc": _quotient(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))),
+            "f1": quotient(2 * tp, 2 * tp + fp + fn),
+            "mcc": quotient(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))),
         }
         return {f"{prefix}{name}": values for name, values in figures.items()}
 
@@ -355,10 +355,10 @@ def squared_error(labels: npt.ArrayLike, probabilities: npt.ArrayLike, prefix: s
     """Return the statistic "Brier score" (``brier``). Raises: DataError."""
     positive, values = checked(labels, probabilities)
     errors = (values - positive) ** 2
-    return lambda weights: {f"{prefix}brier": _quotient(weights @ errors, np.sum(weights, axis=1))}
+    return lambda weights: {f"{prefix}brier": quotient(weights @ errors, np.sum(weights, axis=1))}
 
 
-def _quotient(part: Float64Array, whole: Float64Array) -> Float64Array:
+def quotient(part: Float64Array, whole: Float64Array) -> Float64Array:
     """Return ``part / whole``, NaN where the denominator is 0."""
     return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
 

@@ -23,9 +23,10 @@ import numpy.typing as npt
 
 from chestxray.arrays import BoolArray, Float64Array, Int64Array
 from chestxray.errors import MissingExtra, SourceInvalid, UsageError, reason_of
-from chestxray.files import as_cell, file_written_whole, of_cell, refuse_to_replace, write_atomically
+from chestxray.files import file_written_whole, refuse_to_replace, write_atomically
 from chestxray.progress import warn
 from chestxray.schema import PATIENTS_UNKNOWN, Label, Split
+from chestxray.text import as_cell, of_cell
 
 KEY_COLUMNS: Final = ("path", "label", "score", "patient_id")
 NO_SUBGROUPS: Final = frozenset({"prediction", "sha256", "reason", "split", "notes"})

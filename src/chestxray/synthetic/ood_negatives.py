@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from chestxray.arrays import Float64Array, UInt8Array
 from chestxray.images import WHITE
+from chestxray.images.shifts import low_frequencies
 from chestxray.synthetic.anatomy import random_anatomy
 from chestxray.synthetic.films import BACTERIA, HEALTHY, VIRUS, draw_film
 
@@ -81,7 +82,7 @@ def with_acquisition_of(film: UInt8Array, donor: UInt8Array, rng: Random) -> UIn
     of adult films with properties of children's films it then refused 38%, and with it 97%.
     """
     if _with_probability(rng, EXCHANGED):
-        film = _with_low_frequencies(film, donor, rng.uniform(1.0, 4.0))
+        film = low_frequencies(film, donor, rng.uniform(1.0, 4.0))
     if _with_probability(rng, EXCHANGED):
         film = _with_grey_levels(film, donor)
     if _with_probability(rng, EXCHANGED / 2):
@@ -90,16 +91,6 @@ def with_acquisition_of(film: UInt8Array, donor: UInt8Array, rng: Random) -> UIn
         framed[width:-width, width:-width] = film[width:-width, width:-width]
         film = framed
     return film
-
-
-def _with_low_frequencies(film: UInt8Array, donor: UInt8Array, radius: float) -> UInt8Array:
-    """Return the film with the donor's amplitudes up to ``radius`` cycles over the film; the phases stay."""
-    own, other = np.fft.rfft2(film.astype(np.float64)), np.fft.rfft2(donor.astype(np.float64))
-    low = np.hypot(np.fft.fftfreq(len(film), 1 / len(film))[:, None], np.arange(own.shape[1])) <= radius
-    amplitudes = np.where(low, np.abs(other), np.abs(own))
-    levels = np.fft.irfft2(amplitudes * np.exp(1j * np.angle(own)), film.shape)
-    mixed: UInt8Array = levels.round().clip(0, WHITE).astype(np.uint8)
-    return mixed
 
 
 def _with_grey_levels(film: UInt8Array, donor: UInt8Array) -> UInt8Array:

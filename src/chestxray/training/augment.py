@@ -20,8 +20,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from chestxray.images import WHITE
-from chestxray.images.shifts import LEVELS
+from chestxray.images import LEVELS, WHITE
 from chestxray.training.config import Augmentation
 
 BANDS_PRESENT: Final = 0.5  # probability that a film with bands has one along a given edge

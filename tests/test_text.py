@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chestxray.data.sources import read_film
-from chestxray.files import as_cell, of_cell
 from chestxray.images.decode import MAX_BYTES
 from chestxray.metrics.scores import ScoreRow, read_score_file, write_table
 from chestxray.schema import Film, read_manifest, write_manifest
+from chestxray.text import as_cell, of_cell
 
 
 @given(text=st.text(st.sampled_from("'=+-@\t\ra1."), max_size=6) | st.text(max_size=10))

@@ -1,0 +1,37 @@
+"""Text: accents, and cells of tables that a spreadsheet program opens."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Final
+
+ACCENTS: Final = frozenset({"Mn"})
+INVISIBLE: Final = frozenset({"Cf"})
+_FORMULA: Final = re.compile(r"'*[=+\-@\t\r]")
+_NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+def without_accents(text: str, dropped: frozenset[str] = ACCENTS) -> str:
+    """Return text in composed form without its accents: "Neumonia" for "Neumonía".
+
+    Args:
+        text: any text.
+        dropped: Unicode categories of the characters that are left out.
+    """
+    letters = unicodedata.normalize("NFKD", text)
+    return unicodedata.normalize("NFC", "".join(one for one in letters if unicodedata.category(one) not in dropped))
+
+
+def as_cell(text: str) -> str:
+    """Return a text for a CSV file in a form that no spreadsheet program takes for a formula.
+
+    A text that begins like a formula gets an apostrophe before it, except numbers; ``of_cell`` removes it again.
+    Law: ``of_cell(as_cell(text)) == text``. Source: OWASP, CSV Injection.
+    """
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def of_cell(text: str) -> str:
+    """Return the text that ``as_cell`` wrote."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
