@@ -16,7 +16,7 @@ import pytest
 from cfnlint.api import lint_file
 
 import live_advisers
-from chestxray.aws import deploy, roles, stacks, waiting
+from chestxray.aws import deploy, roles, session, stacks
 from chestxray.aws.images import takes_key
 from chestxray.aws.roles import deployer_policy, policy_of_own_role
 from chestxray.aws.session import Names, Rules, connect, principal_of, role_of
@@ -39,7 +39,7 @@ TRAIN: Final = ("aws", "train", "s3://films/set", "--instance", "ml.m5.large", "
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SageMaker]:
     with account(tmp_path_factory.mktemp("account")) as found, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(waiting, "POLL_S", 0.05)
+        patch.setattr(session, "POLL_S", 0.05)
         patch.setattr(roles, "NEW_ROLE_S", 0.0)
         found.runs_containers = False
         boto3.client("s3").create_bucket(Bucket="films")

@@ -20,7 +20,7 @@ import pytest
 
 import cloud_requests
 import live_ministack
-from chestxray.aws import roles, session, stacks, waiting, website
+from chestxray.aws import roles, session, stacks, website
 from cloud_requests import CloudRequests
 from sagemaker_account import IMAGE, account, account_with_functions, put_image, schedules
 from sagemaker_emulator import SageMaker
@@ -87,7 +87,7 @@ def place(verb: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator
             service, _ = stack.enter_context(account_with_functions(tmp_path / "account"))
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         watched = stack.enter_context(cloud_requests.watched())
-        for module in (waiting, stacks):
+        for module in (session, stacks):
             patch.setattr(module, "POLL_S", 0.05)
         patch.setattr(session, "ATTEMPTS", 1)
         patch.setattr(roles, "NEW_ROLE_S", 0.0)

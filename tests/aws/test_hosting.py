@@ -14,7 +14,7 @@ from typing import Any
 import boto3
 import pytest
 
-from chestxray.aws import images, jobs, roles, waiting
+from chestxray.aws import images, jobs, roles, session
 from chestxray.aws.deploy import parse_ttl
 from chestxray.aws.images import repository_arn, training_image
 from chestxray.aws.jobs import PAYLOAD_MB
@@ -35,7 +35,7 @@ NAMES = Names("chestxray", ACCOUNT, "us-east-1")
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SageMaker]:
     with account(tmp_path_factory.mktemp("account")) as service, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(waiting, "POLL_S", 0.1)
+        patch.setattr(session, "POLL_S", 0.1)
         yield service
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import boto3
 import pytest
 
-from chestxray.aws import roles, waiting
+from chestxray.aws import roles, session
 from chestxray.aws.session import Names
 from live_moto import ACCOUNT
 from sagemaker_account import IMAGE, account, put_image
@@ -32,7 +32,7 @@ Outputs: {Bucket: {Value: !Ref Box}}
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SageMaker]:
     with account(tmp_path_factory.mktemp("account")) as found, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(waiting, "POLL_S", 0.1)
+        patch.setattr(session, "POLL_S", 0.1)
         yield found
 
 

@@ -12,7 +12,7 @@ from botocore.awsrequest import AWSPreparedRequest
 from botocore.exceptions import ReadTimeoutError
 
 import cloud_requests
-from chestxray.aws import session, waiting
+from chestxray.aws import session
 from chestxray.aws.session import connect
 from chestxray.data import sources
 from cloud_requests import CloudRequests
@@ -40,7 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, synthetic_films: Path, bundl
     """An account with films in it, what is asked of it, and the folders of VERBS."""
     folder = tmp_path_factory.mktemp("refusals")
     with account(folder) as service, pytest.MonkeyPatch.context() as patch, cloud_requests.watched() as watched:
-        patch.setattr(waiting, "POLL_S", 0.1)
+        patch.setattr(session, "POLL_S", 0.1)
         boto3.client("s3").create_bucket(Bucket="films")
         assert run("aws", "upload", synthetic_films, "s3://films/set") == 0
         yield service, watched, {"films": str(synthetic_films), "bundle": str(bundle), "out": str(folder / "report")}

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser
 
 import cloud_requests
 import live_ministack
-from chestxray.aws import stacks, waiting, website
+from chestxray.aws import session, stacks, website
 from chestxray.aws.roles import WITHOUT_RESOURCE
 from chestxray.aws.session import Names, connect
 from chestxray.inference.predictor import Predictor
@@ -61,7 +61,7 @@ class Account:
 @pytest.fixture
 def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
     """With the user's own bucket, "films", and another team's deployment, whose name begins as ours does."""
-    monkeypatch.setattr(waiting, "POLL_S", 0.2)
+    monkeypatch.setattr(session, "POLL_S", 0.2)
     monkeypatch.setattr(stacks, "POLL_S", 0.2)
     monkeypatch.setattr(website, "template", live_ministack.template_without_budget)
     with account_with_functions(tmp_path / "account") as (service, aws), cloud_requests.watched() as watched:

@@ -16,7 +16,7 @@ from typing import Any
 import boto3
 import pytest
 
-from chestxray.aws import jobs, waiting
+from chestxray.aws import jobs, session
 from chestxray.aws.session import Names
 from chestxray.aws.training_entry import check_gpu, job_arguments
 from chestxray.errors import JobFailed
@@ -37,7 +37,7 @@ SMALL = ("--instance", "ml.m5.large", "--epochs", "2", "--batch-size", "16", "--
 def service(tmp_path_factory: pytest.TempPathFactory, synthetic_films: Path) -> Iterator[SageMaker]:
     """An account whose bucket holds the synthetic films."""
     with account(tmp_path_factory.mktemp("account")) as found, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(waiting, "POLL_S", 0.2)
+        patch.setattr(session, "POLL_S", 0.2)
         boto3.client("s3").create_bucket(Bucket="films")
         run("aws", "upload", synthetic_films, "s3://films/set")
         yield found

@@ -89,6 +89,15 @@ def test_every_verb_and_every_option_has_help_and_json(chestxray: Run, verb: str
     assert all(option.help for option in command.params if isinstance(option, click.Option))
 
 
+def test_python_runs_the_package_as_the_command() -> None:
+    done = [
+        subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
+        for command in ([sys.executable, "-m", "chestxray"], [Path(sys.executable).with_name("chestxray")])
+    ]
+    assert done[0] == done[1]
+    assert done[0].startswith("chestxray, version ")
+
+
 def test_the_help_of_train_names_each_recipe_of_the_package(chestxray: Run) -> None:
     words = chestxray("train", "--help").out.replace(",", " ").split()
     assert set(shipped_recipes()) <= set(words)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from chestxray.cli import main
 from chestxray.errors import SourceInvalid
-from chestxray.evaluation.refuse_check import UNREADABLE, check_refusals, kind_of_refusal
+from chestxray.evaluation.evaluate import UNREADABLE, check_refusals, kind_of_refusal
 from chestxray.inference.predictor import Predictor
 from chestxray.metrics.intervals import wilson_interval
 from dicoms import native

@@ -13,7 +13,7 @@ from torch import Generator
 from chestxray.data.pack import Pack, labels_of
 from chestxray.errors import OutputExists, RunInvalid, UsageError
 from chestxray.training.config import Augmentation, Recipe
-from chestxray.training.distillation import teacher_of
+from chestxray.training.ensemble import teacher_of
 from chestxray.training.export import export_run
 from chestxray.training.run import RunOptions, train_run
 from chestxray.training.run_folder import LAST, RunInfo, ValidationTable

@@ -17,11 +17,10 @@ from chestxray.errors import RecipeInvalid
 from chestxray.pipeline import RunSettings, run
 from chestxray.training.augment import resized
 from chestxray.training.config import Recipe
-from chestxray.training.distillation import teacher_of
-from chestxray.training.estimate import VALIDATING, Estimate
+from chestxray.training.ensemble import teacher_of
 from chestxray.training.optim import GROWN, SIDE_STEP, size_at
 from chestxray.training.run import train_run
-from chestxray.training.trainer import Training
+from chestxray.training.trainer import VALIDATING, Estimate, Training
 from packs import HEIGHT, WIDTH, small_pack
 
 WHOLE = (HEIGHT, WIDTH)

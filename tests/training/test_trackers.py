@@ -13,12 +13,11 @@ from PIL import Image
 from chestxray.errors import RecipeInvalid
 from chestxray.schema import Preprocessing, Resize
 from chestxray.training.config import Recipe
-from chestxray.training.estimate import TIMED, WARM_UP, Estimate, Forecast
 from chestxray.training.networks import NETWORKS, build, parameters_of
 from chestxray.training.plots import AUGMENTED, FILTERS, plot_augmented_films, plot_filters
 from chestxray.training.trackers import FIGURES, MLFLOW_RUN, TENSORBOARD_FOLDER, track
 from chestxray.training.train_state import EpochRecord
-from chestxray.training.trainer import Training
+from chestxray.training.trainer import TIMED, WARM_UP, Estimate, Forecast, Training
 from packs import small_pack
 
 RECIPE = Recipe(epochs=4, batch_size=8, precision="float32")

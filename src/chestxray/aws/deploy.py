@@ -18,8 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from chestxray.aws.archives import compressed, tarred
-from chestxray.aws.images import takes_key
+from chestxray.aws.images import compressed, takes_key, tarred
 from chestxray.aws.plan import SERVERLESS_GB_SECOND, PlanItem, dollars, instance_hours
 from chestxray.aws.roles import (
     EXPIRY,
@@ -30,9 +29,8 @@ from chestxray.aws.roles import (
     ensure_role,
     once_the_role_is_known,
 )
-from chestxray.aws.session import Cloud, Names, cloud_errors, unless_missing
+from chestxray.aws.session import Cloud, Names, cloud_errors, last_state, reason_in, states, unless_missing
 from chestxray.aws.storage import checksum_stored, ensure_bucket, holds, put_bytes
-from chestxray.aws.waiting import last_state, reason_in, states
 from chestxray.data.sources import SCHEME
 from chestxray.errors import CloudError, CloudMissing, JobFailed, UsageError
 from chestxray.inference.bundle import Bundle, folder_of, shipped_bundles

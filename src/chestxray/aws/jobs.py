@@ -23,14 +23,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from chestxray import __version__
-from chestxray.aws.archives import ENTRY, RECIPE, compressed, source_archive, source_files
-from chestxray.aws.images import has_gpu, repository_arn, takes_key, training_image
+from chestxray.aws.images import (
+    compressed,
+    has_gpu,
+    repository_arn,
+    source_archive,
+    source_files,
+    takes_key,
+    training_image,
+)
 from chestxray.aws.plan import Plan, PlanItem, instance_hours
 from chestxray.aws.roles import ensure_execution_role, once_the_role_is_known
-from chestxray.aws.session import Cloud, Names, Rules, cloud_errors, unless_missing
+from chestxray.aws.session import Cloud, Names, Rules, cloud_errors, follow_job, next_name, unless_missing
 from chestxray.aws.storage import WORKERS, check_region, checksum_stored, ensure_bucket, holds, put_bytes
-from chestxray.aws.training_entry import metric_definitions
-from chestxray.aws.waiting import follow_job, next_name
+from chestxray.aws.training_entry import ENTRY, RECIPE, metric_definitions
 from chestxray.data.sources import SCHEME, below, objects_below, split_address
 from chestxray.errors import JobFailed, SourceInvalid, UsageError
 from chestxray.files import write_atomically

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final
 
-from chestxray.aws.session import Cloud, Names, cloud_errors, unless_missing
+from chestxray.aws.session import POLL_S, Cloud, Names, cloud_errors, unless_missing
 from chestxray.aws.storage import bucket_exists, empty_bucket
-from chestxray.aws.waiting import POLL_S
 from chestxray.errors import CloudError
 from chestxray.progress import Log
 

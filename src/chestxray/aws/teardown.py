@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from chestxray.aws import stacks, waiting
+from chestxray.aws import session, stacks
 from chestxray.aws.deploy import end_of, group_tags, log_tags
 from chestxray.aws.plan import ECR_GB_MONTH, HOURS_A_MONTH, S3_GB_MONTH, Plan, PlanItem, instance_hours
 from chestxray.aws.roles import EXECUTION, EXPIRY, delete_role
@@ -400,7 +400,7 @@ def destroy(
         stuck = bool(problems) and all((item.kind, item.name) in problems for item in now.found)
         if not now.found or stuck or time.monotonic() > until:
             break
-        time.sleep(waiting.POLL_S)
+        time.sleep(session.POLL_S)
     left = {(item.kind, item.name) for item in now.found}
     removed = tuple(item for item in before.found if (item.kind, item.name) not in left)
     kept = [reason for thing, reason in problems.items() if thing in left]

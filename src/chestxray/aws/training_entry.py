@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from chestxray.aws.archives import RECIPE
 from chestxray.errors import ChestXrayError, JobFailed, MissingExtra, TrainingInterrupted, UsageError
 from chestxray.files import write_atomically
 from chestxray.schema import Film, Split
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     from chestxray.training.config import Recipe
     from chestxray.training.train_state import EpochRecord
 
+ENTRY: Final = "train.py"
+RECIPE: Final = "recipe.toml"  # lies beside it
 BASE: Final = "/opt/ml"
 CHANNELS: Final = {"training": Split.TRAIN, "validation": Split.VAL, "test": Split.TEST}
 LONGEST_REASON: Final = 1024  # characters of the failure file that SageMaker passes on

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from chestxray.aws import lambda_handler, stacks
-from chestxray.aws.archives import files_below, package_files, zipped
+from chestxray.aws.images import files_below, package_files, zipped
 from chestxray.aws.lambda_handler import MAX_BODY, ROUTES
 from chestxray.aws.plan import (
     CLOUDFRONT_REQUEST,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from chestxray.aws.session import DEPLOYMENT_TAG
 from chestxray.cli.aws_models import deploy, train, validate
-from chestxray.cli.console import columns, table
 from chestxray.cli.options import (
     BUNDLE_VARIABLE,
     PATH,
@@ -18,9 +17,11 @@ from chestxray.cli.options import (
     InOrder,
     aws_options,
     boundary_option,
+    columns,
     complete_bundle,
     is_typed,
     rules_options,
+    table,
     template_option,
 )
 from chestxray.errors import UsageError
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from chestxray.aws.teardown import Found
-from typing import Final
 
 
 @click.command()

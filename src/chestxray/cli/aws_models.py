@@ -151,8 +151,8 @@ def _training_order(
 
 def _write_source(context: AwsContext, wanted: TrainingOrder, folder: Path) -> None:
     """Write the source folder of --source-only, and tell how to use it."""
-    from chestxray.aws.archives import ENTRY
     from chestxray.aws.jobs import write_source
+    from chestxray.aws.training_entry import ENTRY
 
     names = write_source(wanted, folder)
     document = {"source": folder, "entry": ENTRY, "hyperparameters": wanted.hyperparameters, "files": len(names)}

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from chestxray.cli.console import Console, table
 from chestxray.cli.options import (
     FILE,
     FOLDER,
+    Console,
     Size,
     collect_options,
     device_option,
@@ -22,6 +22,7 @@ from chestxray.cli.options import (
     json_option,
     out_option,
     recipe_options,
+    table,
     workers_option,
 )
 from chestxray.data.sources import name_of

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from chestxray.cli.console import Console, table
-from chestxray.cli.options import FILE, FOLDER, json_option, out_option, workers_option
+from chestxray.cli.options import FILE, FOLDER, Console, json_option, out_option, table, workers_option
 from chestxray.errors import SourceInvalid
 from chestxray.schema import NOTICE
 

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from chestxray.cli.console import Console, table
 from chestxray.cli.model import bundle_text
 from chestxray.cli.options import (
     FILE,
     FOLDER,
     PATH,
+    Console,
     collect_options,
     complete_bundle,
     json_option,
     out_option,
+    table,
     workers_option,
 )
 from chestxray.errors import UsageError
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from chestxray.data.collect import CollectSettings
     from chestxray.evaluation.assessment import Assessment
     from chestxray.evaluation.calibrate import Recalibrated
-    from chestxray.evaluation.refuse_check import RefusalCheck, RefusedKind
+    from chestxray.evaluation.evaluate import RefusalCheck, RefusedKind
     from chestxray.evaluation.robustness import Reliance, Stress
     from chestxray.metrics.comparison import Comparison
     from chestxray.metrics.intervals import Measure
@@ -169,7 +170,7 @@ def _check_refusals(
 ) -> None:
     from chestxray import api
     from chestxray.data.collect import films_of
-    from chestxray.evaluation.refuse_check import check_refusals
+    from chestxray.evaluation.evaluate import check_refusals
     from chestxray.inference.bundle import DEFAULT
 
     predictor = api.load(bundle or DEFAULT, threads=1)
@@ -239,7 +240,8 @@ def _calibrated_text(out: Path, made: Recalibrated) -> str:
 
 def command_line() -> str:
     """Return the command as the user typed it, for the report."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0]).name
+    return shlex.join(["chestxray" if program == "__main__.py" else program, *sys.argv[1:]])
 
 
 def assessment_text(assessment: Assessment) -> str:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from chestxray.cli.console import Console, table
 from chestxray.cli.options import (
     FILE,
     FOLDER,
+    Console,
     bundle_option,
     collect_options,
     complete_bundle,
@@ -29,6 +29,7 @@ from chestxray.cli.options import (
     recipe_options,
     refuse_option,
     require_age_option,
+    table,
     verify_key_option,
     workers_option,
 )

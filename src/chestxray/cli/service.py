@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from chestxray.cli.console import Console, columns
 from chestxray.cli.data import distribution_text, splits_text
 from chestxray.cli.evaluate import assessment_text, command_line
 from chestxray.cli.model import bundle_text, epoch_sayer
@@ -17,9 +16,11 @@ from chestxray.cli.options import (
     BUNDLE_VARIABLE,
     FOLDER,
     PATH,
+    Console,
     Size,
     bundle_option,
     collect_options,
+    columns,
     device_option,
     json_option,
     recipe_options,

@@ -33,7 +33,7 @@ from chestxray.files import sync, write_atomically
 from chestxray.progress import Log
 from chestxray.schema import Preprocessing
 from chestxray.training.config import Recipe, every_field
-from chestxray.training.train_state import TrainSnapshot
+from chestxray.training.train_state import EpochRecord, TrainState, snapshot
 
 Weights = Mapping[str, Tensor]
 
@@ -75,6 +75,96 @@ def read_checked(path: Path, sha256: str) -> bytes:
 
 CHECKPOINT_VERSION: Final = 1
 KEPT: Final = 2  # the latest checkpoint, and the one before
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSnapshot:
+    """The state of a training between two steps. Later random numbers are not part of it: they follow from the seed.
+
+    Attributes:
+        records: records of the epochs that ended.
+        steps_taken: steps taken in the epoch after these.
+        summed_loss: sum of the loss over the films of those steps, in nats.
+        tensors: "weights/..." of the classifier, "average/..." if an average is kept, and "optimiser/..." as
+            "optimiser/<number of the parameter>/<name>", in ordinary memory.
+    """
+
+    records: tuple[EpochRecord, ...]
+    steps_taken: int
+    summed_loss: float
+    tensors: Mapping[str, Tensor]
+
+    def figures(self) -> dict[str, Any]:
+        """Return all but the tensors as JSON values. Law: ``TrainSnapshot.joined(s.figures(), s.tensors) == s``."""
+        return {
+            "records": [dataclasses.asdict(record) for record in self.records],
+            "steps_taken": self.steps_taken,
+            "summed_loss": self.summed_loss,
+        }
+
+    @classmethod
+    def joined(cls, figures: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Join figures and tensors to a snapshot. Raises: KeyError, TypeError, if the figures are of another form."""
+        records = tuple(EpochRecord(**record) for record in figures["records"])
+        return cls(records, figures["steps_taken"], figures["summed_loss"], tensors)
+
+
+def snapshot_of(
+    state: TrainState, steps_taken: int, summed_loss: float, records: tuple[EpochRecord, ...]
+) -> TrainSnapshot:
+    """Copy the state of a training."""
+    tensors = _named("weights", snapshot(state.classifier))
+    if state.average.module is not state.classifier:
+        tensors |= _named("average", snapshot(state.average.module))
+    for number, held in state.optimiser.state_dict()["state"].items():
+        named = {name: value for name, value in held.items() if isinstance(value, Tensor)}
+        tensors |= {f"optimiser/{number}/{name}": _copied(value) for name, value in named.items()}
+    return TrainSnapshot(records, steps_taken, summed_loss, tensors)
+
+
+def restore(state: TrainState, saved: TrainSnapshot, all_steps: int) -> None:
+    """Restore a state, bit for bit and in the memory layout that training uses.
+
+    Args:
+        state: state of a training with the same pack and recipe.
+        saved: a snapshot of that training, from this or an earlier process.
+        all_steps: number of steps since the beginning.
+
+    Raises: RunInvalid, if the state is of another network or optimiser.
+    """
+    try:
+        state.classifier.load_state_dict(_under("weights", saved.tensors))
+        if state.average.module is not state.classifier:
+            state.average.module.load_state_dict(_under("average", saved.tensors))
+        _restore_optimiser(state.optimiser, _under("optimiser", saved.tensors))
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise RunInvalid(f"the checkpoint does not fit the network {state.recipe.network} ({error})") from error
+    state.average.steps = all_steps
+
+
+def _restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    held: dict[int, dict[str, Tensor]] = {}
+    for path, value in tensors.items():
+        number, name = path.split("/")
+        parameter = parameters[int(number)]
+        # The fused optimisers read weights and moments side by side in memory, so both need the same layout.
+        laid_out = value if value.shape != parameter.shape else torch.empty_like(parameter).copy_(value)
+        held.setdefault(int(number), {})[name] = laid_out.detach()
+    optimiser.load_state_dict({"state": held, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def _copied(value: Tensor) -> Tensor:
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{part}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def _under(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefix = f"{part}/"
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 _BEST_WEIGHTS: Final = "best/"

@@ -1,15 +1,22 @@
-"""Several runs that act as one model: the mean of their log-odds (an ensemble), or of their weights (a blend).
+"""Several runs that act as one: an ensemble, a blend, or the teacher of another network.
 
-Networks of different kinds err on different films, so the mean of their log-odds ranks films better than each network
-does, above all under shifts. For an export, every value of several runs is the mean of the runs' values.
+An ensemble is the mean of the networks' log-odds. Networks of different kinds err on different films, so the mean ranks
+films better than each network does, above all under shifts. For an export, every value of several runs is the mean of
+the runs' values.
 
-Runs that start from the same pretrained weights and differ in their seeds end in one basin of the loss. The mean of
-their weights ranks films about as well as the mean of their logits does, at the cost of one network, and is more robust
-on films that differ from the training films. The statistics of batch normalisation are measured again, on augmented
-training films.
+A blend is one network whose weights are the mean of the runs' weights. Runs that start from the same pretrained weights
+and differ in their seeds end in one basin of the loss, so a blend ranks films about as well as the ensemble does, at
+the cost of one network, and is more robust on films that differ from the training films. The statistics of batch
+normalisation are measured again, on augmented training films.
+
+A teacher is an ensemble whose probabilities for the augmented film are part of each target (distillation). A label says
+what a film shows; a teacher says how clearly, also for films that were warped, cropped or mixed. So a small network
+learns more than the labels alone contain.
 
 Sources: Lakshminarayanan et al., "Simple and scalable predictive uncertainty estimation using deep ensembles", NeurIPS
-(2017); Wortsman et al., "Model soups", ICML (2022), for the blend; Izmailov et al., UAI (2018), for the statistics.
+(2017); Wortsman et al., "Model soups", ICML (2022), for the blend; Izmailov et al., UAI (2018), for the statistics;
+Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", arXiv:1503.02531 (2015), and Beyer et al.,
+"Knowledge distillation: a good teacher is patient and consistent", CVPR (2022), for showing both the same view.
 """
 
 from __future__ import annotations
@@ -35,7 +42,6 @@ from chestxray.training.config import Recipe
 from chestxray.training.dataset import drawn
 from chestxray.training.networks import Classifier, spec_of
 from chestxray.training.optim import steps_of
-from chestxray.training.run import evaluate_best, unfinished_info
 from chestxray.training.run_folder import (
     BEST,
     DESCRIPTION,
@@ -46,8 +52,10 @@ from chestxray.training.run_folder import (
     RunInfo,
     RunSummary,
     ValidationTable,
+    evaluate_best,
     read_stress_table,
     restored,
+    unfinished_info,
 )
 from chestxray.training.train_state import EpochRecord, snapshot
 from chestxray.training.trainer import Training, ValidationResult, validate
@@ -241,3 +249,57 @@ def _measure_statistics(training: Training, blended: Classifier) -> None:
     blended.eval()
     for norm, momentum in zip(norms, kept, strict=True):
         norm.momentum = momentum
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """Trained networks whose mean logits are the teacher's answer.
+
+    Attributes:
+        networks: ready to use, on films of the student's size.
+        hashes: SHA-256 of the weights of each.
+    """
+
+    networks: tuple[Classifier, ...]
+    hashes: tuple[str, ...]
+
+    def on(self, device: torch.device) -> Teacher:
+        """Return the same teacher on a device, in the memory layout that convolutions prefer."""
+        moved = [one.to(device, memory_format=torch.channels_last) for one in self.networks]  # type: ignore[call-overload]
+        return Teacher(tuple(moved), self.hashes)
+
+    @torch.no_grad()
+    def probabilities(self, films: Tensor) -> Tensor:
+        """Return the probability of each class, shape (n, classes), for grey levels (n, 1, height, width)."""
+        films = films.contiguous(memory_format=torch.channels_last)
+        return torch.stack([network(films) for network in self.networks]).mean(dim=0).softmax(dim=1)
+
+
+def teacher_of(runs: Sequence[Path], recipe: Recipe, pack: Pack) -> Teacher | None:
+    """Return the teacher that a recipe asks for: the best epochs of finished runs on the same pack.
+
+    Raises:
+        UsageError: runs without ``distillation`` in the recipe, or the other way round.
+        RunInvalid: a run is missing, unfinished or damaged; or it was trained on another pack, and so may have been
+            trained on films on which the student is evaluated.
+    """
+    if runs and not recipe.distillation:
+        raise UsageError(
+            "a teacher was given, but the recipe has distillation = 0. Take the recipe distilled or default-distilled, "
+            "or set it"
+        )
+    if recipe.distillation and not runs:
+        raise UsageError(f"the recipe has distillation = {recipe.distillation:g}: give its teacher, --teacher RUN")
+    if not runs:
+        return None
+    infos = [RunInfo.read(run) for run in runs]
+    for run, info in zip(runs, infos, strict=True):
+        info.require_finished(run)
+        if not info.was_trained_on(pack):
+            raise RunInvalid(
+                f"{run}: was trained on another pack than {pack.folder}, so it may know the films that its student "
+                "is evaluated by. Train the teacher on this pack"
+            )
+    hashes = tuple(info.files[BEST] for info in infos)
+    weights = [read_weights(run / BEST, one) for run, one in zip(runs, hashes, strict=True)]
+    return Teacher(tuple(map(restored, infos, weights)), hashes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import signal
 import threading
 import time
@@ -15,38 +14,28 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-import numpy as np
-import torch
-
-from chestxray import __version__
 from chestxray.data.pack import Pack
 from chestxray.errors import OutputExists, TrainingInterrupted
-from chestxray.files import may_be_replaced, write_atomically
-from chestxray.images.shifts import EXCHANGES, SHIFTS
+from chestxray.files import may_be_replaced
 from chestxray.progress import Log, ProgressCallback, no_log, no_progress
-from chestxray.schema import Label
 from chestxray.training.checkpoint import Best, Checkpoint, CheckpointFolder, Origin, writing
 from chestxray.training.config import Recipe
-from chestxray.training.distillation import teacher_of
 from chestxray.training.distributed import World, init_distributed
-from chestxray.training.estimate import Estimate, Forecast
-from chestxray.training.networks import Classifier
-from chestxray.training.optim import steps_of
-from chestxray.training.plots import AUGMENTED, plot_augmented_films, plot_filters
+from chestxray.training.ensemble import teacher_of
+from chestxray.training.plots import AUGMENTED, plot_augmented_films
 from chestxray.training.run_folder import (
     DESCRIPTION,
     FINISHED,
-    STRESS,
-    TRAINING,
     RunFolder,
     RunInfo,
     RunSummary,
+    evaluate_best,
     read_finished,
-    stress_table,
+    unfinished_info,
 )
 from chestxray.training.trackers import Tracker, track
-from chestxray.training.train_state import EpochRecord, TrainState, compiled_where_possible, snapshot
-from chestxray.training.trainer import VALIDATION_BATCH, Epoch, Training, under_every_shift
+from chestxray.training.train_state import EpochRecord, compiled_where_possible, snapshot
+from chestxray.training.trainer import Epoch, Estimate, Forecast, Training
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)  # spot instances and schedulers send SIGTERM, Ctrl-C sends SIGINT
 
@@ -360,73 +349,3 @@ class _Run:
             self._folder.clear()
         received = world.broadcast_bytes(info.to_json().encode() if self._writes else b"")
         return RunSummary(self._out.folder, RunInfo.from_json(received.decode()), tuple(training.records))
-
-
-PEAK_FILMS: Final = 256  # validation films with pneumonia, at most, on which the scale of heat maps is measured
-PEAK_QUANTILE: Final = 0.25  # three of four films with pneumonia reach this quantile
-
-
-def evaluate_best(
-    out: RunFolder, training: Training, best: Best, log: Log, on_progress: ProgressCallback
-) -> float | None:
-    """Evaluate the weights that are kept, after training: the first filters and the whole stress validation.
-
-    Every process takes part; the first one writes.
-
-    Returns: the typical peak of heat maps, as in ``RunInfo``.
-    """
-    state = training.state
-    count = f"{len(state.splits.validation):,} films"
-    log(f"Stress validation: {count} under {len(SHIFTS)} shifts and {len(EXCHANGES)} exchanges")
-    averaged = state.average.module
-    averaged.load_state_dict(best.weights)
-    logits = under_every_shift(state, on_progress)
-    if state.world.is_main:
-        films = [state.pack.films[row] for row in state.splits.validation]
-        with writing(out.folder):
-            # the classifier's own weights are in the order of the layers, which a checkpoint does not keep
-            plot_filters(averaged.state_dict(), out.folder)
-            write_atomically(out.folder / STRESS, stress_table(logits, films))
-    return typical_peak(averaged, state)
-
-
-def typical_peak(classifier: Classifier, state: TrainState) -> float | None:
-    """Measure the lowest end of the heat-map scale; None without validation films with pneumonia.
-
-    Args:
-        classifier: the weights that are kept.
-        state: holds the films.
-    """
-    rows = [row for row in state.splits.validation if state.pack.films[row].label == Label.PNEUMONIA][:PEAK_FILMS]
-    if not rows:
-        return None
-    peaks = []
-    with torch.inference_mode():
-        for batch in np.array_split(rows, steps_of(len(rows), VALIDATION_BATCH)):
-            _, maps = classifier.eval().explain(state.on_device(state.pack.images[batch]))
-            peaks.append(maps.amax(dim=(1, 2)).double().cpu() * maps[0].numel())
-    return float(torch.cat(peaks).quantile(PEAK_QUANTILE))
-
-
-def unfinished_info(training: Training) -> RunInfo:
-    """Return the description of an unfinished run."""
-    state = training.state
-    return RunInfo(
-        state=TRAINING,
-        recipe=dataclasses.asdict(state.recipe),
-        preprocessing=state.pack.info.preprocessing,
-        training_data=state.pack.info.fingerprint,
-        training_films=len(state.splits.training),
-        validation_films=len(state.splits.validation),
-        leak=state.splits.leak,
-        device=str(state.device),
-        threads=torch.get_num_threads(),
-        versions={
-            "chestxray": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
-        leakage_allowed=state.pack.info.leakage_allowed,
-        teachers=state.teacher.hashes if state.teacher else (),
-    )

@@ -23,6 +23,7 @@ import csv
 import dataclasses
 import io
 import json
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,21 +31,28 @@ from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
+from chestxray import __version__
 from chestxray.arrays import Float64Array, IndexArray
 from chestxray.data.dedup import TRAINING_FILMS, TrainingFilms
 from chestxray.data.pack import Pack
 from chestxray.errors import RunInvalid, reason_of
 from chestxray.files import sha256_of_file, write_atomically
+from chestxray.images.shifts import EXCHANGES, SHIFTS
 from chestxray.inference.ood import GATE
+from chestxray.progress import Log, ProgressCallback
 from chestxray.schema import Film, Label, Preprocessing, Split
 from chestxray.training import plots
 from chestxray.training.checkpoint import Best, Origin, Weights, read_checked, write_weights, writing
 from chestxray.training.config import Recipe, every_field
 from chestxray.training.networks import Classifier, build
 from chestxray.training.ood_fit import write_gate
-from chestxray.training.train_state import EpochRecord, best_of
+from chestxray.training.optim import steps_of
+from chestxray.training.plots import plot_filters
+from chestxray.training.train_state import EpochRecord, TrainState, best_of
+from chestxray.training.trainer import VALIDATION_BATCH, Training, under_every_shift
 
 RUN_VERSION: Final = 1
 
@@ -336,3 +344,75 @@ def _validation_table(pack: Pack, rows: IndexArray, best: Best) -> bytes:
         film = pack.films[row]
         writer.writerow([film.sha256, film.path, film.patient_id, film.label, repr(logit)])
     return text.getvalue().encode()
+
+
+PEAK_FILMS: Final = 256  # validation films with pneumonia, at most, on which the scale of heat maps is measured
+
+
+PEAK_QUANTILE: Final = 0.25  # three of four films with pneumonia reach this quantile
+
+
+def evaluate_best(
+    out: RunFolder, training: Training, best: Best, log: Log, on_progress: ProgressCallback
+) -> float | None:
+    """Evaluate the weights that are kept, after training: the first filters and the whole stress validation.
+
+    Every process takes part; the first one writes.
+
+    Returns: the typical peak of heat maps, as in ``RunInfo``.
+    """
+    state = training.state
+    count = f"{len(state.splits.validation):,} films"
+    log(f"Stress validation: {count} under {len(SHIFTS)} shifts and {len(EXCHANGES)} exchanges")
+    averaged = state.average.module
+    averaged.load_state_dict(best.weights)
+    logits = under_every_shift(state, on_progress)
+    if state.world.is_main:
+        films = [state.pack.films[row] for row in state.splits.validation]
+        with writing(out.folder):
+            # the classifier's own weights are in the order of the layers, which a checkpoint does not keep
+            plot_filters(averaged.state_dict(), out.folder)
+            write_atomically(out.folder / STRESS, stress_table(logits, films))
+    return typical_peak(averaged, state)
+
+
+def typical_peak(classifier: Classifier, state: TrainState) -> float | None:
+    """Measure the lowest end of the heat-map scale; None without validation films with pneumonia.
+
+    Args:
+        classifier: the weights that are kept.
+        state: holds the films.
+    """
+    rows = [row for row in state.splits.validation if state.pack.films[row].label == Label.PNEUMONIA][:PEAK_FILMS]
+    if not rows:
+        return None
+    peaks = []
+    with torch.inference_mode():
+        for batch in np.array_split(rows, steps_of(len(rows), VALIDATION_BATCH)):
+            _, maps = classifier.eval().explain(state.on_device(state.pack.images[batch]))
+            peaks.append(maps.amax(dim=(1, 2)).double().cpu() * maps[0].numel())
+    return float(torch.cat(peaks).quantile(PEAK_QUANTILE))
+
+
+def unfinished_info(training: Training) -> RunInfo:
+    """Return the description of an unfinished run."""
+    state = training.state
+    return RunInfo(
+        state=TRAINING,
+        recipe=dataclasses.asdict(state.recipe),
+        preprocessing=state.pack.info.preprocessing,
+        training_data=state.pack.info.fingerprint,
+        training_films=len(state.splits.training),
+        validation_films=len(state.splits.validation),
+        leak=state.splits.leak,
+        device=str(state.device),
+        threads=torch.get_num_threads(),
+        versions={
+            "chestxray": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        leakage_allowed=state.pack.info.leakage_allowed,
+        teachers=state.teacher.hashes if state.teacher else (),
+    )

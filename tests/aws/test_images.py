@@ -8,9 +8,10 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from chestxray.aws.archives import (
+from chestxray.aws.images import (
     BRINGS_WEIGHTS,
     compressed,
+    context,
     files_below,
     package_files,
     requirements,
@@ -18,7 +19,6 @@ from chestxray.aws.archives import (
     tarred,
     zipped,
 )
-from chestxray.aws.images import context
 from chestxray.training.networks import NETWORKS
 
 
