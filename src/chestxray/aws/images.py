@@ -108,11 +108,6 @@ _OF_THE_PACKAGE: Final = frozenset({".py", ".pyi", ".toml", ".j2", ".css", ".typ
 _NOT_NEEDED: Final = frozenset({"bundles", "page"})
 
 
-def source_archive(recipe: str, network: str) -> bytes:
-    """Return the ``.tar`` of ``source_files``."""
-    return tarred(source_files(recipe, network))
-
-
 def source_files(recipe: str, network: str) -> dict[str, bytes]:
     """Return what a training job runs, by name: ``train.py``, ``requirements.txt``, the recipe and this package.
 

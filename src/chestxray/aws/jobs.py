@@ -27,12 +27,12 @@ from chestxray.aws.images import (
     compressed,
     has_gpu,
     repository_arn,
-    source_archive,
     source_files,
     takes_key,
+    tarred,
     training_image,
 )
-from chestxray.aws.plan import Plan, PlanItem, instance_hours
+from chestxray.aws.plan import Plan, PlanItem, bucket_and_role, instance_hours
 from chestxray.aws.roles import ensure_execution_role, once_the_role_is_known
 from chestxray.aws.session import Cloud, Names, Rules, cloud_errors, follow_job, next_name, unless_missing
 from chestxray.aws.storage import WORKERS, check_region, checksum_stored, ensure_bucket, holds, put_bytes
@@ -46,6 +46,9 @@ from chestxray.progress import Log
 from chestxray.schema import Film, Prediction
 
 # --------------------------------------------------------------------------- both kinds
+
+
+READS: Final = "reads these films, works in that bucket"  # what the role of a job does
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,10 +185,7 @@ class PreparedJob:
         return Plan(
             "train",
             (
-                PlanItem("bucket", names.bucket, note="kept where it is there", does="ensure"),
-                PlanItem(
-                    "role", names.role("sagemaker"), note="reads these films, works in that bucket", does="ensure"
-                ),
+                *bucket_and_role(names, READS),
                 PlanItem(kind, self.stem, hourly=hourly, note=note),
             ),
         )
@@ -199,13 +199,12 @@ def prepare_training(cloud: Cloud, names: Names, order: TrainingOrder) -> Prepar
     for name, address in order.channels.items():
         found = _objects_at(cloud, address)
         listing += [(name, address, item["Key"], item["Size"], item["ETag"]) for item in found]
-    source = source_archive(order.recipe, order.network)
+    source = tarred(source_files(order.recipe, order.network))
     what = [__version__, order.recipe, listing, dict(order.hyperparameters)]
     where = [order.instance, order.instances, order.processes, order.spot, *([order.image] if order.image else [])]
     where += cloud.rules.stamp
-    digest = hashlib.sha256(json.dumps([what, where]).encode())
     key = f"sources/{hashlib.sha256(source).hexdigest()[:16]}/sourcedir.tar.gz"
-    return PreparedJob(order, names.stamped(f"train-{digest.hexdigest()[:12]}"), source, key, len(listing))
+    return PreparedJob(order, names.stamped("train", json.dumps([what, where])), source, key, len(listing))
 
 
 def begin_training(cloud: Cloud, names: Names, job: PreparedJob) -> StartedJob:
@@ -402,18 +401,15 @@ def prepare_transform(cloud: Cloud, names: Names, address: str, model: str, inst
             "more), which would end the job. Move such films elsewhere"
         )
     listing = [[item["Key"], item["Size"], item["ETag"]] for item in found]
-    digest = hashlib.sha256(json.dumps([address, model, instance, listing, *cloud.rules.stamp]).encode()).hexdigest()[
-        :12
-    ]
-    return TransformOrder(address, model, instance, names.stamped(f"validate-{digest}"), len(found))
+    stem = names.stamped("validate", json.dumps([address, model, instance, listing, *cloud.rules.stamp]))
+    return TransformOrder(address, model, instance, stem, len(found))
 
 
 def transform_plan_items(names: Names, order: TransformOrder, images: Sequence[PlanItem]) -> tuple[PlanItem, ...]:
     """Return the items of a plan; ``images`` are those of an image that is built first."""
     note = f"of {order.films:,} films on {order.instance}, while it runs"
     return (
-        PlanItem("bucket", names.bucket, note="kept where it is there", does="ensure"),
-        PlanItem("role", names.role("sagemaker"), note="reads these films, works in that bucket", does="ensure"),
+        *bucket_and_role(names, READS),
         *images,
         PlanItem("model", order.model, does="ensure"),
         PlanItem("transform job", order.stem, hourly=instance_hours(order.instance), note=note),

@@ -5,8 +5,11 @@ Prices are list prices in US dollars, of one region, without tax.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Final
+
+from chestxray.aws.session import Names
 
 PRICES_AS_OF: Final = "2025-06"
 PRICES_REGION: Final = "us-east-1"  # the region of these prices, for deployments in any region
@@ -82,6 +85,14 @@ class PlanItem:
     does: str = "create"
 
 
+def bucket_and_role(names: Names, role_note: str = "") -> tuple[PlanItem, PlanItem]:
+    """Return the items for the deployment's bucket and for the role of its jobs and endpoints."""
+    return (
+        PlanItem("bucket", names.bucket, note="kept where it is there", does="ensure"),
+        PlanItem("role", names.role("sagemaker"), note=role_note, does="ensure"),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Everything that a command will do, before it starts."""
@@ -106,10 +117,7 @@ class Plan:
 
     def document(self) -> dict[str, Any]:
         """Return the plan for machines."""
-        items = [
-            {name: getattr(item, name) for name in ("does", "what", "name", "hourly", "once", "note")}
-            for item in self.items
-        ]
+        items = [dataclasses.asdict(item) for item in self.items]
         totals = {"hourly": round(self.hourly, 6), "once": round(self.once, 6), "currency": "USD"}
         about = {"prices_as_of": PRICES_AS_OF, "prices_of_region": PRICES_REGION, "unpriced": list(self.unpriced)}
         return {"verb": self.verb, "items": items, **totals, **about}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +9,7 @@ from importlib.resources import files
 from typing import Any, Final
 
 from chestxray.aws.images import REGISTRIES, repository_arn
-from chestxray.aws.session import Cloud, Names, Response, Rules, cloud_errors, unless_missing
+from chestxray.aws.session import Cloud, Names, Response, Rules, cloud_errors, short_hash, unless_missing
 
 EXECUTION: Final = "sagemaker"
 EXPIRY: Final = "expiry"
@@ -126,7 +125,7 @@ def ensure_execution_role(cloud: Cloud, names: Names, *buckets: str, image: str 
     """
     policies = {"work": working(names)}
     if image and (repository := repository_arn(image, names.region)) != own_repository(names):
-        policies[f"pull-{hashlib.sha256(repository.encode()).hexdigest()[:12]}"] = pulling(repository)
+        policies[f"pull-{short_hash(repository.encode())}"] = pulling(repository)
     policies |= {f"read-{bucket}": reading(bucket) for bucket in buckets if bucket != names.bucket}
     policies |= {"key": using_key(cloud.rules)} if cloud.rules.kms_key else {}
     policies |= {"network": joining_network(names, cloud.rules)} if cloud.rules.subnets else {}

@@ -6,6 +6,7 @@ Errors of AWS are translated into this package's errors.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import re
 import time
@@ -99,9 +100,9 @@ class Names:
         """Return an IAM role's name; roles belong to the whole account, so the name contains the region."""
         return f"{self.deployment}-{purpose}-{self.region}"
 
-    def stamped(self, stamp: str) -> str:
-        """Return a name that is used once (of a job, of a model); ``stamp`` is a time or a hash."""
-        return f"{self.deployment}-{stamp}"
+    def stamped(self, kind: str, content: str) -> str:
+        """Return the name of a job or model: the same for the same content."""
+        return f"{self.deployment}-{kind}-{short_hash(content.encode())}"
 
     def owns(self, tags: Mapping[str, str] | Iterable[Mapping[str, str]]) -> bool:
         """Check whether tags, in the form of any service, belong to this deployment."""
@@ -210,6 +211,11 @@ _REMEDIES: Final[Mapping[type[CloudError], str]] = {
     QuotaReached: "Ask for more under Service Quotas in the AWS console, or choose another --instance",
     CloudUnreachable: f"Check the network, the --region, and {AWS_ENDPOINT_VARIABLE} if it is set",
 }
+
+
+def short_hash(content: bytes) -> str:
+    """Return a hash for names: the first 12 hexadecimal digits of the SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def _of(tag: Mapping[str, str], word: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final
@@ -21,8 +21,6 @@ _GOOD: Final = frozenset({"CREATE_COMPLETE", "UPDATE_COMPLETE"})
 CAPABILITY: Final = "CAPABILITY_IAM"  # the stack creates roles; CloudFormation chooses their names
 
 TEMPLATES: Final = {"website": "website.yaml", "image": "build.template.json", "endpoint": "endpoint.yaml"}
-
-Sleep = Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +55,7 @@ def describe(cloud: Cloud, name: str) -> Mapping[str, Any] | None:
     return None if found["StackStatus"] == "DELETE_COMPLETE" else found
 
 
-def deploy(
-    cloud: Cloud,
-    names: Names,
-    name: str,
-    template: str,
-    parameters: Mapping[str, str],
-    log: Log,
-    sleep: Sleep = time.sleep,
-) -> Stack:
+def deploy(cloud: Cloud, names: Names, name: str, template: str, parameters: Mapping[str, str], log: Log) -> Stack:
     """Create or update a stack, and wait. A stack whose creation failed is removed and created again.
 
     Raises: CloudForeign: a stack of that name is not this deployment's; CloudError, with the first thing that failed
@@ -74,10 +64,10 @@ def deploy(
     there = describe(cloud, name)
     if there is not None:
         names.refuse_foreign("stack", name, there.get("Tags", ()))
-    found = _settled(cloud, name, log, sleep, _event_ids(cloud, name))
+    found = _settled(cloud, name, log, _event_ids(cloud, name))
     if found is not None and found["StackStatus"] in _DEAD:
         log(f"{name}: an earlier attempt failed; it is removed first")
-        remove(cloud, name, log, sleep)
+        remove(cloud, name, log)
         found = None
     given = {
         "StackName": name,
@@ -88,14 +78,14 @@ def deploy(
     }
     logged = _event_ids(cloud, name)
     did = _begin(cloud, given, exists=found is not None)
-    ended = _settled(cloud, name, log, sleep, logged)
+    ended = _settled(cloud, name, log, logged)
     if ended is None or ended["StackStatus"] not in _GOOD | ({"UPDATE_ROLLBACK_COMPLETE"} if did == "keep" else set()):
         raise CloudError(f"the stack {name} could not be made: {_first_failure(cloud, name)}")
     outputs = {output["OutputKey"]: output["OutputValue"] for output in ended.get("Outputs", ())}
     return Stack(name, outputs, did)
 
 
-def remove(cloud: Cloud, name: str, log: Log, sleep: Sleep = time.sleep) -> bool:
+def remove(cloud: Cloud, name: str, log: Log) -> bool:
     """Empty a stack's buckets, delete it and wait. Returns: whether there was a stack. Raises: CloudError."""
     if describe(cloud, name) is None:
         return False
@@ -109,7 +99,7 @@ def remove(cloud: Cloud, name: str, log: Log, sleep: Sleep = time.sleep) -> bool
                     empty_bucket(store, bucket)
         logged = _event_ids(cloud, name)
         client.delete_stack(StackName=name)
-    left = _settled(cloud, name, log, sleep, logged)
+    left = _settled(cloud, name, log, logged)
     if left is not None:
         raise CloudError(f"the stack {name} could not be removed: {_first_failure(cloud, name)}")
     return True
@@ -132,7 +122,7 @@ def _begin(cloud: Cloud, given: Mapping[str, Any], *, exists: bool) -> str:
     return "update"
 
 
-def _settled(cloud: Cloud, name: str, log: Log, sleep: Sleep, logged: set[str]) -> Mapping[str, Any] | None:
+def _settled(cloud: Cloud, name: str, log: Log, logged: set[str]) -> Mapping[str, Any] | None:
     """Wait until no step is in progress, and log the steps of its resources, except those logged before."""
     while True:
         found = describe(cloud, name)
@@ -144,7 +134,7 @@ def _settled(cloud: Cloud, name: str, log: Log, sleep: Sleep, logged: set[str]) 
                 log(_line(event))
         if not found["StackStatus"].endswith("_IN_PROGRESS") or found["StackStatus"] in _DEAD:
             return found
-        sleep(POLL_S)
+        time.sleep(POLL_S)
 
 
 def _events(cloud: Cloud, name: str) -> list[dict[str, Any]]:

@@ -149,7 +149,7 @@ def put_bytes(client: Any, bucket: str, key: str, data: bytes, **headers: str) -
 
 def checksum_of_bytes(data: bytes) -> str:
     """Return the SHA-256 in the form in which S3 stores it."""
-    return _in_base64(hashlib.sha256(data).digest())
+    return base64.b64encode(hashlib.sha256(data).digest()).decode()
 
 
 def checksum_of(path: Path) -> str:
@@ -157,11 +157,11 @@ def checksum_of(path: Path) -> str:
 
     Source: Amazon S3 user guide, "Checking object integrity", composite checksums.
     """
+    if path.stat().st_size <= PART:
+        return checksum_of_bytes(path.read_bytes())
     with path.open("rb") as file:
-        if path.stat().st_size <= PART:
-            return _in_base64(hashlib.file_digest(file, "sha256").digest())
         digests = [hashlib.sha256(data).digest() for data in _parts_of(file)]
-    return _in_base64(hashlib.sha256(b"".join(digests)).digest())
+    return checksum_of_bytes(b"".join(digests))
 
 
 def checksum_stored(client: Any, bucket: str, key: str) -> str:
@@ -261,11 +261,6 @@ def bucket_exists(client: Any, bucket: str) -> bool:
     return unless_missing(client.head_bucket, Bucket=bucket) is not None
 
 
-def is_own(names: Names, address: str) -> bool:
-    """Check whether an address, ``s3://bucket/prefix``, is in the deployment's own bucket."""
-    return split_address(address)[0] == names.bucket
-
-
 def check_order(source: Path, address: str) -> None:
     """Check what needs no account. Raises: UsageError: no address in S3; SourceInvalid: there is no such source."""
     if not address.startswith(SCHEME):
@@ -322,7 +317,7 @@ def _put_in_parts(client: Any, bucket: str, key: str, file: BinaryIO) -> None:
         upload = client.create_multipart_upload(Bucket=bucket, Key=key, ChecksumType="COMPOSITE", **kinds)["UploadId"]
     parts = []
     for number, data in enumerate(_parts_of(file), start=1):
-        checksum = _in_base64(hashlib.sha256(data).digest())
+        checksum = checksum_of_bytes(data)
         part = sent.get(number, {})
         if not _is_the_same(part, data, checksum):
             part = client.upload_part(
@@ -363,10 +358,6 @@ def _sorted(files: Sequence[LocalFile]) -> tuple[LocalFile, ...]:
 
 def _parts_of(file: BinaryIO) -> Iterator[bytes]:
     return iter(lambda: file.read(PART), b"")
-
-
-def _in_base64(digest: bytes) -> str:
-    return base64.b64encode(digest).decode()
 
 
 def _in_threads(files: Sequence[LocalFile], act: Callable[[LocalFile], None], on_progress: ProgressCallback) -> None:

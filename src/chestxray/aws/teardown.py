@@ -8,7 +8,7 @@ without the tag is shown, and never removed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -44,6 +44,10 @@ class Found:
     foreign: bool = False
 
 
+Find = Callable[[Cloud, Names], Iterator[Found]]
+Remove = Callable[[Cloud, Names, str], None]  # the last argument is the resource's name
+
+
 @dataclass(frozen=True, slots=True)
 class ResourceKind:
     """A kind of resource that this package creates.
@@ -57,8 +61,8 @@ class ResourceKind:
     """
 
     what: str
-    find: Callable[[Cloud, Names], Iterator[Found]]
-    remove: Callable[[Cloud, Names, str], None]
+    find: Find
+    remove: Remove
     is_data: bool = False
     of_endpoint: bool = False
 
@@ -69,48 +73,43 @@ RUNNING: Final = ("InProgress", "Stopping")
 ENDED: Final = ("Completed", "Failed", "Stopped")
 
 
-def _training_jobs(cloud: Cloud, names: Names) -> Iterator[Found]:
-    client = cloud.client("sagemaker")
-    for name, status in _jobs(client, names, "list_training_jobs", "TrainingJob", RUNNING):
-        found = client.describe_training_job(TrainingJobName=name)["ResourceConfig"]
-        yield Found("training job", name, status, _hourly_of(found))
+def _call(operation: str, parameter: str) -> Remove:
+    """Return a function that calls one operation of SageMaker with the resource's name as the only parameter."""
+
+    def remove(cloud: Cloud, _: Names, name: str) -> None:
+        getattr(cloud.client("sagemaker"), operation)(**{parameter: name})
+
+    return remove
 
 
-def _transform_jobs(cloud: Cloud, names: Names) -> Iterator[Found]:
-    client = cloud.client("sagemaker")
-    for name, status in _jobs(client, names, "list_transform_jobs", "TransformJob", RUNNING):
-        found = client.describe_transform_job(TransformJobName=name)["TransformResources"]
-        yield Found("transform job", name, status, _hourly_of(found))
+def _running(kind: str) -> Find:
+    """Return a function that finds running jobs; ``kind`` is "Training" or "Transform"."""
+    resources = {"Training": "ResourceConfig", "Transform": "TransformResources"}[kind]
 
+    def find(cloud: Cloud, names: Names) -> Iterator[Found]:
+        client = cloud.client("sagemaker")
+        describe = getattr(client, f"describe_{kind.lower()}_job")
+        for name, status in _jobs(client, names, kind, RUNNING):
+            used = describe(**{f"{kind}JobName": name})[resources]
+            hourly = instance_hours(used["InstanceType"], used["InstanceCount"])
+            yield Found(f"{kind.lower()} job", name, status, hourly)
 
-def _hourly_of(resources: Mapping[str, Any]) -> float | None:
-    return instance_hours(resources["InstanceType"], resources["InstanceCount"])
+    return find
 
 
 def _training_records(cloud: Cloud, names: Names) -> Iterator[Found]:
-    for name, status in _jobs(cloud.client("sagemaker"), names, "list_training_jobs", "TrainingJob", ENDED):
+    for name, status in _jobs(cloud.client("sagemaker"), names, "Training", ENDED):
         yield Found("training job record", name, status, note="names the bundle that deploy finds by it")
 
 
-def _jobs(client: Any, names: Names, operation: str, kind: str, statuses: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield name and status of our jobs in one of these statuses."""
+def _jobs(client: Any, names: Names, kind: str, statuses: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield name and status of our jobs of a kind in one of these statuses."""
     for status in statuses:
-        for page in client.get_paginator(operation).paginate(NameContains=names.deployment, StatusEquals=status):
-            for item in page[f"{kind}Summaries"]:
-                if _is_ours(client, names, item[f"{kind}Name"], item[f"{kind}Arn"]):
-                    yield item[f"{kind}Name"], status
-
-
-def _stop_training(cloud: Cloud, _: Names, name: str) -> None:
-    cloud.client("sagemaker").stop_training_job(TrainingJobName=name)
-
-
-def _delete_training_record(cloud: Cloud, _: Names, name: str) -> None:
-    cloud.client("sagemaker").delete_training_job(TrainingJobName=name)
-
-
-def _stop_transform(cloud: Cloud, _: Names, name: str) -> None:
-    cloud.client("sagemaker").stop_transform_job(TransformJobName=name)
+        pages = client.get_paginator(f"list_{kind.lower()}_jobs")
+        for page in pages.paginate(NameContains=names.deployment, StatusEquals=status):
+            for item in page[f"{kind}JobSummaries"]:
+                if _is_ours(client, names, item[f"{kind}JobName"], item[f"{kind}JobArn"]):
+                    yield item[f"{kind}JobName"], status
 
 
 def _endpoints(cloud: Cloud, names: Names) -> Iterator[Found]:
@@ -172,15 +171,7 @@ def _delete_endpoint(cloud: Cloud, _: Names, name: str) -> None:
         client.delete_endpoint(EndpointName=name)
 
 
-def _delete_config(cloud: Cloud, _: Names, name: str) -> None:
-    cloud.client("sagemaker").delete_endpoint_config(EndpointConfigName=name)
-
-
-def _delete_model(cloud: Cloud, _: Names, name: str) -> None:
-    cloud.client("sagemaker").delete_model(ModelName=name)
-
-
-# --------------------------------------------------------------------------- what stands around it
+# --------------------------------------------------------------------------- what endpoints and jobs need
 
 
 def _schedules(cloud: Cloud, names: Names) -> Iterator[Found]:
@@ -279,17 +270,21 @@ def _delete_bucket(cloud: Cloud, _: Names, name: str) -> None:
 
 # In the order of deletion: running resources, then what they were made of, then what they needed.
 RESOURCE_KINDS: Final[tuple[ResourceKind, ...]] = (
-    ResourceKind("training job", _training_jobs, _stop_training),
-    ResourceKind("transform job", _transform_jobs, _stop_transform),
+    ResourceKind("training job", _running("Training"), _call("stop_training_job", "TrainingJobName")),
+    ResourceKind("transform job", _running("Transform"), _call("stop_transform_job", "TransformJobName")),
     ResourceKind("endpoint", _endpoints, _delete_endpoint, of_endpoint=True),
-    ResourceKind("endpoint configuration", _configs, _delete_config, of_endpoint=True),
-    ResourceKind("model", _models, _delete_model, of_endpoint=True),
+    ResourceKind(
+        "endpoint configuration", _configs, _call("delete_endpoint_config", "EndpointConfigName"), of_endpoint=True
+    ),
+    ResourceKind("model", _models, _call("delete_model", "ModelName"), of_endpoint=True),
     ResourceKind("schedules", _schedules, _delete_schedules, of_endpoint=True),
     ResourceKind("stack", _stacks, _delete_stack),
     ResourceKind("image repository", _images, _delete_images),
     ResourceKind("log", _logs, _delete_log),
     ResourceKind("role", _roles, _delete_role),
-    ResourceKind("training job record", _training_records, _delete_training_record, is_data=True),
+    ResourceKind(
+        "training job record", _training_records, _call("delete_training_job", "TrainingJobName"), is_data=True
+    ),
     ResourceKind("bucket", _bucket, _delete_bucket, is_data=True),
 )
 

@@ -98,7 +98,7 @@ def run(given: argparse.Namespace) -> None:
     # the network through which the job's instances reach each other
     if interface := os.environ.get("SM_NETWORK_INTERFACE_NAME"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    channels = {name: Path(folder) for name, folder in _channels(given).items()}
+    channels = {name: Path(folder) for name in CHANNELS if (folder := getattr(given, name))}
     given.work.mkdir(parents=True, exist_ok=True)
     with _locked(given.work / "lock"):  # the first of several processes on this machine packs the films
         if not (given.work / "pack" / "pack.json").is_file():
@@ -215,10 +215,6 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         default = environment.get(f"SM_CHANNEL_{channel.upper()}") or (str(folder) if folder.is_dir() else None)
         parser.add_argument(f"--{channel}", default=default)
     return parser
-
-
-def _channels(given: argparse.Namespace) -> dict[str, str]:
-    return {name: folder for name in CHANNELS if (folder := getattr(given, name))}
 
 
 def _log(line: str) -> None:

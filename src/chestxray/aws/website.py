@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from chestxray.aws import lambda_handler, stacks
+from chestxray.aws.deploy import running_variant
 from chestxray.aws.images import files_below, package_files, zipped
 from chestxray.aws.lambda_handler import MAX_BODY, ROUTES
 from chestxray.aws.plan import (
@@ -35,7 +36,7 @@ from chestxray.aws.plan import (
     PlanItem,
     dollars,
 )
-from chestxray.aws.session import Cloud, Names, cloud_errors, unless_missing
+from chestxray.aws.session import Cloud, Names, cloud_errors
 from chestxray.aws.storage import checksum_of_bytes, checksum_stored, ensure_bucket, put_bytes
 from chestxray.errors import BundleInvalid, CloudError, CloudMissing, UsageError
 from chestxray.inference.bundle import DESCRIPTION, Bundle
@@ -237,7 +238,7 @@ def site_model(cloud: Cloud, names: Names, folder: Path | None) -> Iterator[Site
         yield SiteModel(folder, "", INLINE_BODY)
         return
     with tempfile.TemporaryDirectory(prefix="chestxray-") as made:
-        variant, model = running_model(cloud, names.endpoint)
+        variant, model = running_model(cloud, names)
         limit = SERVERLESS_BODY if "ServerlessConfig" in variant else INSTANCE_BODY
         yield SiteModel(_fetched_bundle(cloud, model, Path(made)), names.endpoint, limit)
 
@@ -285,17 +286,12 @@ def publish(cloud: Cloud, names: Names, settings: WebsiteSettings, behind: SiteM
         "RestPath": settings.rest_path,
         "PermissionsBoundary": cloud.rules.boundary,
     }
-    stack = stacks.deploy(cloud, names, names.website_stack, template(), parameters, log)
+    stack = stacks.deploy(cloud, names, names.website_stack, stacks.template("website"), parameters, log)
     changed = _send_page(cloud, stack.outputs["PageBucket"], behind.folder)
     if changed and stack.did != "create":
         _invalidate_page(cloud, stack.outputs["DistributionId"])
     outputs = stack.outputs
     return Website(outputs["Address"], outputs["Api"], stack.did, changed, stack.name, outputs.get("Rest", ""))
-
-
-def template() -> str:
-    """Return the stack's template."""
-    return stacks.template("website")
 
 
 def page_files(folder: Path) -> Iterator[tuple[str, bytes, str]]:
@@ -319,19 +315,16 @@ def _openapi(folder: Path) -> bytes:
     return json.dumps(document).encode()
 
 
-def running_model(cloud: Cloud, endpoint: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the variant and the model of an endpoint. Raises: CloudMissing."""
-    client = cloud.client("sagemaker")
-    with cloud_errors(f"asking what the endpoint {endpoint} runs"):
-        found = unless_missing(client.describe_endpoint, EndpointName=endpoint)
-        if found is None:
-            raise CloudMissing(
-                f'there is no endpoint {endpoint} for the website to ask. Make it with "chestxray aws deploy", '
-                "or put the model into the function with --inline"
-            )
-        config = client.describe_endpoint_config(EndpointConfigName=found["EndpointConfigName"])
-        variant = config["ProductionVariants"][0]
-        return variant, client.describe_model(ModelName=variant["ModelName"])
+def running_model(cloud: Cloud, names: Names) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the variant and the model of the deployment's endpoint. Raises: CloudMissing, without one; CloudError."""
+    variant = running_variant(cloud, names)
+    if variant is None:
+        raise CloudMissing(
+            f'there is no endpoint {names.endpoint} for the website to ask. Make it with "chestxray aws deploy", '
+            "or put the model into the function with --inline"
+        )
+    with cloud_errors(f"looking for the model {variant['ModelName']}"):
+        return variant, cloud.client("sagemaker").describe_model(ModelName=variant["ModelName"])
 
 
 def _fetched_bundle(cloud: Cloud, model: Mapping[str, Any], into: Path) -> Path:

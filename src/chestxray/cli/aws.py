@@ -46,6 +46,7 @@ def upload(context: AwsContext, data: Path, address: str) -> None:
     without a file in DATA are not changed.
     """
     from chestxray.aws import storage
+    from chestxray.data.sources import split_address
 
     storage.check_order(data, address)
     creates = storage.check_bucket(context.cloud, context.names, address)
@@ -55,7 +56,7 @@ def upload(context: AwsContext, data: Path, address: str) -> None:
         )
     if not context.go_ahead(storage.upload_plan(comparison, creates=creates)):
         return
-    if storage.is_own(context.names, address):
+    if split_address(address)[0] == context.names.bucket:
         # also completes a bucket that an earlier attempt left unfinished
         storage.ensure_bucket(context.cloud, context.names)
     with context.console.progress("Sending") as move:
@@ -142,9 +143,7 @@ def website(
     settings = WebsiteSettings(access, inline, entries, email, budget, rate, origins, rest_api)
     there = stacks.describe(context.cloud, context.names.website_stack) is not None
     if not inline:
-        running_model(
-            context.cloud, context.names.endpoint
-        )  # refused before the plan, because it could not be carried out
+        running_model(context.cloud, context.names)  # raises without an endpoint: the plan could not be carried out
     if not context.go_ahead(website_plan(context.names, settings, there)):
         return
     with site_model(context.cloud, context.names, folder_of(bundle) if inline else None) as behind:

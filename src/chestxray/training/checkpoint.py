@@ -33,7 +33,7 @@ from chestxray.files import sync, write_atomically
 from chestxray.progress import Log
 from chestxray.schema import Preprocessing
 from chestxray.training.config import Recipe, every_field
-from chestxray.training.train_state import EpochRecord, TrainState, snapshot
+from chestxray.training.train_state import EpochRecord, TrainState, in_cpu_memory, snapshot
 
 Weights = Mapping[str, Tensor]
 
@@ -94,20 +94,6 @@ class TrainSnapshot:
     summed_loss: float
     tensors: Mapping[str, Tensor]
 
-    def figures(self) -> dict[str, Any]:
-        """Return all but the tensors as JSON values. Law: ``TrainSnapshot.joined(s.figures(), s.tensors) == s``."""
-        return {
-            "records": [dataclasses.asdict(record) for record in self.records],
-            "steps_taken": self.steps_taken,
-            "summed_loss": self.summed_loss,
-        }
-
-    @classmethod
-    def joined(cls, figures: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """Join figures and tensors to a snapshot. Raises: KeyError, TypeError, if the figures are of another form."""
-        records = tuple(EpochRecord(**record) for record in figures["records"])
-        return cls(records, figures["steps_taken"], figures["summed_loss"], tensors)
-
 
 def snapshot_of(
     state: TrainState, steps_taken: int, summed_loss: float, records: tuple[EpochRecord, ...]
@@ -117,8 +103,7 @@ def snapshot_of(
     if state.average.module is not state.classifier:
         tensors |= _named("average", snapshot(state.average.module))
     for number, held in state.optimiser.state_dict()["state"].items():
-        named = {name: value for name, value in held.items() if isinstance(value, Tensor)}
-        tensors |= {f"optimiser/{number}/{name}": _copied(value) for name, value in named.items()}
+        tensors |= _named(f"optimiser/{number}", in_cpu_memory(held))
     return TrainSnapshot(records, steps_taken, summed_loss, tensors)
 
 
@@ -154,10 +139,6 @@ def _restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, T
     optimiser.load_state_dict({"state": held, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
-def _copied(value: Tensor) -> Tensor:
-    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
-
-
 def _named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{part}/{name}": tensor for name, tensor in tensors.items()}
 
@@ -167,7 +148,6 @@ def _under(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-_BEST_WEIGHTS: Final = "best/"
 _BEST_LOGITS: Final = "best_logits"
 _NUMBERED: Final = re.compile(r"checkpoint-(\d{6,})\.(json|safetensors)")
 
@@ -241,7 +221,7 @@ class Checkpoint:
         """
         tensors = dict(self.state.tensors)
         if self.best is not None:
-            tensors |= {_BEST_WEIGHTS + name: tensor for name, tensor in self.best.weights.items()}
+            tensors |= _named("best", self.best.weights)
             tensors[_BEST_LOGITS] = torch.from_numpy(self.best.logits)
         data = to_bytes(tensors)
         content = {
@@ -249,7 +229,9 @@ class Checkpoint:
             "tensors_sha256": hashlib.sha256(data).hexdigest(),
             "origin": dataclasses.asdict(self.origin),
             "seconds": self.seconds,
-            **self.state.figures(),
+            "records": [dataclasses.asdict(record) for record in self.state.records],
+            "steps_taken": self.state.steps_taken,
+            "summed_loss": self.state.summed_loss,
         }
         return json.dumps({"content": content, "sha256": _digest(content)}, indent=1).encode(), data
 
@@ -259,22 +241,19 @@ class Checkpoint:
         try:
             content = _unsealed(text, data)
             tensors = load(data)
-            best = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_BEST_WEIGHTS)}
             logits = tensors.pop(_BEST_LOGITS, None)
+            best = None if logits is None else Best(_under("best", tensors), logits.numpy())
+            records = tuple(EpochRecord(**record) for record in content["records"])
+            of_state = {name: tensor for name, tensor in tensors.items() if not name.startswith("best/")}
+            state = TrainSnapshot(records, content["steps_taken"], content["summed_loss"], of_state)
             origin = content["origin"]
-            return cls(
-                Origin(
-                    every_field(origin["recipe"]),
-                    origin["training_data"],
-                    Preprocessing(**origin["preprocessing"]),
-                    tuple(origin["teachers"]),
-                ),
-                TrainSnapshot.joined(content, tensors),
-                None
-                if logits is None
-                else Best({name.removeprefix(_BEST_WEIGHTS): best[name] for name in best}, logits.numpy()),
-                content["seconds"],
+            began = Origin(
+                every_field(origin["recipe"]),
+                origin["training_data"],
+                Preprocessing(**origin["preprocessing"]),
+                tuple(origin["teachers"]),
             )
+            return cls(began, state, best, content["seconds"])
         except (ValueError, TypeError, KeyError, SafetensorError) as error:
             raise RunInvalid(f"{source}: not a whole checkpoint ({error})") from error
 
@@ -306,14 +285,15 @@ class CheckpointFolder:
 
     def write(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint and keep the one before it. Raises: OutputUnwritable."""
-        numbers = self._numbers()
-        name = f"checkpoint-{max(numbers, default=0) + 1:06}"
+        numbers = sorted(self._numbers())
+        number = numbers[-1] + 1 if numbers else 1
+        name = f"checkpoint-{number:06}"
         text, data = checkpoint.to_files()
         with writing(self.folder):
             write_atomically(self.folder / f"{name}.safetensors", data)
             write_atomically(self.folder / f"{name}.json", text)
             sync(self.folder)
-            self._remove_all_but(sorted({*numbers, max(numbers, default=0) + 1})[-KEPT:])
+            self._remove_all_but([*numbers, number][-KEPT:])
 
     def latest(self, log: Log) -> Checkpoint | None:
         """Return the latest undamaged checkpoint; None if there is none at all.
@@ -329,7 +309,7 @@ class CheckpointFolder:
                 return self._read(number)
             except RunInvalid as error:
                 damaged = str(error)
-                log(f"{damaged}. It is passed over")
+                log(f"{damaged}. It is skipped")
         if damaged:
             raise RunInvalid(f"{self.folder}: no checkpoint is whole. Train from the beginning with --restart")
         return None
@@ -367,11 +347,11 @@ class CheckpointFolder:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turn the system's errors of writing into one sentence. Raises: OutputUnwritable."""
+    """Translate an OSError of writing into a sentence with a remedy. Raises: OutputUnwritable."""
     try:
         yield
     except OSError as error:
         raise OutputUnwritable(
             f"{error.filename or folder}: cannot be written ({error.strerror or error}). "
-            "Make room or give another folder; the same command then goes on from the last checkpoint"
+            "Make room or give another folder; the same command then resumes from the last checkpoint"
         ) from error

@@ -10,17 +10,25 @@ from dataclasses import dataclass, field
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Final, get_type_hints
+from typing import Any, Final, TypeVar, get_type_hints
 
 from chestxray.errors import RecipeInvalid
 
 NETWORK_NAMES: Final = ("alexnet5", "residual", "efficientnet_lite0")  # of networks.NETWORKS, which needs torch
-OPTIMISERS: Final = ("sgd", "adamw")
-SCHEDULES: Final = ("constant", "one_cycle")
-PRECISIONS: Final = ("auto", "float32", "bfloat16")
-VALIDATIONS: Final = ("given", "random")
-DRAWS: Final = ("evenly", "against_shortcuts")
-GREY_SCALES: Final = ("stored", "common")
+_HUGE: Final = 10**9
+_BELOW_ONE: Final = 1.0 - 1e-9
+
+Number = TypeVar("Number", int, float)
+
+
+def _number(default: Number, lowest: float, highest: float) -> Number:
+    """Declare a field whose values lie in ``lowest`` to ``highest``."""
+    return field(default=default, metadata={"limits": (lowest, highest)})
+
+
+def _choice(default: str, *allowed: str) -> str:
+    """Declare a field whose value is one of ``allowed``."""
+    return field(default=default, metadata={"allowed": allowed})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,52 +55,32 @@ class Augmentation:
             its corners from a film of the other class. The label stays, so that none of these predicts it.
     """
 
-    rotation: float = 0.0
-    scale: float = 0.0
-    aspect: float = 0.0
-    shift: float = 0.0
-    crop: float = 0.0
-    flip: float = 0.0
-    gamma: float = 0.0
-    contrast: float = 0.0
-    brightness: float = 0.0
-    shading: float = 0.0
-    blur: float = 0.0
-    sharpen: float = 0.0
-    resolution: float = 0.0
-    unsharp: float = 0.0
-    noise: float = 0.0
-    collimation: float = 0.0
-    grey_levels: float = 0.0
-    low_frequencies: float = 0.0
-    corners: float = 0.0
+    rotation: float = _number(0.0, 0.0, 180.0)
+    scale: float = _number(0.0, 0.0, 1.0)
+    aspect: float = _number(0.0, 0.0, 1.0)
+    shift: float = _number(0.0, 0.0, 0.5)
+    crop: float = _number(0.0, 0.0, 0.4)
+    flip: float = _number(0.0, 0.0, 1.0)
+    gamma: float = _number(0.0, 0.0, 2.0)
+    contrast: float = _number(0.0, 0.0, 2.0)
+    brightness: float = _number(0.0, 0.0, 128.0)
+    shading: float = _number(0.0, 0.0, 1.0)
+    blur: float = _number(0.0, 0.0, 1.0)
+    sharpen: float = _number(0.0, 0.0, 1.0)
+    resolution: float = _number(0.0, 0.0, 1.0)
+    unsharp: float = _number(0.0, 0.0, 1.0)
+    noise: float = _number(0.0, 0.0, 64.0)
+    collimation: float = _number(0.0, 0.0, 0.3)
+    grey_levels: float = _number(0.0, 0.0, 1.0)
+    low_frequencies: float = _number(0.0, 0.0, 1.0)
+    corners: float = _number(0.0, 0.0, 1.0)
 
     def __post_init__(self) -> None:
-        _check_types(self, "augmentation.")
-        for name, highest in AUGMENTATION_LIMITS.items():
-            _check_range(f"augmentation.{name}", getattr(self, name), 0.0, highest)
+        _check(self, "augmentation.")
 
 
 AUGMENTATION_LIMITS: Final[Mapping[str, float]] = {
-    "rotation": 180.0,
-    "scale": 1.0,
-    "aspect": 1.0,
-    "shift": 0.5,
-    "crop": 0.4,
-    "flip": 1.0,
-    "gamma": 2.0,
-    "contrast": 2.0,
-    "brightness": 128.0,
-    "shading": 1.0,
-    "blur": 1.0,
-    "sharpen": 1.0,
-    "resolution": 1.0,
-    "unsharp": 1.0,
-    "noise": 64.0,
-    "collimation": 0.3,
-    "grey_levels": 1.0,
-    "low_frequencies": 1.0,
-    "corners": 1.0,
+    each.name: each.metadata["limits"][1] for each in dataclasses.fields(Augmentation)
 }
 
 
@@ -136,36 +124,32 @@ class Recipe:
     """
 
     network: str = "alexnet5"
-    epochs: int = 10
-    minimum_steps: int = 0
-    batch_size: int = 32
-    optimiser: str = "adamw"
-    learning_rate: float = 1e-3
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    schedule: str = "one_cycle"
-    warm_up: float = 0.2
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    first_size: float = 1.0
-    distillation: float = 0.0
-    dropout: float = 0.5
-    average_weights: float = 0.0
+    epochs: int = _number(10, 1, 10_000)
+    minimum_steps: int = _number(0, 0, _HUGE)
+    batch_size: int = _number(32, 1, 65_536)
+    optimiser: str = _choice("adamw", "sgd", "adamw")
+    learning_rate: float = _number(1e-3, 1e-12, 100.0)
+    momentum: float = _number(0.9, 0.0, _BELOW_ONE)
+    weight_decay: float = _number(0.0, 0.0, 10.0)
+    schedule: str = _choice("one_cycle", "constant", "one_cycle")
+    warm_up: float = _number(0.2, 0.0, 1.0)
+    label_smoothing: float = _number(0.0, 0.0, _BELOW_ONE)
+    mixup: float = _number(0.0, 0.0, 1.0)
+    first_size: float = _number(1.0, 0.1, 1.0)
+    distillation: float = _number(0.0, 0.0, 1.0)
+    dropout: float = _number(0.5, 0.0, _BELOW_ONE)
+    average_weights: float = _number(0.0, 0.0, 1.0)
     class_balance: bool = False
-    draw: str = "evenly"
-    grey_scale: str = "stored"
-    seed: int = 0
-    precision: str = "auto"
-    validation: str = "given"
-    validation_share: float = 0.2
+    draw: str = _choice("evenly", "evenly", "against_shortcuts")
+    grey_scale: str = _choice("stored", "stored", "common")
+    seed: int = _number(0, 0, 2**32 - 1)
+    precision: str = _choice("auto", "auto", "float32", "bfloat16")
+    validation: str = _choice("given", "given", "random")
+    validation_share: float = _number(0.2, 1e-6, _BELOW_ONE)
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
-        _check_types(self, "")
-        for name, lowest, highest in _RANGES:
-            _check_range(name, getattr(self, name), lowest, highest)
-        for name, allowed in _CHOICES:
-            _check_choice(name, getattr(self, name), allowed)
+        _check(self, "")
 
     @classmethod
     def from_toml(cls, text: str, source: str) -> Recipe:
@@ -268,36 +252,6 @@ def every_field(written: Mapping[str, Any]) -> dict[str, Any]:
     return {**known, **written, "augmentation": {**known["augmentation"], **written["augmentation"]}}
 
 
-_HUGE: Final = 10**9
-_BELOW_ONE: Final = 1.0 - 1e-9
-
-_RANGES: Final = (
-    ("epochs", 1, 10_000),
-    ("minimum_steps", 0, _HUGE),
-    ("batch_size", 1, 65_536),
-    ("learning_rate", 1e-12, 100.0),
-    ("momentum", 0.0, _BELOW_ONE),
-    ("weight_decay", 0.0, 10.0),
-    ("warm_up", 0.0, 1.0),
-    ("label_smoothing", 0.0, _BELOW_ONE),
-    ("mixup", 0.0, 1.0),
-    ("first_size", 0.1, 1.0),
-    ("distillation", 0.0, 1.0),
-    ("dropout", 0.0, _BELOW_ONE),
-    ("average_weights", 0.0, 1.0),
-    ("seed", 0, 2**32 - 1),
-    ("validation_share", 1e-6, _BELOW_ONE),
-)
-_CHOICES: Final = (
-    ("optimiser", OPTIMISERS),
-    ("schedule", SCHEDULES),
-    ("precision", PRECISIONS),
-    ("validation", VALIDATIONS),
-    ("draw", DRAWS),
-    ("grey_scale", GREY_SCALES),
-)
-
-
 def shipped_recipes() -> tuple[str, ...]:
     """Return the names of the recipes of this package, sorted."""
     return tuple(
@@ -327,11 +281,20 @@ def _checked_keys(cls: type, raw: object, prefix: str) -> dict[str, Any]:
     return values
 
 
-def _check_types(settings: Augmentation | Recipe, prefix: str) -> None:
-    """Check the types of a recipe's fields; an integer is accepted for a float. Raises: RecipeInvalid."""
+def _check(settings: Augmentation | Recipe, prefix: str) -> None:
+    """Check type and value of every field; an integer is accepted for a float. Raises: RecipeInvalid."""
     given = {each.name: getattr(settings, each.name) for each in dataclasses.fields(settings)}
-    for name, value in _checked_keys(type(settings), given, prefix).items():
-        object.__setattr__(settings, name, value)
+    values = _checked_keys(type(settings), given, prefix)
+    for each in dataclasses.fields(settings):
+        value = values[each.name]
+        object.__setattr__(settings, each.name, value)
+        if limits := each.metadata.get("limits"):
+            lowest, highest = limits
+            if not lowest <= value <= highest:  # written so that NaN fails as well
+                raise RecipeInvalid(f"{prefix}{each.name} is {value}; it must lie in {lowest:g} to {highest:g}")
+        allowed = each.metadata.get("allowed")
+        if allowed and value not in allowed:
+            raise RecipeInvalid(f"{prefix}{each.name} is {value!r}; it may be {' or '.join(allowed)}")
 
 
 _KIND_NAMES: Final[Mapping[type, str]] = {
@@ -340,16 +303,6 @@ _KIND_NAMES: Final[Mapping[type, str]] = {
     bool: "true or false",
     str: "text in quotes",
 }
-
-
-def _check_range(name: str, value: float, lowest: float, highest: float) -> None:
-    if not lowest <= value <= highest:  # written so that NaN fails as well
-        raise RecipeInvalid(f"{name} is {value}; it must lie in {lowest:g} to {highest:g}")
-
-
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise RecipeInvalid(f"{name} is {value!r}; it may be {' or '.join(allowed)}")
 
 
 def _as_toml(value: object) -> str:

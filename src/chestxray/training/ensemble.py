@@ -120,17 +120,14 @@ class Trained:
 
         Raises: RunInvalid: a run is missing, unfinished, damaged or changed, or was trained on another pack.
         """
-        infos = tuple(RunInfo.read(run) for run in runs)
+        infos = tuple(map(RunInfo.read_finished, runs))
+        weights, tables, under = [], [], []
         for run, info in zip(runs, infos, strict=True):
-            info.require_finished(run)
             if (info.training_data, info.preprocessing) != (infos[0].training_data, infos[0].preprocessing):
                 raise RunInvalid(f"{run}: was trained on another pack than {runs[0]}, so the two cannot answer as one")
-        weights = [read_weights(run / BEST, info.files[BEST]) for run, info in zip(runs, infos, strict=True)]
-        tables = [
-            ValidationTable.read(run / VALIDATION, info.files[VALIDATION])
-            for run, info in zip(runs, infos, strict=True)
-        ]
-        under = [read_stress_table(run / STRESS, info.files[STRESS]) for run, info in zip(runs, infos, strict=True)]
+            weights.append(_best_weights(run, info))
+            tables.append(ValidationTable.read(run / VALIDATION, info.files[VALIDATION]))
+            under.append(read_stress_table(run / STRESS, info.files[STRESS]))
         return cls(
             infos,
             Ensemble([restored(info, one) for info, one in zip(infos, weights, strict=True)]),
@@ -138,6 +135,10 @@ class Trained:
             dataclasses.replace(tables[0], logits=np.mean([table.logits for table in tables], axis=0)),
             {name: np.mean([one[name] for one in under], axis=0) for name in under[0]},
         )
+
+
+def _best_weights(run: Path, info: RunInfo) -> dict[str, Tensor]:
+    return read_weights(run / BEST, info.files[BEST])
 
 
 MEASURED: Final = 2048  # training films on which the statistics of batch normalisation are measured
@@ -176,9 +177,7 @@ def blend_runs(
     infos = _checked_for_blending(folders, pack)
     training = Training(pack, Recipe.from_fields(infos[0].recipe), device=device)
     blended = training.state.average.module
-    blended.load_state_dict(
-        _mean([read_weights(run / BEST, i.files[BEST]) for run, i in zip(folders, infos, strict=True)])
-    )
+    blended.load_state_dict(_mean(list(map(_best_weights, folders, infos))))
     log(f"Statistics of batch normalisation: on {MEASURED:,} training films")
     _measure_statistics(training, blended)
     result = validate(training.state, training.panels)
@@ -196,9 +195,8 @@ def _checked_for_blending(runs: Sequence[Path], pack: Pack) -> list[RunInfo]:
     """Return the descriptions of runs after a check that they may be blended. Raises: UsageError, RunInvalid."""
     if len(runs) < 2:  # noqa: PLR2004 - a mean of one is none
         raise UsageError("blending needs at least two runs")
-    infos = [RunInfo.read(run) for run in runs]
+    infos = list(map(RunInfo.read_finished, runs))
     for run, info in zip(runs, infos, strict=True):
-        info.require_finished(run)
         if not info.was_trained_on(pack):
             raise RunInvalid(f"{run}: was trained on another pack than {pack.folder}")
         if _recipe_without_seed(info) != _recipe_without_seed(infos[0]):
@@ -292,14 +290,12 @@ def teacher_of(runs: Sequence[Path], recipe: Recipe, pack: Pack) -> Teacher | No
         raise UsageError(f"the recipe has distillation = {recipe.distillation:g}: give its teacher, --teacher RUN")
     if not runs:
         return None
-    infos = [RunInfo.read(run) for run in runs]
+    infos = list(map(RunInfo.read_finished, runs))
     for run, info in zip(runs, infos, strict=True):
-        info.require_finished(run)
         if not info.was_trained_on(pack):
             raise RunInvalid(
                 f"{run}: was trained on another pack than {pack.folder}, so it may know the films that its student "
                 "is evaluated by. Train the teacher on this pack"
             )
-    hashes = tuple(info.files[BEST] for info in infos)
-    weights = [read_weights(run / BEST, one) for run, one in zip(runs, hashes, strict=True)]
-    return Teacher(tuple(map(restored, infos, weights)), hashes)
+    weights = map(_best_weights, runs, infos)
+    return Teacher(tuple(map(restored, infos, weights)), tuple(info.files[BEST] for info in infos))

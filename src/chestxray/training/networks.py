@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from chestxray.data.pack import DEFAULT_SIZE
 from chestxray.errors import MissingExtra, RecipeInvalid
+from chestxray.images import WHITE
 from chestxray.schema import Label, Preprocessing, Resize
 from chestxray.training.config import Recipe
 
@@ -97,7 +98,7 @@ def convolution(before: int, after: int, kernel: int, *, stride: int = 1, groups
 
 QUANTILES: Final = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 EQUALISED: Final = 0.7  # weight of the equalised film; the rest is stretched from the first to the last quantile
-MARGIN: Final = 10  # a tenth of each side is left out at either end: edges and margins do not set the scale
+EDGE: Final = 10  # a tenth of each side is left out at either end: edges and margins do not set the scale
 STEP: Final = 3  # every third pixel along each side is used
 FLATTEST: Final = 1 / 64  # of the grey scale: a film whose quantiles span less is not amplified to noise
 NARROWEST: Final = 1 / 512  # of the grey scale: least distance between neighbouring quantiles
@@ -115,7 +116,7 @@ def on_one_scale(films: Tensor) -> Tensor:
         for the landmarks; Pizer et al., "Adaptive histogram equalization and its variations" (1987), for the target.
     """
     height, width = films.shape[2:]
-    rows, columns = (slice(side // MARGIN, side - side // MARGIN, STEP) for side in (height, width))
+    rows, columns = (slice(side // EDGE, side - side // EDGE, STEP) for side in (height, width))
     middle = films[:, :, rows, columns].flatten(1)
     count = middle.shape[1]
     ranked = torch.topk(middle, count, dim=1, largest=False, sorted=True).values
@@ -344,8 +345,6 @@ def _weights_file() -> Path:
 
 # --------------------------------------------------------------------------- the table
 
-LEVELS: Final = 255.0  # grey level of white
-
 
 class NetworkSpec(NamedTuple):
     """One row of the table of networks.
@@ -431,7 +430,7 @@ class Classifier(nn.Module):
         return log_odds(scores), activation
 
     def _normalised(self, films: Tensor) -> Tensor:
-        levels = films.to(self.mean.dtype) / LEVELS
+        levels = films.to(self.mean.dtype) / WHITE
         if self.common_scale:
             levels = on_one_scale(levels)
         return (levels - self.mean) / self.std

@@ -42,25 +42,16 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)  # spot instances and scheduler
 
 @dataclass(slots=True)
 class StopRequest:
-    """A request to stop, if a signal asked for one.
-
-    Attributes:
-        signal: number of the signal; None as long as none arrived.
-    """
+    """The signal that asks a training to stop; None until one arrives."""
 
     signal: signal.Signals | None = None
-
-    @property
-    def wanted(self) -> bool:
-        """True if training has to stop."""
-        return self.signal is not None
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Record these signals until the block ends; a second signal acts as usual, at once.
+    """Record SIGNALS until the block ends; a second signal acts as usual, at once.
 
-    Outside the main thread no signal can be received, so no request can arrive.
+    Only the main thread receives signals; in another thread the request stays empty.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -175,7 +166,7 @@ def train_run(
             return run.train(stop, on_epoch, on_progress)
 
 
-# --------------------------------------------------------------------------- what stands there already
+# --------------------------------------------------------------------------- what the folder holds already
 
 
 def _resume_point_for_all(
@@ -224,7 +215,7 @@ def _refuse_unless_replaced(folder: Path, apart: str, options: RunOptions) -> No
         )
 
 
-# --------------------------------------------------------------------------- from there to the end
+# --------------------------------------------------------------------------- the training itself
 
 
 class _Run:
@@ -252,12 +243,12 @@ class _Run:
         self._stop = StopRequest()
         if checkpoint is not None:
             training.restore(checkpoint.state)
-            log(f"{folder.folder}: goes on behind step {training.all_steps_taken:,} of {training.all_steps:,}")
+            log(f"{folder.folder}: resumes after step {training.all_steps_taken:,} of {training.all_steps:,}")
         self._info = unfinished_info(training)
         if self._writes:
             self._begin(anew=checkpoint is None)
-        self._trackers: tuple[Tracker, ...] = ()
-        self._wanted_trackers = options.trackers if self._writes else ()
+        self._tracker_names = options.trackers if self._writes else ()
+        self._trackers: list[Tracker] = []
 
     def _begin(self, *, anew: bool) -> None:
         if anew:
@@ -283,11 +274,10 @@ class _Run:
             self._after_step()
 
         with ExitStack() as trackers:
-            recorded = len(self._training.records)
-            for name in self._wanted_trackers:
-                self._trackers += (
-                    trackers.enter_context(track(name, self._out.folder, self._training.state.recipe, recorded)),
-                )
+            recipe, recorded = self._training.state.recipe, len(self._training.records)
+            self._trackers = [
+                trackers.enter_context(track(name, self._out.folder, recipe, recorded)) for name in self._tracker_names
+            ]
             for epoch in self._training.epochs(on_progress, after_step):
                 self._record(epoch)
                 on_epoch(epoch.record)
@@ -304,7 +294,7 @@ class _Run:
             raise self._interrupted()
 
     def _is_stopped(self) -> bool:
-        return self._training.state.world.any(self._stop.wanted)
+        return self._training.state.world.any(self._stop.signal is not None)
 
     def _record(self, epoch: Epoch) -> None:
         if epoch.record.is_best:
@@ -332,8 +322,8 @@ class _Run:
         training = self._training
         name = self._stop.signal.name if self._stop.signal else "the signal of another process"
         return TrainingInterrupted(
-            f"{self._out.folder}: stopped on {name} behind step {training.all_steps_taken:,} of "
-            f"{training.all_steps:,}; a checkpoint is written. The same command goes on",
+            f"{self._out.folder}: stopped on {name} after step {training.all_steps_taken:,} of "
+            f"{training.all_steps:,}; a checkpoint is written. The same command resumes",
             self._stop.signal or 15,
         )
 

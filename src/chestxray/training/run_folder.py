@@ -152,6 +152,14 @@ class RunInfo:
                 f'{folder}: not a run, {DESCRIPTION} cannot be read. Make one with "chestxray train"'
             ) from error
 
+    @classmethod
+    def read_finished(cls, folder: Path) -> Self:
+        """Read the description of a finished run. Raises: RunInvalid, if it is missing, damaged or not finished."""
+        info = cls.read(folder)
+        if info.state != FINISHED:
+            raise RunInvalid(f'{folder}: the run was interrupted before it ended. Resume it with "chestxray train"')
+        return info
+
     @property
     def origin(self) -> Origin:
         """What the training started from."""
@@ -160,13 +168,6 @@ class RunInfo:
     def was_trained_on(self, pack: Pack) -> bool:
         """Check whether the run was trained on these films with this preprocessing."""
         return (self.training_data, self.preprocessing) == (pack.info.fingerprint, pack.info.preprocessing)
-
-    def require_finished(self, folder: Path) -> None:
-        """Check that the run is finished. Raises: RunInvalid, if it was interrupted."""
-        if self.state != FINISHED:
-            raise RunInvalid(
-                f'{folder}: the run was interrupted before it ended. Go on with the same "chestxray train"'
-            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,9 @@ def _mlflow(folder: Path, recipe: Recipe, recorded: int) -> Iterator[Tracker]:
         finally:
             client.set_terminated(run, status)
     except MlflowException as error:
-        raise RecipeInvalid(f"MLflow at {server}: {error}. The same command without it goes on") from error
+        raise RecipeInvalid(
+            f"MLflow at {server}: {error}. The same command without this tracker resumes the training"
+        ) from error
 
 
 def _mlflow_run(client: Any, note: Path, recipe: Recipe, recorded: int) -> str:

@@ -287,9 +287,15 @@ def _try_out(state: TrainState) -> None:
         state.scores(state.trained, state.films(rows), reduced=state.reduced).sum().backward()  # type: ignore[no-untyped-call]
 
 
-def snapshot(module: torch.nn.Module) -> dict[str, Tensor]:
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
     """Return a copy of a module's weights and buffers in CPU memory; further training does not change the copy."""
+    return in_cpu_memory(module.state_dict())
+
+
+def in_cpu_memory(values: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return copies of the tensors among ``values``, contiguous and in CPU memory."""
     return {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in module.state_dict().items()
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in values.items()
+        if isinstance(value, Tensor)
     }
