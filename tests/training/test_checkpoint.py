@@ -23,7 +23,7 @@ from chestxray.files import sha256_of_file
 from chestxray.training.checkpoint import Checkpoint, CheckpointFolder, Origin
 from chestxray.training.config import Augmentation, Recipe
 from chestxray.training.run import CHECKPOINTS, RunOptions, train_run
-from chestxray.training.run_folder import BEST, FINISHED, LAST, METRICS, RUN_FILES, VALIDATION, RunInfo
+from chestxray.training.run_folder import BEST, FINISHED, LAST, METRICS_JSONL, RUN_FILES, VALIDATION, RunInfo
 from chestxray.training.train_state import EpochRecord
 from chestxray.training.trainer import Training
 from packs import small_pack, write_small_pack
@@ -70,7 +70,7 @@ def undisturbed(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def figures(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / METRICS_JSONL).read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
@@ -314,7 +314,7 @@ def test_a_signal_ends_the_step_writes_a_checkpoint_and_leaves_by_its_own_status
 ) -> None:
     arguments = (pack, "--out", tmp_path / "run", "--recipe", recipe_file)
     process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    metrics = tmp_path / "run" / METRICS
+    metrics = tmp_path / "run" / METRICS_JSONL
     while process.poll() is None and not (metrics.is_file() and metrics.read_text()):
         time.sleep(0.02)
     process.send_signal(number)

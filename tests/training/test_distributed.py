@@ -21,7 +21,7 @@ from chestxray.errors import RecipeInvalid
 from chestxray.training.config import Augmentation, Recipe
 from chestxray.training.distributed import SINGLE_PROCESS, World, share_statistics
 from chestxray.training.run import train_run
-from chestxray.training.run_folder import LAST, METRICS, RunInfo, ValidationTable
+from chestxray.training.run_folder import LAST, METRICS_JSONL, RunInfo, ValidationTable
 from chestxray.training.trainer import Training
 from packs import small_pack, write_small_pack
 
@@ -60,7 +60,7 @@ def torchrun(processes: int, *arguments: object) -> subprocess.CompletedProcess[
 
 
 def figures(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    return [json.loads(line) for line in (folder / METRICS_JSONL).read_text().splitlines()]
 
 
 @pytest.mark.slow

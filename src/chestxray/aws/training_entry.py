@@ -35,7 +35,7 @@ CHANNELS: Final = {"training": Split.TRAIN, "validation": Split.VAL, "test": Spl
 LONGEST_REASON: Final = 1024  # characters of the failure file that SageMaker passes on
 
 # Fields of an epoch by the name of their metric in CloudWatch.
-METRICS: Final[Mapping[str, str]] = {
+CLOUDWATCH_METRICS: Final[Mapping[str, str]] = {
     "train:loss": "training_loss",
     "validation:loss": "validation_loss",
     "validation:auroc": "auroc",
@@ -49,12 +49,12 @@ METRICS: Final[Mapping[str, str]] = {
 
 def metric_definitions() -> list[dict[str, str]]:
     """Return the definitions by which CloudWatch reads the lines of ``epoch_line``."""
-    return [{"Name": name, "Regex": rf"\b{field}=([0-9.eE+-]+);"} for name, field in METRICS.items()]
+    return [{"Name": name, "Regex": rf"\b{field}=([0-9.eE+-]+);"} for name, field in CLOUDWATCH_METRICS.items()]
 
 
 def epoch_line(record: EpochRecord) -> str:
     """Format an epoch as one line for people and for CloudWatch."""
-    figures = " ".join(f"{field}={getattr(record, field):.6g};" for field in METRICS.values())
+    figures = " ".join(f"{field}={getattr(record, field):.6g};" for field in CLOUDWATCH_METRICS.values())
     return f"epoch {record.epoch} of {record.epochs}: {figures}"
 
 

@@ -214,7 +214,7 @@ def deploy(
     """
     from chestxray.aws import deploy as endpoints
     from chestxray.aws.deploy import parse_ttl, weights_of
-    from chestxray.aws.images import ensure_image, image_of, plan_of_image, repository_arn
+    from chestxray.aws.images import ensure_image, image_for, plan_of_image
     from chestxray.aws.plan import Plan
 
     if serverless and instance:
@@ -224,22 +224,18 @@ def deploy(
         raise UsageError("a serverless endpoint cannot join a network. Give --instance too, or leave out --subnet")
     cloud, names, log = context.cloud, context.names, context.console.log
     hosting = endpoints.Hosting(instance or "")
-    if image:
-        repository_arn(image, names.region)  # refused before anything is created
+    serving = image_for(names, image)
     weights = weights_of(cloud, names, source)
-    own = None if image else image_of(names)
-    address = own.address if own else str(image)
-    parts = endpoints.endpoint_parts(names, weights, address, hosting)
-    images = plan_of_image(cloud, names, own) if own else ()
-    if not context.go_ahead(Plan("deploy", (*images, *endpoints.plan_items(names, parts, hosting, lifetime)))):
+    parts = endpoints.endpoint_parts(names, weights, serving.address, hosting)
+    items = (*plan_of_image(cloud, names, serving), *endpoints.plan_items(names, parts, hosting, lifetime))
+    if not context.go_ahead(Plan("deploy", items)):
         return
-    if own:
-        ensure_image(cloud, names, own, log)
+    ensure_image(cloud, names, serving, log)
     end = None if lifetime is None else datetime.now(UTC).replace(microsecond=0) + lifetime
-    did = endpoints.deploy(cloud, names, weights, address, hosting, end, log)
+    did = endpoints.deploy(cloud, names, weights, serving.address, hosting, end, log)
     until = f"until {end:%Y-%m-%d %H:%M} UTC" if end else 'until "chestxray aws destroy"'
     context.console.result(
-        {**dataclasses.asdict(parts), "did": did, "image": address, "end": end.isoformat() if end else None},
+        {**dataclasses.asdict(parts), "did": did, "image": serving.address, "end": end.isoformat() if end else None},
         f"{parts.endpoint}: {_DONE[did]}, {until}\n"
         "Validate it with: chestxray aws validate s3://bucket/prefix/test --out report",
     )
@@ -270,7 +266,7 @@ def validate(
     """
     from chestxray.aws import jobs
     from chestxray.aws.deploy import deployed_model, ensure_model, model_name, weights_of
-    from chestxray.aws.images import ensure_image, image_of, plan_of_image, repository_arn
+    from chestxray.aws.images import ensure_image, image_for, plan_of_image
     from chestxray.aws.plan import Plan
     from chestxray.aws.roles import ensure_execution_role
     from chestxray.aws.storage import ensure_bucket
@@ -279,20 +275,16 @@ def validate(
     if image and not model:
         raise UsageError("--image belongs to --model: what is deployed has its image. Give both, or leave it out")
     cloud, names, log = context.cloud, context.names, context.console.log
-    if image:
-        repository_arn(image, names.region)
+    serving = image_for(names, image) if model else None
     weights = weights_of(cloud, names, model) if model else None
-    own = image_of(names) if weights and not image else None
-    image_address = own.address if own else image or ""
-    name = model_name(names, weights, image_address) if weights else deployed_model(cloud, names)
+    name = model_name(names, weights, serving.address) if weights and serving else deployed_model(cloud, names)
     wanted = jobs.prepare_transform(cloud, names, address, name, instance)
-    images = plan_of_image(cloud, names, own) if own else ()
+    images = plan_of_image(cloud, names, serving) if serving else ()
     if not context.go_ahead(Plan("validate", jobs.transform_plan_items(names, wanted, images))):
         return
-    if own:
-        ensure_image(cloud, names, own, log)
-    if weights:
-        ensure_model(cloud, names, weights, image_address)
+    if weights and serving:
+        ensure_image(cloud, names, serving, log)
+        ensure_model(cloud, names, weights, serving.address)
     ensure_bucket(cloud, names)
     ensure_execution_role(cloud, names, split_address(address)[0], image=image or "")
     _evaluate(context, jobs.run_transform(cloud, names, wanted, log), address, out, workers)

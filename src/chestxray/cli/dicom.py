@@ -17,22 +17,19 @@ from chestxray.schema import NOTICE
 if TYPE_CHECKING:
     from types import FrameType
 
-    from chestxray.cli.options import Command
     from chestxray.dicom.node import Node
     from chestxray.dicom.queue import Queue
 
 CONFIG_VARIABLE: Final = "CHESTXRAY_NODE"
 
 
-def config_option(command: Command) -> Command:
-    """Add --config."""
-    return click.option(
-        "--config",
-        type=FILE,
-        envvar=CONFIG_VARIABLE,
-        required=True,
-        help=f"The settings of the node, TOML. [env var: {CONFIG_VARIABLE}]",
-    )(command)
+config_option: Final = click.option(
+    "--config",
+    type=FILE,
+    envvar=CONFIG_VARIABLE,
+    required=True,
+    help=f"The settings of the node, TOML. [env var: {CONFIG_VARIABLE}]",
+)
 
 
 @click.command()

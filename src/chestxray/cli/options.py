@@ -187,52 +187,45 @@ def out_option(what: str, *, folder: bool) -> Callable[[Command], Command]:
     return click.option("--out", required=True, type=FOLDER if folder else FILE, help=what)
 
 
-def bundle_option(command: Command) -> Command:
-    """Add --bundle; the command receives the folder that was found."""
-    return click.option(
-        "--bundle",
-        metavar="FOLDER|NAME",
-        default=DEFAULT,
-        envvar=BUNDLE_VARIABLE,
-        show_default=f"${BUNDLE_VARIABLE}, else {DEFAULT}",
-        callback=_found_bundle,
-        shell_complete=complete_bundle,
-        help="The bundle to use: a folder, or the name of a bundle of this package.",
-    )(command)
-
-
 def _found_bundle(ctx: click.Context, _param: click.Parameter, given: str) -> Path:
     return Path(given) if ctx.resilient_parsing else folder_of(given)
 
 
-def verify_key_option(command: Command) -> Command:
-    """Add --verify-key."""
-    return click.option(
-        "--verify-key",
-        type=FILE,
-        help='Public key that must have signed the bundle ("chestxray sign"). Default: CHESTXRAY_VERIFY_KEY.',
-    )(command)
+# The command receives the folder that was found.
+bundle_option: Final = click.option(
+    "--bundle",
+    metavar="FOLDER|NAME",
+    default=DEFAULT,
+    envvar=BUNDLE_VARIABLE,
+    show_default=f"${BUNDLE_VARIABLE}, else {DEFAULT}",
+    callback=_found_bundle,
+    shell_complete=complete_bundle,
+    help="The bundle to use: a folder, or the name of a bundle of this package.",
+)
 
 
-def operating_point_option(command: Command) -> Command:
-    """Add --operating-point."""
-    return click.option(
-        "--operating-point",
-        default=None,
-        shell_complete=complete_point,
-        help="Name of an operating point of the bundle. [default: the bundle's]",
-    )(command)
+verify_key_option: Final = click.option(
+    "--verify-key",
+    type=FILE,
+    help='Public key that must have signed the bundle ("chestxray sign"). Default: CHESTXRAY_VERIFY_KEY.',
+)
 
 
-def require_age_option(command: Command) -> Command:
-    """Add --require-age."""
-    return click.option(
-        "--require-age",
-        is_flag=True,
-        envvar=REQUIRE_AGE_VARIABLE,
-        help='Refuse films whose file states no age (JPEG and PNG never do). By default the result has the note "age '
-        f'not stated". [env var: {REQUIRE_AGE_VARIABLE}]',
-    )(command)
+operating_point_option: Final = click.option(
+    "--operating-point",
+    default=None,
+    shell_complete=complete_point,
+    help="Name of an operating point of the bundle. [default: the bundle's]",
+)
+
+
+require_age_option: Final = click.option(
+    "--require-age",
+    is_flag=True,
+    envvar=REQUIRE_AGE_VARIABLE,
+    help='Refuse films whose file states no age (JPEG and PNG never do). By default the result has the note "age '
+    f'not stated". [env var: {REQUIRE_AGE_VARIABLE}]',
+)
 
 
 class Size(click.ParamType[tuple[int, int]]):
@@ -303,14 +296,12 @@ def collect_options(command: Command) -> Command:
     return with_settings
 
 
-def workers_option(command: Command) -> Command:
-    """Add --workers."""
-    return click.option(
-        "--workers",
-        type=click.IntRange(1, 1024),
-        default=None,
-        help="Worker processes that read films. [default: one for each core]",
-    )(command)
+workers_option: Final = click.option(
+    "--workers",
+    type=click.IntRange(1, 1024),
+    default=None,
+    help="Worker processes that read films. [default: one for each core]",
+)
 
 
 def engine_option(what: str) -> Callable[[Command], Command]:
@@ -324,15 +315,13 @@ def engine_option(what: str) -> Callable[[Command], Command]:
     )
 
 
-def refuse_option(command: Command) -> Command:
-    """Add --refuse."""
-    return click.option(
-        "--refuse",
-        metavar="[WORDS=]SOURCE",
-        multiple=True,
-        help="Pictures that the bundle must refuse (a folder, an archive or a table), and their name in refusals, "
-        'as in "an adult\'s film=archive/adults.csv"; repeatable.',
-    )(command)
+refuse_option: Final = click.option(
+    "--refuse",
+    metavar="[WORDS=]SOURCE",
+    multiple=True,
+    help="Pictures that the bundle must refuse (a folder, an archive or a table), and their name in refusals, "
+    'as in "an adult\'s film=archive/adults.csv"; repeatable.',
+)
 
 
 _RECIPE_FIELDS: Final[tuple[tuple[str, type, str], ...]] = (
@@ -359,27 +348,13 @@ def recipe_options(command: Command) -> Command:
     )(command)
 
 
-def device_option(command: Command) -> Command:
-    """Add --device."""
-    return click.option(
-        "--device",
-        default="auto",
-        show_default=True,
-        shell_complete=complete_device,
-        help="Device to compute on: auto, cpu or cuda.",
-    )(command)
-
-
-def endpoint_option(command: Command) -> Command:
-    """Add --endpoint-url, which is passed on in the environment: worker processes inherit it."""
-    return click.option(
-        "--endpoint-url",
-        metavar="URL",
-        default=None,
-        expose_value=False,
-        callback=_sets(S3_ENDPOINT_VARIABLE),
-        help="URL of the S3 store for s3:// films, if it is not Amazon S3.",
-    )(command)
+device_option: Final = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    shell_complete=complete_device,
+    help="Device to compute on: auto, cpu or cuda.",
+)
 
 
 def _sets(variable: str) -> Callable[[click.Context, click.Parameter, str | None], None]:
@@ -390,6 +365,17 @@ def _sets(variable: str) -> Callable[[click.Context, click.Parameter, str | None
             os.environ[variable] = given
 
     return callback
+
+
+# Passed on in the environment, which worker processes inherit.
+endpoint_option: Final = click.option(
+    "--endpoint-url",
+    metavar="URL",
+    default=None,
+    expose_value=False,
+    callback=_sets(S3_ENDPOINT_VARIABLE),
+    help="URL of the S3 store for s3:// films, if it is not Amazon S3.",
+)
 
 
 # --------------------------------------------------------------------------- "chestxray aws"
@@ -506,15 +492,13 @@ def is_typed(parameter: str) -> bool:
 RULES: Final = ("role", "boundary", "kms_key", "subnets", "security_groups")  # options that are fields of Rules
 
 
-def boundary_option(command: Command) -> Command:
-    """Add --permissions-boundary."""
-    return click.option(
-        "--permissions-boundary",
-        "boundary",
-        metavar="ARN",
-        default="",
-        help="Permissions boundary for all created roles. [default: none]",
-    )(command)
+boundary_option: Final = click.option(
+    "--permissions-boundary",
+    "boundary",
+    metavar="ARN",
+    default="",
+    help="Permissions boundary for all created roles. [default: none]",
+)
 
 
 def rules_options(command: Command) -> Command:

@@ -23,7 +23,6 @@ from chestxray.data.split import read_allowance
 from chestxray.errors import DegenerateLabels, UsageError
 from chestxray.evaluation import model_card
 from chestxray.evaluation.evaluate import (
-    METRICS,
     EvaluationSettings,
     examine,
     metrics_of,
@@ -48,7 +47,6 @@ from chestxray.schema import BundleInfo, Film, OperatingPoint, Split
 
 FEW_TO_CALIBRATE: Final = round(1 / (1 - SCREENING_SENSITIVITY))
 """Films of a class, 100: with fewer, a sensitivity of 0.99 can only mean that none of them was missed."""
-_CARD: Final = "MODEL_CARD.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +164,9 @@ def _refuse_or_warn(labels: npt.NDArray[np.int8], chosen_on: str) -> tuple[str, 
 
 def _trained_on(films: Sequence[Film]) -> tuple[str, ...]:
     count = sum(film.split == Split.TRAIN for film in films)
-    return (f"{count:,} of the films stand on a training split; on films it learnt from, a network is too sure.",) * (
-        count > 0
-    )
+    if not count:
+        return ()
+    return (f"{count:,} of the films are in a training split; on films it learnt from, a network is too sure.",)
 
 
 def _chosen_here(chosen_on: str) -> str:
@@ -181,6 +179,7 @@ def _chosen_here(chosen_on: str) -> str:
 def _files_with(opened: Bundle, info: BundleInfo, metrics: dict[str, Any]) -> dict[str, bytes]:
     """Return every file of the bundle, with the same graph and new figures in the card and in the metrics."""
     files = {name: (opened.folder / name).read_bytes() for name in opened.info.files}
-    old = files.get(_CARD, f"# {info.name}\n\n> **{info.notice}**\n".encode()).decode()
+    old = files.get(model_card.CARD_FILE, f"# {info.name}\n\n> **{info.notice}**\n".encode()).decode()
     new = model_card.amended(old, info.name, metrics, info.default_operating_point)
-    return files | {METRICS: (json.dumps(metrics, indent=2) + "\n").encode(), _CARD: new.encode()}
+    written = (json.dumps(metrics, indent=2) + "\n").encode()
+    return files | {model_card.METRICS_JSON: written, model_card.CARD_FILE: new.encode()}

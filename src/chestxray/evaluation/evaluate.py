@@ -59,7 +59,6 @@ from chestxray.schema import BundleInfo, Film, OperatingPoint, Split, Verdict
 
 AGAINST_ORIGINAL: Final = "original"
 CONFORMAL_ERROR: Final = 0.1  # of each class, if no other is asked for
-METRICS: Final = "metrics.json"
 _PICTURE_SIDE: Final = 480  # pixels of a film in a report: 24 films stay below a megabyte
 _PICTURE_QUALITY: Final = 80
 
@@ -433,10 +432,10 @@ def _conformal_rule(bundle: Path, info: BundleInfo, error: float | None) -> Conf
 
 def metrics_of(bundle: Path, info: BundleInfo) -> dict[str, Any]:
     """Return ``metrics.json`` of a bundle; empty if it has none. Raises: BundleInvalid, if the file is changed."""
-    path = bundle / METRICS
-    if METRICS not in info.files:
+    path = bundle / model_card.METRICS_JSON
+    if model_card.METRICS_JSON not in info.files:
         return {}
-    if sha256_of_file(path) != info.files[METRICS]:
+    if sha256_of_file(path) != info.files[model_card.METRICS_JSON]:
         raise BundleInvalid(f"{path}: was changed or damaged. Copy the whole folder again")
     metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return metrics
@@ -533,10 +532,10 @@ def check_refusals(
     """
     if not films:
         raise SourceInvalid("there is no film to be refused or answered")
-    return counted(predictor.info.name, score_films(predictor, films, on_progress=on_progress, workers=workers))
+    return count_refusals(predictor.info.name, score_films(predictor, films, on_progress=on_progress, workers=workers))
 
 
-def counted(model: str, scored: Iterable[ScoredFilm]) -> RefusalCheck:
+def count_refusals(model: str, scored: Iterable[ScoredFilm]) -> RefusalCheck:
     """Count refusals by kind and by label."""
     films, labels, counts, of_label = 0, Counter[str](), Counter[str](), Counter[str]()
     examples: dict[str, tuple[str, str]] = {}

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from chestxray.errors import MissingExtra
 from chestxray.evaluation.assessment import Assessment, GateCurve
-from chestxray.metrics.calibration import Bin
 from chestxray.metrics.intervals import wilson_interval
 
 if TYPE_CHECKING:
@@ -50,6 +49,8 @@ _GATE_LINES: Final = tuple(
     (colour, line) for line in ("-", (0, (4, 2)), (0, (1, 1.5))) for colour in (ACCENT, COOL, WARM, PLUM, GREEN, GOLD)
 )
 _PNG_DPI: Final = 200
+_DASHED: Final = (0, (4, 3))  # an offset, then points on and off
+_DOTTED: Final = (0, (1, 2))
 STYLE: Final[dict[Any, Any]] = {
     "axes.edgecolor": LINE,
     "axes.facecolor": "none",
@@ -132,42 +133,40 @@ def drawings(assessment: Assessment, gate: GateCurve | None = None) -> tuple[Dra
 
 def _draw_roc(assessment: Assessment, figure: Figure) -> None:
     axes = _unit_square(figure, "1 - specificity", "Sensitivity")
-    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="chance")
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=_DASHED, label="chance")
     if assessment.roc is not None:
         axes.plot(assessment.roc.false_positive_rate, assessment.roc.true_positive_rate, color=ACCENT, linewidth=1.8)
-    for marker, measured in zip(_markers(assessment), assessment.points, strict=True):
-        specificity, sensitivity = measured.confusion.specificity, measured.confusion.sensitivity
-        if specificity is not None and sensitivity is not None:
-            _mark(axes, 1 - specificity, sensitivity, marker, measured.point.name)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)
+    for measured, marker in zip(assessment.points, cycle(_MARKERS), strict=False):
+        specificity = measured.confusion.specificity
+        across = None if specificity is None else 1 - specificity
+        _mark(axes, across, measured.confusion.sensitivity, marker, measured.point.name)
+    _legend_above(axes, ncols=4)
 
 
 def _draw_precision_recall(assessment: Assessment, figure: Figure) -> None:
     axes = _unit_square(figure, "Sensitivity (recall)", "Precision")
     share = assessment.positives / assessment.films
-    axes.axhline(share, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"every film: {share:.0%}")
+    axes.axhline(share, color=MUTED, linewidth=1, linestyle=_DASHED, label=f"every film: {share:.0%}")
     if assessment.precision_recall is not None:
         curve = assessment.precision_recall
         recall, precision = [0.0, *curve.recall], [curve.precision[0], *curve.precision]
         axes.plot(recall, precision, color=ACCENT, linewidth=1.8, drawstyle="steps-pre")
-    for marker, measured in zip(_markers(assessment), assessment.points, strict=True):
-        precision_here, recall_here = measured.confusion.precision, measured.confusion.recall
-        if precision_here is not None and recall_here is not None:
-            _mark(axes, recall_here, precision_here, marker, measured.point.name)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)
+    for measured, marker in zip(assessment.points, cycle(_MARKERS), strict=False):
+        _mark(axes, measured.confusion.recall, measured.confusion.precision, marker, measured.point.name)
+    _legend_above(axes, ncols=4)
 
 
 def _draw_reliability(assessment: Assessment, figure: Figure) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     upper.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="Share with pneumonia")
-    upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=_DASHED)
     upper.grid(visible=True)
     filled = [
         (b, b.predicted, b.observed) for b in assessment.bins if b.predicted is not None and b.observed is not None
     ]
     predicted, observed = [row[1] for row in filled], [row[2] for row in filled]
-    ends = [_whiskers(b) for b, _, _ in filled]
-    upper.vlines(predicted, [low for low, _ in ends], [high for _, high in ends], color=ACCENT, linewidth=1.2)
+    ends = [wilson_interval(b.positives, b.films) for b, _, _ in filled]
+    upper.vlines(predicted, [end.low for end in ends], [end.high for end in ends], color=ACCENT, linewidth=1.2)
     upper.plot(predicted, observed, color=ACCENT, marker="o", markersize=4.5, linewidth=0)
     widths = [b.high - b.low for b in assessment.bins]
     lows = [b.low for b in assessment.bins]
@@ -189,12 +188,12 @@ def _draw_histogram(assessment: Assessment, figure: Figure) -> None:
     axes.axhline(0, color=MUTED, linewidth=0.8)
     point = assessment.answer.point
     axes.axvline(
-        point.threshold, color=INK, linewidth=1, linestyle=(0, (1, 2)), label=f"{point.name}: {point.threshold:.3f}"
+        point.threshold, color=INK, linewidth=1, linestyle=_DOTTED, label=f"{point.name}: {point.threshold:.3f}"
     )
     axes.set(xlim=(-0.01, 1.01), xlabel="Predicted probability of pneumonia", ylabel="Films")
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):,.0f}")
     axes.locator_params(axis="y", integer=True)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    _legend_above(axes, ncols=3)
 
 
 def _draw_decision(assessment: Assessment, figure: Figure) -> None:
@@ -208,9 +207,9 @@ def _draw_decision(assessment: Assessment, figure: Figure) -> None:
     )
     axes.grid(visible=True)
     axes.axhline(0, color=MUTED, linewidth=1, label="act on none")
-    axes.plot(curve.thresholds, curve.everybody, color=COOL, linewidth=1.3, linestyle=(0, (4, 3)), label="act on all")
+    axes.plot(curve.thresholds, curve.everybody, color=COOL, linewidth=1.3, linestyle=_DASHED, label="act on all")
     axes.plot(curve.thresholds, curve.model, color=ACCENT, linewidth=1.8, label="act on the model")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    _legend_above(axes, ncols=3)
 
 
 def _draw_risk_coverage(assessment: Assessment, figure: Figure) -> None:
@@ -220,11 +219,11 @@ def _draw_risk_coverage(assessment: Assessment, figure: Figure) -> None:
     axes.set(xlim=(0, 1.02), ylim=(0, max(0.02, 1.15 * float(curve.risk.max()))))
     axes.grid(visible=True)
     overall = float(curve.risk[-1])
-    axes.axhline(overall, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"all films: {overall:.1%}")
+    axes.axhline(overall, color=MUTED, linewidth=1, linestyle=_DASHED, label=f"all films: {overall:.1%}")
     steps = ([0.0, *curve.coverage], [curve.risk[0], *curve.risk])
     axes.plot(*steps, color=ACCENT, linewidth=1.8, drawstyle="steps-pre")
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    _legend_above(axes)
 
 
 def _gate_plot(gate: GateCurve) -> _Plot:
@@ -232,7 +231,7 @@ def _gate_plot(gate: GateCurve) -> _Plot:
         axes = _unit_square(figure, "Limit of the gate's score", "Share refused")
         for (kind, shares), (colour, line) in zip(gate.refused.items(), cycle(_GATE_LINES), strict=False):
             axes.plot(gate.limits, shares, color=colour, linestyle=line, label=f"{kind} ({gate.counts[kind]:,})")
-        axes.axvline(gate.limit, color=INK, linewidth=1, linestyle=(0, (1, 2)), label=f"used: {gate.limit:.2f}")
+        axes.axvline(gate.limit, color=INK, linewidth=1, linestyle=_DOTTED, label=f"used: {gate.limit:.2f}")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7.5)
 
     caption = "What is refused at other limits, of the pictures that set the gate's own: films, and what is none."
@@ -296,19 +295,16 @@ def _unit_square(figure: Figure, xlabel: str, ylabel: str) -> Axes:
     return axes
 
 
-def _markers(assessment: Assessment) -> str:
-    count = len(assessment.points)
-    return (_MARKERS * count)[:count]
+def _legend_above(axes: Axes, ncols: int = 1) -> None:
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=ncols, frameon=False)
 
 
-def _mark(axes: Axes, x: float, y: float, marker: str, name: str) -> None:
+def _mark(axes: Axes, x: float | None, y: float | None, marker: str, name: str) -> None:
+    """Mark an operating point, unless one of its rates is not defined."""
+    if x is None or y is None:
+        return
     style: dict[str, Any] = {"markersize": 7, "markerfacecolor": CARD, "markeredgecolor": INK, "markeredgewidth": 1.3}
     axes.plot([x], [y], marker=marker, linewidth=0, label=name, zorder=3, clip_on=False, **style)
-
-
-def _whiskers(filled: Bin) -> tuple[float, float]:
-    interval = wilson_interval(filled.positives, filled.films)
-    return interval.low, interval.high
 
 
 def _saved(figure: Figure, **how: Any) -> bytes:

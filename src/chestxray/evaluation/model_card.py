@@ -17,9 +17,12 @@ import numpy.typing as npt
 from chestxray.evaluation.robustness import CLEAN
 from chestxray.inference.ood import WORDS, OODDetector, RefusedCount
 from chestxray.metrics.calibration import Calibration, brier_score, calibrated, expected_calibration_error
-from chestxray.metrics.intervals import Interval, delong_interval, wilson_interval
+from chestxray.metrics.intervals import delong_interval, wilson_interval
 from chestxray.metrics.metrics import Confusion, auroc
 from chestxray.schema import OperatingPoint
+
+CARD_FILE: Final = "MODEL_CARD.md"
+METRICS_JSON: Final = "metrics.json"
 
 _BEGIN: Final = "<!-- figures: written by chestxray from metrics.json -->"
 _END: Final = "<!-- end of figures -->"
@@ -88,6 +91,7 @@ def section(metrics: Mapping[str, Any], default: str) -> str:
     """Return the section of the figures as Markdown, between two marks by which ``amended`` finds it."""
     cautions = "\n".join(f"- {sentence}" for sentence in metrics["cautions"])
     points = "\n".join(_row(point) for point in metrics["operating_points"])
+    left_out = "".join(f" {sentence}" for sentence in metrics.get("operating_points_left_out", ()))
     title = "the validation films" if metrics["split"] == "val" else f"the films of {metrics['split']}"
     return f"""{_BEGIN}
 
@@ -105,13 +109,9 @@ Brier score {metrics["brier"]:.4f}; expected calibration error {metrics["expecte
 |---|---|---|---|---|
 {points}
 
-The operating point "{default}" is the one that answers when none is named.{_left_out(metrics)}
+The operating point "{default}" is the one that answers when none is named.{left_out}
 {_under_shifts(metrics.get("stress"))}{_reliance(metrics.get("reliance"))}
 {_END}"""
-
-
-def _left_out(metrics: Mapping[str, Any]) -> str:
-    return "".join(f" {sentence}" for sentence in metrics.get("operating_points_left_out", ()))
 
 
 def _under_shifts(stress: Mapping[str, Any] | None) -> str:
@@ -243,7 +243,7 @@ def measured_where_chosen(
         "positives": positives,
         "negatives": len(targets) - positives,
         "patients": len(set(patients) - {""}) + list(patients).count(""),
-        "auroc": {"value": auroc(targets, values), "interval": _plain(delong_interval(targets, values))},
+        "auroc": {"value": auroc(targets, values), "interval": dataclasses.asdict(delong_interval(targets, values))},
         "brier": brier_score(targets, probabilities),
         "expected_calibration_error": expected_calibration_error(targets, probabilities),
         **calibration._asdict(),
@@ -273,17 +273,13 @@ def _reached(point: OperatingPoint, counts: Confusion) -> dict[str, Any]:
 def _figure(numerator: int, films: int) -> dict[str, Any]:
     if not films:
         return {"value": None, "numerator": 0, "films": 0, "interval": None}
-    interval = _plain(wilson_interval(numerator, films))
+    interval = dataclasses.asdict(wilson_interval(numerator, films))
     return {"value": numerator / films, "numerator": numerator, "films": films, "interval": interval}
-
-
-def _plain(interval: Interval) -> dict[str, Any]:
-    return dataclasses.asdict(interval)
 
 
 # --------------------------------------------------------------------------- the gate
 
-FILMS: Final = frozenset({"films", "shifted films"})
+KINDS_OF_FILMS: Final = frozenset({"films", "shifted films"})
 
 
 def gate_figures(detector: OODDetector) -> dict[str, Any]:
@@ -300,7 +296,7 @@ def gate_figures(detector: OODDetector) -> dict[str, Any]:
 
 
 def _origin(kind: str) -> str:
-    return "training" if kind in FILMS else "made" if kind in WORDS else "given"
+    return "training" if kind in KINDS_OF_FILMS else "made" if kind in WORDS else "given"
 
 
 def _refused(kind: str, origin: str, share: RefusedCount) -> dict[str, Any]:

@@ -120,8 +120,8 @@ def absent_from(assessment: Assessment, provenance: Provenance, *, pictures: boo
     return frozenset(place for place, holds in there.items() if not holds)
 
 
-MARKER: Final = "report.json"
-PROPORTIONS: Final = frozenset(
+REPORT_JSON: Final = "report.json"
+IN_PERCENT: Final = frozenset(
     {
         "sensitivity",
         "specificity",
@@ -135,6 +135,7 @@ PROPORTIONS: Final = frozenset(
         "coverage_normal",
     }
 )  # in percent; the others with three decimals
+DASH: Final = "\N{EM DASH}"  # for a value that is not defined
 FINEST: Final = 6  # decimals of a difference, at most
 HEADLINES: Final = ("sensitivity", "specificity", "precision")
 
@@ -171,8 +172,8 @@ def write_report(
     Raises: OutputExists, MissingExtra; and errors of ``beside``, after which no report exists.
     """
     figures = drawings(assessment, provenance.gate)
-    page = page_of(assessment, provenance, figures, pictures or {})
-    with folder_written_whole(folder, MARKER) as made:
+    page = page_html(assessment, provenance, figures, pictures or {})
+    with folder_written_whole(folder, REPORT_JSON) as made:
         (made / "index.html").write_text(page, encoding="utf-8")
         (made / "measures.csv").write_text(_measures_csv(assessment), encoding="utf-8", newline="")
         for figure in figures:
@@ -180,7 +181,7 @@ def write_report(
             (made / f"{figure.name}.png").write_bytes(figure.png)
         if beside:
             beside(made)
-        (made / MARKER).write_text(report_json(assessment, provenance), encoding="utf-8")
+        (made / REPORT_JSON).write_text(report_json(assessment, provenance), encoding="utf-8")
 
 
 def report_json(assessment: Assessment, provenance: Provenance) -> str:
@@ -189,7 +190,7 @@ def report_json(assessment: Assessment, provenance: Provenance) -> str:
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
-def page_of(
+def page_html(
     assessment: Assessment, provenance: Provenance, figures: tuple[Drawing, ...], pictures: Mapping[str, bytes]
 ) -> str:
     """Return the page as HTML. Raises: MissingExtra."""
@@ -247,32 +248,35 @@ def decimal(value: float) -> str:
     return ">0.999" if value < 1.0 and text == "1.000" else text
 
 
+def number_text(value: float | None, name: str) -> str:
+    """Return the value of a figure of that name, in percent or with three decimals; a dash for None."""
+    if value is None:
+        return DASH
+    return percent(value) if name in IN_PERCENT else decimal(value)
+
+
 def figure_text(measure: Measure) -> str:
-    """Return the value of a measure, in percent or with three decimals, or a dash."""
-    if measure.value is None:
-        return "\N{EM DASH}"
-    return _number(measure.name, measure.value)
+    """Return the value of a measure as ``number_text`` does."""
+    return number_text(measure.value, measure.name)
 
 
 def interval_text(interval: Interval | None, name: str) -> str:
     """Return the two ends of an interval, or a dash."""
-    if interval is None:
-        return "\N{EM DASH}"
-    return f"{_number(name, interval.low)} to {_number(name, interval.high)}"
+    return f"{number_text(interval.low, name)} to {number_text(interval.high, name)}" if interval else DASH
 
 
 def difference_text(value: float | None, name: str) -> str:
     """Return a difference with its sign, in percentage points or with three decimals, or a dash."""
     if value is None:
-        return "\N{EM DASH}"
-    return f"{_signed(100 * value, 1)} points" if name in PROPORTIONS else _signed(value, 3)
+        return DASH
+    return f"{_signed(100 * value, 1)} points" if name in IN_PERCENT else _signed(value, 3)
 
 
 def signed_interval_text(interval: Interval | None, name: str) -> str:
     """Return the two ends of the interval of a difference, or a dash."""
     if interval is None:
-        return "\N{EM DASH}"
-    scale, digits = (100, 1) if name in PROPORTIONS else (1, 3)
+        return DASH
+    scale, digits = (100, 1) if name in IN_PERCENT else (1, 3)
     return f"{_signed(scale * interval.low, digits)} to {_signed(scale * interval.high, digits)}"
 
 
@@ -286,12 +290,8 @@ def _signed(value: float, digits: int) -> str:
 def p_value_text(p: float | None) -> str:
     """Format a p-value with two significant digits, never below 0.0001; a dash if there is no test."""
     if p is None:
-        return "\N{EM DASH}"
+        return DASH
     return "<0.0001" if p < 0.0001 else f"{p:.2g}"  # noqa: PLR2004 - the usual limit in print
-
-
-def _number(name: str, value: float) -> str:
-    return percent(value) if name in PROPORTIONS else decimal(value)
 
 
 # --------------------------------------------------------------------------- parts
@@ -316,7 +316,7 @@ def _environment() -> Environment:
         figure=figure_text,
         interval=interval_text,
         difference=difference_text,
-        number=lambda value, name: "\N{EM DASH}" if value is None else _number(name, value),
+        number=number_text,
         signed_interval=signed_interval_text,
         p_value=p_value_text,
         count=lambda number: f"{number:,}",

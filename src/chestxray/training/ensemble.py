@@ -44,7 +44,7 @@ from chestxray.training.networks import Classifier, spec_of
 from chestxray.training.optim import steps_of
 from chestxray.training.run_folder import (
     BEST,
-    DESCRIPTION,
+    RUN_JSON,
     STRESS,
     VALIDATION,
     ByShift,
@@ -142,7 +142,7 @@ def _best_weights(run: Path, info: RunInfo) -> dict[str, Tensor]:
 
 
 MEASURED: Final = 2048  # training films on which the statistics of batch normalisation are measured
-BATCH: Final = 32  # films in one batch of them
+MEASURED_BATCH: Final = 32  # films in one batch of them
 
 
 def blend_runs(
@@ -171,7 +171,7 @@ def blend_runs(
     """
     started = time.perf_counter()
     folders, out = [Path(run) for run in runs], Path(out)
-    if not may_be_replaced(out, DESCRIPTION):
+    if not may_be_replaced(out, RUN_JSON):
         raise OutputExists(f"{out}: exists and is not a run. Give another --out")
     pack = Pack.open(pack_folder)
     infos = _checked_for_blending(folders, pack)
@@ -242,7 +242,7 @@ def _measure_statistics(training: Training, blended: Classifier) -> None:
     random = np.random.default_rng(state.recipe.seed)
     rows = drawn(state.splits.training, state.chances, random)[:MEASURED]
     blended.train()
-    for batch in np.array_split(rows, steps_of(len(rows), BATCH)):
+    for batch in np.array_split(rows, steps_of(len(rows), MEASURED_BATCH)):
         state.scores(blended, state.varied(batch, generator), reduced=False)
     blended.eval()
     for norm, momentum in zip(norms, kept, strict=True):

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, datetime
+from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,15 @@ from chestxray import __version__
 from chestxray.data.dedup import TRAINING_FILMS
 from chestxray.data.pack import Pack
 from chestxray.errors import BundleInvalid, RunInvalid
-from chestxray.evaluation.model_card import gate_figures, gate_table, header, measured_where_chosen, section
+from chestxray.evaluation.model_card import (
+    CARD_FILE,
+    METRICS_JSON,
+    gate_figures,
+    gate_table,
+    header,
+    measured_where_chosen,
+    section,
+)
 from chestxray.evaluation.robustness import CLEAN, measured_again, pooled, reliance, under_shifts
 from chestxray.files import folder_written_whole
 from chestxray.inference.bundle import DESCRIPTION, GRAPH, write_bundle
@@ -125,58 +134,6 @@ def in_half_precision(graph: bytes) -> bytes:
     return data
 
 
-_TEMPLATE: Final = """\
-{header}
-# {name}
-
-> **{notice}**
-
-## What it is
-
-`{network}`: {description} ({parameters:,}). Input: a greyscale film of {height} x {width} pixels
-(height x width; resize policy `{resize}`), which the bundle's own preprocessing makes from a JPEG or PNG file.
-Output: the calibrated probability of pneumonia, and a map of where the evidence lies.
-
-## Intended use
-
-{intended_use}
-
-| intended | not intended |
-|---|---|
-| research, teaching, comparison of methods | diagnosis, triage, or any decision about a patient |
-| telling pneumonia from normal | any other finding: effusions, fractures, tumours, tuberculosis |
-| frontal films, antero-posterior or postero-anterior | lateral and oblique views, slices, other parts of the body |
-| {ages} | younger and older patients |
-| films as a machine stored them (DICOM, PNG, JPEG) | photographs of films, screenshots, two films on one picture |
-| a hospital where it was evaluated on films of its own | a hospital where nobody measured it |
-
-## What it refuses
-
-Besides files that are no plain film (coloured, blank, too small, of another modality, body part or view), it
-{refuses}. A refused film gets no probability.{counts}
-
-## Limits
-
-- It was trained on one data set. Films of other hospitals, devices, ages or views may be classified wrongly, and
-  confidently so. Evaluate it on films of your own before believing any figure.
-- The map shows what moved this network's answer. It does not outline a lesion.
-- Training films' labels are taken as they are; they are not free of error.
-
-## Training data
-
-{training_films:,} films for training, {validation_films:,} for validation. Fingerprint of the data set (SHA-256
-over each film's hash, label, split and patient): `{training_data}`. The terms of those films may bind what
-may be done with these weights; the licence above is that of the software and of the weights as far as it
-can be given.
-
-{figures}
-{elsewhere}
-## How it was made
-
-{made}, by chestxray {version} on {device}.
-"""
-
-
 def model_card(
     bundle: BundleInfo, runs: Sequence[RunInfo], metrics: Mapping[str, Any], notes: Sequence[str] = ()
 ) -> str:
@@ -189,7 +146,8 @@ def model_card(
         notes: results that were measured elsewhere, in sentences.
     """
     ages = f"patients of {ages_in_words(bundle.intended_ages)}" if bundle.intended_ages else "patients like those below"
-    return _TEMPLATE.format(
+    template = resources.files("chestxray.training").joinpath("model_card.md").read_text(encoding="utf-8")
+    return template.format(
         header=header(bundle.name, metrics, bundle.default_operating_point),
         name=bundle.name,
         notice=bundle.notice,
@@ -249,8 +207,6 @@ LEAKAGE_ALLOWED: Final = (
 )
 
 WEIGHTS: Final = "weights.safetensors"
-METRICS: Final = "metrics.json"
-CARD: Final = "MODEL_CARD.md"
 
 
 def export_run(
@@ -297,8 +253,8 @@ def export_run(
         graph = to_onnx(trained.ensemble, size)
         files = {
             **({GRAPH: in_half_precision(graph)} if compact else {GRAPH: graph, WEIGHTS: to_bytes(trained.weights)}),
-            METRICS: (json.dumps(metrics, indent=2) + "\n").encode(),
-            CARD: model_card(bundle, trained.infos, metrics, notes).encode(),
+            METRICS_JSON: (json.dumps(metrics, indent=2) + "\n").encode(),
+            CARD_FILE: model_card(bundle, trained.infos, metrics, notes).encode(),
             GATE: gate,
             TRAINING_FILMS: read_checked(run / TRAINING_FILMS, info.files[TRAINING_FILMS]),
         }

@@ -64,7 +64,7 @@ WEIGHT_DECAY: Final = 1e-3
 
 SYNTHETIC_FILMS: Final = (32, 8)  # synthetic films: for the fit, and for the limits
 SHIFTED: Final = 1500  # least number of shifted copies in the fit ...
-SHIFTS: Final = 2  # ... and least number for each film
+SHIFTS_A_FILM: Final = 2  # ... and least number for each film
 SYNTHETIC_SHIFTS: Final = 16  # of each synthetic film, so that they are not rare among thousands of films
 DRAWN_SHARES: Final = {"photographs, pages and drawings": 1.5, "other parts of the body": 0.3}  # of each kind, per film
 # least number of pictures to refuse; with more films than this, as many as there are films
@@ -317,7 +317,7 @@ class _PictureMaker:
 
 def _fitted(pictures: Pictures, maker: _PictureMaker) -> OODDetector:
     """Fit axes and network; the limits are not set yet."""
-    shifts = max(SHIFTS, SHIFTED // len(pictures.films))
+    shifts = max(SHIFTS_A_FILM, SHIFTED // len(pictures.films))
     accepted = _thumbnails(
         [
             *maker.levelled(pictures.films),

@@ -24,8 +24,8 @@ from chestxray.training.distributed import World, init_distributed
 from chestxray.training.ensemble import teacher_of
 from chestxray.training.plots import AUGMENTED, plot_augmented_films
 from chestxray.training.run_folder import (
-    DESCRIPTION,
     FINISHED,
+    RUN_JSON,
     RunFolder,
     RunInfo,
     RunSummary,
@@ -112,7 +112,7 @@ def train_run(
     *,
     teachers: Sequence[Path] = (),
     device: str = "auto",
-    options: RunOptions | None = None,
+    options: RunOptions = RunOptions(),
     compiled: bool = False,
     on_epoch: Callable[[EpochRecord], None] = no_report,
     on_progress: ProgressCallback = no_progress,
@@ -143,10 +143,9 @@ def train_run(
         TrainingInterrupted: SIGTERM or SIGINT arrived; a checkpoint has been written.
         Also the errors of ``Pack.open`` and ``trainer.train``.
     """
-    options = options or RunOptions()
-    for part in out.glob(f".{DESCRIPTION}.*.part"):  # a process that is killed at its start leaves only this file
+    for part in out.glob(f".{RUN_JSON}.*.part"):  # a process that is killed at its start leaves only this file
         part.unlink()
-    if not may_be_replaced(out, DESCRIPTION):
+    if not may_be_replaced(out, RUN_JSON):
         raise OutputExists(f"{out}: exists and is not a run. Give another --out")
     with init_distributed(device) as (world, own_device):
         if not world.is_main:
@@ -193,7 +192,7 @@ def _resume_point(
     """Return the finished run, or the checkpoint to resume, or None. Raises: OutputExists, RunInvalid."""
     if options.restart:
         return None
-    info = RunInfo.read(out) if (out / DESCRIPTION).is_file() else None
+    info = RunInfo.read(out) if (out / RUN_JSON).is_file() else None
     if info is not None and (apart := info.origin.apart_from(origin)):
         _refuse_unless_replaced(out, apart, options)
         return None

@@ -56,15 +56,15 @@ from chestxray.training.trainer import VALIDATION_BATCH, Training, under_every_s
 
 RUN_VERSION: Final = 1
 
-DESCRIPTION: Final = "run.json"
+RUN_JSON: Final = "run.json"
 RECIPE: Final = "recipe.toml"
-METRICS: Final = "metrics.jsonl"
+METRICS_JSONL: Final = "metrics.jsonl"
 BEST: Final = "best.safetensors"
 LAST: Final = "last.safetensors"
 VALIDATION: Final = "validation.csv"
 STRESS: Final = "stress.csv"
 HASHED: Final = (BEST, LAST, VALIDATION, STRESS, GATE, TRAINING_FILMS)  # files that an export of the run needs
-RUN_FILES: Final = (DESCRIPTION, RECIPE, METRICS, *HASHED, *plots.CURVE_NAMES, *plots.PICTURE_NAMES)
+RUN_FILES: Final = (RUN_JSON, RECIPE, METRICS_JSONL, *HASHED, *plots.CURVE_NAMES, *plots.PICTURE_NAMES)
 
 TRAINING: Final = "training"
 FINISHED: Final = "finished"
@@ -124,7 +124,7 @@ class RunInfo:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     @classmethod
-    def from_json(cls, text: str, source: str = DESCRIPTION) -> Self:
+    def from_json(cls, text: str, source: str = RUN_JSON) -> Self:
         """Read a description. Raises: RunInvalid, if it is not a run of this version."""
         try:
             raw = json.loads(text)
@@ -144,12 +144,12 @@ class RunInfo:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Read the description of the run in a folder. Raises: RunInvalid, if it is missing or damaged."""
-        path = folder / DESCRIPTION
+        path = folder / RUN_JSON
         try:
             return cls.from_json(path.read_text(encoding="utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as error:
             raise RunInvalid(
-                f'{folder}: not a run, {DESCRIPTION} cannot be read. Make one with "chestxray train"'
+                f'{folder}: not a run, {RUN_JSON} cannot be read. Make one with "chestxray train"'
             ) from error
 
     @classmethod
@@ -272,14 +272,14 @@ class RunFolder:
         The description is written first, so that a folder with any other file of a run is always recognised as a run.
         """
         with writing(self.folder):
-            write_atomically(self.folder / DESCRIPTION, info.to_json().encode())
+            write_atomically(self.folder / RUN_JSON, info.to_json().encode())
             for name in RUN_FILES:
-                if name not in {DESCRIPTION, plots.AUGMENTED}:
+                if name not in {RUN_JSON, plots.AUGMENTED}:
                     (self.folder / name).unlink(missing_ok=True)
             for part in self.folder.glob(".*.part"):  # left half-written by a killed process
                 part.unlink()
             write_atomically(self.folder / RECIPE, recipe.to_toml().encode())
-            write_atomically(self.folder / METRICS, "".join(map(_line, records)).encode())
+            write_atomically(self.folder / METRICS_JSONL, "".join(map(_line, records)).encode())
         if best is not None:
             self.keep_best(best)
 
@@ -291,7 +291,7 @@ class RunFolder:
 
     def add(self, record: EpochRecord) -> None:
         """Append an epoch's line to the metrics."""
-        with writing(self.folder), (self.folder / METRICS).open("a", encoding="utf-8") as metrics:
+        with writing(self.folder), (self.folder / METRICS_JSONL).open("a", encoding="utf-8") as metrics:
             metrics.write(_line(record))
 
     def finish(self, info: RunInfo, records: Sequence[EpochRecord], last: Weights, seconds: float) -> RunInfo:
@@ -308,7 +308,7 @@ class RunFolder:
                 seconds=seconds,
                 files={name: sha256_of_file(self.folder / name) for name in HASHED},
             )
-            write_atomically(self.folder / DESCRIPTION, finished.to_json().encode())
+            write_atomically(self.folder / RUN_JSON, finished.to_json().encode())
         return finished
 
     def _trained_on(self) -> Iterator[Film]:
@@ -324,11 +324,11 @@ def read_finished(folder: Path, info: RunInfo) -> RunSummary:
     for name, sha256 in info.files.items():
         read_checked(folder / name, sha256)
     try:
-        lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+        lines = (folder / METRICS_JSONL).read_text(encoding="utf-8").splitlines()
         records = tuple(EpochRecord(**json.loads(line)) for line in lines)
     except (OSError, ValueError, TypeError) as error:
         raise RunInvalid(
-            f"{folder / METRICS}: cannot be read ({reason_of(error)}). Train again with --restart"
+            f"{folder / METRICS_JSONL}: cannot be read ({reason_of(error)}). Train again with --restart"
         ) from error
     return RunSummary(folder, info, records, was_there=True)
 

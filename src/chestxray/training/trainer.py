@@ -103,11 +103,6 @@ def validate(state: TrainState, panels: Panels) -> ValidationResult:
     return ValidationResult(logits, loss, *areas, counts.sensitivity or 0.0, counts.specificity or 0.0)
 
 
-def panels_of(pack: Pack, splits: DataSplits) -> Panels:
-    """Return both panels of a pack's validation films."""
-    return Panels(panel_of(pack, splits.validation), exchanged_panel_of(pack, splits))
-
-
 def exchanged_panel_of(pack: Pack, splits: DataSplits) -> UInt8Array:
     """Return each film under one exchange with a training film of the other class, in turn as in ``panel_of``.
 
@@ -290,7 +285,7 @@ class Training:
         self.steps_an_epoch = steps_of(len(splits.training), recipe.batch_size)
         self.steps_taken = 0
         self._summed_loss = 0.0
-        self.panels = panels_of(pack, splits)
+        self.panels = Panels(panel_of(pack, splits.validation), exchanged_panel_of(pack, splits))
 
     @property
     def all_steps_taken(self) -> int:
