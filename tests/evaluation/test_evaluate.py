@@ -388,7 +388,7 @@ def test_films_of_the_training_side_are_named_when_calibrating_on_them(
         "calibrate", bundle, tmp_path / "learnt.csv", "--out", tmp_path / "b", "--workers", 1
     )
     assert status == 0
-    assert any("stand on a training split" in warning for warning in document["warnings"])
+    assert any("are in a training split" in warning for warning in document["warnings"])
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "calibrate"])

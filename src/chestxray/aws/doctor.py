@@ -1,4 +1,6 @@
-"""What stands between these commands and an account, asked before anything is made: nothing here changes anything.
+"""Checks of an account before anything is created in it: credentials, region, quotas, permissions, images.
+
+Nothing here changes anything.
 
 Source: Service Quotas API reference, ListServiceQuotas; IAM API reference, SimulatePrincipalPolicy.
 """
@@ -23,7 +25,7 @@ SHOWN: Final = 6  # of what is missing; the rest is counted
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What somebody means to do, as far as it needs quotas and images.
+    """The planned jobs and endpoint, as far as they need quotas and images.
 
     Attributes:
         training, transform, hosting: types of instances; ``hosting`` is "" for a serverless endpoint.

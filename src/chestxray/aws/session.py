@@ -332,7 +332,7 @@ def check_partition(session: Any) -> None:
             f"(no CloudFront or no serverless endpoints as here). Only regions of {PARTITION} are supported"
         )
     known = session.get_available_regions("sagemaker", partition)
-    if session.region_name not in known:  # the partition is told by a pattern, which words with a slip fit as well
+    if session.region_name not in known:  # a pattern gives the partition, and misspelt regions match it as well
         (near,) = difflib.get_close_matches(session.region_name, known, n=1, cutoff=0.0)
         raise UsageError(
             f"--region {session.region_name}: this boto3 knows no SageMaker there. Is {near} meant? If the "
@@ -439,10 +439,10 @@ def last_state(
     describe: Callable[[], Mapping[str, Any]],
     state: Callable[[Mapping[str, Any]], str],
     is_last: Callable[[Mapping[str, Any]], bool],
-    tell: Callable[[str], None],
+    log_state: Callable[[str], None],
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Mapping[str, Any]:
-    """Wait for the last state of a resource, and tell each new one once. Returns: the description of the last.
+    """Wait for the last state of a resource, and log each new one once. Returns: the description of the last.
 
     Args:
         meanwhile: called after each description.
@@ -453,7 +453,7 @@ def last_state(
     for found in states(describe):
         now = state(found)
         if now != last:
-            tell(now)
+            log_state(now)
             last = now
         meanwhile()
         if is_last(found):
@@ -480,7 +480,7 @@ def follow_job(
             lambda found: str(found.get("SecondaryStatus", found[status_key])),
             lambda found: found[status_key] in JOB_ENDS,
             lambda state: log(f"{name}: {state}"),
-            tail.tell,
+            tail.show,
         )
     if found[status_key] != "Completed":
         where = f"Its lines are in the log {group}, streams {name}/..."
@@ -531,7 +531,7 @@ class LogTail:
         self._tokens: dict[str, str] = {}
         self._is_closed = False
 
-    def tell(self) -> None:
+    def show(self) -> None:
         """Show new lines. A log that may not be read is mentioned once, and does not end the waiting.
 
         Raises: CloudError.
@@ -539,21 +539,21 @@ class LogTail:
         if self._is_closed:
             return
         try:
-            self._tell()
+            self._show()
         except (CloudThrottled, CloudUnreachable):
             pass  # lines that cannot be read now are shown the next time
         except CloudRefused as error:
             self._log(f"{error}. Its lines are not shown meanwhile")
             self._is_closed = True
 
-    def _tell(self) -> None:
+    def _show(self) -> None:
         named = {"logGroupName": self._group, "logStreamNamePrefix": self._prefix}
         with cloud_errors(f"reading the log {self._group}"):
             found = unless_missing(self._client.describe_log_streams, **named)
             for stream in found["logStreams"] if found else ():  # there is no log until a line is written
-                self._tell_stream(stream["logStreamName"])
+                self._show_stream(stream["logStreamName"])
 
-    def _tell_stream(self, stream: str) -> None:
+    def _show_stream(self, stream: str) -> None:
         while True:
             token = self._tokens.get(stream)
             given = {"nextToken": token} if token else {}

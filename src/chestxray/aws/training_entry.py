@@ -103,16 +103,16 @@ def run(given: argparse.Namespace) -> None:
     with _locked(given.work / "lock"):  # the first of several processes on this machine packs the films
         if not (given.work / "pack" / "pack.json").is_file():
             _pack(channels, given, recipe)
-    speaks = is_main_process()
+    is_main = is_main_process()
     train_run(
         given.work / "pack",
         given.work / "training",
         recipe,
         options=RunOptions(given.checkpoints, every=given.checkpoint_every),
-        on_epoch=(lambda record: _log(epoch_line(record))) if speaks else (lambda _: None),
-        log=_log if speaks else (lambda _: None),
+        on_epoch=(lambda record: _log(epoch_line(record))) if is_main else (lambda _: None),
+        log=_log if is_main else (lambda _: None),
     )
-    if speaks:
+    if is_main:
         export_run(given.work / "training", given.work / "bundle", given.name)
         for path in sorted((given.work / "bundle").iterdir()):
             write_atomically(given.model / path.name, path.read_bytes())

@@ -53,7 +53,7 @@ PLATFORMS: Final = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux
 MAX_UNPACKED: Final = 250 * 2**20  # bytes; the limit of Lambda
 
 _OF_THE_PACKAGE: Final = frozenset({".py", ".pyi", ".npz", ".json"})
-_ROOMS_NOT_NEEDED: Final = frozenset({"bundles", "page", "training"})
+_FOLDERS_NOT_NEEDED: Final = frozenset({"bundles", "page", "training"})
 _NOT_NEEDED: Final = frozenset({"__pycache__", "bin", "tests", "test_files"})  # files of the libraries
 
 
@@ -74,7 +74,7 @@ def inline_archive(bundle: Path, model: str, log: Log, python: str = "") -> byte
         _fetch_libraries(Path(made), python or PYTHON, log)
         files = {
             **needed_codecs(dict(files_below(Path(made), _NOT_NEEDED))),
-            **package_files(without=_ROOMS_NOT_NEEDED, suffixes=_OF_THE_PACKAGE),
+            **package_files(without=_FOLDERS_NOT_NEEDED, suffixes=_OF_THE_PACKAGE),
             **_bundle_files(bundle),
             "model.json": model.encode(),
         }

@@ -102,7 +102,7 @@ def train(
             restart=restart,
             trackers=trackers,
             compiled=compiled,
-            on_epoch=epoch_sayer(console),
+            on_epoch=epoch_printer(console),
             on_progress=move,
             log=console.log,
         )
@@ -118,7 +118,7 @@ def train(
     console.result({"run": out, "info": summary.info, "epochs": summary.records}, text)
 
 
-def epoch_sayer(console: Console) -> Callable[[EpochRecord], None]:
+def epoch_printer(console: Console) -> Callable[[EpochRecord], None]:
     """Return a function that prints a header, then one line an epoch."""
     begun = False
     columns = (

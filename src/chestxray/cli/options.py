@@ -125,7 +125,7 @@ PATH: Final = click.Path(path_type=Path)
 Command = Callable[..., Any]
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
-# --------------------------------------------------------------------------- what a shell is offered
+# --------------------------------------------------------------------------- completion
 
 
 def _completer(names: Callable[[click.Context], Iterable[str]], beside: str = "") -> Completer:
@@ -485,7 +485,7 @@ def aws_options(command: Command) -> Command:
 
 
 def is_typed(parameter: str) -> bool:
-    """Check whether an option stands on the command line; its value may as well be a default or a variable's."""
+    """Check whether the user typed an option; otherwise its value is a default or an environment variable's."""
     return click.get_current_context().get_parameter_source(parameter) is ParameterSource.COMMANDLINE
 
 
@@ -535,7 +535,7 @@ def rules_options(command: Command) -> Command:
 def template_option(name: str) -> Callable[[Command], Command]:
     """Add --template, which prints one of ``stacks.TEMPLATES`` and ends, without an account."""
 
-    def tell(ctx: click.Context, _param: click.Parameter, given: bool) -> None:  # noqa: FBT001 - click's signature
+    def print_template(ctx: click.Context, _param: click.Parameter, given: bool) -> None:  # noqa: FBT001 - click's signature
         if given:
             from chestxray.aws.stacks import template
 
@@ -543,7 +543,9 @@ def template_option(name: str) -> Callable[[Command], Command]:
             ctx.exit()
 
     what = f"Print the CloudFormation template of the {name} for CDK, SAM or Terraform, and stop."
-    return click.option("--template", is_flag=True, is_eager=True, expose_value=False, callback=tell, help=what)
+    return click.option(
+        "--template", is_flag=True, is_eager=True, expose_value=False, callback=print_template, help=what
+    )
 
 
 def _owners(given: tuple[str, ...]) -> dict[str, str]:

@@ -11,7 +11,7 @@ import click
 
 from chestxray.cli.data import distribution_text, splits_text
 from chestxray.cli.evaluate import assessment_text, command_line
-from chestxray.cli.model import bundle_text, epoch_sayer
+from chestxray.cli.model import bundle_text, epoch_printer
 from chestxray.cli.options import (
     BUNDLE_VARIABLE,
     FOLDER,
@@ -235,7 +235,7 @@ class ConsoleStageReporter:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self.epoch = epoch_sayer(console)
+        self.epoch = epoch_printer(console)
 
     def cleaned(self, distribution: Any, films: Any) -> None:
         """Report the result of cleaning."""

@@ -113,7 +113,7 @@ def evaluate_bundle(
         UsageError: the settings contradict each other.
     """
     predictor = Predictor.load(bundle)
-    against = _other(settings)
+    against = _compared_model(settings)
     rule = _conformal_rule(bundle, predictor.info, settings.conformal)
     allowed = read_allowance(source)
     examined, split = examine(films, allowed, settings, reporter)
@@ -296,7 +296,7 @@ def examine(
     if split is None and any(film.split == Split.TEST for film in films):
         split = Split.TEST.value
     if not all(film.verdict for film in films):
-        with reporter.progress("Cleaning") as move:  # says by itself where patients are unknown
+        with reporter.progress("Cleaning") as move:  # logs by itself where patients are unknown
             return clean(films, move, settings.workers, log=reporter.log), split
     for line in about_patients([film for film in films if film.label and settings.split in {None, film.split}]):
         reporter.log(line)
@@ -334,7 +334,7 @@ def evaluate_table(scores: Path, out: Path, settings: EvaluationSettings) -> Ass
         SourceInvalid: the file cannot be read, or nothing in it can be evaluated.
         UsageError: the settings contradict each other.
     """
-    against = _other(settings)
+    against = _compared_model(settings)
     if isinstance(against, Bundle):
         raise UsageError(
             f"{settings.against}: a bundle evaluates films, and --scores gives none. Give BUNDLE and SOURCE, or score "
@@ -375,8 +375,8 @@ def _cohort_of_scores(file: ScoreFile) -> tuple[CohortStep, ...]:
 # --------------------------------------------------------------------------- another model
 
 
-def _other(settings: EvaluationSettings) -> Bundle | Path | Published | None:
-    """Open the other model as far as needed to know that it exists. Raises: UsageError, BundleInvalid."""
+def _compared_model(settings: EvaluationSettings) -> Bundle | Path | Published | None:
+    """Return the model to compare with, after a check that it exists. Raises: UsageError, BundleInvalid."""
     if settings.against is None:
         return None
     if settings.against == AGAINST_ORIGINAL:

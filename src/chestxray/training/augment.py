@@ -141,8 +141,8 @@ def brightness(films: Tensor, settings: Augmentation, generator: Generator) -> T
 def shading(films: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
     """Let the brightness of half of the films rise or fall in a straight line along a random direction.
 
-    X-ray tubes do so towards the anode, grids that stand oblique, and light boxes behind films that are scanned. No
-    level leaves 0..255: a corner may stay as bright as it is, and everything else becomes darker.
+    The anode of the tube, an oblique grid, or the light box behind a scanned film have this effect. No level leaves
+    0..255: a corner may stay as bright as it is, and everything else becomes darker.
     """
     angle = _uniform(films, math.pi, generator)
     steepness = _uniform(films, settings.shading, generator) * chosen_films(films, 0.5, generator)

@@ -174,7 +174,7 @@ class Origin:
         return cls(dataclasses.asdict(recipe), pack.info.fingerprint, pack.info.preprocessing, teachers)
 
     def apart_from(self, other: Origin) -> str:
-        """Describe the differences from the origin that is asked for now, as a clause; empty if there are none."""
+        """Describe the first difference from the wanted origin, as a clause; empty if there is none."""
         for name in sorted({*self.recipe, *other.recipe}):
             there, here = self.recipe.get(name), other.recipe.get(name)
             if there != here:

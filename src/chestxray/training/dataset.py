@@ -54,7 +54,7 @@ def splits_of(pack: Pack, recipe: Recipe) -> DataSplits:
 
 
 def chances_against_shortcuts(pack: Pack, rows: IndexArray) -> Float64Array:
-    """Return probabilities of drawing each training film that weaken what its pixels outside the lungs tell.
+    """Return the probability of drawing each training film, so that pixels outside the lungs predict the class less.
 
     p is the probability of pneumonia from frame, grey levels and sharpness alone, with halved log-odds, by a model that
     was not fitted on the film's patient. A pneumonia film has the weight 1 - p, a normal film p, and each a little
@@ -67,8 +67,8 @@ def chances_against_shortcuts(pack: Pack, rows: IndexArray) -> Float64Array:
     labels = labels_of([pack.films[row] for row in rows])
     features = np.concatenate(list(acquisition_features(pack.images[rows]).values()), axis=1)
     patients = [pack.films[row].patient_id or pack.films[row].sha256 for row in rows]
-    tells = calibrated(linear_log_odds(features, labels, patients) * LOG_ODDS_KEPT)
-    weights: Float64Array = np.where(labels == 1, 1.0 - tells, tells) + LEAST
+    predicted = calibrated(linear_log_odds(features, labels, patients) * LOG_ODDS_KEPT)
+    weights: Float64Array = np.where(labels == 1, 1.0 - predicted, predicted) + LEAST
     for label in range(CLASSES):
         of_class = labels == label
         weights[of_class] /= CLASSES * weights[of_class].sum()
@@ -96,9 +96,9 @@ def _given_splits(pack: Pack) -> DataSplits:
 def _random_splits(pack: Pack, recipe: Recipe) -> DataSplits:
     """Draw validation films one by one, as the original work did, and describe the leak that this causes."""
     pool = np.union1d(pack.rows(Split.TRAIN), pack.rows(Split.VAL))
-    drawn = np.random.default_rng(recipe.seed).permutation(pool)
+    shuffled = np.random.default_rng(recipe.seed).permutation(pool)
     kept = round(len(pool) * recipe.validation_share)
-    training, validation = np.sort(drawn[kept:]), np.sort(drawn[:kept])
+    training, validation = np.sort(shuffled[kept:]), np.sort(shuffled[:kept])
     known = {pack.films[row].patient_id for row in training} - {""}
     shared = sum(pack.films[row].patient_id in known for row in validation)
     leak = (

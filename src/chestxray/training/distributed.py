@@ -78,7 +78,7 @@ class World:
             distributed.all_reduce(values)
         return values
 
-    def any(self, wanted: bool) -> bool:  # noqa: FBT001 - the one thing that is asked
+    def any(self, wanted: bool) -> bool:  # noqa: FBT001 - the only argument
         """Check whether the argument is true in any process."""
         return wanted if self.size == 1 else bool(self.sum(_on_its_device(int(wanted))).item())
 

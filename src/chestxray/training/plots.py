@@ -17,7 +17,7 @@ from chestxray.training.train_state import EpochRecord
 CURVE_NAMES: Final = ("learning_curves.svg", "learning_curves.png")
 MANY: Final = 40  # epochs; with more, markers only blur the line
 
-# (series, colour) of the upper and the lower picture; colours tell apart in every common colour blindness
+# (series, colour) of the upper and the lower picture; the colours differ for people with colour blindness, too
 _LOSSES: Final = (("training_loss", "#0072b2"), ("validation_loss", "#d55e00"))
 _RATES: Final = (
     ("auroc", "#0072b2"),

@@ -82,7 +82,7 @@ SPARED_S: Final = 5.0  # seconds; an epoch that ends so soon after a checkpoint 
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What a run writes beside its results, and whether it may start anew.
+    """What a run writes beside its results, and whether it may start from the beginning.
 
     Attributes:
         checkpoints: folder of the checkpoints; by default inside the run's folder.

@@ -84,8 +84,8 @@ def has_native_bfloat16(device: torch.device) -> bool:
     """Check whether bfloat16 is faster than float32 on a device, because its hardware multiplies bfloat16 directly."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    tell = getattr(torch.cpu, "get_capabilities", dict)  # newer than the oldest torch that is supported
-    capabilities: Mapping[str, object] = tell()
+    # The oldest torch that is supported has no get_capabilities.
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
