@@ -17,7 +17,7 @@ import boto3
 import pytest
 
 from chestxray.aws import jobs, session
-from chestxray.aws.session import Names
+from chestxray.aws.session import Names, Rules
 from chestxray.aws.training_entry import check_gpu, job_arguments
 from chestxray.errors import JobFailed
 from chestxray.inference.predictor import Predictor
@@ -255,5 +255,5 @@ def test_a_spot_job_waits_no_longer_than_an_account_may_ask_for() -> None:
     for hours, wait in ((1.0, 2 * 3600), (120.0, 120 * 3600)):
         order = jobs.TrainingOrder({"training": "s3://a/b"}, "", "x", spot=True, max_hours=hours)
         job = jobs.PreparedJob(order, "train-1", b"", "sources/1", 1)
-        stopping = jobs.training_request(names, job, "train-1", "role")["StoppingCondition"]
+        stopping = jobs.training_request(names, job, "train-1", "role", Rules())["StoppingCondition"]
         assert stopping == {"MaxRuntimeInSeconds": round(hours * 3600), "MaxWaitTimeInSeconds": wait}

@@ -325,10 +325,13 @@ def deploy(
         _begin_endpoint(client, names, parts, before, anew=anew, log=log)
         _wait(client, parts, log)
     except BaseException:
-        if anew:  # the endpoint is new, so its removal affects no user
-            _remove_unfinished(cloud, names, parts, log)
-        elif before is not None and before["EndpointConfigName"] != parts.config:
-            _roll_back(cloud, names, parts, before["EndpointConfigName"], end, log)
+        try:
+            if anew:  # the endpoint is new, so its removal affects no user
+                _remove_endpoint(cloud, names, parts, log)
+            elif before is not None and before["EndpointConfigName"] != parts.config:
+                _roll_back(cloud, names, parts, before["EndpointConfigName"], end, log)
+        except CloudError as error:  # only logged: the user has to see what failed first
+            log(f'{error}. "chestxray aws destroy" removes what is left')
         raise
     earlier = before["EndpointConfigName"] if before else parts.config
     if earlier != parts.config:
@@ -361,30 +364,21 @@ def _roll_back(cloud: Cloud, names: Names, parts: EndpointParts, config: str, en
     """Clean up after a failed change: keep the schedules of what still runs, and remove what was new.
 
     If the endpoint's own rollback failed, part of it runs as changed: then everything stays, for the next attempt.
+
+    Raises: CloudError.
     """
     client = cloud.client("sagemaker")
-    try:
-        now = _endpoint_if_any(client, names.endpoint)
-        if now is None or now["EndpointStatus"] != "InService" or now["EndpointConfigName"] != config:
-            log(f'{names.endpoint}: is as the failed change left it. Repeat the command, or "chestxray aws destroy"')
-            return
-        model = _variants(client, config)[0]["ModelName"]
-        set_expiry(cloud, names, EndpointParts(names.endpoint, config, model), end)
-        _remove_config(client, parts.config, keep=model)
-        log(f"{names.endpoint}: answers as before the change")
-    except CloudError as error:
-        log(f'{error}. "chestxray aws destroy" removes what is left')
+    now = _endpoint_if_any(client, names.endpoint)
+    if now is None or now["EndpointStatus"] != "InService" or now["EndpointConfigName"] != config:
+        log(f'{names.endpoint}: is as the failed change left it. Repeat the command, or "chestxray aws destroy"')
+        return
+    model = _variants(client, config)[0]["ModelName"]
+    set_expiry(cloud, names, EndpointParts(names.endpoint, config, model), end)
+    _remove_config(client, parts.config, keep=model)
+    log(f"{names.endpoint}: answers as before the change")
 
 
-def _remove_unfinished(cloud: Cloud, names: Names, parts: EndpointParts, log: Log) -> None:
-    """Remove everything after a failure; a second failure is only logged, so that the user sees the first reason."""
-    try:
-        remove(cloud, names, parts, log)
-    except CloudError as error:
-        log(f'{error}. "chestxray aws destroy" removes what is left')
-
-
-def remove(cloud: Cloud, names: Names, parts: EndpointParts, log: Log) -> None:
+def _remove_endpoint(cloud: Cloud, names: Names, parts: EndpointParts, log: Log) -> None:
     """Remove endpoint, configuration, model and schedules; a missing resource is no error.
 
     Raises: CloudError.

@@ -270,11 +270,8 @@ def status_of(cloud: Cloud, name: str) -> str:
         return str(cloud.client("sagemaker").describe_training_job(TrainingJobName=name)["TrainingJobStatus"])
 
 
-def training_request(
-    names: Names, job: PreparedJob, name: str, role: str, rules: Rules | None = None
-) -> dict[str, Any]:
+def training_request(names: Names, job: PreparedJob, name: str, role: str, rules: Rules) -> dict[str, Any]:
     """Return the request for CreateTrainingJob."""
-    rules = rules or Rules()
     key = {"KmsKeyId": rules.kms_key} if rules.kms_key else {}
     order = job.order
     own = f"{SCHEME}{names.bucket}"
@@ -433,9 +430,9 @@ def run_transform(cloud: Cloud, names: Names, order: TransformOrder, log: Log) -
     return Transformed(_answers(cloud, names, order, job.name), job.name, job.did)
 
 
-def transform_request(names: Names, order: TransformOrder, name: str, rules: Rules | None = None) -> dict[str, Any]:
+def transform_request(names: Names, order: TransformOrder, name: str, rules: Rules) -> dict[str, Any]:
     """Return the request for CreateTransformJob."""
-    key = rules.kms_key if rules else ""
+    key = rules.kms_key
     bucket, prefix = split_address(order.address)
     films = {"S3DataType": "S3Prefix", "S3Uri": f"{SCHEME}{bucket}/{below(prefix)}"}
     return {
