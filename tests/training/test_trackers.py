@@ -14,8 +14,16 @@ from chestxray.errors import RecipeInvalid
 from chestxray.schema import Preprocessing, Resize
 from chestxray.training.config import Recipe
 from chestxray.training.networks import NETWORKS, build, parameters_of
-from chestxray.training.plots import AUGMENTED, FILTERS, plot_augmented_films, plot_filters
-from chestxray.training.trackers import FIGURES, MLFLOW_RUN, TENSORBOARD_FOLDER, track
+from chestxray.training.plots import (
+    AUGMENTED,
+    FIGURES,
+    FILTERS,
+    MLFLOW_RUN,
+    TENSORBOARD_FOLDER,
+    plot_augmented_films,
+    plot_filters,
+    track,
+)
 from chestxray.training.train_state import EpochRecord
 from chestxray.training.trainer import TIMED, WARM_UP, Estimate, Forecast, Training
 from packs import small_pack
@@ -30,14 +38,14 @@ def record(epoch: int) -> EpochRecord:
 def tell(name: str, folder: Path, epochs: range) -> None:
     with track(name, folder, RECIPE, recorded=epochs.start - 1) as tracker:
         for epoch in epochs:
-            tracker.epoch(record(epoch))
+            tracker(record(epoch))
 
 
 def interrupted(name: str, folder: Path) -> None:
     """Record two epochs, then a third that the checkpoint does not know; then resume from the second."""
     with suppress(KeyboardInterrupt), track(name, folder, RECIPE, recorded=0) as tracker:
         for epoch in (1, 2, 3):
-            tracker.epoch(record(epoch))
+            tracker(record(epoch))
         raise KeyboardInterrupt
     tell(name, folder, range(3, 5))
 

@@ -22,7 +22,7 @@ from chestxray.training.checkpoint import Best, Checkpoint, CheckpointFolder, Or
 from chestxray.training.config import Recipe
 from chestxray.training.distributed import World, init_distributed
 from chestxray.training.ensemble import teacher_of
-from chestxray.training.plots import AUGMENTED, plot_augmented_films
+from chestxray.training.plots import AUGMENTED, Tracker, plot_augmented_films, track
 from chestxray.training.run_folder import (
     FINISHED,
     RUN_JSON,
@@ -33,7 +33,6 @@ from chestxray.training.run_folder import (
     read_finished,
     unfinished_info,
 )
-from chestxray.training.trackers import Tracker, track
 from chestxray.training.train_state import EpochRecord, compiled_where_possible, snapshot
 from chestxray.training.trainer import Epoch, Estimate, Forecast, Training
 
@@ -306,7 +305,7 @@ class _Run:
         if time.perf_counter() - self._written >= min(self._every, SPARED_S):
             self._checkpoint()
         for tracker in self._trackers:
-            tracker.epoch(epoch.record)
+            tracker(epoch.record)
 
     def _checkpoint(self) -> None:
         if self._writes:
