@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import signal
 import threading
 import time
@@ -31,6 +30,8 @@ from chestxray.training.run_folder import (
     RunSummary,
     evaluate_best,
     read_finished,
+    records_of_lines,
+    records_to_lines,
     unfinished_info,
 )
 from chestxray.training.train_state import EpochRecord, compiled_where_possible, snapshot
@@ -174,14 +175,15 @@ def _resume_point_for_all(
     if world.size == 1:
         return _resume_point(out, folder, origin, options, log)
     found = _resume_point(out, folder, origin, options, log) if world.is_main else None
-    summary = found if isinstance(found, RunSummary) else None
-    words = [summary.info.to_json(), *map(json.dumps, map(dataclasses.asdict, summary.records))] if summary else []
-    received = world.broadcast_bytes("\n\n\n".join(words).encode()).decode()
-    if received:
-        info, *records = received.split("\n\n\n")
-        return RunSummary(out, RunInfo.from_json(info), tuple(EpochRecord(**json.loads(r)) for r in records), True)  # noqa: FBT003
-    files = found.to_files() if isinstance(found, Checkpoint) else (b"", b"")
-    text, data = world.broadcast_bytes(files[0]), world.broadcast_bytes(files[1])
+    info = records = text = data = b""
+    if isinstance(found, RunSummary):
+        info, records = found.info.to_json().encode(), records_to_lines(found.records).encode()
+    elif found is not None:
+        text, data = found.to_files()
+    info, records, text, data = map(world.broadcast_bytes, (info, records, text, data))
+    if info:
+        run = RunInfo.from_json(info.decode())
+        return RunSummary(out, run, records_of_lines(records.decode()), was_there=True)
     return Checkpoint.from_files(text, data) if text else None
 
 

@@ -279,7 +279,7 @@ class RunFolder:
             for part in self.folder.glob(".*.part"):  # left half-written by a killed process
                 part.unlink()
             write_atomically(self.folder / RECIPE, recipe.to_toml().encode())
-            write_atomically(self.folder / METRICS_JSONL, "".join(map(_line, records)).encode())
+            write_atomically(self.folder / METRICS_JSONL, records_to_lines(records).encode())
         if best is not None:
             self.keep_best(best)
 
@@ -292,7 +292,7 @@ class RunFolder:
     def add(self, record: EpochRecord) -> None:
         """Append an epoch's line to the metrics."""
         with writing(self.folder), (self.folder / METRICS_JSONL).open("a", encoding="utf-8") as metrics:
-            metrics.write(_line(record))
+            metrics.write(records_to_lines([record]))
 
     def finish(self, info: RunInfo, records: Sequence[EpochRecord], last: Weights, seconds: float) -> RunInfo:
         """Write what is known at the end, and return the finished description."""
@@ -324,8 +324,7 @@ def read_finished(folder: Path, info: RunInfo) -> RunSummary:
     for name, sha256 in info.files.items():
         read_checked(folder / name, sha256)
     try:
-        lines = (folder / METRICS_JSONL).read_text(encoding="utf-8").splitlines()
-        records = tuple(EpochRecord(**json.loads(line)) for line in lines)
+        records = records_of_lines((folder / METRICS_JSONL).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as error:
         raise RunInvalid(
             f"{folder / METRICS_JSONL}: cannot be read ({reason_of(error)}). Train again with --restart"
@@ -333,8 +332,14 @@ def read_finished(folder: Path, info: RunInfo) -> RunSummary:
     return RunSummary(folder, info, records, was_there=True)
 
 
-def _line(record: EpochRecord) -> str:
-    return json.dumps(dataclasses.asdict(record)) + "\n"
+def records_to_lines(records: Sequence[EpochRecord]) -> str:
+    """Return epochs as JSON lines. Law: ``records_of_lines`` returns them again."""
+    return "".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in records)
+
+
+def records_of_lines(text: str) -> tuple[EpochRecord, ...]:
+    """Read epochs from JSON lines. Raises: ValueError, TypeError."""
+    return tuple(EpochRecord(**json.loads(line)) for line in text.splitlines())
 
 
 def _validation_table(pack: Pack, rows: IndexArray, best: Best) -> bytes:
