@@ -286,12 +286,17 @@ def publish(cloud: Cloud, names: Names, settings: WebsiteSettings, behind: SiteM
         "RestPath": settings.rest_path,
         "PermissionsBoundary": cloud.rules.boundary,
     }
-    stack = stacks.deploy(cloud, names, names.website_stack, stacks.template("website"), parameters, log)
+    stack = stacks.deploy(cloud, names, names.website_stack, template(), parameters, log)
     changed = _send_page(cloud, stack.outputs["PageBucket"], behind.folder)
     if changed and stack.did != "create":
         _invalidate_page(cloud, stack.outputs["DistributionId"])
     outputs = stack.outputs
     return Website(outputs["Address"], outputs["Api"], stack.did, changed, stack.name, outputs.get("Rest", ""))
+
+
+def template() -> str:
+    """Return the stack's template."""
+    return stacks.template("website")
 
 
 def page_files(folder: Path) -> Iterator[tuple[str, bytes, str]]:
