@@ -430,7 +430,7 @@ class Classifier(nn.Module):
         return log_odds(scores), activation
 
     def _normalised(self, films: Tensor) -> Tensor:
-        levels = films.to(self.mean.dtype) / WHITE
+        levels = films.to(self.mean.dtype) / float(WHITE)
         if self.common_scale:
             levels = on_one_scale(levels)
         return (levels - self.mean) / self.std
