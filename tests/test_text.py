@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chestxray.data.sources import read_film
-from chestxray.images.decode import MAX_BYTES
+from chestxray.images import MAX_BYTES
 from chestxray.metrics.scores import ScoreRow, read_score_file, write_table
 from chestxray.schema import Film, read_manifest, write_manifest
 from chestxray.text import as_cell, of_cell

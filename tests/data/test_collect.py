@@ -19,7 +19,7 @@ from chestxray.data.collect import collect, survey
 from chestxray.data.labels import parse_name, patient_group
 from chestxray.data.sources import downloaded, name_of, read_film, stamp_of
 from chestxray.errors import SourceInvalid
-from chestxray.images.decode import MAX_BYTES
+from chestxray.images import MAX_BYTES
 from chestxray.schema import Film, Label, read_manifest, write_manifest
 from drawing import encoded, textured, write_film
 

@@ -16,7 +16,7 @@ from chestxray.data.collect import collect
 from chestxray.data.pack import Pack
 from chestxray.data.sources import read_film, stamp_of
 from chestxray.errors import SourceInvalid
-from chestxray.images.decode import MAX_BYTES
+from chestxray.images import MAX_BYTES
 from chestxray.schema import Film, read_manifest, write_manifest
 from drawing import encoded, textured
 

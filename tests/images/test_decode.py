@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from chestxray.errors import FilmTooLarge, TruncatedFilm, UnreadableFilm, UnsupportedFormat
-from chestxray.images.decode import MAX_BYTES, MAX_PIXELS, decode
+from chestxray.images import MAX_BYTES, MAX_PIXELS
+from chestxray.images.decode import decode
 from chestxray.images.preprocess import levelled, onto_film, preprocess, resample
 from chestxray.images.quality import brightness_of_middle, counts_of, objection_to, perceptual_hash
 from chestxray.images.raster import page_of

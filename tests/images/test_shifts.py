@@ -13,7 +13,7 @@ from chestxray.images.shifts import (
     EXCHANGES,
     OTHER,
     OWN,
-    Exchange,
+    Nuisance,
     body_of,
     corners,
     donors_of,
@@ -34,7 +34,7 @@ def planes(pack: Path) -> npt.NDArray[np.uint8]:
 
 @pytest.mark.parametrize("exchange", EXCHANGES, ids=NAMES)
 def test_an_exchange_keeps_the_shape_and_leaves_its_film_and_donor_alone(
-    exchange: Exchange, planes: npt.NDArray[np.uint8]
+    exchange: Nuisance, planes: npt.NDArray[np.uint8]
 ) -> None:
     before = planes.copy()
     found = exchanged(planes, planes[::-1], exchange)

@@ -206,7 +206,7 @@ def split_path(path: str) -> tuple[Path, str] | None:
 
 def read_member(archive: Path, name: str, first: int | None = None) -> bytes:
     """Return the bytes of one member, or the first of them. Raises: OSError for every failure."""
-    from chestxray.images.decode import MAX_BYTES  # imports numpy, which names of films do not need
+    from chestxray.images import MAX_BYTES  # imports numpy, which names of films do not need
 
     try:
         with _OPEN_ARCHIVE.get(archive).open(name) as file:

@@ -48,12 +48,12 @@ TITLES: Final = {
 }
 ALARM: Final = 0.6  # a group of features is reported if the whole interval of its AUROC is above this
 NEARLY: Final = 0.95  # AUROC from which the report says that the classes are told apart almost perfectly
-FEWEST: Final = 10  # patients of each class; with fewer no figure is given
+MIN_PATIENTS: Final = 10  # patients of each class; with fewer no figure is given
 HANDFUL: Final = 5  # patients of a class; with fewer in a group of films acquired alike, the group is a risk
 SURE: Final = 0.001  # probability, over all groups together, of a false risk if class and group are unrelated
 SMALLEST: Final = 20  # films that share a value of a column and count as acquired alike
 MOST_KINDS: Final = 12  # values of a column; with more, its values do not become groups
-EXAMPLES: Final = 12  # films of a group on the contact sheet
+EXAMPLES_A_GROUP: Final = 12  # films of a group on the contact sheet
 
 REMEDIES: Final = {
     "marks": "Collect {rarer} films of the same unit, or cover the marks of all films alike (crop or paint the border) "
@@ -312,8 +312,8 @@ def _separability(
     """
     fewest = min(len(np.unique(patients[targets])), len(np.unique(patients[~targets])))
     note = "tells nothing: all films are alike in it" if features.is_constant else ""
-    if fewest < FEWEST:
-        note = f"no figure: of one kind there are films of {fewest} patients, and {FEWEST} are needed"
+    if fewest < MIN_PATIENTS:
+        note = f"no figure: of one kind there are films of {fewest} patients, and {MIN_PATIENTS} are needed"
     if note:
         return Separability(name, title, Measure("auroc", None, None, len(targets), note=note)), np.zeros(len(targets))
     fold = folds_of(targets, patients)
@@ -412,7 +412,7 @@ def _group(
             f"{int(rows.sum()):,} films taken alike ({title}), of which {counts[rarer]:,} are {rarer.value}: a network "
             f"can take this for the class. {remedy}"
         )
-    examples = sorted((films[row].path for row in np.flatnonzero(rows).tolist()), key=digest)[:EXAMPLES]
+    examples = sorted((films[row].path for row in np.flatnonzero(rows).tolist()), key=digest)[:EXAMPLES_A_GROUP]
     return AcquisitionGroup(
         number,
         kind,
@@ -446,7 +446,7 @@ class Overlap:
         plain, weighted: AUROC with the interval by patient.
         effective: number of equally weighted films behind the weighted figure, by class.
         groups: AUROC of each group of films acquired alike, by its number, with all films of the class of which it has
-            too few; the lowest first. Only groups of at least ``FEWEST`` patients.
+            too few; the lowest first. Only groups of at least ``MIN_PATIENTS`` patients.
         missing: audited films that have no score.
     """
 
@@ -484,10 +484,10 @@ def overlap(found: Audit, scores: Mapping[str, float]) -> Overlap:
     rows = np.array([row for row, path in enumerate(found.paths) if path in scores], dtype=np.int64)
     labels, patients = found.labels[rows], found.patient_of[rows]
     for label, of_class in ((Label.NORMAL, ~labels), (Label.PNEUMONIA, labels)):
-        if len(np.unique(patients[of_class])) < FEWEST:
+        if len(np.unique(patients[of_class])) < MIN_PATIENTS:
             raise SourceInvalid(
                 f"the scores hold films of {len(np.unique(patients[of_class]))} audited patients that are "
-                f"{label.value}; {FEWEST} are needed. Give scores of the audited films, by the same paths"
+                f"{label.value}; {MIN_PATIENTS} are needed. Give scores of the audited films, by the same paths"
             )
     values = np.array([scores[found.paths[row]] for row in rows])
     weights = overlap_weights(labels, found.probabilities[rows])
@@ -514,14 +514,14 @@ def group_measure(found: Audit, group: AcquisitionGroup, rows: Int64Array, score
         rows: the audited films to use, among them some of the group.
         scores: scores of all audited films, shape (n,); used at ``rows``.
 
-    Returns: AUROC with its interval by patient; None with fewer than ``FEWEST`` patients of a class.
+    Returns: AUROC with its interval by patient; None with fewer than ``MIN_PATIENTS`` patients of a class.
     """
     labels, patients = found.labels[rows], found.patient_of[rows]
     inside = found.group_of[group.kind][rows] == group.number
     for of_class in (labels, ~labels):
-        if len(np.unique(patients[inside & ~of_class])) < FEWEST <= len(np.unique(patients[inside & of_class])):
+        if len(np.unique(patients[inside & ~of_class])) < MIN_PATIENTS <= len(np.unique(patients[inside & of_class])):
             inside = (inside & of_class) | ~of_class
-    if any(len(np.unique(patients[inside & of])) < FEWEST for of in (labels, ~labels)):
+    if any(len(np.unique(patients[inside & of])) < MIN_PATIENTS for of in (labels, ~labels)):
         return None
     return _area(labels[inside], scores[rows][inside], patients[inside])
 
@@ -545,7 +545,7 @@ def _area(
 
 # --------------------------------------------------------------------------- in words
 
-NAMED: Final = 5  # groups that the sentences name; the others are counted
+GROUPS_NAMED: Final = 5  # groups that the sentences name; the others are counted
 
 
 def _words(found: Audit) -> Iterator[str]:
@@ -575,9 +575,9 @@ def _words(found: Audit) -> Iterator[str]:
                 f"The splits {difference.one} and {difference.other} were taken differently: within a class they are "
                 f"told apart with {_figure(group.measure)}."
             )
-    yield from (f"Group {group.number}: {group.risk}" for group in found.risks[:NAMED])
-    if len(found.risks) > NAMED:
-        yield f"{len(found.risks) - NAMED:,} more groups have fewer than {HANDFUL} patients of one class."
+    yield from (f"Group {group.number}: {group.risk}" for group in found.risks[:GROUPS_NAMED])
+    if len(found.risks) > GROUPS_NAMED:
+        yield f"{len(found.risks) - GROUPS_NAMED:,} more groups have fewer than {HANDFUL} patients of one class."
 
 
 def _figure(measure: Measure) -> str:

@@ -78,7 +78,7 @@ YES_AND_NO: Final[Mapping[str, Label]] = {
     **dict.fromkeys(("0", "false", "no", "n", "f", "nein", "non"), Label.NORMAL),
     **dict.fromkeys(("1", "true", "yes", "y", "t", "ja", "si", "oui"), Label.PNEUMONIA),
 }
-PAIRS: Final = (frozenset({"0", "1"}), frozenset({"no", "yes"}), frozenset({"false", "true"}))
+YES_NO_PAIRS: Final = (frozenset({"0", "1"}), frozenset({"no", "yes"}), frozenset({"false", "true"}))
 BLANK: Final = frozenset(
     _phrases("nan, none, null, na, n/a, #n/a, nat, <na>, ?, -, unlabelled, unlabeled, \u2013, \u2014, missing")
 ) | {""}
@@ -241,7 +241,7 @@ class LabelWords:
         return NoLabel.OTHER if word in OTHER_FINDINGS else NoLabel.UNKNOWN
 
     def of_folder(self, name: str) -> Meaning:
-        """Return the label that a folder's name means anywhere; 0 and 1 mean one only together (``PAIRS``)."""
+        """Return the label that a folder's name means anywhere; 0 and 1 mean one only together (``YES_NO_PAIRS``)."""
         word = in_one_form(name)
         if word in self.given:
             return self.given[word] or NoLabel.OTHER
@@ -373,7 +373,7 @@ class Folders:
         word = in_one_form(name)
         if meaning is NoLabel.UNKNOWN and word in YES_AND_NO:
             beside = {in_one_form(other) for other in self._beside[parent]}
-            if beside in PAIRS:
+            if beside in YES_NO_PAIRS:
                 return YES_AND_NO[word]
         return meaning
 

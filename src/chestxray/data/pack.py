@@ -98,7 +98,7 @@ class Pack:
         return np.flatnonzero([film.split == split for film in self.films])
 
 
-def size_of(given: tuple[int, int]) -> tuple[int, int]:
+def _height_and_width(given: tuple[int, int]) -> tuple[int, int]:
     """Return height and width of what a caller gives as a size. Raises: OutOfRange."""
     try:
         height, width = given
@@ -142,7 +142,7 @@ def write_pack(
         PackInvalid: no film has a split, none is for training, or a file changed since it was cleaned.
     """
     out = Path(out)
-    height, width = size_of(size)
+    height, width = _height_and_width(size)
     mapper = partial(mapper_of(engine), workers=workers)
     # refuses a wrong size at once; the statistics follow
     wanted = Preprocessing(height, width, member(Resize, resize), mean=0.5, std=0.5, levels=member(Levels, levels))

@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 
 MARKER: Final = "data.json"
 AUDIT_MARKER: Final = "audit.json"
-FILMS: Final = "films.csv"
+FILMS_TABLE: Final = "films.csv"
 GROUP_SHEETS: Final = 8  # groups of an audit with a contact sheet
-BINS: Final = 24  # bins of each histogram
+HISTOGRAM_BINS: Final = 24  # bins of each histogram
 SHEET: Final = 24  # films on the contact sheet of a verdict
-PAIRS: Final = 12  # duplicates shown side by side
+PAIRS_SHOWN: Final = 12  # duplicates shown side by side
 THUMBNAIL: Final = 112  # pixels: height of a thumbnail
 RISKY: Final = 0.6  # AUROC of a property alone from which on the page warns of it
 _QUALITY: Final = 80
@@ -66,7 +66,7 @@ class Shortcut:
     Attributes:
         auroc: how well the property alone tells the classes apart, in either direction: 0.5 to 1; None if one class is
             missing.
-        edges: BINS + 1 edges of the bins.
+        edges: HISTOGRAM_BINS + 1 edges of the bins.
         shares: fraction of the films of each label in each bin.
     """
 
@@ -180,7 +180,7 @@ def write_audit(
         )
         (beside / "index.html").write_text(text, encoding="utf-8")
         (beside / AUDIT_MARKER).write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
-        (beside / FILMS).write_text(_rows_of(found), encoding="utf-8")
+        (beside / FILMS_TABLE).write_text(_rows_of(found), encoding="utf-8")
 
 
 def _rows_of(found: Audit) -> str:
@@ -218,7 +218,7 @@ def _shortcut(name: str, films: Sequence[Film]) -> Shortcut:
     labelled = [film for film in films if film.label]
     values = np.array([value_of(film) for film in labelled], dtype=np.float64)
     sick = np.array([film.label == Label.PNEUMONIA for film in labelled])
-    edges = np.histogram_bin_edges(values, BINS)
+    edges = np.histogram_bin_edges(values, HISTOGRAM_BINS)
     shares = {
         label.value: tuple((np.histogram(values[of], edges)[0] / max(1, of.sum())).round(4).tolist())
         for label, of in ((Label.NORMAL, ~sick), (Label.PNEUMONIA, sick))
@@ -253,7 +253,7 @@ def _sheets(films: Sequence[Film]) -> list[dict[str, Any]]:
 
 def _pairs(films: Sequence[Film]) -> list[tuple[dict[str, str], dict[str, str]]]:
     """Return the first films that occur more than once, each beside the film of which it is a copy."""
-    copies = [film for film in films if film.verdict in COPIES][:PAIRS]
+    copies = [film for film in films if film.verdict in COPIES][:PAIRS_SHOWN]
     alike: defaultdict[str, set[str]] = defaultdict(set)
     for one, other in near_pairs(film.perceptual_hash for film in films if film.is_accepted or film.verdict in COPIES):
         alike[one].add(other)

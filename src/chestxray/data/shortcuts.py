@@ -14,7 +14,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
@@ -90,7 +90,7 @@ def film_features(data: bytes, source: str) -> FilmFeatures:
 # --------------------------------------------------------------------------- the picture's border
 
 
-def frame(plane: UInt8Array) -> Float32Array:
+def _frame(plane: UInt8Array) -> Float32Array:
     """Return brightness of the border's cells, and width of the black margin at each edge; shape (208,).
 
     A cell's mean grey is relative to the film's own scale, so that a darker exposure has the same frame.
@@ -110,7 +110,7 @@ def _margins(plane: UInt8Array) -> Float32Array:
     return np.array(margins, dtype=np.float32)
 
 
-def marks(plane: UInt8Array) -> Float32Array:
+def _marks(plane: UInt8Array) -> Float32Array:
     """Return how far the brightest stroke of each border cell stands out from its neighbourhood, shape (204,).
 
     Letters, arrows and wires are a few pixels wide; a rib or the edge of the patient is wider.
@@ -123,7 +123,7 @@ def marks(plane: UInt8Array) -> Float32Array:
     return found
 
 
-def grey_levels(plane: UInt8Array) -> Float32Array:
+def _grey_levels(plane: UInt8Array) -> Float32Array:
     """Return quantiles of the border's grey levels, fractions of black and white, and number of levels; shape (14,)."""
     counts = np.bincount(plane[_BORDER_OF_PIXELS], minlength=WHITE + 1)
     below = np.cumsum(counts) / counts.sum()
@@ -133,7 +133,7 @@ def grey_levels(plane: UInt8Array) -> Float32Array:
     return np.concatenate([quantiles, extremes]).astype(np.float32)
 
 
-def sharpness(plane: UInt8Array) -> Float32Array:
+def _sharpness(plane: UInt8Array) -> Float32Array:
     """Return gradients and spectra along the border, which compression and enlarging smooth; shape (28,)."""
     levels = plane.astype(np.float32)
     across, down = np.abs(np.diff(levels, axis=1)), np.abs(np.diff(levels, axis=0))
@@ -150,10 +150,10 @@ def sharpness(plane: UInt8Array) -> Float32Array:
 
 # One row for each group of features from the picture's border.
 PICTURE_GROUPS: Final[dict[str, Callable[[UInt8Array], Float32Array]]] = {
-    "frame": frame,
-    "marks": marks,
-    "grey": grey_levels,
-    "sharpness": sharpness,
+    "frame": _frame,
+    "marks": _marks,
+    "grey": _grey_levels,
+    "sharpness": _sharpness,
 }
 GROUPS: Final = (*PICTURE_GROUPS, "size", "file")
 
@@ -224,7 +224,7 @@ class Acquisition:
     films: tuple[Film, ...]
     numbers: dict[str, Array]
     texts: dict[str, tuple[str, ...]]
-    skipped: tuple[tuple[str, str], ...] = field(default=())
+    skipped: tuple[tuple[str, str], ...] = ()
 
     @property
     def patients(self) -> Int64Array:
@@ -280,7 +280,7 @@ def _measure_one(film: Film) -> FilmFeatures | str:
 
 FOLDS: Final = 5
 FITTED_ON: Final = 20_000  # films at most, to limit time and memory; the other films are scored all the same
-AT_ONCE: Final = 10_000  # films scored together; limits the memory of their features in float64
+SCORED_AT_ONCE: Final = 10_000  # films scored together; limits the memory of their features in float64
 MOST_WORDS: Final = 200  # different texts of a column; with more, the column names films and not kinds of films
 
 # Boosted trees: half the rounds of the library's default, half as many leaves, and each split uses some features only.
@@ -373,8 +373,8 @@ def out_of_fold(features: Features, labels: BoolArray, fold: Int64Array) -> Floa
             model.fit(_rows(columns, rows), labels[rows])
             prior = float(np.log(labels[rows].sum() / (~labels[rows]).sum()))
             there = np.flatnonzero(fold == held_out)
-            for start in range(0, len(there), AT_ONCE):
-                part = there[start : start + AT_ONCE]
+            for start in range(0, len(there), SCORED_AT_ONCE):
+                part = there[start : start + SCORED_AT_ONCE]
                 scores[part] = model.decision_function(_rows(columns, part)) - prior
     return scores
 
@@ -458,8 +458,8 @@ def _alike(values: Float32Array) -> Int64Array:
         means = KMeans(min(count, distinct), n_init=3, random_state=0).fit(placed)
         return np.concatenate(
             [
-                means.predict(principal.transform(values[start : start + AT_ONCE]))
-                for start in range(0, len(values), AT_ONCE)
+                means.predict(principal.transform(values[start : start + SCORED_AT_ONCE]))
+                for start in range(0, len(values), SCORED_AT_ONCE)
             ]
         ).astype(np.int64)
 

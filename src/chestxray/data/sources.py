@@ -300,7 +300,7 @@ def below(prefix: str) -> str:
 
 def read_object(address: str, first: int | None = None) -> bytes:
     """Return the bytes of one object, or the first of them. Raises: OSError for every failure."""
-    from chestxray.images.decode import MAX_BYTES
+    from chestxray.images import MAX_BYTES
 
     bucket, key = split_address(address)
     failures = _failures()
@@ -371,7 +371,7 @@ def read_file(path: Path) -> bytes:
 
     The function never waits for a pipe, and a device or a sparse file takes no memory.
     """
-    from chestxray.images.decode import MAX_BYTES
+    from chestxray.images import MAX_BYTES
 
     if path.is_dir():  # opening its descriptor would name a number
         raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))

@@ -18,20 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from chestxray import __version__
 from chestxray.errors import FilmTooLarge, UnsupportedFormat
-from chestxray.images import COLOUR_SPREAD, MAX_BYTES, MAX_PIXELS, Pixels, Radiograph, dicom, raster
-
-__all__ = [
-    "COLOUR_SPREAD",
-    "FORMATS",
-    "MAX_BYTES",
-    "MAX_PIXELS",
-    "Format",
-    "Pixels",
-    "Radiograph",
-    "decode",
-    "decoder_hash",
-    "format_of",
-]
+from chestxray.images import MAX_BYTES, Radiograph, dicom, raster
 
 
 class Format(NamedTuple):

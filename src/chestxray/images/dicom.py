@@ -39,7 +39,7 @@ from chestxray.images.dicom_pixels import (
     IMPLICIT_LITTLE,
     SYNTAXES,
     Frame,
-    grey_levels,
+    displayed_levels,
     stored_values,
 )
 from chestxray.text import without_accents
@@ -62,15 +62,15 @@ NEEDED: Final = frozenset(
 )  # fmt: skip
 
 # decoders return all of these as RGB
-COLOURS: Final = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
+COLOUR_SPACES: Final = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
 
 OLDEST: Final = 115  # years; a greater age, or an earlier birth date, is a placeholder for a removed value
 # The first year of birth: programs write earlier dates for "unknown": 18000101, 18991230, 19000101, 19010101.
 FIRST_YEAR: Final = 1902
 # Units of an age (PS3.5 section 6.2, AS), and hours.
-YEARS: Final = {"H": 1 / 8766, "D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
+YEARS_A_UNIT: Final = {"H": 1 / 8766, "D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 # Beginnings of words for a unit, without accents, in the order in which they are tried.
-UNITS: Final = (
+AGE_UNITS: Final = (
     ("D", ("D", "TAG", "JOUR", "GIORN", "PAIV", "ДН", "ДЕН", "日", "天", "일")),
     ("W", ("W", "SEM", "SETTIM", "TYD", "TYG", "VECK", "UGE", "НЕД", "周", "週", "주")),
     ("M", ("M", "МЕС", "月", "ヶ月", "か月", "カ月", "个月", "個月", "개월")),  # noqa: RUF001
@@ -422,13 +422,13 @@ def _frame(header: Any, source: str, notes: list[str]) -> Frame:
 def _shown(stored: Any, frame: Frame, header: Any, source: str, notes: list[str]) -> tuple[Pixels, float]:
     """Return the displayed grey levels, and the fraction of coloured pixels."""
     if frame.photometric in {"MONOCHROME1", "MONOCHROME2"} and frame.samples == 1:
-        return grey_levels(stored, frame, header, notes), 0.0
+        return displayed_levels(stored, frame, header, notes), 0.0
     if frame.photometric == "PALETTE COLOR":
         from pydicom.pixels.processing import apply_color_lut
 
         stored = apply_color_lut(stored, header)
         bits = int(header.RedPaletteColorLookupTableDescriptor[2])
-    elif frame.photometric in COLOURS and frame.samples == len("RGB"):
+    elif frame.photometric in COLOUR_SPACES and frame.samples == len("RGB"):
         bits = frame.stored
     else:
         raise UnsupportedFormat(f"{source}: DICOM colours of another kind than RGB, YBR or palette")
@@ -464,7 +464,7 @@ def age_in_years(header: Any) -> float | None:
     if born is None or taken is None:
         return None
     days = (taken - born).days
-    return days * YEARS["D"] if 0 <= days <= OLDEST / YEARS["D"] else None
+    return days * YEARS_A_UNIT["D"] if 0 <= days <= OLDEST / YEARS_A_UNIT["D"] else None
 
 
 def date_of(text: str) -> date | None:
@@ -501,14 +501,14 @@ def years_of(age: str) -> float | None:
     unit = unit_of(word) if word else "Y"
     if not unit or (not word and number == 0):
         return None
-    years, smallest = number * YEARS[unit], YEARS[unit]
+    years, smallest = number * YEARS_A_UNIT[unit], YEARS_A_UNIT[unit]
     for further, its_word in others:
         if its_word and (its_unit := unit_of(its_word)):
-            years, smallest = years + further * YEARS[its_unit], YEARS[its_unit]
+            years, smallest = years + further * YEARS_A_UNIT[its_unit], YEARS_A_UNIT[its_unit]
     years = years or 0.5 * smallest
     return years if years <= OLDEST else None
 
 
 def unit_of(word: str) -> str:
     """Return the unit that a word in capitals stands for: "D", "W", "M", "Y", "H"; empty if it is unknown."""
-    return next((unit for unit, beginnings in UNITS if word.startswith(beginnings)), "")
+    return next((unit for unit, beginnings in AGE_UNITS if word.startswith(beginnings)), "")

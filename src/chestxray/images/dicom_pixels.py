@@ -34,7 +34,7 @@ EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
 MAX_TILES: Final = 4096  # tiles of a JPEG 2000 film; each takes kilobytes before a pixel is decoded
 
 TURBO: Final = "libjpeg-turbo"  # reads lossless JPEG, and 12 bits with loss
-MARKER: Final = b"\xff"
+_JPEG_MARKER: Final = b"\xff"
 # The segments that state a frame's size: SOF0 to SOF15 of JPEG, less three other segments; SOF55 of JPEG-LS.
 JPEG_LS_FRAME: Final = 0xF7
 JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {JPEG_LS_FRAME}
@@ -88,9 +88,9 @@ def _check_jpeg(coded: bytes, frame: Frame) -> Pixels | None:
     Source: ITU-T T.81 annex B.2.2; JPEG-LS has the same segment.
     """
     position = 2  # after the marker that starts the picture
-    while coded[position : position + 1] == MARKER:
+    while coded[position : position + 1] == _JPEG_MARKER:
         kind = coded[position + 1]
-        if kind == MARKER[0]:  # any number of these bytes may precede a marker
+        if kind == _JPEG_MARKER[0]:  # any number of these bytes may precede a marker
             position += 1
         elif kind in JPEG_FRAMES:
             precision, rows, columns, samples = struct.unpack_from(">BHHB", coded, position + 4)
@@ -238,7 +238,7 @@ WORD: Final = 16  # bits
 _MOST: Final = 0x7FFF  # the largest signed 16-bit value; greater ones are negative
 
 
-def grey_levels(stored: Stored, frame: Frame, header: Any, notes: list[str]) -> Pixels:
+def displayed_levels(stored: Stored, frame: Frame, header: Any, notes: list[str]) -> Pixels:
     """Return the grey levels that a display would show; black is 0.
 
     Without a window in the file, 8-bit values span black to white unchanged, and deeper values are scaled from the

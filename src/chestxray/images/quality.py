@@ -331,8 +331,8 @@ def perceptual_hash(pixels: Pixels) -> str:
 # Letters, lines, stripes, blocks of a coarse JPEG, pixels that were repeated: a network takes most of these for a
 # disease. Each limit lies beyond all 5,216 published training films and 120 of full size; the most that occurs there
 # is named beside it.
-FEW: Final = 32  # lines that are looked at, where a few tell enough
-PLACES: Final = 64  # along each line, at which lines are compared
+FEW_LINES: Final = 32  # lines that are looked at, where a few tell enough
+PLACES_A_LINE: Final = 64  # along each line, at which lines are compared
 SAMPLES: Final = 180  # places along a line at most, between which jumps are counted, on half as many lines
 
 # A jump is a step between neighbours of more than a third of the film's range, in two adjoining lines at once: noise
@@ -372,7 +372,7 @@ def _enlarged(pixels: Pixels) -> str:
 
 def _differing(lines: Pixels) -> int:
     """Return the number of lines that differ from the one before, the first among them."""
-    some = lines[:, :: max(1, lines.shape[1] // PLACES)]
+    some = lines[:, :: max(1, lines.shape[1] // PLACES_A_LINE)]
     return 1 + int(np.count_nonzero((some[1:] != some[:-1]).any(axis=1)))
 
 
@@ -380,7 +380,7 @@ def _written_over(pixels: Pixels) -> str:
     height, width = pixels.shape
     rows, columns = height // MARGIN, width // MARGIN
     middle = pixels[rows : height - rows, columns : width - columns]
-    some = middle[:: max(1, height // FEW), :: max(1, width // FEW)].ravel()
+    some = middle[:: max(1, height // FEW_LINES), :: max(1, width // FEW_LINES)].ravel()
     ends = [len(some) // 100, len(some) * 99 // 100]
     low, high = np.partition(some, ends)[ends].astype(np.float64)
     span = max(1.0, high - low)
@@ -420,7 +420,7 @@ def _in_blocks(pixels: Pixels) -> str:
 
 def _contrast_of_blocks(lines: Pixels) -> float:
     """Return how many times as much neighbours differ at every eighth step along some lines as at the other steps."""
-    some = lines[:: max(1, len(lines) // FEW)].astype(np.int32)
+    some = lines[:: max(1, len(lines) // FEW_LINES)].astype(np.int32)
     steps = np.abs(np.diff(some, axis=1)).sum(axis=0)
     means = steps[: len(steps) // BLOCK * BLOCK].reshape(-1, BLOCK).mean(axis=0)
     others = (means.sum() - means.max()) / (BLOCK - 1)
@@ -442,7 +442,7 @@ def strength_of_stripes(lines: Pixels) -> float:
 
     Films have the less energy the higher the frequency is, about by its square.
     """
-    some = lines[:: max(1, len(lines) // FEW), :: max(1, lines.shape[1] // FEWEST_LINES)]
+    some = lines[:: max(1, len(lines) // FEW_LINES), :: max(1, lines.shape[1] // FEWEST_LINES)]
     profile = some.mean(axis=0, dtype=np.float64)
     window, whitening = _windows(len(profile))
     energy = np.square(np.abs(np.fft.rfft((profile - profile.mean()) * window))[STRIPES:]) * whitening

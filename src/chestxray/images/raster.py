@@ -39,7 +39,7 @@ MAX_SCANS: Final = 100  # scans of a progressive JPEG; encoders write about 10, 
 
 MAX_SCANNED: Final = 10 * 64_000_000  # scans x pixels of a JPEG: each scan goes over every pixel again
 REDUCTIONS: Final = (8, 4, 2, 1)  # reductions of a JPEG on each side, which cost less than the whole
-MAX_INFLATED: Final = 500  # pixels a byte of a large PNG; a film reaches 20, a flat picture 1,000
+MAX_PIXELS_A_BYTE: Final = 500  # pixels a byte of a large PNG; a film reaches 20, a flat picture 1,000
 LARGE: Final = 32_000_000  # pixels; below that (a third of a second) a small PNG file may be that large
 
 # Errors of Pillow's readers on damaged files.
@@ -201,10 +201,10 @@ def read_png(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Rad
     with _damage_translated("PNG", source):
         image = PngImageFile(io.BytesIO(data))
         channels = _channels_of(image, source)
-        if (pixels := image.width * image.height) > max(LARGE, MAX_INFLATED * len(data)):
+        if (pixels := image.width * image.height) > max(LARGE, MAX_PIXELS_A_BYTE * len(data)):
             raise FilmTooLarge(
                 f"{source}: {pixels:,} pixels in {len(data):,} bytes, so it holds no film but something nearly uniform "
-                f"(limit {MAX_INFLATED} pixels a byte). Export it again"
+                f"(limit {MAX_PIXELS_A_BYTE} pixels a byte). Export it again"
             )
         if image.is_animated:
             raise UnsupportedFormat(f"{source}: an animated PNG of {image.n_frames} frames; a radiograph has one")

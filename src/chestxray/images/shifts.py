@@ -210,13 +210,13 @@ def shifted(planes: UInt8Array, keys: Sequence[str], shift: Shift) -> UInt8Array
 
 RING: Final = 12 / 160  # of the height: width of the outer ring
 CORNER: Final = 1 / 6  # of the height: side of each corner
-LOWEST: Final = 4.5  # cycles over the film: frequencies up to this are low
+LOW_FREQUENCIES: Final = 4.5  # cycles over the film: frequencies up to this are low
 BODY_FROM: Final = 0.25  # of the 90th percentile: rows and columns brighter than this show the body
 _BRIGHT, _LINE, _MOST = 90, 75, 0.2  # percentiles of a film and of a line; largest margin as a fraction of a side
 
 
-class Exchange(NamedTuple):
-    """One irrelevant property, and how a film takes it from another.
+class Nuisance(NamedTuple):
+    """A property that says nothing of the disease, and how a film takes it from another film, its donor.
 
     Attributes:
         name: its name in tables.
@@ -258,7 +258,7 @@ def grey_levels_and_ring(film: UInt8Array, donor: UInt8Array) -> UInt8Array:
     return ring(grey_levels(film, donor), donor)
 
 
-def low_frequencies(film: UInt8Array, donor: UInt8Array, highest: float = LOWEST) -> UInt8Array:
+def low_frequencies(film: UInt8Array, donor: UInt8Array, highest: float = LOW_FREQUENCIES) -> UInt8Array:
     """Replace the amplitudes up to ``highest`` cycles over the film by the donor's; the film's phases stay."""
     own, other = np.fft.rfft2(film.astype(np.float64)), np.fft.rfft2(donor.astype(np.float64))
     height, width = film.shape
@@ -310,12 +310,12 @@ def body_of(film: UInt8Array) -> tuple[int, int, int, int]:
 
 
 EXCHANGES: Final = (
-    Exchange("grey_levels", "the histogram matched to the donor's", grey_levels, trained=True),
-    Exchange("ring", "the outer ring, 7.5% of the height wide", ring, trained=False),
-    Exchange("grey_levels_and_ring", "the histogram matched, then the outer ring", grey_levels_and_ring, trained=False),
-    Exchange("low_frequencies", "amplitudes up to 4.5 cycles over the film", low_frequencies, trained=True),
-    Exchange("corners", "the four corners with their text, a sixth of the height each", corners, trained=True),
-    Exchange("framing", "margins and proportions of the body", framing, trained=False),
+    Nuisance("grey_levels", "the histogram matched to the donor's", grey_levels, trained=True),
+    Nuisance("ring", "the outer ring, 7.5% of the height wide", ring, trained=False),
+    Nuisance("grey_levels_and_ring", "the histogram matched, then the outer ring", grey_levels_and_ring, trained=False),
+    Nuisance("low_frequencies", "amplitudes up to 4.5 cycles over the film", low_frequencies, trained=True),
+    Nuisance("corners", "the four corners with their text, a sixth of the height each", corners, trained=True),
+    Nuisance("framing", "margins and proportions of the body", framing, trained=False),
 )
 
 OTHER: Final = "other"
@@ -328,7 +328,7 @@ def donors_of(
     labels: npt.ArrayLike,
     pool: Sequence[tuple[str, str]],
     pool_labels: npt.ArrayLike,
-    exchange: Exchange,
+    exchange: Nuisance,
     of: str,
 ) -> IndexArray:
     """Choose each film's donor by its hash alone: the same films and pool always give the same donors.
@@ -359,12 +359,12 @@ def donors_of(
     return chosen
 
 
-def condition(exchange: Exchange, of: str) -> str:
+def condition(exchange: Nuisance, of: str) -> str:
     """Return the name of the condition of such films: "ring/other"."""
     return f"{exchange.name}/{of}"
 
 
-def exchanged(planes: UInt8Array, donors: UInt8Array, exchange: Exchange, which: BoolArray | None = None) -> UInt8Array:
+def exchanged(planes: UInt8Array, donors: UInt8Array, exchange: Nuisance, which: BoolArray | None = None) -> UInt8Array:
     """Return films that took one property from their donors.
 
     Args:

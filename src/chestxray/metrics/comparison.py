@@ -33,6 +33,7 @@ from chestxray.metrics.intervals import (
     areas,
     bootstrap,
     delong_components,
+    normal_quantile,
     proportion,
     rates,
     squared_error,
@@ -294,7 +295,7 @@ def _area_difference(
     if test.p is None:
         note = "The difference has no variance by DeLong's formula, so there is no test of it."
         return Difference("auroc", *both, both[0] - both[1], found.interval, found.interval, note=note)
-    half = NormalDist().inv_cdf((1 + level) / 2) * test.error
+    half = normal_quantile(level) * test.error
     value = both[0] - both[1]
     formula = Interval(max(-1.0, value - half), min(1.0, value + half), level, "DeLong, paired")
     return Difference("auroc", *both, value, formula, found.interval, test.p, "DeLong, paired", found.note)

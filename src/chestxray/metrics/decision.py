@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -22,7 +22,17 @@ import numpy.typing as npt
 from chestxray.arrays import Float64Array
 from chestxray.errors import UsageError
 from chestxray.metrics.calibration import log_odds
-from chestxray.metrics.intervals import Interval, Measure, Resampled, Statistic, quotient, rates, share
+from chestxray.metrics.intervals import (
+    NOT_RESAMPLED,
+    Interval,
+    Measure,
+    Resampled,
+    Statistic,
+    normal_quantile,
+    quotient,
+    rates,
+    share,
+)
 from chestxray.metrics.metrics import Confusion, both_classes, checked
 from chestxray.schema import is_number
 
@@ -198,7 +208,7 @@ class PredictiveValues:
 
 
 def predictive_values(
-    confusion: Confusion, prevalence: float, level: float, resampled: Mapping[str, Resampled] | None = None
+    confusion: Confusion, prevalence: float, level: float, resampled: Mapping[str, Resampled] = MappingProxyType({})
 ) -> PredictiveValues:
     """Return both predictive values at a prevalence, each with the logit interval of Mercaldo et al.
 
@@ -212,15 +222,16 @@ def predictive_values(
 
     Source: Mercaldo, Lau and Zhou, Statistics in Medicine 26 (2007), 2170-2183.
     """
-    found = resampled or {}
     # The two values are one formula: with the classes swapped, NPV is PPV.
     swapped = Confusion(tp=confusion.tn, fp=confusion.fn, fn=confusion.fp, tn=confusion.tp)
-    ppv = _predictive_value("precision", confusion, prevalence, level, found.get(_figure_name("precision", prevalence)))
-    npv = _predictive_value("npv", swapped, 1 - prevalence, level, found.get(_figure_name("npv", prevalence)))
+    ppv, npv = (
+        _predictive_value(name, counts, share, level, resampled.get(_figure_name(name, prevalence), NOT_RESAMPLED))
+        for name, counts, share in (("precision", confusion, prevalence), ("npv", swapped, 1 - prevalence))
+    )
     return PredictiveValues(prevalence, ppv, npv)
 
 
-def _predictive_value(name: str, c: Confusion, prevalence: float, level: float, resampled: Resampled | None) -> Measure:
+def _predictive_value(name: str, c: Confusion, prevalence: float, level: float, resampled: Resampled) -> Measure:
     if not c.positives or not c.negatives:
         return Measure(name, None, None, c.films, note="Needs films of both classes.")
     if not c.tp + c.fp:
@@ -228,12 +239,11 @@ def _predictive_value(name: str, c: Confusion, prevalence: float, level: float, 
     true = prevalence * c.tp / c.positives
     value = true / (true + (1 - prevalence) * c.fp / c.negatives)
     interval = _logit_interval(value, c, prevalence, level)
-    by_patient, note = (resampled.interval, resampled.note) if resampled else (None, "")
-    return Measure(name, value, interval, c.films, None, by_patient, note)
+    return Measure(name, value, interval, c.films, None, resampled.interval, resampled.note)
 
 
 def _logit_interval(value: float, c: Confusion, prevalence: float, level: float) -> Interval:
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    z = normal_quantile(level)
     added = 0.0 if min(c.tp, c.fp, c.fn, c.tn) else z**2
     n1, n0 = c.positives + added, c.negatives + added
     sensitivity, specificity = (c.tp + added / 2) / n1, (c.tn + added / 2) / n0

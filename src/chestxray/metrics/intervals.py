@@ -88,7 +88,7 @@ def wilson_interval(numerator: int, films: int, level: float = LEVEL) -> Interva
     """
     if not 0 <= numerator <= films or not films:
         raise ValueError(f"{numerator} of {films} films is no proportion")
-    z = _normal_quantile(level)
+    z = normal_quantile(level)
     share = numerator / films
     middle = (share + z**2 / (2 * films)) / (1 + z**2 / films)
     half = z / (1 + z**2 / films) * math.sqrt(share * (1 - share) / films + z**2 / (4 * films**2))
@@ -118,7 +118,7 @@ def delong_interval(labels: npt.ArrayLike, scores: npt.ArrayLike, level: float =
     variance = float(np.var(of_positives, ddof=1) / m + np.var(of_negatives, ddof=1) / n) if min(m, n) > 1 else 0.0
     if not 0.0 < area < 1.0 or variance <= 0.0:
         return _newcombe_interval(area, m, n, level)
-    half = _normal_quantile(level) * math.sqrt(variance) / (area * (1 - area))
+    half = normal_quantile(level) * math.sqrt(variance) / (area * (1 - area))
     middle = math.log(area / (1 - area))
     return Interval(_sigmoid(middle - half), _sigmoid(middle + half), level, "DeLong, logit scale")
 
@@ -173,7 +173,7 @@ def clustered_area(
     if not 0.0 < found < 1.0 or deviation <= 0.0:
         m, n = (max(1, round(effective_number(weight[of_class]))) for of_class in (positive, ~positive))
         return found, _newcombe_interval(found, m, n, level)
-    half = _normal_quantile(level) * deviation / (found * (1 - found))
+    half = normal_quantile(level) * deviation / (found * (1 - found))
     middle = math.log(found / (1 - found))
     return found, Interval(_sigmoid(middle - half), _sigmoid(middle + half), level, "DeLong by patient, logit scale")
 
@@ -200,7 +200,7 @@ def _newcombe_interval(area: float, m: int, n: int, level: float) -> Interval:
 
     Source: Newcombe, Statistics in Medicine 25 (2006), 559-573.
     """
-    z = _normal_quantile(level)
+    z = normal_quantile(level)
 
     def apart(other: float) -> float:
         spread = (1 - other) / (2 - other) + other / (1 + other)
@@ -220,7 +220,7 @@ def _root(function: Callable[[float], float], outside: float, inside: float) -> 
     return inside
 
 
-def _normal_quantile(level: float) -> float:
+def normal_quantile(level: float) -> float:
     """Return the normal quantile of a two-sided level: 1.96 for 0.95."""
     return NormalDist().inv_cdf((1 + level) / 2)
 
@@ -245,6 +245,9 @@ class Resampled:
 
     interval: Interval | None
     note: str = ""
+
+
+NOT_RESAMPLED: Final = Resampled(None)
 
 
 def bootstrap(
@@ -386,7 +389,7 @@ COMPOSITES: Final = {
 }
 
 
-def area(labels: npt.ArrayLike, scores: npt.ArrayLike, level: float, resampled: Resampled | None = None) -> Measure:
+def area(labels: npt.ArrayLike, scores: npt.ArrayLike, level: float, resampled: Resampled = NOT_RESAMPLED) -> Measure:
     """Return the area under the ROC curve with DeLong's interval; without a value if only one class occurs."""
     films = len(np.asarray(labels))
     try:
@@ -394,8 +397,7 @@ def area(labels: npt.ArrayLike, scores: npt.ArrayLike, level: float, resampled: 
     except DegenerateLabels:
         return Measure("auroc", None, None, films, note=_ONE_CLASS)
     formula = delong_interval(labels, scores, level)
-    by_patient, note = (resampled.interval, resampled.note) if resampled else (None, "")
-    return Measure("auroc", value, formula, films, by_patient=by_patient, note=note)
+    return Measure("auroc", value, formula, films, None, resampled.interval, resampled.note)
 
 
 def precision_area(labels: npt.ArrayLike, scores: npt.ArrayLike, resampled: Resampled) -> Measure:
@@ -408,22 +410,20 @@ def precision_area(labels: npt.ArrayLike, scores: npt.ArrayLike, resampled: Resa
     return composite("auprc", value, films, resampled)
 
 
-def proportion(name: str, confusion: Confusion, level: float, resampled: Resampled | None = None) -> Measure:
+def proportion(name: str, confusion: Confusion, level: float, resampled: Resampled = NOT_RESAMPLED) -> Measure:
     """Return one of ``PROPORTIONS`` with Wilson's interval."""
     row = PROPORTIONS[name]
     return share(name, row.numerator(confusion), row.films(confusion), level, row.missing, resampled)
 
 
 def share(
-    name: str, numerator: int, films: int, level: float, missing: str, resampled: Resampled | None = None
+    name: str, numerator: int, films: int, level: float, missing: str, resampled: Resampled = NOT_RESAMPLED
 ) -> Measure:
     """Return ``numerator`` of ``films`` with Wilson's interval; for no films, no value and ``missing`` as reason."""
     if not films:
         return Measure(name, None, None, 0, note=missing)
-    by_patient, note = (resampled.interval, resampled.note) if resampled else (None, "")
-    return Measure(
-        name, numerator / films, wilson_interval(numerator, films, level), films, numerator, by_patient, note
-    )
+    interval = wilson_interval(numerator, films, level)
+    return Measure(name, numerator / films, interval, films, numerator, resampled.interval, resampled.note)
 
 
 def composite(name: str, value: float | None, films: int, resampled: Resampled, missing: str = "") -> Measure:

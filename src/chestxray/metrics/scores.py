@@ -129,12 +129,9 @@ class ScoreTable:
             if wrong_label[row]:
                 raise SourceInvalid(f"{where}: the label is {labels[row]}; it may be 0 or 1")
             raise SourceInvalid(f"{where}: {_not_a_probability(float(probabilities[row]))}")
-        first: dict[str, int] = {}
-        for row, path in enumerate(self.paths, start=1):
-            if not path:
-                raise SourceInvalid(f"row {row}: the path is empty")
-            if first.setdefault(path, row) != row:
-                raise SourceInvalid(f"row {row} ({path}): is the film of row {first[path]} again. Keep one of them")
+        if "" in self.paths:
+            raise SourceInvalid(f"row {self.paths.index('') + 1}: the path is empty")
+        _refuse_repeated_films(enumerate(self.paths, start=1))
 
 
 def write_scores(table: ScoreTable, path: Path) -> None:
@@ -205,7 +202,7 @@ def read_score_file(path: Path, split: str | None = None, *, split_is_optional: 
     """
     try:
         rows = _rows_of(path)
-        _refuse_repeated_films(rows)
+        _refuse_repeated_films((row.number, row["path"]) for row in rows)
         names_splits = any(row.get("split") for row in rows)
         return _sorted_out(rows, split if names_splits or not split_is_optional else None)
     except SourceInvalid as error:
@@ -287,13 +284,12 @@ def _table_of(rows: Sequence[_Row], leave_out: frozenset[str] = frozenset()) -> 
     )
 
 
-def _refuse_repeated_films(rows: Iterable[_Row]) -> None:
+def _refuse_repeated_films(rows: Iterable[tuple[int, str]]) -> None:
+    """Check that no path occurs twice, given the number of each row and its path. Raises: SourceInvalid."""
     first: dict[str, int] = {}
-    for row in rows:
-        if first.setdefault(row["path"], row.number) != row.number:
-            raise SourceInvalid(
-                f"row {row.number} ({row['path']}): is the film of row {first[row['path']]} again. Keep one of them"
-            )
+    for row, path in rows:
+        if first.setdefault(path, row) != row:
+            raise SourceInvalid(f"row {row} ({path}): is the film of row {first[path]} again. Keep one of them")
 
 
 def _label(row: _Row) -> int:

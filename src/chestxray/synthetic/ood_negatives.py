@@ -26,7 +26,7 @@ Random = np.random.Generator
 TILE: Final = 64  # pixels: enough for the gate's thumbnail of 24, and fast to rotate
 SYNTHETIC_HEIGHT: Final = 200  # pixels
 # probability of taking another film's exposure, and of taking its low frequencies; half of it for the edges
-EXCHANGED: Final = 0.5
+EXCHANGE_PROBABILITY: Final = 0.5
 INNER: Final = 0.9  # of the radius: the inner part, which holds the organs in a slice of a body
 ROUND: Final = 0.6  # of the objects in a heap
 ALIKE: Final = 0.3  # of the drawings are symmetrical
@@ -81,11 +81,11 @@ def with_acquisition_of(film: UInt8Array, donor: UInt8Array, rng: Random) -> UIn
     Without this the fit tells collections apart by their exposure and their borders, and not patients by their bodies:
     of adult films with properties of children's films it then refused 38%, and with it 97%.
     """
-    if _with_probability(rng, EXCHANGED):
+    if _with_probability(rng, EXCHANGE_PROBABILITY):
         film = low_frequencies(film, donor, rng.uniform(1.0, 4.0))
-    if _with_probability(rng, EXCHANGED):
+    if _with_probability(rng, EXCHANGE_PROBABILITY):
         film = _with_grey_levels(film, donor)
-    if _with_probability(rng, EXCHANGED / 2):
+    if _with_probability(rng, EXCHANGE_PROBABILITY / 2):
         width = max(1, round(len(film) * rng.uniform(0.02, 0.12)))
         framed = donor.copy()
         framed[width:-width, width:-width] = film[width:-width, width:-width]

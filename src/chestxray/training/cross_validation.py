@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from chestxray.arrays import BoolArray, Float64Array
-from chestxray.data.audit import FEWEST, AcquisitionGroup, Audit, LeftOut, group_measure
+from chestxray.data.audit import MIN_PATIENTS, AcquisitionGroup, Audit, LeftOut, group_measure
 from chestxray.data.pack import write_pack
 from chestxray.data.shortcuts import folds_of
 from chestxray.errors import OutOfRange, SourceInvalid
@@ -104,7 +104,7 @@ class CrossValidation:
         found, labels, patients = [], self.found.labels, self.found.patient_of
         for group in self.found.groups:
             left = ~self._patients_of(group)
-            if all(len(np.unique(patients[left & of])) >= 2 * FEWEST for of in (labels, ~labels)):
+            if all(len(np.unique(patients[left & of])) >= 2 * MIN_PATIENTS for of in (labels, ~labels)):
                 found.append(group)
         return sorted(found, key=lambda group: -group.films)
 
@@ -116,10 +116,10 @@ class CrossValidation:
     def _require_patients(self) -> None:
         for label, of_class in ((Label.NORMAL, ~self.found.labels), (Label.PNEUMONIA, self.found.labels)):
             patients = len(np.unique(self.found.patient_of[of_class]))
-            if patients < 2 * FEWEST:
+            if patients < 2 * MIN_PATIENTS:
                 raise SourceInvalid(
                     f"there are {label.value} films of {patients} patients; to train without some of them and to "
-                    f"measure these, {2 * FEWEST} are needed"
+                    f"measure these, {2 * MIN_PATIENTS} are needed"
                 )
 
     def _held_out(self, held_out: BoolArray, name: str) -> Float64Array:

@@ -31,7 +31,7 @@ from chestxray.images.shifts import (
     EXCHANGES,
     OTHER,
     SHIFTS,
-    Exchange,
+    Nuisance,
     Shift,
     condition,
     donors_of,
@@ -117,7 +117,7 @@ def exchanged_panel_of(pack: Pack, splits: DataSplits) -> UInt8Array:
     return planes
 
 
-def exchanged_films(pack: Pack, splits: DataSplits, places: IndexArray, one: Exchange, of: str) -> UInt8Array:
+def exchanged_films(pack: Pack, splits: DataSplits, places: IndexArray, one: Nuisance, of: str) -> UInt8Array:
     """Return validation films, given by their indices, with one property taken from training films."""
     rows = splits.validation[places]
     names = [[(pack.films[row].sha256, pack.films[row].patient_id) for row in some] for some in (rows, splits.training)]
