@@ -123,6 +123,39 @@ def test_requests_that_pile_up_on_a_connection_end_it(predictor: Predictor) -> N
     assert answers < 100
 
 
+def test_the_last_of_too_many_requests_at_once_that_is_answered_says_so(predictor: Predictor) -> None:
+    opened: list[socket.socket] = []
+
+    def ask(address: str) -> None:
+        opened.append(connected(address))
+        opened[0].sendall(WHOLE_GET * 100)
+
+    with running(predictor, first=ask), opened[0] as connection:
+        *before, last = all_of(connection).split(b"HTTP/1.1 ")[1:]
+    assert len(before) == ConnectionLimits().pipelined
+    assert all(each.startswith(b"200 ") and b"connection: close" not in each for each in before)
+    assert last.startswith(b"200 ")
+    assert b"connection: close" in last
+
+
+@pytest.mark.parametrize(
+    "framing", [b"Content-Length: %d\r\n\r\n%b", b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"]
+)
+def test_a_request_that_asks_for_another_protocol_is_answered(
+    predictor: Predictor, film: bytes, framing: bytes
+) -> None:
+    """Java's HttpClient asks for HTTP/2 with the first request of each connection, and so does curl with --http2."""
+    upgrade = HEAD + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n"
+    body = framing % (len(film), film)
+    with running(predictor) as address, connected(address) as connection:
+        connection.sendall(upgrade + body)
+        until(connection, b'"probability"')
+        connection.sendall(WHOLE_GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"))
+        until(connection, b'{"status":"alive"}')
+        connection.sendall(WHOLE_GET)
+        until(connection, b'{"status":"alive"}')
+
+
 def test_a_few_requests_at_once_are_answered_in_turn(predictor: Predictor) -> None:
     with running(predictor) as address, connected(address) as connection:
         connection.sendall(WHOLE_GET * 5 + WHOLE_GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
@@ -170,12 +203,17 @@ def test_a_caller_whose_film_is_being_classified_is_not_the_one_who_makes_room(
     assert answers[0].status_code == 200
 
 
-def test_bodies_are_bounded_all_together(predictor: Predictor, film: bytes) -> None:
+FORM = HEAD.replace(b"image/jpeg", b"multipart/form-data; boundary=x")
+PART = b'--x\r\nContent-Disposition: form-data; name="film"\r\n\r\n'
+
+
+@pytest.mark.parametrize(("head", "begun"), [(HEAD, b""), (FORM, PART)], ids=["a film", "a form"])
+def test_bodies_are_bounded_all_together(predictor: Predictor, film: bytes, head: bytes, begun: bytes) -> None:
     settings = ServiceSettings(max_bodies=3 * len(film))
     with running(predictor, settings) as address, ExitStack() as held:
         for _ in range(3):  # each holds almost a film's worth
             slow = held.enter_context(connected(address))
-            slow.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(film) + film[:-100])
+            slow.sendall(head + b"Content-Length: %d\r\n\r\n" % (len(begun) + len(film)) + begun + film[:-100])
 
         def ask() -> int:
             return httpx.post(f"{address}/v1/predict", content=film, headers=JPEG, timeout=60).status_code

@@ -103,6 +103,7 @@ def test_what_only_begins_like_our_name_is_not_ours(host: str) -> None:
     [
         (b"this is no request\r\n\r\n", 400, "bad-request"),
         (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400, "bad-request"),
+        (b"GET / HTTP/2.0\r\nHost: localhost\r\n\r\n", 400, "bad-request"),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 70_000 + b"\r\n\r\n", 431, "head-too-long"),
     ],
 )

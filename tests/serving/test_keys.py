@@ -29,6 +29,18 @@ KEY, ENTRY = new_key("ward-7")
 OTHER_KEY, OTHER_ENTRY = new_key("research")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{ENTRY}  # Ward, seven\n{OTHER_ENTRY}\n",
+        f"{ENTRY}, {OTHER_ENTRY} # a, b",
+        f"\ufeff# a, b\r\n{ENTRY}\r\n{OTHER_ENTRY}",
+    ],
+)
+def test_a_comma_in_a_comment_begins_no_entry(text: str) -> None:
+    assert list(KeyRing.from_text(text, "keys").hashes) == ["ward-7", "research"]
+
+
 @pytest.fixture(scope="module")
 def client(bundle: Path) -> Iterator[httpx.Client]:
     keys = KeyRing.from_text(f"# callers\n{ENTRY}\n{OTHER_ENTRY}  # until June\n", "keys")

@@ -517,8 +517,26 @@ def test_every_file_of_the_page_is_served_and_nothing_else(client: httpx.Client)
 
 def test_a_file_that_did_not_change_is_not_sent_again(client: httpx.Client) -> None:
     tag = client.get("/main.js").headers["ETag"]
-    again = client.get("/main.js", headers={"If-None-Match": tag})
-    assert (again.status_code, again.content) == (304, b"")
+    for known in (tag, f"W/{tag}", f'"other", {tag}', "*"):
+        again = client.get("/main.js", headers={"If-None-Match": known})
+        assert (again.status_code, again.content) == (304, b"")
+    assert client.get("/main.js", headers={"If-None-Match": '"other"'}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("accepted", "packed"),
+    [
+        ("gzip", True),
+        ("br, gzip;q=0.5", True),
+        ("*", True),
+        ("gzip;q=0", False),
+        ("gzip; q=0.000, *", False),
+        ("x-gzip", False),
+    ],
+)
+def test_a_file_is_packed_for_whoever_takes_gzip(client: httpx.Client, accepted: str, packed: bool) -> None:
+    answer = client.get("/main.js", headers={"Accept-Encoding": accepted})
+    assert (answer.headers.get("Content-Encoding") == "gzip") is packed
 
 
 def test_the_page_names_no_other_origin() -> None:

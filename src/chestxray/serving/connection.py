@@ -265,8 +265,9 @@ class Connection(asyncio.Protocol):
             self._dry += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # no request is upgraded: a request that asks for it is answered normally, and is the last one
+        except httptools.HttpParserUpgrade as upgrade:
+            self._continue_without_upgrade(data[upgrade.args[0] :])
+            return
         except httptools.HttpParserError:
             self._refuse(*(self._fault or (BAD_REQUEST, "what arrived is not HTTP/1.1")))
             return
@@ -279,6 +280,14 @@ class Connection(asyncio.Protocol):
             self._refuse(BAD_REQUEST, "chunk extensions and trailers are longer than the body that they frame")
         self._pause_where_due()
         self.rank_anew()
+
+    def _continue_without_upgrade(self, rest: bytes) -> None:
+        """Read on after a head that asks for another protocol, as Java's HttpClient does, and answer in this one."""
+        self._parser = httptools.HttpRequestParser(self)
+        due = None if self._arriving is None else self._arriving.due
+        length = b"Transfer-Encoding: chunked" if due is None else b"Content-Length: %d" % due
+        self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % length)
+        self.data_received(rest)
 
     def eof_received(self) -> bool:
         """Return True to keep the connection open: a caller that has finished sending may still want its answer."""
@@ -294,15 +303,15 @@ class Connection(asyncio.Protocol):
         """Pause the answer, and abort after ``answer_seconds`` if the caller has not fetched it."""
         self._writable = asyncio.Event()
         self._answer_timer = self.loop.call_later(self.state.limits.answer_seconds, self.abort)
+        self._pause_where_due()
 
     def resume_writing(self) -> None:
         """Continue the answer, because the caller fetches it again."""
-        if self._writable is not None:
+        if self._writable is not None and self._answer_timer is not None:
             self._writable.set()
-            self._writable = None
-        if self._answer_timer is not None:
             self._answer_timer.cancel()
-            self._answer_timer = None
+        self._writable = self._answer_timer = None
+        self.resume()
 
     def on_message_begin(self) -> None:
         """Note that the first byte of a head has arrived."""
@@ -322,13 +331,15 @@ class Connection(asyncio.Protocol):
 
         Raises: Malformed, which the parser turns into its own error.
         """
+        if not self._in_head:  # of a request that was checked before: see _continue_without_upgrade
+            return
         self._in_head = False
         size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
         if size > self.state.limits.head_bytes:
             self._fault = (HEAD_TOO_LONG, f"address and headers are longer than {self.state.limits.head_bytes:,} bytes")
             raise Malformed
         if len(self._queue) > self.state.limits.pipelined:
-            self.abort()
+            self._queue[-1].closes = True  # its answer says so, and the client sends the others again
             raise Malformed
         method, version = self._parser.get_method(), self._parser.get_http_version()
         try:
@@ -355,6 +366,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """End the request that has arrived; further bytes belong to the next one."""
+        if self._parser.should_upgrade():  # its body is still to come
+            return
         cycle, self._arriving = self._arriving, None
         if cycle is None:
             return
@@ -556,11 +569,11 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _too_much(self) -> bool:
-        if self._lingered is not None or not self._queue:
+        if self._lingered is not None:
             return False
-        last = self._queue[-1]
+        unfetched = self._writable is not None  # answers wait for the caller
         waiting = len(self._queue) > 1 and any(each.body for each in self._queue)
-        return waiting or last.buffered > BUFFERED
+        return unfetched or waiting or (bool(self._queue) and self._queue[-1].buffered > BUFFERED)
 
     def _arm(self, seconds: float, then: Callable[[], None] | None = None) -> None:
         if self._timer is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import Message
@@ -102,18 +102,19 @@ class Intake:
 
     async def films(self, request: Request, boundary: str) -> AsyncIterator[Part]:
         """Yield the films of a multipart body, each within the time and the size of one film. Raises: Refusal."""
-        parts = parts_of(_chunks(request), boundary, self.limit)
-        while True:
-            try:
-                async with asyncio.timeout(self.seconds):
-                    part = await anext(parts)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                raise Refusal(SLOW_BODY, f"a film did not arrive within {self.seconds:g} seconds") from None
-            except ClientDisconnect:  # the caller has gone: nobody reads this answer
-                raise Refusal(INVALID_REQUEST, "the connection ended before the body did") from None
-            yield part
+        with self.body() as arriving:
+            parts = parts_of(_chunks(request), boundary, self.limit, arriving.hold)
+            while True:
+                try:
+                    async with asyncio.timeout(self.seconds):
+                        part = await anext(parts)
+                except StopAsyncIteration:
+                    return
+                except TimeoutError:
+                    raise Refusal(SLOW_BODY, f"a film did not arrive within {self.seconds:g} seconds") from None
+                except ClientDisconnect:  # the caller has gone: nobody reads this answer
+                    raise Refusal(INVALID_REQUEST, "the connection ended before the body did") from None
+                yield part
 
 
 async def _chunks(request: Request) -> AsyncIterator[bytes]:
@@ -127,6 +128,12 @@ class Body:
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
         self.size = 0
+
+    def hold(self, size: int) -> None:
+        """Count ``size`` bytes from now on. Raises: Refusal, if all held bytes exceed the limit."""
+        self._intake.held += size - self.size
+        self.size = size
+        self._intake.check()
 
     async def read(self, request: Request) -> bytes:
         """Read the whole body. Raises: Refusal."""
@@ -147,11 +154,9 @@ class Body:
         intake, parts = self._intake, []
         async for chunk in request.stream():
             parts.append(chunk)
-            self.size += len(chunk)
-            intake.held += len(chunk)
-            if self.size > intake.limit:
+            if self.size + len(chunk) > intake.limit:
                 raise Refusal(TOO_LARGE, f"the body is longer than the limit of {intake.limit:,} bytes")
-            intake.check()
+            self.hold(self.size + len(chunk))
         return b"".join(parts)
 
 
@@ -196,13 +201,16 @@ def boundary_of(content_type: str) -> str | None:
     return boundary
 
 
-async def parts_of(chunks: AsyncIterator[bytes], boundary: str, longest: int) -> AsyncIterator[Part]:
+async def parts_of(
+    chunks: AsyncIterator[bytes], boundary: str, longest: int, hold: Callable[[int], None]
+) -> AsyncIterator[Part]:
     """Yield the parts in order; each counts as a film, whatever its name, because the bytes decide its format.
 
     Args:
         chunks: the body as it arrives.
         boundary: as the content type states it.
         longest: largest size of a part in bytes; a longer part is read to its end and yielded without its bytes.
+        hold: called with the bytes of the parts that have arrived in whole or part, and were not yielded.
 
     Raises: Refusal, if the body is not multipart, ends early, or has more than ``MOST_FILMS`` parts.
     """
@@ -221,11 +229,13 @@ async def parts_of(chunks: AsyncIterator[bytes], boundary: str, longest: int) ->
         async for chunk in chunks:
             if chunk:
                 parser.write(chunk)
+                hold(collector.size)
             while collector.whole:
                 given += 1
                 if given > MOST_FILMS:
                     raise Refusal(TOO_LARGE, f"the body has more than {MOST_FILMS:,} parts; send the others apart")
                 yield collector.whole.popleft()
+            hold(collector.size)
     except FormParserError as error:
         raise Refusal(INVALID_REQUEST, "the body is no multipart/form-data as its content type says") from error
     if not collector.closed:
@@ -241,6 +251,11 @@ class _Collector:
         self._longest = longest
         self._data = bytearray()
         self._too_long = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of all parts that are here."""
+        return len(self._data) + sum(len(part.data) for part in self.whole)
 
     def begin(self) -> None:
         self._data = bytearray()

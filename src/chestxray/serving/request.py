@@ -19,7 +19,7 @@ from starlette.types import Message, Scope
 if TYPE_CHECKING:
     from chestxray.serving.connection import Connection
 
-_AUTHORITY: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]+)(:\d{1,5})?")
+_AUTHORITY: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]+)(:\d{0,5})?")
 _NO_BODY: Final = frozenset({204, 304})
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -55,6 +55,8 @@ def read_head(method: bytes, url: bytes, version: str, headers: Headers) -> Head
 
     Raises: Malformed, if the head is ambiguous or names another service.
     """
+    if version not in {"1.0", "1.1"}:
+        raise Malformed("the request is not in HTTP/1.1")
     found: dict[bytes, list[bytes]] = {}
     for name, value in headers:
         found.setdefault(name, []).append(value)

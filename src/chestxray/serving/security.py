@@ -52,8 +52,8 @@ class KeyRing:
     def from_text(cls, text: str, source: str) -> KeyRing:
         """Read lines of ``HASH NAME``; "#" begins a comment. Raises: UsageError, which never quotes the line."""
         hashes = {}
-        for number, line in enumerate(re.split(r"[\n,]", text), start=1):
-            entry = line.partition("#")[0].strip()
+        lines = [line.partition("#")[0] for line in text.removeprefix("\ufeff").splitlines()]
+        for number, entry in enumerate((part.strip() for line in lines for part in line.split(",")), start=1):
             if not entry:
                 continue
             match = _LINE.fullmatch(entry)
@@ -142,7 +142,7 @@ HEADERS: Final = {
 _RAW_HEADERS: Final = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 _OURS: Final = frozenset({b"x-request-id", *(name for name, _ in _RAW_HEADERS)})
 
-_HOST: Final = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]*)(:\d{1,5})?")
+_HOST: Final = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]*)(:\d{0,5})?")
 
 Observer = Callable[[str, int, float], None]  # route, status, seconds
 

@@ -104,7 +104,8 @@ def _route(address: str, content: bytes, packed: bytes, media_type: str) -> Rout
     headers = {"Cache-Control": "no-cache", "ETag": tag, "Vary": "Accept-Encoding"}
 
     async def answer(request: Request) -> Response:
-        if request.headers.get("if-none-match") == tag:
+        known = {each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")}
+        if not known.isdisjoint({tag, "*"}):
             return Response(status_code=304, headers=headers)
         return packed_or_plain(request, content, packed, media_type, headers)
 
@@ -115,6 +116,15 @@ def packed_or_plain(
     request: Request, content: bytes, packed: bytes, media_type: str, headers: dict[str, str]
 ) -> Response:
     """Answer with the packed content where the caller takes gzip and packing gains something, else with the content."""
-    if packed is not content and "gzip" in request.headers.get("accept-encoding", ""):
+    if packed is not content and _takes_gzip(request.headers.get("accept-encoding", "")):
         return Response(packed, media_type=media_type, headers=headers | {"Content-Encoding": "gzip"})
     return Response(content, media_type=media_type, headers=headers)
+
+
+def _takes_gzip(header: str) -> bool:
+    """Check whether an Accept-Encoding header names gzip, and not with a weight of zero (RFC 9110, 12.5.3)."""
+    weights = {}
+    for part in header.lower().split(","):
+        coding, _, weight = part.replace(" ", "").partition(";q=")
+        weights[coding] = not re.fullmatch(r"0(\.0*)?", weight)
+    return weights.get("gzip", weights.get("*", False))

@@ -131,6 +131,7 @@ def logged_to_stderr() -> Iterator[None]:
             handler = Patient(sys.stderr.fileno())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     log.setLevel(logging.INFO)
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it quotes what callers sent
     try:
         yield
     finally:
