@@ -54,7 +54,7 @@ def pack(
         size: (height, width) in pixels; None takes that of ``alexnet5``.
         resize: how films of another shape are resized.
         on_progress: called with (films done, films in all).
-        workers: number of processes; by default one a core.
+        workers: number of processes; by default one for each core.
         engine: where films are decoded: "local", in processes of this machine, or "ray" (extra ray).
         leakage_allowed: reason to pack splits that leak; kept in the description.
 
@@ -112,8 +112,8 @@ def train(
         teachers: finished runs on the same pack from which the network learns, if the recipe has ``distillation``.
         device: "auto", "cpu" or "cuda".
         checkpoints: folder of the checkpoints; by default one in ``out``.
-        restart: train from the beginning, whatever ``out`` holds.
-        trackers: "tensorboard" or "mlflow", which receive each epoch too.
+        restart: train from the beginning, and replace the run in ``out``.
+        trackers: "tensorboard" or "mlflow", to log each epoch there too.
         compiled: let torch compile the network first, if possible.
         on_epoch: called with the figures of each epoch.
         on_progress: called with (films done, films in all).
@@ -240,7 +240,7 @@ def evaluate(
         threshold: from which a table of scores in ``against`` means pneumonia; None takes one half.
         conformal: the error rate of the conformal sets; by default 0.1 if the bundle holds validation scores.
         stress: evaluate the films under seventeen shifts as well.
-        workers: number of processes that read films; by default one a core.
+        workers: number of processes that read films; by default one for each core.
         command: the user's command, for the report.
         reporter: shows the progress.
         settings: how to read a source that is no manifest, as for ``collect``.
@@ -306,7 +306,7 @@ def calibrate(
         source: a manifest, or a source with labelled films of both classes.
         out: the new bundle's folder.
         split: the split of a manifest to use; by default every film.
-        workers: number of processes that read films; by default one a core.
+        workers: number of processes that read films; by default one for each core.
         reporter: shows the progress.
         settings: how to read a source that is no manifest, as for ``collect``.
 
@@ -432,7 +432,7 @@ def batch(
         operating_point: name of one of the bundle's operating points; None takes the default.
         engine: where films are classified: "local", in processes of this machine, or "ray" (extra ray).
         on_progress: called with (films done, films in all).
-        workers: number of processes; by default one a core.
+        workers: number of processes; by default one for each core.
         verify_key, require_age: as for ``load``.
         settings: how to read a source that is no manifest, as for ``collect``.
 

@@ -256,7 +256,7 @@ def _label_of(stage: LayerStage) -> str:
 
 
 def plot_prediction(film: Path | str | bytes, answer: Prediction) -> Figure:
-    """Plot a film beside its heat map, with the model's answer.
+    """Plot a film next to its heat map, with the model's prediction.
 
     Args:
         film: its path, or the bytes of its file.

@@ -326,7 +326,7 @@ class Preprocessing:
 
 @dataclass(frozen=True, slots=True)
 class PackInfo:
-    """The content of ``pack.json``: a description of the array beside it.
+    """The content of ``pack.json``: a description of the array.
 
     Attributes:
         count: films in ``images.npy``, in the order of the pack's own ``manifest.csv``.
@@ -334,7 +334,7 @@ class PackInfo:
         fingerprint: SHA-256 over each film's hash, label, split and patient, in order.
         leakage_allowed: the reason that was given for using splits that share patients or films; empty if they share
             none.
-        decoder: SHA-256 of the code that read the films; with another, nothing is copied from this pack.
+        decoder: SHA-256 of the code that decoded the films; a later pack copies films only if it is the same.
     """
 
     count: int
@@ -521,7 +521,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The answer to one film.
+    """The result for one film.
 
     Attributes:
         film_sha256: SHA-256 of the bytes that were classified.

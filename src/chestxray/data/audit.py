@@ -140,8 +140,8 @@ class Audit:
         normal, pneumonia: films of each class that were audited.
         patients: number of different patients; a film without a patient counts as one.
         unlabelled, skipped: number of films without a label; names of films that cannot be read, and why.
-        separability: how well each group of features tells the classes apart.
-        splits: how well the splits are told apart.
+        separability: how well each group of features separates the classes.
+        splits: how well the same features separate the splits.
         groups: groups of films acquired alike, the purest and largest first.
         columns_left_out: columns of the manifest that name films, not kinds of films.
         effective: number of equally weighted films of each class in the overlap of the classes.
@@ -169,7 +169,7 @@ class Audit:
 
     @property
     def alarms(self) -> tuple[Separability, ...]:
-        """Groups of features that tell the classes apart, the strongest first."""
+        """Groups of features that separate the classes, the strongest first."""
         found = [group for group in self.separability if group.is_alarm]
         return tuple(sorted(found, key=lambda group: group.measure.value or 0.0, reverse=True))
 
@@ -209,7 +209,7 @@ def audit(films: Sequence[Film], on_progress: ProgressCallback = no_progress, wo
     Args:
         films: rows of a manifest; of a cleaned manifest, only accepted ones count. Rows without a label are left out.
         on_progress: called with (films done, films in all).
-        workers: number of processes; by default one a core.
+        workers: number of processes; by default one for each core.
 
     Raises: SourceInvalid, if no labelled film can be read; MissingExtra.
     """

@@ -47,7 +47,7 @@ def clean(
     Args:
         films: rows of a manifest.
         on_progress: called with (done, total).
-        workers: number of processes; by default one a core.
+        workers: number of processes; by default one for each core.
         seen: a file of earlier findings; films in it that have not changed are not opened.
         engine: where films are opened: "local", in processes of this machine, or "ray" (extra ray). Both give the
             same findings.

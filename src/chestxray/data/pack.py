@@ -131,7 +131,7 @@ def write_pack(
         resize: how films of another shape are resized.
         levels: how their grey levels are mapped.
         on_progress: called with (done, total).
-        workers: number of processes; by default one a core.
+        workers: number of processes; by default one for each core.
         engine: where films are decoded: "local", in processes of this machine, or "ray" (extra ray). Both write the
             same bytes.
         leakage_allowed: reason to pack splits that leak; kept in the description.

@@ -123,7 +123,7 @@ def write_data_report(
         folder: replaced if it is an earlier data report; any other folder is not touched.
         title: title of the page.
         on_progress: called with (films audited, films in all).
-        workers: number of processes that read films; by default one a core.
+        workers: number of processes that read films; by default one for each core.
 
     Raises: OutputExists, MissingExtra.
     """

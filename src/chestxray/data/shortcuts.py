@@ -243,7 +243,7 @@ def measure(
     Args:
         films: rows of a manifest.
         on_progress: called with (films done, films in all).
-        workers: number of processes; by default one a core.
+        workers: number of processes; by default one for each core.
     """
     kept: list[Film] = []
     skipped: list[tuple[str, str]] = []

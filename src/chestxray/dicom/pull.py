@@ -98,7 +98,7 @@ def pull_batch(
         out: the table: .csv, .jsonl or .parquet.
         films: the folder for fetched films; they are kept.
         on_fetched, on_classified: called with (done, total).
-        workers: number of processes; by default one a core.
+        workers: number of processes; by default one for each core.
 
     Raises: PeerError, if the PACS fails; SourceInvalid, if it has no such film; SettingsInvalid, UsageError.
     """

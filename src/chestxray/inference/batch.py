@@ -61,7 +61,7 @@ def predict_groups(
         bundle: loaded once in each process.
         groups: films that are sent to a worker together; consumed as the work proceeds.
         films: their number in all; for a few films no process is started.
-        workers: number of processes; by default one a core.
+        workers: number of processes; by default one for each core.
         require_age: refuse films whose file states no age.
 
     Raises: BundleInvalid; DataError, if every process ends before it answers.
@@ -252,7 +252,7 @@ def run_batch(
         operating_point: its name; None takes the bundle's default.
         engine: function that classifies the groups.
         on_progress: called with (done, total).
-        workers: number of processes; by default one a core.
+        workers: number of processes; by default one for each core.
         require_age: refuse films whose file states no age; the engine then receives ``require_age``.
 
     Raises:

@@ -86,7 +86,7 @@ AUGMENTATION_LIMITS: Final[Mapping[str, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides what a training run does, besides the films. Invalid values are refused.
+    """All settings of a training run, except the films. Invalid values are refused.
 
     Attributes:
         network: name of a row in the table of networks.
@@ -94,7 +94,7 @@ class Recipe:
         minimum_steps: least number of optimiser steps; more passes than ``epochs`` are made to reach it, because a few
             hundred films need as many steps as a few thousand. An explicit number of epochs is respected:
             ``with_changes(epochs=3)`` sets it to 0.
-        batch_size: films a step.
+        batch_size: films in each step.
         optimiser: "sgd" or "adamw".
         learning_rate: the highest of the schedule.
         momentum: of SGD; the first moment's decay of AdamW.
@@ -110,8 +110,8 @@ class Recipe:
         average_weights: evaluate and keep a moving average of the weights over about this fraction of all steps; 0
             evaluates and keeps the weights themselves.
         class_balance: weigh the loss so that both classes count the same.
-        draw: "evenly": each training film once an epoch; or "against_shortcuts": equally many of each class, and a film
-            more often the less its pixels outside the lungs predict its class (propensity weights).
+        draw: "evenly": each training film once in each epoch; or "against_shortcuts": equally many of each class, and
+            more often the films whose pixels outside the lungs predict their class less (propensity weights).
         grey_scale: "stored", grey levels as they are; or "common": moved to one scale inside the network, after the
             augmentation, so that exposure carries no information.
         seed: of weights, order, augmentation and dropout.

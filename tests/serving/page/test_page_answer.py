@@ -212,7 +212,7 @@ def test_a_busy_service_is_asked_again_when_it_said(visit: Opener, film_path: Pa
     answer = {"status": 503, "headers": {"Retry-After": "2"}, "body": "{}"}
     page.route("**/v1/predict*", partial(refuse, answer), times=1)
     choose(page, film_path)
-    expect(page.locator("#because")).to_contain_text("The page tries again by itself, after 2 s")
+    expect(page.locator("#because")).to_contain_text("The page tries again automatically, after 2 s")
     expect(page.locator("#headline")).to_have_text("Reading the film")
     assert wait_for_answer(page) in HEADLINES
     began = page.evaluate(

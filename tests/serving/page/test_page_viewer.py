@@ -279,7 +279,7 @@ def test_the_heat_map_lies_exactly_over_the_film(stage: Page) -> None:
 
 def test_the_keys_are_listed_and_can_be_switched_off(stage: Page) -> None:
     stage.keyboard.press("?")
-    dialog = stage.get_by_role("dialog", name="Keys")
+    dialog = stage.get_by_role("dialog", name="Keyboard shortcuts")
     expect(dialog).to_contain_text("Invert")
     stage.keyboard.press("i")
     assert levels_of(stage) == PLAIN, "nothing happens behind a dialog"
@@ -300,7 +300,7 @@ def test_every_button_of_the_stage_is_reached_and_pressed_by_key(stage: Page) ->
     for name in names:
         tab_to(stage, f"[data-does={name}]")
     stage.keyboard.press("Enter")
-    expect(stage.get_by_role("dialog", name="Keys")).to_be_visible()
+    expect(stage.get_by_role("dialog", name="Keyboard shortcuts")).to_be_visible()
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])

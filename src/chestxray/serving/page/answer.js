@@ -3,7 +3,7 @@
 import { $, make, sign } from "./dom.js";
 import { HEADLINES, abbreviated, bytes, measured, milliseconds, percent, splitName, verdict } from "./words.js";
 
-const SLOW = "This takes longer than usual: the service or the connection is slow. No need to do anything.";
+const SLOW = "This takes longer than usual: the service or the connection is slow. You need not do anything.";
 
 const panel = $("#answer");
 
@@ -50,7 +50,7 @@ function because(outcome, item, point, failure) {
     case "empty":
       return ["Choose, drop or paste a frontal chest film. The answer appears here."];
     case "asking":
-      if (item.busy) return [`The service is busy. The page tries again by itself, after ${item.busy.wait.toFixed(0)} s.`];
+      if (item.busy) return [`The service is busy. The page tries again automatically, after ${item.busy.wait.toFixed(0)} s.`];
       return [item.slow ? SLOW : "This takes a moment."];
     case "failed":
       return [
@@ -62,9 +62,9 @@ function because(outcome, item, point, failure) {
     case "refused":
       return [`${sentence(item.answer.gate.reason)} No probability is given.`, ...notes(item)];
     case "pneumonia":
-      return [`Reaches the threshold of the operating point “${nameOf(point)}”.`, ...notes(item)];
+      return [`The probability reaches the threshold of the operating point “${nameOf(point)}”.`, ...notes(item)];
     default:
-      return [`Stays below the threshold of the operating point “${nameOf(point)}”.`, ...notes(item)];
+      return [`The probability is below the threshold of the operating point “${nameOf(point)}”.`, ...notes(item)];
   }
 }
 
@@ -144,5 +144,5 @@ export function showPoint(point) {
     row("Sensitivity", measured(point.sensitivity, point.positives), "with pneumonia"),
     row("Specificity", measured(point.specificity, point.negatives), "labelled normal"),
   );
-  $("#measured-on").textContent = `Measured on the ${splitName(point)} that it was chosen on; on other films expect less.`;
+  $("#measured-on").textContent = `Measured on the ${splitName(point)} that it was chosen on. On other films expect less.`;
 }

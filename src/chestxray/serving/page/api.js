@@ -21,8 +21,8 @@ export class Failure extends Error {
 }
 
 export const BY_STATUS = {
-  401: ["This service wants a key", "Ask whoever runs it for one, and enter it here.", false],
-  403: ["This page may not ask the service", "Tell whoever runs the service the address of this page.", false],
+  401: ["This service wants a key", "Ask its operator for one, and enter it here.", false],
+  403: ["This page may not ask the service", "Ask the operator to allow the address of this page.", false],
   408: ["The film took too long to arrive", "Send it again over a better connection.", true],
   413: ["This film is too large", "Export a smaller copy, for instance as JPEG.", false],
   415: ["This is not a film that can be read here", "Send a JPEG, PNG, DICOM or TIFF file of one chest film.", false],
@@ -31,7 +31,7 @@ export const BY_STATUS = {
   429: ["Too many films in a short time", "Wait a little, then try again.", true],
   503: ["The service is busy", "Too many films at once. Try again in a moment.", true],
 };
-const OTHERWISE = ["The service failed", "Try again. If it stays so, tell whoever runs the service the request id.", true];
+const OTHERWISE = ["The service failed", "Try again. If it fails again, tell the operator the request id.", true];
 
 export function useKey(text) {
   key = text;
@@ -83,7 +83,7 @@ export function silence(error) {
   }
   return navigator.onLine
     ? new Failure("The service does not answer", "Is it still running? Then try again.", { retry: true })
-    : new Failure("You are offline", "Films are tried again by themselves once the connection is back.", { retry: true });
+    : new Failure("You are offline", "Films are sent again automatically when the connection is back.", { retry: true });
 }
 
 async function failureOf(response) {

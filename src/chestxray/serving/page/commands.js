@@ -19,7 +19,7 @@ const COMMANDS = [
   ["on", "Next film", "n", null],
   ["back", "Previous film", "p", null],
   ["choose", "Choose films", "o", null],
-  ["help", "These keys", "?", "M9 9.5a3 3 0 1 1 4.5 2.6c-1 .6-1.5 1.1-1.5 2.4M12 18v.1"],
+  ["help", "Keyboard shortcuts", "?", "M9 9.5a3 3 0 1 1 4.5 2.6c-1 .6-1.5 1.1-1.5 2.4M12 18v.1"],
 ];
 // main.js: where the film has the focus
 const ARROWS = [
