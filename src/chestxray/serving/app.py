@@ -74,9 +74,9 @@ DESCRIPTION: Final = f"Classifies frontal chest films for signs of pneumonia. Fi
 
 _FILM_BODY: Final = {
     "required": True,
-    "description": "The bytes of one film. The bytes decide what it is; addresses are never opened.",
+    "description": "The bytes of one film. They decide its format; URLs are never fetched.",
     "content": {name: {"schema": {"type": "string", "format": "binary"}} for name in MEDIA_TYPES}
-    | {MULTIPART: {"schema": {"type": "object", "description": "A film a part, whatever the parts are called."}}},
+    | {MULTIPART: {"schema": {"type": "object", "description": "One film in each part, with any name."}}},
 }
 _LINES: Final = (
     'Where the body holds several films: a line of JSON each, in their order, with "index", "status" and '
@@ -210,19 +210,19 @@ def _add_film_routes(app: FastAPI, service: Service) -> None:
     async def predict(request: Request, parameters: Annotated[PredictParameters, Query()]) -> Response:
         """Send the bytes of one JPEG, PNG, TIFF or DICOM film as the body, or up to a thousand as parts of a form.
 
-        Several films are answered with one line of JSON each, in their order, each with a status of its own.
+        Several films are answered with one line of JSON for each, in order, each with its own status.
 
-        The answer is a prediction, also where the film can be read and must not be classified: then its gate is
-        closed and says why. A body that is no readable film is answered with a problem document.
+        The answer is a prediction, also if the film can be read but must not be classified: then the gate is closed
+        and gives the reason. A body that is not a readable film is answered with a problem document.
         """
         return await service.predict(request, parameters)
 
     @app.post("/v1/film", summary="Draw one film", tags=["films"], **_picture_out())
     async def draw(request: Request) -> Response:
-        """Send the bytes of one film as the body, and get what was decoded: a PNG of 8 grey bits.
+        """Send the bytes of one film as the body, and get the decoded film: a PNG of 8 grey bits.
 
-        For formats that a browser cannot draw: TIFF, and DICOM in most of its compressions. Its long side has at most
-        2,048 pixels.
+        It is for formats that a browser cannot draw: TIFF, and most compressed DICOM. The long side has at most 2,048
+        pixels.
         """
         return await service.draw(request)
 
@@ -233,16 +233,16 @@ def _add_film_routes(app: FastAPI, service: Service) -> None:
 
 
 def _add_health_routes(app: FastAPI, service: Service) -> None:
-    @app.get("/healthz", summary="Does the process answer?", tags=["health"], **_json_any())
+    @app.get("/healthz", summary="Liveness", tags=["health"], **_json_any())
     async def alive() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/readyz", summary="Can it answer?", tags=["health"], **_json_any(503))
+    @app.get("/readyz", summary="Readiness", tags=["health"], **_json_any(503))
     async def ready() -> dict[str, str]:
         service.check_ready()
         return {"status": "ready"}
 
-    @app.get("/metrics", summary="What it counts", tags=["health"], **_text_out("Prometheus' text format"))
+    @app.get("/metrics", summary="Metrics", tags=["health"], **_text_out("Prometheus' text format"))
     async def counted() -> Response:
         return Response(service.metrics.text(), headers={"Content-Type": service.metrics.content_type})
 
@@ -257,7 +257,7 @@ def _add_sagemaker_routes(app: FastAPI, service: Service) -> None:
     }
     film: Options = _film_in(Prediction, 406)
 
-    @app.get("/ping", summary="Is it there?", tags=["sagemaker"], **_empty_out(503))
+    @app.get("/ping", summary="Readiness, for SageMaker", tags=["sagemaker"], **_empty_out(503))
     async def ping() -> Response:
         """Return 200 with an empty body once films can be classified."""
         service.check_ready()
@@ -273,7 +273,7 @@ def _add_sagemaker_routes(app: FastAPI, service: Service) -> None:
         request: Request,
         name: Annotated[str, fastapi.Path(pattern=ENDPOINT_NAME)],  # noqa: ARG001 - this server has one model
     ) -> Response:
-        """Predict as ``/invocations``, at the address that boto3's ``sagemaker-runtime`` calls; any name will do."""
+        """Predict as ``/invocations``, at the URL that boto3's ``sagemaker-runtime`` calls; any name works."""
         try:
             return await _invoke(service, request)
         except Refusal as refusal:
@@ -281,7 +281,7 @@ def _add_sagemaker_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/execution-parameters", summary="For batch transform", tags=["sagemaker"], **_json_any())
     async def parameters() -> dict[str, int | str]:
-        """Return the settings with which a batch transform should call."""
+        """Return the settings for a batch transform."""
         return execution
 
 
@@ -438,8 +438,8 @@ def _complete(app: FastAPI, operating_points: Sequence[str], open_paths: frozens
             operation["responses"] |= {str(status): row for status, row in rows.items()}
             for parameter in operation.get("parameters", ()):
                 if parameter["name"] == "operating_point":
-                    parameter["description"] = "A named threshold of this bundle; its default one where left out."
+                    parameter["description"] = "Name of an operating point of this bundle. It has a default."
                     parameter["schema"] = {"type": "string", "enum": list(operating_points)}
                 elif parameter["name"] == "heatmap":
-                    parameter["description"] = "Whether the answer holds the heat map as well: a PNG in base64."
+                    parameter["description"] = "Whether to return the heat map, a PNG in base64."
     document["x-problems"] = [kind._asdict() for kind in PROBLEM_TYPES]
