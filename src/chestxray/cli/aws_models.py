@@ -47,7 +47,7 @@ _DONE: Final = {
 @click.option("--test", metavar="ADDRESS", help="Test films, to check that no training film is among them.")
 @recipe_options
 @click.option("--size", type=Size(), default=None, help="Height and width in pixels. [default: the network's]")
-@click.option("--split-seed", type=int, default=0, show_default=True, help="The same seed draws the same splits.")
+@click.option("--split-seed", type=int, default=0, show_default=True, help="Seed of the splits.")
 @click.option("--instance", default="ml.g4dn.xlarge", show_default=True, help="Instance type.")
 @click.option("--instances", type=click.IntRange(1, 20), default=1, show_default=True, help="Number of instances.")
 @click.option(
@@ -58,7 +58,11 @@ _DONE: Final = {
 )
 @click.option("--spot", is_flag=True, help="Use spare capacity: cheaper; the job resumes after interruptions.")
 @click.option(
-    "--max-hours", type=click.FloatRange(0.1, 120), default=24.0, show_default=True, help="AWS stops the job then."
+    "--max-hours",
+    type=click.FloatRange(0.1, 120),
+    default=24.0,
+    show_default=True,
+    help="Time limit; then AWS stops it.",
 )
 @click.option(
     "--checkpoint-every",

@@ -175,7 +175,7 @@ def distribution_text(distribution: Distribution, films: tuple[Film, ...]) -> st
     show_default=True,
     help="Share of all films, if the source gives no test split; 0 for none.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same splits.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the splits.")
 @click.option(
     "--allow-leakage",
     metavar="REASON",
@@ -328,7 +328,7 @@ def pack(
     metavar="GROUPS",
     type=click.IntRange(1),
     default=None,
-    help="Train a network without each of the largest groups of films acquired alike, and evaluate it on that group.",
+    help="Train a network without each of the GROUPS largest groups of films acquired alike; evaluate it there.",
 )
 @click.option(
     "--runs", type=FOLDER, default=None, help="Keep these networks here; the same command resumes after a kill."

@@ -438,7 +438,7 @@ def batch(
 @click.option("--private-key", type=FILE, required=True, help="An elliptic-curve key in PEM, as openssl makes it.")
 @json_option
 def sign(console: Console, bundle: str, private_key: Path) -> None:
-    """Sign a bundle, so that others can tell that you vouch for it.
+    """Sign every file of a bundle with a private key.
 
     Writes model.sig into the bundle, in the format of OpenSSF's Model Signing. The password of an encrypted key is
     taken from CHESTXRAY_SIGNING_PASSWORD. Needs the extra "sign", and no network.
@@ -453,13 +453,13 @@ def sign(console: Console, bundle: str, private_key: Path) -> None:
 
 @click.command()
 @click.argument("bundle", metavar="FOLDER|NAME", shell_complete=complete_bundle)
-@click.option("--public-key", type=FILE, required=True, help="The key whose holder must have signed, in PEM.")
+@click.option("--public-key", type=FILE, required=True, help="The public key of the signer, in PEM.")
 @json_option
 def verify(console: Console, bundle: str, public_key: Path) -> None:
     """Check that the holder of a key signed a bundle, and that no file was changed, added or lost since.
 
-    "serve", "predict" and "batch" do the same before they classify, with --verify-key or CHESTXRAY_VERIFY_KEY. Exit
-    status 1 where the bundle is not as it was signed. Needs the extra "sign", and no network.
+    "serve", "predict" and "batch" do the same before they classify, with --verify-key or CHESTXRAY_VERIFY_KEY. The
+    exit status is 1 if the bundle differs from the signed one. Needs the extra "sign", and no network.
     """
     from chestxray.api import verify as verify_bundle
 

@@ -67,7 +67,13 @@ def _work_of_a_container(ctx: click.Context, _param: click.Parameter, work: str)
 @verify_key_option
 @require_age_option
 @click.option("--host", default=HOST, show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes a free port.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=PORT,
+    show_default=True,
+    help="Port to listen on; 0 for a free one.",
+)
 @click.option(
     "--api-keys",
     type=PATH,
@@ -153,7 +159,7 @@ def key(console: Console, name: str) -> None:
 @recipe_options
 @device_option
 @click.option("--size", type=Size(), default=None, help="Height and width in pixels. [default: the network's]")
-@click.option("--split-seed", type=int, default=0, show_default=True, help="The same seed draws the same splits.")
+@click.option("--split-seed", type=int, default=0, show_default=True, help="Seed of the splits.")
 @click.option(
     "--synthetic-patients",
     type=click.IntRange(40, 20_000),
@@ -163,7 +169,13 @@ def key(console: Console, name: str) -> None:
 )
 @click.option("--serve/--no-serve", "serving", default=False, show_default=True, help="Serve the page at the end.")
 @click.option("--host", default=HOST, show_default=True, help="Address to serve on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes a free port.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=PORT,
+    show_default=True,
+    help="Port to listen on; 0 for a free one.",
+)
 @collect_options
 @refuse_option
 @workers_option
