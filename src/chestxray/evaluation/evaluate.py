@@ -526,7 +526,7 @@ def check_refusals(
         predictor: the loaded bundle.
         films: any, labelled or not; at least one.
         on_progress: called with (done, total).
-        workers: number of processes that read films; by default one a core.
+        workers: number of processes that read films; by default one for each core.
 
     Raises: SourceInvalid, if there is no film; BundleInvalid.
     """

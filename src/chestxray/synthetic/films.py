@@ -386,7 +386,7 @@ def write_synthetic_films(
 
     Args:
         on_progress: called with (films drawn, films in all).
-        workers: number of processes; by default one a core.
+        workers: number of processes; by default one for each core.
 
     Returns: the films' paths, in the order of ``synthetic_films.json``.
     Raises: OutputExists, if ``folder`` exists and holds something else.
