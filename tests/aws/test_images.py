@@ -12,7 +12,7 @@ from chestxray.aws.images import (
     BRINGS_WEIGHTS,
     compressed,
     context,
-    files_below,
+    files_in,
     package_files,
     requirements,
     source_files,
@@ -30,7 +30,7 @@ def test_times_and_rights_of_files_do_not_reach_an_archive(tmp_path: Path) -> No
             path.write_text(name)
             path.chmod(mode)
             os.utime(path, (time, time))
-    one, two = (dict(files_below(tmp_path / folder, frozenset())) for folder in ("one", "two"))
+    one, two = (dict(files_in(tmp_path / folder, frozenset())) for folder in ("one", "two"))
     assert list(one) == ["a/b.txt", "c.txt"]
     assert zipped(one) == zipped(dict(reversed(two.items())))
     assert compressed(tarred(one)) == compressed(tarred(dict(reversed(two.items()))))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from chestxray.cli import main
 from chestxray.errors import SourceInvalid
-from chestxray.evaluation.evaluate import UNREADABLE, check_refusals, kind_of_refusal
+from chestxray.evaluation.evaluate import UNREADABLE_FILM, check_refusals, kind_of_refusal
 from chestxray.inference.predictor import Predictor
 from chestxray.metrics.intervals import wilson_interval
 from dicoms import native
@@ -49,7 +49,7 @@ def test_each_kind_is_counted_with_its_interval_an_example_and_by_label(
     assert {row["kind"]: row["films"] for row in found["kinds"]} == {
         "a film that was turned": 1,
         "another age, by its file": 1,
-        UNREADABLE: 1,
+        UNREADABLE_FILM: 1,
     }
     assert found["films"] == 6
     assert found["refused"]["films"] == 3
@@ -111,7 +111,7 @@ def test_it_takes_no_other_source_and_needs_a_film(
         ("12% of its pixels are coloured, so it is not", "coloured"),
         ("40 x 60 pixels; each side needs at least 64", "too small"),
         ("400 x 60 pixels; a chest film's sides differ", "too long and narrow"),
-        ("the JPEG file ends before its picture does. Copy it again", UNREADABLE),
+        ("the JPEG file ends before its picture does. Copy it again", UNREADABLE_FILM),
     ],
 )
 def test_reasons_belong_to_kinds(reason: str, kind: str) -> None:

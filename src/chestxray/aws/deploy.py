@@ -118,7 +118,7 @@ def _of_bundle(names: Names, folder: Path) -> ModelArchive:
 
 
 NEVER: Final = "never"
-UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
+TTL_UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
 SHORTEST: Final = timedelta(minutes=5)  # an endpoint that is still being created cannot be deleted
 AFTER: Final = timedelta(minutes=10)  # between two deletions: by then the endpoint is gone
 TARGET: Final = "arn:aws:scheduler:::aws-sdk:sagemaker:"
@@ -150,7 +150,7 @@ def parse_ttl(text: str) -> timedelta | None:
     if text == NEVER:
         return None
     match = re.fullmatch(r"(\d{1,4})([mhd])", text)
-    lifetime = timedelta(**{UNITS[match[2]]: int(match[1])}) if match else timedelta()
+    lifetime = timedelta(**{TTL_UNITS[match[2]]: int(match[1])}) if match else timedelta()
     if lifetime < SHORTEST:
         raise UsageError(f"--ttl {text}: give 5m or more, as minutes, hours or days (90m, 4h, 2d), or type {NEVER}")
     return lifetime
@@ -241,7 +241,7 @@ def _one_time_schedule(name: str, group: str, when: datetime, target: Mapping[st
 VARIANT: Final = "AllTraffic"
 SERVERLESS_MB: Final = 3072
 SERVERLESS_AT_ONCE: Final = 5  # films at once; more have to wait or are throttled
-SECONDS_A_FILM: Final = 0.5  # rough time, for the plan
+SECONDS_OF_A_FILM: Final = 0.5  # rough time, for the plan
 LOGS: Final = "/aws/sagemaker/Endpoints/"
 SETTLED: Final = ("InService", "Failed", "OutOfService", "UpdateRollbackFailed")
 LOG_DAYS: Final = 30  # for which the endpoint's log is kept
@@ -269,7 +269,7 @@ class Hosting:
         if self.instance:
             kind = f"endpoint on one {self.instance}"
             return PlanItem(kind, names.endpoint, hourly=instance_hours(self.instance), note=note, does="ensure")
-        thousand = 1000 * SECONDS_A_FILM * SERVERLESS_MB / 1024 * SERVERLESS_GB_SECOND
+        thousand = 1000 * SECONDS_OF_A_FILM * SERVERLESS_MB / 1024 * SERVERLESS_GB_SECOND
         cost = f"nothing while idle, about {dollars(thousand)} a thousand films"
         return PlanItem("serverless endpoint", names.endpoint, note=f"{cost}; {note}", does="ensure")
 

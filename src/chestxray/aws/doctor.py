@@ -20,7 +20,7 @@ from chestxray.errors import ChestXrayError, CloudError
 
 QUOTA_REMEDY: Final = "Ask for more under Service Quotas, Amazon SageMaker, or choose another type of instance"
 ACTIONS_A_CALL: Final = 60  # actions in one simulation, so that its answer is one page
-SHOWN: Final = 6  # of what is missing; the rest is counted
+ACTIONS_SHOWN: Final = 6  # of what is missing; the rest is counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Wanted:
         return (f"{self.training} for {kind} usage", f"{self.transform} for transform job usage", *hosting)
 
 
-def examine(cloud: Cloud, names: Names, wanted: Wanted) -> Iterator[Check]:
+def check_account(cloud: Cloud, names: Names, wanted: Wanted) -> Iterator[Check]:
     """Look at credentials, region, quotas, permissions and images, in that order; one failure hides no other."""
     yield Check("credentials", f"account {cloud.account}, as {cloud.caller}")
     yield _region(cloud)
@@ -90,9 +90,11 @@ def _permissions(cloud: Cloud, names: Names, wanted: Wanted) -> Iterator[Check]:
     denied = sorted({action for statement in statements for action in _denied(cloud, principal, statement)})
     count = sum(len(statement["Action"]) for statement in statements)
     if denied:
-        more = f" and {len(denied) - SHOWN} more" if len(denied) > SHOWN else ""
+        more = f" and {len(denied) - ACTIONS_SHOWN} more" if len(denied) > ACTIONS_SHOWN else ""
         remedy = 'Give the policy that "chestxray aws policy" prints'
-        yield Check("permissions", f"denied: {', '.join(denied[:SHOWN])}{more}. {remedy} to {principal}", ok=False)
+        yield Check(
+            "permissions", f"denied: {', '.join(denied[:ACTIONS_SHOWN])}{more}. {remedy} to {principal}", ok=False
+        )
     else:
         yield Check("permissions", f"all {count} that these commands take")
 

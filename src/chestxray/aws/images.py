@@ -36,7 +36,7 @@ _MODE: Final = 0o644  # readable for every user who unpacks it
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold
 
 
-def files_below(folder: Path, without: frozenset[str]) -> Iterator[tuple[str, bytes]]:
+def files_in(folder: Path, without: frozenset[str]) -> Iterator[tuple[str, bytes]]:
     """Yield name within the folder and content of every file, in order of the names.
 
     Args:
@@ -59,7 +59,7 @@ def package_files(without: frozenset[str], suffixes: frozenset[str] | None = Non
     root = Path(chestxray.__file__).parent
     return {
         f"{root.name}/{name}": data
-        for name, data in files_below(root, without | {"__pycache__"})
+        for name, data in files_in(root, without | {"__pycache__"})
         if suffixes is None or Path(name).suffix in suffixes
     }
 
@@ -98,7 +98,7 @@ if __name__ == "__main__":
 """
 
 # Packages that training imports beside torch, which the image contains in its own build; and what else films may need.
-NEEDED: Final = frozenset(
+TRAINING_PACKAGES: Final = frozenset(
     {"lazy-loader", "numpy", "onnxruntime", "pillow", "onnx", "onnxscript", "safetensors", "jinja2", "matplotlib"}
     | {"simplejpeg", "imagecodecs", "pydicom", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg"}
 )
@@ -124,7 +124,7 @@ def source_files(recipe: str, network: str) -> dict[str, bytes]:
 
 def requirements(network: str) -> list[str]:
     """Return the lines for pip, with the ranges that this package declares, sorted."""
-    wanted = NEEDED | {BRINGS_WEIGHTS.get(network, "")}
+    wanted = TRAINING_PACKAGES | {BRINGS_WEIGHTS.get(network, "")}
     declared = (line.partition(";")[0].strip() for line in metadata.requires("chestxray") or ())
     return sorted({line for line in declared if re.split(r"[\[<>=!~ ]", line, maxsplit=1)[0].lower() in wanted})
 

@@ -69,8 +69,8 @@ class ResourceKind:
 
 # --------------------------------------------------------------------------- what runs
 
-RUNNING: Final = ("InProgress", "Stopping")
-ENDED: Final = ("Completed", "Failed", "Stopped")
+RUNNING_JOB: Final = ("InProgress", "Stopping")
+ENDED_JOB: Final = ("Completed", "Failed", "Stopped")
 
 
 def _call(operation: str, parameter: str) -> Remove:
@@ -89,7 +89,7 @@ def _running(kind: str) -> Find:
     def find(cloud: Cloud, names: Names) -> Iterator[Found]:
         client = cloud.client("sagemaker")
         describe = getattr(client, f"describe_{kind.lower()}_job")
-        for name, status in _jobs(client, names, kind, RUNNING):
+        for name, status in _jobs(client, names, kind, RUNNING_JOB):
             used = describe(**{f"{kind}JobName": name})[resources]
             hourly = instance_hours(used["InstanceType"], used["InstanceCount"])
             yield Found(f"{kind.lower()} job", name, status, hourly)
@@ -98,7 +98,7 @@ def _running(kind: str) -> Find:
 
 
 def _training_records(cloud: Cloud, names: Names) -> Iterator[Found]:
-    for name, status in _jobs(cloud.client("sagemaker"), names, "Training", ENDED):
+    for name, status in _jobs(cloud.client("sagemaker"), names, "Training", ENDED_JOB):
         yield Found("training job record", name, status, note="names the bundle that deploy finds by it")
 
 

@@ -160,7 +160,7 @@ def _plain(value: str) -> object:
         return value
 
 
-def films_of(channels: Mapping[str, Path]) -> tuple[Film, ...]:
+def films_in_channels(channels: Mapping[str, Path]) -> tuple[Film, ...]:
     """Return the films, each in its channel's split; with one channel only, films keep their own splits.
 
     Raises: SourceInvalid, UsageError.
@@ -184,7 +184,7 @@ def _pack(channels: Mapping[str, Path], given: argparse.Namespace, recipe: Recip
     from chestxray.data.split import SplitSettings, split
     from chestxray.training.networks import spec_for
 
-    films = clean(films_of(channels), workers=given.workers)
+    films = clean(films_in_channels(channels), workers=given.workers)
     _log(f"{len(films)} films; {sum(film.is_accepted for film in films)} accepted")
     films = split(films, SplitSettings(test=0.0, seed=given.split_seed))  # test films are elsewhere, or in a channel
     height, width = map(int, given.size.split("x")) if given.size else spec_for(recipe).size

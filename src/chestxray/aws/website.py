@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from chestxray.aws import lambda_handler, stacks
 from chestxray.aws.deploy import running_variant
-from chestxray.aws.images import files_below, package_files, zipped
+from chestxray.aws.images import files_in, package_files, zipped
 from chestxray.aws.lambda_handler import MAX_BODY, ROUTES
 from chestxray.aws.plan import (
     CLOUDFRONT_REQUEST,
@@ -73,7 +73,7 @@ def inline_archive(bundle: Path, model: str, log: Log, python: str = "") -> byte
     with tempfile.TemporaryDirectory(prefix="chestxray-") as made:
         _fetch_libraries(Path(made), python or PYTHON, log)
         files = {
-            **needed_codecs(dict(files_below(Path(made), _NOT_NEEDED))),
+            **needed_codecs(dict(files_in(Path(made), _NOT_NEEDED))),
             **package_files(without=_FOLDERS_NOT_NEEDED, suffixes=_OF_THE_PACKAGE),
             **_bundle_files(bundle),
             "model.json": model.encode(),

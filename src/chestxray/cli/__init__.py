@@ -26,7 +26,7 @@ from chestxray.cli.service import doctor, key, run, serve
 from chestxray.errors import ChestXrayError, MissingExtra
 from chestxray.schema import NOTICE
 
-VERBS = (
+COMMANDS = (
     *(collect, clean, split, audit, pack, train, blend, evaluate, export),
     *(calibrate, sign, verify, predict, batch, serve, dicom, key, run, doctor, aws),
 )
@@ -69,8 +69,8 @@ def chestxray_group() -> None:
     """  # noqa: D301 - click reads the backspace as "do not rewrap"
 
 
-for verb in VERBS:
-    chestxray_group.add_command(verb)
+for command in COMMANDS:
+    chestxray_group.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
@@ -116,7 +116,7 @@ def website(
     bundle: str,
     access: str,
     api_keys: Path | None,
-    inline: bool,  # noqa: FBT001 - click passes it by name
+    inline: bool,
     email: str,
     budget: int,
     rate: int,
@@ -157,7 +157,7 @@ def website(
 @click.option("--of-role", is_flag=True, help="Print the policy of a role for --role instead.")
 @rules_options
 @aws_options
-def policy(context: AwsContext, films: str, of_role: bool) -> None:  # noqa: FBT001 - click passes it by name
+def policy(context: AwsContext, films: str, of_role: bool) -> None:
     """Print the policy, in JSON, that the user of these commands needs in this account.
 
     Give it to the administrator of the account: "chestxray aws policy --films hospital > deployer.json".
@@ -189,7 +189,7 @@ def doctor(
     context: AwsContext,
     films: str,
     training: str,
-    spot: bool,  # noqa: FBT001 - click passes it by name
+    spot: bool,
     transform: str,
     hosting: str,
 ) -> None:
@@ -198,9 +198,9 @@ def doctor(
     Permissions are simulated by IAM itself. The exit status is 1 if something would fail. Checks without a result are
     reported, and do not change the exit status.
     """
-    from chestxray.aws.doctor import Wanted, examine
+    from chestxray.aws.doctor import Wanted, check_account
 
-    found = list(examine(context.cloud, context.names, Wanted(training, transform, hosting, films, spot)))
+    found = list(check_account(context.cloud, context.names, Wanted(training, transform, hosting, films, spot)))
     marks = {True: "ok", False: "no", None: "?"}
     rows = [(marks[item.ok], item.name, item.finding) for item in found]
     context.console.result({"checks": found}, columns(rows))
@@ -211,7 +211,7 @@ def doctor(
 @click.command()
 @click.option("--cost", is_flag=True, help="Also show what each resource costs an hour.")
 @aws_options
-def status(context: AwsContext, cost: bool) -> None:  # noqa: FBT001 - click passes it by name
+def status(context: AwsContext, cost: bool) -> None:
     """List everything of this deployment that exists in the account and region.
 
     The exit status is 1 if a list could not be read.
@@ -244,7 +244,7 @@ def status(context: AwsContext, cost: bool) -> None:  # noqa: FBT001 - click pas
     "--keep-data", is_flag=True, help="Keep the deployment's bucket (bundles, scores) and the records of jobs."
 )
 @aws_options
-def destroy(context: AwsContext, endpoint: bool, yes: bool, keep_data: bool) -> None:  # noqa: FBT001 - click passes them by name
+def destroy(context: AwsContext, endpoint: bool, yes: bool, keep_data: bool) -> None:
     """Delete everything of this deployment, and check again until nothing of it is left.
 
     Lists what it will delete, and asks for the deployment's name. A resource with a matching name but without the
@@ -301,9 +301,6 @@ def _table(found: Sequence[Found], *, cost: bool) -> str:
     return table(rows)
 
 
-VERBS: Final[tuple[click.Command, ...]] = (doctor, policy, upload, train, deploy, validate, website, status, destroy)
-
-
 @click.group(cls=InOrder)
 def aws() -> None:
     """Train, deploy, validate and serve on AWS, and delete everything again.
@@ -313,5 +310,5 @@ def aws() -> None:
     """
 
 
-for verb in VERBS:
-    aws.add_command(verb)
+for command in (doctor, policy, upload, train, deploy, validate, website, status, destroy):
+    aws.add_command(command)

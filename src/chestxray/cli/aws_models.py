@@ -91,8 +91,8 @@ def train(
     recipe: str,
     network: str | None,
     source_only: Path | None,
-    pipeline_step: bool,  # noqa: FBT001 - click passes it by name
-    wait: bool,  # noqa: FBT001 - the same
+    pipeline_step: bool,
+    wait: bool,
     **given: Any,
 ) -> None:
     """Train on films in S3, as a SageMaker training job.
@@ -206,7 +206,7 @@ def _how_to_stop(name: str) -> str:
 def deploy(
     context: AwsContext,
     source: str,
-    serverless: bool,  # noqa: FBT001 - click passes it by name
+    serverless: bool,
     instance: str | None,
     ttl: str,
     image: str | None,

@@ -102,7 +102,7 @@ def evaluate(
     threshold: float | None,
     conformal: float | None,
     split: str | None,
-    stress: bool,  # noqa: FBT001 - click passes it by name
+    stress: bool,
     workers: int | None,
     settings: CollectSettings,
 ) -> None:
@@ -272,7 +272,7 @@ def assessment_text(assessment: Assessment) -> str:
     return "\n".join([*parts, *(f"Note: {limit}" for limit in assessment.limits)])
 
 
-NAMED: Final = 10  # refused films that are named in the terminal
+REFUSALS_SHOWN: Final = 10  # refused films that are named in the terminal
 
 
 def refusals_text(assessment: Assessment) -> str:
@@ -280,9 +280,9 @@ def refusals_text(assessment: Assessment) -> str:
     labels = Counter(film.label for film in assessment.refused)
     counts = ", ".join(f"{count:,} {label}" for label, count in sorted(labels.items()))
     lines = [f"refused, and not counted above: {len(assessment.refused):,} films ({counts})"]
-    lines += [f"  {film.path} ({film.label}): {film.reason}" for film in assessment.refused[:NAMED]]
-    if len(assessment.refused) > NAMED:
-        lines.append(f"  and {len(assessment.refused) - NAMED:,} more, which the report names")
+    lines += [f"  {film.path} ({film.label}): {film.reason}" for film in assessment.refused[:REFUSALS_SHOWN]]
+    if len(assessment.refused) > REFUSALS_SHOWN:
+        lines.append(f"  and {len(assessment.refused) - REFUSALS_SHOWN:,} more, which the report names")
     rows: list[tuple[str, ...]] = [("refusals counted as wrong", "value", "95% interval", "of")]
     rows += [_measure_row(measure) for measure in assessment.with_refusals]
     return "\n".join([*lines, table(rows)])

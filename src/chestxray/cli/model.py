@@ -72,9 +72,9 @@ def train(
     recipe: str,
     teachers: tuple[Path, ...],
     checkpoints: Path | None,
-    restart: bool,  # noqa: FBT001 - click passes it by name
+    restart: bool,
     trackers: tuple[str, ...],
-    compiled: bool,  # noqa: FBT001 - the same
+    compiled: bool,
     **changes: Any,
 ) -> None:
     """Train a network on a pack.
@@ -197,7 +197,7 @@ def export(
     runs: tuple[Path, ...],
     out: Path,
     name: str,
-    compact: bool,  # noqa: FBT001 - click names it
+    compact: bool,
     refuse: tuple[str, ...],
     pack: Path | None,
     notes: tuple[str, ...],
@@ -247,12 +247,12 @@ def predict(
     films: tuple[str, ...],
     bundle: Path,
     verify_key: Path | None,
-    require_age: bool,  # noqa: FBT001 - click passes it by name
+    require_age: bool,
     operating_point: str | None,
     page: int | None,
     heatmap: Path | None,
-    contours: bool,  # noqa: FBT001 - click passes it by name
-    layer: bool,  # noqa: FBT001 - the same
+    contours: bool,
+    layer: bool,
 ) -> None:
     """Classify films: normal or pneumonia.
 
@@ -395,7 +395,7 @@ def batch(
     out: Path,
     bundle: Path,
     verify_key: Path | None,
-    require_age: bool,  # noqa: FBT001 - click passes it by name
+    require_age: bool,
     operating_point: str | None,
     engine: str,
     workers: int | None,

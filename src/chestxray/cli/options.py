@@ -535,7 +535,7 @@ def rules_options(command: Command) -> Command:
 def template_option(name: str) -> Callable[[Command], Command]:
     """Add --template, which prints one of ``stacks.TEMPLATES`` and ends, without an account."""
 
-    def print_template(ctx: click.Context, _param: click.Parameter, given: bool) -> None:  # noqa: FBT001 - click's signature
+    def print_template(ctx: click.Context, _param: click.Parameter, given: bool) -> None:
         if given:
             from chestxray.aws.stacks import template
 

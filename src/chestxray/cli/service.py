@@ -41,7 +41,7 @@ HOST = "127.0.0.1"
 PORT = 8000
 
 
-def _bundle_of_a_container(ctx: click.Context, _param: click.Parameter, container: bool) -> bool:  # noqa: FBT001
+def _bundle_of_a_container(ctx: click.Context, _param: click.Parameter, container: bool) -> bool:
     if container:
         from chestxray.serving.server import MODEL
 
@@ -97,13 +97,13 @@ def serve(
     console: Console,
     bundle: Path,
     verify_key: Path | None,
-    require_age: bool,  # noqa: FBT001 - click passes it by name
+    require_age: bool,
     host: str,
     port: int,
     api_keys: Path | None,
     names: tuple[str, ...],
     cors_origins: tuple[str, ...],
-    container: bool,  # noqa: FBT001 - click passes it by name
+    container: bool,
 ) -> None:
     """Serve the web page and the API on this machine.
 
@@ -189,7 +189,7 @@ def run(
     size: tuple[int, int] | None,
     split_seed: int,
     synthetic_patients: int,
-    serving: bool,  # noqa: FBT001 - click passes it by name
+    serving: bool,
     host: str,
     port: int,
     refuse: tuple[str, ...],

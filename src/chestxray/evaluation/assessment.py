@@ -331,7 +331,7 @@ def _plain(value: Any) -> Any:
 
 WORST: Final = 12  # errors listed in each direction
 HISTOGRAM_BINS: Final = 20
-FEW: Final = 30  # films of a class; with fewer, every figure about the class is rough
+FEW_FILMS: Final = 30  # films of a class; with fewer, every figure about the class is rough
 
 DECISION_THRESHOLDS: Final = np.round(np.arange(0.01, 1.0, 0.01), 2)
 
@@ -538,7 +538,7 @@ def _limits(table: ScoreTable, groups: Int64Array) -> tuple[str, ...]:
     for name, count in counts.items():
         if not count:
             sentences.append(f"No film is labelled {name}: nothing can be said about telling the classes apart.")
-        elif count < FEW:
+        elif count < FEW_FILMS:
             sentences.append(f"Only {count} films are labelled {name}: every figure about them is a rough one.")
     unnamed = sum(not name for name in table.patients)
     if unnamed:

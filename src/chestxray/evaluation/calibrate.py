@@ -24,7 +24,7 @@ from chestxray.errors import DegenerateLabels, UsageError
 from chestxray.evaluation import model_card
 from chestxray.evaluation.evaluate import (
     EvaluationSettings,
-    examine,
+    examined_films,
     metrics_of,
     name_of_films,
     score_table,
@@ -90,7 +90,7 @@ def calibrate_bundle(
     opened.verify()
     before = opened.info
     allowed = read_allowance(source)
-    examined, _ = examine(films, allowed, settings, reporter)
+    examined, _ = examined_films(films, allowed, settings, reporter)
     split = settings.split
     chosen = [film for film in examined if film.is_accepted and film.label and (split is None or film.split == split)]
     if not allowed:

@@ -116,7 +116,7 @@ def evaluate_bundle(
     against = _compared_model(settings)
     rule = _conformal_rule(bundle, predictor.info, settings.conformal)
     allowed = read_allowance(source)
-    examined, split = examine(films, allowed, settings, reporter)
+    examined, split = examined_films(films, allowed, settings, reporter)
     usable = [film for film in examined if film.is_accepted and film.label]
     chosen = [film for film in usable if split is None or film.split == split]
     learnt = training_films_of(Bundle.open(bundle))
@@ -287,7 +287,7 @@ def _flow(first: str, count: int, removed: Sequence[tuple[str, int, str]], score
     return (CohortStep(first, count), *steps, CohortStep("scored", scored))
 
 
-def examine(
+def examined_films(
     films: Sequence[Film], allowed: str, settings: EvaluationSettings, reporter: Reporter
 ) -> tuple[Sequence[Film], str | None]:
     """Return the films with their verdicts, and the split to evaluate on."""
@@ -441,7 +441,7 @@ def metrics_of(bundle: Path, info: BundleInfo) -> dict[str, Any]:
     return metrics
 
 
-UNREADABLE: Final = "cannot be read as a film"
+UNREADABLE_FILM: Final = "cannot be read as a film"
 
 # The beginning of a reason, or a part of it, and the kind that it belongs to; the first match decides.
 _KINDS: Final = (
@@ -467,7 +467,7 @@ def kind_of_refusal(reason: str) -> str:
     for pattern, kind in _KINDS:
         if found := re.match(pattern, reason):
             return found.expand(kind)
-    return UNREADABLE
+    return UNREADABLE_FILM
 
 
 @dataclass(frozen=True, slots=True)

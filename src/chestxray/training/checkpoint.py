@@ -74,7 +74,7 @@ def read_checked(path: Path, sha256: str) -> bytes:
 
 
 CHECKPOINT_VERSION: Final = 1
-KEPT: Final = 2  # the latest checkpoint, and the one before
+CHECKPOINTS_KEPT: Final = 2  # the latest checkpoint, and the one before
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +293,7 @@ class CheckpointFolder:
             write_atomically(self.folder / f"{name}.safetensors", data)
             write_atomically(self.folder / f"{name}.json", text)
             sync(self.folder)
-            self._remove_all_but([*numbers, number][-KEPT:])
+            self._remove_all_but([*numbers, number][-CHECKPOINTS_KEPT:])
 
     def latest(self, log: Log) -> Checkpoint | None:
         """Return the latest undamaged checkpoint; None if there is none at all.

@@ -78,7 +78,7 @@ AUGMENTED: Final = "augmented_films.png"
 FILTERS: Final = "first_filters.png"
 PICTURE_NAMES: Final = (AUGMENTED, FILTERS)
 
-ACROSS: Final = 6  # films, or filters, side by side at least
+FEWEST_COLUMNS: Final = 6  # films, or filters, side by side at least
 FILTER_AXES: Final = 4  # dimensions of a convolution's weights: filters, channels, rows, columns
 
 
@@ -118,7 +118,7 @@ def _plot_sheet(planes: Float32Array, path: Path, levels: tuple[float, float]) -
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtra("Drawing films and filters", "report") from error
-    across = min(len(planes), max(ACROSS, math.isqrt(len(planes))))
+    across = min(len(planes), max(FEWEST_COLUMNS, math.isqrt(len(planes))))
     down = -(-len(planes) // across)
     height, width = planes.shape[1:]
     figure = Figure(figsize=(1.5 * across, 1.5 * down * height / width), layout="tight")
