@@ -112,6 +112,11 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_listing_films_loads_no_numpy() -> None:
+    code = "import sys; import chestxray.data.collect; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_no_file_is_a_house_of_its_own() -> None:
     long = {
         str(path.relative_to(ROOT)): n for path in ROOT.rglob("*.py") if (n := len(path.read_text().splitlines())) > 600

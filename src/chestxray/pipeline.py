@@ -209,7 +209,7 @@ def _collected_and_split(
         films = clean(films, move, settings.workers, log=stage.reporter.log)
         write_manifest(films, out / "clean.csv")
     stage_reporter.cleaned(describe(films), films)
-    with stage("split", "by patient, so that nobody stands on two splits"):
+    with stage("split", "by patient, so that no patient is in two splits"):
         films = split(films, SplitSettings(seed=settings.split_seed), log=stage.reporter.log)
         write_manifest(films, out / "split.csv")
     stage_reporter.split(films)

@@ -60,7 +60,7 @@ def plot_films(films: Sequence[Film], titles: Sequence[str] = ()) -> Figure:
             axes.set_anchor("N")
             axes.set_axis_off()
         if not films:
-            _log(panels[0, 0], "no film")
+            _write_message(panels[0, 0], "no film")
         for axes, film, text in zip(panels.flat, films, texts, strict=False):
             _show(axes, film)
             axes.set_title(text, fontsize=8, color=INK)
@@ -81,12 +81,12 @@ def _show(axes: Axes, film: Film) -> None:
         axes.set(aspect=1.0)
         axes.set_axis_on()
         axes.spines[:].set_visible(True)
-        _log(axes, "cannot be shown")
+        _write_message(axes, "cannot be shown")
         return
     axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
 
 
-def _log(axes: Axes, what: str) -> None:
+def _write_message(axes: Axes, what: str) -> None:
     """Write a message where there is nothing to draw."""
     axes.set(xticks=[], yticks=[])
     axes.text(0.5, 0.5, what, ha="center", va="center", fontsize=8, color=MUTED, transform=axes.transAxes)
@@ -140,7 +140,7 @@ def _draw_set_aside(axes: Axes, films: Sequence[Film]) -> None:
     counts = Counter(film.verdict for film in films if film.verdict and not film.is_accepted)
     names = [verdict.value for verdict in reversed(Verdict) if counts[verdict.value]]
     if not names:
-        _log(axes, "nothing")
+        _write_message(axes, "nothing")
         return
     bars = axes.barh([name.replace("_", " ") for name in names], [counts[name] for name in names], 0.6, color=MUTED)
     axes.bar_label(bars, fontsize=8, color=MUTED, padding=3)

@@ -185,7 +185,6 @@ _FINDINGS: Final = (
     "sha256", "width", "height", "channels", "bit_depth", "perceptual_hash", "mean_level", "verdict", "reason",
     "patient_id",
 )  # fmt: skip
-_WRITTEN_EVERY: Final = 64  # films; the most that an interruption loses
 
 
 class FindingsCache:
@@ -194,7 +193,6 @@ class FindingsCache:
     def __init__(self, file: IO[str], found: dict[str, tuple[str, list[Any]]]) -> None:
         self._file = file
         self._found = found
-        self._unwritten = 0
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -211,7 +209,7 @@ class FindingsCache:
                     continue
         kept = "".join(json.dumps([name, *finding]) + "\n" for name, finding in found.items())
         write_atomically(path, f"{header}\n{kept}".encode())
-        return cls(path.open("a", encoding="utf-8"), found)
+        return cls(path.open("a", encoding="utf-8", buffering=1), found)  # an interruption loses no whole line
 
     def __enter__(self) -> Self:
         return self
@@ -232,10 +230,6 @@ class FindingsCache:
         if not stamp:
             return
         self._file.write(json.dumps([film.path, stamp, [getattr(film, name) for name in _FINDINGS]]) + "\n")
-        self._unwritten += 1
-        if self._unwritten >= _WRITTEN_EVERY:
-            self._file.flush()
-            self._unwritten = 0
 
 
 # --------------------------------------------------------------------------- counts

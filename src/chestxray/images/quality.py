@@ -256,15 +256,10 @@ def objection_to_detail(pixels: Pixels) -> str:
 
 
 def _detail(energies: Float64Array) -> float:
-    """Return how strong a film's fine detail is, as of vessels and ribs, relative to its coarse structures.
+    """Return how strong fine detail, as of vessels and ribs, is relative to coarse structures: a ratio of amplitudes.
 
-    A network takes lungs without vessels for a pneumonia. Gain, offset and depth of the grey levels do not matter, and
-    the number of pixels hardly: energies are counted in cycles over the film.
-
-    Args:
-        energies: in ``COARSE`` and ``FINE``, as ``_energies`` returns them.
-
-    Returns: the ratio of the amplitudes; 0 for a picture without either.
+    A network takes lungs without vessels for a pneumonia. The ratio depends neither on gain and offset nor on the depth
+    of the grey levels, and hardly on the number of pixels. It is 0 for a picture without either.
     """
     coarse, fine = energies
     return float(np.sqrt(fine / coarse)) if coarse > 0.0 else 0.0

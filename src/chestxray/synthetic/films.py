@@ -530,10 +530,7 @@ def _text(_pixels: UInt8Array) -> bytes:
 
 def _coloured(pixels: UInt8Array) -> bytes:
     """Return the film in false colours, from blue to red."""
-    picture = np.stack([pixels, pixels // 2, 255 - pixels], axis=-1)
-    out = io.BytesIO()
-    Image.fromarray(picture).save(out, "JPEG", quality=JPEG_QUALITY)
-    return out.getvalue()
+    return _encoded(np.stack([pixels, pixels // 2, 255 - pixels], axis=-1), "RGB")
 
 
 def _blank(pixels: UInt8Array) -> bytes:
