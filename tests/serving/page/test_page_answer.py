@@ -173,7 +173,7 @@ TROUBLE = {
     408: "Send it again over a better connection",
     413: "Export a smaller copy",
     429: "Too many films in a short time",
-    500: "tell whoever runs the service the request id",
+    500: "tell the operator the request id",
     503: "The service is busy",
 }
 

@@ -62,9 +62,9 @@ function because(outcome, item, point, failure) {
     case "refused":
       return [`${sentence(item.answer.gate.reason)} No probability is given.`, ...notes(item)];
     case "pneumonia":
-      return [`The probability reaches the threshold of the operating point “${nameOf(point)}”.`, ...notes(item)];
+      return [`Reaches the threshold of the operating point “${nameOf(point)}”.`, ...notes(item)];
     default:
-      return [`The probability is below the threshold of the operating point “${nameOf(point)}”.`, ...notes(item)];
+      return [`Stays below the threshold of the operating point “${nameOf(point)}”.`, ...notes(item)];
   }
 }
 
