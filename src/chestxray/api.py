@@ -331,7 +331,7 @@ def sign(bundle: StrPath, private_key: StrPath, password: str | None = None) -> 
 
     Raises: BundleInvalid, SignatureInvalid; UsageError, if the key is invalid; OSError.
     """
-    from chestxray.inference.signature import sign_bundle
+    from chestxray.inference.bundle import sign_bundle
 
     return sign_bundle(folder_of(bundle), Path(private_key), password)
 
@@ -346,7 +346,7 @@ def verify(bundle: StrPath, public_key: StrPath) -> BundleInfo:
     Returns: the signed description of the bundle.
     Raises: SignatureInvalid, BundleInvalid; UsageError, if the key is invalid.
     """
-    from chestxray.inference.signature import open_signed
+    from chestxray.inference.bundle import open_signed
 
     return open_signed(folder_of(bundle), Path(public_key)).info
 
@@ -379,7 +379,7 @@ def load(
 
 
 def _opened(bundle: StrPath, verify_key: StrPath | None) -> Bundle:
-    from chestxray.inference.signature import open_bundle
+    from chestxray.inference.bundle import open_bundle
 
     return open_bundle(folder_of(bundle), Path(verify_key) if verify_key else None)
 
@@ -443,8 +443,7 @@ def batch(
     """
     from chestxray.data.collect import CollectSettings, films_of
     from chestxray.data.parallel import engine_of
-    from chestxray.inference.batch import REFUSED, predict_groups, run_batch
-    from chestxray.inference.ray import predict_groups_on_ray
+    from chestxray.inference.batch import REFUSED, predict_groups, predict_groups_on_ray, run_batch
 
     predict = engine_of(engine, {"local": predict_groups, "ray": predict_groups_on_ray})
     result = run_batch(

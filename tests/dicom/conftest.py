@@ -18,7 +18,7 @@ from live_orthanc import Orthanc, free_port, modality, orthanc, until
 HERE = Path(__file__).parent
 
 # pynetdicom leaves the socket of a connection that failed to be closed when it is collected, which is at once.
-UNCLOSED = "ignore:Exception ignored in. <(s|chestxray.dicom.tls):pytest.PytestUnraisableExceptionWarning"
+UNCLOSED = "ignore:Exception ignored in. <(s|chestxray.dicom.settings):pytest.PytestUnraisableExceptionWarning"
 
 # Beside the rule of every test's node: what the real PACS, or dcmtk, sends is answered to the PACS, by AE or by web.
 SHARED = """

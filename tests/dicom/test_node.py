@@ -30,7 +30,7 @@ from dicomweb_client import DICOMwebClient
 from pynetdicom import AE
 
 from chestxray.data.parallel import CleanProcess
-from chestxray.dicom import reactor
+from chestxray.dicom import associations
 from chestxray.dicom import send as send_module
 from chestxray.dicom.node import TRIED_AT_MOST, Node
 from chestxray.dicom.queue import DEAD, DONE, WAITING
@@ -182,7 +182,9 @@ def test_every_class_and_syntax_that_the_tables_name_is_accepted(node: Node) -> 
 def test_nothing_that_happens_on_an_association_waits_for_the_next_look(
     node: Node, archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reactor, "LONGEST_S", 3600.0)  # whatever would wait for it ends by the time limit of a request
+    monkeypatch.setattr(
+        associations, "LONGEST_S", 3600.0
+    )  # whatever would wait for it ends by the time limit of a request
     with association(node) as opened:
         assert opened.send_c_echo().Status == 0x0000
         assert [opened.send_c_store(read(modality_film(BLACK, number))).Status for number in (1, 2)] == [0, 0]
@@ -195,7 +197,7 @@ def test_nothing_that_happens_on_an_association_waits_for_the_next_look(
 
 def test_an_answer_is_never_taken_from_the_thread_that_waits_for_it(node: Node) -> None:
     with association(node, seconds=5.0) as opened:
-        reactor.wait_for_events(opened)
+        associations.wait_for_events(opened)
         get, messages = opened.dimse.get_msg, opened.dimse.msg_queue
         stopped, has_come, looked = threading.Event(), threading.Event(), threading.Event()
 

@@ -15,8 +15,7 @@ from PIL import Image
 import chestxray
 from chestxray.cli import main
 from chestxray.errors import ChestXrayError, FilmTypeInvalid, FilmUnopened, FilmValueInvalid
-from chestxray.inference.inputs import bytes_of
-from chestxray.inference.predictor import Predictor
+from chestxray.inference.predictor import Predictor, bytes_of
 from chestxray.schema import Gate, Prediction
 from drawing import encoded, textured, write_film
 

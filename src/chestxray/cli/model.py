@@ -444,7 +444,7 @@ def sign(console: Console, bundle: str, private_key: Path) -> None:
     taken from CHESTXRAY_SIGNING_PASSWORD. Needs the extra "sign", and no network.
     """
     from chestxray.api import sign as sign_bundle
-    from chestxray.inference.signature import PASSWORD_VARIABLE
+    from chestxray.inference.bundle import PASSWORD_VARIABLE
 
     signature = sign_bundle(bundle, private_key, os.environ.get(PASSWORD_VARIABLE))
     folder = signature.parent

@@ -27,9 +27,8 @@ from chestxray.dicom.send import Sender
 from chestxray.dicom.settings import MEBIBYTE, NodeSettings
 from chestxray.dicom.workers import ENDED, Classified, NoWorker, Setup, Task, Worker, WorkerDied
 from chestxray.errors import FilmError, FilmTooLarge, OutputUnwritable, SettingsInvalid, UnsupportedFormat
-from chestxray.inference.bundle import Bundle, folder_of
+from chestxray.inference.bundle import Bundle, folder_of, open_bundle
 from chestxray.inference.predictor import FILMS_A_PASS
-from chestxray.inference.signature import open_bundle
 from chestxray.serving.telemetry import Metrics
 
 if TYPE_CHECKING:

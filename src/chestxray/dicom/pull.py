@@ -25,8 +25,7 @@ from chestxray.dicom.settings import Destination, NodeSettings, Peer
 from chestxray.errors import FilmError, PeerError, SourceInvalid, UsageError
 from chestxray.files import write_atomically
 from chestxray.inference.batch import BatchResult, run_batch
-from chestxray.inference.bundle import folder_of
-from chestxray.inference.signature import open_bundle
+from chestxray.inference.bundle import folder_of, open_bundle
 from chestxray.progress import ProgressCallback, no_progress
 
 if TYPE_CHECKING:

@@ -22,12 +22,10 @@ from pynetdicom.ae import ApplicationEntity
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from chestxray import __version__
+from chestxray.dicom.associations import StoreRequest, Stores, file_meta, wait_for_events
 from chestxray.dicom.queue import OutOfRoom
-from chestxray.dicom.reactor import wait_for_events
 from chestxray.dicom.rules import FilmFacts
-from chestxray.dicom.settings import MEBIBYTE, NodeSettings
-from chestxray.dicom.stores import StoreRequest, Stores, file_meta
-from chestxray.dicom.tls import reason_of, server_context
+from chestxray.dicom.settings import MEBIBYTE, NodeSettings, reason_of, server_context
 from chestxray.errors import FilmTooLarge, UnreadableFilm, UnsupportedFormat, UsageError
 from chestxray.images.dicom_pixels import SYNTAXES
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydicom.errors import InvalidDicomError
 
+from chestxray.dicom.associations import Stores, wait_for_events
 from chestxray.dicom.queue import ASKED, SENT, Delivery, Queue
-from chestxray.dicom.reactor import wait_for_events
 from chestxray.dicom.receive import (
     COMMITMENT_INSTANCE,
     MAX_PDU,
@@ -27,9 +27,7 @@ from chestxray.dicom.receive import (
     silence_libraries,
 )
 from chestxray.dicom.results import EXPLICIT_LITTLE, KINDS, derived_uid
-from chestxray.dicom.settings import Destination, NodeSettings
-from chestxray.dicom.stores import Stores
-from chestxray.dicom.tls import client_context
+from chestxray.dicom.settings import Destination, NodeSettings, client_context
 from chestxray.errors import FilmError, PeerError, UnreadableFilm
 from chestxray.images.dicom import PREAMBLE, open_data_set
 from chestxray.images.dicom_pixels import SYNTAXES

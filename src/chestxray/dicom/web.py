@@ -30,8 +30,7 @@ from starlette.routing import Route
 
 from chestxray.dicom.queue import ANSWERED, DEAD, DONE, WAITING
 from chestxray.dicom.receive import FAILED, HANDSHAKE_S, STATUSES, log
-from chestxray.dicom.settings import MEBIBYTE
-from chestxray.dicom.tls import server_context
+from chestxray.dicom.settings import MEBIBYTE, server_context
 from chestxray.errors import UsageError
 from chestxray.schema import NOTICE
 from chestxray.serving.connection import Connection, ConnectionLimits, ServerState

@@ -25,8 +25,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from chestxray.errors import ChestXrayError, UsageError
-from chestxray.inference.bundle import DEFAULT, Bundle, folder_of
-from chestxray.inference.signature import open_bundle
+from chestxray.inference.bundle import DEFAULT, Bundle, folder_of, open_bundle
 from chestxray.serving.security import LOOPBACK_NAMES, VARIABLE, HostRule, KeyRing, is_loopback
 from chestxray.serving.telemetry import log, logged_to_stderr, occupy_standard_streams
 

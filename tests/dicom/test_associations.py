@@ -23,12 +23,12 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import create_file_meta
 
 import live_orthanc
+from chestxray.dicom import associations
 from chestxray.dicom import send as sending
-from chestxray.dicom import stores
+from chestxray.dicom.associations import IS_COMMAND, IS_LAST, command_set, file_meta, fragment_pdu, values_of
 from chestxray.dicom.node import Node
 from chestxray.dicom.queue import WAITING
 from chestxray.dicom.settings import MEBIBYTE, Destination
-from chestxray.dicom.stores import IS_COMMAND, IS_LAST, command_set, file_meta, fragment_pdu, values_of
 from hospital import DX, EXPLICIT, association, modality_film, settings
 from live_orthanc import free_port, until
 
@@ -40,12 +40,12 @@ CONTEXT = 3  # of the second class that ``association`` proposes
 def request(instance: str = "1.2.3", number: int = 7, **more: int) -> dict[int, int | str]:
     """The elements of a usual request."""
     return {
-        stores.SOP_CLASS: DX,
-        stores.COMMAND: stores.STORE,
-        stores.MESSAGE: number,
-        stores.PRIORITY: stores.LOW,
-        stores.DATA_SET_TYPE: stores.SOME_DATA_SET,
-        stores.SOP_INSTANCE: instance,
+        associations.SOP_CLASS: DX,
+        associations.COMMAND: associations.STORE,
+        associations.MESSAGE: number,
+        associations.PRIORITY: associations.LOW,
+        associations.DATA_SET_TYPE: associations.SOME_DATA_SET,
+        associations.SOP_INSTANCE: instance,
         **{int(tag, 16): value for tag, value in more.items()},
     }
 
@@ -53,7 +53,7 @@ def request(instance: str = "1.2.3", number: int = 7, **more: int) -> dict[int, 
 @given(instance=UIDS, number=st.integers(0, 0xFFFF))
 def test_a_request_is_the_one_that_the_library_would_send(instance: str, number: int) -> None:
     primitive = C_STORE()
-    primitive.MessageID, primitive.Priority = number, stores.LOW
+    primitive.MessageID, primitive.Priority = number, associations.LOW
     primitive.AffectedSOPClassUID, primitive.AffectedSOPInstanceUID = UID(DX), UID(instance)
     primitive.DataSet = io.BytesIO(b"some")
     message = C_STORE_RQ()
@@ -215,7 +215,7 @@ def test_lengths_that_contradict_each_other_end_the_association(peer: Peer, pdu:
 
 
 def test_a_request_for_a_class_that_is_not_its_contexts_is_left_to_the_library(peer: Peer) -> None:
-    other = command_set(request() | {stores.SOP_CLASS: "1.2.840.10008.5.1.4.1.1.2"})
+    other = command_set(request() | {associations.SOP_CLASS: "1.2.840.10008.5.1.4.1.1.2"})
     peer.write(apart([(IS_COMMAND | IS_LAST, other), (IS_LAST, DATA)]))
     assert peer.status() == 0x0000  # as ever: the film's own header decides
 
@@ -242,7 +242,7 @@ def test_a_peer_that_stops_reading_ends_the_sending_and_one_that_reads_gets_all(
                 storescp.send_signal(signal.SIGSTOP)
             context = opened.accepted_contexts[0].context_id
             pixels = struct.pack("<HH2sxxL", 0x7FE0, 0x0010, b"OB", 32 * MEBIBYTE) + bytes(32 * MEBIBYTE)
-            status = stores.Stores(opened).send(context, DX, "1.2.3", pixels)
+            status = associations.Stores(opened).send(context, DX, "1.2.3", pixels)
             storescp.send_signal(signal.SIGCONT)
         assert status == (None if stopped else 0x0000)
         storescp.terminate()

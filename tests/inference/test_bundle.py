@@ -19,9 +19,17 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 import live_service
 from chestxray.cli import main
 from chestxray.errors import BundleInvalid, SignatureInvalid, UsageError
-from chestxray.inference.bundle import DESCRIPTION, Bundle, folder_of
+from chestxray.inference.bundle import (
+    DESCRIPTION,
+    PASSWORD_VARIABLE,
+    SIGNATURE,
+    VERIFY_KEY_VARIABLE,
+    Bundle,
+    folder_of,
+    open_signed,
+    sign_bundle,
+)
 from chestxray.inference.predictor import Predictor
-from chestxray.inference.signature import PASSWORD_VARIABLE, SIGNATURE, VERIFY_KEY_VARIABLE, open_signed, sign_bundle
 from chestxray.serving.static import EXAMPLES
 
 SMALL = "pneumonia"
