@@ -35,7 +35,7 @@ from chestxray.serving.problems import PROBLEM_TYPES
 from chestxray.serving.security import VARIABLE, HostRule, is_loopback
 from chestxray.serving.server import ServeOptions, serve
 from chestxray.serving.service import NDJSON
-from chestxray.serving.telemetry import JsonLines, Patient, whole_lines
+from chestxray.serving.telemetry import BackgroundHandler, JsonLines, whole_lines
 from dicoms import native
 from drawing import encoded, gradient, textured
 from live_service import awaited, running
@@ -481,7 +481,7 @@ def test_lines_of_the_log_are_written_in_blocks_that_a_pipe_takes_whole(lengths:
 def test_two_logs_that_share_a_pipe_do_not_mix_their_lines() -> None:
     """As those of several processes do; the reader is slow, so that the pipe is full most of the time."""
     ours, theirs = os.pipe()
-    logs = [Patient(theirs) for _ in range(2)]
+    logs = [BackgroundHandler(theirs) for _ in range(2)]
     record = logging.makeLogRecord({"msg": "x" * 700, "levelname": "INFO"})
 
     def write() -> None:

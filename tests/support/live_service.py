@@ -46,7 +46,7 @@ def running(
     with socket.create_server(("127.0.0.1", 0)) as listener:  # it listens already: early callers wait, none is refused
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
         first(address)
-        thread = threading.Thread(target=server.run, args=([listener],))
+        thread = threading.Thread(target=server.run, args=(listener,))
         thread.start()
         try:
             yield address

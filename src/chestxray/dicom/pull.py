@@ -118,21 +118,16 @@ def pull_batch(
             f"{source} did not give {len(keep.missing):,} of {len(listed):,} films. Run the same command again: those "
             "that came are kept"
         )
-    bundle = open_bundle(folder_of(settings.bundle), settings.verify_key)
+    fetched = {film.path(films).resolve() for film in listed}  # the folder may hold films of other days
     return run_batch(
-        bundle,
-        [film for film in films_of(films, labels_needed=False) if _belongs(Path(film.path), films, listed)],
+        open_bundle(folder_of(settings.bundle), settings.verify_key),
+        [film for film in films_of(films, labels_needed=False) if Path(film.path).resolve() in fetched],
         out,
         operating_point=settings.operating_point or None,
         on_progress=on_classified,
         workers=workers,
         require_age=settings.require_age,
     )
-
-
-def _belongs(path: Path, folder: Path, listed: Sequence[RemoteFilm]) -> bool:
-    """Check whether a file in the folder is one of this run's films; the folder may hold films of other days."""
-    return path.resolve() in {film.path(folder).resolve() for film in listed}
 
 
 class _Keeper:

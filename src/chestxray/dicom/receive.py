@@ -196,7 +196,7 @@ class Receiver:
             )
             self._take(b"".join((head, data)), association.requestor.ae_title.strip())
         except Exception as error:  # noqa: BLE001 - after any error the sender must not hear "success"
-            status = next((code for kind, code, _ in STATUSES if isinstance(error, kind)), FAILED)
+            status = status_of(error)
             log.warning("film refused", extra={"status": f"0x{status:04X}", "fault": type(error).__name__})
             return status
         return SUCCESS
@@ -284,6 +284,11 @@ class _Server(ThreadedAssociationServer):
         finally:
             with self._counting:
                 self._greeting -= 1
+
+
+def status_of(error: Exception) -> int:
+    """Return the status by which a sender learns that its film was not taken."""
+    return next((code for kind, code, _ in STATUSES if isinstance(error, kind)), FAILED)
 
 
 def not_taken(facts: FilmFacts) -> str:

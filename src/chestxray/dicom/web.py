@@ -14,13 +14,11 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from email.message import Message
 from typing import TYPE_CHECKING, Any, Final
 
-from python_multipart.exceptions import MultipartParseError
-from python_multipart.multipart import MultipartParser
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -29,14 +27,15 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from chestxray.dicom.queue import ANSWERED, DEAD, DONE, WAITING
-from chestxray.dicom.receive import FAILED, HANDSHAKE_S, STATUSES, log
+from chestxray.dicom.receive import HANDSHAKE_S, log, status_of
 from chestxray.dicom.settings import MEBIBYTE, server_context
 from chestxray.errors import UsageError
 from chestxray.schema import NOTICE
 from chestxray.serving.connection import Connection, ConnectionLimits, ServerState
+from chestxray.serving.intake import Part, parts_of
+from chestxray.serving.problems import Refusal
 from chestxray.serving.security import LOOPBACK_NAMES, ApiKeyMiddleware, Edge, HostRule, KeyRing, is_loopback
 from chestxray.serving.server import listening_socket
-from chestxray.serving.telemetry import Metrics
 
 if TYPE_CHECKING:
     from chestxray.dicom.node import Node
@@ -54,6 +53,7 @@ class WebReceiver:
 
     def __init__(self, node: Node) -> None:
         """Make the application. Raises: UsageError, if other machines can reach it without a key."""
+        self._node = node
         self._settings = settings = node.settings
         keys = KeyRing.gather(settings.keys_file)
         if not keys and not is_loopback(settings.host):
@@ -63,12 +63,12 @@ class WebReceiver:
             )
         hosts = HostRule(LOOPBACK_NAMES | {settings.host.lower()}, any_address=not is_loopback(settings.host))
         routes = [
-            Route("/", _status_page(node)),
-            Route("/healthz", _alive),
-            Route("/readyz", _ready(node)),
-            Route("/metrics", _metrics(node.metrics)),
-            Route("/dicom-web/studies", _stow(node), methods=["POST"]),
-            Route("/dicom-web/studies/{study}", _stow(node), methods=["POST"]),
+            Route("/", self._show_status),
+            Route("/healthz", self._answer_alive),
+            Route("/readyz", self._answer_ready),
+            Route("/metrics", self._show_metrics),
+            Route("/dicom-web/studies", self._store, methods=["POST"]),
+            Route("/dicom-web/studies/{study}", self._store, methods=["POST"]),
         ]
         app = Starlette(
             routes=routes,
@@ -115,26 +115,10 @@ class WebReceiver:
         await self._stopped.wait()
         state.leaving = True
         server.close()
-        end = loop.time() + LEAVING_S
-        while (state.connections or state.tasks) and loop.time() < end:
-            for connection in tuple(state.connections):
-                connection.leave()
-            await asyncio.sleep(0.01)
-        for connection in tuple(state.connections):
-            connection.abort()
+        await state.drain(LEAVING_S)
 
-
-def _refused(reason: str) -> None:
-    log.warning("connection refused", extra={"door": "http", "reason": reason})
-
-
-# --------------------------------------------------------------------------- STOW-RS
-
-Answerer = Callable[[Request], Any]
-
-
-def _stow(node: Node) -> Answerer:
-    async def store(request: Request) -> Response:
+    async def _store(self, request: Request) -> Response:
+        """Take the films of one request (STOW-RS)."""
         kind = Message()
         kind["content-type"] = request.headers.get("content-type", "")
         boundary = kind.get_param("boundary")
@@ -143,58 +127,62 @@ def _stow(node: Node) -> Answerer:
             return PlainTextResponse('send multipart/related; type="application/dicom"; boundary=...', 415)
         if wanted and wanted != "application/dicom":
             return PlainTextResponse('only type="application/dicom" is taken: whole DICOM files', 415)
-        films = _Parts(node.settings.limits.film * MEBIBYTE, boundary)
+        films, longest = _Films(self._node, request.path_params.get("study")), self._settings.limits.film * MEBIBYTE
         try:
-            async for piece in request.stream():
-                films.write(piece)
-                while films.ready:
-                    await run_in_threadpool(films.keep, node, request.path_params.get("study"))
-        except (MultipartParseError, ValueError):
+            async for part in parts_of(request.stream(), boundary, longest, MAX_PARTS):
+                await run_in_threadpool(films.keep, part)
+        except Refusal:
             return PlainTextResponse("the body is no multipart message with that boundary, or has too many parts", 400)
         if not films.stored and not films.failed:
             return PlainTextResponse("the body holds no film", 400)
         status = 200 if not films.failed else 202 if films.stored else 409
         return JSONResponse(films.answer(), status, media_type=DICOM_JSON)
 
-    return store
+    async def _answer_alive(self, _request: Request) -> Response:
+        return PlainTextResponse("alive")
+
+    async def _answer_ready(self, _request: Request) -> Response:
+        problem = await run_in_threadpool(self._node.problem)
+        return PlainTextResponse(problem or "ready", 503 if problem else 200)
+
+    async def _show_metrics(self, _request: Request) -> Response:
+        metrics = self._node.metrics
+        return Response(await run_in_threadpool(metrics.text), media_type=metrics.content_type)
+
+    async def _show_status(self, _request: Request) -> Response:
+        return HTMLResponse(await run_in_threadpool(status_page, self._node))
 
 
-class _Parts:
-    """The films of one request, taken one by one as each becomes complete."""
+def _refused(reason: str) -> None:
+    log.warning("connection refused", extra={"door": "http", "reason": reason})
 
-    def __init__(self, largest: int, boundary: str) -> None:
-        self.ready: list[bytes] = []
+
+class _Films:
+    """The films of one request, each kept as soon as it is complete."""
+
+    def __init__(self, node: Node, study: str | None) -> None:
         self.stored: list[tuple[str, str]] = []
         self.failed: list[tuple[str, str, int]] = []
-        self._largest = largest
-        self._parts = 0
-        self._film = bytearray()
-        self._too_long = False
-        self._parser = MultipartParser(
-            boundary.encode(),
-            {"on_part_begin": self._begin, "on_part_data": self._data, "on_part_end": self._end},
-        )
+        self._node = node
+        self._study = study
 
-    def write(self, piece: bytes) -> None:
-        """Take some bytes of the body. Raises: MultipartParseError; ValueError, for too many parts."""
-        self._parser.write(piece)
-
-    def keep(self, node: Node, study: str | None) -> None:
-        """Pass complete films to the node."""
+    def keep(self, part: Part) -> None:
+        """Pass a film to the node, and note its status."""
         from chestxray.dicom.rules import facts_of
 
-        data = self.ready.pop(0)
+        if part.too_long:
+            self.failed.append(("", "", 0xA702))
+            return
         sop_class = sop_instance = ""
         try:
-            facts = facts_of(data, STOW)
+            facts = facts_of(part.data, STOW)
             sop_class, sop_instance = facts.sop_class, facts.sop_instance
-            if study is not None and facts.study != study:
+            if self._study is not None and facts.study != self._study:
                 self.failed.append((sop_class, sop_instance, 0xA900))
                 return
-            node.take(data, STOW)
+            self._node.take(part.data, STOW)
         except Exception as error:  # noqa: BLE001 - as for C-STORE: after any error the sender must not hear "stored"
-            status = next((code for kind, code, _ in STATUSES if isinstance(error, kind)), FAILED)
-            self.failed.append((sop_class, sop_instance, status))
+            self.failed.append((sop_class, sop_instance, status_of(error)))
         else:
             self.stored.append((sop_class, sop_instance))
 
@@ -213,60 +201,12 @@ class _Parts:
             }
         return document
 
-    def _begin(self) -> None:
-        self._parts += 1
-        if self._parts > MAX_PARTS:
-            raise ValueError("too many parts")
-        self._film, self._too_long = bytearray(), False
-
-    def _data(self, data: bytes, start: int, end: int) -> None:
-        if len(self._film) + end - start > self._largest:
-            self._film, self._too_long = bytearray(), True
-        elif not self._too_long:
-            self._film += data[start:end]
-
-    def _end(self) -> None:
-        if self._too_long:
-            self.failed.append(("", "", 0xA702))
-        else:
-            self.ready.append(bytes(self._film))
-        self._film = bytearray()
-
 
 def _reference(sop_class: str, sop_instance: str) -> dict[str, Any]:
     return {
         "00081150": {"vr": "UI", "Value": [sop_class] if sop_class else []},
         "00081155": {"vr": "UI", "Value": [sop_instance] if sop_instance else []},
     }
-
-
-# --------------------------------------------------------------------------- watching
-
-
-async def _alive(_request: Request) -> Response:
-    return PlainTextResponse("alive")
-
-
-def _ready(node: Node) -> Answerer:
-    async def ready(_request: Request) -> Response:
-        problem = await run_in_threadpool(node.problem)
-        return PlainTextResponse(problem or "ready", 503 if problem else 200)
-
-    return ready
-
-
-def _metrics(metrics: Metrics) -> Answerer:
-    async def text(_request: Request) -> Response:
-        return Response(await run_in_threadpool(metrics.text), media_type=metrics.content_type)
-
-    return text
-
-
-def _status_page(node: Node) -> Answerer:
-    async def page(_request: Request) -> Response:
-        return HTMLResponse(await run_in_threadpool(lambda: status_page(node)))
-
-    return page
 
 
 def status_page(node: Node) -> str:

@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, overload
 
@@ -136,7 +137,8 @@ class Predictor:
 
     def _several(self, films: Any, operating_point: str | None, *, heatmap: bool) -> Iterator[Prediction]:
         self.info.operating_point(operating_point)  # an unknown name is refused before the first film is read
-        for group in in_groups(films, FILMS_A_PASS):
+        opened = map(bytes_of, films)
+        while group := list(islice(opened, FILMS_A_PASS)):
             prepared = [self.prepare(data, source) for data, source in group]
             found = self.predict_prepared(prepared, operating_point=operating_point)
             for film, (prediction, activation) in zip(prepared, found, strict=True):
@@ -450,15 +452,3 @@ def _of_data_set(film: Any) -> bytes:
     except (ValueError, AttributeError, TypeError) as error:
         raise FilmValueInvalid(f"the data set cannot be written as DICOM ({error}). Give its file instead") from error
     return out.getvalue()
-
-
-def in_groups(films: Any, size: int) -> Iterator[list[tuple[bytes, str]]]:
-    """Yield films as pairs of bytes and name, in groups of ``size``."""
-    group: list[tuple[bytes, str]] = []
-    for film in films:
-        group.append(bytes_of(film))
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group

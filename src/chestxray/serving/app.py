@@ -18,13 +18,14 @@ API reference, InvokeEndpoint.
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import urllib.parse
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, Final
 
 import fastapi
@@ -34,7 +35,6 @@ from fastapi.responses import PlainTextResponse
 from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chestxray import __version__
@@ -89,8 +89,6 @@ _KEYS: Final = {
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 
-Options = dict[str, Any]  # keyword options of FastAPI's route decorators
-
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
@@ -135,30 +133,22 @@ def create_app(
         lifespan=service.lifespan,
     )
     app.state.service = service
-    for cls, handler in _HANDLERS.items():
-        app.add_exception_handler(cls, handler)
+    _add_problem_handlers(app)
     _add_film_routes(app, service)
     _add_sagemaker_routes(app, service)
     _add_health_routes(app, service)
     pages = list(page_routes())
     app.router.routes.extend(pages)
     _surround(app, service, _OPEN | {route.path for route in pages})
-    _complete(app, [point.name for point in predictor.info.operating_points], _OPEN, locked=bool(service.settings.keys))
+    _complete_document(app, service)
     return app
 
 
 def describe_model(folder: Path, info: BundleInfo, max_body: int) -> str:
     """Return a ModelDescription as JSON; a website on AWS serves the same document."""
-    card = folder / MODEL_CARD
-    description = {
-        "bundle": json.loads(info.to_json()),
-        "model_sha256": info.model_sha256,
-        "card": card.read_text(encoding="utf-8") if card.is_file() else "",
-        "max_body": max_body,
-        "media_types": MEDIA_TYPES,
-        "notice": NOTICE,
-    }
-    return json.dumps(description)
+    path = folder / MODEL_CARD
+    card = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return json.dumps(dataclasses.asdict(ModelDescription(info, info.model_sha256, card, max_body)))
 
 
 class PlainPredictions:
@@ -171,18 +161,19 @@ class PlainPredictions:
         self.app = app
         self._service = service
         self._plain = PredictParameters()
+        self._route = SimpleNamespace(path=PREDICT)  # the name of the route in log and metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or pass on."""
+        """Answer the request, or pass it to the next layer."""
         if scope["type"] != "http" or scope["path"] != PREDICT or scope["method"] != "POST" or scope["query_string"]:
             await self.app(scope, receive, send)
             return
-        scope["route"] = _PREDICT_ROUTE
+        scope["route"] = self._route
         request = Request(scope, receive)
         try:
             answer = await self._service.predict(request, self._plain)
         except Refusal as refusal:
-            answer = await _refused(request, refusal)
+            answer = refusal.response(request.state.request_id)
         await answer(scope, receive, send)
 
 
@@ -206,7 +197,7 @@ def _add_film_routes(app: FastAPI, service: Service) -> None:
     model = describe_model(service.predictor.folder, service.predictor.info, service.settings.max_body).encode()
     model_packed = gzip.compress(model, mtime=0)
 
-    @app.post(PREDICT, summary="Classify one film", tags=["films"], **_film_in(Prediction))
+    @app.post(PREDICT, summary="Classify one film", tags=["films"], **_film_in())
     async def predict(request: Request, parameters: Annotated[PredictParameters, Query()]) -> Response:
         """Send the bytes of one JPEG, PNG, TIFF or DICOM film as the body, or up to a thousand as parts of a form.
 
@@ -217,7 +208,14 @@ def _add_film_routes(app: FastAPI, service: Service) -> None:
         """
         return await service.predict(request, parameters)
 
-    @app.post("/v1/film", summary="Draw one film", tags=["films"], **_picture_out())
+    @app.post(
+        "/v1/film",
+        summary="Draw one film",
+        tags=["films"],
+        response_class=Response,
+        responses={200: {"description": "The film", "content": {"image/png": {}}}, **_problems(*_FILM_STATUSES)},
+        openapi_extra={"requestBody": _FILM_BODY},
+    )
     async def draw(request: Request) -> Response:
         """Send the bytes of one film as the body, and get the decoded film: a PNG of 8 grey bits.
 
@@ -226,23 +224,34 @@ def _add_film_routes(app: FastAPI, service: Service) -> None:
         """
         return await service.draw(request)
 
-    @app.get("/v1/model", summary="The model", tags=["films"], **_json_out(ModelDescription))
+    @app.get(
+        "/v1/model",
+        summary="The model",
+        tags=["films"],
+        responses={200: {"model": ModelDescription}, **_problems()},
+    )
     async def describe(request: Request) -> Response:
         """Return the bundle's description, its model card, and the limits of this service."""
         return packed_or_plain(request, model, model_packed, "application/json", {"Vary": "Accept-Encoding"})
 
 
 def _add_health_routes(app: FastAPI, service: Service) -> None:
-    @app.get("/healthz", summary="Liveness", tags=["health"], **_json_any())
+    @app.get("/healthz", summary="Liveness", tags=["health"], responses=_problems())
     async def alive() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/readyz", summary="Readiness", tags=["health"], **_json_any(503))
+    @app.get("/readyz", summary="Readiness", tags=["health"], responses=_problems(503))
     async def ready() -> dict[str, str]:
         service.check_ready()
         return {"status": "ready"}
 
-    @app.get("/metrics", summary="Metrics", tags=["health"], **_text_out("Prometheus' text format"))
+    @app.get(
+        "/metrics",
+        summary="Metrics",
+        tags=["health"],
+        response_class=PlainTextResponse,
+        responses={200: {"description": "Prometheus' text format"}, **_problems()},
+    )
     async def counted() -> Response:
         return Response(service.metrics.text(), headers={"Content-Type": service.metrics.content_type})
 
@@ -255,9 +264,15 @@ def _add_sagemaker_routes(app: FastAPI, service: Service) -> None:
         "BatchStrategy": "SINGLE_RECORD",
         "MaxPayloadInMB": settings.max_body // MEBIBYTE,
     }
-    film: Options = _film_in(Prediction, 406)
+    film = _film_in(406)
 
-    @app.get("/ping", summary="Readiness, for SageMaker", tags=["sagemaker"], **_empty_out(503))
+    @app.get(
+        "/ping",
+        summary="Readiness, for SageMaker",
+        tags=["sagemaker"],
+        response_class=Response,
+        responses={200: {"description": "Empty"}, **_problems(503)},
+    )
     async def ping() -> Response:
         """Return 200 with an empty body once films can be classified."""
         service.check_ready()
@@ -279,7 +294,7 @@ def _add_sagemaker_routes(app: FastAPI, service: Service) -> None:
         except Refusal as refusal:
             return _as_runtime_error(refusal, request)
 
-    @app.get("/execution-parameters", summary="For batch transform", tags=["sagemaker"], **_json_any())
+    @app.get("/execution-parameters", summary="For batch transform", tags=["sagemaker"], responses=_problems())
     async def parameters() -> dict[str, int | str]:
         """Return the settings for a batch transform."""
         return execution
@@ -309,7 +324,7 @@ async def _line_of_transform(service: Service, request: Request) -> Response:
     except Refusal as refusal:
         if refusal.kind.status not in _OF_A_FILM:
             raise
-        answer = problem_response(refusal.kind, refusal.detail, request.state.request_id)
+        answer = refusal.response(request.state.request_id)
     media_type = answer.media_type or PROBLEM_JSON
     return Response(bytes(answer.body) + b"\n", media_type=media_type)
 
@@ -334,73 +349,34 @@ def _check_accept(header: str) -> None:
         raise Refusal(NOT_ACCEPTABLE, "the answer is application/json, which the Accept header rules out")
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)  # noqa: S101 - the exception handlers below pass only a Refusal to this function
-    return problem_response(error.kind, error.detail, request.state.request_id, error.headers)
+def _add_problem_handlers(app: FastAPI) -> None:
+    """Answer refusals, and the errors of FastAPI and Starlette, with problem documents."""
+
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, refusal: Refusal) -> Response:
+        return refusal.response(request.state.request_id)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        faults = (f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors())
+        return problem_response(INVALID_REQUEST, "; ".join(faults), request.state.request_id)
+
+    @app.exception_handler(HTTPException)
+    async def failed(request: Request, error: HTTPException) -> Response:
+        kind = {404: NOT_FOUND, 405: WRONG_METHOD}.get(error.status_code, INVALID_REQUEST)
+        if kind is NOT_FOUND and "text/html" in request.headers.get("accept", ""):  # a person with a browser asked
+            return Response(PAGE_NOT_FOUND, status_code=404, media_type="text/html")
+        detail = f"{error.detail}; /docs lists the addresses and their methods"
+        return problem_response(kind, detail, request.state.request_id, error.headers, error.status_code)
 
 
-async def _invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101
-    faults = (f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors())
-    return problem_response(INVALID_REQUEST, "; ".join(faults), request.state.request_id)
-
-
-async def _http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101
-    kind = {404: NOT_FOUND, 405: WRONG_METHOD}.get(error.status_code, INVALID_REQUEST)
-    if kind is NOT_FOUND and "text/html" in request.headers.get("accept", ""):  # a person with a browser asked
-        return Response(PAGE_NOT_FOUND, status_code=404, media_type="text/html")
-    detail = f"{error.detail}; /docs lists the addresses and their methods"
-    return problem_response(kind, detail, request.state.request_id, error.headers, error.status_code)
-
-
-_PREDICT_ROUTE: Final = Route(PREDICT, _refused)  # only for its name in log and metrics
-_HANDLERS: Final[Mapping[type[Exception], Any]] = {
-    Refusal: _refused,
-    RequestValidationError: _invalid,
-    HTTPException: _http,
-}
-
-
-def _film_in(answer: type, *statuses: int) -> Options:
-    """Return the options of a route that takes one film or several, and answers JSON of that type or a problem."""
+def _film_in(*statuses: int) -> dict[str, Any]:
+    """Return the options of a route that takes one film or several, and answers with predictions or a problem."""
     lines = {NDJSON: {"schema": {"type": "string", "description": _LINES}}}
     return {
         "openapi_extra": {"requestBody": _FILM_BODY},
-        "responses": {200: {"model": answer, "content": lines}, **_problems(*_FILM_STATUSES, *statuses)},
+        "responses": {200: {"model": Prediction, "content": lines}, **_problems(*_FILM_STATUSES, *statuses)},
     }
-
-
-def _picture_out(*statuses: int) -> Options:
-    """Return the options of a route that takes a film and answers with a PNG or a problem."""
-    return {
-        "openapi_extra": {"requestBody": _FILM_BODY},
-        "response_class": Response,
-        "responses": {
-            200: {"description": "The film", "content": {"image/png": {}}},
-            **_problems(*_FILM_STATUSES, *statuses),
-        },
-    }
-
-
-def _json_out(answer: type, *statuses: int) -> Options:
-    """Return the options of a route that answers with JSON of that type."""
-    return {"responses": {200: {"model": answer}, **_problems(*statuses)}}
-
-
-def _empty_out(*statuses: int) -> Options:
-    """Return the options of a route that answers with an empty body."""
-    return {"response_class": Response, "responses": {200: {"description": "Empty"}, **_problems(*statuses)}}
-
-
-def _json_any(*statuses: int) -> Options:
-    """Return the options of a route whose return type declares its answer."""
-    return {"responses": _problems(*statuses)}
-
-
-def _text_out(what: str, *statuses: int) -> Options:
-    """Return the options of a route that answers with plain text."""
-    return {"response_class": PlainTextResponse, "responses": {200: {"description": what}, **_problems(*statuses)}}
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -415,15 +391,10 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def _complete(app: FastAPI, operating_points: Sequence[str], open_paths: frozenset[str], *, locked: bool) -> None:
-    """Build the document once and add what the routes cannot declare.
-
-    Args:
-        app: the application with all its routes.
-        operating_points: names of the bundle's operating points.
-        open_paths: addresses that need no key.
-        locked: whether the other addresses need a key.
-    """
+def _complete_document(app: FastAPI, service: Service) -> None:
+    """Build the OpenAPI document once, and add what the routes cannot declare: problems, keys, operating points."""
+    operating_points = [point.name for point in service.predictor.info.operating_points]
+    locked = bool(service.settings.keys)
     document = app.openapi()
     components = document.setdefault("components", {})
     components.setdefault("schemas", {})["Problem"] = TypeAdapter(Problem).json_schema(mode="serialization")
@@ -431,7 +402,7 @@ def _complete(app: FastAPI, operating_points: Sequence[str], open_paths: frozens
         components["securitySchemes"] = _KEYS
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            needs_key = locked and path not in open_paths
+            needs_key = locked and path not in _OPEN
             if needs_key:
                 operation["security"] = [{name: []} for name in _KEYS]
             rows = _problems(401) if needs_key else _problems()
@@ -439,7 +410,7 @@ def _complete(app: FastAPI, operating_points: Sequence[str], open_paths: frozens
             for parameter in operation.get("parameters", ()):
                 if parameter["name"] == "operating_point":
                     parameter["description"] = "Name of an operating point of this bundle. It has a default."
-                    parameter["schema"] = {"type": "string", "enum": list(operating_points)}
+                    parameter["schema"] = {"type": "string", "enum": operating_points}
                 elif parameter["name"] == "heatmap":
                     parameter["description"] = "Whether to return the heat map, a PNG in base64."
     document["x-problems"] = [kind._asdict() for kind in PROBLEM_TYPES]

@@ -165,6 +165,17 @@ class ServerState:
                 return True
         return False
 
+    async def drain(self, seconds: float) -> None:
+        """Let every request that is under way end, then close what is still open after that many seconds."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while (self.connections or self.tasks) and loop.time() < deadline:
+            for connection in tuple(self.connections):
+                connection.leave()
+            await asyncio.sleep(DRAIN_TICK)
+        for connection in tuple(self.connections):
+            connection.abort()
+
 
 @lru_cache(64)
 def _written_before(kind: ProblemType, detail: str, *, close: bool, retry: bool) -> bytes:
@@ -175,6 +186,7 @@ def _written_before(kind: ProblemType, detail: str, *, close: bool, retry: bool)
 SHORT_LINGER: Final = 2.0  # seconds
 # seconds: a new connection may still send its first request, even while the service is stopping
 GREETED_SECONDS: Final = 1.0
+DRAIN_TICK: Final = 0.01  # seconds between two looks at the connections of a service that is stopping
 BUFFERED: Final = 64 * 1024  # bytes of a body that may wait for the application before reading pauses
 
 
@@ -553,14 +565,14 @@ class Connection(asyncio.Protocol):
         return Rank.ASKED_BEFORE if self._asked else Rank.OPENED
 
     def give_place_back(self) -> None:
-        """Leave the state's books."""
+        """Remove this connection from the state, so that another one may take its place."""
         self.state.connections.discard(self)
         if self._rank is not None:
             self.state.ranked[self._rank].pop(self, None)
             self._rank = None
 
     def _pause_where_due(self) -> None:
-        if not self._paused and self._too_much():
+        if self._too_much():
             self._pause()
 
     def _pause(self) -> None:

@@ -197,11 +197,7 @@ class DecoderLimits:
 
 
 class _DecoderDied(Exception):
-    """A decoder ended while it decoded a film."""
-
-    def __init__(self, *, by_its_own_clock: bool) -> None:
-        super().__init__()
-        self.by_its_own_clock = by_its_own_clock
+    """A decoder ended while it decoded a film, and not because the film's time was up."""
 
 
 class FairSemaphore:
@@ -325,12 +321,9 @@ class DecoderPool:
 
     async def _asked(self, request: _DecodeRequest[T], data: bytes, caller: str) -> T:
         async with self._semaphore.one(caller):
-            decoder = self._awake() or await self._new()
             try:
-                answer = await self._exchange(decoder, request, data)
-            except _DecoderDied as lost:
-                if lost.by_its_own_clock:
-                    raise UnreadableFilm(self._why_dead()) from None
+                answer = await self._exchange(self._awake() or await self._new(), request, data)
+            except _DecoderDied:  # not by the film's time limit
                 answer = await self._once_more(request, data)
         if isinstance(answer, FilmError):
             raise answer
@@ -339,13 +332,14 @@ class DecoderPool:
     async def _once_more(self, request: _DecodeRequest[T], data: bytes) -> T | FilmError:
         try:
             return await self._exchange(await self._new(), request, data)
-        except _DecoderDied as lost:
-            if lost.by_its_own_clock:
-                raise UnreadableFilm(self._why_dead()) from None
+        except _DecoderDied:
             raise DecodersGone("the processes that read this film ended before they had read it") from None
 
     async def _exchange(self, decoder: _Decoder, request: _DecodeRequest[T], data: bytes) -> T | FilmError:
-        """Send one request about a film to one decoder and return its answer. Raises: _DecoderDied."""
+        """Send one request about a film to one decoder and return its answer.
+
+        Raises: UnreadableFilm, if its time is up; _DecoderDied.
+        """
         clock = asyncio.get_running_loop().time
         began = clock()
         try:
@@ -359,7 +353,12 @@ class DecoderPool:
             took = clock() - began
             hung = isinstance(error, TimeoutError)
             log.warning("decoder died", extra={"bytes": len(data), "seconds": round(took, 2), "hung": hung})
-            raise _DecoderDied(by_its_own_clock=took >= self._limits.seconds and not hung) from error
+            if took >= self._limits.seconds and not hung:
+                raise UnreadableFilm(
+                    f"this film: reading it took more than {self._limits.seconds:g} seconds or broke the reader. "
+                    "Copy or export it again"
+                ) from None
+            raise _DecoderDied from error
         except BaseException:  # the exchange was cancelled half-way: the rest of its answer would reach the wrong film
             decoder.kill()
             raise
@@ -402,12 +401,6 @@ class DecoderPool:
                 if self._fork_server is fork_server:  # else another film has replaced it meanwhile
                     self._fork_server = None
         raise DecodersGone("no decoding process starts; standard error has its last words")
-
-    def _why_dead(self) -> str:
-        return (
-            f"this film: reading it took more than {self._limits.seconds:g} seconds or broke the reader. "
-            "Copy or export it again"
-        )
 
     def _understood(self, head: Mapping[str, Any], plane: bytes) -> Prepared | FilmError:
         """Return the film, or its error, that a decoder's answer describes. Raises: ValueError, KeyError, TypeError."""

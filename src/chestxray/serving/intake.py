@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from email.message import Message
 from typing import Final
@@ -69,24 +69,50 @@ class Intake:
         self.all_together = all_together
         self.held = 0  # changed on the event loop only
 
-    @contextmanager
-    def body(self) -> Iterator[Body]:
-        """Yield one body; its bytes count until the block ends."""
-        body = Body(self)
-        try:
-            yield body
-        finally:
-            self.held -= body.size
+    @asynccontextmanager
+    async def body(self, request: Request) -> AsyncIterator[bytes]:
+        """Read the whole body of a request; its bytes count until the block ends. Raises: Refusal."""
+        _check_headers(request, self.limit)
+        parts: list[bytes] = []
+        size = 0
+        with self._counted() as hold:
+            async with self._in_time("the body"):
+                async for chunk in request.stream():
+                    parts.append(chunk)
+                    size += len(chunk)
+                    if size > self.limit:
+                        raise Refusal(TOO_LARGE, f"the body is longer than the limit of {self.limit:,} bytes")
+                    hold(size)
+            if not size:
+                raise Refusal(EMPTY_BODY, "the body is empty; it has to be the bytes of one film")
+            yield b"".join(parts)
 
     @contextmanager
     def holding(self, size: int) -> Iterator[None]:
         """Count ``size`` bytes until the block ends. Raises: Refusal, if all held bytes exceed the limit."""
-        self.held += size
-        try:
-            self.check()
+        with self._counted() as hold:
+            hold(size)
             yield
+
+    @contextmanager
+    def _counted(self) -> Iterator[Callable[[int], None]]:
+        """Yield a function that sets how many bytes count from then on; none of them counts after the block.
+
+        The function raises Refusal, if all held bytes exceed the limit.
+        """
+        counted = 0
+
+        def hold(size: int) -> None:
+            nonlocal counted
+            self.held += size - counted
+            counted = size
+            if self.held > self.all_together:
+                raise Refusal(OVERLOADED, "too many bytes of films are arriving already", {"Retry-After": "1"})
+
+        try:
+            yield hold
         finally:
-            self.held -= size
+            self.held -= counted
 
     def check_part(self, part: Part) -> None:
         """Check a part of a form. Raises: Refusal, if it cannot be a film."""
@@ -95,69 +121,27 @@ class Intake:
         if not part.data:
             raise Refusal(EMPTY_BODY, "the part is empty; it has to be the bytes of one film")
 
-    def check(self) -> None:
-        """Check the bytes that are held. Raises: Refusal, if they exceed the limit."""
-        if self.held > self.all_together:
-            raise Refusal(OVERLOADED, "too many bytes of films are arriving already", {"Retry-After": "1"})
-
     async def films(self, request: Request, boundary: str) -> AsyncIterator[Part]:
         """Yield the films of a multipart body, each within the time and the size of one film. Raises: Refusal."""
-        with self.body() as arriving:
-            parts = parts_of(_chunks(request), boundary, self.limit, arriving.hold)
+        with self._counted() as hold:
+            parts = parts_of(request.stream(), boundary, self.limit, hold=hold)
             while True:
-                try:
-                    async with asyncio.timeout(self.seconds):
-                        part = await anext(parts)
-                except StopAsyncIteration:
+                async with self._in_time("a film"):
+                    part = await anext(parts, None)
+                if part is None:
                     return
-                except TimeoutError:
-                    raise Refusal(SLOW_BODY, f"a film did not arrive within {self.seconds:g} seconds") from None
-                except ClientDisconnect:  # the caller has gone: nobody reads this answer
-                    raise Refusal(INVALID_REQUEST, "the connection ended before the body did") from None
                 yield part
 
-
-async def _chunks(request: Request) -> AsyncIterator[bytes]:
-    async for chunk in request.stream():
-        yield chunk
-
-
-class Body:
-    """The body of one request."""
-
-    def __init__(self, intake: Intake) -> None:
-        self._intake = intake
-        self.size = 0
-
-    def hold(self, size: int) -> None:
-        """Count ``size`` bytes from now on. Raises: Refusal, if all held bytes exceed the limit."""
-        self._intake.held += size - self.size
-        self.size = size
-        self._intake.check()
-
-    async def read(self, request: Request) -> bytes:
-        """Read the whole body. Raises: Refusal."""
-        intake = self._intake
-        _check_headers(request, intake.limit)
+    @asynccontextmanager
+    async def _in_time(self, what: str) -> AsyncIterator[None]:
+        """Limit the time of reading. Raises: Refusal, if it runs out or the caller has gone."""
         try:
-            async with asyncio.timeout(intake.seconds):
-                data = await self._read(request)
+            async with asyncio.timeout(self.seconds):
+                yield
         except TimeoutError:
-            raise Refusal(SLOW_BODY, f"the body did not arrive within {intake.seconds:g} seconds") from None
+            raise Refusal(SLOW_BODY, f"{what} did not arrive within {self.seconds:g} seconds") from None
         except ClientDisconnect:  # the caller has gone: nobody reads this answer
             raise Refusal(INVALID_REQUEST, "the connection ended before the body did") from None
-        if not data:
-            raise Refusal(EMPTY_BODY, "the body is empty; it has to be the bytes of one film")
-        return data
-
-    async def _read(self, request: Request) -> bytes:
-        intake, parts = self._intake, []
-        async for chunk in request.stream():
-            parts.append(chunk)
-            if self.size + len(chunk) > intake.limit:
-                raise Refusal(TOO_LARGE, f"the body is longer than the limit of {intake.limit:,} bytes")
-            self.hold(self.size + len(chunk))
-        return b"".join(parts)
 
 
 def _check_headers(request: Request, limit: int) -> None:
@@ -202,7 +186,11 @@ def boundary_of(content_type: str) -> str | None:
 
 
 async def parts_of(
-    chunks: AsyncIterator[bytes], boundary: str, longest: int, hold: Callable[[int], None]
+    chunks: AsyncIterator[bytes],
+    boundary: str,
+    longest: int,
+    most: int = MOST_FILMS,
+    hold: Callable[[int], object] = lambda _: None,
 ) -> AsyncIterator[Part]:
     """Yield the parts in order; each counts as a film, whatever its name, because the bytes decide its format.
 
@@ -210,9 +198,10 @@ async def parts_of(
         chunks: the body as it arrives.
         boundary: as the content type states it.
         longest: largest size of a part in bytes; a longer part is read to its end and yielded without its bytes.
+        most: largest number of parts.
         hold: called with the bytes of the parts that have arrived in whole or part, and were not yielded.
 
-    Raises: Refusal, if the body is not multipart, ends early, or has more than ``MOST_FILMS`` parts.
+    Raises: Refusal, if the body is not multipart, ends early, or has more parts.
     """
     collector = _Collector(longest)
     try:
@@ -232,8 +221,8 @@ async def parts_of(
                 hold(collector.size)
             while collector.whole:
                 given += 1
-                if given > MOST_FILMS:
-                    raise Refusal(TOO_LARGE, f"the body has more than {MOST_FILMS:,} parts; send the others apart")
+                if given > most:
+                    raise Refusal(TOO_LARGE, f"the body has more than {most:,} parts; send the others apart")
                 yield collector.whole.popleft()
             hold(collector.size)
     except FormParserError as error:

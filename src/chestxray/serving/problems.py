@@ -85,32 +85,8 @@ INTERNAL: Final = ProblemType(
     "internal-error", 500, "The service failed", "Report the request id; the log of the service has the reason."
 )
 
-PROBLEM_TYPES: Final = (
-    UNSUPPORTED_FORMAT,
-    UNSUPPORTED_CONTENT,
-    TOO_LARGE,
-    UNREADABLE,
-    TRUNCATED,
-    EMPTY_BODY,
-    UNKNOWN_POINT,
-    INVALID_REQUEST,
-    SLOW_BODY,
-    OVERLOADED,
-    TOO_LONG,
-    NOT_READY,
-    KEY_NEEDED,
-    UNKNOWN_HOST,
-    NOT_ACCEPTABLE,
-    NOT_FOUND,
-    WRONG_METHOD,
-    BAD_REQUEST,
-    CROSS_ORIGIN,
-    SLOW_HEAD,
-    HEAD_TOO_LONG,
-    NO_PLACE,
-    DECODER_LOST,
-    INTERNAL,
-)
+# the table: every row above, in order
+PROBLEM_TYPES: Final = tuple(kind for kind in tuple(globals().values()) if isinstance(kind, ProblemType))
 
 # a narrower class stands before a wider one
 _OF_ERROR: Final[tuple[tuple[type[FilmError | MissingExtra], ProblemType], ...]] = (
@@ -149,6 +125,10 @@ class Refusal(Exception):
         self.detail = detail
         self.headers = headers
 
+    def response(self, request_id: str) -> Response:
+        """Return the refusal as an HTTP response."""
+        return problem_response(self.kind, self.detail, request_id, self.headers)
+
 
 def refusal_of(error: FilmError | MissingExtra) -> Refusal:
     """Return the refusal for a film that cannot be classified."""
@@ -164,7 +144,14 @@ def problem_response(
     status: int | None = None,
     further: Mapping[str, object] | None = None,
 ) -> Response:
-    """Return the problem as an HTTP response; ``status`` replaces the kind's own, ``further`` members come last."""
+    """Return a problem as an HTTP response.
+
+    Args:
+        kind, detail, request_id: as ``problem_of`` takes them.
+        headers: of the response.
+        status: in place of the kind's own.
+        further: members that follow those of the standard.
+    """
     code = status or kind.status
     body = json.dumps(problem_of(kind, detail, request_id, code) | dict(further or {}))
     return Response(body, code, headers, media_type=PROBLEM_JSON)

@@ -306,9 +306,7 @@ class ApiKeyMiddleware:
             if carries_key(Headers(scope=scope)):
                 scope["state"]["unlogged"] = True  # wrong keys have their own log line, one a minute
                 await self._failed_attempts.wait(scope["client"][0] if scope["client"] else "")
-            request_id = scope["state"]["request_id"]
-            answer = problem_response(refusal.kind, refusal.detail, request_id, refusal.headers)
-            await answer(scope, receive, send)
+            await refusal.response(scope["state"]["request_id"])(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 

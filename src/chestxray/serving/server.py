@@ -97,7 +97,7 @@ def serve(
     with prepared(bundle, options or ServeOptions()) as (server, listener):
         server.on_start = ready
         with logged_to_stderr():
-            server.run([listener])
+            server.run(listener)
 
 
 @contextmanager
@@ -189,7 +189,7 @@ class BackgroundService:
             with prepared(bundle, options) as (server, listener):
                 self._server = server
                 server.on_start = started.set_result
-                server.run([listener])
+                server.run(listener)
         except BaseException as error:  # noqa: BLE001 - the thread that started the service raises it
             if not started.done():
                 started.set_exception(error if isinstance(error, ChestXrayError) else _not_started(error))
@@ -262,12 +262,14 @@ class FilmServer:
         self._leave_at: float | None = None  # time on the clock of the loop; None until SIGTERM
         self._out_of_files = 0
 
-    def run(self, sockets: list[socket.socket]) -> None:
-        """Answer on these listening sockets until told to stop. Raises: what the warm-up raises."""
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(self._serve(sockets))
+    def run(self, listener: socket.socket) -> None:
+        """Answer on a listening socket until told to stop. Raises: what the warm-up raises."""
+        import uvloop  # spends less processor time on a request than asyncio's own loop
 
-    async def _serve(self, sockets: list[socket.socket]) -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._serve(listener))
+
+    async def _serve(self, listener: socket.socket) -> None:
         from chestxray.serving.connection import Connection, ServerState
 
         loop = asyncio.get_running_loop()
@@ -275,38 +277,26 @@ class FilmServer:
         state = ServerState(self._app, within_files(self._limits), self._full, self._service.metrics.observe)
         self._service.queue.on_room = state.let_in
         async with self._app.router.lifespan_context(self._app):
-            servers = [
-                await loop.create_server(lambda: Connection(state), sock=each, backlog=socket.SOMAXCONN)
-                for each in sockets
-            ]
+            server = await loop.create_server(lambda: Connection(state), sock=listener, backlog=socket.SOMAXCONN)
             with self._signals(loop, state):
                 if self.on_start is not None:
-                    self.on_start(address_of(sockets[0]))
+                    self.on_start(address_of(listener))
                 while not self.should_exit:
                     await asyncio.sleep(TICK)
                     if self._leave_at is not None and loop.time() >= self._leave_at:
                         self.should_exit = True
-                await self._end(state, servers, sockets)
+                await self._end(state, server, listener)
 
-    async def _end(self, state: ServerState, servers: list[asyncio.Server], sockets: list[socket.socket]) -> None:
+    async def _end(self, state: ServerState, server: asyncio.Server, listener: socket.socket) -> None:
         """Accept no more connections; set a time limit for the requests that are under way, and wait for them."""
         from chestxray.serving.service import DRAIN_SECONDS
 
         state.leaving = True
         self._service.begin_to_stop()
-        for each in sockets:
-            turn_away(each)
+        turn_away(listener)
         await asyncio.sleep(TICK)  # connections that were opened before are still accepted
-        for server in servers:
-            server.close()
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + DRAIN_SECONDS + 2
-        while (state.connections or state.tasks) and loop.time() < deadline:
-            for connection in tuple(state.connections):
-                connection.leave()
-            await asyncio.sleep(TICK / 10)
-        for connection in tuple(state.connections):
-            connection.abort()
+        server.close()
+        await state.drain(DRAIN_SECONDS + 2)
 
     def _full(self, method: bytes, path: bytes) -> bool:
         return self._service.queue.full and method == b"POST" and path.startswith(TAKES_FILMS)
@@ -375,16 +365,6 @@ def turn_away(listener: socket.socket) -> None:
     nothing = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF_RET, 0 bytes
     with contextlib.suppress(OSError):
         listener.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HP", 1, ctypes.addressof(nothing)))  # SO_ATTACH_FILTER
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return uvloop's loop factory, or None if it is not installed: uvloop spends less work on a request."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
 
 
 def address_of(listener: socket.socket) -> str:

@@ -187,7 +187,7 @@ class PredictionQueue:
     async def predict(
         self, data: bytes, operating_point: str | None = None, *, heatmap: bool = False, caller: str = ""
     ) -> Prediction:
-        """Predict one film.
+        """Predict as ``Predictor.predict`` does: decode in another process, and score in a batch with other films.
 
         Args:
             data: its bytes.
@@ -197,8 +197,16 @@ class PredictionQueue:
 
         Raises: Refusal.
         """
+        predictor = self.predictor
+        point = predictor.info.operating_point(operating_point)
         with self._film_inside():
-            return await self._predict(data, operating_point, heatmap=heatmap, caller=caller)
+            film = await self._decoders.prepare(data, caller)
+            if film.plane is None:
+                return predictor.answer(film.sha256, point, film.gate, notes=film.notes)
+            logits, activation = await self._scorer.score(film.plane, alone=self.inside == 1)
+            picture = await asyncio.to_thread(predictor.overlay, activation, film.size) if heatmap else None
+            probability = float(predictor.probabilities(logits)[0])
+            return predictor.answer(film.sha256, point, film.gate, probability, picture, film.notes)
 
     async def draw(self, data: bytes, caller: str = "") -> bytes:
         """Draw one film as PNG. Arguments and errors as of ``predict``."""
@@ -222,20 +230,6 @@ class PredictionQueue:
             self._left = asyncio.Event()
             if self.inside <= self._capacity // 2:
                 self.on_room()
-
-    async def _predict(self, data: bytes, operating_point: str | None, *, heatmap: bool, caller: str) -> Prediction:
-        """Predict as ``Predictor.predict`` does: decode in another process, and score in a batch with other films."""
-        predictor = self.predictor
-        point = predictor.info.operating_point(operating_point)
-        film = await self._decoders.prepare(data, caller)
-        if film.plane is None:
-            return predictor.answer(film.sha256, point, film.gate, notes=film.notes)
-        logits, activation = await self._scorer.score(film.plane, alone=self.inside == 1)
-        picture = None
-        if heatmap:
-            picture = await asyncio.to_thread(predictor.overlay, activation, film.size)
-        probability = float(predictor.probabilities(logits)[0])
-        return predictor.answer(film.sha256, point, film.gate, probability, picture, film.notes)
 
     @asynccontextmanager
     async def in_time(self, seconds: float = SECONDS_A_FILM) -> AsyncIterator[None]:
@@ -327,18 +321,15 @@ class Service:
         if (boundary := boundary_of(request.headers.get("content-type", ""))) is not None:
             return await self._predict_many(request, parameters, boundary)
         self.queue.refuse_if_full()  # refuse before the body is read
-        async with self.queue.in_time():
-            with self.intake.body() as body:
-                data = await body.read(request)
-                prediction = await self._predicted(data, parameters, request)
+        async with self.queue.in_time(), self.intake.body(request) as data:
+            prediction = await self._predicted(data, parameters, request)
         return Response(prediction.to_json(), media_type="application/json")
 
     async def draw(self, request: Request) -> Response:
         """Draw the film in the body as a picture. Raises: Refusal."""
         self.queue.refuse_if_full()  # refuse before the body is read
-        async with self.queue.in_time():
-            with self.intake.body() as body:
-                picture = await self.queue.draw(await body.read(request), _caller_of(request))
+        async with self.queue.in_time(), self.intake.body(request) as data:
+            picture = await self.queue.draw(data, _caller_of(request))
         return Response(picture, media_type="image/png")
 
     async def _predicted(self, data: bytes, parameters: PredictParameters, request: Request) -> Prediction:
@@ -400,10 +391,6 @@ class Service:
 def _line_of(at: int, found: Prediction | Refusal, request_id: str) -> str:
     """Return one line of the answer to several films."""
     if isinstance(found, Prediction):
-        return f'{{"index": {at}, "status": 200, "prediction": {_on_one_line(found.to_json())}}}'
+        return f'{{"index": {at}, "status": 200, "prediction": {found.to_json()}}}'
     problem = problem_of(found.kind, found.detail, request_id)
     return json.dumps({"index": at, "status": found.kind.status, "problem": problem})
-
-
-def _on_one_line(text: str) -> str:
-    return json.dumps(json.loads(text)) if "\n" in text else text

@@ -45,7 +45,7 @@ class JsonLines(logging.Formatter):
         return json.dumps(document, default=str)
 
 
-class Patient(logging.Handler):
+class BackgroundHandler(logging.Handler):
     """Hands lines to a thread that writes them, so that logging never waits for the reader of the log.
 
     If nobody reads the log, lines are dropped once ``MOST_LINES`` wait, and a later line says how many; if the log is
@@ -128,7 +128,7 @@ def logged_to_stderr() -> Iterator[None]:
     handler: logging.Handler = logging.NullHandler()
     if sys.stderr is not None:  # if it is None, the parent process closed it, and another file has its number by now
         with contextlib.suppress(OSError):  # the stream has no file, as in a notebook
-            handler = Patient(sys.stderr.fileno())
+            handler = BackgroundHandler(sys.stderr.fileno())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     log.setLevel(logging.INFO)
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it quotes what callers sent
