@@ -205,6 +205,7 @@ def test_what_is_no_message_ends_its_association_and_no_other(kind: str, peer: P
     with association(node) as opened:
         assert opened.send_c_echo().Status == 0x0000
     assert node.queue.counts()[WAITING] == 0
+    until(lambda: node.receiver.associations == 0)
 
 
 @pytest.mark.parametrize(("pdu", "item"), [(10, 0xFFFFFFFF), (10, 1), (10, 100), (3, 3), (7, 1)])

@@ -182,9 +182,8 @@ def test_every_class_and_syntax_that_the_tables_name_is_accepted(node: Node) -> 
 def test_nothing_that_happens_on_an_association_waits_for_the_next_look(
     node: Node, archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        associations, "LONGEST_S", 3600.0
-    )  # whatever would wait for it ends by the time limit of a request
+    # what would wait for it ends by the time limit of a request
+    monkeypatch.setattr(associations, "LONGEST_S", 3600.0)
     with association(node) as opened:
         assert opened.send_c_echo().Status == 0x0000
         assert [opened.send_c_store(read(modality_film(BLACK, number))).Status for number in (1, 2)] == [0, 0]

@@ -26,7 +26,7 @@ from chestxray.cli import main
 from chestxray.data.collect import collect
 from chestxray.errors import DataError, OutputExists
 from chestxray.images.decode import FORMATS
-from chestxray.inference.batch import ENDED, journal_of, predict_apart, predict_of, run_batch, score_films
+from chestxray.inference.batch import ENDED, journal_of, predict_one_by_one, predictor_digest, run_batch, score_films
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.journal import FilmResult, Journal
 from chestxray.inference.predictor import Predictor
@@ -210,13 +210,13 @@ def fatal_classify(group: Sequence[Film]) -> list[FilmResult]:
 
 
 def test_a_film_that_ends_its_process_is_a_row_and_its_neighbours_are_classified() -> None:
-    found = predict_apart(fatal_classify, [Film("one.png"), Film("fatal.png"), Film("other.png")])
+    found = predict_one_by_one(fatal_classify, [Film("one.png"), Film("fatal.png"), Film("other.png")])
     assert [film.reason for film in found] == ["", ENDED, ""]
 
 
 def test_processes_that_all_end_are_not_blamed_on_the_films() -> None:
     with pytest.raises(DataError, match="memory enough for the bundle"):
-        predict_apart(fatal_classify, [Film("fatal.png"), Film("fatal too.png")])
+        predict_one_by_one(fatal_classify, [Film("fatal.png"), Film("fatal too.png")])
 
 
 # --------------------------------------------------------------------------- a second run
@@ -273,13 +273,13 @@ def test_another_operating_point_is_applied_without_opening_a_film(
 
 def test_what_changes_an_answer_makes_another_classify_and_calibration_does_not(opened: Bundle) -> None:
     def predict(**changes: Any) -> str:
-        return predict_of(Bundle(opened.folder, dataclasses.replace(opened.info, **changes)))
+        return predictor_digest(Bundle(opened.folder, dataclasses.replace(opened.info, **changes)))
 
-    assert predict(temperature=2.5, bias=-1.0, created="later") == predict_of(opened)
-    assert predict(preprocessing=Preprocessing(112, 160, Resize.LETTERBOX, 0.5, 0.2)) != predict_of(opened)
-    assert predict(files={**opened.info.files, "model.onnx": "0" * 64}) != predict_of(opened)
-    assert predict(files={**opened.info.files, "something.json": "0" * 64}) != predict_of(opened)
-    assert predict(files={**opened.info.files, "MODEL_CARD.md": "0" * 64}) == predict_of(opened)
+    assert predict(temperature=2.5, bias=-1.0, created="later") == predictor_digest(opened)
+    assert predict(preprocessing=Preprocessing(112, 160, Resize.LETTERBOX, 0.5, 0.2)) != predictor_digest(opened)
+    assert predict(files={**opened.info.files, "model.onnx": "0" * 64}) != predictor_digest(opened)
+    assert predict(files={**opened.info.files, "something.json": "0" * 64}) != predictor_digest(opened)
+    assert predict(files={**opened.info.files, "MODEL_CARD.md": "0" * 64}) == predictor_digest(opened)
 
 
 def test_an_object_without_a_stamp_is_known_until_its_run_ends(tmp_path: Path) -> None:

@@ -19,15 +19,15 @@ from chestxray.images import Radiograph
 from chestxray.inference.bundle import Bundle, folder_of, shipped_bundles
 from chestxray.inference.heatmap import (
     CONTOURS,
+    DEFAULT_PEAK,
     FAINTEST,
     FLOOR,
-    UNTOLD_PEAK,
     averaged,
-    film_of,
-    of_film,
+    film_name_of,
     over_film,
     overlay_png,
     strength_of,
+    with_film_name,
 )
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import BundleInfo, Preprocessing, Resize
@@ -79,7 +79,7 @@ def test_a_film_with_less_than_is_typical_is_drawn_fainter(info: Callable[..., B
     activation = np.full((10, 10), 0.01, np.float32)
     assert strength_of(activation, info(bias=0.0, typical_peak=4.0)).max() == pytest.approx(0.25 / FLOOR)
     untold = info(bias=0.0, temperature=0.3, typical_peak=None)
-    assert strength_of(activation, untold).max() == pytest.approx(1.0 / (FLOOR * UNTOLD_PEAK * 0.3))
+    assert strength_of(activation, untold).max() == pytest.approx(1.0 / (FLOOR * DEFAULT_PEAK * 0.3))
     nothing = np.zeros((10, 10), np.float32)
     assert strength_of(nothing, info(bias=0.0, typical_peak=0.0)).max() == 0.0
 
@@ -124,9 +124,9 @@ def test_a_picture_says_which_film_it_shows(predictor: Predictor, film: bytes, t
     overlay = base64.b64decode(predictor.predict(film, "film", heatmap=True).heatmap or "")
     path = tmp_path / "map.png"
     path.write_bytes(overlay)
-    assert film_of(path) is None
-    path.write_bytes(of_film(overlay, "ä film"))
-    assert film_of(path) == "ä film"
+    assert film_name_of(path) is None
+    path.write_bytes(with_film_name(overlay, "ä film"))
+    assert film_name_of(path) == "ä film"
 
 
 @pytest.fixture(scope="module")

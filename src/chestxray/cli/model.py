@@ -337,16 +337,16 @@ class HeatmapFolder:
     def write(self, film: Path, data: bytes, overlay: bytes) -> Path:
         """Write one film's map; return its path. Raises: FilmError, OutputUnwritable."""
         from chestxray.files import write_atomically
-        from chestxray.inference.heatmap import of_film, over_film
+        from chestxray.inference.heatmap import over_film, with_film_name
 
         path = self._free(film)
         self._taken.add(path.name.casefold())
         picture = overlay if self._alone else over_film(data, str(film), overlay)
-        write_atomically(path, of_film(picture, _identity(film)))
+        write_atomically(path, with_film_name(picture, _identity(film)))
         return path
 
     def _free(self, film: Path) -> Path:
-        from chestxray.inference.heatmap import film_of
+        from chestxray.inference.heatmap import film_name_of
 
         parts = film.resolve().with_suffix("").parts[1:]
         names = ["-".join(parts[-count:]) for count in range(1, len(parts) + 1)]
@@ -355,7 +355,7 @@ class HeatmapFolder:
             path = self._folder / f"{name}.heatmap.png"
             if path.name.casefold() in self._taken:
                 continue
-            if not path.exists() or film_of(path) in (None, _identity(film)):
+            if not path.exists() or film_name_of(path) in (None, _identity(film)):
                 return path
         raise AssertionError("numbers do not end")
 

@@ -87,7 +87,7 @@ def wait_for_events(association: Any) -> None:
 
 
 def _pdus_by_events(association: Any) -> None:
-    service, bell = association.dul, _Bell()
+    service, waker = association.dul, _Waker()
     find_event = service._is_transport_event  # noqa: SLF001 - the library has no hook for this
 
     def wait_and_find_event() -> bool:
@@ -95,7 +95,7 @@ def _pdus_by_events(association: Any) -> None:
         if connection is None or service.state_machine.current_state in CLOSING:
             time.sleep(CLOSING_S)
         elif not service.event_queue.queue and not _has_read_on(connection):
-            bell.wait(connection)
+            waker.wait(connection)
             acknowledge(connection)
         if service.to_provider_queue.queue:  # sending goes first
             return False
@@ -103,9 +103,9 @@ def _pdus_by_events(association: Any) -> None:
 
     service._is_transport_event = wait_and_find_event  # noqa: SLF001
     service._run_loop_delay = 0  # noqa: SLF001
-    _then(service.to_provider_queue, "put", bell.ring)
-    association.bind(evt.EVT_CONN_CLOSE, lambda _: bell.close())
-    weakref.finalize(service, bell.close)
+    _call_after(service.to_provider_queue, "put", waker.wake)
+    association.bind(evt.EVT_CONN_CLOSE, lambda _: waker.close())
+    weakref.finalize(service, waker.close)
 
 
 def acknowledge(connection: Any) -> None:
@@ -141,12 +141,12 @@ def _messages_by_events(association: Any) -> None:
             return messages.msg_queue.queue.popleft() if taken else (None, None)
 
     messages.get_msg = wait_and_get
-    _then(messages.msg_queue, "put", happened.set)
-    _then(service.to_user_queue, "put", happened.set)
-    _then(free, "clear", happened.set)
+    _call_after(messages.msg_queue, "put", happened.set)
+    _call_after(service.to_user_queue, "put", happened.set)
+    _call_after(free, "clear", happened.set)
 
 
-def _then(owner: Any, name: str, follow: Any) -> None:
+def _call_after(owner: Any, name: str, follow: Any) -> None:
     """Call ``follow`` after each call of a method of this object."""
     method = getattr(owner, name)
 
@@ -158,30 +158,30 @@ def _then(owner: Any, name: str, follow: Any) -> None:
     setattr(owner, name, both)
 
 
-class _Bell:
+class _Waker:
     """Ends another thread's wait for a connection."""
 
     def __init__(self) -> None:
-        self._hears, self._rings = socket.socketpair()
-        self._hears.settimeout(0)
-        self._rings.settimeout(0)
+        self._reader, self._writer = socket.socketpair()
+        self._reader.settimeout(0)
+        self._writer.settimeout(0)
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """End the wait in progress, or the next one."""
-        with contextlib.suppress(OSError):  # full: it rings already. Closed: nobody waits
-            self._rings.send(b"\0")
+        with contextlib.suppress(OSError):  # full: the wait ends already. Closed: nobody waits
+            self._writer.send(b"\0")
 
     def wait(self, connection: socket.socket) -> None:
-        """Wait until the connection can be read, or the bell rings, or ``LONGEST_S`` is over."""
+        """Wait until the connection can be read, or ``wake`` is called, or ``LONGEST_S`` is over."""
         with contextlib.suppress(OSError, ValueError):  # closed meanwhile: the library looks at it next
-            ready, _, _ = select.select([connection, self._hears], [], [], LONGEST_S)
-            if self._hears in ready:
-                self._hears.recv(4096)
+            ready, _, _ = select.select([connection, self._reader], [], [], LONGEST_S)
+            if self._reader in ready:
+                self._reader.recv(4096)
 
     def close(self) -> None:
         """Close both ends."""
-        self._hears.close()
-        self._rings.close()
+        self._reader.close()
+        self._writer.close()
 
 
 class StoreRequest(NamedTuple):
@@ -422,28 +422,31 @@ class Stores:
         elif context != self._request.context or control & IS_COMMAND:
             raise ValueError("another message within a message")
         else:
-            self._fill(size)
+            self._read_into_film(size)
             if control & IS_LAST:
-                self._answer()
+                self._finish_film()
         return HEADS + size
 
     def _fragment_between_films(self, context: int, control: int, body: bytearray) -> None:
         dimse = self._association.dimse
         if dimse.message is None and control == IS_COMMAND | IS_LAST:
             values = values_of(bytes(body))
-            self._request = self._wanted(context, values)
+            self._request = self._store_request(context, values)
             if self._request is not None:
                 self._filled = 0
                 return
-            if (answer := self._awaited(values)) is not None:
+            if (answer := self._store_answer(values)) is not None:
                 self._read = 0
                 dimse.msg_queue.put((context, answer))
                 return
-        dimse.receive_primitive(_fragment(context, control, body))
+        try:
+            dimse.receive_primitive(_fragment(context, control, body))
+        except Exception as error:  # of whatever kind: it would end this thread, and leave the connection behind
+            raise ValueError("a message that the library cannot read") from error
         if dimse.message is None:
             self._read = 0
 
-    def _wanted(self, context: int, values: Mapping[int, bytes]) -> StoreRequest | None:
+    def _store_request(self, context: int, values: Mapping[int, bytes]) -> StoreRequest | None:
         """Return the request, if it is one of C-STORE for the class of its context, and nothing is odd about it."""
         if self._serve is None or _number(values, COMMAND) != STORE:
             return None
@@ -458,7 +461,7 @@ class Stores:
         assert number is not None  # noqa: S101 - it would be odd
         return StoreRequest(context, number, str(agreed.abstract_syntax), instance, str(agreed.transfer_syntax[0]))
 
-    def _awaited(self, values: Mapping[int, bytes]) -> StoreAnswer | None:
+    def _store_answer(self, values: Mapping[int, bytes]) -> StoreAnswer | None:
         """Return the answer that a thread of ours waits for."""
         if not self._awaits_answer or _number(values, COMMAND) != STORE_ANSWER:
             return None
@@ -467,7 +470,7 @@ class Stores:
             return None
         return StoreAnswer(message, status)
 
-    def _answer(self) -> None:
+    def _finish_film(self) -> None:
         """Have the film kept, and answer its request."""
         request = self._request
         assert request is not None and self._serve is not None  # noqa: S101, PT018 - its data came
@@ -513,7 +516,7 @@ class Stores:
             raise OSError("the connection ended")
         return read
 
-    def _fill(self, size: int) -> None:
+    def _read_into_film(self, size: int) -> None:
         """Read bytes to the end of the film."""
         end = self._filled + size
         if end > len(self._film):

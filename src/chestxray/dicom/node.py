@@ -23,7 +23,7 @@ from chestxray.data.parallel import cores
 from chestxray.dicom.queue import ANSWERED, DEAD, WAITING, Order, OutOfRoom, Queue, QueuedFilm
 from chestxray.dicom.receive import Receiver, log, not_taken
 from chestxray.dicom.rules import decide, facts_of
-from chestxray.dicom.send import Sender
+from chestxray.dicom.send import LOOKED_EVERY_S, Sender
 from chestxray.dicom.settings import MEBIBYTE, NodeSettings
 from chestxray.dicom.workers import ENDED, Classified, NoWorker, Setup, Task, Worker, WorkerDied
 from chestxray.errors import FilmError, FilmTooLarge, OutputUnwritable, SettingsInvalid, UnsupportedFormat
@@ -34,7 +34,6 @@ from chestxray.serving.telemetry import Metrics
 if TYPE_CHECKING:
     from chestxray.dicom.web import WebReceiver
 
-LOOKED_EVERY_S: Final = 0.5
 SWEPT_EVERY_S: Final = 3600.0
 TRIED_AT_MOST: Final = 2  # times that a film may end its process before a report states that as the reason
 
@@ -187,7 +186,7 @@ class Node:
             for film in films:
                 if film in suspects:
                     self._count("lost")
-                    log.warning("a worker ended", extra=_named(film))
+                    log.warning("a worker ended", extra=_log_facts(film))
                 self.queue.put_back(film, tried=film in suspects)
             return []
         except Exception as error:  # noqa: BLE001 - the thread that classifies the others must go on
@@ -209,7 +208,7 @@ class Node:
             self.queue.answer([(film, found.results) for film, found in answered])
         except OutOfRoom as error:
             for film, _ in answered:
-                log.error("a film has to wait", extra=_named(film) | {"reason": str(error)})
+                log.error("a film has to wait", extra=_log_facts(film) | {"reason": str(error)})
             self._stopped.wait(LOOKED_EVERY_S)
             return
         except Exception as error:  # noqa: BLE001 - as above
@@ -221,7 +220,7 @@ class Node:
             return
         for film, found in answered:
             self._count(found.outcome)
-            log.info("answered", extra=_named(film) | {"outcome": found.outcome})
+            log.info("answered", extra=_log_facts(film) | {"outcome": found.outcome})
         for name in {name for film, _ in answered for name in film.order.send_to}:
             if name in self.senders:
                 self.senders[name].wake()
@@ -229,13 +228,13 @@ class Node:
     def _not_answered(self, film: QueuedFilm, error: Exception) -> None:
         """Let a film wait, or make it a dead letter."""
         if isinstance(error, OutOfRoom):
-            log.error("a film has to wait", extra=_named(film) | {"reason": str(error)})
+            log.error("a film has to wait", extra=_log_facts(film) | {"reason": str(error)})
             self.queue.hold(film)
         elif isinstance(error, FileNotFoundError):  # the film was dropped meanwhile
             self.queue.put_back(film, SWEPT_EVERY_S)
         else:
             self._count("dead")
-            log.error("a film cannot be answered", extra=_named(film) | {"fault": type(error).__name__})
+            log.error("a film cannot be answered", extra=_log_facts(film) | {"fault": type(error).__name__})
             with contextlib.suppress(Exception):
                 self.queue.bury(film, str(error) if isinstance(error, FilmError) else type(error).__name__)
 
@@ -273,7 +272,7 @@ class Node:
         return ""
 
 
-def _named(film: QueuedFilm) -> dict[str, str]:
+def _log_facts(film: QueuedFilm) -> dict[str, str]:
     """Return the facts of a film that the log may hold."""
     return {"film": film.key, "rule": film.order.rule}
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from chestxray.data.collect import films_of
 from chestxray.dicom.receive import FILM_CLASSES, SUCCESS, Receiver
 from chestxray.dicom.rules import facts_of
-from chestxray.dicom.send import asked_of, association, web_client
+from chestxray.dicom.send import ask_web, association, web_client
 from chestxray.dicom.settings import Destination, NodeSettings, Peer
 from chestxray.errors import FilmError, PeerError, SourceInvalid, UsageError
 from chestxray.files import write_atomically
@@ -234,7 +234,7 @@ def _fetch(destination: Destination, settings: NodeSettings, films: Sequence[Rem
 
 def _list_by_web(destination: Destination, _settings: NodeSettings, wanted: Search) -> Iterator[RemoteFilm]:
     client = web_client(destination)
-    ask = partial(asked_of, destination)
+    ask = partial(ask_web, destination)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dates = {"StudyDate": wanted.study_date}
@@ -262,7 +262,7 @@ def _fetch_by_web(
     for film in films:
         whole = (("application/dicom", "*"),)  # in the transfer syntax in which it is stored
         place = (film.study, film.series, film.instance)
-        found = asked_of(destination, partial(client.retrieve_instance, *place, media_types=whole))
+        found = ask_web(destination, partial(client.retrieve_instance, *place, media_types=whole))
         out = io.BytesIO()
         try:
             dcmwrite(out, found, enforce_file_format=True)

@@ -41,6 +41,7 @@ DEAD: Final = "dead"  # given up; "chestxray dicom queue retry" tries again
 DATABASE: Final = "queue.sqlite"
 QUEUE_VERSION: Final = 1
 BEING_TAKEN_S: Final = 60.0  # seconds for which a file without a row may be one that is being written, or whose row is
+MOST_LISTED: Final = 1000  # films that ``entries`` lists
 HASH_LENGTH: Final = 32  # hexadecimal digits; 128 bits
 
 _TABLES: Final = """
@@ -466,14 +467,14 @@ class Queue:
 
     # ------------------------------------------------------------------ people look
 
-    def entries(self, state: str | None = None, limit: int = 1000) -> tuple[Entry, ...]:
-        """List films, the oldest first; finished ones only on request."""
+    def entries(self, state: str | None = None) -> tuple[Entry, ...]:
+        """List films, the oldest first, MOST_LISTED at most; finished ones only on request."""
         where, value = ("state = ?", state) if state else ("state <> ?", DONE)
         with self._lock:
             rows = self._database.execute(
                 f"SELECT id, key, state, reason, received, tries, bytes, peer FROM film WHERE {where} "  # noqa: S608
                 "ORDER BY id LIMIT ?",
-                (value, limit),
+                (value, MOST_LISTED),
             ).fetchall()
             sent = [
                 self._database.execute(

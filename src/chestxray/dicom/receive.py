@@ -85,7 +85,7 @@ class Receiver:
         self._commit = commit
         self.reports = 0
         self._server: ThreadedAssociationServer | None = None
-        self._watch = threading.Thread(target=self._cut_the_overdue, name="association-watch", daemon=True)
+        self._watch = threading.Thread(target=self._cut_overdue, name="association-watch", daemon=True)
         self._stopped = threading.Event()
         self._open: dict[int, _Watched] = {}
 
@@ -205,7 +205,7 @@ class Receiver:
         self._commit(transaction, stored, failed)
         self.reports += 1
 
-    def _cut_the_overdue(self) -> None:
+    def _cut_overdue(self) -> None:
         while not self._stopped.wait(WATCHED_EVERY_S):
             now = time.monotonic()
             for watched in list(self._open.values()):

@@ -27,6 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 from chestxray.dicom.queue import Result
 from chestxray.dicom.rules import IDENTITY, MANUFACTURER, SOFTWARE, FilmFacts
 from chestxray.images.dicom import PIXEL_DATA, PREAMBLE, Encoding, elements, open_data_set
+from chestxray.images.dicom_pixels import EXPLICIT_LITTLE
 from chestxray.schema import NOTICE, Prediction
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 ENHANCED_SR: Final = "1.2.840.10008.5.1.4.1.1.88.22"
 SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"
-EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
 
 REPORT: Final = "sr"
 PICTURE: Final = "sc"
@@ -65,7 +65,7 @@ _TYPE_2: Final = frozenset(
 )
 _LONG_VR: Final = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 OWN_INSTANCE: Final = 0  # place of a result's own UID among the words of its form
-_ITSELF: Final = uuid.UUID("0f4cb6d2-5f5e-5a07-9a43-5d6e9a0f2a11")  # the name space of our UIDs
+_UID_NAMESPACE: Final = uuid.UUID("0f4cb6d2-5f5e-5a07-9a43-5d6e9a0f2a11")  # the name space of our UIDs
 
 STRIP: Final = 22  # pixels of height of a line of the notice
 PLACED_SIZE: Final = (251, 257)  # rows and columns of the picture in a form
@@ -94,7 +94,7 @@ class Answer:
 
 def derived_uid(*parts: str) -> str:
     """Derive a UID from texts: the same texts give the same UID, on every machine."""
-    return f"2.25.{uuid.uuid5(_ITSELF, chr(10).join(parts)).int}"
+    return f"2.25.{uuid.uuid5(_UID_NAMESPACE, chr(10).join(parts)).int}"
 
 
 def results_of(identity: Mapping[int, bytes], answer: Answer, picture: Image.Image | None = None) -> tuple[Result, ...]:
@@ -161,7 +161,7 @@ def _dated(dataset: Dataset, answer: Answer) -> Dataset:
 
 
 class _Place(NamedTuple):
-    """An element of a form whose value is the film's own: the word of ``_own_words`` with that number."""
+    """An element of a form whose value is the film's own: the word of ``_values_of`` with that number."""
 
     tag: int
     vr: bytes
@@ -199,7 +199,7 @@ def _decimal(word: str) -> Any:
 def _filled_in(kind: str, answer: Answer, identity: Mapping[int, bytes], picture: Image.Image | None = None) -> Result:
     """Encode a result: the form of the answer's shape, with what is the film's own, and the film's identity."""
     form = _form(kind, _shape(answer, kind))
-    words = _own_words(answer, kind, PLACED_SIZE if picture is None else (picture.height, picture.width))
+    words = _values_of(answer, kind, PLACED_SIZE if picture is None else (picture.height, picture.width))
     body = {tag: _joined(pieces, words) for tag, pieces in form.elements.items()} | dict(identity)
     meta = _joined(form.meta, words)
     head = b"\0" * 128 + b"DICM" + _element(0x00020000, b"UL", struct.pack("<L", len(meta)))
@@ -229,7 +229,7 @@ def _form(kind: str, shape: Answer) -> _Form:
     out = io.BytesIO()
     dcmwrite(out, dataset, enforce_file_format=True)
     written = out.getvalue()
-    numbers = {word: number for number, word in enumerate(_own_words(shape, kind, PLACED_SIZE))}
+    numbers = {word: number for number, word in enumerate(_values_of(shape, kind, PLACED_SIZE))}
     places = [
         _Place(int(element.tag), element.VR.encode(), numbers[text])
         for element in [*dataset.iterall(), *dataset.file_meta]
@@ -240,14 +240,14 @@ def _form(kind: str, shape: Answer) -> _Form:
     start = open_data_set(written, kind).start
     length = len(_element(0x00020000, b"UL", bytes(4)))
     found = {
-        element.tag: _cut(written[element.start : element.end], held)
+        element.tag: _split_at_placeholders(written[element.start : element.end], held)
         for element in elements(written, start, Encoding(implicit=False, little=True), kind)
         if element.tag not in IDENTITY and element.tag != PIXEL_DATA
     }
-    return _Form(_cut(written[PREAMBLE + length : start], held), found)
+    return _Form(_split_at_placeholders(written[PREAMBLE + length : start], held), found)
 
 
-def _cut(data: bytes, held: Mapping[bytes, _Place]) -> Pieces:
+def _split_at_placeholders(data: bytes, held: Mapping[bytes, _Place]) -> Pieces:
     """Cut encoded elements at those that hold a placeholder."""
     pieces: list[bytes | _Place] = []
     last = 0
@@ -257,7 +257,7 @@ def _cut(data: bytes, held: Mapping[bytes, _Place]) -> Pieces:
     return (*pieces, data[last:])
 
 
-def _own_words(answer: Answer, kind: str, size: Sequence[int]) -> tuple[str, ...]:
+def _values_of(answer: Answer, kind: str, size: Sequence[int]) -> tuple[str, ...]:
     """Return every value that differs between the results of two films of one shape, in a fixed order.
 
     Args:

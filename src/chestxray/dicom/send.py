@@ -26,11 +26,11 @@ from chestxray.dicom.receive import (
     on_commitment,
     silence_libraries,
 )
-from chestxray.dicom.results import EXPLICIT_LITTLE, KINDS, derived_uid
+from chestxray.dicom.results import KINDS, derived_uid
 from chestxray.dicom.settings import Destination, NodeSettings, client_context
 from chestxray.errors import FilmError, PeerError, UnreadableFilm
 from chestxray.images.dicom import PREAMBLE, open_data_set
-from chestxray.images.dicom_pixels import SYNTAXES
+from chestxray.images.dicom_pixels import EXPLICIT_LITTLE, IMPLICIT_LITTLE, SYNTAXES
 
 if TYPE_CHECKING:
     from dicomweb_client import DICOMwebClient
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from pynetdicom.ae import ApplicationEntity
     from pynetdicom.association import Association
 
-IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
 ACCEPTED: Final = frozenset({SUCCESS, 0xB000, 0xB006, 0xB007})  # success, or a warning about elements (PS3.4 B.2.3)
 ASKED_AT_MOST: Final = 3  # requests for a commitment that never comes; then the success of C-STORE counts
 COMMITMENT_S: Final = 300.0  # seconds until the request is repeated
@@ -93,9 +92,9 @@ class Sender:
                 pause = self.settings.limits.pause(self.failures)
                 self.failures += 1
                 facts = {"destination": self.destination.name, "fault": type(error).__name__, "pause": pause}
-                log.warning("destination failed", extra=facts | {"reason": _own_words(error)})
+                log.warning("destination failed", extra=facts | {"reason": _reason_without_quotes(error)})
                 with contextlib.suppress(Exception):
-                    self.queue.unreachable(self.destination.name, _own_words(error))
+                    self.queue.unreachable(self.destination.name, _reason_without_quotes(error))
                 self._stopped.wait(pause)
                 continue
             self._wake.wait(pause)
@@ -159,7 +158,7 @@ class Sender:
     def _store(self, peer: Association, stores: Stores, delivery: Delivery) -> bool:
         """Send a result; return whether it was accepted. A refusal is recorded. Raises: PeerError."""
         try:
-            if (context := _takes_as_it_is(peer, delivery.sop_class)) is not None:
+            if (context := _unchanged_context(peer, delivery.sop_class)) is not None:
                 status = stores.send(context, delivery.sop_class, delivery.sop_instance, _data_set(delivery))
             else:
                 status = peer.send_c_store(_read(delivery)).get("Status")
@@ -208,7 +207,7 @@ class Sender:
             except (FileNotFoundError, InvalidDicomError):
                 self.queue.refused(delivery, GONE)
                 continue
-            answer = asked_of(self.destination, partial(client.store_instances, [result]))
+            answer = ask_web(self.destination, partial(client.store_instances, [result]))
             failed = answer.get("FailedSOPSequence") or ()
             if failed:
                 self.queue.refused(delivery, f"refused with status 0x{int(failed[0].get('FailureReason', 0)):04X}")
@@ -216,7 +215,7 @@ class Sender:
                 self._accepted([delivery], commitment=False)
 
 
-def _takes_as_it_is(peer: Association, sop_class: str) -> int | None:
+def _unchanged_context(peer: Association, sop_class: str) -> int | None:
     """Return the context in which the peer takes objects of a class in the syntax in which they are written."""
     for context in peer.accepted_contexts:
         if context.abstract_syntax == sop_class and context.transfer_syntax[0] == EXPLICIT_LITTLE:
@@ -251,7 +250,7 @@ def _commitment_of(deliveries: Sequence[Delivery], transaction: str) -> Dataset:
     return request
 
 
-def _own_words(error: Exception) -> str:
+def _reason_without_quotes(error: Exception) -> str:
     """Describe an error without quoting the peer's message, which may hold an address or a name."""
     return str(error) if isinstance(error, PeerError) else f"unexpected: {type(error).__name__}"
 
@@ -369,7 +368,7 @@ def web_client(destination: Destination) -> DICOMwebClient:
     return client
 
 
-def asked_of(destination: Destination, ask: Callable[[], Any]) -> Any:
+def ask_web(destination: Destination, ask: Callable[[], Any]) -> Any:
     """Send a request to a DICOMweb server. Raises: PeerError, without the peer's message."""
     import requests
 

@@ -113,7 +113,7 @@ class WebReceiver:
             lambda: Connection(state), sock=listener, ssl=context, ssl_handshake_timeout=seconds
         )
         await self._stopped.wait()
-        state.leaving = True
+        state.stopping = True
         server.close()
         await state.drain(LEAVING_S)
 

@@ -50,7 +50,7 @@ ENDED: Final = "the process that read it came to an end: too little memory, or a
 Group = Sequence[Film]
 
 
-def predict_of(bundle: Bundle, *, require_age: bool = False) -> str:
+def predictor_digest(bundle: Bundle, *, require_age: bool = False) -> str:
     """Return the SHA-256 of what an answer depends on besides the film: graph, gate, preprocessing, libraries."""
     description = json.loads(bundle.info.to_json())
     used = {name: value for name, value in description.items() if name not in _APPLIED_LATER}
@@ -77,7 +77,7 @@ def predict_groups(
     workers = workers or cores()
     if workers == 1 or films < WORTH_A_POOL:
         return map(predict, groups)
-    return pooled(predict, groups, workers, lost=partial(predict_apart, predict))
+    return pooled(predict, groups, workers, lost=partial(predict_one_by_one, predict))
 
 
 def predict_group(group: Group, folder: Path, description: str, *, require_age: bool = False) -> list[FilmResult]:
@@ -129,7 +129,7 @@ def _unread(sha256: str, reason: str) -> Prepared:
     return Prepared(sha256, Gate(accepted=False, reason=reason), (0, 0), None)
 
 
-def predict_apart(predict: Callable[[Group], list[FilmResult]], group: Group) -> list[FilmResult]:
+def predict_one_by_one(predict: Callable[[Group], list[FilmResult]], group: Group) -> list[FilmResult]:
     """Classify a group that ended its process again, film by film; only the film that ends its process gets no answer.
 
     Raises: DataError, if each of several films ends its process: then the films are not the cause.
@@ -137,7 +137,7 @@ def predict_apart(predict: Callable[[Group], list[FilmResult]], group: Group) ->
     if len(group) == 1:
         return [FilmResult("", None, ENDED)]
     alone = ((film,) for film in group)
-    found = list(chain.from_iterable(pooled(predict, alone, 1, lost=partial(predict_apart, predict))))
+    found = list(chain.from_iterable(pooled(predict, alone, 1, lost=partial(predict_one_by_one, predict))))
     if all(film.reason == ENDED for film in found):
         raise DataError(
             "the processes that classify films end before they answer: is there memory enough for the bundle?"
@@ -168,15 +168,11 @@ def score_films(
     predictor: Predictor,
     films: Sequence[Film],
     *,
-    operating_point: str | None = None,
     on_progress: ProgressCallback = no_progress,
     workers: int | None = None,
 ) -> Iterator[ScoredFilm]:
-    """Classify films in order and yield the results; nothing is stored.
-
-    Raises: BundleInvalid, if the bundle has no such operating point.
-    """
-    point = predictor.info.operating_point(operating_point)
+    """Classify films in order, at the bundle's default operating point, and yield the results; nothing is stored."""
+    point = predictor.info.operating_point()
     bundle = Bundle(predictor.folder, predictor.info)
     groups = [films[start : start + GROUP] for start in range(0, len(films), GROUP)]
     done = 0
@@ -267,7 +263,7 @@ def run_batch(
     point = bundle.info.operating_point(operating_point)
     if require_age:
         engine = partial(engine, require_age=True)
-    with Journal.open(journal_of(out), predict_of(bundle, require_age=require_age)) as journal:
+    with Journal.open(journal_of(out), predictor_digest(bundle, require_age=require_age)) as journal:
         # nobody else writes here while this run holds the journal
         for killed in out.parent.glob(f".{out.name}.*.part"):
             killed.unlink(missing_ok=True)
@@ -275,7 +271,7 @@ def run_batch(
         del films  # a million films would otherwise stay in memory to the end
         fresh = journal.pending()
         _predict(journal, bundle, engine, total, on_progress, workers)
-        calls = _written(journal, out, bundle.info, point)
+        calls = _write_output(journal, out, bundle.info, point)
         return BatchResult(out, journal.path, total, fresh, calls)
 
 
@@ -299,7 +295,7 @@ def _predict(
         on_progress(done, total)
 
 
-def _written(journal: Journal, out: Path, info: BundleInfo, point: OperatingPoint) -> dict[str, int]:
+def _write_output(journal: Journal, out: Path, info: BundleInfo, point: OperatingPoint) -> dict[str, int]:
     """Write the table, unless an identical one exists already; return the number of films by label."""
     request = _digest_of(journal, info, point)
     last = journal.note("output")

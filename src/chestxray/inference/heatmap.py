@@ -34,7 +34,7 @@ _STEPS: Final = 4096  # of the table of colours: finer than the 8 bits of a colo
 
 # The value for a bundle that does not state the peak of a typical film: the log-odds, in units of its temperature, that
 # a whole film would have if each cell argued as its strongest one. Three of four films reach 15 to 16 with our models.
-UNTOLD_PEAK: Final = 15.0
+DEFAULT_PEAK: Final = 15.0
 
 # matplotlib's inferno from purple on: perceptually even and ever lighter, so that it can be read without colour.
 _STRENGTHS: Final = np.linspace(FAINTEST, 1.0, 9)
@@ -70,7 +70,7 @@ def strength_of(activation: npt.NDArray[np.floating], info: BundleInfo) -> Float
     evidence than a typical one; a cell that argues against pneumonia is negative.
     """
     shared = info.bias / activation.size
-    typical = UNTOLD_PEAK * info.temperature if info.typical_peak is None else info.typical_peak + info.bias
+    typical = DEFAULT_PEAK * info.temperature if info.typical_peak is None else info.typical_peak + info.bias
     evidence = activation.astype(np.float32) + np.float32(shared)
     scale = max(float(evidence.max()), FLOOR * typical / activation.size, float(np.finfo(np.float32).tiny))
     return evidence / np.float32(scale)
@@ -133,22 +133,21 @@ def _lines(spread: Float32Array) -> Float64Array:
     return np.where((neighbours != level).any(axis=0), 255.0, 0.0)
 
 
-def over_film(data: bytes, source: str, layer: bytes, long_side: int = FILM_SIDE) -> bytes:
+def over_film(data: bytes, source: str, layer: bytes) -> bytes:
     """Blend a drawing of ``overlay_png`` with its film.
 
     Args:
         data: the film's bytes.
         source: the film's name in errors.
         layer: a PNG with an alpha channel.
-        long_side: longest side of the result in pixels; a smaller film keeps its size.
 
-    Returns: a PNG in the film's proportions.
+    Returns: a PNG in the film's proportions, its longest side at most FILM_SIDE pixels.
     Raises: FilmError.
     """
     out = io.BytesIO()
-    film = decode(data, source, at_least=(long_side, long_side))
+    film = decode(data, source, at_least=(FILM_SIDE, FILM_SIDE))
     with Image.open(io.BytesIO(layer), formats=["PNG"]) as colours:
-        blend(_drawn(film, long_side), colours).save(out, "PNG")
+        blend(_drawn(film, FILM_SIDE), colours).save(out, "PNG")
     return out.getvalue()
 
 
@@ -204,8 +203,8 @@ def averaged(film: Radiograph, long_side: int) -> UInt8Array:
     return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).reduce(step, box))
 
 
-def of_film(picture: bytes, film: str) -> bytes:
-    """Write the film's name into a PNG. Law: ``film_of`` reads it back.
+def with_film_name(picture: bytes, film: str) -> bytes:
+    """Write the film's name into a PNG. Law: ``film_name_of`` reads it back.
 
     Source: PNG specification, section 11.3.3, the keyword "Source".
     """
@@ -217,8 +216,8 @@ def of_film(picture: bytes, film: str) -> bytes:
     return out.getvalue()
 
 
-def film_of(path: Path) -> str | None:
-    """Return the name of the film that a PNG of ``of_film`` shows; None if the file does not state it."""
+def film_name_of(path: Path) -> str | None:
+    """Return the name of the film that a PNG of ``with_film_name`` shows; None if the file does not state it."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             found = image.info.get(FILM)

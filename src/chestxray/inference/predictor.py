@@ -181,7 +181,6 @@ class Predictor:
         operating_point: str | None = None,
         heatmap: bool = False,
         contours: bool = False,
-        film: Radiograph | None = None,
     ) -> Prediction:
         """Classify the bytes of one film.
 
@@ -191,14 +190,13 @@ class Predictor:
             operating_point: name of one of the bundle's operating points; None takes the default.
             heatmap: whether to draw a heat map of the evidence; it needs no second forward pass.
             contours: whether the map is drawn as lines instead of areas.
-            film: the same film decoded, if the caller has it.
 
         Raises:
             FilmError: if the bytes cannot be read as a film. (A film that can be read and must not be
                 classified is a prediction whose gate is closed.)
             BundleInvalid: no operating point of that name.
         """
-        prepared = self.prepare(data, source, film)
+        prepared = self.prepare(data, source)
         ((prediction, activation),) = self.predict_prepared([prepared], operating_point=operating_point)
         if activation is None or not heatmap:
             return prediction

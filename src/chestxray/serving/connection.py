@@ -8,7 +8,7 @@ A caller that misbehaves costs little, and one that does not sees its answer:
   and thrown away for a while: closing at once would make the system reset the connection, and many clients then lose
   the answer that they were sent (nginx calls this lingering close);
 - requests that were sent at once are answered in turn, one that is half-closed is answered, and while the service is
-  leaving every answer says "Connection: close";
+  stopping every answer says "Connection: close";
 - what is ambiguous is refused: two Host headers, other codings than chunked, another authority in the address;
 - where all places are taken, the connection that brings least makes room, so that callers which merely hold
   connections lock nobody out.
@@ -25,7 +25,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
-from functools import lru_cache
 from typing import Any, Final
 
 import httptools
@@ -43,8 +42,6 @@ from chestxray.serving.problems import (
 from chestxray.serving.request import Headers, Malformed, RequestCycle, read_head
 from chestxray.serving.security import written_out
 from chestxray.serving.telemetry import log
-
-_SOME_ID: Final = bytes(str(uuid.UUID(int=0)), "ascii")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +100,7 @@ class ServerState:
         observe: counts an answer that did not come from the application: route, status, seconds.
         connections: open ones.
         tasks: of requests that are being answered.
-        leaving: True once the service is about to stop.
+        stopping: True once the service is about to stop.
         held: requests that found no room and wait for it, or else for their refusal; the oldest first.
         ranked: connections by rank, with the time of the last arrival when they came to it; the longest there first.
     """
@@ -115,7 +112,7 @@ class ServerState:
     connections: set[Connection] = field(default_factory=set)
     ranked: tuple[dict[Connection, float], ...] = field(default_factory=lambda: tuple({} for _ in Rank))
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    leaving: bool = False
+    stopping: bool = False
     held: dict[RequestCycle, Connection] = field(default_factory=dict)
     _second: int = 0
     _refused: int = 0
@@ -126,7 +123,7 @@ class ServerState:
         self.observe("-", kind.status, 0.0)
         if kind is not OVERLOADED:  # at ten times the capacity, one log line for each would cost as much as the films
             log.info("refused", extra={"request": request_id, "kind": kind.name, "status": kind.status})
-        return _written_before(kind, detail, close=close, retry=retry).replace(_SOME_ID, request_id.encode())
+        return written_out(kind, detail, request_id, close=close, retry=retry)
 
     def must_hold(self) -> bool:
         """Check whether a refusal has to wait before it is sent.
@@ -138,9 +135,9 @@ class ServerState:
         if second != self._second:
             self._second, self._refused = second, 0
         self._refused += 1
-        return self._refused > self.limits.refusals and len(self.held) < self.limits.held and not self.leaving
+        return self._refused > self.limits.refusals and len(self.held) < self.limits.held and not self.stopping
 
-    def let_in(self) -> None:
+    def answer_held(self) -> None:
         """Answer the request that has been held for longest: there is room, and nobody else has come to take it."""
         while self.held:
             cycle = next(iter(self.held))
@@ -154,13 +151,13 @@ class ServerState:
         for there in self.ranked[: Rank.WAITS]:
             while there:
                 connection, last = next(iter(there.items()))
-                if connection.rank_anew():
+                if connection.update_rank():
                     continue
                 if connection.last_arrival != last:  # it has brought something since: behind the others
                     del there[connection]
                     there[connection] = connection.last_arrival
                     continue
-                connection.give_place_back()
+                connection.give_up_place()
                 connection.abort()
                 return True
         return False
@@ -175,12 +172,6 @@ class ServerState:
             await asyncio.sleep(DRAIN_TICK)
         for connection in tuple(self.connections):
             connection.abort()
-
-
-@lru_cache(64)
-def _written_before(kind: ProblemType, detail: str, *, close: bool, retry: bool) -> bytes:
-    """Return a refusal with a placeholder for the request id; cached, because at overload building each is costly."""
-    return written_out(kind, detail, _SOME_ID.decode(), close=close, retry=retry)
 
 
 SHORT_LINGER: Final = 2.0  # seconds
@@ -211,12 +202,12 @@ class Connection(asyncio.Protocol):
         self._headers: Headers = []
         self._head_bytes = 0  # bytes of the head that is arriving
         self._framing = 0  # bytes of the message that are neither head nor body
-        self._dry = 0  # bytes received since the last part of the body
+        self._since_body = 0  # bytes received since the last part of the body
         self._body_bytes = 0
         self._fault: tuple[ProblemType, str] | None = None
-        self._deaf = False  # ignore further bytes: they belong to no request
-        self._in_a_body = False  # a fault was found inside a body
-        self._last_word = False  # the caller announced that it will send nothing more
+        self._ignores_input = False  # ignore further bytes: they belong to no request
+        self._fault_in_body = False  # a fault was found inside a body
+        self._caller_finished = False  # the caller announced that it will send nothing more
         self._lingered: int | None = None  # bytes received after the last answer; None before the last answer
         self._still_sends = False  # the last answer was given before its request had arrived whole
         self._eof = False
@@ -239,14 +230,14 @@ class Connection(asyncio.Protocol):
         state = self.state
         state.connections.add(self)
         if len(state.connections) > state.limits.places and not state.make_room():
-            self._end(state.problem(NO_PLACE, "as many connections are open as may be", retry=True))
+            self._end_with(state.problem(NO_PLACE, "as many connections are open as may be", retry=True))
             return
-        self.rank_anew()
+        self.update_rank()
         self._arm(state.limits.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - why does not matter
         """Stop the timers, abandon the requests that have no answer, and give the place back."""
-        self.give_place_back()
+        self.give_up_place()
         for timer in (self._timer, self._answer_timer):
             if timer is not None:
                 timer.cancel()
@@ -265,16 +256,16 @@ class Connection(asyncio.Protocol):
                 self.abort()
             elif self._still_sends and self._sent_whole():
                 self._still_sends = False
-                self.rank_anew()
-                self._arm_abort(SHORT_LINGER)
+                self.update_rank()
+                self._arm(SHORT_LINGER, self.abort)
             return
-        if self._deaf:
+        if self._ignores_input:
             return
         if self._in_head:
             self._head_bytes += len(data)
         else:
             self._framing += len(data)
-            self._dry += len(data)
+            self._since_body += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -287,11 +278,11 @@ class Connection(asyncio.Protocol):
         if self._in_head and self._head_bytes > limits.head_bytes:
             self._refuse(HEAD_TOO_LONG, f"address and headers are longer than {limits.head_bytes:,} bytes")
         elif self._arriving is not None and (
-            self._dry > limits.head_bytes or self._framing > limits.framing_bytes + self._body_bytes
+            self._since_body > limits.head_bytes or self._framing > limits.framing_bytes + self._body_bytes
         ):
             self._refuse(BAD_REQUEST, "chunk extensions and trailers are longer than the body that they frame")
         self._pause_where_due()
-        self.rank_anew()
+        self.update_rank()
 
     def _continue_without_upgrade(self, rest: bytes) -> None:
         """Read on after a head that asks for another protocol, as Java's HttpClient does, and answer in this one."""
@@ -362,7 +353,7 @@ class Connection(asyncio.Protocol):
         head.scope.update(client=self._client, server=self._server)
         cycle = RequestCycle(self, head)
         self._asked = True
-        self._framing = self._body_bytes = self._dry = 0
+        self._framing = self._body_bytes = self._since_body = 0
         self._arriving = cycle
         self._queue.append(cycle)
         if len(self._queue) == 1:
@@ -370,7 +361,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """Pass a part of the body to the request that is arriving."""
-        self._dry = 0
+        self._since_body = 0
         if self._arriving is not None:
             self._framing -= len(data)
             self._body_bytes += len(data)
@@ -385,11 +376,11 @@ class Connection(asyncio.Protocol):
             return
         cycle.end_of_body()
         if cycle.closes:
-            self._deaf = self._last_word = True
+            self._ignores_input = self._caller_finished = True
         self._in_head, self._begun = True, False
         self._url, self._headers, self._head_bytes = b"", [], 0
         if cycle.finished:
-            self._rest()
+            self._await_next()
         elif self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -405,7 +396,7 @@ class Connection(asyncio.Protocol):
                 self._pause()
                 self.loop.call_later(self.state.limits.hold_seconds, self._end_of_hold, cycle)
             else:
-                self._shed(cycle)
+                self._refuse_overload(cycle)
             return
         self.run(cycle)
 
@@ -413,18 +404,18 @@ class Connection(asyncio.Protocol):
         if self.state.held.pop(cycle, None) is None or cycle.gone:  # it was let in before, or the caller has left
             return
         if self.state.full(cycle.scope["method"].encode(), cycle.scope["raw_path"]):
-            self._shed(cycle)
+            self._refuse_overload(cycle)
         else:
             self.run(cycle)
 
-    def _shed(self, cycle: RequestCycle) -> None:
+    def _refuse_overload(self, cycle: RequestCycle) -> None:
         cycle.settle()
         detail = "as many films are waiting as may wait"
         cycle.answer(self.state.problem(OVERLOADED, detail, close=cycle.closes, retry=True))
 
     def run(self, cycle: RequestCycle) -> None:
         """Let the application answer a request."""
-        self.rank_anew()  # it may have been held
+        self.update_rank()  # it may have been held
         task = self.loop.create_task(cycle.run())
         self.state.tasks.add(task)
         task.add_done_callback(self.state.tasks.discard)
@@ -434,72 +425,72 @@ class Connection(asyncio.Protocol):
         if self._queue and self._queue[0] is cycle:
             self._queue.popleft()
         if cycle.closes:
-            self._leave()
+            self._close_after_answer()
         elif self._queue:
             self._start(self._queue[0])
             self.resume()
         elif self._eof:
-            self._leave()
+            self._close_after_answer()
         elif self._fault is not None:
             self._refuse(*self._fault)
         else:
-            self._rest()
+            self._await_next()
             self.resume()
-        self.rank_anew()
+        self.update_rank()
 
-    def _rest(self) -> None:
+    def _await_next(self) -> None:
         """Set the time limit between two requests, or for the rest of a body that nobody reads."""
         if self._queue:
             return
         limits = self.state.limits
         begun = self._arriving is not None or self._begun
-        if self.state.leaving and not begun:
-            self._leave()
+        if self.state.stopping and not begun:
+            self._close_after_answer()
         else:
             self._arm(limits.head_seconds if begun else limits.idle_seconds)
 
     def _refuse(self, kind: ProblemType, detail: str) -> None:
         """End the connection with a problem document, once all earlier requests are answered."""
-        self._deaf = True
+        self._ignores_input = True
         # the answer has started, so its status can no longer change
         if self._arriving is not None and self._arriving.started:
             self.abort()
             return
         if self._arriving is not None:
-            self._in_a_body = True
+            self._fault_in_body = True
             self._arriving.abandon()
             self._queue.remove(self._arriving)
             self._arriving = None
         self._fault = (kind, detail)
         if not self._queue:
-            self._end(self.state.problem(kind, detail))
+            self._end_with(self.state.problem(kind, detail))
 
-    def _end(self, answer: bytes) -> None:
+    def _end_with(self, answer: bytes) -> None:
         self.write(answer)
-        self._leave()
+        self._close_after_answer()
 
-    def _leave(self) -> None:
+    def _close_after_answer(self) -> None:
         """Close the connection after its last answer, or half-close it and read on while the caller sends."""
         transport = self._transport
         if transport is None or self._lingered is not None or transport.is_closing():
             return
-        self._deaf = True
+        self._ignores_input = True
         limits = self.state.limits
-        if self._arriving is None and (self._eof or self._last_word):
+        if self._arriving is None and (self._eof or self._caller_finished):
             transport.close()
-            self._arm_abort(limits.answer_seconds)
+            self._arm(limits.answer_seconds, self.abort)
             return
         self._lingered = 0
         if not transport.can_write_eof():  # by TLS, which has no half-close here
             transport.close()
-            self._arm_abort(limits.answer_seconds)
+            self._arm(limits.answer_seconds, self.abort)
             return
         transport.write_eof()
         self.resume()
         # A caller that has sent everything it announced needs only the time in which its next request would arrive.
-        self._still_sends = self._arriving is not None or self._in_a_body
-        self.rank_anew()
-        self._arm_abort(limits.linger_seconds if self._still_sends and not self.state.leaving else SHORT_LINGER)
+        self._still_sends = self._arriving is not None or self._fault_in_body
+        self.update_rank()
+        self._arm(limits.linger_seconds if self._still_sends and not self.state.stopping else SHORT_LINGER, self.abort)
 
     def _sent_whole(self) -> bool:
         """Check whether a body that was answered early has come to its announced end since."""
@@ -536,13 +527,13 @@ class Connection(asyncio.Protocol):
         if self._lingered is not None:
             if not self._asked_to_leave:
                 self._asked_to_leave = True
-                self._arm_abort(SHORT_LINGER)
+                self._arm(SHORT_LINGER, self.abort)
         elif not self._asked and self.loop.time() - self.last_arrival < GREETED_SECONDS:
             return  # the connection has just opened, and its first request is on its way
         elif not self._queue and self._arriving is None and not self._begun:
-            self._leave()
+            self._close_after_answer()
 
-    def rank_anew(self) -> bool:
+    def update_rank(self) -> bool:
         """Note this connection's rank, after what may have changed it; return whether it has changed."""
         rank = self._rank_now()
         if rank is self._rank or self not in self.state.connections:
@@ -564,7 +555,7 @@ class Connection(asyncio.Protocol):
             return Rank.BEGUN
         return Rank.ASKED_BEFORE if self._asked else Rank.OPENED
 
-    def give_place_back(self) -> None:
+    def give_up_place(self) -> None:
         """Remove this connection from the state, so that another one may take its place."""
         self.state.connections.discard(self)
         if self._rank is not None:
@@ -590,19 +581,16 @@ class Connection(asyncio.Protocol):
     def _arm(self, seconds: float, then: Callable[[], None] | None = None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self.loop.call_later(seconds, then or self._late)
+        self._timer = self.loop.call_later(seconds, then or self._time_out)
 
-    def _arm_abort(self, seconds: float) -> None:
-        self._arm(seconds, self.abort)
-
-    def _late(self) -> None:
+    def _time_out(self) -> None:
         """Close a connection whose head or unread body took too long; answer only if part of a head had arrived."""
         self._timer = None
         if self._arriving is None and self._begun:
             self._refuse(SLOW_HEAD, f"the head did not arrive within {self.state.limits.head_seconds:g} seconds")
         elif self._transport is not None:
             self._transport.close()
-            self._arm_abort(1.0)
+            self._arm(1.0, self.abort)
 
 
 def _address(transport: asyncio.BaseTransport, name: str) -> tuple[str, int] | None:

@@ -228,7 +228,7 @@ class FairSemaphore:
             if len(self._used) > self.MOST_CALLERS:
                 self._used.pop(min(self._used, key=self.used))
             self._free += 1
-            self._pass_on()
+            self._give_places()
 
     def used(self, caller: str) -> float:
         """Return the seconds that a caller has used; older use counts less."""
@@ -241,16 +241,16 @@ class FairSemaphore:
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(caller, deque()).append(turn)
-        self._pass_on()
+        self._give_places()
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():  # the caller was given a place that it no longer wants
                 self._free += 1
-                self._pass_on()
+                self._give_places()
             raise
 
-    def _pass_on(self) -> None:
+    def _give_places(self) -> None:
         while self._free and self._waiting:
             caller = min(self._waiting, key=self.used)
             turns = self._waiting[caller]
@@ -269,12 +269,12 @@ class _DecodeRequest(Generic[T]):
     Attributes:
         wanted: PREPARE or DRAW.
         longest: largest size of an answer, in bytes.
-        understand: turns head and bytes into the result; raises ValueError, KeyError or TypeError if they are invalid.
+        parse: turns head and bytes into the result; raises ValueError, KeyError or TypeError if they are invalid.
     """
 
     wanted: bytes
     longest: int
-    understand: Callable[[Mapping[str, Any], bytes], T | FilmError]
+    parse: Callable[[Mapping[str, Any], bytes], T | FilmError]
 
 
 class DecoderPool:
@@ -310,19 +310,19 @@ class DecoderPool:
 
         Raises: FilmError; DecodersGone, if decoders end under a film that is within its limits, or none starts.
         """
-        return await self._asked(_DecodeRequest(PREPARE, self._plane_bytes, self._understood), data, caller)
+        return await self._ask(_DecodeRequest(PREPARE, self._plane_bytes, self._parse_film), data, caller)
 
     async def draw(self, data: bytes, caller: str = "") -> bytes:
         """Decode the bytes of one film and draw it for people, as a grey PNG.
 
         Arguments and errors as of ``prepare``.
         """
-        return await self._asked(_DecodeRequest(DRAW, MAX_DRAWN, _drawn), data, caller)
+        return await self._ask(_DecodeRequest(DRAW, MAX_DRAWN, _parse_picture), data, caller)
 
-    async def _asked(self, request: _DecodeRequest[T], data: bytes, caller: str) -> T:
+    async def _ask(self, request: _DecodeRequest[T], data: bytes, caller: str) -> T:
         async with self._semaphore.one(caller):
             try:
-                answer = await self._exchange(self._awake() or await self._new(), request, data)
+                answer = await self._exchange(self._idle_decoder() or await self._new(), request, data)
             except _DecoderDied:  # not by the film's time limit
                 answer = await self._once_more(request, data)
         if isinstance(answer, FilmError):
@@ -345,7 +345,7 @@ class DecoderPool:
         try:
             # the decoder hangs: its own alarm did not end it
             async with asyncio.timeout(self._limits.seconds + GRACE_SECONDS):
-                answer = request.understand(*await decoder.exchange(request.wanted, data, request.longest))
+                answer = request.parse(*await decoder.exchange(request.wanted, data, request.longest))
         # the decoder is dead, hangs, or sends nonsense
         except (EOFError, OSError, ValueError, KeyError, TypeError) as error:
             decoder.kill()
@@ -365,7 +365,7 @@ class DecoderPool:
         self._idle.append(decoder)
         return answer
 
-    def _awake(self) -> _Decoder | None:
+    def _idle_decoder(self) -> _Decoder | None:
         """Return an idle decoder that is still alive, or None."""
         while self._idle:
             decoder = self._idle.pop()
@@ -402,7 +402,7 @@ class DecoderPool:
                     self._fork_server = None
         raise DecodersGone("no decoding process starts; standard error has its last words")
 
-    def _understood(self, head: Mapping[str, Any], plane: bytes) -> Prepared | FilmError:
+    def _parse_film(self, head: Mapping[str, Any], plane: bytes) -> Prepared | FilmError:
         """Return the film, or its error, that a decoder's answer describes. Raises: ValueError, KeyError, TypeError."""
         if "error" in head:
             return _error_in(head)
@@ -415,7 +415,7 @@ class DecoderPool:
         return Prepared(str(head["sha256"]), Gate(**head["gate"]), (int(height), int(width)), pixels, notes)
 
 
-def _drawn(head: Mapping[str, Any], picture: bytes) -> bytes | FilmError:
+def _parse_picture(head: Mapping[str, Any], picture: bytes) -> bytes | FilmError:
     """Return the PNG, or the error, that a decoder's answer holds. Raises: ValueError, KeyError."""
     if "error" in head:
         return _error_in(head)

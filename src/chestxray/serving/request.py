@@ -252,7 +252,7 @@ class RequestCycle:
 
     def settle(self) -> None:
         """Decide whether this answer ends its connection, as its head will announce."""
-        if self.connection.state.leaving or not (self.arrived or self.skips):
+        if self.connection.state.stopping or not (self.arrived or self.skips):
             self.closes = True
 
     def _head_of(self, status: int, headers: Headers) -> bytes:

@@ -18,6 +18,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final
@@ -356,12 +357,20 @@ def written_out(kind: ProblemType, detail: str, request_id: str, *, close: bool,
         close: whether the answer ends its connection.
         retry: whether the caller may try again in a second.
     """
-    headers = {"X-Request-Id": request_id, "Cache-Control": "no-store", **HEADERS}
+    return _written_out(kind, detail, close=close, retry=retry).replace(_SOME_ID.encode(), request_id.encode())
+
+
+_SOME_ID: Final = str(uuid.UUID(int=0))  # a placeholder
+
+
+@lru_cache(64)  # at overload, building each refusal would be costly
+def _written_out(kind: ProblemType, detail: str, *, close: bool, retry: bool) -> bytes:
+    headers = {"X-Request-Id": _SOME_ID, "Cache-Control": "no-store", **HEADERS}
     if retry:
         headers["Retry-After"] = "1"
     if close:
         headers["Connection"] = "close"
-    response = problem_response(kind, detail, request_id, headers)
+    response = problem_response(kind, detail, _SOME_ID, headers)
     status = f"HTTP/1.1 {kind.status} {HTTPStatus(kind.status).phrase}".encode()
     lines = [status, *(name + b": " + value for name, value in response.raw_headers)]
     return b"\r\n".join(lines) + b"\r\n\r\n" + bytes(response.body)

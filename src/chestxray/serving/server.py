@@ -274,8 +274,8 @@ class FilmServer:
 
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._log_fault)
-        state = ServerState(self._app, within_files(self._limits), self._full, self._service.metrics.observe)
-        self._service.queue.on_room = state.let_in
+        state = ServerState(self._app, limits_within_files(self._limits), self._full, self._service.metrics.observe)
+        self._service.queue.on_room = state.answer_held
         async with self._app.router.lifespan_context(self._app):
             server = await loop.create_server(lambda: Connection(state), sock=listener, backlog=socket.SOMAXCONN)
             with self._signals(loop, state):
@@ -291,9 +291,9 @@ class FilmServer:
         """Accept no more connections; set a time limit for the requests that are under way, and wait for them."""
         from chestxray.serving.service import DRAIN_SECONDS
 
-        state.leaving = True
+        state.stopping = True
         self._service.begin_to_stop()
-        turn_away(listener)
+        refuse_new_connections(listener)
         await asyncio.sleep(TICK)  # connections that were opened before are still accepted
         server.close()
         await state.drain(DRAIN_SECONDS + 2)
@@ -310,7 +310,7 @@ class FilmServer:
 
         def terminate() -> None:
             self._service.ready = False
-            state.leaving = True
+            state.stopping = True
             if self._leave_at is None:
                 self._leave_at = loop.time() + LEAVING_SECONDS
             else:
@@ -338,7 +338,7 @@ class FilmServer:
         log.error("loop met a fault", extra={"fault": type(error).__name__})
 
 
-def within_files(limits: ConnectionLimits) -> ConnectionLimits:
+def limits_within_files(limits: ConnectionLimits) -> ConnectionLimits:
     """Limit the places to the files that this process may open, less its own.
 
     Raises that system limit where allowed.
@@ -354,7 +354,7 @@ def within_files(limits: ConnectionLimits) -> ConnectionLimits:
     return limits
 
 
-def turn_away(listener: socket.socket) -> None:
+def refuse_new_connections(listener: socket.socket) -> None:
     """Accept no new connection; closing the socket alone would reset those that wait to be accepted.
 
     Attaches a socket filter that passes nothing: a client that connects meanwhile tries again, and is refused once the

@@ -101,8 +101,8 @@ class Scorer:
     """
 
     def __init__(self, predictor: Predictor, metrics: Metrics) -> None:
-        self._alone = predictor
-        self._among_others = predictor.on_one_thread()
+        self._all_threads = predictor
+        self._one_thread = predictor.on_one_thread()
         self._metrics = metrics
         self._waiting: list[Waiting] = []
         self._cores = cores()
@@ -115,7 +115,7 @@ class Scorer:
         answer: asyncio.Future[tuple[Float32Array, Float32Array]] = loop.create_future()
         self._waiting.append((plane, answer))
         if len(self._working) < self._cores:
-            self._working.add(loop.create_task(self._work(self._alone if alone else self._among_others)))
+            self._working.add(loop.create_task(self._work(self._all_threads if alone else self._one_thread)))
         return await answer
 
     async def _work(self, predictor: Predictor) -> None:
@@ -125,7 +125,7 @@ class Scorer:
                 batch = self._waiting[:share]
                 del self._waiting[:share]
                 await self._score_batch(predictor, batch)
-                predictor = self._among_others  # more films came meanwhile, so this film is not alone
+                predictor = self._one_thread  # more films came meanwhile, so this film is not alone
         finally:  # without a pause, so that no film is left waiting when a worker has just found the queue empty
             self._working.discard(asyncio.current_task())
 
@@ -347,7 +347,7 @@ class Service:
             try:
                 async for part in self.intake.films(request, boundary):
                     await places.acquire()
-                    line = asyncio.create_task(self._line(part, parameters, request))
+                    line = asyncio.create_task(self._predict_part(part, parameters, request))
                     line.add_done_callback(lambda _: places.release())
                     lines.append(line)
                 found = await asyncio.gather(*lines)
@@ -360,10 +360,10 @@ class Service:
             if isinstance(found[0], Refusal):
                 raise found[0]
             return Response(found[0].to_json(), media_type="application/json")
-        text = "".join(f"{_line_of(at, each, request.state.request_id)}\n" for at, each in enumerate(found))
+        text = "".join(f"{_json_line(at, each, request.state.request_id)}\n" for at, each in enumerate(found))
         return Response(text, media_type=NDJSON)
 
-    async def _line(self, part: Part, parameters: PredictParameters, request: Request) -> Prediction | Refusal:
+    async def _predict_part(self, part: Part, parameters: PredictParameters, request: Request) -> Prediction | Refusal:
         """Predict one film of several; the film waits for room, because the caller has sent it whole."""
         try:
             self.intake.check_part(part)
@@ -388,7 +388,7 @@ class Service:
             raise Refusal(NOT_READY, "the model is being loaded, or the service is stopping", {"Retry-After": "1"})
 
 
-def _line_of(at: int, found: Prediction | Refusal, request_id: str) -> str:
+def _json_line(at: int, found: Prediction | Refusal, request_id: str) -> str:
     """Return one line of the answer to several films."""
     if isinstance(found, Prediction):
         return f'{{"index": {at}, "status": 200, "prediction": {found.to_json()}}}'
