@@ -6,7 +6,9 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -39,10 +41,20 @@ def take_turns(ways: Mapping[str, Callable[[], object]], repetitions: int) -> li
 
 
 def anew_on_one_thread() -> None:
-    """Start this program anew, once, with the libraries' own threads off; they read these variables when imported."""
+    """Start this program anew, once, with the libraries' own threads off; they read these variables when imported.
+
+    Modules are compiled once, as an installed package has them, even where Python is told to write no bytecode: else a
+    command that is timed would compile the whole package each time.
+    """
     wanted = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
-    if any(os.environ.get(name) != value for name, value in wanted.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | wanted)  # noqa: S606 - itself
+    if all(os.environ.get(name) == value for name, value in wanted.items()):
+        return
+    environment = os.environ | wanted
+    if environment.pop("PYTHONDONTWRITEBYTECODE", ""):
+        with tempfile.TemporaryDirectory() as folder:
+            environment["PYTHONPYCACHEPREFIX"] = folder
+            sys.exit(subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode)
+    os.execve(sys.executable, [sys.executable, *sys.argv], environment)  # noqa: S606 - itself
 
 
 def machine() -> str:

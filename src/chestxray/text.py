@@ -9,6 +9,7 @@ from typing import Final
 ACCENTS: Final = frozenset({"Mn"})
 INVISIBLE: Final = frozenset({"Cf"})
 _FORMULA: Final = re.compile(r"'*[=+\-@\t\r]")
+_BEGINS_FORMULA: Final = frozenset("'=+-@\t\r")  # looked at before the expression, which few texts need
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -29,6 +30,8 @@ def as_cell(text: str) -> str:
     A text that begins like a formula gets an apostrophe before it, except numbers; ``of_cell`` removes it again.
     Law: ``of_cell(as_cell(text)) == text``. Source: OWASP, CSV Injection.
     """
+    if text[:1] not in _BEGINS_FORMULA:
+        return text
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 

@@ -297,6 +297,14 @@ def test_an_object_without_a_stamp_is_known_until_its_run_ends(tmp_path: Path) -
         assert again.pending() == 3
 
 
+def test_the_last_groups_are_small_so_that_no_worker_waits_for_another(tmp_path: Path) -> None:
+    with Journal.open(tmp_path / "journal", "classify") as journal:
+        journal.list(Film(f"s3://bucket/{number}.png") for number in range(200))
+        groups = [[listed.position for listed in group] for group in journal.groups(32)]
+    assert [len(group) for group in groups] == [32] * 4 + [4] * 18
+    assert [position for group in groups for position in group] == list(range(200))
+
+
 def test_the_journal_names_nobody_whom_the_table_no_longer_names(bundle: Path, few: Path, tmp_path: Path) -> None:
     out = tmp_path / "scores.csv"
     shutil.copy(next(few.glob("*-0001.jpeg")), few / "person4711_virus_1.jpeg")

@@ -35,7 +35,7 @@ from chestxray.metrics.scores import ScoreRow, check_table, write_table
 from chestxray.progress import ProgressCallback, no_progress
 from chestxray.schema import BundleInfo, Film, Gate, OperatingPoint, Prediction
 
-GROUP: Final = 16  # films sent to a worker together: few enough that no worker is idle for long at the end
+GROUP: Final = 32  # films sent to a worker together, fewer at the end (see the journal): each message takes time
 BUNDLES_LOADED: Final = 2  # bundles kept loaded in one process: one, and one to compare it with
 _ANONYMOUS: Final = "film"  # the name of a film while it is read: identical copies share one answer
 

@@ -28,6 +28,8 @@ from chestxray.schema import Film
 
 JOURNAL_VERSION: Final = 3
 READ_AT_ONCE: Final = 1024  # rows; limits the memory that reading takes
+LAST: Final = 64  # rows at the end of the source
+FINER: Final = 8  # times smaller are the groups of these
 
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
@@ -160,11 +162,19 @@ class Journal:
         """Yield the films without an answer, in groups that are sent to a worker together.
 
         A group is cut at multiples of ``size`` of the source's rows, so the groups do not depend on what an interrupted
-        run did before: a group is recorded whole or not at all.
+        run did before: a group is recorded whole or not at all. The last ``LAST`` rows are cut into smaller groups, so
+        that no worker waits long for another in the end.
         """
         wanted = """SELECT film.position, path, label, patient_id, cause, split, stamp
             FROM temp.pending JOIN film USING (position) WHERE position >= ? AND position < ? ORDER BY position"""
-        for _, rows in groupby(self._pages(wanted, size), lambda row: row[0] // size):
+        edge = (self._count("film") - LAST) // size * size
+        fine = max(1, size // FINER)
+
+        def group_of(row: tuple[Any, ...]) -> tuple[bool, int]:
+            position = row[0]
+            return (True, position // fine) if position >= edge else (False, position // size)
+
+        for _, rows in groupby(self._pages(wanted, size), group_of):
             yield tuple(starmap(_listed, rows))
 
     def record(self, group: Sequence[JournalFilm], results: Sequence[FilmResult]) -> None:

@@ -382,7 +382,8 @@ def _write_csv(rows: Iterable[ScoreRow], file: BinaryIO) -> None:
     for row in rows:  # None becomes empty; a number is written so that it reads back equal
         cells = [as_cell(value) if isinstance(value, str) else value for value in row]
         # A bare carriage return inside a name would end the row.
-        (quoting if any(isinstance(cell, str) and "\r" in cell for cell in cells) else writer).writerow(cells)
+        texts = "".join(cell for cell in cells if isinstance(cell, str))
+        (quoting if "\r" in texts else writer).writerow(cells)
     text.detach()
 
 
