@@ -108,11 +108,6 @@ class Levels(StrEnum):
 # --------------------------------------------------------------------------- manifest
 
 
-# The values that these columns may have; sets as well, because each row of a table is checked.
-_ORDER: Final = {"label": tuple(Label), "split": tuple(Split), "verdict": tuple(Verdict)}
-_ALLOWED: Final = {name: frozenset(values) for name, values in _ORDER.items()}
-
-
 @dataclass(frozen=True, slots=True)
 class Film:
     """One row of a manifest. Empty text and zero mean "not known yet".
@@ -154,11 +149,11 @@ class Film:
             raise ManifestInvalid("a row has no path")
         if self.extra:
             object.__setattr__(self, "extra", _further(self.extra))
-        for name, allowed in _ALLOWED.items():
+        for name, allowed in (("label", Label), ("split", Split), ("verdict", Verdict)):
             value = getattr(self, name)
-            if value and value not in allowed:
+            if value and value not in tuple(allowed):
                 raise ManifestInvalid(
-                    f"{self.path}: the {name} is {value!r}; it may be one of {', '.join(_ORDER[name])}, or empty"
+                    f"{self.path}: the {name} is {value!r}; it may be one of {', '.join(allowed)}, or empty"
                 )
         if min(self.width, self.height, self.channels, self.bit_depth) < 0:
             raise ManifestInvalid(f"{self.path}: a size is negative")
