@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -180,6 +181,7 @@ def test_another_version_is_refused_with_both_numbers() -> None:
         ("path,width\nx.png,wide\n", "line 2.*wide"),
         ("path,label\n,normal\n", "line 2.*no path"),
         ("path,manifest_version\nx.png,7\n", "line 2.*version 7"),
+        ('path,reason\nx.png,"' + "a," * 100_000, "line 2.*field limit"),
     ],
 )
 def test_a_faulty_manifest_is_refused_with_its_line(tmp_path: Path, text: str, complaint: str) -> None:
@@ -187,6 +189,22 @@ def test_a_faulty_manifest_is_refused_with_its_line(tmp_path: Path, text: str, c
     path.write_text(text)
     with pytest.raises(ManifestInvalid, match=complaint):
         read_manifest(path)
+
+
+def test_a_manifest_that_is_no_regular_file_or_no_text_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "sparse").open("wb") as sparse:
+        sparse.truncate(2**32)
+    for path in (tmp_path / "pipe", tmp_path / "sparse", Path("/dev/zero"), tmp_path):
+        with pytest.raises(ManifestInvalid, match="no regular file|no text|folder"):
+            read_manifest(path)
+
+
+def test_further_columns_may_have_any_name_and_value(tmp_path: Path) -> None:
+    film = Film(str(tmp_path / "a.png"), extra=(("=1+1", "\r=2"), ("ward", "a\rb")))
+    write_manifest([film], tmp_path / "manifest.csv")
+    assert read_manifest(tmp_path / "manifest.csv") == (film,)
+    assert "'=1+1" in (tmp_path / "manifest.csv").read_text()
 
 
 def test_a_manifest_that_is_a_picture_is_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def test_a_cell_reads_back_as_the_text_that_was_written(text: str) -> None:
     assert of_cell(as_cell(text)) == text
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+cmd", "-cmd", "@sum", "\tx", "\rx"])
+@pytest.mark.parametrize("text", ["=1+1", "+cmd", "-cmd", "@sum", "\tx", "\rx", "\n=x"])
 def test_what_begins_like_a_formula_does_not_when_it_is_written(text: str) -> None:
     assert as_cell(text).startswith("'")
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -223,6 +224,26 @@ def sha256_of_file(path: Path) -> str:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; never wait for a pipe, nor read a device. Raises: OSError."""
+    if path.is_dir():  # opening its descriptor would name a number
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return file
+
+
+def read_text(path: Path) -> bytes:
+    """Return the bytes of a regular file that holds text. Raises: OSError, as ``open_regular``; ValueError."""
+    with open_regular(path) as file:
+        head = file.read(2**16)
+        if b"\0" in head:  # a sparse file of any size is nothing but zeros
+            raise ValueError("it holds no text")
+        return head + file.read()
 
 
 def size_of(path: Path) -> int:

@@ -20,15 +20,15 @@ import json
 import math
 import numbers
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar, cast
 
 from chestxray.errors import BundleInvalid, ManifestInvalid, OutOfRange, PackInvalid, UsageError, reason_of
-from chestxray.files import refuse_to_replace, write_atomically
-from chestxray.text import as_cell, of_cell
+from chestxray.files import read_text, refuse_to_replace, write_atomically
+from chestxray.text import of_cell, table_bytes
 
 MANIFEST_VERSION: Final = 1
 PACK_VERSION: Final = 1
@@ -197,46 +197,47 @@ def write_manifest(films: Iterable[Film], path: Path | str) -> None:
     path = Path(path)
     check_manifest(path)
     base = path.parent.resolve()
-    out = io.StringIO(newline="")
-    rows = tuple(films)
-    # Quote every value, because a bare carriage return inside a name would end the row.
-    returns = any("\r" in film.path or "\r" in film.patient_id for film in rows)
-    writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL)
-    further = sorted({name for film in rows for name, _ in film.extra})
-    writer.writerow([*FILM_COLUMNS, VERSION_COLUMN, *further])
-    for film in rows:
+    films = tuple(films)
+    further = sorted({name for film in films for name, _ in film.extra})
+    rows: list[list[object]] = [[*FILM_COLUMNS, VERSION_COLUMN, *further]]
+    for film in films:
         row = [getattr(film, name) for name in FILM_COLUMNS]
         row[0] = _as_stored(film.path, base)
         extra = dict(film.extra)
-        values = ["" if value == 0 else as_cell(value) if isinstance(value, str) else value for value in row]
-        writer.writerow([*values, MANIFEST_VERSION, *(as_cell(extra.get(name, "")) for name in further)])
-    write_atomically(path, out.getvalue().encode("utf-8", "surrogateescape"))
+        values = ["" if value == 0 else value for value in row]
+        rows.append([*values, MANIFEST_VERSION, *(extra.get(name, "") for name in further)])
+    write_atomically(path, table_bytes(rows))
 
 
 def read_manifest(path: Path | str) -> tuple[Film, ...]:
     """Read a manifest. Raises: ManifestInvalid, which names the line."""
     path = Path(path)
     try:
-        data = path.read_bytes()
+        data = read_text(path)
         data.split(b"\n", 1)[0].decode("utf-8")  # names of files may be any bytes; the header is text
         text = data.decode("utf-8-sig", "surrogateescape")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ManifestInvalid(f"{path}: cannot be read as a manifest ({reason_of(error)})") from error
     rows = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        return tuple(_films_of(rows, path))
+    except csv.Error as error:
+        raise ManifestInvalid(f"{path}, line {rows.line_num + 1}: {error}. Close its quotes") from error
+
+
+def _films_of(rows: csv.DictReader[str], path: Path) -> Iterator[Film]:
     if "path" not in (rows.fieldnames or ()):
         raise ManifestInvalid(f'{path}: has no column "path". Make a manifest with "chestxray collect"')
     base = path.parent.resolve()
-    films = []
     for row in rows:
         line = f"{path}, line {rows.line_num}"
         version = row.get(VERSION_COLUMN) or str(MANIFEST_VERSION)
         if version != str(MANIFEST_VERSION):
             raise ManifestInvalid(f"{line}: manifest version {version}; this program reads {MANIFEST_VERSION}")
         try:
-            films.append(_film_of_row(row, base))
+            yield _film_of_row(row, base)
         except (ManifestInvalid, ValueError) as error:
             raise ManifestInvalid(f"{line}: {error}") from error
-    return tuple(films)
 
 
 def _film_of_row(row: Mapping[str, str | None], base: Path) -> Film:
@@ -249,7 +250,7 @@ def _film_of_row(row: Mapping[str, str | None], base: Path) -> Film:
     if values["path"] and "://" not in values["path"]:
         values["path"] = str(base / values["path"])
     known = {*FILM_COLUMNS, VERSION_COLUMN, None}
-    extra = tuple((name, of_cell(value or "")) for name, value in row.items() if name not in known and name)
+    extra = tuple((of_cell(name), of_cell(value or "")) for name, value in row.items() if name not in known and name)
     return Film(**values, extra=extra)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 ACCENTS: Final = frozenset({"Mn"})
 INVISIBLE: Final = frozenset({"Cf"})
-_FORMULA: Final = re.compile(r"'*[=+\-@\t\r]")
-_BEGINS_FORMULA: Final = frozenset("'=+-@\t\r")  # looked at before the expression, which few texts need
+_FORMULA: Final = re.compile(r"'*[=+\-@\t\r\n]")
+_BEGINS_FORMULA: Final = frozenset("'=+-@\t\r\n")  # looked at before the expression, which few texts need
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -38,3 +41,13 @@ def as_cell(text: str) -> str:
 def of_cell(text: str) -> str:
     """Return the text that ``as_cell`` wrote."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+
+
+def table_bytes(rows: Iterable[Sequence[object]]) -> bytes:
+    """Return rows as a CSV table: texts as ``as_cell`` writes them, a row with a bare carriage return in quotes."""
+    text = io.StringIO(newline="")
+    plain, quoted = (csv.writer(text, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+    for row in rows:
+        cells = [as_cell(cell) if isinstance(cell, str) else cell for cell in row]
+        (quoted if any("\r" in cell for cell in cells if isinstance(cell, str)) else plain).writerow(cells)
+    return text.getvalue().encode("utf-8", "surrogateescape")  # names of files may be any bytes

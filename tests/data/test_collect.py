@@ -455,3 +455,12 @@ def test_a_data_set_that_cannot_be_fetched_is_one_line(monkeypatch: pytest.Monke
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
     with pytest.raises(SourceInvalid, match="kaggle:owner/films: cannot be fetched"):
         collect("kaggle:owner/films")
+
+
+def test_a_source_that_is_a_pipe_or_a_device_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for source in (tmp_path / "pipe", tmp_path / "pipe.csv", Path("/dev/zero")):
+        if not source.exists():
+            os.mkfifo(source)
+        with pytest.raises(SourceInvalid, match="is a pipe or a device"):
+            collect(source)

@@ -180,6 +180,8 @@ def _of_path(source: Path | str, rules: _Rules) -> Collection:
             known = ", ".join(scheme for scheme, _ in SCHEMES if scheme)
             raise SourceInvalid(f"{source}: is no source that this program reads; addresses begin with {known}")
         raise SourceInvalid(f"{source}: does not exist")
+    if not (path.is_file() or path.is_dir()):
+        raise SourceInvalid(f"{source}: is a pipe or a device. Give a folder, an archive, a table or a film")
     return next(list_films for recognises, list_films in KINDS if recognises(path))(path, rules)
 
 

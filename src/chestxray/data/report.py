@@ -8,12 +8,11 @@ films.csv     of an audit: each film's probability of pneumonia without the lung
 from __future__ import annotations
 
 import base64
-import csv
 import dataclasses
 import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +32,7 @@ from chestxray.images.preprocess import resample
 from chestxray.metrics.metrics import auroc
 from chestxray.progress import ProgressCallback, no_progress
 from chestxray.schema import NOTICE, Film, Label, Resize, Verdict
+from chestxray.text import table_bytes
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -143,7 +143,7 @@ def write_data_report(
             group_sheets=_group_sheets(audit) if audit else [],
             notice=NOTICE,
         )
-        (beside / "index.html").write_text(text, encoding="utf-8")
+        (beside / "index.html").write_text(text, encoding="utf-8", errors="backslashreplace")
         document = {**dataclasses.asdict(report), "audit": audit.to_json() if audit else None}
         (beside / MARKER).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return report
@@ -178,20 +178,17 @@ def write_audit(
             left_out=left_out,
             notice=NOTICE,
         )
-        (beside / "index.html").write_text(text, encoding="utf-8")
+        (beside / "index.html").write_text(text, encoding="utf-8", errors="backslashreplace")
         (beside / AUDIT_MARKER).write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
-        (beside / FILMS_TABLE).write_text(_rows_of(found), encoding="utf-8")
+        (beside / FILMS_TABLE).write_bytes(table_bytes(_rows_of(found)))
 
 
-def _rows_of(found: Audit) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["path", "label", "without_lungs", *(f"group by {kind}" for kind in found.group_of)])
+def _rows_of(found: Audit) -> Iterator[list[object]]:
+    yield ["path", "label", "without_lungs", *(f"group by {kind}" for kind in found.group_of)]
     for row, path in enumerate(found.paths):
         label = Label.PNEUMONIA if found.labels[row] else Label.NORMAL
         groups = (int(numbers[row]) or "" for numbers in found.group_of.values())
-        writer.writerow([path, label.value, f"{found.probabilities[row]:.5f}", *groups])
-    return out.getvalue()
+        yield [path, label.value, f"{found.probabilities[row]:.5f}", *groups]
 
 
 def _group_sheets(found: Audit) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from typing import Any, Final
 
 from chestxray.data.archives import INSIDE, is_archive, members_of, read_member, split_path
 from chestxray.errors import FilmUnopened, MissingExtra, SourceInvalid
+from chestxray.files import open_regular
 from chestxray.progress import counted
 from chestxray.schema import Film
 
@@ -180,7 +180,7 @@ def is_film(path: Path) -> bool:
 
 
 def _head_of(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(HEAD)
 
 
@@ -373,12 +373,7 @@ def read_file(path: Path) -> bytes:
     """
     from chestxray.images import MAX_BYTES
 
-    if path.is_dir():  # opening its descriptor would name a number
-        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "is no regular file", str(path))
+    with open_regular(path) as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise OSError(errno.EFBIG, f"holds more than {MAX_BYTES:,} bytes", str(path))

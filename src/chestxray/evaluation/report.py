@@ -9,11 +9,9 @@ roc.svg, roc.png and so on for each figure
 from __future__ import annotations
 
 import base64
-import csv
 import dataclasses
-import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path, PurePath
@@ -24,6 +22,7 @@ from chestxray.evaluation.assessment import TERMS, Assessment, Provenance
 from chestxray.evaluation.figures import Drawing, drawings
 from chestxray.files import folder_written_whole
 from chestxray.metrics.intervals import Interval, Measure, share
+from chestxray.text import table_bytes
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -174,8 +173,8 @@ def write_report(
     figures = drawings(assessment, provenance.gate)
     page = page_html(assessment, provenance, figures, pictures or {})
     with folder_written_whole(folder, REPORT_JSON) as made:
-        (made / "index.html").write_text(page, encoding="utf-8")
-        (made / "measures.csv").write_text(_measures_csv(assessment), encoding="utf-8", newline="")
+        (made / "index.html").write_text(page, encoding="utf-8", errors="backslashreplace")
+        (made / "measures.csv").write_bytes(table_bytes(_measures_rows(assessment)))
         for figure in figures:
             (made / f"{figure.name}.svg").write_bytes(figure.svg)
             (made / f"{figure.name}.png").write_bytes(figure.png)
@@ -336,35 +335,32 @@ def _css_text(text: str) -> str:
     return "".join(c if c.isascii() and (c.isalnum() or c == " ") else f"\\{ord(c):x} " for c in text)
 
 
-def _measures_csv(assessment: Assessment) -> str:
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(_CSV_COLUMNS)
-    writer.writerows(_row("", measure) for measure in assessment.overall)
+def _measures_rows(assessment: Assessment) -> Iterator[Sequence[object]]:
+    yield _CSV_COLUMNS
+    yield from (_row("", measure) for measure in assessment.overall)
     for point in assessment.points:
-        writer.writerows(_row(point.point.name, measure) for measure in point.measures)
+        yield from (_row(point.point.name, measure) for measure in point.measures)
     for values in assessment.predictive:
         where = f"{assessment.default} at prevalence {values.prevalence}"
-        writer.writerows(_row(where, measure) for measure in (values.ppv, values.npv))
+        yield from (_row(where, measure) for measure in (values.ppv, values.npv))
     for part in assessment.subgroups:
-        writer.writerows(_row(f"{part.column}={part.value}", measure) for measure in part.measures)
+        yield from (_row(f"{part.column}={part.value}", measure) for measure in part.measures)
     if assessment.stress:
         for row in assessment.stress.rows:
             where = f"{assessment.stress.point} under {row.shift}"
-            writer.writerows(_row(where, measure) for measure in (row.auroc, row.sensitivity, row.specificity))
+            yield from (_row(where, measure) for measure in (row.auroc, row.sensitivity, row.specificity))
     if assessment.reliance:
         for exchanged in assessment.reliance.rows:
             where = f"{exchanged.exchange} of the other class"
-            writer.writerows(
+            yield from (
                 _row(where, measure) for measure in (exchanged.other, exchanged.sensitivity, exchanged.specificity)
             )
-            writer.writerow(_row(f"{exchanged.exchange} of its own class", exchanged.own))
+            yield _row(f"{exchanged.exchange} of its own class", exchanged.own)
     for kept in assessment.risk_coverage.kept:
-        writer.writerow(_row(f"{assessment.default} at coverage {kept.coverage:.4f}", kept.error_rate))
+        yield _row(f"{assessment.default} at coverage {kept.coverage:.4f}", kept.error_rate)
     if assessment.conformal:
         where = f"conformal, error {assessment.conformal.rule.error}"
-        writer.writerows(_row(where, measure) for measure in assessment.conformal.covered)
-    return out.getvalue()
+        yield from (_row(where, measure) for measure in assessment.conformal.covered)
 
 
 def _row(point: str, measure: Measure) -> list[Any]:

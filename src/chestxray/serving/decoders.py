@@ -442,6 +442,7 @@ class _ForkServer:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C of a terminal does not reach it, not even while it begins
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | ONE_THREAD,
             )
         order = {

@@ -44,6 +44,7 @@ from chestxray.images.shifts import EXCHANGES, SHIFTS
 from chestxray.inference.ood import GATE
 from chestxray.progress import Log, ProgressCallback
 from chestxray.schema import Film, Label, Preprocessing, Split
+from chestxray.text import of_cell, table_bytes
 from chestxray.training import plots
 from chestxray.training.checkpoint import Best, Origin, Weights, read_checked, write_weights, writing
 from chestxray.training.config import Recipe, every_field
@@ -213,12 +214,12 @@ class ValidationTable:
         """Read a table and compare its hash. Raises: RunInvalid."""
         data = read_checked(path, sha256)
         try:
-            rows = list(csv.DictReader(io.StringIO(data.decode())))
+            rows = list(csv.DictReader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline="")))
             return cls(
                 labels=np.array([Label(row["label"]).class_index for row in rows], dtype=np.int8),
                 logits=np.array([float(row["logit"]) for row in rows], dtype=np.float64),
-                patients=tuple(row["patient_id"] for row in rows),
-                paths=tuple(row["path"] for row in rows),
+                patients=tuple(of_cell(row["patient_id"]) for row in rows),
+                paths=tuple(of_cell(row["path"]) for row in rows),
             )
         except (ValueError, KeyError) as error:
             raise RunInvalid(f"{path}: not a table of validation films ({error!r}). Train again") from error
@@ -343,13 +344,10 @@ def records_of_lines(text: str) -> tuple[EpochRecord, ...]:
 
 
 def _validation_table(pack: Pack, rows: IndexArray, best: Best) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(VALIDATION_COLUMNS)
-    for row, logit in zip(rows, best.logits.tolist(), strict=True):
-        film = pack.films[row]
-        writer.writerow([film.sha256, film.path, film.patient_id, film.label, repr(logit)])
-    return text.getvalue().encode()
+    films = [pack.films[row] for row in rows]
+    cells = ([film.sha256, film.path, film.patient_id, film.label] for film in films)
+    values = map(repr, best.logits.tolist())
+    return table_bytes([VALIDATION_COLUMNS, *([*row, value] for row, value in zip(cells, values, strict=True))])
 
 
 PEAK_FILMS: Final = 256  # validation films with pneumonia, at most, on which the scale of heat maps is measured
