@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -399,3 +400,15 @@ def test_a_leak_in_a_given_split_stops_the_run_with_1(chestxray: Run, tmp_path: 
     assert outcome.status == 1
     assert "patient IM-0002 (train/IM-0002-0001.png and test/IM-0002-0002.png)" in outcome.err
     assert not (tmp_path / "s.csv").exists()
+
+
+def test_ctrl_c_during_the_imports_leaves_no_traceback() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "chestxray", "doctor"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        while "click" not in process.stderr.readline():  # a line for each module, as soon as it is there
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert "Interrupted." in said or "Exception ignored" in said  # the latter: it fell into a callback of the import
