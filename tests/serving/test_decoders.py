@@ -21,7 +21,7 @@ import pytest
 from test_fuzz_decode import FILMS
 from test_limits import TRAPS
 
-from chestxray.errors import FilmError, TruncatedFilm, UnreadableFilm
+from chestxray.errors import FilmTooLarge, TruncatedFilm, UnreadableFilm
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.ood import Prepared
 from chestxray.inference.predictor import Predictor
@@ -153,7 +153,7 @@ def test_a_film_that_takes_too_long_costs_its_decoder_and_no_other_film(bundle: 
 def test_a_film_that_takes_too_much_memory_is_refused(bundle: Path, film: bytes) -> None:
     async def work() -> None:
         async with pool_of(bundle, 1, DecoderLimits(memory=16 * 2**20)) as pool:
-            with pytest.raises(FilmError):
+            with pytest.raises(FilmTooLarge, match="more memory than there is"):
                 await pool.prepare(SLOW_FILM)
             assert (await pool.prepare(film)).plane is not None
 

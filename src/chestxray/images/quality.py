@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
+from numpy import fft  # NumPy would load it with the first film, in a decoder whose memory is limited already
 from PIL import Image
 
 from chestxray.arrays import Float64Array, Int64Array
@@ -272,7 +273,7 @@ def _energies(pixels: Pixels) -> Float64Array:
     lines = pixels[chosen, :: max(1, columns // MIN_FILM_SIDE)].astype(np.float32)
     lines -= lines.mean(axis=1, keepdims=True)
     lines *= np.hanning(lines.shape[1]).astype(np.float32)  # both ends of a row differ, which is no detail
-    energy = np.square(np.abs(np.fft.rfft(lines)))
+    energy = np.square(np.abs(fft.rfft(lines)))
     return np.array([energy[:, COARSE].sum(), energy[:, FINE].sum()], dtype=np.float64)
 
 
@@ -440,7 +441,7 @@ def strength_of_stripes(lines: Pixels) -> float:
     some = lines[:: max(1, len(lines) // FEW_LINES), :: max(1, lines.shape[1] // FEWEST_LINES)]
     profile = some.mean(axis=0, dtype=np.float64)
     window, whitening = _windows(len(profile))
-    energy = np.square(np.abs(np.fft.rfft((profile - profile.mean()) * window))[STRIPES:]) * whitening
+    energy = np.square(np.abs(fft.rfft((profile - profile.mean()) * window))[STRIPES:]) * whitening
     median = float(np.partition(energy, len(energy) // 2)[len(energy) // 2])
     return float(energy.max() / median) if median > 0.0 else 1.0
 

@@ -29,7 +29,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from chestxray.arrays import UInt8Array
-from chestxray.errors import FilmTooLarge, TruncatedFilm, UnreadableFilm, UnsupportedFormat
+from chestxray.errors import FilmError, FilmTooLarge, TruncatedFilm, UnreadableFilm, UnsupportedFormat
 from chestxray.images import FrameBox, Pixels, Radiograph, check_pixels, grey_of_colour
 
 # Little and big endian, each as classic TIFF and as BigTIFF.
@@ -496,7 +496,9 @@ def _damage_translated(name: str, source: str) -> Iterator[None]:
         raise _translated(error, name, source) from error
 
 
-def _translated(error: Exception, name: str, source: str) -> UnreadableFilm | UnsupportedFormat:
+def _translated(error: Exception, name: str, source: str) -> FilmError:
+    if isinstance(error, MemoryError):
+        return FilmTooLarge(f"{source}: decoding the {name} takes more memory than there is. Export a smaller copy")
     text = str(error).lower()
     if "unknown pixel mode" in text or "unknown data organization" in text:
         return UnsupportedFormat(f"{source}: a {name} of a rare kind ({error}). Export it as unsigned 8 or 16 bits")
