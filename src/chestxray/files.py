@@ -21,6 +21,7 @@ _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FULL: Final = _NO_ROOM | {errno.EROFS}
 _CANNOT_BE_RENAMED: Final = frozenset({errno.EBUSY, errno.EXDEV, errno.EPERM})  # mount points, and folders on them
 _OF_THE_DISK: Final = frozenset({"lost+found"})  # in the root of a file system; belongs to no user
+LONGEST_NAME: Final = 255  # bytes of one part of a path, on the usual file systems
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -131,8 +132,10 @@ def check_document(path: Path, *keys: str) -> None:
 def place_of(path: Path) -> Path:
     """Return the path of an output, behind a link if there is one, so that a rename never replaces the link.
 
-    Raises: OutputUnwritable, if links lead in a circle, or a link among its folders leads nowhere.
+    Raises: OutputUnwritable, if a name is too long, links lead in a circle, or a link among its folders leads nowhere.
     """
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise OutputUnwritable(f"{path}: cannot be written (a name of over {LONGEST_NAME} bytes). Give another --out")
     for parent in path.absolute().parents:
         if parent.is_symlink() and not parent.exists():
             raise OutputUnwritable(f"{path}: cannot be written (the link {parent} leads nowhere). Give another --out")

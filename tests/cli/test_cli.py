@@ -387,6 +387,45 @@ def test_a_folder_that_is_not_ours_is_never_overwritten(
         assert [path.name for path in theirs.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("arguments", [("collect", "", "--out", "m.csv"), ("collect", "films", "--out", "")])
+def test_an_empty_path_is_not_the_current_folder(
+    chestxray: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_film(tmp_path / "films/NORMAL/a.png", 1)
+    outcome = chestxray(*arguments)
+    assert outcome.status != 0
+    assert "is empty" in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["films"]
+
+
+def test_an_output_of_too_long_a_name_is_refused_before_any_work(chestxray: Run, tmp_path: Path) -> None:
+    outcome = chestxray("collect", tmp_path, "--out", tmp_path / "not yet there" / f"{'m' * 300}.csv")
+    assert outcome.status == 1
+    assert "a name of over 255 bytes" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "pack", "--out", "run", "--recipe"),
+        ("evaluate", "--out", "report", "--scores"),
+        ("dicom", "serve", "--config"),
+        ("dicom", "deidentify", "--salt", "x" * 32, "--out", "copy.dcm"),
+    ],
+)
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_a_pipe_or_a_device_as_an_input_is_refused(
+    chestxray: Run, tmp_path: Path, arguments: Sequence[str], make: Callable[[Path], None]
+) -> None:
+    given = tmp_path / "given.toml"
+    make(given)
+    outcome = chestxray(*arguments, given)
+    assert outcome.status in {1, 2}, outcome  # of a film or a table, and of an option
+    assert "is no regular file" in outcome.err, outcome
+    assert "given.toml" in outcome.err
+
+
 def test_a_leak_in_a_given_split_stops_the_run_with_1(chestxray: Run, tmp_path: Path) -> None:
     films = tmp_path / "films"
     for number in range(4):

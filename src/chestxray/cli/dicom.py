@@ -80,12 +80,13 @@ def serve(console: Console, config: Path, explain: Path | None, ae_title: str) -
 
 
 def _explain(console: Console, config: Path, film: Path, ae_title: str) -> None:
+    from chestxray.data.sources import open_film
     from chestxray.dicom.receive import not_taken
     from chestxray.dicom.rules import Decision, decide, facts_of
     from chestxray.dicom.settings import NodeSettings
 
     settings = NodeSettings.read(config)
-    facts = facts_of(film.read_bytes(), ae_title, str(film))
+    facts = facts_of(open_film(film), ae_title, str(film))
     why = not_taken(facts)
     refused = Decision(answered=False, rule=None, reasons=(f"the node refuses it: {why}",))
     decision = refused if why else decide(facts, settings.rules)
@@ -225,11 +226,12 @@ def batch(
 @json_option
 def deidentify(console: Console, film: Path, salt: str, out: Path) -> None:
     """Write a de-identified copy of a DICOM film (Basic Application Level Confidentiality Profile)."""
+    from chestxray.data.sources import open_film
     from chestxray.dicom.deidentify import deidentified, is_deidentified
     from chestxray.files import refuse_to_replace, write_atomically
 
     refuse_to_replace(out, is_deidentified, "a de-identified copy")
-    write_atomically(out, deidentified(film.read_bytes(), salt, str(film)))
+    write_atomically(out, deidentified(open_film(film), salt, str(film)))
     console.result({"out": out}, f"{out}: written; look at the pixels yourself, the profile does not")
 
 

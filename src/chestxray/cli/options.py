@@ -118,9 +118,19 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
 BUNDLE_VARIABLE: Final = "CHESTXRAY_BUNDLE"
 REQUIRE_AGE_VARIABLE: Final = "CHESTXRAY_REQUIRE_AGE"
 
-FILE: Final = click.Path(path_type=Path, dir_okay=False)
-FOLDER: Final = click.Path(path_type=Path, file_okay=False)
-PATH: Final = click.Path(path_type=Path)
+
+class _Path(click.Path):
+    """A path that is not empty: ``Path("")`` is the current folder, which nobody means by an unset variable."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty. Give a name, or . for the current folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE: Final = _Path(path_type=Path, dir_okay=False)
+FOLDER: Final = _Path(path_type=Path, file_okay=False)
+PATH: Final = _Path(path_type=Path)
 
 Command = Callable[..., Any]
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]

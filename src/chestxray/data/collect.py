@@ -174,6 +174,8 @@ def _is_manifest(table: Path) -> bool:
 
 
 def _of_path(source: Path | str, rules: _Rules) -> Collection:
+    if source == "":
+        raise SourceInvalid("the source is empty. Give a name, or . for the current folder")
     path = Path(source)
     if not path.exists():
         if re.match(r"[a-z][a-z0-9+.-]+:", str(source)):

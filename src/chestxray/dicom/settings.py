@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from chestxray.dicom.rules import Rule
 from chestxray.errors import SettingsInvalid
+from chestxray.files import read_text
 from chestxray.inference.bundle import DEFAULT
 from chestxray.serving.security import is_loopback
 
@@ -251,8 +252,8 @@ class NodeSettings:
     def read(cls, path: Path) -> NodeSettings:
         """Read a file; paths in it are relative to its folder. Raises: SettingsInvalid."""
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(path).decode("utf-8")
+        except (OSError, ValueError) as error:
             fact = (error.strerror or "no file") if isinstance(error, OSError) else "not text in UTF-8"
             raise SettingsInvalid(f"{path}: no settings of a node ({fact}). Give the TOML file of the node") from error
         settings = cls.from_toml(text, str(path))

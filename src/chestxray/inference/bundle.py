@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chestxray.errors import BundleInvalid, SignatureInvalid, UsageError
-from chestxray.files import folder_written_whole, sha256_of_file, write_atomically
+from chestxray.files import folder_written_whole, read_text, sha256_of_file, write_atomically
 from chestxray.schema import BundleInfo
 
 if TYPE_CHECKING:
@@ -65,11 +65,12 @@ class Bundle:
         folder = Path(folder)
         description = folder / DESCRIPTION
         try:
-            info = BundleInfo.from_json(description.read_text(encoding="utf-8"), str(description))
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(description).decode("utf-8")
+        except (OSError, ValueError) as error:
             raise BundleInvalid(
                 f'{folder}: not a bundle, {DESCRIPTION} cannot be read. Make one with "chestxray export"'
             ) from error
+        info = BundleInfo.from_json(text, str(description))
         for name in info.files:
             if Path(name).name != name:
                 raise BundleInvalid(f"{folder}: lists {name!r}, which lies outside the bundle")

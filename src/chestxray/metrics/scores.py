@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from chestxray.arrays import BoolArray, Float64Array, Int64Array
 from chestxray.errors import MissingExtra, SourceInvalid, UsageError, reason_of
-from chestxray.files import file_written_whole, refuse_to_replace, write_atomically
+from chestxray.files import file_written_whole, open_regular, refuse_to_replace, write_atomically
 from chestxray.progress import warn
 from chestxray.schema import PATIENTS_UNKNOWN, Label, Split
 from chestxray.text import as_cell, of_cell
@@ -248,7 +248,8 @@ class _Row(dict[str, str]):
 def _rows_of(path: Path) -> list[_Row]:
     """Return every row that is not blank. Raises: SourceInvalid, without the file's name."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with open_regular(path) as file:
+            text = file.read().decode("utf-8-sig")
         rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceInvalid(f"cannot be read as a table of scores ({reason_of(error)})") from error

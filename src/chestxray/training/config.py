@@ -12,7 +12,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_type_hints
 
-from chestxray.errors import RecipeInvalid
+from chestxray.errors import RecipeInvalid, reason_of
+from chestxray.files import read_text
 
 NETWORK_NAMES: Final = ("alexnet5", "residual", "efficientnet_lite0")  # of networks.NETWORKS, which needs torch
 _HUGE: Final = 10**9
@@ -177,9 +178,10 @@ class Recipe:
     def read(cls, path: Path) -> Recipe:
         """Read a recipe from a file. Raises: RecipeInvalid."""
         try:
-            return cls.from_toml(path.read_text(encoding="utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeInvalid(f"{path}: cannot be read as a recipe ({error})") from error
+            text = read_text(path).decode("utf-8")
+        except (OSError, ValueError) as error:
+            raise RecipeInvalid(f"{path}: cannot be read as a recipe ({reason_of(error)})") from error
+        return cls.from_toml(text, str(path))
 
     @classmethod
     def shipped(cls, name: str = "default") -> Recipe:
