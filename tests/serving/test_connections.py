@@ -203,20 +203,6 @@ def test_a_caller_whose_film_is_being_classified_is_not_the_one_who_makes_room(
     assert answers[0].status_code == 200
 
 
-def test_of_more_callers_at_once_than_there_are_places_each_gets_an_answer(predictor: Predictor) -> None:
-    with ExitStack() as held:
-        callers: list[socket.socket] = []
-
-        def ask(address: str) -> None:  # the service is not there yet, and finds all of them at once
-            for _ in range(40):
-                callers.append(held.enter_context(connected(address)))
-                callers[-1].sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-
-        with running(predictor, connections=ConnectionLimits(places=8), first=ask):
-            statuses = {caller.recv(2**16)[:12] for caller in callers}
-    assert statuses == {b"HTTP/1.1 200", b"HTTP/1.1 503"}
-
-
 FORM = HEAD.replace(b"image/jpeg", b"multipart/form-data; boundary=x")
 PART = b'--x\r\nContent-Disposition: form-data; name="film"\r\n\r\n'
 

@@ -10,7 +10,8 @@ A caller that misbehaves costs little, and one that does not sees its answer:
 - requests that were sent at once are answered in turn, one that is half-closed is answered, and while the service is
   stopping every answer says "Connection: close";
 - what is ambiguous is refused: two Host headers, other codings than chunked, another authority in the address;
-- where all places are taken, the connection that brings least makes room: who merely holds some locks nobody out.
+- where all places are taken, the connection that brings least makes room, so that callers which merely hold
+  connections lock nobody out.
 
 Source: RFC 9110 and 9112; ASGI specification 3.0.
 """
@@ -146,7 +147,7 @@ class ServerState:
                 return
 
     def make_room(self) -> bool:
-        """Close the connection that is worth least; return False if each waits for an answer, or has just come."""
+        """Close the connection that is worth least; return False if every connection waits for an answer."""
         for there in self.ranked[: Rank.WAITS]:
             while there:
                 connection, last = next(iter(there.items()))
@@ -156,8 +157,6 @@ class ServerState:
                     del there[connection]
                     there[connection] = connection.last_arrival
                     continue
-                if last >= connection.loop.time():  # in this turn of the loop: its request may be here unread
-                    return False
                 connection.give_up_place()
                 connection.abort()
                 return True
