@@ -418,6 +418,43 @@ def test_a_damaged_member_is_a_row_with_a_reason_and_a_damaged_archive_is_refuse
             collect(tmp_path / name)
 
 
+@pytest.mark.parametrize("damage", ["second header", "header that ends early", "name that is no text", "sparse map"])
+def test_an_archive_whose_index_is_damaged_is_refused_and_never_read_in_part(tmp_path: Path, damage: str) -> None:
+    films = dict.fromkeys(("NORMAL/a.png", "PNEUMONIA/bé.png"), encoded(textured(1)))
+    if damage == "name that is no text":
+        path = zipped(tmp_path / "a.zip", films)
+        path.write_bytes(path.read_bytes().replace("é".encode(), b"\xff\xfe"))
+    else:
+        path = tarred(tmp_path / "a.tar", films)
+        data = bytearray(path.read_bytes())
+        second = data.rindex(b"PNEUMONIA")
+        if damage == "second header":
+            data[second] ^= 1
+        elif damage == "header that ends early":
+            del data[second + 300 :]
+        path.write_bytes(bytes(data))
+    if damage == "sparse map":
+        with tarfile.open(path, "w") as archive:
+            sparse = tarfile.TarInfo("NORMAL/a.png")
+            sparse.size, sparse.pax_headers = 512, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+            archive.addfile(sparse, io.BytesIO(b"no number\n".ljust(512)))
+    with pytest.raises(SourceInvalid, match="cannot be read as an archive"):
+        collect(path)
+
+
+def test_members_with_names_that_no_file_can_have_are_left_out(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "a.zip", dict.fromkeys((".", "NORMAL/a.png"), encoded(textured(1))))
+    found = survey(path)
+    assert [name_of(film) for film in found.films] == ["a.png"]
+    assert "1 left out, names that no file can have" in found.notes[0]
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("NORMAL/a.png", "NORMAL/n\0l.png"):
+            entry = tarfile.TarInfo("x")
+            entry.pax_headers = {"path": name}
+            archive.addfile(entry)
+    assert [name_of(film) for film in collect(tmp_path / "a.tar")] == ["a.png"]
+
+
 def test_an_encrypted_archive_is_refused(tmp_path: Path) -> None:
     path = zipped(tmp_path / "a.zip", {"NORMAL/a.png": encoded(textured(1))})
     data = bytearray(path.read_bytes())

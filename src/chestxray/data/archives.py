@@ -12,12 +12,13 @@ import lzma
 import os
 import re
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Final, Protocol
+from typing import IO, Any, Final, Protocol, Self
 
 from chestxray.errors import MissingExtra, SourceInvalid
 
@@ -28,8 +29,10 @@ ARCHIVE_ENDINGS: Final = (
 )  # fmt: skip
 MAX_MEMBERS: Final = 1_000_000
 MAX_RATIO: Final = 200  # size of a member / its size in the archive; a film reaches 20, a decompression bomb 1,000
+# The last three arise where a reader takes damaged bytes for text, a number or a table.
 _DAMAGED: Final = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError,
+    ValueError, IndexError, struct.error,
 )  # fmt: skip
 
 
@@ -75,6 +78,19 @@ class ZipArchive:
         self._zip.close()
 
 
+class _TarEntry(tarfile.TarInfo):
+    """An entry of a tar file; a damaged header is an error, where tarfile takes any but the first for the end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if any(buf):  # nothing but zeros is the end
+                raise tarfile.ReadError(str(error)) from error
+            raise
+
+
 class TarArchive:
     """A tar file, compressed (gzip, bzip2, xz, zstd) or not.
 
@@ -83,7 +99,7 @@ class TarArchive:
 
     def __init__(self, path: Path) -> None:
         self._unpacked = _ZstdFile(path) if path.name.lower().endswith(ZSTD_ENDINGS) else None
-        self._tar = tarfile.open(path, fileobj=self._unpacked)  # noqa: SIM115 - closed by close()
+        self._tar = tarfile.open(path, fileobj=self._unpacked, tarinfo=_TarEntry)  # noqa: SIM115 - closed by close()
         self._by_name: dict[str, tarfile.TarInfo] = {}
 
     def members(self) -> Iterator[tuple[str, str]]:
@@ -161,6 +177,7 @@ def is_archive(path: Path) -> bool:
 
 _NO_FILE: Final = "links or devices in an archive"
 _UNSAFE: Final = "paths that lead out of the archive"
+_NO_NAME: Final = "names that no file can have"
 _AGAIN: Final = "names that the archive has twice, of which the last is read"
 
 
@@ -175,9 +192,7 @@ def members_of(path: Path) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]
             names: dict[str, None] = {}
             left_out: list[tuple[str, str]] = []
             for name, reason in archive.members():
-                unsafe = name.startswith("/") or ".." in PurePosixPath(name).parts or INSIDE in name
-                why = reason or (_UNSAFE if unsafe else _AGAIN if _normalised(name) in names else "")
-                if why:
+                if why := reason or _objection(name) or (_AGAIN if _normalised(name) in names else ""):
                     left_out.append((name, why))
                 else:
                     names[_normalised(name)] = None
@@ -189,6 +204,12 @@ def members_of(path: Path) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]
     except (OSError, *_DAMAGED) as error:  # MissingExtra is not caught
         fact = str(error).partition(":\n")[0]  # tarfile lists what each of its readers says
         raise SourceInvalid(f"{path}: cannot be read as an archive ({fact}). Copy it again") from error
+
+
+def _objection(name: str) -> str:
+    if "\0" in name or not PurePosixPath(name).parts:
+        return _NO_NAME
+    return _UNSAFE if name.startswith("/") or ".." in PurePosixPath(name).parts or INSIDE in name else ""
 
 
 def split_path(path: str) -> tuple[Path, str] | None:
