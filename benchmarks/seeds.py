@@ -21,7 +21,7 @@ from typing import Final
 
 import numpy as np
 
-from chestxray.evaluation.robustness import CLEAN, pooled
+from chestxray.evaluation.robustness import CLEAN, pool_shifts
 from chestxray.images.shifts import EXCHANGED_FROM, condition
 from chestxray.metrics.calibration import calibrated, choose_operating_points, fit_calibration
 from chestxray.metrics.intervals import delong_interval
@@ -96,7 +96,7 @@ def figures_of(run: Trained) -> dict[str, float]:
     exchanged = {name: auroc(labels, logits) for name, logits in run.stress.items() if name in exchanges}
     worst = min(areas, key=areas.__getitem__)
     around, around_worst = delong_interval(labels, clean), delong_interval(labels, run.stress[worst])
-    everything = pooled(labels, {CLEAN: clean, **run.stress})
+    everything = pool_shifts(labels, {CLEAN: clean, **run.stress})
     calibration = fit_calibration(*everything)
     points = choose_operating_points(everything[0], calibrated(everything[1], *calibration), Split.VAL)
     threshold = next(point.threshold for point in points if point.name == POINT)
@@ -119,7 +119,7 @@ def figures_of(run: Trained) -> dict[str, float]:
 
 
 def _shifted(run: Trained, calibration: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    labels, logits = pooled(run.table.labels, run.stress)
+    labels, logits = pool_shifts(run.table.labels, run.stress)
     return labels, calibrated(logits, *calibration)
 
 

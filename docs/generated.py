@@ -247,7 +247,8 @@ def dicom_conformance() -> str:
 
     offered = [(name, _code(uid), "SCP", "all of the table below") for uid, name in receive.FILM_CLASSES.items()]
     asked = [
-        (what, _code(uid), "SCU", "explicit and implicit VR little endian") for uid, _, what in results.KINDS.values()
+        (what, _code(uid), "SCU", "explicit and implicit VR little endian")
+        for uid, _, what in results.RESULT_KINDS.values()
     ]
     little = "implicit VR little endian, explicit VR little and big endian, deflated"
     both = [
@@ -281,7 +282,7 @@ def dicom_conformance() -> str:
         "## Answers to C-STORE",
         _table(("status", "means"), statuses),
         "Of a destination's answers, "
-        + ", ".join(f"0x{code:04X}" for code in sorted(send.ACCEPTED))
+        + ", ".join(f"0x{code:04X}" for code in sorted(send.STORED_STATUSES))
         + " count as accepted; a result with any other is tried again, and is a dead letter in the end.",
         "## Associations",
         _table(

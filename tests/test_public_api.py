@@ -22,7 +22,7 @@ from chestxray.cli import chestxray_group, main
 from chestxray.data.pack import IMAGES
 from chestxray.inference.bundle import GRAPH
 from chestxray.schema import Film
-from chestxray.training.run_folder import BEST
+from chestxray.training.run_folder import BEST_WEIGHTS
 
 NAMES = [name for name in chestxray.__all__ if name != "__version__"]
 
@@ -169,7 +169,7 @@ COMPARED: dict[str, Callable[[Path], Any]] = {
     "split.csv": as_bytes,
     f"pack/{IMAGES}": as_bytes,
     "pack/pack.json": as_bytes,
-    f"training/{BEST}": as_bytes,
+    f"training/{BEST_WEIGHTS}": as_bytes,
     f"bundle/{GRAPH}": as_bytes,
     "bundle/bundle.json": without_its_time,
     "report/report.json": assessment,

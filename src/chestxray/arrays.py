@@ -1,4 +1,4 @@
-"""Types of NumPy arrays: the element is in the type, the shape in the docstring of what takes or returns it."""
+"""Types of NumPy: arrays, whose shape is in the docstring of what takes or returns them, and the random generator."""
 
 from __future__ import annotations
 
@@ -12,3 +12,5 @@ IndexArray = npt.NDArray[np.intp]
 Int64Array = npt.NDArray[np.int64]
 UInt8Array = npt.NDArray[np.uint8]
 UInt64Array = npt.NDArray[np.uint64]
+
+Random = np.random.Generator

@@ -21,6 +21,7 @@ _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FULL: Final = _NO_ROOM | {errno.EROFS}
 _CANNOT_BE_RENAMED: Final = frozenset({errno.EBUSY, errno.EXDEV, errno.EPERM})  # mount points, and folders on them
 _OF_THE_DISK: Final = frozenset({"lost+found"})  # in the root of a file system; belongs to no user
+MEBIBYTE: Final = 2**20  # bytes
 LONGEST_NAME: Final = 255  # bytes of one part of a path, on the usual file systems
 
 

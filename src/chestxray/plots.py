@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 ACROSS: Final = 4  # films side by side
 SHOWN: Final = 320  # pixels: height of a film in a picture
-COLOURS: Final = {Label.NORMAL.value: COOL, Label.PNEUMONIA.value: WARM}
+CLASS_COLOURS: Final = {Label.NORMAL.value: COOL, Label.PNEUMONIA.value: WARM}
 _UNDER: Final = 30  # characters of a line under a film
 
 
@@ -115,7 +115,7 @@ def plot_distribution(films: Sequence[Film]) -> Figure:
 def _draw_splits(axes: Axes, films: Sequence[Film]) -> None:
     names = [side.value for side in Split if any(film.split == side for film in films)]
     names += [""] * any(not film.split for film in films)
-    for shift, (label, colour) in zip((-0.2, 0.2), COLOURS.items(), strict=True):
+    for shift, (label, colour) in zip((-0.2, 0.2), CLASS_COLOURS.items(), strict=True):
         counts = [sum(film.split == name and film.label == label for film in films) for name in names]
         bars = axes.bar([place + shift for place in range(len(names))], counts, 0.4, color=colour, label=label)
         axes.bar_label(bars, labels=[f"{count:,}" for count in counts], fontsize=8, color=MUTED, padding=2)
@@ -126,7 +126,7 @@ def _draw_splits(axes: Axes, films: Sequence[Film]) -> None:
 
 
 def _draw_sizes(axes: Axes, films: Sequence[Film]) -> None:
-    for label, colour in COLOURS.items():
+    for label, colour in CLASS_COLOURS.items():
         of_label = [film for film in films if film.label == label]
         axes.scatter(
             [film.width for film in of_label], [film.height for film in of_label], 12, color=colour, alpha=0.6, lw=0

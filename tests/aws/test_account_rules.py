@@ -197,7 +197,7 @@ def test_the_templates_are_printed_as_they_are_and_are_ones_that_cloudformation_
 ) -> None:
     monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
     verb = {"website": "website", "endpoint": "deploy"}.get(name)
-    printed = stacks.template(name)
+    printed = stacks.stack_template(name)
     if verb:
         with pytest.raises(SystemExit) as end:
             main(["aws", verb, "--template"])
@@ -217,7 +217,7 @@ def test_the_template_of_an_endpoint_asks_for_what_the_verb_asks_for() -> None:
     stack = boto3.client("cloudformation")
     stack.create_stack(
         StackName="of-a-template",
-        TemplateBody=stacks.template("endpoint"),
+        TemplateBody=stacks.stack_template("endpoint"),
         Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in values.items()],
         Capabilities=[stacks.CAPABILITY],
     )
@@ -255,7 +255,7 @@ def test_the_template_of_an_endpoint_asks_for_what_the_verb_asks_for() -> None:
 
 def test_the_template_of_a_serverless_endpoint_has_the_size_that_the_verb_gives_it() -> None:
     size = ", ".join(f"{name}: {value}" for name, value in deploy.Hosting().variant["ServerlessConfig"].items())
-    assert f"ServerlessConfig: !If [IsServerless, {{{size}}}, " in stacks.template("endpoint")
+    assert f"ServerlessConfig: !If [IsServerless, {{{size}}}, " in stacks.stack_template("endpoint")
 
 
 def as_pairs(policy: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:

@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Page, expect
 import live_lambda
 import live_moto
 from chestxray.aws import lambda_handler, stacks
-from chestxray.aws.website import page_files
+from chestxray.aws.website import site_files
 from chestxray.inference.predictor import Predictor
 from driving import CHROMIUM, choose, expect_answer_for
 from live_lambda import event
@@ -74,7 +74,7 @@ def function(store: str, bundle: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def address(function: Call, store: str, bundle: Path) -> Iterator[str]:
-    (policy,) = re.findall(r'ContentSecurityPolicy: !Sub "(.*)"', stacks.template("website"))
+    (policy,) = re.findall(r'ContentSecurityPolicy: !Sub "(.*)"', stacks.stack_template("website"))
     with website(function, bundle, policy.replace("https://${Inbox.RegionalDomainName}", store)) as found:
         yield found
 
@@ -82,7 +82,7 @@ def address(function: Call, store: str, bundle: Path) -> Iterator[str]:
 @contextmanager
 def website(function: Call, bundle: Path, policy: str) -> Iterator[str]:
     """What the distribution does: the page's files, and /v1/* as events to the function, which are asked one by one."""
-    files = {f"/{key}": (content, kind) for key, content, kind in page_files(bundle)}
+    files = {f"/{key}": (content, kind) for key, content, kind in site_files(bundle)}
     one_by_one = threading.Lock()
 
     class Distribution(StandIn):

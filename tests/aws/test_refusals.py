@@ -92,7 +92,7 @@ def test_a_verb_that_is_throttled_without_end_says_so_in_one_sentence(
     assert all("Wait a minute and repeat the command; it resumes where it stopped" in line for line in told_of)
     assert "Traceback" not in lines.err
     tried = {count for asked, count in watched.times.items() if not asked.startswith("sts.")}
-    assert {count % session.ATTEMPTS for count in tried} == {0}, "some are asked for two kinds of things"
+    assert {count % sources.ATTEMPTS for count in tried} == {0}, "some are asked for two kinds of things"
     assert watched.changes == []
 
 

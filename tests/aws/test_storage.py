@@ -103,7 +103,7 @@ def test_every_file_carries_the_checksum_that_s3_is_to_check(s3: Any, folder: Pa
     cloud.client("s3").meta.events.register(
         "before-sign.s3.PutObject", lambda request, **_: sent.append(dict(request.headers))
     )
-    storage.send(cloud, storage.compare(cloud, folder, "s3://films", ignore), ignore)
+    storage.send(cloud, storage.upload_diff(cloud, folder, "s3://films", ignore), ignore)
     assert len(sent) == 3
     stored = {
         s3.head_object(Bucket="films", Key=key, ChecksumMode="ENABLED")["ChecksumSHA256"].encode() for key in keys(s3)
@@ -310,8 +310,8 @@ def test_every_call_about_a_bucket_states_whose_it_has_to_be(
     monkeypatch.setattr(storage, "PART", 5 * 2**20)
     (folder / "large.npy").write_bytes(os.urandom(6 * 2**20))
     storage.ensure_bucket(cloud, names)
-    storage.send(cloud, storage.compare(cloud, folder, f"s3://{names.bucket}", lambda *_: None), lambda *_: None)
-    storage.compare(cloud, folder, f"s3://{names.bucket}", lambda *_: None)
+    storage.send(cloud, storage.upload_diff(cloud, folder, f"s3://{names.bucket}", lambda *_: None), lambda *_: None)
+    storage.upload_diff(cloud, folder, f"s3://{names.bucket}", lambda *_: None)
     storage.check_region(cloud, f"s3://{names.bucket}")
     storage.empty_bucket(cloud.client("s3"), names.bucket)
     cloud.client("s3").delete_bucket(Bucket=names.bucket)

@@ -282,7 +282,7 @@ def test_what_cannot_be_deleted_is_named_and_the_exit_is_1(
     account: Account, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cloud = connect()
-    made = stacks.deploy(cloud, NAMES, NAMES.website_stack, NOT_EMPTY, {}, print)
+    made = stacks.deploy_stack(cloud, NAMES, NAMES.website_stack, NOT_EMPTY, {}, print)
     put_image("made", repository="kept")  # CloudFormation deletes no repository that holds images
     boto3.client("s3").put_object(Bucket=made.outputs["Bucket"], Key="film", Body=b"1")
     boto3.client("s3").delete_object(Bucket=made.outputs["Bucket"], Key="film")
@@ -296,7 +296,7 @@ def test_what_cannot_be_deleted_is_named_and_the_exit_is_1(
     assert told(capsys, "aws", "destroy", "--yes")["exit"] == 0
     assert what_is_there() == account.theirs
 
-    stacks.deploy(cloud, NAMES, NAMES.website_stack, NOT_EMPTY, {}, print)
+    stacks.deploy_stack(cloud, NAMES, NAMES.website_stack, NOT_EMPTY, {}, print)
     client = boto3.client("cloudformation")
     client.update_termination_protection(StackName=NAMES.website_stack, EnableTerminationProtection=True)
     found = told(capsys, "aws", "destroy", "--yes")

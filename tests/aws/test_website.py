@@ -32,7 +32,7 @@ import policies
 from chestxray.aws import lambda_handler, stacks, storage
 from chestxray.aws import website as sites
 from chestxray.aws.session import Cloud, connect
-from chestxray.aws.website import WebsiteSettings, page_files, site_model, website_plan
+from chestxray.aws.website import WebsiteSettings, site_files, site_model, website_plan
 from chestxray.cli import main
 from chestxray.errors import CloudError, CloudMissing, UsageError
 from chestxray.inference.predictor import Predictor
@@ -208,7 +208,7 @@ def test_the_archive_with_the_model_inside_needs_only_what_lambda_has(
 
 
 def test_the_page_that_is_sent_is_the_page_that_is_served_here(bundle: Path, tmp_path: Path) -> None:
-    sent = {key: (content, media_type) for key, content, media_type in page_files(bundle)}
+    sent = {key: (content, media_type) for key, content, media_type in site_files(bundle)}
     document = json.loads(sent.pop("openapi.json")[0])
     assert set(document["paths"]) == {"/v1/predict", "/v1/model"}
     assert {"index.html", "docs", "main.js", "style.css", "examples/lobe.jpg"} <= sent.keys()
@@ -277,15 +277,15 @@ def test_without_an_endpoint_the_error_says_what_to_do(cloud: Cloud) -> None:
 def test_a_stack_is_made_kept_and_removed_with_what_it_holds(cloud: Cloud) -> None:
     told: list[str] = []
     names = cloud.names("small")
-    made = stacks.deploy(cloud, names, "small-website", SMALL, {"Word": "one"}, told.append)
+    made = stacks.deploy_stack(cloud, names, "small-website", SMALL, {"Word": "one"}, told.append)
     assert made.did == "create"
-    tags = {tag["Key"]: tag["Value"] for tag in (stacks.describe(cloud, "small-website") or {})["Tags"]}
+    tags = {tag["Key"]: tag["Value"] for tag in (stacks.describe_stack(cloud, "small-website") or {})["Tags"]}
     assert tags == names.tags
-    assert stacks.deploy(cloud, names, "small-website", SMALL, {"Word": "two"}, told.append).did == "update"
+    assert stacks.deploy_stack(cloud, names, "small-website", SMALL, {"Word": "two"}, told.append).did == "update"
     cloud.client("s3").put_object(Bucket=made.outputs["Bucket"], Key="film", Body=b"film")
     assert stacks.remove(cloud, "small-website", told.append)
     assert not storage.bucket_exists(cloud.client("s3"), made.outputs["Bucket"])
-    assert stacks.describe(cloud, "small-website") is None
+    assert stacks.describe_stack(cloud, "small-website") is None
     assert not stacks.remove(cloud, "small-website", told.append)
 
 
@@ -297,7 +297,7 @@ def test_a_dry_run_tells_costs_and_makes_nothing(cloud: Cloud, capsys: pytest.Ca
     assert "create stack chestxray-website" in told
     assert "a thousand films" in told
     assert "mail to a@example.org" in told
-    assert stacks.describe(cloud, "chestxray-website") is None
+    assert stacks.describe_stack(cloud, "chestxray-website") is None
     assert website_plan(cloud.names("chestxray"), WebsiteSettings("open"), there=True).items[1].does == "update"
 
 
@@ -316,8 +316,8 @@ def test_a_stack_that_cannot_be_made_says_what_failed_and_the_next_attempt_begin
         broken = SMALL.replace("!Ref Word", "!GetAtt Box.Nonsense")
         reason = r"small could not be made: Note \(AWS::SSM::Parameter\) create failed: .*Nonsense does not exist"
         with pytest.raises(CloudError, match=reason):
-            stacks.deploy(account, names, "small", broken, {"Word": "one"}, told.append)
-        made = stacks.deploy(account, names, "small", SMALL, {"Word": "one"}, told.append)
+            stacks.deploy_stack(account, names, "small", broken, {"Word": "one"}, told.append)
+        made = stacks.deploy_stack(account, names, "small", SMALL, {"Word": "one"}, told.append)
         assert made.did == "create"
         assert any("an earlier attempt failed" in line for line in told)
         assert any("Box (AWS::S3::Bucket) create complete" in line for line in told)

@@ -86,7 +86,7 @@ def test_the_owner_of_a_bucket_is_stated_where_it_is_known(store: Any, monkeypat
 
 
 def test_more_objects_than_fit_one_page_are_all_listed(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "PAGE", 5)
+    monkeypatch.setattr(sources, "OBJECTS_AT_ONCE", 5)
     assert len(collect("s3://films/set")) == len(FILMS) == 12
 
 

@@ -28,7 +28,8 @@ from chestxray.dicom import send as sending
 from chestxray.dicom.associations import IS_COMMAND, IS_LAST, command_set, file_meta, fragment_pdu, values_of
 from chestxray.dicom.node import Node
 from chestxray.dicom.queue import WAITING
-from chestxray.dicom.settings import MEBIBYTE, Destination
+from chestxray.dicom.settings import Destination
+from chestxray.files import MEBIBYTE
 from hospital import DX, EXPLICIT, association, modality_film, settings
 from live_orthanc import free_port, until
 

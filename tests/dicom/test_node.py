@@ -37,7 +37,7 @@ from chestxray.dicom.queue import DEAD, DONE, WAITING
 from chestxray.dicom.receive import FILM_CLASSES, silence_libraries
 from chestxray.dicom.settings import Destination, Limits, NodeSettings, Tls
 from chestxray.dicom.web import PLACES
-from chestxray.dicom.workers import ENDED
+from chestxray.dicom.workers import WORKER_FAILED
 from chestxray.errors import OutputUnwritable, PeerError, SettingsInvalid, UsageError
 from hospital import (
     CR,
@@ -296,7 +296,7 @@ def test_a_film_that_ends_its_process_twice_is_answered_with_that(node: Node, ar
     until(lambda: node.queue.counts()[DONE] == 2, node.queue.entries)
     (report,) = archive.objects.popitem()[1]
     said = "\n".join(str(element.value) for element in report.iterall() if element.VR == "UT")
-    assert ENDED in said
+    assert WORKER_FAILED in said
 
 
 def test_a_film_that_ends_its_process_costs_the_films_beside_it_nothing(node: Node, archive: Archive) -> None:

@@ -19,12 +19,12 @@ from PIL import Image
 
 from chestxray.dicom import results as module
 from chestxray.dicom.queue import Result
-from chestxray.dicom.results import KINDS, PICTURE, REPORT, Answer, derived_uid
+from chestxray.dicom.results import PICTURE, REPORT, RESULT_KINDS, ResultContent, derived_uid
 from chestxray.dicom.rules import IDENTITY, facts_of, read_header
 from chestxray.images.decode import decode
 from chestxray.images.dicom import elements, open_data_set
 from chestxray.inference.bundle import folder_of
-from chestxray.inference.heatmap import averaged, blend, overlay_png
+from chestxray.inference.heatmap import averaged, overlay_png, superimpose
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE
 from hospital import BUNDLE, encoded, grey, modality_film, read, with_raw_name
@@ -45,19 +45,19 @@ def film_file(film_paths: tuple[Path, ...]) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def answer(predictor: Predictor, film_file: bytes) -> Answer:
+def answer(predictor: Predictor, film_file: bytes) -> ResultContent:
     prediction = predictor.predict(film_file, "film", heatmap=True)
     assert prediction.gate.accepted
-    return Answer(facts_of(film_file), prediction, "", ("pneumonia-small", "ab" * 32, "cd" * 32), RECEIVED)
+    return ResultContent(facts_of(film_file), prediction, "", ("pneumonia-small", "ab" * 32, "cd" * 32), RECEIVED)
 
 
-def results_of(film: bytes, answer: Answer) -> tuple[Result, ...]:
+def results_of(film: bytes, answer: ResultContent) -> tuple[Result, ...]:
     """The objects that answer a film, with the answer's own heat map as the drawing."""
     drawing = answer.prediction.heatmap if answer.prediction else None
     if drawing is None:
         return module.results_of(read_header(film)[1], answer)
     layer = Image.open(io.BytesIO(base64.b64decode(drawing)))
-    picture = blend(averaged(decode(film, "film"), module.PICTURE_SIDE), layer)
+    picture = superimpose(averaged(decode(film, "film"), module.HEAT_MAP_SIDE), layer)
     return module.results_of(read_header(film)[1], answer, picture)
 
 
@@ -67,7 +67,7 @@ def text_of(report: pydicom.Dataset) -> str:
 
 
 def test_a_film_gives_a_report_and_a_picture_in_its_study_and_in_series_of_their_own(
-    film_file: bytes, answer: Answer
+    film_file: bytes, answer: ResultContent
 ) -> None:
     report, picture = results_of(film_file, answer)
     assert (report.kind, picture.kind) == (REPORT, PICTURE)
@@ -80,10 +80,12 @@ def test_a_film_gives_a_report_and_a_picture_in_its_study_and_in_series_of_their
         for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyDate"):
             assert dataset[name].value == film[name].value
         assert "research use only" in dataset.SeriesDescription
-        assert dataset.SOPClassUID == KINDS[result.kind][0]
+        assert dataset.SOPClassUID == RESULT_KINDS[result.kind][0]
 
 
-def test_the_report_says_probability_threshold_operating_point_and_hashes(film_file: bytes, answer: Answer) -> None:
+def test_the_report_says_probability_threshold_operating_point_and_hashes(
+    film_file: bytes, answer: ResultContent
+) -> None:
     said = text_of(read(results_of(film_file, answer)[0].data))
     prediction = answer.prediction
     assert prediction is not None
@@ -97,7 +99,7 @@ def test_the_report_says_probability_threshold_operating_point_and_hashes(film_f
 
 @pytest.mark.parametrize("tool", ["dsrdump", "dciodvfy"])
 def test_other_tools_find_no_error_in_what_we_write(
-    tool: str, film_file: bytes, answer: Answer, tmp_path: Path
+    tool: str, film_file: bytes, answer: ResultContent, tmp_path: Path
 ) -> None:
     if shutil.which(tool) is None:
         pytest.skip(f"{tool} is not here (Debian: dcmtk, dicom3tools)")
@@ -114,7 +116,7 @@ def test_other_tools_find_no_error_in_what_we_write(
         assert complaints == []
 
 
-def test_a_refused_film_gives_a_report_that_says_why_and_no_picture(film_file: bytes, answer: Answer) -> None:
+def test_a_refused_film_gives_a_report_that_says_why_and_no_picture(film_file: bytes, answer: ResultContent) -> None:
     (report,) = results_of(film_file, replace(answer, prediction=None, reason="the film is cut short"))
     said = text_of(read(report.data))
     assert "Not classified: the film is cut short" in said
@@ -122,7 +124,7 @@ def test_a_refused_film_gives_a_report_that_says_why_and_no_picture(film_file: b
     assert "Certainty of Finding" not in said
 
 
-def test_a_film_that_the_gate_refuses_gives_its_reason(predictor: Predictor, answer: Answer) -> None:
+def test_a_film_that_the_gate_refuses_gives_its_reason(predictor: Predictor, answer: ResultContent) -> None:
     data = modality_film(BLACK)
     prediction = predictor.predict(data, "film", heatmap=True)
     assert not prediction.gate.accepted
@@ -130,7 +132,7 @@ def test_a_film_that_the_gate_refuses_gives_its_reason(predictor: Predictor, ans
     assert prediction.gate.reason in text_of(read(report.data))
 
 
-def test_the_same_film_and_model_give_the_same_bytes(film_file: bytes, answer: Answer) -> None:
+def test_the_same_film_and_model_give_the_same_bytes(film_file: bytes, answer: ResultContent) -> None:
     first, again = results_of(film_file, answer), results_of(film_file, answer)
     assert first == again
     other = results_of(film_file, replace(answer, bundle=("pneumonia-small", "ab" * 32, "ef" * 32)))
@@ -146,7 +148,7 @@ def test_the_same_film_and_model_give_the_same_bytes(film_file: bytes, answer: A
     refused=st.booleans(),
 )
 def test_a_result_that_was_filled_in_is_the_one_that_the_library_builds(
-    probability: float, numbers: list[int], reason: str, moment: datetime, refused: bool, answer: Answer
+    probability: float, numbers: list[int], reason: str, moment: datetime, refused: bool, answer: ResultContent
 ) -> None:
     for number in numbers:
         facts = replace(answer.facts, **{name: f"1.2.826.{place}.{number}" for place, name in enumerate(UIDS)})
@@ -156,7 +158,9 @@ def test_a_result_that_was_filled_in_is_the_one_that_the_library_builds(
         if reason:
             gate = replace(prediction.gate, accepted=False, reason=reason)
             prediction = replace(prediction, probability=None, label=None, heatmap=None, gate=gate)
-        given_answer = Answer(facts, None if refused else prediction, "cut" if refused else "", answer.bundle, moment)
+        given_answer = ResultContent(
+            facts, None if refused else prediction, "cut" if refused else "", answer.bundle, moment
+        )
         check_same(module._filled_in(REPORT, given_answer, {}), module._library_report(given_answer), given_answer)  # noqa: SLF001
         picture = np.full((30 + number % 7, 40 + number % 3, 3), number % 251, np.uint8)
         check_same(
@@ -166,7 +170,7 @@ def test_a_result_that_was_filled_in_is_the_one_that_the_library_builds(
         )
 
 
-def check_same(result: Result, built: pydicom.Dataset, answer: Answer) -> None:
+def check_same(result: Result, built: pydicom.Dataset, answer: ResultContent) -> None:
     """Both hold the same elements, but for the identity, which is the film's."""
     module._dated(built, answer)  # noqa: SLF001
     for tag in IDENTITY & set(built.keys()):
@@ -182,7 +186,7 @@ def grey_size(film: bytes) -> tuple[int, int]:
 
 
 def test_the_picture_shows_the_heat_map_and_has_the_notice_burnt_in(
-    film_file: bytes, answer: Answer, predictor: Predictor
+    film_file: bytes, answer: ResultContent, predictor: Predictor
 ) -> None:
     assert answer.prediction is not None
     evidence = np.zeros((4, 4), np.float32)
@@ -213,7 +217,7 @@ NAMES = {
 @pytest.mark.parametrize("character_set", NAMES)
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"])
 def test_a_name_comes_back_byte_for_byte_in_whatever_character_set(
-    character_set: str, syntax: str, answer: Answer
+    character_set: str, syntax: str, answer: ResultContent
 ) -> None:
     declared, name = NAMES[character_set]
     data = with_raw_name(modality_film(BLACK, syntax=syntax), declared.encode(), name)
@@ -247,20 +251,20 @@ def test_uids_are_valid_and_follow_from_what_they_name() -> None:
     assert uid.startswith("2.25.")
 
 
-def test_a_long_and_foreign_reason_becomes_ascii(film_file: bytes, answer: Answer) -> None:
+def test_a_long_and_foreign_reason_becomes_ascii(film_file: bytes, answer: ResultContent) -> None:
     (report,) = results_of(film_file, replace(answer, prediction=None, reason="größer: 王" * 300))
     dataset = read(report.data)
     assert "gr??er" in text_of(dataset)
 
 
-def test_a_small_film_gets_a_picture_wide_enough_for_the_notice(predictor: Predictor, answer: Answer) -> None:
+def test_a_small_film_gets_a_picture_wide_enough_for_the_notice(predictor: Predictor, answer: ResultContent) -> None:
     assert answer.prediction is not None
     data = modality_film(np.asarray(Image.fromarray(BLACK).resize((80, 90))))
     dataset = read(results_of(data, replace(answer, facts=facts_of(data)))[1].data)
     assert dataset.Columns >= 256
 
 
-def test_answers_that_differ_in_numbers_alone_are_filled_into_one_form(film_file: bytes, answer: Answer) -> None:
+def test_answers_that_differ_in_numbers_alone_are_filled_into_one_form(film_file: bytes, answer: ResultContent) -> None:
     module._form.cache_clear()  # noqa: SLF001
     assert answer.prediction is not None
     for place in range(20):  # each film has numbers of its own; building a form takes as long as three films

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from chestxray.cli.evaluate import reliance_text, stress_text
 from chestxray.data.pack import Pack
-from chestxray.evaluation.robustness import CLEAN, measured_again, pooled, predict_under_stress, under_shifts
+from chestxray.evaluation.robustness import CLEAN, measured_again, pool_shifts, predict_under_stress, under_shifts
 from chestxray.images.shifts import EXCHANGED_FROM, EXCHANGES, SHIFTS, Shift, condition, shifted
 from chestxray.inference.predictor import Predictor
 from chestxray.metrics.calibration import Calibration
@@ -80,7 +80,7 @@ def test_the_figures_are_those_of_scikit_learn(scored: tuple[npt.NDArray[np.int8
 
 def test_a_pool_holds_every_film_once_a_shift(scored: tuple[npt.NDArray[np.int8], dict[str, object]]) -> None:
     labels, logits = scored
-    all_labels, all_logits = pooled(labels, logits)
+    all_labels, all_logits = pool_shifts(labels, logits)
     assert len(all_labels) == len(all_logits) == 3 * len(labels)
     assert np.array_equal(all_labels[200:400], labels)
     assert np.array_equal(all_logits[200:400], logits["rotated"])

@@ -26,7 +26,14 @@ from chestxray.cli import main
 from chestxray.data.collect import collect
 from chestxray.errors import DataError, OutputExists
 from chestxray.images.decode import FORMATS
-from chestxray.inference.batch import ENDED, journal_of, predict_one_by_one, predictor_digest, run_batch, score_films
+from chestxray.inference.batch import (
+    WORKER_ENDED,
+    journal_of,
+    predict_one_by_one,
+    predictor_digest,
+    run_batch,
+    score_films,
+)
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.journal import FilmResult, Journal
 from chestxray.inference.predictor import Predictor
@@ -211,7 +218,7 @@ def fatal_classify(group: Sequence[Film]) -> list[FilmResult]:
 
 def test_a_film_that_ends_its_process_is_a_row_and_its_neighbours_are_classified() -> None:
     found = predict_one_by_one(fatal_classify, [Film("one.png"), Film("fatal.png"), Film("other.png")])
-    assert [film.reason for film in found] == ["", ENDED, ""]
+    assert [film.reason for film in found] == ["", WORKER_ENDED, ""]
 
 
 def test_processes_that_all_end_are_not_blamed_on_the_films() -> None:

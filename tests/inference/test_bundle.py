@@ -20,7 +20,7 @@ import live_service
 from chestxray.cli import main
 from chestxray.errors import BundleInvalid, SignatureInvalid, UsageError
 from chestxray.inference.bundle import (
-    DESCRIPTION,
+    BUNDLE_JSON,
     PASSWORD_VARIABLE,
     SIGNATURE,
     VERIFY_KEY_VARIABLE,
@@ -33,7 +33,7 @@ from chestxray.inference.predictor import Predictor
 from chestxray.serving.static import EXAMPLES
 
 SMALL = "pneumonia"
-FILES = (*Bundle.open(folder_of(SMALL)).info.files, DESCRIPTION)
+FILES = (*Bundle.open(folder_of(SMALL)).info.files, BUNDLE_JSON)
 FILM = EXAMPLES / "lobe.jpg"
 
 
@@ -126,7 +126,7 @@ def test_a_file_changed_together_with_its_hash_passes_the_hashes_and_not_the_sig
     card = signed / "MODEL_CARD.md"
     before = hashlib.sha256(card.read_bytes()).hexdigest()
     card.write_text("Safe for clinical use.\n")
-    description = signed / DESCRIPTION
+    description = signed / BUNDLE_JSON
     description.write_text(description.read_text().replace(before, hashlib.sha256(card.read_bytes()).hexdigest()))
     Bundle.open(signed).verify()
     with pytest.raises(SignatureInvalid, match=r"MODEL_CARD\.md"):
@@ -168,7 +168,7 @@ def test_a_signature_that_is_none_is_refused(text: str, signed: Path, pair: KeyP
 
 
 def test_a_damaged_bundle_and_one_with_a_link_are_not_signed(unsigned: Path, pair: KeyPair) -> None:
-    (unsigned / "link").symlink_to(unsigned / DESCRIPTION)
+    (unsigned / "link").symlink_to(unsigned / BUNDLE_JSON)
     with pytest.raises(SignatureInvalid, match="symlink"):
         sign_bundle(unsigned, pair.private)
     (unsigned / "link").unlink()

@@ -23,7 +23,7 @@ from chestxray.training.checkpoint import read_weights
 from chestxray.training.config import Recipe
 from chestxray.training.networks import Classifier, build
 from chestxray.training.run import train_run
-from chestxray.training.run_folder import BEST, RunInfo, restored
+from chestxray.training.run_folder import BEST_WEIGHTS, RunInfo, restored
 
 SIDE = 160
 FILMS = 120
@@ -41,7 +41,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Classifier, Pack]
     summary = train_run(folder / "pack", folder / "run", recipe.with_changes(flip=0.5, shift=0.05, scale=0.1))
     assert summary.best.auroc > 0.95
     info = RunInfo.read(folder / "run")
-    return restored(info, read_weights(folder / "run" / BEST, info.files[BEST])), Pack.open(folder / "pack")
+    return restored(info, read_weights(folder / "run" / BEST_WEIGHTS, info.files[BEST_WEIGHTS])), Pack.open(
+        folder / "pack"
+    )
 
 
 def maps_of(classifier: Classifier, planes: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], ...]:

@@ -21,7 +21,7 @@ from chestxray.errors import BundleInvalid, FilmError
 from chestxray.images.preprocess import preprocess, resample
 from chestxray.inference.bundle import DEFAULT, Bundle, folder_of
 from chestxray.inference.ood import (
-    GATE,
+    GATE_JSON,
     KERNELS,
     PICTURE_SIDE,
     REFUSED_ABOVE,
@@ -243,9 +243,9 @@ def test_a_bundle_from_before_there_were_gates_still_classifies(
 ) -> None:
     old = tmp_path / "old"
     shutil.copytree(bundle, old)
-    (old / GATE).unlink()
+    (old / GATE_JSON).unlink()
     description = json.loads((old / "bundle.json").read_text())
-    del description["intended_ages"], description["files"][GATE]
+    del description["intended_ages"], description["files"][GATE_JSON]
     (old / "bundle.json").write_text(json.dumps(description))
     answer = Predictor.load(old, threads=1).predict(encoded(strangers["camera.png"]), "photograph.png")
     assert answer.gate == Gate(accepted=True)
@@ -255,8 +255,8 @@ def test_a_bundle_from_before_there_were_gates_still_classifies(
 def test_a_changed_gate_is_found_and_one_of_another_version_is_named(bundle: Path, tmp_path: Path) -> None:
     copy = tmp_path / "bundle"
     shutil.copytree(bundle, copy)
-    text = (copy / GATE).read_text()
-    (copy / GATE).write_text(text.replace('"version": 2', '"version": 9'))
+    text = (copy / GATE_JSON).read_text()
+    (copy / GATE_JSON).write_text(text.replace('"version": 2', '"version": 9'))
     with pytest.raises(BundleInvalid, match=r"gate\.json: SHA-256 is .* changed or damaged"):
         Predictor.load(copy)
     with pytest.raises(BundleInvalid, match="gate version 9; this program reads up to 2"):
@@ -283,11 +283,11 @@ def _with_array(text: str, name: str, **change: object) -> str:
 )
 def test_a_gate_that_is_none_is_one_error(bundle: Path, damage: Callable[[str], str]) -> None:
     with pytest.raises(BundleInvalid, match="not a gate"):
-        OODDetector.from_json(damage((bundle / GATE).read_text()))
+        OODDetector.from_json(damage((bundle / GATE_JSON).read_text()))
 
 
 def test_the_gate_is_small_text_that_reads_back_the_same(bundle: Path) -> None:
-    text = (bundle / GATE).read_text()
+    text = (bundle / GATE_JSON).read_text()
     assert len(text) < 300_000
     assert OODDetector.from_json(text).to_json() == text
 
@@ -302,7 +302,7 @@ def test_the_card_tells_what_is_refused(bundle: Path) -> None:
 
 def test_the_metrics_hold_what_the_gate_was_measured_to_refuse(bundle: Path) -> None:
     gate = json.loads((bundle / "metrics.json").read_text())["gate"]
-    detector = OODDetector.from_json((bundle / GATE).read_text())
+    detector = OODDetector.from_json((bundle / GATE_JSON).read_text())
     rows = {row["kind"]: row for row in gate["kinds"]}
     assert [(rows[kind]["refused"], rows[kind]["of"]) for kind in detector.refused] == list(detector.refused.values())
     assert {rows[f"validation films, {label}"]["origin"] for label in ("normal", "pneumonia")} == {"validation"}

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from chestxray.errors import BundleInvalid, TruncatedFilm, UnsupportedFormat
-from chestxray.inference.batch import score_films, write_scores
+from chestxray.inference.batch import score_films, write_scored_films
 from chestxray.inference.bundle import Bundle, write_bundle
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE, BundleInfo, Film
@@ -96,7 +96,7 @@ def test_the_scores_file_has_a_row_a_film_with_its_reason(
 ) -> None:
     rows = list(score_films(predictor, synthetic_rows[:40], workers=1))
     gone = list(score_films(predictor, [Film(str(tmp_path / "gone.png"))], workers=1))
-    write_scores(rows + gone, tmp_path / "scores.csv")
+    write_scored_films(rows + gone, tmp_path / "scores.csv")
     with (tmp_path / "scores.csv").open() as file:
         table = list(csv.DictReader(file))
     assert len(table) == 41

@@ -100,7 +100,7 @@ def test_the_page_has_every_column_of_a_manifest_with_its_type() -> None:
 def test_the_page_has_every_column_of_the_other_tables() -> None:
     assert tuple(fields_told("Scores", "column")) == scores.COLUMNS
     assert tuple(fields_told("validation.csv", "column")) == run_folder.VALIDATION_COLUMNS
-    assert all(f"`{ending}`" in SECTIONS["Scores"] for ending in scores.FORMATS)
+    assert all(f"`{ending}`" in SECTIONS["Scores"] for ending in scores.SCORE_FORMATS)
 
 
 def test_the_page_names_every_word_that_a_manifest_may_hold() -> None:

@@ -26,10 +26,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chestxray.errors import UsageError
+from chestxray.files import MEBIBYTE
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE, Prediction
 from chestxray.serving import static
-from chestxray.serving.app import MEBIBYTE, ServiceSettings, create_app
+from chestxray.serving.app import ServiceSettings, create_app
 from chestxray.serving.intake import MEDIA_TYPES, MULTIPART
 from chestxray.serving.problems import PROBLEM_TYPES
 from chestxray.serving.security import VARIABLE, HostRule, is_loopback
@@ -540,7 +541,7 @@ def test_a_file_is_packed_for_whoever_takes_gzip(client: httpx.Client, accepted:
 
 
 def test_the_page_names_no_other_origin() -> None:
-    for path in (path for path in static.PAGE.iterdir() if path.is_file()):
+    for path in (path for path in static.PAGE_FOLDER.iterdir() if path.is_file()):
         others = set(re.findall(r"(?:https?:)?//[\w.-]+\.\w+", path.read_text())) - {"http://www.w3.org"}
         assert others == set(), path.name
 

@@ -85,6 +85,6 @@ def edge(aws: str, made: Mapping[str, str]) -> Iterator[str]:
 
 def template_without_budget() -> str:
     """The stand-in's CloudFormation knows no budgets; cfn-lint has read that resource."""
-    template = stacks.template("website")
+    template = stacks.stack_template("website")
     before, _, rest = template.partition("  Budget:\n")
     return f"{before}Outputs:{rest.partition('Outputs:')[2]}"

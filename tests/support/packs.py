@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chestxray.data.pack import DESCRIPTION, IMAGES, MANIFEST, Pack, population_statistics
+from chestxray.data.pack import IMAGES, MANIFEST, PACK_JSON, Pack, population_statistics
 from chestxray.schema import Film, Label, PackInfo, Preprocessing, Resize, Split, fingerprint, write_manifest
 
 HEIGHT, WIDTH = 48, 64
@@ -54,7 +54,7 @@ def write_small_pack(
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / IMAGES, images)
     write_manifest(films, folder / MANIFEST)
-    (folder / DESCRIPTION).write_text(info.to_json())
+    (folder / PACK_JSON).write_text(info.to_json())
     return folder
 
 

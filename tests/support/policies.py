@@ -26,7 +26,7 @@ _Loader.add_multi_constructor(
 
 def template(name: str) -> dict[str, Any]:
     """One of ``stacks.TEMPLATES`` as a document."""
-    return dict(yaml.load(stacks.template(name), _Loader))  # noqa: S506 - a SafeLoader
+    return dict(yaml.load(stacks.stack_template(name), _Loader))  # noqa: S506 - a SafeLoader
 
 
 def statements(found: Any) -> Iterator[Mapping[str, Any]]:

@@ -24,8 +24,8 @@ from chestxray.synthetic.films import (
     BACTERIA,
     FAULTS,
     HEALTHY,
-    MARKER,
     MILDEST,
+    SYNTHETIC_FILMS_JSON,
     VIRUS,
     SyntheticFilm,
     SyntheticSettings,
@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def described(folder: Path) -> dict[str, Any]:
-    whole: dict[str, Any] = json.loads((folder / MARKER).read_text())
+    whole: dict[str, Any] = json.loads((folder / SYNTHETIC_FILMS_JSON).read_text())
     return whole
 
 
@@ -157,7 +157,7 @@ def test_global_statistics_do_not_tell_the_classes_apart() -> None:
 
 def test_the_folder_has_the_published_layout(folder: Path, described: dict[str, Any]) -> None:
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert found == {*described["films"], MARKER}
+    assert found == {*described["films"], SYNTHETIC_FILMS_JSON}
     assert {Path(name).parent.as_posix() for name in described["films"]} == {
         f"{split}/{label}" for split in ("train", "val", "test") for label in ("NORMAL", "PNEUMONIA")
     }
@@ -233,7 +233,9 @@ def test_the_same_seed_draws_the_same_files_on_any_number_of_processes(tmp_path:
     for one, other in zip(alone, shared, strict=True):
         assert one.relative_to(tmp_path / "alone") == other.relative_to(tmp_path / "shared")
         assert one.read_bytes() == other.read_bytes()
-    assert (tmp_path / "alone" / MARKER).read_bytes() == (tmp_path / "shared" / MARKER).read_bytes()
+    assert (tmp_path / "alone" / SYNTHETIC_FILMS_JSON).read_bytes() == (
+        tmp_path / "shared" / SYNTHETIC_FILMS_JSON
+    ).read_bytes()
 
 
 def test_another_seed_draws_other_films(tmp_path: Path) -> None:
@@ -309,7 +311,7 @@ def test_a_copy_repeats_another_training_films_bytes(folder: Path, described: di
 def test_without_faults_no_two_files_are_equal(tmp_path: Path) -> None:
     sound = SyntheticSettings(patients=20, films_per_patient=2, min_width=128, max_width=160)
     paths = write_synthetic_films(tmp_path / "films", sound)
-    assert json.loads((tmp_path / "films" / MARKER).read_text())["faults"] == {}
+    assert json.loads((tmp_path / "films" / SYNTHETIC_FILMS_JSON).read_text())["faults"] == {}
     assert len({sha256_of_file(path) for path in paths}) == len(paths)
 
 

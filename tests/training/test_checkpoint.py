@@ -23,7 +23,15 @@ from chestxray.files import sha256_of_file
 from chestxray.training.checkpoint import Checkpoint, CheckpointFolder, Origin
 from chestxray.training.config import Augmentation, Recipe
 from chestxray.training.run import CHECKPOINTS, RunOptions, train_run
-from chestxray.training.run_folder import BEST, FINISHED, LAST, METRICS_JSONL, RUN_FILES, VALIDATION, RunInfo
+from chestxray.training.run_folder import (
+    BEST_WEIGHTS,
+    FINISHED,
+    LAST_WEIGHTS,
+    METRICS_JSONL,
+    RUN_FILES,
+    VALIDATION,
+    RunInfo,
+)
 from chestxray.training.train_state import EpochRecord
 from chestxray.training.trainer import Training
 from packs import small_pack, write_small_pack
@@ -37,7 +45,7 @@ RECIPE = Recipe(
     average_weights=0.4,
     augmentation=Augmentation(rotation=10, scale=0.2, shift=0.05, flip=0.5, gamma=0.3, resolution=0.5, noise=5),
 )
-SAME = (BEST, LAST, VALIDATION)  # what an interruption must not change, byte for byte
+SAME = (BEST_WEIGHTS, LAST_WEIGHTS, VALIDATION)  # what an interruption must not change, byte for byte
 TIMES = ("seconds", "films_per_second")
 
 
@@ -274,7 +282,7 @@ def test_the_same_command_on_a_finished_run_trains_nothing_and_says_so(pack: Pat
 
 def test_a_finished_run_that_was_damaged_since_is_not_called_finished(pack: Path, tmp_path: Path) -> None:
     train_run(pack, tmp_path / "run", RECIPE.with_changes(epochs=1))
-    (tmp_path / "run" / BEST).write_bytes(b"")
+    (tmp_path / "run" / BEST_WEIGHTS).write_bytes(b"")
     with pytest.raises(RunInvalid, match="the file was changed or damaged"):
         train_run(pack, tmp_path / "run", RECIPE.with_changes(epochs=1))
 

@@ -13,7 +13,7 @@ import pytest
 
 from chestxray.files import sha256_of_file
 from chestxray.training.config import Recipe
-from chestxray.training.run_folder import BEST
+from chestxray.training.run_folder import BEST_WEIGHTS
 from packs import write_small_pack
 
 
@@ -40,7 +40,7 @@ def test_without_a_compiler_training_goes_on_uncompiled_and_says_so(tmp_path: Pa
     assert "Traceback" not in done.stderr
     plain = train(pack, tmp_path / "plain")
     assert plain.returncode == 0, plain.stderr
-    assert sha256_of_file(tmp_path / "run" / BEST) == sha256_of_file(tmp_path / "plain" / BEST)
+    assert sha256_of_file(tmp_path / "run" / BEST_WEIGHTS) == sha256_of_file(tmp_path / "plain" / BEST_WEIGHTS)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from chestxray.training.config import Augmentation, Recipe
 from chestxray.training.ensemble import teacher_of
 from chestxray.training.export import export_run
 from chestxray.training.run import RunOptions, train_run
-from chestxray.training.run_folder import LAST, RunInfo, ValidationTable
+from chestxray.training.run_folder import LAST_WEIGHTS, RunInfo, ValidationTable
 from chestxray.training.trainer import Training
 from packs import small_pack, write_small_pack
 from typed import run, told
@@ -110,7 +110,7 @@ def test_a_taught_run_names_its_teachers_goes_on_with_them_and_with_no_others(
     with pytest.raises(OutputExists, match="learnt from another teacher"):
         train_run(pack, tmp_path / "cut", STUDENTS, teachers=teachers[::-1])
     ended = train_run(pack, tmp_path / "cut", STUDENTS, teachers=teachers)
-    assert (tmp_path / "cut" / LAST).read_bytes() == (tmp_path / "whole" / LAST).read_bytes()
+    assert (tmp_path / "cut" / LAST_WEIGHTS).read_bytes() == (tmp_path / "whole" / LAST_WEIGHTS).read_bytes()
     assert train_run(pack, tmp_path / "cut", STUDENTS, teachers=teachers).was_there
     assert ended.info.teachers == whole.info.teachers
     export_run(tmp_path / "cut", tmp_path / "bundle")

@@ -21,7 +21,7 @@ from chestxray.errors import RecipeInvalid
 from chestxray.training.config import Augmentation, Recipe
 from chestxray.training.distributed import SINGLE_PROCESS, World, share_statistics
 from chestxray.training.run import train_run
-from chestxray.training.run_folder import LAST, METRICS_JSONL, RunInfo, ValidationTable
+from chestxray.training.run_folder import LAST_WEIGHTS, METRICS_JSONL, RunInfo, ValidationTable
 from chestxray.training.trainer import Training
 from packs import small_pack, write_small_pack
 
@@ -72,7 +72,7 @@ def test_two_processes_train_what_one_trains(pack: Path, recipe_file: Path, tmp_
     document = json.loads(done.stdout)  # one document: the second process is silent
     assert document["info"]["state"] == "finished"
     assert "in each of 2 processes" in done.stderr
-    expected, found = load_file(tmp_path / "one" / LAST), load_file(tmp_path / "two" / LAST)
+    expected, found = load_file(tmp_path / "one" / LAST_WEIGHTS), load_file(tmp_path / "two" / LAST_WEIGHTS)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name].float(), tensor.float(), rtol=TOLERANCE, atol=TOLERANCE)
     for alone, together in zip(figures(tmp_path / "one"), figures(tmp_path / "two"), strict=True):

@@ -16,7 +16,7 @@ from chestxray.training.config import Recipe
 from chestxray.training.ensemble import Trained, blend_runs
 from chestxray.training.export import export_run
 from chestxray.training.run import train_run
-from chestxray.training.run_folder import BEST, RunInfo
+from chestxray.training.run_folder import BEST_WEIGHTS, RunInfo
 from packs import HEIGHT, WIDTH, write_small_pack
 
 pytestmark = pytest.mark.slow  # five trainings; "several runs answer as one" in test_public_api.py is quick
@@ -91,7 +91,9 @@ def test_a_compact_bundle_is_half_as_large_and_answers_alike(folder: Path, plane
 def test_a_blend_is_a_run_with_the_mean_weights(folder: Path) -> None:
     runs = [folder / "transfer0", folder / "transfer1"]
     summary = blend_runs(runs, folder / "pack", folder / "blend")
-    weights = [read_weights(run / BEST, RunInfo.read(run).files[BEST]) for run in (*runs, folder / "blend")]
+    weights = [
+        read_weights(run / BEST_WEIGHTS, RunInfo.read(run).files[BEST_WEIGHTS]) for run in (*runs, folder / "blend")
+    ]
     learnt = [name for name in weights[0] if name.endswith(("weight", "bias"))]
     assert len(learnt) > 100
     for name in learnt:

@@ -15,7 +15,7 @@ import sklearn.metrics
 import torch
 
 from chestxray.errors import OutputExists, RunInvalid, SourceInvalid
-from chestxray.evaluation.robustness import pooled
+from chestxray.evaluation.robustness import pool_shifts
 from chestxray.images.preprocess import preprocess
 from chestxray.images.shifts import SHIFTS
 from chestxray.inference.bundle import Bundle
@@ -170,7 +170,7 @@ def test_the_calibrated_probabilities_mean_the_share_of_pneumonia_over_all_shift
     bundle: Bundle, run_folder: Path
 ) -> None:
     trained = Trained.read([run_folder])
-    labels, logits = pooled(trained.table.labels, {"clean": trained.table.logits, **trained.stress})
+    labels, logits = pool_shifts(trained.table.labels, {"clean": trained.table.logits, **trained.stress})
     probabilities = Predictor(bundle).probabilities(logits.astype(np.float32))
     assert probabilities.mean() == pytest.approx(labels.mean(), abs=0.01)
 

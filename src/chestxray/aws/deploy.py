@@ -30,7 +30,7 @@ from chestxray.aws.roles import (
 )
 from chestxray.aws.session import Cloud, Names, cloud_errors, last_state, reason_in, short_hash, states, unless_missing
 from chestxray.aws.storage import checksum_stored, ensure_bucket, holds, put_bytes
-from chestxray.data.sources import SCHEME
+from chestxray.data.sources import S3_SCHEME
 from chestxray.errors import CloudError, CloudMissing, JobFailed, UsageError
 from chestxray.inference.bundle import Bundle, folder_of, shipped_bundles
 from chestxray.progress import Log
@@ -85,7 +85,7 @@ def ensure_model(cloud: Cloud, names: Names, weights: ModelArchive, image: str) 
     client = cloud.client("sagemaker")
     if weights.data:
         ensure_bucket(cloud, names)
-        key = weights.address.removeprefix(f"{SCHEME}{names.bucket}/")
+        key = weights.address.removeprefix(f"{S3_SCHEME}{names.bucket}/")
         with cloud_errors(f"sending the bundle to {weights.address}"):
             store = cloud.client("s3")
             if not checksum_stored(store, names.bucket, key):
@@ -114,7 +114,7 @@ def _of_bundle(names: Names, folder: Path) -> ModelArchive:
     files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
     data = tarred(files)
     stamp = short_hash(data)
-    return ModelArchive(f"{SCHEME}{names.bucket}/bundles/{stamp}/model.tar.gz", stamp, data)
+    return ModelArchive(f"{S3_SCHEME}{names.bucket}/bundles/{stamp}/model.tar.gz", stamp, data)
 
 
 NEVER: Final = "never"

@@ -28,9 +28,10 @@ from chestxray.aws import stacks
 from chestxray.aws.plan import CODEBUILD_MINUTE, PlanItem
 from chestxray.aws.session import Cloud, Names, cloud_errors, last_state, unless_missing
 from chestxray.aws.storage import ensure_bucket, put_bytes
-from chestxray.aws.training_entry import ENTRY, RECIPE
+from chestxray.aws.training_entry import ENTRY
 from chestxray.errors import JobFailed, UsageError
 from chestxray.progress import Log
+from chestxray.training.config import RECIPE_TOML
 
 _MODE: Final = 0o644  # readable for every user who unpacks it
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold
@@ -117,7 +118,7 @@ def source_files(recipe: str, network: str) -> dict[str, bytes]:
     """
     files = package_files(without=_NOT_NEEDED, suffixes=_OF_THE_PACKAGE)
     files[ENTRY] = _SCRIPT.encode()
-    files[RECIPE] = recipe.encode()
+    files[RECIPE_TOML] = recipe.encode()
     files["requirements.txt"] = "".join(f"{line}\n" for line in requirements(network)).encode()
     return files
 
@@ -298,7 +299,7 @@ def ensure_image(cloud: Cloud, names: Names, image: Image, log: Log) -> None:
         put_bytes(cloud.client("s3"), names.bucket, key, zipped(image.files))
     values = {"Repository": names.deployment, "Project": names.build_stack, "Bucket": names.bucket}
     values["PermissionsBoundary"] = cloud.rules.boundary
-    stacks.deploy(cloud, names, names.build_stack, stacks.template("image"), values, log)
+    stacks.deploy_stack(cloud, names, names.build_stack, stacks.stack_template("image"), values, log)
     _build(cloud, names, key, image.tag, log)
     if not image_is_there(cloud, names, image):
         raise JobFailed(f"the build of {image.tag} ended well, and there is no such image. Repeat the command")

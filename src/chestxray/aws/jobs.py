@@ -36,14 +36,15 @@ from chestxray.aws.plan import Plan, PlanItem, bucket_and_role, instance_hours
 from chestxray.aws.roles import ensure_execution_role, once_the_role_is_known
 from chestxray.aws.session import Cloud, Names, Rules, cloud_errors, follow_job, next_name, unless_missing
 from chestxray.aws.storage import WORKERS, check_region, checksum_stored, ensure_bucket, holds, put_bytes
-from chestxray.aws.training_entry import ENTRY, RECIPE, metric_definitions
-from chestxray.data.sources import SCHEME, below, objects_below, split_address
+from chestxray.aws.training_entry import ENTRY, metric_definitions
+from chestxray.data.sources import S3_SCHEME, below, objects_below, split_address
 from chestxray.errors import JobFailed, SourceInvalid, UsageError
 from chestxray.files import write_atomically
 from chestxray.inference.batch import row_of
 from chestxray.metrics.scores import ScoreRow, write_table
 from chestxray.progress import Log
 from chestxray.schema import Film, Prediction
+from chestxray.training.config import RECIPE_TOML
 
 # --------------------------------------------------------------------------- both kinds
 
@@ -65,7 +66,7 @@ class StartedJob:
 
 def check_address(address: str) -> None:
     """Check that films are named by an address in S3; no request is made. Raises: UsageError."""
-    if not address.startswith(SCHEME):
+    if not address.startswith(S3_SCHEME):
         raise UsageError(f'{address}: not an address in S3. Bring the films there with "chestxray aws upload"')
 
 
@@ -237,7 +238,7 @@ def write_source(order: TrainingOrder, folder: Path) -> list[str]:
     Beside the code: ``hyperparameters.json`` and ``metric_definitions.json``, for the arguments of those names.
     """
     files = source_files(order.recipe, order.network)
-    given = {"recipe": RECIPE, **order.hyperparameters}
+    given = {"recipe": RECIPE_TOML, **order.hyperparameters}
     files["hyperparameters.json"] = f"{json.dumps(given, indent=2)}\n".encode()
     files["metric_definitions.json"] = f"{json.dumps(metric_definitions(), indent=2)}\n".encode()
     for name, data in files.items():
@@ -264,7 +265,7 @@ def training_image_of(names: Names, order: TrainingOrder) -> str:
     return order.image or training_image(names.region, order.instance)
 
 
-def status_of(cloud: Cloud, name: str) -> str:
+def job_status_of(cloud: Cloud, name: str) -> str:
     """Return the status in AWS's words: "InProgress", "Completed", ... Raises: CloudError."""
     with cloud_errors(f"asking for the job {name}"):
         return str(cloud.client("sagemaker").describe_training_job(TrainingJobName=name)["TrainingJobStatus"])
@@ -274,7 +275,7 @@ def training_request(names: Names, job: PreparedJob, name: str, role: str, rules
     """Return the request for CreateTrainingJob."""
     key = {"KmsKeyId": rules.kms_key} if rules.kms_key else {}
     order = job.order
-    own = f"{SCHEME}{names.bucket}"
+    own = f"{S3_SCHEME}{names.bucket}"
     seconds = round(order.max_hours * 3600)
     resources: dict[str, Any] = {
         "InstanceType": order.instance,
@@ -318,7 +319,10 @@ def follow_training(cloud: Cloud, name: str, log: Log) -> Mapping[str, Any]:
 def _channel(name: str, address: str) -> dict[str, Any]:
     bucket, prefix = split_address(address)
     films = {"S3DataType": "S3Prefix", "S3DataDistributionType": "FullyReplicated"}
-    return {"ChannelName": name, "DataSource": {"S3DataSource": films | {"S3Uri": f"{SCHEME}{bucket}/{below(prefix)}"}}}
+    return {
+        "ChannelName": name,
+        "DataSource": {"S3DataSource": films | {"S3Uri": f"{S3_SCHEME}{bucket}/{below(prefix)}"}},
+    }
 
 
 def _hyperparameters(names: Names, job: PreparedJob, name: str) -> dict[str, str]:
@@ -326,7 +330,7 @@ def _hyperparameters(names: Names, job: PreparedJob, name: str) -> dict[str, str
     order = job.order
     toolkit: dict[str, Any] = {
         "sagemaker_program": ENTRY,
-        "sagemaker_submit_directory": f"{SCHEME}{names.bucket}/{job.source_key}",
+        "sagemaker_submit_directory": f"{S3_SCHEME}{names.bucket}/{job.source_key}",
         "sagemaker_region": names.region,
         "sagemaker_job_name": name,
         "sagemaker_container_log_level": 20,
@@ -339,7 +343,7 @@ def _hyperparameters(names: Names, job: PreparedJob, name: str) -> dict[str, str
         }
     if order.processes:
         toolkit["sagemaker_mpi_num_of_processes_per_host"] = order.processes  # read for torchrun as well
-    return {key: json.dumps(value) for key, value in (toolkit | {"recipe": RECIPE}).items()} | dict(
+    return {key: json.dumps(value) for key, value in (toolkit | {"recipe": RECIPE_TOML}).items()} | dict(
         order.hyperparameters
     )
 
@@ -394,8 +398,8 @@ def prepare_transform(cloud: Cloud, names: Names, address: str, model: str, inst
     large = [item["Key"] for item in found if item["Size"] > PAYLOAD_MB * 2**20]
     if large:
         raise SourceInvalid(
-            f"{SCHEME}{split_address(address)[0]}/{large[0]}: larger than {PAYLOAD_MB} MB (as are {len(large) - 1:,} "
-            "more), which would end the job. Move such films elsewhere"
+            f"{S3_SCHEME}{split_address(address)[0]}/{large[0]}: larger than {PAYLOAD_MB} MB (as are "
+            f"{len(large) - 1:,} more), which would end the job. Move such films elsewhere"
         )
     listing = [[item["Key"], item["Size"], item["ETag"]] for item in found]
     stem = names.stamped("validate", json.dumps([address, model, instance, listing, *cloud.rules.stamp]))
@@ -434,7 +438,7 @@ def transform_request(names: Names, order: TransformOrder, name: str, rules: Rul
     """Return the request for CreateTransformJob."""
     key = rules.kms_key
     bucket, prefix = split_address(order.address)
-    films = {"S3DataType": "S3Prefix", "S3Uri": f"{SCHEME}{bucket}/{below(prefix)}"}
+    films = {"S3DataType": "S3Prefix", "S3Uri": f"{S3_SCHEME}{bucket}/{below(prefix)}"}
     return {
         "TransformJobName": name,
         "ModelName": order.model,
@@ -538,4 +542,4 @@ def _answers(cloud: Cloud, names: Names, order: TransformOrder, name: str) -> di
 
 
 def _output(names: Names, name: str) -> str:
-    return f"{SCHEME}{names.bucket}/transforms/{name}"
+    return f"{S3_SCHEME}{names.bucket}/transforms/{name}"

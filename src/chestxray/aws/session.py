@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from chestxray import __version__
+from chestxray.data.sources import ATTEMPTS
 from chestxray.errors import (
     CloudError,
     CloudForeign,
@@ -185,7 +186,6 @@ class Rules:
 AWS_ENDPOINT_VARIABLE: Final = "AWS_ENDPOINT_URL"  # read by boto3, which reads AWS_ENDPOINT_URL_<SERVICE> first
 REGION_VARIABLES: Final = ("AWS_REGION", "AWS_DEFAULT_REGION")
 PARTITION: Final = "aws"  # the partition for which names, policies and addresses are written
-ATTEMPTS: Final = 6  # the first attempt and five more, at growing intervals
 CONNECTIONS: Final = 32  # connections kept open by a client: the upper limit of the parallel upload
 
 # The errors of AWS's services, by meaning.

@@ -37,7 +37,7 @@ class Stack:
     did: str
 
 
-def template(name: str) -> str:
+def stack_template(name: str) -> str:
     """Return the text of a template as it is deployed; ``name`` is a key of TEMPLATES."""
     from chestxray.serving.static import SCRIPT_HASH, STYLE_HASHES
 
@@ -45,7 +45,7 @@ def template(name: str) -> str:
     return text.replace("SCRIPT_HASH", SCRIPT_HASH).replace("STYLE_HASHES", STYLE_HASHES)
 
 
-def describe(cloud: Cloud, name: str) -> Mapping[str, Any] | None:
+def describe_stack(cloud: Cloud, name: str) -> Mapping[str, Any] | None:
     """Return CloudFormation's description of a stack; None if there is none. Raises: CloudError."""
     with cloud_errors(f"looking for the stack {name}"):
         answer = unless_missing(cloud.client("cloudformation").describe_stacks, StackName=name)
@@ -55,13 +55,15 @@ def describe(cloud: Cloud, name: str) -> Mapping[str, Any] | None:
     return None if found["StackStatus"] == "DELETE_COMPLETE" else found
 
 
-def deploy(cloud: Cloud, names: Names, name: str, template: str, parameters: Mapping[str, str], log: Log) -> Stack:
+def deploy_stack(
+    cloud: Cloud, names: Names, name: str, template: str, parameters: Mapping[str, str], log: Log
+) -> Stack:
     """Create or update a stack, and wait. A stack whose creation failed is removed and created again.
 
     Raises: CloudForeign: a stack of that name is not this deployment's; CloudError, with the first thing that failed
         and why.
     """
-    there = describe(cloud, name)
+    there = describe_stack(cloud, name)
     if there is not None:
         names.refuse_foreign("stack", name, there.get("Tags", ()))
     found = _settled(cloud, name, log, _event_ids(cloud, name))
@@ -87,7 +89,7 @@ def deploy(cloud: Cloud, names: Names, name: str, template: str, parameters: Map
 
 def remove(cloud: Cloud, name: str, log: Log) -> bool:
     """Empty a stack's buckets, delete it and wait. Returns: whether there was a stack. Raises: CloudError."""
-    if describe(cloud, name) is None:
+    if describe_stack(cloud, name) is None:
         return False
     with cloud_errors(f"removing the stack {name}"):
         client, store = cloud.client("cloudformation"), cloud.client("s3")
@@ -125,7 +127,7 @@ def _begin(cloud: Cloud, given: Mapping[str, Any], *, exists: bool) -> str:
 def _settled(cloud: Cloud, name: str, log: Log, logged: set[str]) -> Mapping[str, Any] | None:
     """Wait until no step is in progress, and log the steps of its resources, except those logged before."""
     while True:
-        found = describe(cloud, name)
+        found = describe_stack(cloud, name)
         if found is None:
             return None
         for event in reversed(_events(cloud, name)):

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Final
 
 from chestxray.aws.plan import S3_GB_MONTH, S3_PUT, Plan, PlanItem, dollars
 from chestxray.aws.session import Cloud, Names, cloud_errors, error_code, unless_missing
-from chestxray.data.sources import SCHEME, below, objects_below, split_address
+from chestxray.data.sources import S3_SCHEME, below, objects_below, split_address
 from chestxray.errors import CloudMissing, SourceInvalid, UsageError
 from chestxray.progress import ProgressCallback
 
@@ -65,7 +65,7 @@ class UploadDiff:
         return sum(file.size for file in self.to_send)
 
 
-def compare(cloud: Cloud, source: Path, address: str, on_progress: ProgressCallback) -> UploadDiff:
+def upload_diff(cloud: Cloud, source: Path, address: str, on_progress: ProgressCallback) -> UploadDiff:
     """Find the files to send. A file's checksum is requested only if the object has the same size.
 
     Args:
@@ -134,7 +134,7 @@ def local_files(source: Path, address: str) -> list[LocalFile]:
 
 def put_file(client: Any, bucket: str, key: str, path: Path) -> None:
     """Send one file, whole or in parts; S3 refuses bytes that do not match their checksum. Raises: CloudError."""
-    with cloud_errors(f"sending {path} to {SCHEME}{bucket}/{key}"), path.open("rb") as file:
+    with cloud_errors(f"sending {path} to {S3_SCHEME}{bucket}/{key}"), path.open("rb") as file:
         if path.stat().st_size > PART:
             _put_in_parts(client, bucket, key, file)
         else:
@@ -251,7 +251,7 @@ def check_region(cloud: Cloud, *addresses: str) -> None:
         region = found["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", cloud.region)
         if region != cloud.region:
             raise UsageError(
-                f"{SCHEME}{bucket} lies in {region}, and SageMaker in {cloud.region} reads films of its own region "
+                f"{S3_SCHEME}{bucket} lies in {region}, and SageMaker in {cloud.region} reads films of its own region "
                 f"only. Give --region {region}, or copy the films"
             )
 
@@ -263,8 +263,8 @@ def bucket_exists(client: Any, bucket: str) -> bool:
 
 def check_order(source: Path, address: str) -> None:
     """Check what needs no account. Raises: UsageError: no address in S3; SourceInvalid: there is no such source."""
-    if not address.startswith(SCHEME):
-        raise UsageError(f"{address}: not an address in S3. Write it as {SCHEME}bucket/prefix")
+    if not address.startswith(S3_SCHEME):
+        raise UsageError(f"{address}: not an address in S3. Write it as {S3_SCHEME}bucket/prefix")
     if not source.exists():
         raise SourceInvalid(f"{source}: is not there")
 

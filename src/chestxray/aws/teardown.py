@@ -193,7 +193,7 @@ def _delete_schedules(cloud: Cloud, _: Names, name: str) -> None:
 
 def _stacks(cloud: Cloud, names: Names) -> Iterator[Found]:
     for stack in (names.website_stack, names.build_stack):
-        found = stacks.describe(cloud, stack)
+        found = stacks.describe_stack(cloud, stack)
         if found is not None:
             yield Found("stack", stack, found["StackStatus"], foreign=not names.owns(found.get("Tags", ())))
 
@@ -340,7 +340,7 @@ class Teardown:
         return not self.left and not self.problems
 
 
-def survey(cloud: Cloud, names: Names, *, data: bool = True, endpoint: bool = False) -> Survey:
+def survey_account(cloud: Cloud, names: Names, *, data: bool = True, endpoint: bool = False) -> Survey:
     """Search for all resources; a kind that may not be listed does not hide the others.
 
     Args:
@@ -391,7 +391,7 @@ def destroy(
         for kind in _kinds(data=data, endpoint=endpoint):
             if _remove_all(cloud, names, kind, logged, problems, log):
                 break  # later kinds may still be needed by what is being deleted
-        now = survey(cloud, names, data=data, endpoint=endpoint)
+        now = survey_account(cloud, names, data=data, endpoint=endpoint)
         stuck = bool(problems) and all((item.kind, item.name) in problems for item in now.found)
         if not now.found or stuck or time.monotonic() > until:
             break

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Final
 from chestxray.errors import ChestXrayError, JobFailed, MissingExtra, TrainingInterrupted, UsageError
 from chestxray.files import write_atomically
 from chestxray.schema import Film, Split
+from chestxray.training.config import RECIPE_TOML
 
 if TYPE_CHECKING:
     from chestxray.training.config import Recipe
     from chestxray.training.train_state import EpochRecord
 
 ENTRY: Final = "train.py"
-RECIPE: Final = "recipe.toml"  # lies beside it
 BASE: Final = "/opt/ml"
 CHANNELS: Final = {"training": Split.TRAIN, "validation": Split.VAL, "test": Split.TEST}
 LONGEST_REASON: Final = 1024  # characters of the failure file that SageMaker passes on
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train and end with status 0, or write the reason of the failure where SageMaker reads it."""
     given = _parser(os.environ).parse_args(arguments)
     try:
-        run(given)
+        train_in_job(given)
     except TrainingInterrupted as error:  # a spot instance is reclaimed: the job resumes from its checkpoint
         _log(str(error))
         sys.exit(error.exit_status)
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise
 
 
-def run(given: argparse.Namespace) -> None:
+def train_in_job(given: argparse.Namespace) -> None:
     """Run all stages from the channels to the bundle.
 
     Raises: MissingExtra, if the image cannot train; stages' errors.
@@ -199,7 +199,7 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int)
-    recipe = RECIPE if Path(RECIPE).is_file() else "default"
+    recipe = RECIPE_TOML if Path(RECIPE_TOML).is_file() else "default"
     parser.add_argument("--recipe", default=recipe, help="a TOML file, or a recipe of the package by name")
     parser.add_argument("--size", help="height and width in pixels, as 160x160; by default the network's")
     parser.add_argument("--split-seed", type=int, default=0)

@@ -39,7 +39,7 @@ from chestxray.aws.plan import (
 from chestxray.aws.session import Cloud, Names, cloud_errors
 from chestxray.aws.storage import checksum_of_bytes, checksum_stored, ensure_bucket, put_bytes
 from chestxray.errors import BundleInvalid, CloudError, CloudMissing, UsageError
-from chestxray.inference.bundle import DESCRIPTION, Bundle
+from chestxray.inference.bundle import BUNDLE_JSON, Bundle
 from chestxray.progress import Log
 
 PYTHON: Final = "3.13"  # version in the function; website.yaml states the same
@@ -213,7 +213,7 @@ class Website:
     address: str
     api: str
     did: str
-    page_files: int
+    site_files: int
     stack: str
     rest: str = ""
 
@@ -286,7 +286,7 @@ def publish(cloud: Cloud, names: Names, settings: WebsiteSettings, behind: SiteM
         "RestPath": settings.rest_path,
         "PermissionsBoundary": cloud.rules.boundary,
     }
-    stack = stacks.deploy(cloud, names, names.website_stack, template(), parameters, log)
+    stack = stacks.deploy_stack(cloud, names, names.website_stack, stacks.stack_template("website"), parameters, log)
     changed = _send_page(cloud, stack.outputs["PageBucket"], behind.folder)
     if changed and stack.did != "create":
         _invalidate_page(cloud, stack.outputs["DistributionId"])
@@ -294,12 +294,7 @@ def publish(cloud: Cloud, names: Names, settings: WebsiteSettings, behind: SiteM
     return Website(outputs["Address"], outputs["Api"], stack.did, changed, stack.name, outputs.get("Rest", ""))
 
 
-def template() -> str:
-    """Return the stack's template."""
-    return stacks.template("website")
-
-
-def page_files(folder: Path) -> Iterator[tuple[str, bytes, str]]:
+def site_files(folder: Path) -> Iterator[tuple[str, bytes, str]]:
     """Yield the page's files as (key, content, media type), with this API's description for its documentation."""
     from chestxray.serving import static
 
@@ -307,7 +302,7 @@ def page_files(folder: Path) -> Iterator[tuple[str, bytes, str]]:
         short = static.SHORT_NAMES.get(f"/{key}", "").lstrip("/")
         for name in filter(None, (key, short)):  # the distribution itself answers "/"
             yield name, content, media_type
-    yield "openapi.json", _openapi(folder), static.MEDIA_TYPES[".json"]
+    yield "openapi.json", _openapi(folder), static.ASSET_MEDIA_TYPES[".json"]
 
 
 def _openapi(folder: Path) -> bytes:
@@ -344,9 +339,9 @@ def _fetched_bundle(cloud: Cloud, model: Mapping[str, Any], into: Path) -> Path:
             packed.extractall(into / "model", filter="data")
     except (tarfile.TarError, OSError) as error:
         raise BundleInvalid(f"{address}: cannot be unpacked ({error}). Deploy it again") from error
-    found = next((into / "model").rglob(DESCRIPTION), None)
+    found = next((into / "model").rglob(BUNDLE_JSON), None)
     if found is None:
-        raise BundleInvalid(f"{address}: holds no {DESCRIPTION}. Deploy a bundle with chestxray aws deploy")
+        raise BundleInvalid(f"{address}: holds no {BUNDLE_JSON}. Deploy a bundle with chestxray aws deploy")
     return found.parent
 
 
@@ -369,7 +364,7 @@ def _send_page(cloud: Cloud, bucket: str, folder: Path) -> int:
     """Send new and changed files of the page. Returns: their number."""
     client, sent = cloud.client("s3"), 0
     with cloud_errors(f"sending the page to {bucket}"):
-        for key, content, media_type in page_files(folder):
+        for key, content, media_type in site_files(folder):
             if checksum_stored(client, bucket, key) != checksum_of_bytes(content):
                 put_bytes(client, bucket, key, content, ContentType=media_type, CacheControl="no-cache")
                 sent += 1

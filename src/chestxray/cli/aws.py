@@ -52,7 +52,9 @@ def upload(context: AwsContext, data: Path, address: str) -> None:
     creates = storage.check_bucket(context.cloud, context.names, address)
     with context.console.progress("Comparing") as move:
         comparison = (
-            storage.without_bucket(data, address) if creates else storage.compare(context.cloud, data, address, move)
+            storage.without_bucket(data, address)
+            if creates
+            else storage.upload_diff(context.cloud, data, address, move)
         )
     if not context.go_ahead(storage.upload_plan(comparison, creates=creates)):
         return
@@ -141,7 +143,7 @@ def website(
     if is_typed("budget") and not email:
         raise UsageError("--budget belongs to --email, who is told when it is reached. Give both")
     settings = WebsiteSettings(access, inline, entries, email, budget, rate, origins, rest_api)
-    there = stacks.describe(context.cloud, context.names.website_stack) is not None
+    there = stacks.describe_stack(context.cloud, context.names.website_stack) is not None
     if not inline:
         running_model(context.cloud, context.names)  # raises without an endpoint: the plan could not be carried out
     if not context.go_ahead(website_plan(context.names, settings, there)):
@@ -217,9 +219,9 @@ def status(context: AwsContext, cost: bool) -> None:
     The exit status is 1 if a list could not be read.
     """
     from chestxray.aws.plan import PRICES_AS_OF, PRICES_NOTICE, dollars
-    from chestxray.aws.teardown import survey
+    from chestxray.aws.teardown import survey_account
 
-    found = survey(context.cloud, context.names)
+    found = survey_account(context.cloud, context.names)
     lines = [*_foreign_lines(found.foreign)]
     lines += [_table(found.found, cost=cost)] if found.found else [f"{context.names.deployment}: nothing exists"]
     if cost:
@@ -257,7 +259,7 @@ def destroy(context: AwsContext, endpoint: bool, yes: bool, keep_data: bool) -> 
     from chestxray.aws import teardown
 
     data = not keep_data
-    before = teardown.survey(context.cloud, context.names, data=data, endpoint=endpoint)
+    before = teardown.survey_account(context.cloud, context.names, data=data, endpoint=endpoint)
     for why in before.unknown:  # so that an empty plan is not taken for an empty account
         context.console.log(f"Beware: {why}")
     for line in _foreign_lines(before.foreign):

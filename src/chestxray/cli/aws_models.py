@@ -122,7 +122,7 @@ def train(
     if wait:
         _follow_training(context, begun)
     else:
-        status = jobs.status_of(context.cloud, begun.name)
+        status = jobs.job_status_of(context.cloud, begun.name)
         document = {"job": begun.name, "did": begun.did, "status": status}
         context.console.result(document, f"{begun.name}: {status}. {_how_to_stop(begun.name)}")
 

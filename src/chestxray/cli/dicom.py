@@ -48,7 +48,7 @@ def serve(console: Console, config: Path, explain: Path | None, ae_title: str) -
     if explain is not None:
         _explain(console, config, explain, ae_title)
         return
-    from chestxray.dicom.node import run
+    from chestxray.dicom.node import run_node
     from chestxray.dicom.settings import NodeSettings
     from chestxray.serving.telemetry import logged_to_stderr
 
@@ -76,7 +76,7 @@ def serve(console: Console, config: Path, explain: Path | None, ae_title: str) -
 
     with logged_to_stderr():
         logging.getLogger("chestxray.dicom").setLevel(logging.INFO)
-        run(settings, ready, stop)
+        run_node(settings, ready, stop)
 
 
 def _explain(console: Console, config: Path, film: Path, ae_title: str) -> None:

@@ -547,9 +547,9 @@ def template_option(name: str) -> Callable[[Command], Command]:
 
     def print_template(ctx: click.Context, _param: click.Parameter, given: bool) -> None:
         if given:
-            from chestxray.aws.stacks import template
+            from chestxray.aws.stacks import stack_template
 
-            click.echo(template(name), nl=False)
+            click.echo(stack_template(name), nl=False)
             ctx.exit()
 
     what = f"Print the CloudFormation template of the {name} for CDK, SAM or Terraform, and stop."

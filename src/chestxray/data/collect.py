@@ -184,7 +184,7 @@ def _of_path(source: Path | str, rules: _Rules) -> Collection:
         raise SourceInvalid(f"{source}: does not exist")
     if not (path.is_file() or path.is_dir()):
         raise SourceInvalid(f"{source}: is a pipe or a device. Give a folder, an archive, a table or a film")
-    return next(list_films for recognises, list_films in KINDS if recognises(path))(path, rules)
+    return next(list_films for recognises, list_films in FILE_KINDS if recognises(path))(path, rules)
 
 
 def _of_folder(source: Path, rules: _Rules) -> Collection:
@@ -331,7 +331,7 @@ def _ambiguous(resolver: Resolver) -> str:
 
 def _paths_of(entry: ListedFilm, base: Path, resolver: Resolver) -> list[str]:
     for place in entry.places:
-        if place.startswith(sources.SCHEME):
+        if place.startswith(sources.S3_SCHEME):
             return [place]
         if (inside := split_path(str(base / place))) is not None:
             return [str(base / place)] if inside[0].is_file() else []
@@ -485,13 +485,13 @@ Lister = Callable[[Path | str, _Rules], Collection]
 
 # The schemes of a source's address; the empty one, of every path, comes last.
 SCHEMES: Final[tuple[tuple[str, Lister], ...]] = (
-    (sources.SCHEME, lambda address, rules: _of_listing(address, sources.list_store(str(address)), rules)),
+    (sources.S3_SCHEME, lambda address, rules: _of_listing(address, sources.list_store(str(address)), rules)),
     (sources.KAGGLE_SCHEME, lambda address, rules: _of_folder(sources.downloaded(str(address)), rules)),
     ("", _of_path),
 )
 
 # The kinds of source on disk, in the order in which they are tried.
-KINDS: Final[tuple[tuple[Callable[[Path], bool], Callable[[Path, _Rules], Collection]], ...]] = (
+FILE_KINDS: Final[tuple[tuple[Callable[[Path], bool], Callable[[Path, _Rules], Collection]], ...]] = (
     (Path.is_dir, _of_folder),
     (is_archive, lambda path, rules: _of_listing(path, sources.list_archive(path), rules)),
     (is_table, _of_table),

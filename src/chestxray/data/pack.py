@@ -47,7 +47,7 @@ from chestxray.schema import (
 
 IMAGES: Final = "images.npy"
 MANIFEST: Final = "manifest.csv"
-DESCRIPTION: Final = "pack.json"
+PACK_JSON: Final = "pack.json"
 PROGRESS: Final = "progress.json"  # of an unfinished pack: its conditions, and how many of its films are decoded
 KEPT_EVERY: Final = 256  # films; the most that a killed run loses
 
@@ -76,7 +76,7 @@ class Pack:
         """Open a pack. Raises: PackInvalid, if a file is missing or the three files do not match."""
         folder = Path(folder)
         try:
-            info = PackInfo.from_json((folder / DESCRIPTION).read_text(encoding="utf-8"), str(folder / DESCRIPTION))
+            info = PackInfo.from_json((folder / PACK_JSON).read_text(encoding="utf-8"), str(folder / PACK_JSON))
             films = read_manifest(folder / MANIFEST)
             images = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, UnicodeDecodeError) as error:
@@ -152,7 +152,7 @@ def write_pack(
             'no accepted film stands on the train split. Run "chestxray clean" and "chestxray split" first'
         )
     refuse_leakage(rows, allowed=leakage_allowed)
-    with folder_written_whole(out, marker=DESCRIPTION) as beside:
+    with folder_written_whole(out, marker=PACK_JSON) as beside:
         images = np.lib.format.open_memmap(beside / IMAGES, mode="w+", dtype=np.uint8, shape=(len(rows), height, width))
         write_manifest(rows, beside / MANIFEST)
         for done, plane in enumerate(_planes(rows, wanted, _known_planes(out, wanted), mapper, on_progress), start=1):
@@ -170,7 +170,7 @@ def write_pack(
             decoder=decoder_hash(),
         )
         (beside / PROGRESS).unlink(missing_ok=True)
-        (beside / DESCRIPTION).write_text(info.to_json(), encoding="utf-8")
+        (beside / PACK_JSON).write_text(info.to_json(), encoding="utf-8")
     for folder in _left_behind(out):
         shutil.rmtree(folder, ignore_errors=True)
     return info
@@ -216,7 +216,7 @@ def _known_planes(out: Path, wanted: Preprocessing) -> dict[str, UInt8Array]:
     conditions = _conditions(wanted).items()
     planes: dict[str, UInt8Array] = {}
     for folder in (out, *_left_behind(out)):
-        found = _description(folder / (DESCRIPTION if folder == out else PROGRESS))
+        found = _description(folder / (PACK_JSON if folder == out else PROGRESS))
         if all(found.get(name) == value for name, value in conditions):
             _add_planes(planes, folder, found.get("done"))
     return planes

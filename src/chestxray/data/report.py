@@ -37,7 +37,7 @@ from chestxray.text import table_bytes
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-MARKER: Final = "data.json"
+DATA_JSON: Final = "data.json"
 AUDIT_MARKER: Final = "audit.json"
 FILMS_TABLE: Final = "films.csv"
 GROUP_SHEETS: Final = 8  # groups of an audit with a contact sheet
@@ -131,7 +131,7 @@ def write_data_report(
     labelled = any(film.is_accepted and film.label for film in films)
     audit = audit_films(films, on_progress, workers) if labelled else None
     page = _environment().get_template("data_report.html.j2")
-    with folder_written_whole(Path(folder), MARKER) as beside:
+    with folder_written_whole(Path(folder), DATA_JSON) as beside:
         text = page.render(
             title=title,
             report=report,
@@ -145,7 +145,7 @@ def write_data_report(
         )
         (beside / "index.html").write_text(text, encoding="utf-8", errors="backslashreplace")
         document = {**dataclasses.asdict(report), "audit": audit.to_json() if audit else None}
-        (beside / MARKER).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        (beside / DATA_JSON).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return report
 
 

@@ -250,22 +250,22 @@ def list_store(address: str) -> Listing:
         for key in keys_below(address):
             parts = PurePosixPath(key.removeprefix(prefix).lstrip("/")).parts
             if parts:
-                film = f"{SCHEME}{bucket}/{key}"
+                film = f"{S3_SCHEME}{bucket}/{key}"
                 yield film, parts, lambda film=film: read_object(film, HEAD)  # type: ignore[misc]
 
     return _sorted_out(found())
 
 
-SCHEME: Final = "s3://"
-ATTEMPTS: Final = 6  # attempts of one call, while the store is busy
-PAGE: Final = 1000  # objects in a request; the protocol allows no more
+S3_SCHEME: Final = "s3://"
+ATTEMPTS: Final = 6  # of one call to AWS: the first and five more, at growing intervals
+OBJECTS_AT_ONCE: Final = 1000  # objects in a request; the protocol allows no more
 S3_ENDPOINT_VARIABLE: Final = "AWS_ENDPOINT_URL_S3"
 OWNER_VARIABLE: Final = "CHESTXRAY_BUCKET_OWNER"  # "BUCKET=ACCOUNT": S3 refuses that bucket where it is another's
 
 
 def split_address(address: str) -> tuple[str, str]:
     """Return bucket and key, or prefix. Raises: SourceInvalid."""
-    bucket, _, key = address.removeprefix(SCHEME).partition("/")
+    bucket, _, key = address.removeprefix(S3_SCHEME).partition("/")
     if not bucket:
         raise SourceInvalid(f"{address}: names no bucket; write it as s3://bucket/prefix")
     return bucket, key
@@ -287,7 +287,7 @@ def objects_below(store: Any, address: str) -> Iterator[dict[str, Any]]:
     """
     bucket, prefix = split_address(address)
     pages = store.get_paginator("list_objects_v2").paginate(
-        Bucket=bucket, Prefix=below(prefix), PaginationConfig={"PageSize": PAGE}
+        Bucket=bucket, Prefix=below(prefix), PaginationConfig={"PageSize": OBJECTS_AT_ONCE}
     )
     for page in pages:
         yield from (found for found in page.get("Contents", ()) if found["Key"][-1] != "/")
@@ -350,7 +350,7 @@ def read_film(film: Film) -> bytes:
 
     Also raises ``MissingExtra``, for an object in S3 if boto3 is not installed.
     """
-    if film.path.startswith(SCHEME):
+    if film.path.startswith(S3_SCHEME):
         return read_object(film.path)
     if inside := split_path(film.path):
         return read_member(*inside)

@@ -62,7 +62,7 @@ class TableRow(NamedTuple):
     cells: Mapping[str, str]
 
 
-Reader = Callable[[bytes, Path], tuple[tuple[str, ...], list[TableRow]]]
+TableReader = Callable[[bytes, Path], tuple[tuple[str, ...], list[TableRow]]]
 
 
 def column_key(column: str) -> str:
@@ -105,7 +105,7 @@ def _bytes_of(path: Path) -> bytes:
     return data
 
 
-def _reader_of(path: Path, data: bytes) -> Reader:
+def _reader_of(path: Path, data: bytes) -> TableReader:
     """Return the reader for a table: by its first bytes where these tell, else by the name's ending."""
     ending = ending_of(path)
     if data.startswith(b"PAR1"):
@@ -325,7 +325,7 @@ def _as_text(value: Any) -> str:
     return str(value)
 
 
-_READERS: Final[Mapping[str, Reader]] = {
+_READERS: Final[Mapping[str, TableReader]] = {
     ".parquet": _read_parquet,
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,

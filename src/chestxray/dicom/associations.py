@@ -34,7 +34,7 @@ from typing import Any, Final, NamedTuple
 from pynetdicom import evt
 from pynetdicom.pdu_primitives import P_DATA
 
-from chestxray.dicom.settings import MEBIBYTE
+from chestxray.files import MEBIBYTE
 
 LONGEST_S: Final = 0.2  # seconds of one wait
 CLOSING_S: Final = 0.001  # seconds between two looks at a connection that is being closed, as the library waits
@@ -66,7 +66,7 @@ ESTABLISHED: Final = "Sta6"  # PS3.8 section 9.2
 CONNECTION_ENDED: Final = "Evt17"
 INVALID_PDU: Final = "Evt19"
 LONGEST_PDU: Final = MEBIBYTE  # bytes of the longest PDU that is read: a request with every possible context
-READ_AT_ONCE: Final = 65_536  # bytes; memory grows with what comes, not with what a header claims
+BYTES_AT_ONCE: Final = 65_536  # bytes; memory grows with what comes, not with what a header claims
 KEPT: Final = 4 * MEBIBYTE  # bytes that an association keeps for its next film
 SENT_AT_ONCE: Final = 65_536  # bytes between two looks at the time: a peer may take a byte now and then
 PAUSING_S: Final = 0.0001  # seconds between two looks at the thread that has to pause, as the library waits
@@ -504,7 +504,7 @@ class Stores:
     def _exactly(self, wanted: int) -> bytearray:
         read = bytearray()
         while len(read) < wanted:
-            piece = self._service.socket.socket.recv(min(READ_AT_ONCE, wanted - len(read)))
+            piece = self._service.socket.socket.recv(min(BYTES_AT_ONCE, wanted - len(read)))
             if not piece:
                 break
             read += piece

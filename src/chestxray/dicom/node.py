@@ -24,9 +24,10 @@ from chestxray.dicom.queue import ANSWERED, DEAD, WAITING, Order, OutOfRoom, Que
 from chestxray.dicom.receive import Receiver, log, not_taken
 from chestxray.dicom.rules import decide, facts_of
 from chestxray.dicom.send import LOOKED_EVERY_S, Sender
-from chestxray.dicom.settings import MEBIBYTE, NodeSettings
-from chestxray.dicom.workers import ENDED, Classified, NoWorker, Setup, Task, Worker, WorkerDied
+from chestxray.dicom.settings import NodeSettings
+from chestxray.dicom.workers import WORKER_FAILED, Classified, NoWorker, Setup, Task, Worker, WorkerDied
 from chestxray.errors import FilmError, FilmTooLarge, OutputUnwritable, SettingsInvalid, UnsupportedFormat
+from chestxray.files import MEBIBYTE
 from chestxray.inference.bundle import Bundle, folder_of, open_bundle
 from chestxray.inference.predictor import FILMS_A_PASS
 from chestxray.serving.telemetry import Metrics
@@ -249,7 +250,7 @@ class Node:
         )
 
     def _task(self, film: QueuedFilm) -> Task:
-        refused = ENDED if film.tries >= TRIED_AT_MOST else ""
+        refused = WORKER_FAILED if film.tries >= TRIED_AT_MOST else ""
         return Task(film.path, film.id, film.received, film.order.secondary_capture, refused)
 
     # ------------------------------------------------------------------ watching
@@ -282,7 +283,7 @@ def bundle_hash(bundle: Bundle) -> str:
     return hashlib.sha256(bundle.info.to_json().encode()).hexdigest()
 
 
-def run(settings: NodeSettings, ready: Callable[[Node], None], stop: threading.Event) -> None:
+def run_node(settings: NodeSettings, ready: Callable[[Node], None], stop: threading.Event) -> None:
     """Run a node until ``stop`` is set. Raises: as ``Node``."""
     _leave_a_closed_folder()
     with Node(settings) as node:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from chestxray.data.collect import films_of
 from chestxray.dicom.receive import FILM_CLASSES, SUCCESS, Receiver
-from chestxray.dicom.rules import facts_of
+from chestxray.dicom.rules import UID_FORM, facts_of
 from chestxray.dicom.send import ask_web, association, web_client
 from chestxray.dicom.settings import Destination, NodeSettings, Peer
 from chestxray.errors import FilmError, PeerError, SourceInvalid, UsageError
@@ -37,7 +37,6 @@ STUDY_GET: Final = "1.2.840.10008.5.1.4.1.2.2.3"
 PENDING: Final = frozenset({0xFF00, 0xFF01})
 
 _DATES: Final = re.compile(r"\d{8}(-\d{8})?")
-_UID: Final = re.compile(r"[0-9.]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +150,7 @@ class _Keeper:
 def _checked(study: object, series: object, instance: object) -> RemoteFilm:
     """Return a film after a check that its UIDs may be part of a path. Raises: PeerError."""
     uids = [str(value) for value in (study, series, instance)]
-    if not all(_UID.fullmatch(uid) and uid.strip(".") for uid in uids):
+    if not all(UID_FORM.fullmatch(uid) and uid.strip(".") for uid in uids):
         raise PeerError("the PACS named a film by something that is no UID")
     return RemoteFilm(*uids)
 

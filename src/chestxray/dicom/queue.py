@@ -27,9 +27,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from chestxray.dicom.settings import MEBIBYTE, Limits
+from chestxray.dicom.settings import Limits
 from chestxray.errors import OutputUnwritable, SourceInvalid
-from chestxray.files import put_durably, size_of, sync, written_beside
+from chestxray.files import MEBIBYTE, put_durably, size_of, sync, written_beside
 
 WAITING: Final = "waiting"  # a film: not classified yet. A delivery: not sent yet
 ANSWERED: Final = "answered"  # a film: its results wait for sending

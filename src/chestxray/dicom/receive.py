@@ -25,8 +25,9 @@ from chestxray import __version__
 from chestxray.dicom.associations import StoreRequest, Stores, file_meta, wait_for_events
 from chestxray.dicom.queue import OutOfRoom
 from chestxray.dicom.rules import FilmFacts
-from chestxray.dicom.settings import MEBIBYTE, NodeSettings, reason_of, server_context
+from chestxray.dicom.settings import NodeSettings, server_context, tls_reason_of
 from chestxray.errors import FilmTooLarge, UnreadableFilm, UnsupportedFormat, UsageError
+from chestxray.files import MEBIBYTE
 from chestxray.images.dicom_pixels import SYNTAXES
 
 VERIFICATION: Final = "1.2.840.10008.1.1"
@@ -58,7 +59,7 @@ WATCHED_EVERY_S: Final = 0.5
 IMPLEMENTATION: Final = "2.25.330104712947146553127543853302843210497"
 IMPLEMENTATION_NAME: Final = f"CHESTXRAY_{__version__}"[:16]
 
-Intake = Callable[[bytes, str], object]
+OnFilm = Callable[[bytes, str], object]
 Commitment = Callable[[str, list[str], list[str]], object]
 
 log: Final = logging.getLogger("chestxray.dicom")
@@ -71,7 +72,7 @@ class Receiver:
         reports: number of storage commitment reports that arrived.
     """
 
-    def __init__(self, settings: NodeSettings, take: Intake, commit: Commitment) -> None:
+    def __init__(self, settings: NodeSettings, take: OnFilm, commit: Commitment) -> None:
         """Prepare the receiver; it does not listen yet.
 
         Args:
@@ -196,7 +197,7 @@ class Receiver:
             )
             self._take(b"".join((head, data)), association.requestor.ae_title.strip())
         except Exception as error:  # noqa: BLE001 - after any error the sender must not hear "success"
-            status = status_of(error)
+            status = dicom_status_of(error)
             log.warning("film refused", extra={"status": f"0x{status:04X}", "fault": type(error).__name__})
             return status
         return SUCCESS
@@ -276,7 +277,7 @@ class _Server(ThreadedAssociationServer):
                 request.settimeout(self.ae.network_timeout)
             self.finish_request(request, client_address)
         except ssl.SSLError as error:
-            log.warning("connection refused", extra={"caller": client_address[0], "reason": reason_of(error)})
+            log.warning("connection refused", extra={"caller": client_address[0], "reason": tls_reason_of(error)})
             self.shutdown_request(request)
         except (OSError, ValueError) as error:
             log.info("connection refused", extra={"caller": client_address[0], "fault": type(error).__name__})
@@ -286,7 +287,7 @@ class _Server(ThreadedAssociationServer):
                 self._greeting -= 1
 
 
-def status_of(error: Exception) -> int:
+def dicom_status_of(error: Exception) -> int:
     """Return the status by which a sender learns that its film was not taken."""
     return next((code for kind, code, _ in STATUSES if isinstance(error, kind)), FAILED)
 

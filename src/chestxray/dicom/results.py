@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from chestxray.dicom.queue import Result
 from chestxray.dicom.rules import IDENTITY, MANUFACTURER, SOFTWARE, FilmFacts
-from chestxray.images.dicom import PIXEL_DATA, PREAMBLE, Encoding, elements, open_data_set
+from chestxray.images.dicom import LONG_VR, PIXEL_DATA, PREAMBLE, Encoding, elements, open_data_set
 from chestxray.images.dicom_pixels import EXPLICIT_LITTLE
 from chestxray.schema import NOTICE, Prediction
 
@@ -41,12 +41,12 @@ REPORT: Final = "sr"
 PICTURE: Final = "sc"
 
 # Each kind of result, for the sender and the conformance statement: SOP class, series number, description.
-KINDS: Final[Mapping[str, tuple[str, int, str]]] = {
+RESULT_KINDS: Final[Mapping[str, tuple[str, int, str]]] = {
     REPORT: (ENHANCED_SR, 9701, "Pneumonia classification - research use only"),
     PICTURE: (SECONDARY_CAPTURE, 9702, "Pneumonia heat map - research use only"),
 }
 
-SCHEME: Final = "99CHESTXRAY"  # designator of codes that are in no standard
+CODING_SCHEME: Final = "99CHESTXRAY"  # designator of codes that are in no standard
 REPORTED: Final = ("399208008", "SCT", "Plain chest X-ray")
 PNEUMONIA: Final = ("233604007", "SCT", "Pneumonia")
 LUNG: Final = ("39607008", "SCT", "Lung")
@@ -55,26 +55,25 @@ ABSENT: Final = ("2667000", "SCT", "Absent")
 CERTAINTY: Final = ("111012", "DCM", "Certainty of Finding")  # here: the calibrated probability
 PERCENT: Final = ("%", "UCUM", "Percent")
 COMMENT: Final = ("121106", "DCM", "Comment")
-THRESHOLD: Final = ("threshold", SCHEME, "Threshold of the operating point")
-GATE: Final = ("gate", SCHEME, "Whether the model may classify the film")
-ACCEPTED: Final = ("accepted", SCHEME, "Accepted")
-REFUSED: Final = ("refused", SCHEME, "Refused")
+THRESHOLD: Final = ("threshold", CODING_SCHEME, "Threshold of the operating point")
+GATE_DECISION: Final = ("gate", CODING_SCHEME, "Whether the model may classify the film")
+GATE_ACCEPTED: Final = ("accepted", CODING_SCHEME, "Accepted")
+GATE_REFUSED: Final = ("refused", CODING_SCHEME, "Refused")
 
 _TYPE_2: Final = frozenset(
     {0x00080020, 0x00080030, 0x00080050, 0x00080090, 0x00100010, 0x00100020, 0x00100030, 0x00100040, 0x00200010}
 )
-_LONG_VR: Final = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 OWN_INSTANCE: Final = 0  # place of a result's own UID among the words of its form
 _UID_NAMESPACE: Final = uuid.UUID("0f4cb6d2-5f5e-5a07-9a43-5d6e9a0f2a11")  # the name space of our UIDs
 
 STRIP: Final = 22  # pixels of height of a line of the notice
 PLACED_SIZE: Final = (251, 257)  # rows and columns of the picture in a form
-PICTURE_SIDE: Final = 768  # pixels of the film in a picture, at most; the map behind it has some ten cells a side
-MIN_WIDTH: Final = 256  # pixels of a picture, so that the notice can be read
+HEAT_MAP_SIDE: Final = 768  # pixels of the film in a picture, at most; the map behind it has some ten cells a side
+MIN_HEAT_MAP_WIDTH: Final = 256  # pixels of a picture, so that the notice can be read
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ResultContent:
     """The content of the answer to a film.
 
     Attributes:
@@ -97,7 +96,9 @@ def derived_uid(*parts: str) -> str:
     return f"2.25.{uuid.uuid5(_UID_NAMESPACE, chr(10).join(parts)).int}"
 
 
-def results_of(identity: Mapping[int, bytes], answer: Answer, picture: Image.Image | None = None) -> tuple[Result, ...]:
+def results_of(
+    identity: Mapping[int, bytes], answer: ResultContent, picture: Image.Image | None = None
+) -> tuple[Result, ...]:
     """Make the objects that answer a film.
 
     Args:
@@ -141,11 +142,11 @@ def _element(tag: int, vr: bytes, value: bytes) -> bytes:
 
 
 def _head(tag: int, vr: bytes, length: int) -> bytes:
-    form = "<HH2sxxL" if vr in _LONG_VR else "<HH2sH"
+    form = "<HH2sxxL" if vr in LONG_VR else "<HH2sH"
     return struct.pack(form, tag >> 16, tag & 0xFFFF, vr, length)
 
 
-def _dated(dataset: Dataset, answer: Answer) -> Dataset:
+def _dated(dataset: Dataset, answer: ResultContent) -> Dataset:
     """Set dates that the library takes from its clock, so that the same answer gives the same bytes."""
     moment = answer.received
     date, time = f"{moment:%Y%m%d}", f"{moment:%H%M%S}"
@@ -196,7 +197,9 @@ def _decimal(word: str) -> Any:
     return DS(float(word), auto_format=True)
 
 
-def _filled_in(kind: str, answer: Answer, identity: Mapping[int, bytes], picture: Image.Image | None = None) -> Result:
+def _filled_in(
+    kind: str, answer: ResultContent, identity: Mapping[int, bytes], picture: Image.Image | None = None
+) -> Result:
     """Encode a result: the form of the answer's shape, with what is the film's own, and the film's identity."""
     form = _form(kind, _shape(answer, kind))
     words = _values_of(answer, kind, PLACED_SIZE if picture is None else (picture.height, picture.width))
@@ -208,7 +211,7 @@ def _filled_in(kind: str, answer: Answer, identity: Mapping[int, bytes], picture
         pixels = picture.tobytes()
         padding = b"\0" * (len(pixels) % 2)
         pieces += [_head(PIXEL_DATA, b"OB", len(pixels) + len(padding)), pixels, padding]
-    return Result(kind, KINDS[kind][0], words[OWN_INSTANCE], b"".join(pieces))
+    return Result(kind, RESULT_KINDS[kind][0], words[OWN_INSTANCE], b"".join(pieces))
 
 
 def _joined(pieces: Pieces, words: Sequence[str]) -> bytes:
@@ -216,7 +219,7 @@ def _joined(pieces: Pieces, words: Sequence[str]) -> bytes:
 
 
 @lru_cache(64)
-def _form(kind: str, shape: Answer) -> _Form:
+def _form(kind: str, shape: ResultContent) -> _Form:
     """Build a result of a shape with the library, which takes longer than the network takes for a film; cut it up."""
     from pydicom.filewriter import dcmwrite
 
@@ -257,7 +260,7 @@ def _split_at_placeholders(data: bytes, held: Mapping[bytes, _Place]) -> Pieces:
     return (*pieces, data[last:])
 
 
-def _values_of(answer: Answer, kind: str, size: Sequence[int]) -> tuple[str, ...]:
+def _values_of(answer: ResultContent, kind: str, size: Sequence[int]) -> tuple[str, ...]:
     """Return every value that differs between the results of two films of one shape, in a fixed order.
 
     Args:
@@ -265,7 +268,7 @@ def _values_of(answer: Answer, kind: str, size: Sequence[int]) -> tuple[str, ...
         kind: REPORT or PICTURE.
         size: (height, width) of the picture, in pixels.
     """
-    facts, bundle, sop_class = answer.facts, answer.bundle[2], KINDS[kind][0]
+    facts, bundle, sop_class = answer.facts, answer.bundle[2], RESULT_KINDS[kind][0]
     prediction = answer.prediction
     probability = 0.0 if prediction is None else prediction.probability or 0.0
     return (
@@ -283,7 +286,7 @@ def _values_of(answer: Answer, kind: str, size: Sequence[int]) -> tuple[str, ...
     )
 
 
-def _shape(answer: Answer, kind: str) -> Answer:
+def _shape(answer: ResultContent, kind: str) -> ResultContent:
     """Return the answer with placeholders for the film's own values: equal for all films of one shape."""
     prediction = None if kind == PICTURE else answer.prediction  # a picture says nothing in its elements
     if prediction is not None:
@@ -299,18 +302,18 @@ def _shape(answer: Answer, kind: str) -> Answer:
         )
     facts = FilmFacts(answer.facts.sop_class, "1.2.3.1", "1.2.3.2", "1.2.3.3")
     moment = datetime(1901, 2, 3, 4, 5, 6)  # noqa: DTZ001 - a placeholder
-    return Answer(facts, prediction, "why" if answer.reason and kind == REPORT else "", answer.bundle, moment)
+    return ResultContent(facts, prediction, "why" if answer.reason and kind == REPORT else "", answer.bundle, moment)
 
 
 # --------------------------------------------------------------------------- the report
 
 
-def _library_report(answer: Answer) -> EnhancedSR:
+def _library_report(answer: ResultContent) -> EnhancedSR:
     import highdicom
     from highdicom.coding_schemes import CodingSchemeIdentificationItem
 
-    sop_class, number, description = KINDS[REPORT]
-    scheme = CodingSchemeIdentificationItem(designator=SCHEME, name="Codes of the chestxray package")
+    sop_class, number, description = RESULT_KINDS[REPORT]
+    scheme = CodingSchemeIdentificationItem(designator=CODING_SCHEME, name="Codes of the chestxray package")
     report = highdicom.sr.EnhancedSR(
         evidence=[_stand_in(answer.facts)],
         content=_content(answer),
@@ -345,7 +348,7 @@ def _instance_number(facts: FilmFacts) -> int:
     return 1 + int.from_bytes(hashlib.sha256(facts.sop_instance.encode()).digest()[:3])
 
 
-def _equipment(answer: Answer) -> dict[str, Any]:
+def _equipment(answer: ResultContent) -> dict[str, Any]:
     return {
         "manufacturer_model_name": _short(answer.bundle[0]),
         "software_versions": SOFTWARE,
@@ -355,7 +358,7 @@ def _equipment(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _content(answer: Answer) -> MeasurementReport:
+def _content(answer: ResultContent) -> MeasurementReport:
     from highdicom import sr
 
     device = sr.DeviceObserverIdentifyingAttributes(
@@ -375,13 +378,15 @@ def _content(answer: Answer) -> MeasurementReport:
     )
 
 
-def _group(answer: Answer) -> MeasurementsAndQualitativeEvaluations:
+def _group(answer: ResultContent) -> MeasurementsAndQualitativeEvaluations:
     """Return one measurement group: the finding, the algorithm, the image; or the reason for no finding."""
     from highdicom import sr
 
     prediction, facts = answer.prediction, answer.facts
     accepted = prediction is not None and prediction.gate.accepted
-    evaluations = [sr.QualitativeEvaluation(_code(*GATE), _code(*(ACCEPTED if accepted else REFUSED)))]
+    evaluations = [
+        sr.QualitativeEvaluation(_code(*GATE_DECISION), _code(*(GATE_ACCEPTED if accepted else GATE_REFUSED)))
+    ]
     measured = []
     if prediction is not None and prediction.probability is not None:
         present = PRESENT if prediction.label == "pneumonia" else ABSENT
@@ -414,7 +419,7 @@ def _as_percent(share: float) -> float:
     return round(100.0 * share, 4)
 
 
-def _parameters(answer: Answer) -> Sequence[str]:
+def _parameters(answer: ResultContent) -> Sequence[str]:
     model, graph, bundle = answer.bundle
     parameters = [f"model: {model}", f"model SHA-256: {graph}", f"bundle SHA-256: {bundle}"]
     if answer.prediction is not None:
@@ -425,7 +430,7 @@ def _parameters(answer: Answer) -> Sequence[str]:
     return [_ascii(text) for text in parameters]
 
 
-def _comments(answer: Answer) -> list[str]:
+def _comments(answer: ResultContent) -> list[str]:
     prediction = answer.prediction
     reason = answer.reason if prediction is None else prediction.gate.reason
     comments = [f"Not classified: {reason}"] if reason else []
@@ -475,13 +480,13 @@ def _stand_in(facts: FilmFacts) -> Dataset:
 # --------------------------------------------------------------------------- the picture
 
 
-def _library_picture(answer: Answer, pixels: npt.NDArray[np.uint8] | None = None) -> Dataset:
+def _library_picture(answer: ResultContent, pixels: npt.NDArray[np.uint8] | None = None) -> Dataset:
     import highdicom
     from pydicom import Dataset
     from pydicom.sequence import Sequence as Items
 
     facts = answer.facts
-    sop_class, number, description = KINDS[PICTURE]
+    sop_class, number, description = RESULT_KINDS[PICTURE]
     picture = highdicom.sc.SCImage(
         pixel_array=np.zeros((*PLACED_SIZE, 3), np.uint8) if pixels is None else pixels,
         photometric_interpretation="RGB",
@@ -512,12 +517,15 @@ def _library_picture(answer: Answer, pixels: npt.NDArray[np.uint8] | None = None
     return picture
 
 
-_BUILDERS: Final[Mapping[str, Callable[[Answer], Dataset]]] = {REPORT: _library_report, PICTURE: _library_picture}
+_BUILDERS: Final[Mapping[str, Callable[[ResultContent], Dataset]]] = {
+    REPORT: _library_report,
+    PICTURE: _library_picture,
+}
 
 
 def _with_notice(film: Image.Image, prediction: Prediction) -> Image.Image:
     """Burn the result and the notice into a strip below the picture."""
-    width = max(film.width, MIN_WIDTH)
+    width = max(film.width, MIN_HEAT_MAP_WIDTH)
     strips = [_strip(text, width) for text in (_sentence(prediction), NOTICE)]
     canvas = Image.new("RGB", (width, film.height + sum(strip.height for strip in strips) + 4), "black")
     canvas.paste(film, ((width - film.width) // 2, 0))

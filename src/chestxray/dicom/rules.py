@@ -32,7 +32,7 @@ _READ: Final = {  # tag -> name; none of them needs the character set, or is lon
     0x0020000D: "StudyInstanceUID",
     0x0020000E: "SeriesInstanceUID",
 }
-_UID: Final = re.compile(r"[0-9.]{1,64}")  # leading zeros, which the standard forbids, are let through: archives do
+UID_FORM: Final = re.compile(r"[0-9.]{1,64}")  # leading zeros, which the standard forbids, are let through: archives do
 
 # Text elements of patient and study that results copy unchanged (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2).
 IDENTITY: Final = frozenset(
@@ -111,7 +111,7 @@ def read_header(data: bytes, ae_title: str = "", source: str = "film") -> tuple[
     for name in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
         if not found[name]:
             raise UnreadableFilm(f"{source}: the DICOM header has no {name}, so no result could be put beside it")
-        if not _UID.fullmatch(found[name]):
+        if not UID_FORM.fullmatch(found[name]):
             raise UnreadableFilm(f"{source}: the {name} of the DICOM header is no UID, so no result could refer to it")
     for tag, value in identity.items():
         if len(value) > LONGEST_IDENTITY:

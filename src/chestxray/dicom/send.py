@@ -26,7 +26,7 @@ from chestxray.dicom.receive import (
     on_commitment,
     silence_libraries,
 )
-from chestxray.dicom.results import KINDS, derived_uid
+from chestxray.dicom.results import RESULT_KINDS, derived_uid
 from chestxray.dicom.settings import Destination, NodeSettings, client_context
 from chestxray.errors import FilmError, PeerError, UnreadableFilm
 from chestxray.images.dicom import PREAMBLE, open_data_set
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from pynetdicom.ae import ApplicationEntity
     from pynetdicom.association import Association
 
-ACCEPTED: Final = frozenset({SUCCESS, 0xB000, 0xB006, 0xB007})  # success, or a warning about elements (PS3.4 B.2.3)
+STORED_STATUSES: Final = frozenset(
+    {SUCCESS, 0xB000, 0xB006, 0xB007}
+)  # success, or a warning about elements (PS3.4 B.2.3)
 ASKED_AT_MOST: Final = 3  # requests for a commitment that never comes; then the success of C-STORE counts
 COMMITMENT_S: Final = 300.0  # seconds until the request is repeated
 GONE: Final = "the file of the result is gone or damaged"
@@ -122,7 +124,7 @@ class Sender:
     # ------------------------------------------------------------------ C-STORE
 
     def _by_association(self, waiting: Sequence[Delivery]) -> None:
-        contexts = [sop_class for sop_class, _, _ in KINDS.values()]
+        contexts = [sop_class for sop_class, _, _ in RESULT_KINDS.values()]
         if self.destination.commitment:
             contexts.append(STORAGE_COMMITMENT)
         commit = partial(on_commitment, self.queue.committed)
@@ -170,10 +172,10 @@ class Sender:
             return False
         if status is None:
             raise PeerError(f"destination {self.destination.name}: the connection ended before an answer to C-STORE")
-        if status not in ACCEPTED:
+        if status not in STORED_STATUSES:
             self.queue.refused(delivery, f"refused with status 0x{status:04X}")
             log.warning("result refused", extra={"film": delivery.key, "status": f"0x{status:04X}"})
-        return status in ACCEPTED
+        return status in STORED_STATUSES
 
     # ------------------------------------------------------------------ storage commitment (PS3.4 annex J)
 

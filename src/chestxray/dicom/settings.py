@@ -27,7 +27,6 @@ from chestxray.files import read_text
 from chestxray.inference.bundle import DEFAULT
 from chestxray.serving.security import is_loopback
 
-MEBIBYTE: Final = 2**20
 AE_TITLE_LENGTH: Final = 16  # characters (PS3.5 section 6.2)
 HIGHEST_PORT: Final = 65535
 
@@ -364,7 +363,7 @@ def _check_port(where: str, port: int) -> None:
         raise SettingsInvalid(f"{where} = {port}: a port is 0 to {HIGHEST_PORT}")
 
 
-def reason_of(error: OSError) -> str:
+def tls_reason_of(error: OSError) -> str:
     """Explain in a clause why there is no TLS."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the peer's certificate is not accepted: {error.verify_message.rstrip('.')}"
@@ -398,7 +397,7 @@ def _passed_on(on_fault: OnFault, kind: type[OSError]) -> Iterator[None]:
     except (ssl.SSLWantReadError, ssl.SSLWantWriteError):  # no error, but asyncio's way of waiting
         raise
     except kind as error:
-        on_fault(reason_of(error))
+        on_fault(tls_reason_of(error))
         raise
 
 

@@ -27,9 +27,10 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from chestxray.dicom.queue import ANSWERED, DEAD, DONE, WAITING
-from chestxray.dicom.receive import HANDSHAKE_S, log, status_of
-from chestxray.dicom.settings import MEBIBYTE, server_context
+from chestxray.dicom.receive import HANDSHAKE_S, dicom_status_of, log
+from chestxray.dicom.settings import server_context
 from chestxray.errors import UsageError
+from chestxray.files import MEBIBYTE
 from chestxray.schema import NOTICE
 from chestxray.serving.connection import Connection, ConnectionLimits, ServerState
 from chestxray.serving.intake import Part, parts_of
@@ -182,7 +183,7 @@ class _Films:
                 return
             self._node.take(part.data, STOW)
         except Exception as error:  # noqa: BLE001 - as for C-STORE: after any error the sender must not hear "stored"
-            self.failed.append((sop_class, sop_instance, status_of(error)))
+            self.failed.append((sop_class, sop_instance, dicom_status_of(error)))
         else:
             self.stored.append((sop_class, sop_instance))
 

@@ -17,7 +17,7 @@ from chestxray.arrays import Float32Array, UInt8Array
 from chestxray.data.parallel import CleanContext, depend_on_the_parent
 from chestxray.dicom.deidentify import deidentified
 from chestxray.dicom.queue import OutOfRoom, Result, WrittenResult
-from chestxray.dicom.results import PICTURE_SIDE, Answer, derived_uid, results_of
+from chestxray.dicom.results import HEAT_MAP_SIDE, ResultContent, derived_uid, results_of
 from chestxray.dicom.rules import FilmFacts, read_header
 from chestxray.errors import FilmError, MissingExtra
 from chestxray.files import write_atomically
@@ -28,7 +28,9 @@ from chestxray.inference.ood import Prepared
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import BundleInfo, Prediction
 
-ENDED: Final = "the process that read it came to an end or took too long: too little memory, or a fault of a decoder"
+WORKER_FAILED: Final = (
+    "the process that read it came to an end or took too long: too little memory, or a fault of a decoder"
+)
 STARTING_S: Final = 120.0  # seconds in which a process has to load the bundle and the libraries
 
 
@@ -246,7 +248,7 @@ def _opened(task: Task, predictor: Predictor) -> _Opened | Exception:
         film = decode(data, "film")  # once, for the network and for the picture
         prepared = predictor.prepare(data, "film", film)
         drawn = task.secondary_capture and prepared.plane is not None
-        return _Opened(task, facts, identity, prepared, averaged(film, PICTURE_SIDE) if drawn else None)
+        return _Opened(task, facts, identity, prepared, averaged(film, HEAT_MAP_SIDE) if drawn else None)
     except (FilmError, MissingExtra) as error:
         return _Opened(task, facts, identity, reason=str(error).removeprefix("film: "))
     except Exception as error:  # noqa: BLE001 - of this film; the films beside it are answered
@@ -257,7 +259,7 @@ def _written(
     film: _Opened, prediction: Prediction | None, activation: Float32Array | None, predictor: Predictor, setup: Setup
 ) -> Classified | Exception:
     task, info = film.task, predictor.info
-    answer = Answer(
+    answer = ResultContent(
         facts=film.facts,
         prediction=prediction,
         reason=film.reason,

@@ -330,7 +330,7 @@ def _plain(value: Any) -> Any:
 
 
 WORST: Final = 12  # errors listed in each direction
-HISTOGRAM_BINS: Final = 20
+PROBABILITY_BINS: Final = 20
 FEW_FILMS: Final = 30  # films of a class; with fewer, every figure about the class is rough
 
 DECISION_THRESHOLDS: Final = np.round(np.arange(0.01, 1.0, 0.01), 2)
@@ -501,7 +501,7 @@ def _decision(table: ScoreTable) -> DecisionCurve:
 
 
 def _histogram(table: ScoreTable) -> Histogram:
-    edges = np.linspace(0.0, 1.0, HISTOGRAM_BINS + 1)
+    edges = np.linspace(0.0, 1.0, PROBABILITY_BINS + 1)
     normal, pneumonia = (
         np.histogram(table.probabilities[table.labels == index], bins=edges)[0].tolist() for index in (0, 1)
     )

@@ -44,7 +44,7 @@ from chestxray.evaluation.assessment import (
 from chestxray.evaluation.report import write_report
 from chestxray.evaluation.robustness import predict_under_stress
 from chestxray.files import sha256_of_file
-from chestxray.inference.batch import ScoredFilm, score_films, write_scores
+from chestxray.inference.batch import ScoredFilm, score_films, write_scored_films
 from chestxray.inference.bundle import Bundle, folder_of, shipped_bundles
 from chestxray.inference.heatmap import over_film
 from chestxray.inference.ood import REFUSED_ABOVE, Gatekeeper
@@ -150,7 +150,9 @@ def evaluate_bundle(
     by_path = {film.path: film for film in chosen}
     errors = [*assessment.missed, *assessment.false_alarms]
     pictures = {error.path: explained(predictor, by_path[error.path]) for error in errors}
-    write_report(assessment, out, provenance, pictures, beside=lambda made: write_scores(scored, made / "scores.csv"))
+    write_report(
+        assessment, out, provenance, pictures, beside=lambda made: write_scored_films(scored, made / "scores.csv")
+    )
     return assessment
 
 

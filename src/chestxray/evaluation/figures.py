@@ -1,7 +1,7 @@
 """The figures of a report, as SVG for the page and for papers, and as PNG. Needs matplotlib (extra "report").
 
-Every colour is one of ``COLOURS``; on the page each becomes a variable of the style sheet, so the same drawing suits a
-light and a dark page.
+Every colour is one of ``CSS_VARIABLES``; on the page each becomes a variable of the style sheet, so the same drawing
+suits a light and a dark page.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GREEN: Final = "#4f8a10"
 PLUM: Final = "#8a3b8f"
 GOLD: Final = "#a07800"
 CARD: Final = "#fffffe"
-COLOURS: Final = {
+CSS_VARIABLES: Final = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
     LINE: "var(--line)",
@@ -322,6 +322,6 @@ def _inline(svg: bytes, name: str) -> str:
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)  # the page's own typeface is used instead
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
-    for colour, variable in COLOURS.items():
+    for colour, variable in CSS_VARIABLES.items():
         text = text.replace(colour, variable)
     return text

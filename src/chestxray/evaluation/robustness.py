@@ -224,7 +224,7 @@ def reliance(
                 specificity=proportion("specificity", confusion, level),
             )
         )
-    every_label, every_logit = pooled(labels, logits)
+    every_label, every_logit = pool_shifts(labels, logits)
     every_probability = calibrated(every_logit, *calibration)
     over_all = Confusion.at(point.threshold, every_label, every_probability)
     statistic = rates(point.threshold, every_label, every_probability)
@@ -254,7 +254,7 @@ def _groups(patients: Sequence[str]) -> Int64Array:
     return groups
 
 
-def pooled(labels: npt.ArrayLike, logits: Logits) -> tuple[npt.NDArray[np.int8], Float64Array]:
+def pool_shifts(labels: npt.ArrayLike, logits: Logits) -> tuple[npt.NDArray[np.int8], Float64Array]:
     """Return every film, unchanged and under every shift, as one set: labels and logits of shape (n * shifts,)."""
     values = np.concatenate([np.asarray(one, dtype=np.float64) for one in logits.values()])
     return np.tile(np.asarray(labels, dtype=np.int8), len(logits)), values

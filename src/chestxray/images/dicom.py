@@ -99,7 +99,7 @@ _SHORT: Final = 64  # bytes; the identifying elements of group 8 are no longer
 _LAST_IDENTIFYING: Final = 0x1200  # of the elements with which a data set may begin
 _LAST_GROUP: Final = 0x0020  # that may follow the first element
 _SHORT_VR: Final = frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())  # 16-bit length
-_LONG_VR: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # 32-bit length
+LONG_VR: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # 32-bit length
 
 
 class Encoding(NamedTuple):
@@ -154,7 +154,7 @@ def _encoding_at(data: bytes, start: int) -> Encoding | None:
     if len(data) < start + _HEADER:
         return None
     little = data[start : start + 1] != b"\0"
-    if data[start + 4 : start + 6] in _SHORT_VR | _LONG_VR:
+    if data[start + 4 : start + 6] in _SHORT_VR | LONG_VR:
         return Encoding(implicit=False, little=little)
     (length,) = struct.unpack("<L", data[start + 4 : start + 8])
     return Encoding(implicit=True, little=True) if little and length <= _SHORT else None
@@ -188,7 +188,7 @@ def open_data_set(data: bytes, source: str) -> DataSet:
     if syntax == DEFLATED:
         data, start = _inflated(data, start, source), 0
     # Some files state one encoding and use another; the first element shows which one is used.
-    implicit = data[start + 4 : start + 6] not in _SHORT_VR | _LONG_VR
+    implicit = data[start + 4 : start + 6] not in _SHORT_VR | LONG_VR
     if not syntax:
         big = not implicit and data[start : start + 1] == b"\0"
         syntax = IMPLICIT_LITTLE if implicit else EXPLICIT_BIG if big else EXPLICIT_LITTLE
@@ -247,7 +247,7 @@ class _Walk:
         if encoding.implicit or group == _ITEM >> 16:
             return tag, b"", value, length
         vr = self._data[position + 4 : position + 6]
-        if vr in _LONG_VR:
+        if vr in LONG_VR:
             (length,) = self._unpack(f"{order}L", value)
             return tag, vr, value + 4, length
         if vr in _SHORT_VR:

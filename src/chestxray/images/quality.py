@@ -53,7 +53,7 @@ MIN_DETAIL: Final = 0.04
 MIN_ALONG_ROWS: Final = 0.19
 COARSE: Final = slice(3, 12)  # cycles over the film's width or height
 FINE: Final = slice(18, 40)
-LINES: Final = 32  # rows, and columns, of which the detail is measured
+DETAIL_LINES: Final = 32  # rows, and columns, of which the detail is measured
 
 # Damage in transfer. None of the 5,216 published training films repeats more than 3.6% of its rows or columns at an
 # edge; in none, nor in 120 of full size, do neighbouring lines differ more than 1.4 times as much as lines two apart.
@@ -269,7 +269,7 @@ def _detail(energies: Float64Array) -> float:
 def _energies(pixels: Pixels) -> Float64Array:
     """Return the energies in ``COARSE`` and ``FINE`` of some of a picture's rows, without a tenth at each end."""
     rows, columns = pixels.shape
-    chosen = np.linspace(rows // MARGIN, rows - 1 - rows // MARGIN, LINES).astype(np.int64)
+    chosen = np.linspace(rows // MARGIN, rows - 1 - rows // MARGIN, DETAIL_LINES).astype(np.int64)
     lines = pixels[chosen, :: max(1, columns // MIN_FILM_SIDE)].astype(np.float32)
     lines -= lines.mean(axis=1, keepdims=True)
     lines *= np.hanning(lines.shape[1]).astype(np.float32)  # both ends of a row differ, which is no detail

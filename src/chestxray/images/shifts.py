@@ -32,11 +32,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from chestxray.arrays import BoolArray, Float64Array, IndexArray, UInt8Array
+from chestxray.arrays import BoolArray, Float64Array, IndexArray, Random, UInt8Array
 from chestxray.images import LEVELS, WHITE
 
 Picture = Image.Image
-Random = np.random.Generator
 
 
 class Shift(NamedTuple):

@@ -45,7 +45,7 @@ _APPLIED_LATER: Final = frozenset(
 )
 READ_BY_PEOPLE: Final = frozenset({"MODEL_CARD.md", "metrics.json", "weights.safetensors"})
 
-ENDED: Final = "the process that read it came to an end: too little memory, or a fault of a decoder"
+WORKER_ENDED: Final = "the process that read it came to an end: too little memory, or a fault of a decoder"
 
 Group = Sequence[Film]
 
@@ -135,10 +135,10 @@ def predict_one_by_one(predict: Callable[[Group], list[FilmResult]], group: Grou
     Raises: DataError, if each of several films ends its process: then the films are not the cause.
     """
     if len(group) == 1:
-        return [FilmResult("", None, ENDED)]
+        return [FilmResult("", None, WORKER_ENDED)]
     alone = ((film,) for film in group)
     found = list(chain.from_iterable(pooled(predict, alone, 1, lost=partial(predict_one_by_one, predict))))
-    if all(film.reason == ENDED for film in found):
+    if all(film.reason == WORKER_ENDED for film in found):
         raise DataError(
             "the processes that classify films end before they answer: is there memory enough for the bundle?"
         )
@@ -148,7 +148,7 @@ def predict_one_by_one(predict: Callable[[Group], list[FilmResult]], group: Grou
 CALIBRATED_AT_ONCE: Final = 1024  # films that are calibrated at once
 REFUSED: Final = "refused"  # counted beside the labels
 
-Engine = Callable[..., Iterator[list[FilmResult]]]  # takes the arguments of ``predict_groups``
+PredictGroups = Callable[..., Iterator[list[FilmResult]]]  # takes the arguments of ``predict_groups``
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ def score_films(
         on_progress(done, len(films))
 
 
-def write_scores(scored: Iterable[ScoredFilm], path: Path) -> None:
+def write_scored_films(scored: Iterable[ScoredFilm], path: Path) -> None:
     """Write one row a film; ``score`` is the calibrated probability, empty where the film was refused."""
     write_table(
         (
@@ -234,7 +234,7 @@ def run_batch(
     out: Path,
     *,
     operating_point: str | None = None,
-    engine: Engine = predict_groups,
+    engine: PredictGroups = predict_groups,
     on_progress: ProgressCallback = no_progress,
     workers: int | None = None,
     require_age: bool = False,
@@ -276,7 +276,12 @@ def run_batch(
 
 
 def _predict(
-    journal: Journal, bundle: Bundle, engine: Engine, total: int, on_progress: ProgressCallback, workers: int | None
+    journal: Journal,
+    bundle: Bundle,
+    engine: PredictGroups,
+    total: int,
+    on_progress: ProgressCallback,
+    workers: int | None,
 ) -> None:
     fresh = journal.pending()
     done = total - fresh

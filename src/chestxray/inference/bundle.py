@@ -39,7 +39,7 @@ from chestxray.schema import BundleInfo
 if TYPE_CHECKING:
     from model_signing.hashing import Config as HashingConfig
 
-DESCRIPTION: Final = "bundle.json"
+BUNDLE_JSON: Final = "bundle.json"
 GRAPH: Final = "model.onnx"
 BUNDLES: Final = Path(__file__).parents[1] / "bundles"
 DEFAULT: Final = "pneumonia"
@@ -63,12 +63,12 @@ class Bundle:
     def open(cls, folder: Path | str) -> Bundle:
         """Open a bundle. Raises: BundleInvalid, if the description or a file that it lists is missing."""
         folder = Path(folder)
-        description = folder / DESCRIPTION
+        description = folder / BUNDLE_JSON
         try:
             text = read_text(description).decode("utf-8")
         except (OSError, ValueError) as error:
             raise BundleInvalid(
-                f'{folder}: not a bundle, {DESCRIPTION} cannot be read. Make one with "chestxray export"'
+                f'{folder}: not a bundle, {BUNDLE_JSON} cannot be read. Make one with "chestxray export"'
             ) from error
         info = BundleInfo.from_json(text, str(description))
         for name in info.files:
@@ -111,16 +111,16 @@ def write_bundle(folder: Path, info: BundleInfo, files: Mapping[str, bytes]) -> 
     """
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     complete = dataclasses.replace(info, files=hashes)
-    with folder_written_whole(folder, marker=DESCRIPTION) as beside:
+    with folder_written_whole(folder, marker=BUNDLE_JSON) as beside:
         for name, data in files.items():
             (beside / name).write_bytes(data)
-        (beside / DESCRIPTION).write_text(complete.to_json(), encoding="utf-8")
+        (beside / BUNDLE_JSON).write_text(complete.to_json(), encoding="utf-8")
     return complete
 
 
 def shipped_bundles() -> tuple[str, ...]:
     """Return the names of the bundles in this package, in alphabetical order."""
-    return tuple(sorted(path.parent.name for path in BUNDLES.glob(f"*/{DESCRIPTION}")))
+    return tuple(sorted(path.parent.name for path in BUNDLES.glob(f"*/{BUNDLE_JSON}")))
 
 
 def folder_of(bundle: str | Path) -> Path:
@@ -183,13 +183,13 @@ def open_signed(folder: Path, public_key: Path) -> Bundle:
     """
     bundle = Bundle.open(folder)
     signed = _signed_hashes(folder, public_key)
-    description = (folder / DESCRIPTION).read_bytes()
-    expected = {DESCRIPTION: hashlib.sha256(description).hexdigest(), **bundle.info.files}
+    description = (folder / BUNDLE_JSON).read_bytes()
+    expected = {BUNDLE_JSON: hashlib.sha256(description).hexdigest(), **bundle.info.files}
     for name, digest in expected.items():
         if signed.get(name) != digest:
             raise SignatureInvalid(f"{folder / name}: not what was signed. Copy the whole folder again")
-    if BundleInfo.from_json(description.decode(), DESCRIPTION) != bundle.info:
-        raise SignatureInvalid(f"{folder / DESCRIPTION}: changed while it was read. Let nobody else write there")
+    if BundleInfo.from_json(description.decode(), BUNDLE_JSON) != bundle.info:
+        raise SignatureInvalid(f"{folder / BUNDLE_JSON}: changed while it was read. Let nobody else write there")
     return bundle
 
 

@@ -147,11 +147,11 @@ def over_film(data: bytes, source: str, layer: bytes) -> bytes:
     out = io.BytesIO()
     film = decode(data, source, at_least=(FILM_SIDE, FILM_SIDE))
     with Image.open(io.BytesIO(layer), formats=["PNG"]) as colours:
-        blend(_drawn(film, FILM_SIDE), colours).save(out, "PNG")
+        superimpose(_drawn(film, FILM_SIDE), colours).save(out, "PNG")
     return out.getvalue()
 
 
-def blend(plane: UInt8Array, layer: Image.Image) -> Image.Image:
+def superimpose(plane: UInt8Array, layer: Image.Image) -> Image.Image:
     """Blend a drawing of ``overlay`` with its film, shape (height, width); return the picture, in RGB."""
     height, width = plane.shape
     if layer.size != (width, height):

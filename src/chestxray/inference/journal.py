@@ -27,8 +27,8 @@ from chestxray.errors import DataError, OutputExists, OutputUnwritable
 from chestxray.schema import Film
 
 JOURNAL_VERSION: Final = 3
-READ_AT_ONCE: Final = 1024  # rows; limits the memory that reading takes
-LAST: Final = 64  # rows at the end of the source
+ROWS_AT_ONCE: Final = 1024  # rows; limits the memory that reading takes
+LAST_ROWS: Final = 64  # rows at the end of the source
 FINER: Final = 8  # times smaller are the groups of these
 
 _TABLES: Final = """
@@ -162,12 +162,12 @@ class Journal:
         """Yield the films without an answer, in groups that are sent to a worker together.
 
         A group is cut at multiples of ``size`` of the source's rows, so the groups do not depend on what an interrupted
-        run did before: a group is recorded whole or not at all. The last ``LAST`` rows are cut into smaller groups, so
-        that no worker waits long for another in the end.
+        run did before: a group is recorded whole or not at all. The last ``LAST_ROWS`` rows are cut into smaller
+        groups, so that no worker waits long for another in the end.
         """
         wanted = """SELECT film.position, path, label, patient_id, cause, split, stamp
             FROM temp.pending JOIN film USING (position) WHERE position >= ? AND position < ? ORDER BY position"""
-        edge = (self._count("film") - LAST) // size * size
+        edge = (self._count("film") - LAST_ROWS) // size * size
         fine = max(1, size // FINER)
 
         def group_of(row: tuple[Any, ...]) -> tuple[bool, int]:
@@ -200,14 +200,14 @@ class Journal:
 
     def answers(self) -> Iterator[tuple[Film, FilmResult]]:
         """Yield every film of the source with its result, in order."""
-        for row in self._pages(_RESULTS, READ_AT_ONCE, self._predictor):
+        for row in self._pages(_RESULTS, ROWS_AT_ONCE, self._predictor):
             sha256, logit, reason, score, notes = row[7:]
             yield _listed(*row[:7]).film, FilmResult(sha256, logit, reason, score, tuple(json.loads(notes)))
 
     def digest(self) -> bytes:
         """Return the SHA-256 of everything that ``answers`` yields."""
         digest = hashlib.sha256()
-        for row in self._pages(_RESULTS, READ_AT_ONCE, self._predictor):
+        for row in self._pages(_RESULTS, ROWS_AT_ONCE, self._predictor):
             digest.update(repr(row).encode("utf-8", "backslashreplace"))
         return digest.digest()
 
@@ -231,7 +231,7 @@ class Journal:
     def _pages(self, wanted: str, size: int, *values: object) -> Iterator[tuple[Any, ...]]:
         """Yield the rows of a query page by page, by position: a cursor must not see its table change."""
         total = self._count("film")
-        step = READ_AT_ONCE // size * size
+        step = ROWS_AT_ONCE // size * size
         for start in range(0, total, step):
             yield from self._database.execute(wanted, (*values, start, start + step)).fetchall()
 

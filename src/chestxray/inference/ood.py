@@ -34,7 +34,7 @@ from chestxray.images.quality import objection_to
 from chestxray.inference.bundle import Bundle
 from chestxray.schema import Gate, Preprocessing
 
-GATE: Final = "gate.json"
+GATE_JSON: Final = "gate.json"
 GATE_VERSION: Final = 2
 READ_VERSIONS: Final = (1, GATE_VERSION)  # the first version has no convolutional network
 
@@ -56,7 +56,7 @@ MONTHS_A_YEAR: Final = 12
 FEWEST: Final = 2  # an age is stated in the largest unit of which it has at least so many
 
 # Changes that are tried on a refused picture: if one of them makes it look like a chest film, the reason says so.
-REMEDIES: Final[tuple[tuple[Callable[[UInt8Array], UInt8Array], str], ...]] = (
+TURNS: Final[tuple[tuple[Callable[[UInt8Array], UInt8Array], str], ...]] = (
     (lambda film: np.rot90(film, 1), "it looks like a chest film turned by 90 degrees to the right. Turn it back"),
     (lambda film: np.rot90(film, -1), "it looks like a chest film turned by 90 degrees to the left. Turn it back"),
     (lambda film: np.rot90(film, 2), "it looks like a chest film that stands upside down. Turn it"),
@@ -279,10 +279,10 @@ class OODDetector:
     def reason(self, plane: UInt8Array, score: float) -> str:
         """Explain in words why a picture with that score is refused."""
         upright = picture(plane)
-        scores = self.scores([np.ascontiguousarray(change(upright)) for change, _ in REMEDIES])
+        scores = self.scores([np.ascontiguousarray(change(upright)) for change, _ in TURNS])
         best = int(scores.argmin())
         if scores[best] < SURE_BELOW:
-            words = REMEDIES[best][1]
+            words = TURNS[best][1]
         elif self.looks and self.looks.log_odds(upright[None])[0] > self.looks.limit:
             kind = self.looks.kind(upright)
             words = f"it looks like {WORDS.get(kind, kind)}, which this model was not trained on"
@@ -304,7 +304,7 @@ class OODDetector:
         return json.dumps({"version": GATE_VERSION, **measured, "arrays": arrays, **looks}, indent=1)
 
     @classmethod
-    def from_json(cls, text: str, source: str = GATE) -> Self:
+    def from_json(cls, text: str, source: str = GATE_JSON) -> Self:
         """Read the detector from text. Raises: BundleInvalid, if it is no gate of a known version."""
         try:
             raw = json.loads(text)
@@ -442,9 +442,9 @@ def _counted(refused: Mapping[str, RefusedCount]) -> str:
 
 def detector_of(bundle: Bundle) -> OODDetector | None:
     """Return the detector in ``gate.json`` of a bundle; None if the bundle has none. Raises: BundleInvalid."""
-    if GATE not in bundle.info.files:
+    if GATE_JSON not in bundle.info.files:
         return None
-    return OODDetector.from_json(bundle.read(GATE).decode(), str(bundle.folder / GATE))
+    return OODDetector.from_json(bundle.read(GATE_JSON).decode(), str(bundle.folder / GATE_JSON))
 
 
 def age_in_words(age: float) -> str:

@@ -30,7 +30,7 @@ from chestxray.data.sources import open_film
 from chestxray.errors import BundleInvalid, FilmTypeInvalid, FilmValueInvalid
 from chestxray.images import Radiograph
 from chestxray.inference.bundle import Bundle
-from chestxray.inference.heatmap import blend, overlay, overlay_png, strength_of
+from chestxray.inference.heatmap import overlay, overlay_png, strength_of, superimpose
 from chestxray.inference.ood import Gatekeeper, Prepared, prepare
 from chestxray.metrics.calibration import calibrated
 from chestxray.schema import BundleInfo, Gate, Label, OperatingPoint, Prediction
@@ -237,7 +237,7 @@ class Predictor:
 
         Returns: a picture in RGB, of the size of ``plane``.
         """
-        return blend(plane, overlay(strength_of(activation, self.info), plane.shape, self.info.preprocessing))
+        return superimpose(plane, overlay(strength_of(activation, self.info), plane.shape, self.info.preprocessing))
 
     def _with_heat_map(
         self, prediction: Prediction, activation: Float32Array, size: tuple[int, int], *, contours: bool = False

@@ -365,9 +365,9 @@ def check_table(path: Path) -> None:
 
 
 def _writer(path: Path) -> Callable[[Iterable[ScoreRow], BinaryIO], None]:
-    if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"{path}: the ending says how to write it; it may be {', '.join(FORMATS)}")
-    return FORMATS[path.suffix.lower()]
+    if path.suffix.lower() not in SCORE_FORMATS:
+        raise UsageError(f"{path}: the ending says how to write it; it may be {', '.join(SCORE_FORMATS)}")
+    return SCORE_FORMATS[path.suffix.lower()]
 
 
 def _writable(row: ScoreRow) -> ScoreRow:
@@ -414,7 +414,7 @@ def _parquet() -> tuple[Any, Any]:
     return pa, parquet
 
 
-FORMATS: Final[dict[str, Callable[[Iterable[ScoreRow], BinaryIO], None]]] = {
+SCORE_FORMATS: Final[dict[str, Callable[[Iterable[ScoreRow], BinaryIO], None]]] = {
     ".csv": _write_csv,
     ".jsonl": _write_jsonl,
     ".parquet": _write_parquet,

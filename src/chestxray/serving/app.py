@@ -38,6 +38,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chestxray import __version__
+from chestxray.files import MEBIBYTE
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE, BundleInfo, Prediction
 from chestxray.serving.decoders import DecoderPool
@@ -54,10 +55,10 @@ from chestxray.serving.problems import (
     problem_response,
 )
 from chestxray.serving.security import ApiKeyMiddleware, Edge
-from chestxray.serving.service import MEBIBYTE, NDJSON, PredictParameters, Service, ServiceSettings
+from chestxray.serving.service import NDJSON, PredictParameters, Service, ServiceSettings
 from chestxray.serving.static import PAGE_NOT_FOUND, packed_or_plain, page_routes
 
-__all__ = ["MEBIBYTE", "ServiceSettings", "create_app"]
+__all__ = ["ServiceSettings", "create_app"]
 
 MODEL_CARD: Final = "MODEL_CARD.md"
 PREDICT: Final = "/v1/predict"
@@ -70,7 +71,7 @@ ATTRIBUTES: Final = "X-Amzn-SageMaker-Custom-Attributes"
 ENDPOINT_NAME: Final = r"^[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}$"
 _OF_A_FILM: Final = (413, 415, 422)  # statuses that concern the film and not the service
 
-DESCRIPTION: Final = f"Classifies frontal chest films for signs of pneumonia. Films are not stored. {NOTICE}"
+API_DESCRIPTION: Final = f"Classifies frontal chest films for signs of pneumonia. Films are not stored. {NOTICE}"
 
 _FILM_BODY: Final = {
     "required": True,
@@ -126,7 +127,7 @@ def create_app(
     app = FastAPI(
         title="chestxray",
         version=__version__,
-        description=DESCRIPTION,
+        description=API_DESCRIPTION,
         docs_url=None,  # FastAPI's own pages load their scripts from another origin
         redoc_url=None,
         redirect_slashes=False,

@@ -51,7 +51,7 @@ LENGTH: Final = struct.Struct("<Q")  # precedes every message
 HELLO: Final = b"+"  # accompanies the socket of a decoder that is to be forked
 GREETING: Final = struct.Struct("<I")  # sent once by a new decoder: its process id
 
-Reader = Callable[[bytes], Prepared]
+FilmReader = Callable[[bytes], Prepared]
 T = TypeVar("T")
 
 PREPARE: Final = b"p"  # before a film: asks for the plane that the network sees
@@ -85,13 +85,13 @@ def main() -> None:
         films.close()
 
 
-def _reader(info: BundleInfo, folder: Path, *, require_age: bool) -> Reader:
+def _reader(info: BundleInfo, folder: Path, *, require_age: bool) -> FilmReader:
     """Return the function that decodes, checks and preprocesses one film for a bundle."""
     gatekeeper = Gatekeeper.of(Bundle(folder, info), require_age=require_age)
     return lambda data: prepare(data, "this film", info.preprocessing, gatekeeper)
 
 
-def _serve(films: socket.socket, read: Reader, seconds: float, memory: int) -> None:
+def _serve(films: socket.socket, read: FilmReader, seconds: float, memory: int) -> None:
     """Decode films until the service closes the socket."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever a decoder in C is doing
     _limit(memory)
@@ -118,7 +118,7 @@ def _limit(memory: int) -> None:
     os.close(silence)
 
 
-def _reply(asked: bytes, read: Reader) -> tuple[bytes, bytes]:
+def _reply(asked: bytes, read: FilmReader) -> tuple[bytes, bytes]:
     """Return the reply to one request: a head in JSON, and the bytes of a plane or of a PNG."""
     wanted, data = asked[:1], asked[1:]
     try:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from chestxray.arrays import Float32Array, UInt8Array
 from chestxray.data.parallel import cores
 from chestxray.errors import FilmError, UsageError
+from chestxray.files import MEBIBYTE
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.predictor import FILMS_A_PASS, Predictor
 from chestxray.schema import Prediction
@@ -42,8 +43,6 @@ from chestxray.serving.problems import (
 from chestxray.serving.security import HostRule, KeyRing
 from chestxray.serving.static import EXAMPLES
 from chestxray.serving.telemetry import Metrics
-
-MEBIBYTE: Final = 2**20
 
 NDJSON: Final = "application/x-ndjson"
 

@@ -15,13 +15,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-PAGE: Final = Path(__file__).with_name("page")
-EXAMPLES: Final = PAGE / "examples"
-FRAME: Final = PAGE / "frame.html"  # the common frame of the pages to read
+PAGE_FOLDER: Final = Path(__file__).with_name("page")
+EXAMPLES: Final = PAGE_FOLDER / "examples"
+FRAME: Final = PAGE_FOLDER / "frame.html"  # the common frame of the pages to read
 # each of these files holds the rest of its head, then <main>
 FRAMED: Final = frozenset({"404.html", "docs.html", "model.html"})
-NOT_FOUND: Final = "404.html"
-START: Final = PAGE / "index.html"
+NOT_FOUND_HTML: Final = "404.html"
+START: Final = PAGE_FOLDER / "index.html"
 _STYLES: Final = ("shell.css", "style.css")
 # What the first page holds itself: the tag in its file, and what stands there as it is served.
 _INSIDE: Final = {
@@ -29,7 +29,7 @@ _INSIDE: Final = {
     '<script src="theme.js" data-then="./main.js">': ('<script data-then="./main.js">', "", "theme.js"),
 }
 
-MEDIA_TYPES: Final = {  # a table of our own: the system's table differs between machines
+ASSET_MEDIA_TYPES: Final = {  # a table of our own: the system's table differs between machines
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -51,23 +51,23 @@ _COMMENTS: Final = {
 
 def page_files() -> Iterator[tuple[str, bytes, str]]:
     """Return the page's files, as any server may hold them: path below the folder, content, media type."""
-    for path in sorted(PAGE.rglob("*")):
-        if path.suffix in MEDIA_TYPES and path != FRAME:
+    for path in sorted(PAGE_FOLDER.rglob("*")):
+        if path.suffix in ASSET_MEDIA_TYPES and path != FRAME:
             content = _framed(path) if path.name in FRAMED else _whole() if path == START else _lean(path)
-            yield path.relative_to(PAGE).as_posix(), content, MEDIA_TYPES[path.suffix]
+            yield path.relative_to(PAGE_FOLDER).as_posix(), content, ASSET_MEDIA_TYPES[path.suffix]
 
 
 def _whole() -> bytes:
     """Return the first page with its styles and its first script inside, so that one answer of the server is enough."""
     text = START.read_text(encoding="utf-8")
     for tag, (opening, closing, name) in _INSIDE.items():
-        text = text.replace(tag, f"{opening}{_lean(PAGE / name).decode()}{closing}")
+        text = text.replace(tag, f"{opening}{_lean(PAGE_FOLDER / name).decode()}{closing}")
     return text.encode()
 
 
 def _hash_of(name: str) -> str:
     """Return the source expression by which a Content-Security-Policy allows one file inside the first page."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(_lean(PAGE / name)).digest()).decode()}'"
+    return f"'sha256-{base64.b64encode(hashlib.sha256(_lean(PAGE_FOLDER / name)).digest()).decode()}'"
 
 
 def _lean(path: Path) -> bytes:
@@ -80,13 +80,13 @@ def _lean(path: Path) -> bytes:
 
 def _framed(path: Path) -> bytes:
     head, _, main = path.read_text(encoding="utf-8").partition("\n\n")
-    root = "/" if path.name == NOT_FOUND else ""  # the page for unknown addresses is served at any depth
+    root = "/" if path.name == NOT_FOUND_HTML else ""  # the page for unknown addresses is served at any depth
     return Template(FRAME.read_text(encoding="utf-8")).substitute(root=root, head=f"{head}\n", main=main).encode()
 
 
 STYLE_HASHES: Final = " ".join(map(_hash_of, _STYLES))
 SCRIPT_HASH: Final = _hash_of("theme.js")
-PAGE_NOT_FOUND: Final = _framed(PAGE / NOT_FOUND)  # for a person with a browser
+PAGE_NOT_FOUND: Final = _framed(PAGE_FOLDER / NOT_FOUND_HTML)  # for a person with a browser
 
 
 def page_routes() -> Iterator[Route]:

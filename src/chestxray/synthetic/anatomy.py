@@ -170,7 +170,7 @@ def smooth(t: Field) -> Field:
     return t * t * (3 - 2 * t)
 
 
-def noise(rng: np.random.Generator, height: int, width: int, cells: float) -> Field:
+def noise_field(rng: np.random.Generator, height: int, width: int, cells: float) -> Field:
     """Return smooth noise of mean 0 and deviation near 1, with about ``cells`` lumps along the longer side."""
     scale = cells / max(height, width)
     small = rng.standard_normal((max(3, round(height * scale)), max(3, round(width * scale))), dtype=np.float32)

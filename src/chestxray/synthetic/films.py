@@ -40,7 +40,7 @@ from chestxray.synthetic.anatomy import (
     View,
     chest_of,
     ellipse,
-    noise,
+    noise_field,
     random_anatomy,
     random_view,
     smooth,
@@ -169,10 +169,10 @@ def _lobar(rng: np.random.Generator, view: View, chest: Chest, side: int) -> Opa
     height, width = view.x.shape
     upper, lower = ((-1.1, -0.12), (-0.4, 0.3), (-0.1, 0.95))[rng.integers(3)]
     slanted = view.y - rng.uniform(-0.35, 0.1) * np.abs(view.x) - np.float32(rng.normal(0, 0.04))
-    slanted += 0.03 * noise(rng, height, width, 9)
+    slanted += 0.03 * noise_field(rng, height, width, 9)
     soft, sharp = rng.permutation((0.22, 0.07)).tolist()
     density = smooth((slanted - upper) / soft) * smooth((lower - slanted) / sharp) * smooth(view.x * side / 0.1)
-    mottled = 0.85 + 0.28 * noise(rng, height, width, 36)
+    mottled = 0.85 + 0.28 * noise_field(rng, height, width, 36)
     return Opacity(density, mottled * (1 - 0.7 * chest.vessels), CONSOLIDATION)
 
 
@@ -182,8 +182,8 @@ def _patchy(rng: np.random.Generator, view: View, chest: Chest, count: int) -> l
     rows, columns = np.nonzero(chest.lungs > DEEP)
     odds = 1.2 + view.y[rows, columns].clip(-1, 1)
     radii = rng.uniform(0.2, 0.34, count) if count > 1 else rng.uniform(0.32, 0.44, 1)
-    ragged = noise(rng, height, width, 16)
-    mottled = 0.85 + 0.28 * noise(rng, height, width, 36)
+    ragged = noise_field(rng, height, width, 16)
+    mottled = 0.85 + 0.28 * noise_field(rng, height, width, 36)
     blots = []
     for place, radius in zip(rng.choice(len(rows), count, p=odds / odds.sum()), radii, strict=True):
         centre = float(view.x[rows[place], columns[place]]), float(view.y[rows[place], columns[place]])
@@ -198,8 +198,8 @@ def _interstitial(rng: np.random.Generator, anatomy: Anatomy, view: View, side: 
     height, width = view.x.shape
     far = ellipse(view, (side * 0.3, 0.05), (rng.uniform(0.6, 0.9), rng.uniform(0.6, 0.9)))
     density = (0.25 + 0.75 * smooth(1.25 - far)) * smooth(view.x * side / 0.05)
-    net = np.exp(-np.square(1.6 * noise(rng, height, width, 46))) + np.exp(
-        -np.square(1.6 * noise(rng, height, width, 30))
+    net = np.exp(-np.square(1.6 * noise_field(rng, height, width, 46))) + np.exp(
+        -np.square(1.6 * noise_field(rng, height, width, 30))
     )
     return Opacity(density, 0.25 + 0.5 * net + 0.8 * vessel_shadows(anatomy, view, thicker=1.8), INTERSTITIAL)
 
@@ -207,7 +207,7 @@ def _interstitial(rng: np.random.Generator, anatomy: Anatomy, view: View, side: 
 def _haze(rng: np.random.Generator, chest: Chest) -> Field:
     """Return the harmless unevenness of every body: fat, muscle, clothes."""
     height, width = chest.body.shape
-    coarse, fine = noise(rng, height, width, 5), noise(rng, height, width, 40)
+    coarse, fine = noise_field(rng, height, width, 5), noise_field(rng, height, width, 40)
     return (0.022 * coarse + 0.008 * fine) * chest.body
 
 
@@ -283,7 +283,7 @@ def _box_of(mask: BoolArray) -> PixelBox:
     return PixelBox(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
 
 
-MARKER: Final = "synthetic_films.json"
+SYNTHETIC_FILMS_JSON: Final = "synthetic_films.json"
 SYNTHETIC_NOTICE: Final = (
     "These films are drawings made by a program. They show no patient, and nothing measured on them says "
     "anything about patients."
@@ -296,7 +296,7 @@ MAX_FILMS: Final = 99  # of one patient
 MIN_WIDTH: Final = 128  # pixels
 MAX_WIDTH: Final = 4096
 SECOND_SERIES: Final = 0.5  # of the normal patients have names of the second series
-MIN_PATIENTS: Final = 4  # of each class, so that each folder gets one
+MIN_SYNTHETIC_PATIENTS: Final = 4  # of each class, so that each folder gets one
 ASPECTS: Final = (1.0, 1.5)  # width / height of most published films
 JPEG_QUALITY: Final = 90
 RGB_SHARE: Final = 0.1  # of the films are stored with three equal channels
@@ -330,10 +330,10 @@ class SyntheticSettings:
                 raise OutOfRange(f"{name} is {getattr(self, name)!r}; it is a whole number")
         if not is_number(self.prevalence) or not 0.0 < self.prevalence < 1.0:
             raise UsageError(f"prevalence {self.prevalence}: must lie between 0 and 1")
-        if min(self.sick, self.patients - self.sick) < MIN_PATIENTS:
+        if min(self.sick, self.patients - self.sick) < MIN_SYNTHETIC_PATIENTS:
             raise UsageError(
                 f"{self.patients} patients, {self.sick} of them with pneumonia: each class needs at least "
-                f"{MIN_PATIENTS}. Ask for more patients"
+                f"{MIN_SYNTHETIC_PATIENTS}. Ask for more patients"
             )
         if not 1 <= self.films_per_patient <= MAX_FILMS:
             raise UsageError(f"{self.films_per_patient} films per patient: may be 1 to {MAX_FILMS}")
@@ -394,7 +394,7 @@ def write_synthetic_films(
     folder = Path(folder)
     plan = plan_of(settings)
     drawn = [film for film in plan if not film.copy_of]
-    with folder_written_whole(folder, MARKER) as beside:
+    with folder_written_whole(folder, SYNTHETIC_FILMS_JSON) as beside:
         for subfolder in {(beside / film.path).parent for film in plan}:
             subfolder.mkdir(parents=True, exist_ok=True)
         draw = functools.partial(_draw_file, beside, settings)
@@ -403,7 +403,7 @@ def write_synthetic_films(
             if film.copy_of:
                 shutil.copyfile(beside / film.copy_of, beside / film.path)
                 rows[film.path] = {**rows[film.copy_of], **_metadata_of(film)}
-        (beside / MARKER).write_text(_description(settings, plan, rows), encoding="utf-8")
+        (beside / SYNTHETIC_FILMS_JSON).write_text(_description(settings, plan, rows), encoding="utf-8")
     return tuple(folder / film.path for film in plan)
 
 

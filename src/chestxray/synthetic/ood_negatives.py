@@ -15,13 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from chestxray.arrays import Float64Array, UInt8Array
+from chestxray.arrays import Float64Array, Random, UInt8Array
 from chestxray.images import WHITE
 from chestxray.images.shifts import low_frequencies
 from chestxray.synthetic.anatomy import random_anatomy
 from chestxray.synthetic.films import BACTERIA, HEALTHY, VIRUS, draw_film
-
-Random = np.random.Generator
 
 TILE: Final = 64  # pixels: enough for the gate's thumbnail of 24, and fast to rotate
 SYNTHETIC_HEIGHT: Final = 200  # pixels

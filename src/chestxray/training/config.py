@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar, get_type_hints
 from chestxray.errors import RecipeInvalid, reason_of
 from chestxray.files import read_text
 
+RECIPE_TOML: Final = "recipe.toml"  # in a run's folder, and beside the program of a training job
 NETWORK_NAMES: Final = ("alexnet5", "residual", "efficientnet_lite0")  # of networks.NETWORKS, which needs torch
 _HUGE: Final = 10**9
 _BELOW_ONE: Final = 1.0 - 1e-9

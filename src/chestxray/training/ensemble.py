@@ -43,7 +43,7 @@ from chestxray.training.dataset import drawn
 from chestxray.training.networks import Classifier, spec_of
 from chestxray.training.optim import steps_of
 from chestxray.training.run_folder import (
-    BEST,
+    BEST_WEIGHTS,
     RUN_JSON,
     STRESS,
     VALIDATION,
@@ -138,7 +138,7 @@ class Trained:
 
 
 def _best_weights(run: Path, info: RunInfo) -> dict[str, Tensor]:
-    return read_weights(run / BEST, info.files[BEST])
+    return read_weights(run / BEST_WEIGHTS, info.files[BEST_WEIGHTS])
 
 
 MEASURED: Final = 2048  # training films on which the statistics of batch normalisation are measured
@@ -298,4 +298,4 @@ def teacher_of(runs: Sequence[Path], recipe: Recipe, pack: Pack) -> Teacher | No
                 "is evaluated by. Train the teacher on this pack"
             )
     weights = map(_best_weights, runs, infos)
-    return Teacher(tuple(map(restored, infos, weights)), tuple(info.files[BEST] for info in infos))
+    return Teacher(tuple(map(restored, infos, weights)), tuple(info.files[BEST_WEIGHTS] for info in infos))

@@ -30,10 +30,10 @@ from chestxray.evaluation.model_card import (
     measured_where_chosen,
     section,
 )
-from chestxray.evaluation.robustness import CLEAN, measured_again, pooled, reliance, under_shifts
+from chestxray.evaluation.robustness import CLEAN, measured_again, pool_shifts, reliance, under_shifts
 from chestxray.files import folder_written_whole
-from chestxray.inference.bundle import DESCRIPTION, GRAPH, write_bundle
-from chestxray.inference.ood import GATE, OODDetector, ages_in_words, refusals_in_words
+from chestxray.inference.bundle import BUNDLE_JSON, GRAPH, write_bundle
+from chestxray.inference.ood import GATE_JSON, OODDetector, ages_in_words, refusals_in_words
 from chestxray.inference.predictor import Predictor
 from chestxray.metrics.calibration import Calibration, calibrated, choose_operating_points, fit_calibration, left_out
 from chestxray.schema import INTENDED_AGES, BundleInfo, Split
@@ -244,9 +244,9 @@ def export_run(
     """
     trained = Trained.read([run, *beside])
     info = trained.infos[0]
-    gate = _gate_against(refuse, pack, info) if refuse else read_checked(run / GATE, info.files[GATE])
+    gate = _gate_against(refuse, pack, info) if refuse else read_checked(run / GATE_JSON, info.files[GATE_JSON])
     size = info.preprocessing.size
-    with folder_written_whole(out, marker=DESCRIPTION) as folder:
+    with folder_written_whole(out, marker=BUNDLE_JSON) as folder:
         bundle = _described(name, trained)
         metrics = validation_metrics(trained.table, trained.stress, bundle, _caution(info))
         metrics["gate"] = gate_figures(OODDetector.from_json(gate.decode()))
@@ -255,7 +255,7 @@ def export_run(
             **({GRAPH: in_half_precision(graph)} if compact else {GRAPH: graph, WEIGHTS: to_bytes(trained.weights)}),
             METRICS_JSON: (json.dumps(metrics, indent=2) + "\n").encode(),
             CARD_FILE: model_card(bundle, trained.infos, metrics, notes).encode(),
-            GATE: gate,
+            GATE_JSON: gate,
             TRAINING_FILMS: read_checked(run / TRAINING_FILMS, info.files[TRAINING_FILMS]),
         }
         complete = write_bundle(folder, bundle, files)
@@ -274,7 +274,7 @@ def _gate_against(refuse: Sequence[str], pack: Path | None, info: RunInfo) -> by
 
 def _described(name: str, trained: Trained) -> BundleInfo:
     info, table = trained.infos[0], trained.table
-    labels, logits = pooled(table.labels, {CLEAN: table.logits, **trained.stress})
+    labels, logits = pool_shifts(table.labels, {CLEAN: table.logits, **trained.stress})
     calibration = fit_calibration(labels, logits)
     points = choose_operating_points(labels, calibrated(logits, *calibration), Split.VAL)
     return BundleInfo(

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from chestxray.arrays import Float32Array, Float64Array, IndexArray, Int64Array, UInt8Array
+from chestxray.arrays import Float32Array, Float64Array, IndexArray, Int64Array, Random, UInt8Array
 from chestxray.data.collect import collect
 from chestxray.data.pack import Pack
 from chestxray.data.sources import read_film
@@ -27,7 +27,7 @@ from chestxray.errors import FilmError, SourceInvalid
 from chestxray.files import write_atomically
 from chestxray.images.preprocess import levelled, preprocess
 from chestxray.inference.ood import (
-    GATE,
+    GATE_JSON,
     KERNELS,
     PICTURE_SIDE,
     REFUSED_ABOVE,
@@ -42,7 +42,6 @@ from chestxray.schema import Levels, Preprocessing, Split
 from chestxray.synthetic.ood_negatives import (
     DRAWN,
     SPOILT,
-    Random,
     drawing,
     perturbed,
     shrunk,
@@ -122,7 +121,7 @@ class Pictures(NamedTuple):
 
 def write_gate(pack: Pack, folder: Path, refuse: Sequence[Refused] = ()) -> None:
     """Fit the gate to the training films of a pack, and write ``gate.json`` into a folder."""
-    write_atomically(folder / GATE, fitted_to(pack, refuse).to_json().encode())
+    write_atomically(folder / GATE_JSON, fitted_to(pack, refuse).to_json().encode())
 
 
 def fitted_to(pack: Pack, refuse: Sequence[Refused] = ()) -> OODDetector:

@@ -41,13 +41,13 @@ from chestxray.data.pack import Pack
 from chestxray.errors import RunInvalid, reason_of
 from chestxray.files import sha256_of_file, write_atomically
 from chestxray.images.shifts import EXCHANGES, SHIFTS
-from chestxray.inference.ood import GATE
+from chestxray.inference.ood import GATE_JSON
 from chestxray.progress import Log, ProgressCallback
 from chestxray.schema import Film, Label, Preprocessing, Split
 from chestxray.text import of_cell, table_bytes
 from chestxray.training import plots
 from chestxray.training.checkpoint import Best, Origin, Weights, read_checked, write_weights, writing
-from chestxray.training.config import Recipe, every_field
+from chestxray.training.config import RECIPE_TOML, Recipe, every_field
 from chestxray.training.networks import Classifier, build
 from chestxray.training.ood_fit import write_gate
 from chestxray.training.optim import steps_of
@@ -58,14 +58,20 @@ from chestxray.training.trainer import VALIDATION_BATCH, Training, under_every_s
 RUN_VERSION: Final = 1
 
 RUN_JSON: Final = "run.json"
-RECIPE: Final = "recipe.toml"
 METRICS_JSONL: Final = "metrics.jsonl"
-BEST: Final = "best.safetensors"
-LAST: Final = "last.safetensors"
+BEST_WEIGHTS: Final = "best.safetensors"
+LAST_WEIGHTS: Final = "last.safetensors"
 VALIDATION: Final = "validation.csv"
 STRESS: Final = "stress.csv"
-HASHED: Final = (BEST, LAST, VALIDATION, STRESS, GATE, TRAINING_FILMS)  # files that an export of the run needs
-RUN_FILES: Final = (RUN_JSON, RECIPE, METRICS_JSONL, *HASHED, *plots.CURVE_NAMES, *plots.PICTURE_NAMES)
+HASHED: Final = (
+    BEST_WEIGHTS,
+    LAST_WEIGHTS,
+    VALIDATION,
+    STRESS,
+    GATE_JSON,
+    TRAINING_FILMS,
+)  # files that an export of the run needs
+RUN_FILES: Final = (RUN_JSON, RECIPE_TOML, METRICS_JSONL, *HASHED, *plots.CURVE_NAMES, *plots.PICTURE_NAMES)
 
 TRAINING: Final = "training"
 FINISHED: Final = "finished"
@@ -279,7 +285,7 @@ class RunFolder:
                     (self.folder / name).unlink(missing_ok=True)
             for part in self.folder.glob(".*.part"):  # left half-written by a killed process
                 part.unlink()
-            write_atomically(self.folder / RECIPE, recipe.to_toml().encode())
+            write_atomically(self.folder / RECIPE_TOML, recipe.to_toml().encode())
             write_atomically(self.folder / METRICS_JSONL, records_to_lines(records).encode())
         if best is not None:
             self.keep_best(best)
@@ -287,7 +293,7 @@ class RunFolder:
     def keep_best(self, best: Best) -> None:
         """Write the best epoch's weights and its log-odds for the validation films."""
         with writing(self.folder):
-            write_weights(self.folder / BEST, best.weights)
+            write_weights(self.folder / BEST_WEIGHTS, best.weights)
             write_atomically(self.folder / VALIDATION, _validation_table(self._pack, self._validation, best))
 
     def add(self, record: EpochRecord) -> None:
@@ -298,7 +304,7 @@ class RunFolder:
     def finish(self, info: RunInfo, records: Sequence[EpochRecord], last: Weights, seconds: float) -> RunInfo:
         """Write what is known at the end, and return the finished description."""
         with writing(self.folder):
-            write_weights(self.folder / LAST, last)
+            write_weights(self.folder / LAST_WEIGHTS, last)
             plots.plot_curves(records, self.folder)
             write_gate(self._pack, self.folder)
             write_atomically(self.folder / TRAINING_FILMS, TrainingFilms.of(self._trained_on()).to_json().encode())

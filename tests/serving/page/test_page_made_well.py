@@ -205,7 +205,7 @@ def test_the_page_is_small(visit: Opener) -> None:
 def test_scripts_and_styles_are_served_without_the_lines_that_are_comments_alone() -> None:
     served = {path: content.decode() for path, content, _ in static.page_files() if path.endswith((".js", ".css"))}
     for path, content in served.items():
-        written = (static.PAGE / path).read_text(encoding="utf-8")
+        written = (static.PAGE_FOLDER / path).read_text(encoding="utf-8")
         assert len(content) < len(written), path
         assert not re.search(r"^\s*(//|/\*)", content, re.MULTILINE), path
         code = [line.strip() for line in written.splitlines() if re.match(r"\s*[^\s/*]", line)]

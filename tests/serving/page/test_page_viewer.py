@@ -363,6 +363,6 @@ def test_the_heat_map_can_be_lines(stage: Page) -> None:
 
 def test_the_page_draws_lines_where_the_service_does() -> None:
     """Both know the overlay by its alpha: the levels of the one are the contours of the other."""
-    levels = re.search(r"const LEVELS = \[([\d, ]+)\]", (static.PAGE / "lines.js").read_text())
+    levels = re.search(r"const LEVELS = \[([\d, ]+)\]", (static.PAGE_FOLDER / "lines.js").read_text())
     assert levels is not None
     assert [int(one) for one in levels[1].split(",")] == np.interp(heatmap.CONTOURS, *heatmap.ALPHA.T).round().tolist()
