@@ -11,7 +11,6 @@ run, which opens no film. Films are taken several times over, as links to the sa
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from chestxray.data.parallel import cores
 from chestxray.inference.batch import GROUP, journal_of, predict_group, run_batch
 from chestxray.inference.bundle import Bundle, folder_of
 from chestxray.schema import Film
-from side_by_side import anew_on_one_thread, report, take_turns
+from side_by_side import DATA, anew_on_one_thread, report, take_turns
 
 FLOOR = "decode + network, a warm process a core"
 
@@ -74,9 +73,8 @@ def linked(films: tuple[Film, ...], times: int, folder: Path) -> list[str]:
 def main() -> None:
     """Measure and print; the last column is the share of the floor's films a second."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    data = Path(os.environ.get("CHESTXRAY_DATA") or Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("bundle", type=folder_of)
-    parser.add_argument("folder", type=Path, nargs="?", default=data / "chest_xray")
+    parser.add_argument("folder", type=Path, nargs="?", default=DATA / "chest_xray")
     parser.add_argument("--films", type=int, default=None, help="how many of the folder's films; all by default")
     parser.add_argument("--times", type=int, default=4, help="how often each film is taken")
     parser.add_argument("--rounds", type=int, default=3)

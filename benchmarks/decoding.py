@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from PIL import Image
 
 from chestxray.images.preprocess import preprocess, resample
 from chestxray.schema import Resize
-from side_by_side import machine, take_turns
+from side_by_side import DATA, machine, take_turns
 
 Size = tuple[int, int]
 Way = Callable[[bytes, Size], np.ndarray]
@@ -115,8 +114,7 @@ def errors(way: Way, films: list[bytes], size: Size) -> tuple[float, float, int]
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    data = Path(os.environ.get("CHESTXRAY_DATA") or Path(__file__).parents[2] / "shared" / "data")
-    parser.add_argument("folder", type=Path, nargs="?", default=data / "originals")
+    parser.add_argument("folder", type=Path, nargs="?", default=DATA / "originals")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, nargs=2, default=(112, 160), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--json", action="store_true")

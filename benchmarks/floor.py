@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +28,7 @@ from chestxray.images.preprocess import levelled
 from chestxray.inference.bundle import Bundle, folder_of
 from chestxray.inference.ood import detector_of
 from chestxray.inference.predictor import Predictor
-from side_by_side import anew_on_one_thread, report, take_turns
+from side_by_side import DATA, anew_on_one_thread, report, take_turns
 
 ALONE = "decode + network, one film, 1 thread"
 LEVELS = "grey levels alone"
@@ -79,9 +78,8 @@ def answers(bundle: Path, paths: list[Path], times: int) -> dict[str, list[float
 def main() -> None:
     """Measure and print; each way's milliseconds are those of one film."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    data = Path(os.environ.get("CHESTXRAY_DATA") or Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("bundle", type=folder_of)
-    parser.add_argument("films_or_folder", type=Path, nargs="*", default=[data / "chest_xray"])
+    parser.add_argument("films_or_folder", type=Path, nargs="*", default=[DATA / "chest_xray"])
     parser.add_argument("--answers", type=int, metavar="N", help="time N predictions of these films, print JSON")
     parser.add_argument("--films", type=int, default=32, help="of a batch")
     parser.add_argument("--rounds", type=int, default=20)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -24,14 +23,13 @@ from chestxray.data.clean import clean
 from chestxray.data.collect import collect
 from chestxray.data.pack import write_pack
 from chestxray.schema import read_manifest, write_manifest
-from side_by_side import machine
+from side_by_side import DATA, machine
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    data = Path(os.environ.get("CHESTXRAY_DATA") or Path(__file__).parents[2] / "shared" / "data")
-    parser.add_argument("folder", type=Path, nargs="?", default=data / "originals")
+    parser.add_argument("folder", type=Path, nargs="?", default=DATA / "originals")
     parser.add_argument("--films", type=int, nargs="+", default=[1000, 5216, 50000])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--one", type=Path, nargs=2, metavar=("MANIFEST", "OUT"), help=argparse.SUPPRESS)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import shutil
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -27,7 +26,7 @@ from chestxray.data.collect import collect
 from chestxray.data.pack import Pack, write_pack
 from chestxray.data.parallel import cores
 from chestxray.schema import Film
-from side_by_side import report, take_turns
+from side_by_side import DATA, report, take_turns
 
 SIZE = (112, 160)
 ORIGINAL = "the original's way, every epoch"
@@ -60,8 +59,7 @@ def read_all(pack: Pack) -> int:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    data = Path(os.environ.get("CHESTXRAY_DATA") or Path(__file__).parents[2] / "shared" / "data")
-    parser.add_argument("folder", type=Path, nargs="?", default=data / "originals")
+    parser.add_argument("folder", type=Path, nargs="?", default=DATA / "originals")
     parser.add_argument("--times", type=int, default=5, help="how often each film is taken")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")

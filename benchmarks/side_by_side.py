@@ -13,6 +13,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+DATA: Final = Path(os.environ.get("CHESTXRAY_DATA") or Path(__file__).parents[2] / "shared" / "data")  # real films
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,7 +44,7 @@ from chestxray.training.networks import NETWORKS, build, log_odds
 from chestxray.training.trainer import Training
 from epoch import Original
 from other_trainers import HAS_LIGHTNING, Films, lightning_trainer, loader_of, plain_loop
-from side_by_side import machine
+from side_by_side import DATA, machine
 
 BAR: Final = 3.0
 IN_A_ROW: Final = 2  # evaluations that reach the target
@@ -146,9 +145,8 @@ def main() -> None:
 
 
 def _parsed() -> argparse.Namespace:
-    default = Path(os.environ.get("CHESTXRAY_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=default, help="folder with chest_xray/train")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with chest_xray/train")
     parser.add_argument("--network", action="append", choices=tuple(NETWORKS), help="repeatable (default: all)")
     parser.add_argument("--target", type=float, default=0.97, help="AUROC on the panel (default 0.97)")
     parser.add_argument("--most", type=float, default=4.0, help="times our seconds that another may take (default 4)")

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ from chestxray.training.networks import NETWORKS, Classifier, build
 from chestxray.training.trainer import Training, freed_memory_kept
 from epoch import Original, labelled, rows_of
 from other_trainers import HAS_LIGHTNING, Films, lightning_trainer, loader_of, plain_loop
-from side_by_side import Timing, machine, take_turns
+from side_by_side import DATA, Timing, machine, take_turns
 
 BAR_SHARE = 0.15  # of a step, at most outside the network
 BAR_TIMES = 3.0  # at least so many times the best of the others
@@ -82,9 +81,8 @@ def main() -> None:
 
 
 def _parsed() -> argparse.Namespace:
-    default = Path(os.environ.get("CHESTXRAY_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=default, help="folder with chest_xray/train and originals")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with chest_xray/train and originals")
     parser.add_argument("--full-size", action="store_true", help="take the films of originals")
     parser.add_argument("--films", type=int, default=320, help="films an epoch, at most (default 320)")
     parser.add_argument("--rounds", type=int, default=5, help="epochs of each way, after one to warm up (default 5)")

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from filelock import FileLock
 from hypothesis import settings
@@ -129,6 +131,14 @@ def pack(shared: Callable[[str, Callable[[Path], object]], Path], synthetic_rows
     return shared("pack", lambda path: write_pack(synthetic_rows, path, workers=1))
 
 
+@pytest.fixture(scope="module")
+def planes(pack: Path) -> npt.NDArray[np.uint8]:
+    """Four films of the pack, shape (4, height, width)."""
+    from chestxray.data.pack import Pack
+
+    return np.asarray(Pack.open(pack).images[:4])
+
+
 @pytest.fixture(scope="session")
 def training(shared: Callable[[str, Callable[[Path], object]], Path], pack: Path) -> Path:
     """A short training run on the synthetic films."""
@@ -157,6 +167,15 @@ def film_paths(synthetic_rows: Sequence[Film]) -> tuple[Path, ...]:
 def film(film_paths: Sequence[Path]) -> bytes:
     """The bytes of one accepted JPEG film."""
     return film_paths[0].read_bytes()
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    """The address of an emulated, empty AWS."""
+    import live_moto
+
+    with live_moto.running() as address:
+        yield address
 
 
 def pytest_sessionfinish() -> None:

@@ -6,11 +6,11 @@ source -> manifest.csv -> clean.csv -> split.csv (and audit) -> pack -> training
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING
 
 from chestxray.data.audit import Audit, audit
 from chestxray.data.clean import Distribution, clean, describe
@@ -74,51 +74,29 @@ class RunResult:
     seconds: dict[str, float]
 
 
-class StageReporter(Protocol):
-    """Reports the results of the stages as they come."""
-
-    def cleaned(self, distribution: Distribution, films: Sequence[Film]) -> None:
-        """Report the result of cleaning."""
-
-    def split(self, films: Sequence[Film]) -> None:
-        """Report how many films each split holds."""
-
-    def audited(self, found: Audit) -> None:
-        """Report what a network could learn in place of the disease."""
-
-    def epoch(self, record: EpochRecord) -> None:
-        """Report the figures of an epoch."""
-
-    def exported(self, folder: Path, info: BundleInfo) -> None:
-        """Report the content of the bundle."""
-
-    def assessed(self, assessment: Assessment) -> None:
-        """Report the figures of the test split."""
+def _nothing(*_found: object) -> None:
+    """Report nothing."""
 
 
-class _SilentStageReporter:
-    """Reports nothing."""
+@dataclass(frozen=True, slots=True)
+class StageReporter:
+    """Callbacks that get the result of each stage as it comes; by default they do nothing.
 
-    def cleaned(self, distribution: Distribution, films: Sequence[Film]) -> None:
-        """Do nothing."""
+    Attributes:
+        cleaned: gets the distribution, and the films with their verdicts.
+        split: gets the films with their splits.
+        audited: gets what a network could learn in place of the disease.
+        epoch: gets the figures of an epoch.
+        exported: gets the bundle's folder and description.
+        assessed: gets the figures of the test split.
+    """
 
-    def split(self, films: Sequence[Film]) -> None:
-        """Do nothing."""
-
-    def audited(self, found: Audit) -> None:
-        """Do nothing."""
-
-    def epoch(self, record: EpochRecord) -> None:
-        """Do nothing."""
-
-    def exported(self, folder: Path, info: BundleInfo) -> None:
-        """Do nothing."""
-
-    def assessed(self, assessment: Assessment) -> None:
-        """Do nothing."""
-
-
-_SILENT: Final = _SilentStageReporter()
+    cleaned: Callable[[Distribution, tuple[Film, ...]], None] = _nothing
+    split: Callable[[tuple[Film, ...]], None] = _nothing
+    audited: Callable[[Audit], None] = _nothing
+    epoch: Callable[[EpochRecord], None] = _nothing
+    exported: Callable[[Path, BundleInfo], None] = _nothing
+    assessed: Callable[[Assessment], None] = _nothing
 
 
 @dataclass(slots=True)
@@ -142,7 +120,7 @@ def run(
     out: Path | str,
     settings: RunSettings = RunSettings(),
     reporter: Reporter = SILENT,
-    stage_reporter: StageReporter = _SILENT,
+    stage_reporter: StageReporter = StageReporter(),
 ) -> RunResult:
     """Run every stage in order, from films to an evaluated bundle, each output in ``out`` under its own name.
 

@@ -54,17 +54,13 @@ def service(empty: SageMaker) -> Iterator[SageMaker]:
     assert run("aws", "destroy", "--yes") == 0
 
 
-def last(service: SageMaker, operation: str) -> dict[str, Any]:
-    return next(request for name, request in reversed(service.requests) if name == operation)
-
-
 def test_a_key_and_a_network_reach_jobs_models_endpoints_and_the_bucket(
     service: SageMaker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ("--kms-key", KEY, *NETWORK)
     first = told(capsys, *TRAIN, *given)
     assert first["exit"] == 0, first
-    request = last(service, "CreateTrainingJob")
+    request = service.last("CreateTrainingJob")
     assert (request["VpcConfig"], request["OutputDataConfig"]["KmsKeyId"]) == (VPC, KEY)
     assert request["ResourceConfig"]["VolumeKmsKeyId"] == KEY
     found = boto3.client("s3").get_bucket_encryption(Bucket=NAMES.bucket)["ServerSideEncryptionConfiguration"]
@@ -76,8 +72,8 @@ def test_a_key_and_a_network_reach_jobs_models_endpoints_and_the_bucket(
     assert {"key", "network"} <= set(names)
     served = told(capsys, "aws", "deploy", "pneumonia", "--image", IMAGE, "--instance", "ml.m5.large", *given)
     assert served["exit"] == 0, served
-    assert last(service, "CreateModel")["VpcConfig"] == VPC
-    assert last(service, "CreateEndpointConfig")["KmsKeyId"] == KEY
+    assert service.last("CreateModel")["VpcConfig"] == VPC
+    assert service.last("CreateEndpointConfig")["KmsKeyId"] == KEY
     again = told(capsys, "aws", "deploy", "pneumonia", "--image", IMAGE, "--instance", "ml.m5.large", *given)
     assert again["did"] == "keep"
     refused = told(capsys, "aws", "deploy", "pneumonia", "--image", IMAGE, *given)
@@ -120,7 +116,7 @@ def test_with_a_role_of_ones_own_none_is_made(service: SageMaker, capsys: pytest
     for verb in ((*TRAIN, *image), ("aws", "deploy", "pneumonia", *image)):
         found = told(capsys, *verb, "--role", arn)
         assert found["exit"] == 0, found
-    assert last(service, "CreateTrainingJob")["RoleArn"] == last(service, "CreateModel")["ExecutionRoleArn"] == arn
+    assert service.last("CreateTrainingJob")["RoleArn"] == service.last("CreateModel")["ExecutionRoleArn"] == arn
     assert [role["RoleName"] for role in iam.list_roles()["Roles"]] == ["ours"]
     iam.delete_role_policy(RoleName="ours", PolicyName="work")
     iam.delete_role(RoleName="ours")

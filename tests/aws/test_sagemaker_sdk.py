@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import boto3
 import pytest
@@ -96,10 +96,6 @@ def run_by_the_sdk(code: str, folder: Path) -> str:
     return done.stdout + done.stderr
 
 
-def last(service: SageMaker, operation: str) -> dict[str, Any]:
-    return next(request for name, request in reversed(service.requests) if name == operation)
-
-
 @pytest.mark.timeout(1200)
 def test_the_example_trains_serves_and_registers(
     service: SageMaker, tmp_path: Path, film: bytes, capsys: pytest.CaptureFixture[str]
@@ -111,7 +107,7 @@ def test_the_example_trains_serves_and_registers(
     said = run_by_the_sdk(example(), tmp_path)
     assert "epoch 2 of 2" in said, "the hyperparameter, not the recipe's nine"
 
-    trained = last(service, "CreateTrainingJob")
+    trained = service.last("CreateTrainingJob")
     job = service.things["TrainingJob"][trained["TrainingJobName"]]
     metrics = {item["MetricName"]: item["Value"] for item in job["FinalMetricDataList"]}
     assert metrics["validation:auroc"] > 0
@@ -125,7 +121,7 @@ def test_the_example_trains_serves_and_registers(
     expected = Predictor.load(bundle).predict(film, "film")
     assert json.loads(answer["Body"].read())["probability"] == pytest.approx(expected.probability, abs=1e-4)
 
-    package = last(service, "CreateModelPackage")
+    package = service.last("CreateModelPackage")
     assert package["ModelPackageGroupName"] == "chestxray"
     (container,) = package["InferenceSpecification"]["Containers"]
     assert (container["Image"], container["ModelDataUrl"]) == (IMAGE, job["ModelArtifacts"]["S3ModelArtifacts"])

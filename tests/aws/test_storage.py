@@ -36,16 +36,10 @@ from typed import run
 MANY = 400  # files, of which a killed upload has sent some
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with live_moto.running() as found:
-        yield found
-
-
 @pytest.fixture
-def s3(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def s3(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """An account with the bucket "films"."""
-    for name, value in {**live_moto.CREDENTIALS, "AWS_ENDPOINT_URL": address}.items():
+    for name, value in {**live_moto.CREDENTIALS, "AWS_ENDPOINT_URL": moto}.items():
         monkeypatch.setenv(name, value)
     client = boto3.client("s3")
     client.create_bucket(Bucket="films")
@@ -133,7 +127,7 @@ def test_a_large_file_travels_in_parts_and_goes_on_with_those_that_arrived(
 
 
 def test_an_upload_that_was_killed_goes_on(
-    s3: Any, address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    s3: Any, moto: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(MANY):
         (tmp_path / f"{number:03}.png").write_bytes(number.to_bytes(2))

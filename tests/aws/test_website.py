@@ -218,12 +218,6 @@ def test_the_page_that_is_sent_is_the_page_that_is_served_here(bundle: Path, tmp
                 assert (answer.read(), answer.headers["Content-Type"]) == (content, media_type), key
 
 
-@pytest.fixture(scope="module")
-def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with live_moto.running() as found:
-        yield found
-
-
 @pytest.fixture
 def cloud(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
     for name, value in {**live_moto.CREDENTIALS, "AWS_ENDPOINT_URL": moto}.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +34,10 @@ FILMS = {
 OTHERS = {"set/readme.txt": b"", "set/train/": b"", "setting/NORMAL/a.png": b"", "set/.hidden/NORMAL/b.png": b""}
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with live_moto.running() as found:
-        yield found
-
-
 @pytest.fixture
-def store(address: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+def store(moto: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A bucket with films, and boto3 pointed at it."""
-    for name, value in {**live_moto.CREDENTIALS, sources.S3_ENDPOINT_VARIABLE: address}.items():
+    for name, value in {**live_moto.CREDENTIALS, sources.S3_ENDPOINT_VARIABLE: moto}.items():
         monkeypatch.setenv(name, value)
     sources.client.cache_clear()
     client = boto3.client("s3")
@@ -91,11 +84,11 @@ def test_more_objects_than_fit_one_page_are_all_listed(store: Any, monkeypatch: 
 
 
 def test_the_verbs_go_from_a_store_to_a_pack(
-    store: Any, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Any, moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(sources.S3_ENDPOINT_VARIABLE, "http://127.0.0.1:9")  # the option has to win
     sources.client.cache_clear()
-    at = ["--endpoint-url", address]
+    at = ["--endpoint-url", moto]
     for arguments in (
         ["collect", "s3://films/set", "--out", tmp_path / "m.csv", *at],
         ["clean", tmp_path / "m.csv", "--out", tmp_path / "c.csv", *at],

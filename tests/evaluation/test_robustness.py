@@ -22,11 +22,6 @@ from chestxray.training.run_folder import STRESS, RunInfo, ValidationTable, read
 NAMES = [shift.name for shift in SHIFTS]
 
 
-@pytest.fixture(scope="module")
-def planes(pack: Path) -> npt.NDArray[np.uint8]:
-    return np.asarray(Pack.open(pack).images[:4])
-
-
 @pytest.mark.parametrize("shift", SHIFTS, ids=NAMES)
 def test_a_shift_changes_a_film_but_neither_its_size_nor_every_other_time(
     shift: Shift, planes: npt.NDArray[np.uint8]

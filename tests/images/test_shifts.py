@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from chestxray.data.pack import Pack
 from chestxray.images.shifts import (
     EXCHANGES,
     OTHER,
@@ -25,11 +22,6 @@ from chestxray.images.shifts import (
 )
 
 NAMES = [exchange.name for exchange in EXCHANGES]
-
-
-@pytest.fixture(scope="module")
-def planes(pack: Path) -> npt.NDArray[np.uint8]:
-    return np.asarray(Pack.open(pack).images[:4])
 
 
 @pytest.mark.parametrize("exchange", EXCHANGES, ids=NAMES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, special
 from sklearn import metrics as oracle
@@ -25,16 +25,7 @@ from chestxray.metrics.calibration import (
     reliability,
 )
 from chestxray.metrics.metrics import Confusion
-from scored import scored
-
-
-@st.composite
-def evaluated(draw):
-    films = draw(st.integers(2, 60))
-    labels = draw(st.lists(st.integers(0, 1), min_size=films, max_size=films))
-    assume(0 < sum(labels) < films)
-    return np.array(labels), np.array(draw(st.lists(st.integers(0, 20), min_size=films, max_size=films))) / 20
-
+from scored import evaluated, scored
 
 # --------------------------------------------------------------------------- from logits to probabilities
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
@@ -22,16 +22,7 @@ from chestxray.metrics.decision import (
 )
 from chestxray.metrics.metrics import Confusion
 from chestxray.metrics.scores import ScoreTable
-from scored import scored
-
-
-@st.composite
-def evaluated(draw, least=2):
-    films = draw(st.integers(least, 40))
-    labels = draw(st.lists(st.integers(0, 1), min_size=films, max_size=films))
-    assume(0 < sum(labels) < films)
-    return np.array(labels), np.array(draw(st.lists(st.integers(0, 20), min_size=films, max_size=films))) / 20
-
+from scored import evaluated, scored
 
 # --------------------------------------------------------------------------- risk and coverage
 

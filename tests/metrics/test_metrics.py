@@ -32,19 +32,9 @@ from chestxray.metrics.metrics import (
     roc_curve,
 )
 from chestxray.metrics.scores import ScoreTable, read_score_file, read_scores, write_scores
-from scored import scored
+from scored import evaluated, scored
 
 counts = st.integers(0, 500)
-
-
-@st.composite
-def evaluated(draw, least=2):
-    """Labels of both classes, and scores on a coarse grid, so that ties are common."""
-    films = draw(st.integers(least, 40))
-    labels = draw(st.lists(st.integers(0, 1), min_size=films, max_size=films))
-    assume(0 < sum(labels) < films)
-    scores = draw(st.lists(st.integers(0, 12), min_size=films, max_size=films))
-    return np.array(labels), np.array(scores) / 12
 
 
 # --------------------------------------------------------------------------- counts

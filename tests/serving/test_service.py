@@ -38,7 +38,7 @@ from chestxray.serving.server import ServeOptions, serve
 from chestxray.serving.service import NDJSON
 from chestxray.serving.telemetry import BackgroundHandler, JsonLines, whole_lines
 from dicoms import native
-from drawing import encoded, gradient, textured
+from drawing import coloured, encoded, gradient, textured
 from live_service import awaited, running
 
 JPEG = {"Content-Type": "image/jpeg"}
@@ -154,9 +154,7 @@ def test_a_heat_map_comes_only_where_it_is_asked_for(client: httpx.Client, predi
 
 
 def test_a_film_that_must_not_be_classified_is_an_answer_with_a_closed_gate(client: httpx.Client) -> None:
-    colour = gradient()[..., None].repeat(3, axis=2)
-    colour[..., 0] = 255 - colour[..., 0]
-    answer = client.post("/v1/predict", content=encoded(colour), headers={"Content-Type": "image/png"}).json()
+    answer = client.post("/v1/predict", content=encoded(coloured()), headers={"Content-Type": "image/png"}).json()
     assert answer["gate"]["accepted"] is False
     assert "coloured" in answer["gate"]["reason"]
     assert (answer["probability"], answer["label"]) == (None, None)

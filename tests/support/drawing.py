@@ -20,6 +20,13 @@ def gradient(height: int = 96, width: int = 128) -> Array:
     return (20 + 150 * columns / width + 60 * rows / height).astype(np.uint8)
 
 
+def coloured() -> Array:
+    """A picture in colour, which no model should classify."""
+    colour = gradient()[..., None].repeat(3, axis=2)
+    colour[..., 0] = 255 - colour[..., 0]
+    return colour
+
+
 def encoded(pixels: npt.NDArray[np.generic] | Image.Image, form: str = "PNG", **options: object) -> bytes:
     """The bytes of a file that holds these pixels."""
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)

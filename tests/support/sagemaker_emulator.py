@@ -99,6 +99,10 @@ class SageMaker:
         self._threads: list[threading.Thread] = []
         self._taken_away: set[str] = set()
 
+    def last(self, operation: str) -> dict[str, Any]:
+        """The newest request for that operation."""
+        return next(request for name, request in reversed(self.requests) if name == operation)
+
     # ----- the door
 
     def answer(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from hypothesis import assume
+from hypothesis import strategies as st
 
 from chestxray.metrics.calibration import calibrated
 from chestxray.metrics.scores import ScoreTable
+
+GRID = 20  # steps of ``evaluated`` scores
 
 
 def scored(films: int = 300, patients: int = 120, seed: int = 0, apart: float = 3.0) -> ScoreTable:
@@ -24,3 +30,13 @@ def scored(films: int = 300, patients: int = 120, seed: int = 0, apart: float = 
             )
         },
     )
+
+
+@st.composite
+def evaluated(draw: st.DrawFn, least: int = 2) -> tuple[Any, Any]:
+    """Labels of both classes, and scores on a coarse grid, so that ties are common."""
+    films = draw(st.integers(least, 40))
+    labels = draw(st.lists(st.integers(0, 1), min_size=films, max_size=films))
+    assume(0 < sum(labels) < films)
+    scores = draw(st.lists(st.integers(0, GRID), min_size=films, max_size=films))
+    return np.array(labels), np.array(scores) / GRID

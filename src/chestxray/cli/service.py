@@ -35,6 +35,7 @@ from chestxray.schema import NOTICE
 
 if TYPE_CHECKING:
     from chestxray.data.collect import CollectSettings
+    from chestxray.pipeline import StageReporter
     from chestxray.serving.server import ServeOptions
 
 HOST = "127.0.0.1"
@@ -218,7 +219,7 @@ def run(
         command=command_line(),
         collecting=settings,
     )
-    result = pipeline.run(source, out, run_settings, console, ConsoleStageReporter(console))
+    result = pipeline.run(source, out, run_settings, console, _stage_reporter(console))
     document = {
         "out": out,
         "bundle": result.bundle,
@@ -242,32 +243,18 @@ def _run_text(result: Any) -> str:
     return f"\nbundle: {result.bundle}\nreport: {result.report}\ntime:   {stages}\n{NOTICE}"
 
 
-class ConsoleStageReporter:
-    """Reports the results of the stages of a run, each in the form of the stage's own command."""
+def _stage_reporter(console: Console) -> StageReporter:
+    """Report each stage's result in the form of its own command."""
+    from chestxray.pipeline import StageReporter
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self.epoch = epoch_printer(console)
-
-    def cleaned(self, distribution: Any, films: Any) -> None:
-        """Report the result of cleaning."""
-        self._console.log(distribution_text(distribution, films))
-
-    def split(self, films: Any) -> None:
-        """Report how many films each split holds."""
-        self._console.log(splits_text(films))
-
-    def audited(self, found: Any) -> None:
-        """Report what tells the classes apart outside the lungs; the groups are on the page."""
-        self._console.log("\n".join(found.words))
-
-    def exported(self, folder: Path, info: Any) -> None:
-        """Report the content of the bundle."""
-        self._console.log(bundle_text(folder, info))
-
-    def assessed(self, assessment: Any) -> None:
-        """Report the figures of the test split."""
-        self._console.log(assessment_text(assessment))
+    return StageReporter(
+        cleaned=lambda distribution, films: console.log(distribution_text(distribution, films)),
+        split=lambda films: console.log(splits_text(films)),
+        audited=lambda found: console.log("\n".join(found.words)),  # its groups are on the page
+        epoch=epoch_printer(console),
+        exported=lambda folder, info: console.log(bundle_text(folder, info)),
+        assessed=lambda assessment: console.log(assessment_text(assessment)),
+    )
 
 
 @click.command()

@@ -130,7 +130,7 @@ def write_data_report(
     report = summarise(films)
     labelled = any(film.is_accepted and film.label for film in films)
     audit = audit_films(films, on_progress, workers) if labelled else None
-    page = _environment().get_template("data_report.html.j2")
+    page = page_templates().get_template("data_report.html.j2")
     with folder_written_whole(Path(folder), DATA_JSON) as beside:
         text = page.render(
             title=title,
@@ -167,7 +167,7 @@ def write_audit(
 
     Raises: OutputExists, MissingExtra.
     """
-    page = _environment().get_template("audit_report.html.j2")
+    page = page_templates().get_template("audit_report.html.j2")
     with folder_written_whole(Path(folder), AUDIT_MARKER) as beside:
         text = page.render(
             standalone=True,
@@ -282,14 +282,15 @@ def _picture(film: Film) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def _environment() -> Environment:
+def page_templates() -> Environment:
+    """Return the templates of every report: they share one style sheet. Raises: MissingExtra."""
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError as error:
         raise MissingExtra("Writing a report", "report") from error
     here = Path(__file__).parent
     return Environment(
-        loader=FileSystemLoader([here, here.parent / "evaluation"]),  # the reports share one style sheet
+        loader=FileSystemLoader([here, here.parent / "evaluation"]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,11 +21,11 @@ from chestxray.dicom.rules import FilmFacts, read_header
 from chestxray.errors import FilmError, MissingExtra
 from chestxray.files import write_atomically
 from chestxray.images.decode import decode
-from chestxray.inference.bundle import Bundle
+from chestxray.inference.batch import predictor_of
 from chestxray.inference.heatmap import averaged
 from chestxray.inference.ood import Prepared
 from chestxray.inference.predictor import Predictor
-from chestxray.schema import BundleInfo, Prediction
+from chestxray.schema import Prediction
 
 WORKER_FAILED: Final = (
     "the process that read it came to an end or took too long: too little memory, or a fault of a decoder"
@@ -199,7 +198,7 @@ def classified(
         if the header is damaged.
     """
     folder, description, _ = setup.bundle
-    predictor = _predictor(folder, description, setup.require_age)
+    predictor = predictor_of(folder, description, setup.require_age)
     opened: list[_Opened | Exception] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about invalid header values: not ours to correct, and not to quote
@@ -303,8 +302,3 @@ def _keep(path: Path, sop_instance: str, folder: Path, salt: str) -> None:
     with contextlib.suppress(FilmError, OSError):
         copy = deidentified(path.read_bytes(), salt)
         write_atomically(folder / f"{derived_uid('research', salt, sop_instance)}.dcm", copy)
-
-
-@lru_cache(1)
-def _predictor(folder: Path, description: str, require_age: bool) -> Predictor:  # noqa: FBT001 - a key of the cache
-    return Predictor(Bundle(folder, BundleInfo.from_json(description)), threads=1, require_age=require_age)

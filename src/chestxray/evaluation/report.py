@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from chestxray.data.report import page_templates
 from chestxray.errors import MissingExtra
 from chestxray.evaluation.assessment import TERMS, Assessment, Provenance
 from chestxray.evaluation.figures import Drawing, drawings
@@ -297,18 +298,7 @@ def p_value_text(p: float | None) -> str:
 
 
 def _environment() -> Environment:
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ImportError as error:
-        raise MissingExtra("Writing a report", "report") from error
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = page_templates()
     environment.filters.update(
         percent=percent,
         decimal=decimal,

@@ -244,9 +244,9 @@ def _ranks(film: UInt8Array) -> Float64Array:
     return ranks
 
 
-def ring(film: UInt8Array, donor: UInt8Array) -> UInt8Array:
-    """Replace the film's outer ring by the donor's."""
-    width = max(1, round(film.shape[0] * RING))
+def ring(film: UInt8Array, donor: UInt8Array, width_share: float = RING) -> UInt8Array:
+    """Replace the film's outer ring by the donor's; its width is a share of the height."""
+    width = max(1, round(film.shape[0] * width_share))
     out = donor.copy()
     out[width:-width, width:-width] = film[width:-width, width:-width]
     return out

@@ -89,7 +89,7 @@ def predict_group(group: Group, folder: Path, description: str, *, require_age: 
         description: its ``bundle.json``, so that a folder that has changed meanwhile is refused.
         require_age: refuse films whose file states no age.
     """
-    predictor = _predictor(folder, description, require_age)
+    predictor = predictor_of(folder, description, require_age)
     prepared = [_prepared(film, predictor) for film in group]
     planes = [ready.plane for ready in prepared if ready.plane is not None]
     logits = iter(predictor.logits(np.stack(planes))[0].tolist() if planes else ())
@@ -106,7 +106,8 @@ def predict_group(group: Group, folder: Path, description: str, *, require_age: 
 
 
 @lru_cache(BUNDLES_LOADED)
-def _predictor(folder: Path, description: str, require_age: bool) -> Predictor:  # noqa: FBT001 - a key of the cache
+def predictor_of(folder: Path, description: str, require_age: bool) -> Predictor:  # noqa: FBT001 - a key of the cache
+    """Return the predictor of a worker process, loaded once, for a bundle with that content of ``bundle.json``."""
     return Predictor(Bundle(folder, BundleInfo.from_json(description)), threads=1, require_age=require_age)
 
 

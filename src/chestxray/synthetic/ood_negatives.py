@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from chestxray.arrays import Float64Array, Random, UInt8Array
 from chestxray.images import WHITE
-from chestxray.images.shifts import low_frequencies
+from chestxray.images.shifts import low_frequencies, ring
 from chestxray.synthetic.anatomy import random_anatomy
 from chestxray.synthetic.films import BACTERIA, HEALTHY, VIRUS, draw_film
 
@@ -84,10 +84,7 @@ def with_acquisition_of(film: UInt8Array, donor: UInt8Array, rng: Random) -> UIn
     if _with_probability(rng, EXCHANGE_PROBABILITY):
         film = _with_grey_levels(film, donor)
     if _with_probability(rng, EXCHANGE_PROBABILITY / 2):
-        width = max(1, round(len(film) * rng.uniform(0.02, 0.12)))
-        framed = donor.copy()
-        framed[width:-width, width:-width] = film[width:-width, width:-width]
-        film = framed
+        film = ring(film, donor, rng.uniform(0.02, 0.12))
     return film
 
 

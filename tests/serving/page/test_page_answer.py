@@ -17,7 +17,7 @@ from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE
 from chestxray.serving.app import ServiceSettings
 from chestxray.serving.security import KeyRing, new_key
-from drawing import encoded, gradient
+from drawing import coloured, encoded
 from driving import DESKTOP, HEADLINES, PHONE, Opener, choose, expect_answer_for, hold, wait_for_all, wait_for_answer
 from live_service import running
 
@@ -62,10 +62,8 @@ def test_what_is_not_certain_is_not_shown_as_certain(visit: Opener) -> None:
 
 
 def test_a_film_that_cannot_be_classified_says_why(visit: Opener, predictor: Predictor, tmp_path: Path) -> None:
-    colour = gradient()[..., None].repeat(3, axis=2)
-    colour[..., 0] = 255 - colour[..., 0]
     path = tmp_path / "holiday.png"
-    path.write_bytes(encoded(colour))
+    path.write_bytes(encoded(coloured()))
     reason = predictor.predict(path.read_bytes(), "this film").gate.reason.removeprefix("this film: ")
     page = visit()
     choose(page, path)

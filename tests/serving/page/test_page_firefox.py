@@ -13,7 +13,7 @@ from PIL import Image
 
 import dicoms
 from chestxray.inference.predictor import Predictor
-from drawing import encoded, gradient
+from drawing import coloured, encoded, gradient
 from driving import HEADLINES
 from firefox import Firefox, firefox
 
@@ -97,10 +97,8 @@ def test_a_worklist_shows_its_thumbnails_and_takes_the_keyboard(
 
 
 def test_a_colour_picture_is_refused_in_words(page: Firefox, tmp_path: Path) -> None:
-    colour = gradient()[..., None].repeat(3, axis=2)
-    colour[..., 0] = 255 - colour[..., 0]
     path = tmp_path / "holiday.png"
-    path.write_bytes(encoded(colour))
+    path.write_bytes(encoded(coloured()))
     page.choose("#files", [path])
     assert page.until(ANSWERED) == "refused"
     assert text_of(page, "#headline") == HEADLINES["refused"]

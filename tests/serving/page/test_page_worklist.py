@@ -14,7 +14,7 @@ from playwright.sync_api import Request, expect
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import NOTICE
 from chestxray.serving.app import ServiceSettings
-from drawing import encoded, gradient
+from drawing import coloured, encoded
 from driving import Opener, choose, expect_answer_for, hold, names_in_list, tab_to, wait_for_all
 from live_service import running
 
@@ -36,10 +36,8 @@ COUNT_URLS = """
 @pytest.fixture
 def colourful(tmp_path: Path) -> Path:
     """A picture that no model should classify."""
-    colour = gradient()[..., None].repeat(3, axis=2)
-    colour[..., 0] = 255 - colour[..., 0]
     path = tmp_path / "holiday.png"
-    path.write_bytes(encoded(colour))
+    path.write_bytes(encoded(coloured()))
     return path
 
 
