@@ -1,4 +1,4 @@
-"""Cells of CSV files: no program for tables takes them for formulas, and none of them is lost."""
+"""What a terminal may be given; and cells of CSV files: no program for tables takes them for formulas, and none of them is lost."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chestxray.cli import main
 from chestxray.data.sources import read_film
 from chestxray.images import MAX_BYTES
 from chestxray.metrics.scores import ScoreRow, read_score_file, write_table
 from chestxray.schema import Film, read_manifest, write_manifest
-from chestxray.text import as_cell, of_cell
+from chestxray.text import as_cell, of_cell, printable
 
 
 @given(text=st.text(st.sampled_from("'=+-@\t\ra1."), max_size=6) | st.text(max_size=10))
@@ -56,3 +57,14 @@ def test_only_regular_files_of_a_films_size_are_read(tmp_path: Path) -> None:
             read_film(Film(str(tmp_path / path)))
     with pytest.raises(OSError, match="no regular file"):
         read_film(Film("/dev/zero"))
+
+
+def test_no_name_of_a_file_commands_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    film = tmp_path / "a\x1b]0;b\x07\x9bc\u202egpj.png"
+    film.write_bytes(b"no picture")
+    for verb in (["predict", str(film)], ["batch", str(film), "--out", str(tmp_path / "scores.csv")]):
+        with pytest.raises(SystemExit):
+            main(verb)
+        shown = "".join(capsys.readouterr())
+        assert r"a\x1b]0;b\x07\x9bc\u202egpj.png" in shown
+        assert printable(shown) == shown

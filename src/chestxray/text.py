@@ -1,4 +1,4 @@
-"""Text: accents, and cells of tables that a spreadsheet program opens."""
+"""Text: accents, what a terminal may be given, and cells of tables that a spreadsheet program opens."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ INVISIBLE: Final = frozenset({"Cf"})
 _FORMULA: Final = re.compile(r"'*[=+\-@\t\r\n]")
 _BEGINS_FORMULA: Final = frozenset("'=+-@\t\r\n")  # looked at before the expression, which few texts need
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+# Control characters but for tab and line feed, and marks that turn the direction of the text around them.
+_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    r"""Return a text that commands no terminal: an escape character in the name of a file is shown as ``\x1b``."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def without_accents(text: str, dropped: frozenset[str] = ACCENTS) -> str:

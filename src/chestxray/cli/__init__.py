@@ -25,6 +25,7 @@ from chestxray.cli.options import InOrder
 from chestxray.cli.service import doctor, key, run, serve
 from chestxray.errors import ChestXrayError, MissingExtra
 from chestxray.schema import NOTICE
+from chestxray.text import printable
 
 COMMANDS = (
     *(collect, clean, split, audit, pack, train, blend, evaluate, export),
@@ -118,5 +119,5 @@ def _fail(
     elif shown is not None:
         shown.show()
     else:
-        click.echo(f"{kind}: {message}", err=True)
+        click.echo(printable(f"{kind}: {message}"), err=True)
     return status

@@ -26,6 +26,7 @@ from chestxray.data.sources import S3_ENDPOINT_VARIABLE
 from chestxray.errors import ChestXrayError, UsageError
 from chestxray.files import json_values
 from chestxray.inference.bundle import DEFAULT, folder_of, shipped_bundles
+from chestxray.text import printable
 
 if TYPE_CHECKING:
     from chestxray.aws.plan import Plan
@@ -46,11 +47,12 @@ class Console:
 
     def log(self, line: str) -> None:
         """Log what is going on, on a line of its own."""
+        line = printable(line)
         click.echo(f"{CLEAR_LINE}{line}" if self._bar_is_drawn else line, err=True)
 
     def result(self, document: Any, text: str) -> None:
         """Print the result: the document for machines or the text for people, never both."""
-        click.echo(json.dumps(json_values(document), indent=2) if self.as_json else text)
+        click.echo(json.dumps(json_values(document), indent=2) if self.as_json else printable(text))
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int], None]]:

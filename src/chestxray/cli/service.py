@@ -232,7 +232,7 @@ def run(
         console.result(document, _run_text(result))
         return
     if not console.as_json:
-        click.echo(_run_text(result))
+        console.result(document, _run_text(result))
     from chestxray.serving.server import ServeOptions
 
     serve_until_stopped(console, result.bundle, ServeOptions(host, port))
