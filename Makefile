@@ -122,7 +122,7 @@ dist: $(STAMP) ## wheel and source archive in dist/, the same bytes wherever the
 
 # What needs no network is among the tests as well; AUDIT=0 leaves the question about vulnerabilities out.
 check-supply-chain: dist ## imports, pins, licences; bill of materials in dist/; known vulnerabilities (asks a network)
-	@$(BIN)/pytest -q tests/project/test_supply_chain.py tests/project/test_audit.py
+	@$(BIN)/pytest -q tests/project/test_supply_chain.py tests/project/test_pip_audit.py
 	@$(BIN)/python tools/supply_chain.py dist/*.whl --out dist/chestxray.cdx.json $(if $(filter 0,$(AUDIT)),--no-audit)
 
 # The tests of the page drive real browsers. Where they can be installed without asking, they are.

@@ -51,6 +51,6 @@ def test_the_service_keeps_what_its_document_promises_with_a_key(bundle: Path, t
     key, entry = new_key("tester")
     with running(Predictor.load(bundle), ServiceSettings(keys=KeyRing.from_text(entry, "keys"))) as address:
         # It counts a false bearer token as accepted although the right key stands in the header beside it, so that one
-        # check is left out; tests/serving/test_keys.py tries false keys of both kinds, each alone.
+        # check is left out; tests/serving/test_security.py tries false keys of both kinds, each alone.
         options = ("--max-examples=50", "--exclude-checks=ignored_auth", "-H", f"X-API-Key: {key}")
         schemathesis(address, tmp_path, *options)
