@@ -16,6 +16,7 @@ ROOT = Path(chestxray.__file__).parent
 ORDER = (
     ("errors", "progress", "text"),
     ("files", "arrays"),
+    ("arguments",),
     ("schema",),
     ("images",),
     ("metrics",),

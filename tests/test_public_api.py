@@ -279,6 +279,12 @@ FILM: Final = Film("film.png", label="normal", split="train")
         lambda: chestxray.predict("gone.png"),
         lambda: chestxray.predict(Path()),
         lambda: chestxray.plot_scaling(FILM),
+        lambda: chestxray.plot_films(None),
+        lambda: chestxray.plot_distribution("manifest.csv"),
+        lambda: chestxray.pack([FILM], "pack", size=()),
+        lambda: chestxray.write_manifest([None], "manifest.csv"),
+        lambda: chestxray.write_data_report([None], "report", "title"),
+        lambda: chestxray.clean([FILM], seen=""),
     ],
 )
 def test_a_value_of_a_wrong_kind_is_one_of_our_errors_before_anything_is_written(
@@ -287,6 +293,35 @@ def test_a_value_of_a_wrong_kind_is_one_of_our_errors_before_anything_is_written
     monkeypatch.chdir(tmp_path)
     with pytest.raises(chestxray.ChestXrayError):
         call()
+    assert list(tmp_path.iterdir()) == []
+
+
+FUNCTIONS: Final = [name for name in NAMES if inspect.isfunction(getattr(chestxray, name))]
+CHECKED_BY_THE_STAGE: Final = frozenset(
+    ("Any", "Resize", "Levels", "Film", "bytes", "Callable", "Sequence[Film]", "Iterable[Film]", "tuple[int, int]")
+) | {"Overlap", "Sequence[LeftOut]", "StageReporter"}
+
+
+def kinds_of(argument: inspect.Parameter) -> list[str]:
+    """The kinds of value that an annotation names."""
+    return str(argument.annotation).partition("Callable[")[0].replace("Path | str", "StrPath").strip().split(" | ")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_function_refuses_a_wrong_type_before_it_does_anything(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    function = getattr(chestxray, name)
+    arguments = inspect.signature(function).parameters
+    for argument in arguments.values():
+        if CHECKED_BY_THE_STAGE.isdisjoint(kinds_of(argument)) and kinds_of(argument) != [""]:
+            given = {one.name: "film.png" for one in arguments.values() if one.default is one.empty}
+            for wrong in (object(), float("nan"), b"film.png", -1, "a\0b"):
+                if isinstance(wrong, str) and "StrPath" not in kinds_of(argument):
+                    continue
+                with pytest.raises(chestxray.ChestXrayError, match="is "):
+                    function(**{**given, argument.name: wrong})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""What a terminal may be given; and cells of CSV files: no program takes them for formulas, and none of them is lost."""
+"""What a terminal may be given; and cells of CSV files: no program takes them for formulas, and none is lost."""
 
 from __future__ import annotations
 

@@ -6,10 +6,12 @@ needs when it is called, so that no heavy library is loaded before it is used.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chestxray.arguments import arguments_checked
 from chestxray.errors import SourceInvalid, UsageError
 from chestxray.inference.bundle import DEFAULT, folder_of
 from chestxray.progress import SILENT, Log, ProgressCallback, Reporter, no_log, no_progress
@@ -35,6 +37,7 @@ StrPath = Path | str
 # --------------------------------------------------------------------------- training
 
 
+@arguments_checked
 def pack(
     films: Iterable[Film],
     out: StrPath,
@@ -65,7 +68,7 @@ def pack(
     return write_pack(
         films,
         out,
-        size=size or DEFAULT_SIZE,
+        size=DEFAULT_SIZE if size is None else size,
         resize=resize,
         on_progress=on_progress,
         workers=workers,
@@ -74,6 +77,7 @@ def pack(
     )
 
 
+@arguments_checked
 def recipe(given: Recipe | StrPath = "default", **changes: Any) -> Recipe:
     """Return a recipe of this package by its name, or read one from a TOML file, with changes.
 
@@ -88,6 +92,7 @@ def recipe(given: Recipe | StrPath = "default", **changes: Any) -> Recipe:
     return recipe_of(given, **changes)
 
 
+@arguments_checked
 def train(
     pack: StrPath,
     out: StrPath,
@@ -144,6 +149,7 @@ def train(
     )
 
 
+@arguments_checked
 def blend(
     runs: Sequence[StrPath],
     pack_folder: StrPath,
@@ -170,6 +176,7 @@ def blend(
     return blend_runs(runs, pack_folder, out, device=device, on_progress=on_progress, log=log)
 
 
+@arguments_checked
 def export(
     runs: StrPath | Sequence[StrPath],
     out: StrPath,
@@ -195,7 +202,7 @@ def export(
     """
     from chestxray.training.export import export_run
 
-    folders = [Path(run) for run in ([runs] if isinstance(runs, Path | str) else runs)]
+    folders = [Path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
     if not folders:
         raise UsageError("nothing to export: give the folder of a finished run, or several")
     first, *others = folders
@@ -214,6 +221,7 @@ def export(
 # --------------------------------------------------------------------------- evaluation
 
 
+@arguments_checked
 def evaluate(
     bundle: StrPath,
     source: StrPath,
@@ -260,6 +268,7 @@ def evaluate(
     return evaluate_bundle(folder_of(bundle), films, Path(source), Path(out), reporter, wanted)
 
 
+@arguments_checked
 def evaluate_scores(
     scores: StrPath,
     out: StrPath,
@@ -289,6 +298,7 @@ def evaluate_scores(
     return evaluate_table(Path(scores), Path(out), EvaluationSettings(split, other, threshold, command=command))
 
 
+@arguments_checked
 def calibrate(
     bundle: StrPath,
     source: StrPath,
@@ -321,6 +331,7 @@ def calibrate(
     return calibrate_bundle(folder_of(bundle), films, Path(source), Path(out), reporter, how)
 
 
+@arguments_checked
 def sign(bundle: StrPath, private_key: StrPath, password: str | None = None) -> Path:
     """Sign every file of a bundle, as it is now, and return the signature's file.
 
@@ -336,6 +347,7 @@ def sign(bundle: StrPath, private_key: StrPath, password: str | None = None) -> 
     return sign_bundle(folder_of(bundle), Path(private_key), password)
 
 
+@arguments_checked
 def verify(bundle: StrPath, public_key: StrPath) -> BundleInfo:
     """Check that the holder of a key signed a bundle, and that no file was changed, added or lost since.
 
@@ -354,6 +366,7 @@ def verify(bundle: StrPath, public_key: StrPath) -> BundleInfo:
 # --------------------------------------------------------------------------- prediction
 
 
+@arguments_checked
 def load(
     bundle: StrPath = DEFAULT,
     threads: int | None = None,
@@ -384,6 +397,7 @@ def _opened(bundle: StrPath, verify_key: StrPath | None) -> Bundle:
     return open_bundle(folder_of(bundle), Path(verify_key) if verify_key else None)
 
 
+@arguments_checked
 def predict(
     film: Any,
     bundle: StrPath = DEFAULT,
@@ -410,6 +424,7 @@ def predict(
     return answer
 
 
+@arguments_checked
 def batch(
     source: StrPath,
     out: StrPath,
@@ -464,6 +479,7 @@ def batch(
 # --------------------------------------------------------------------------- around them
 
 
+@arguments_checked
 def key(name: str) -> tuple[str, str]:
     """Make a key for a caller of the service, and the entry by which the service recognises the key.
 
@@ -478,6 +494,7 @@ def key(name: str) -> tuple[str, str]:
     return new_key(name)
 
 
+@arguments_checked
 def doctor(bundle: StrPath = DEFAULT) -> Diagnosis:
     """Report what is installed, what is missing, and which devices would be used.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chestxray.arguments import arguments_checked
 from chestxray.data.audit import Audit, audit
 from chestxray.data.clean import Distribution, clean, describe
 from chestxray.data.collect import CollectSettings, collect
@@ -115,6 +116,7 @@ class _Stages:
         self.seconds[name] = round(time.perf_counter() - started, 2)
 
 
+@arguments_checked
 def run(
     source: Path | str | None,
     out: Path | str,

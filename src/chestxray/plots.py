@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from PIL import Image
 
+from chestxray.arguments import arguments_checked
 from chestxray.arrays import UInt8Array
 from chestxray.data.sources import name_of, open_film
 from chestxray.errors import FilmError, MissingExtra
@@ -26,7 +27,7 @@ from chestxray.evaluation.figures import ACCENT, CARD, COOL, INK, LINE, MUTED, S
 from chestxray.images.decode import decode
 from chestxray.images.preprocess import resample
 from chestxray.inference.heatmap import over_film
-from chestxray.schema import Film, Label, Levels, Prediction, Resize, Split, Verdict
+from chestxray.schema import Film, Label, Levels, Prediction, Resize, Split, Verdict, rows_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +45,7 @@ _UNDER: Final = 30  # characters of a line under a film
 # --------------------------------------------------------------------------- films
 
 
+@arguments_checked
 def plot_films(films: Sequence[Film], titles: Sequence[str] = ()) -> Figure:
     """Plot films side by side, each with its name, its label and its verdict from cleaning.
 
@@ -51,6 +53,7 @@ def plot_films(films: Sequence[Film], titles: Sequence[str] = ()) -> Figure:
         films: rows of a manifest; a film that cannot be read is an empty frame.
         titles: one for each film, in place of its name and label.
     """
+    films = rows_of(films)
     across = max(1, min(ACROSS, len(films)))
     down = max(1, math.ceil(len(films) / across))
     texts = list(titles) or [_caption(film) for film in films]
@@ -101,8 +104,10 @@ def _shown(data: bytes, name: str) -> UInt8Array:
 # --------------------------------------------------------------------------- what there is
 
 
+@arguments_checked
 def plot_distribution(films: Sequence[Film]) -> Figure:
     """Plot a cleaned manifest: accepted films by split and label, their sizes, and the films that cleaning rejected."""
+    films = rows_of(films)
     with _figure(10.5, 3.4) as figure:
         splits, sizes, set_aside = figure.subplots(1, 3)
         accepted = [film for film in films if film.is_accepted]
@@ -152,6 +157,7 @@ def _draw_set_aside(axes: Axes, films: Sequence[Film]) -> None:
 # --------------------------------------------------------------------------- scaling
 
 
+@arguments_checked
 def plot_scaling(film: Film, size: tuple[int, int] = (112, 160), levels: Levels = Levels.EQUALISED) -> Figure:
     """Plot a film, and the network's input under each policy of scaling.
 
@@ -180,6 +186,7 @@ def plot_scaling(film: Film, size: tuple[int, int] = (112, 160), levels: Levels 
 # --------------------------------------------------------------------------- a network
 
 
+@arguments_checked
 def plot_network(network: str = "alexnet5", size: tuple[int, int] | None = None) -> Figure:
     """Plot a network as the sizes of a film on its way through the layers, with the parameters of each stage.
 
@@ -255,6 +262,7 @@ def _label_of(stage: LayerStage) -> str:
 # --------------------------------------------------------------------------- an answer
 
 
+@arguments_checked
 def plot_prediction(film: Path | str | bytes, answer: Prediction) -> Figure:
     """Plot a film next to its heat map, with the model's prediction.
 

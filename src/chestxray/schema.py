@@ -18,7 +18,6 @@ import html
 import io
 import json
 import math
-import numbers
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar, cast
 
+from chestxray.arguments import arguments_checked, is_number
 from chestxray.errors import BundleInvalid, ManifestInvalid, OutOfRange, PackInvalid, UsageError, reason_of
 from chestxray.files import read_text, refuse_to_replace, write_atomically
 from chestxray.text import of_cell, table_bytes
@@ -187,6 +187,7 @@ def check_manifest(path: Path | str) -> None:
     refuse_to_replace(Path(path), lambda head: column in head.split(b"\n", 1)[0], "a manifest")
 
 
+@arguments_checked
 def write_manifest(films: Iterable[Film], path: Path | str) -> None:
     """Write films as CSV, completely or not at all. Law: ``read_manifest(p)`` returns the same films.
 
@@ -197,7 +198,7 @@ def write_manifest(films: Iterable[Film], path: Path | str) -> None:
     path = Path(path)
     check_manifest(path)
     base = path.parent.resolve()
-    films = tuple(films)
+    films = rows_of(films)
     further = sorted({name for film in films for name, _ in film.extra})
     rows: list[list[object]] = [[*FILM_COLUMNS, VERSION_COLUMN, *further]]
     for film in films:
@@ -209,6 +210,7 @@ def write_manifest(films: Iterable[Film], path: Path | str) -> None:
     write_atomically(path, table_bytes(rows))
 
 
+@arguments_checked
 def read_manifest(path: Path | str) -> tuple[Film, ...]:
     """Read a manifest. Raises: ManifestInvalid, which names the line."""
     path = Path(path)
@@ -260,11 +262,6 @@ def _as_stored(path: str, base: Path) -> str:
 
 
 # --------------------------------------------------------------------------- pack
-
-
-def is_number(value: object, *, whole: bool = False) -> bool:
-    """Check whether a value is a real number, NumPy's included; a truth value is none, and NaN is one."""
-    return isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
 
 
 def rows_of(films: Iterable[Film]) -> tuple[Film, ...]:

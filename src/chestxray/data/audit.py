@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from chestxray.arguments import arguments_checked
 from chestxray.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from chestxray.data.shortcuts import (
     MOST_WORDS,
@@ -201,6 +202,7 @@ class Audit:
         return {"words": list(self.words), **plain}
 
 
+@arguments_checked
 def audit(films: Sequence[Film], on_progress: ProgressCallback = no_progress, workers: int | None = None) -> Audit:
     """Measure how well irrelevant features tell labelled films apart: frame, marks, grey levels, files.
 

@@ -14,6 +14,7 @@ from typing import IO, Any, Final, Self
 
 import numpy as np
 
+from chestxray.arguments import arguments_checked
 from chestxray.data.dedup import near_pairs
 from chestxray.data.labels import about_patients, without_nobody
 from chestxray.data.parallel import Mapper, mapper_of
@@ -28,6 +29,7 @@ from chestxray.schema import Film, Label, Split, Verdict, rows_of, write_manifes
 ANALYSIS_SIZE = (256, 256)  # pixels; a large JPEG is checked at a resolution of at least twice this
 
 
+@arguments_checked
 def clean(
     films: Sequence[Film],
     on_progress: ProgressCallback = no_progress,
@@ -261,6 +263,7 @@ class Distribution:
     without_patient: int
 
 
+@arguments_checked
 def describe(films: Sequence[Film]) -> Distribution:
     """Count a cleaned manifest."""
     films = rows_of(films)
@@ -304,6 +307,7 @@ def _spread(values: list[Any]) -> tuple[Any, Any, Any]:
 LIST: Final = "quarantine.csv"
 
 
+@arguments_checked
 def quarantine(films: Sequence[Film], folder: Path | str, on_progress: ProgressCallback = no_progress) -> int:
     """Copy every rejected film to ``folder/VERDICT/``; the originals are not changed.
 

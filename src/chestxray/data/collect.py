@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 from urllib.parse import unquote
 
+from chestxray.arguments import arguments_checked
 from chestxray.data import sources
 from chestxray.data.archives import ARCHIVE_ENDINGS, is_archive, split_path
 from chestxray.data.labels import (
@@ -81,6 +82,7 @@ class _Rules:
     labels_needed: bool
 
 
+@arguments_checked
 def collect(
     source: Path | str,
     *,

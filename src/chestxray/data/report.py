@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from PIL import Image
 
+from chestxray.arguments import arguments_checked
 from chestxray.data.audit import Audit, LeftOut, Overlap
 from chestxray.data.audit import audit as audit_films
 from chestxray.data.clean import Distribution, describe
@@ -31,7 +32,7 @@ from chestxray.images.decode import decode
 from chestxray.images.preprocess import resample
 from chestxray.metrics.metrics import auroc
 from chestxray.progress import ProgressCallback, no_progress
-from chestxray.schema import NOTICE, Film, Label, Resize, Verdict
+from chestxray.schema import NOTICE, Film, Label, Resize, Verdict, rows_of
 from chestxray.text import table_bytes
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def summarise(films: Sequence[Film]) -> DataReport:
     return DataReport(describe(films), shortcuts, dict(sorted(Counter(patients.values()).items())))
 
 
+@arguments_checked
 def write_data_report(
     films: Sequence[Film],
     folder: Path | str,
@@ -127,6 +129,7 @@ def write_data_report(
 
     Raises: OutputExists, MissingExtra.
     """
+    films = rows_of(films)
     report = summarise(films)
     labelled = any(film.is_accepted and film.label for film in films)
     audit = audit_films(films, on_progress, workers) if labelled else None
@@ -149,6 +152,7 @@ def write_data_report(
     return report
 
 
+@arguments_checked
 def write_audit(
     found: Audit,
     folder: Path | str,

@@ -18,13 +18,14 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any, Final
 
+from chestxray.arguments import arguments_checked, is_number
 from chestxray.data.dedup import near_pairs
 from chestxray.data.labels import about_patients, patient_group, without_nobody
 from chestxray.data.sources import name_of
 from chestxray.errors import Leakage, OutOfRange, SourceInvalid
 from chestxray.files import write_atomically
 from chestxray.progress import Log, warn
-from chestxray.schema import Film, Label, Split, is_number, rows_of
+from chestxray.schema import Film, Label, Split, rows_of
 
 # A given validation split is kept if it holds at least this fraction of the films outside the test split.
 # The 16 films of the published set (0.3%) are too few to choose anything on, so that split is drawn again.
@@ -59,6 +60,7 @@ class SplitSettings:
             raise OutOfRange(f"seed is {self.seed!r}; it is a whole number")
 
 
+@arguments_checked
 def split(
     films: Sequence[Film],
     settings: SplitSettings = SplitSettings(),

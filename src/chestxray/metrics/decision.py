@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from chestxray.arguments import is_number
 from chestxray.arrays import Float64Array
 from chestxray.errors import UsageError
 from chestxray.metrics.calibration import log_odds
@@ -34,7 +35,6 @@ from chestxray.metrics.intervals import (
     share,
 )
 from chestxray.metrics.metrics import Confusion, both_classes, checked
-from chestxray.schema import is_number
 
 _MARGIN_DIGITS: Final = 9  # decimals: films at the same distance from the threshold on either side are equally certain
 COVERAGES: Final = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)

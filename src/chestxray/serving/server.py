@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from chestxray.arguments import arguments_checked
 from chestxray.errors import ChestXrayError, UsageError
 from chestxray.inference.bundle import DEFAULT, Bundle, folder_of, open_bundle
 from chestxray.serving.security import LOOPBACK_NAMES, VARIABLE, HostRule, KeyRing, is_loopback
@@ -79,6 +80,7 @@ class ServeOptions:
     require_age: bool = False
 
 
+@arguments_checked
 def serve(
     bundle: Path | str = DEFAULT, options: ServeOptions | None = None, *, ready: Callable[[str], None] | None = None
 ) -> None:
@@ -216,6 +218,7 @@ def _not_started(cause: BaseException | None) -> ChestXrayError:
     return error
 
 
+@arguments_checked
 def serve_in_background(bundle: Path | str = DEFAULT, options: ServeOptions | None = None) -> BackgroundService:
     """Serve the page and the API from a thread of this process, and return as soon as films can be classified.
 

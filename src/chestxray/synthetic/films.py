@@ -24,13 +24,14 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from chestxray.arguments import arguments_checked, is_number
 from chestxray.arrays import BoolArray, UInt8Array
 from chestxray.data.labels import parse_name
 from chestxray.data.parallel import map_in_order
 from chestxray.errors import OutOfRange, UsageError
 from chestxray.files import folder_written_whole
 from chestxray.progress import ProgressCallback, no_progress
-from chestxray.schema import Label, Split, is_number
+from chestxray.schema import Label, Split
 from chestxray.synthetic.anatomy import (
     LUNG_EDGE,
     SIDES,
@@ -376,6 +377,7 @@ class PlannedFilm(NamedTuple):
         return named.patient_id if named else ""
 
 
+@arguments_checked
 def write_synthetic_films(
     folder: Path | str,
     settings: SyntheticSettings = SyntheticSettings(),
