@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -78,6 +79,15 @@ def test_a_link_to_a_file_is_followed_and_a_pipe_is_written_to(tmp_path: Path) -
     assert (tmp_path / "link.csv").is_symlink()
     write_atomically(Path(os.devnull), b"data")
     assert not Path(os.devnull).is_file()
+
+
+def test_a_pipe_that_nobody_reads_and_a_socket_are_refused_and_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        for name in ("pipe", "socket"):
+            with pytest.raises(OutputUnwritable, match=f"{name}: cannot be written .nobody reads it"):
+                write_manifest([Film("film.png")], tmp_path / name)
 
 
 def test_links_that_lead_in_a_circle_or_nowhere_are_refused_before_any_work(

@@ -43,7 +43,7 @@ def file_written_whole(path: Path) -> Iterator[BinaryIO]:
     with _write_errors_translated(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file() and not path.is_dir():
-            with path.open("wb") as file:
+            with _opened_at_once(path) as file:
                 yield file
             return
         beside = _beside(path)
@@ -55,6 +55,18 @@ def file_written_whole(path: Path) -> Iterator[BinaryIO]:
             _move_into_place(beside, path)
         finally:
             beside.unlink(missing_ok=True)
+
+
+def _opened_at_once(path: Path) -> BinaryIO:
+    """Open a pipe or a device for writing; never wait for a reader. Raises: OutputUnwritable; OSError."""
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise OutputUnwritable(f"{path}: cannot be written (nobody reads it). Start its reader first") from error
+    os.set_blocking(file, True)
+    return os.fdopen(file, "wb")
 
 
 @contextmanager
