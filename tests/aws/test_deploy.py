@@ -95,7 +95,7 @@ def test_the_same_command_keeps_the_endpoint_and_another_one_changes_it(
     assert schedules() == []
     changed = deployed(capsys, bundle, "--instance", "ml.m5.large")
     assert changed["config"] != first["config"]
-    assert "made anew" in changed["said"]  # serverless ones cannot be changed into others
+    assert "is replaced" in changed["said"]  # serverless ones cannot be changed into others
     larger = deployed(capsys, bundle, "--instance", "ml.m5.xlarge")
     assert "UpdateEndpoint" in {operation for operation, _ in service.requests}
     changed = deployed(capsys, bundle, "--instance", "ml.m5.large")
@@ -341,7 +341,7 @@ def test_an_image_is_built_by_a_stack_of_its_own_and_only_once(
     planned = told(capsys, "aws", "deploy", bundle, "--dry-run")["plan"]["items"]
     assert [item["does"] for item in planned if item["what"] == "image"] == ["build"]
     found = told(capsys, "aws", "deploy", bundle)
-    assert "ended well, and there is no such image" in found["error"]["message"]
+    assert "succeeded, but there is no such image" in found["error"]["message"]
     assert len(builds.list_builds_for_project(projectName=NAMES.build_stack)["ids"]) == 1
     put_image(images.image_of(NAMES).tag)
     assert told(capsys, "aws", "deploy", bundle)["exit"] == 0

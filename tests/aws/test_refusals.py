@@ -141,7 +141,7 @@ def test_a_plan_to_destroy_what_may_not_be_looked_for_is_no_success(
 ) -> None:
     watched.refuse = lambda service, _: cloud_requests.DENIED if service == "iam" else None
     assert run("aws", "destroy", "--dry-run") == 1
-    assert "Beware: looking for role" in capsys.readouterr().err
+    assert "Warning: looking for role" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -265,7 +265,7 @@ def test_the_property_that_tells_the_classes_apart_best_is_the_risk() -> None:
         for label in heights
         for number in range(12)
     ]
-    assert summarise(films).risk == "height alone tells the classes apart with an AUROC of 1.00"
+    assert summarise(films).risk == "height alone separates the classes with an AUROC of 1.00"
     assert summarise(films[:12]).risk == ""
     assert summarise([dataclasses.replace(film, height=700) for film in films]).risk == ""
 

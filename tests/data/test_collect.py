@@ -158,7 +158,7 @@ def test_a_table_gives_label_patient_split_and_keeps_its_further_columns(tmp_pat
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("scan,label\na.png,normal\n", "no column that tells the path; it has scan, label"),
+        ("scan,label\na.png,normal\n", "no column of paths; it has scan, label"),
         ("path,label\na.png,tumour\n", "line 2: the label is 'tumour'"),
         ("path,label,split\na.png,normal,left\n", "line 2: the split is 'left'"),
         ("path,label\n,normal\n", "line 2: the path is empty"),

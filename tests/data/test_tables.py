@@ -309,7 +309,7 @@ def test_json_of_the_usual_forms_is_a_table(films: Path, form: str) -> None:
 @pytest.mark.parametrize("content", ["7", '{"a": {"b": 1}, "c": [1, 2]}', '["img/n0.png"]'])
 def test_json_of_another_form_is_refused_with_what_to_write(films: Path, content: str) -> None:
     (films / "table.json").write_text(content)
-    with pytest.raises(SourceInvalid, match=r"Write a list of objects|has no column that tells the path"):
+    with pytest.raises(SourceInvalid, match=r"Write a list of objects|has no column of paths"):
         collect(films / "table.json")
 
 
@@ -538,7 +538,7 @@ def test_films_that_are_missing_are_counted_and_never_exchanged_for_others(films
 def test_a_film_under_two_labels_is_told_about_and_becomes_conflicting(films: Path) -> None:
     (films / "table.csv").write_text("path,label\nimg/n0.png,0\nimg/n0.png,1\nimg/p0.png,1\nimg/p0.png,1\n")
     found = survey(films / "table.csv")
-    assert "1 film stands under two labels, img/n0.png in lines 2, 3" in " ".join(found.notes)
+    assert "1 film has two labels, img/n0.png in lines 2, 3" in " ".join(found.notes)
     assert [film.verdict for film in clean(found.films)] == ["conflicting", "conflicting", "accepted"]
 
 
@@ -546,7 +546,7 @@ def test_a_column_of_splits_by_any_name_is_taken_for_them(films: Path) -> None:
     (films / "table.csv").write_text("path,label,used for\nimg/n0.png,0,Train set\nimg/p0.png,1,test_images\n")
     found = survey(films / "table.csv")
     assert [film.split for film in found.films] == ["train", "test"]
-    assert "column used for is taken for the split" in found.notes
+    assert "column used for is used as the split" in found.notes
     unwanted = survey(films / "table.csv", settings=CollectSettings(columns=["split="]))
     assert [film.split for film in unwanted.films] == ["", ""]
 
@@ -690,7 +690,7 @@ def test_one_id_for_everybody_is_no_patient(everybody: str) -> None:
     said: list[str] = []
     films = split(cleaned(10, patient_id=everybody), log=said.append)
     assert {film.split for film in films} == {"train", "val", "test"}
-    assert "names nobody" in " ".join(said)
+    assert "stands for no patient" in " ".join(said)
     assert PATIENTS_UNKNOWN in " ".join(said)
 
 

@@ -677,7 +677,7 @@ def test_the_web_door_needs_a_key_where_there_are_some(tmp_path: Path, archive: 
 
 def test_a_web_door_that_others_reach_needs_a_key(tmp_path: Path, archive: Archive) -> None:
     loose = quick(tmp_path, archive, '[[peer]]\nae_title = "PACS"', node='host = "0.0.0.0"')
-    with pytest.raises(UsageError, match="no key to tell who may"), Node(loose):
+    with pytest.raises(UsageError, match="no key limits who may"), Node(loose):
         pass
 
 

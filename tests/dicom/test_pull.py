@@ -82,7 +82,7 @@ def test_a_film_without_an_age_is_refused_as_the_node_does(
 
 def test_a_pacs_that_is_not_there_is_named(tmp_path: Path) -> None:
     node = settings(tmp_path / "queue", free_port())
-    with pytest.raises(PeerError, match=r"destination pacs: nobody answers at 127\.0\.0\.1, port \d+\. Check"):
+    with pytest.raises(PeerError, match=r"destination pacs: no answer from 127\.0\.0\.1, port \d+\. Check"):
         pull_batch(node, "pacs", Search("20260101"), tmp_path / "x.csv", tmp_path / "films")
 
 

@@ -137,10 +137,10 @@ def test_settings_that_make_no_sense_are_refused_with_the_fact(text: str, said: 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "pacs.example"])
 def test_a_node_that_others_reach_needs_a_list_of_callers_or_client_certificates(host: str, tmp_path: Path) -> None:
     node = f'host = "{host}"'
-    with pytest.raises(SettingsInvalid, match="nothing tells who may call"):
+    with pytest.raises(SettingsInvalid, match="nothing limits who may call"):
         settings(tmp_path, 1, node=node)
     assert settings(tmp_path, 1, '[[peer]]\nae_title = "PACS"', node=node).host == host
-    with pytest.raises(SettingsInvalid, match="nothing tells who may call"):
+    with pytest.raises(SettingsInvalid, match="nothing limits who may call"):
         settings(tmp_path, 1, '[tls]\ncertificate = "c"\nkey = "k"', node=node)
     assert settings(tmp_path, 1, '[tls]\ncertificate = "c"\nkey = "k"\nclient_authority = "a"', node=node).tls
 

@@ -52,7 +52,7 @@ PROVENANCE = Provenance(
         CohortStep("unreadable", 10, "cut off", removed=True),
         CohortStep("scored", 300),
     ),
-    leakage="No patient stands on two splits.",
+    leakage="No patient is in two splits.",
     command="chestxray evaluate bundle synthetic films --out report",
     versions={"chestxray": "0.1.0"},
     seed=7,

@@ -332,7 +332,7 @@ def test_two_runs_do_not_write_the_same_output(opened: Bundle, few: Path, tmp_pa
 def test_a_file_that_is_no_journal_is_named_with_the_remedy(opened: Bundle, few: Path, tmp_path: Path) -> None:
     out = tmp_path / "scores.csv"
     journal_of(out).write_bytes(b"notes of mine " * 100)
-    with pytest.raises(DataError, match="Delete it to classify every film anew"):
+    with pytest.raises(DataError, match="Delete it to classify every film again"):
         run_batch(opened, collect(few, labels_needed=False), out, workers=1)
 
 

@@ -275,7 +275,7 @@ def test_the_same_command_on_a_finished_run_trains_nothing_and_says_so(pack: Pat
     assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in (tmp_path / "run").iterdir()} == before
     assert (again.was_there, again.info, again.records) == (True, first.info, first.records)
     assert said == [
-        f"{tmp_path / 'run'}: this run is finished, and training again would give the same. Begin anew with --restart"
+        f"{tmp_path / 'run'}: this run is finished, and training again would give the same. Start again with --restart"
     ]
     assert not train_run(pack, tmp_path / "run", RECIPE, options=RunOptions(restart=True)).was_there
 

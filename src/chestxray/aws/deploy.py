@@ -453,7 +453,7 @@ def _begin_endpoint(
     request = {"EndpointName": parts.endpoint, "EndpointConfigName": parts.config}
     with cloud_errors(f"creating the endpoint {parts.endpoint}"):
         if before is not None and anew:
-            log(f"{parts.endpoint}: is made anew, and answers nothing meanwhile")
+            log(f"{parts.endpoint}: is replaced, and does not answer in the meantime")
             client.delete_endpoint(EndpointName=parts.endpoint)
             for found in states(lambda: {"there": _endpoint_if_any(client, parts.endpoint)}):
                 if found["there"] is None:

@@ -61,7 +61,7 @@ def check_account(cloud: Cloud, names: Names, wanted: Wanted) -> Iterator[Check]
 def _region(cloud: Cloud) -> Check:
     if cloud.region not in REGISTRIES:
         return Check("region", f"{cloud.region}: no registry of Amazon's training images is known there", ok=False)
-    return Check("region", f"{cloud.region}; films have to lie there too")
+    return Check("region", f"{cloud.region}; films have to be there too")
 
 
 def _quotas(cloud: Cloud, _: Names, wanted: Wanted) -> Iterator[Check]:

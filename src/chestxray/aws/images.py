@@ -302,7 +302,7 @@ def ensure_image(cloud: Cloud, names: Names, image: Image, log: Log) -> None:
     stacks.deploy_stack(cloud, names, names.build_stack, stacks.stack_template("image"), values, log)
     _build(cloud, names, key, image.tag, log)
     if not image_is_there(cloud, names, image):
-        raise JobFailed(f"the build of {image.tag} ended well, and there is no such image. Repeat the command")
+        raise JobFailed(f"the build of {image.tag} succeeded, but there is no such image. Repeat the command")
 
 
 def _build(cloud: Cloud, names: Names, key: str, tag: str, log: Log) -> None:

@@ -484,7 +484,7 @@ def write_transform_scores(films: Sequence[Film], transformed: Transformed, path
     rules = {(found.model_sha256, found.threshold) for found in classified}
     if len(rules) > 1:
         raise JobFailed(
-            f"{transformed.job}: its answers are of {len(rules)} models or thresholds. Delete its folder below "
+            f"{transformed.job}: its results are from {len(rules)} models or thresholds. Delete its folder below "
             "transforms/ in our bucket and repeat the command"
         )
     write_table((_row(film, predictions[film.path]) for film in films), path)

@@ -180,8 +180,8 @@ class WebsiteSettings:
             raise UsageError(f"--access {self.access}: choose key, iam or open")
         if len(self.api_keys) > MAX_KEYS:
             raise UsageError(
-                f"--api-keys: {self.api_keys.count(',') + 1} keys take {len(self.api_keys):,} characters, and what a "
-                f"function is told holds {MAX_KEYS:,}. Give fewer keys, or shorter names"
+                f"--api-keys: {self.api_keys.count(',') + 1} keys take {len(self.api_keys):,} characters, and the "
+                f"environment of a function holds {MAX_KEYS:,}. Give fewer keys, or shorter names"
             )
         for origin in self.origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):

@@ -141,7 +141,7 @@ def website(
     if is_typed("bundle") and not inline:
         raise UsageError("--bundle belongs to --inline: else the page is that of what the endpoint runs. Give both")
     if is_typed("budget") and not email:
-        raise UsageError("--budget belongs to --email, who is told when it is reached. Give both")
+        raise UsageError("--budget belongs to --email, which gets a message when it is reached. Give both")
     settings = WebsiteSettings(access, inline, entries, email, budget, rate, origins, rest_api)
     there = stacks.describe_stack(context.cloud, context.names.website_stack) is not None
     if not inline:
@@ -227,7 +227,7 @@ def status(context: AwsContext, cost: bool) -> None:
     if cost:
         more = f", and what {', '.join(found.unpriced)} costs" if found.unpriced else ""
         lines += [f"together about {dollars(found.hourly)} an hour, used or not{more}", PRICES_NOTICE]
-    lines += [f"Beware: {why}" for why in found.unknown]
+    lines += [f"Warning: {why}" for why in found.unknown]
     document = {
         "found": found.found,
         "foreign": found.foreign,
@@ -261,7 +261,7 @@ def destroy(context: AwsContext, endpoint: bool, yes: bool, keep_data: bool) -> 
     data = not keep_data
     before = teardown.survey_account(context.cloud, context.names, data=data, endpoint=endpoint)
     for why in before.unknown:  # so that an empty plan is not taken for an empty account
-        context.console.log(f"Beware: {why}")
+        context.console.log(f"Warning: {why}")
     for line in _foreign_lines(before.foreign):
         context.console.log(line)
     if not context.go_ahead(teardown.plan(before.found)):
@@ -271,7 +271,7 @@ def destroy(context: AwsContext, endpoint: bool, yes: bool, keep_data: bool) -> 
     result = teardown.destroy(context.cloud, context.names, before, context.console.log, data=data, endpoint=endpoint)
     lines = [f"{len(result.removed):,} things are gone" if before.found else "nothing was there to remove"]
     lines += ["still there:", _table(result.left, cost=True)] if result.left else []
-    lines += [f"Beware: {problem}" for problem in result.problems]
+    lines += [f"Warning: {problem}" for problem in result.problems]
     lines += ["Looked again: nothing is left."] if result.is_clean else ["Repeat the command once that is mended."]
     context.console.result(json_values(result) | {"foreign": before.foreign}, "\n".join(lines))
     if not result.is_clean:
@@ -289,7 +289,9 @@ def _ask_for_the_name(context: AwsContext) -> None:
     """Ask for the deployment's name. Raises: UsageError: it was not typed, or there is no terminal."""
     name = context.names.deployment
     if not sys.stdin.isatty():
-        raise UsageError(f"destroy asks for the deployment's name, and nobody is here to type it. Give --yes ({name})")
+        raise UsageError(
+            f"destroy asks for the deployment's name, and there is no terminal to type it. Give --yes ({name})"
+        )
     typed = click.prompt(f"Type {name} to remove all of this", default="", show_default=False, err=True)
     if typed.strip() != name:
         raise UsageError(f"{typed.strip()!r} is not {name}; nothing was removed")

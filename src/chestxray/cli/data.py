@@ -216,7 +216,7 @@ def split(
             f"{shared.by_full_key:,} by number and series (only these count as leakage)"
         )
     if found:
-        lines.append(f"Beware: {found:,} patients or films stand on two splits. Allowed: {allow_leakage.strip()}")
+        lines.append(f"Warning: {found:,} patients or films are in two splits. Allowed: {allow_leakage.strip()}")
     console.result({"manifest": out, **document, "leakage_allowed": allow_leakage.strip()}, "\n".join(lines))
 
 
@@ -438,7 +438,7 @@ def _lines(found: Audit, measured: Overlap | None, left_out: Sequence[LeftOut]) 
 
 def audit_text(found: Audit) -> str:
     """Format the findings for people: sentences first, then the figures and the groups."""
-    rows: list[tuple[str, ...]] = [("pneumonia told from normal by", "AUROC", "95% by patient")]
+    rows: list[tuple[str, ...]] = [("pneumonia separated from normal by", "AUROC", "95% by patient")]
     for group in found.separability:
         measure = group.measure
         if measure.value is None or measure.interval is None:
@@ -448,9 +448,9 @@ def audit_text(found: Audit) -> str:
                 (group.title, f"{measure.value:.3f}", f"{measure.interval.low:.3f} to {measure.interval.high:.3f}")
             )
     lines = [*found.words, "", table(rows)]
-    lines += [f"{d.one} told from {d.other}, within a class: {group}" for d in found.splits for group in d.separability]
+    lines += [f"{d.one} from {d.other}, within a class: {group}" for d in found.splits for group in d.separability]
     if found.groups:
-        groups: list[tuple[str, ...]] = [("films taken alike", "normal", "pneumonia", "risk")]
+        groups: list[tuple[str, ...]] = [("films acquired alike", "normal", "pneumonia", "risk")]
         groups += [
             (
                 f"{group.number} {group.kind}: {group.title}",
@@ -480,7 +480,7 @@ def overlap_text(measured: Overlap) -> str:
     lines = [
         "",
         f"the model, on films as they are: {measured.plain}",
-        f"where both classes were taken alike: {measured.weighted}, as sure as {counts} films of equal weight",
+        f"where both classes were acquired alike: {measured.weighted}, as certain as on {counts} films of equal weight",
     ]
     lines += [f"group {number}: {measure}" for number, measure in measured.groups[:LISTED]]
     if measured.missing:

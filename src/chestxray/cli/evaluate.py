@@ -160,7 +160,7 @@ def _refuse_beside_scores(bundle: Path | None, *, stress: bool, conformal: float
         raise UsageError("--conformal needs the validation scores of a bundle, and --scores gives none")
     if bundle is not None:
         raise UsageError(
-            "--scores stands in place of BUNDLE and SOURCE. Give either; to compare the two, give BUNDLE SOURCE "
+            "--scores replaces BUNDLE and SOURCE. Give either; to compare the two, give BUNDLE SOURCE "
             "--against the table"
         )
 
@@ -233,7 +233,7 @@ def _calibrated_text(out: Path, made: Recalibrated) -> str:
             bundle_text(out, made.info),
             f"before: {', '.join(before)}",
             f"graph: unchanged ({made.info.model_sha256[:12]}...)",
-            *(f"Beware: {warning}" for warning in made.warnings),
+            *(f"Warning: {warning}" for warning in made.warnings),
         ]
     )
 
@@ -304,7 +304,7 @@ def stress_text(stress: Stress) -> str:
 
 
 def reliance_text(reliance: Reliance) -> str:
-    """Format the figures with what must not matter exchanged: the largest gap, and each exchange."""
+    """Format the figures with irrelevant properties exchanged: the largest gap, and each exchange."""
     rows: list[tuple[str, ...]] = [("exchanged", "AUROC, other class", "own class", "gap", "95% interval")]
     for row in reliance.rows:
         ends = f"{row.gap_interval.low:+.4f} to {row.gap_interval.high:+.4f}" if row.gap_interval else "-"
@@ -312,7 +312,7 @@ def reliance_text(reliance: Reliance) -> str:
         rows.append((name, _value(row.other), _value(row.own), f"{row.gap:+.4f}", ends))
     worst = reliance.worst
     head = (
-        "with what must not matter taken from a film of the other class, and of its own: the largest gap is "
+        "irrelevant properties from a film of the other class, against one of its own class: the largest gap is "
         f"{worst.gap:+.4f} ({worst.exchange.replace('_', ' ')})"
     )
     overall = (

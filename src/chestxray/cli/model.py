@@ -114,7 +114,7 @@ def train(
         text += f": best epoch {best.epoch}, AUROC {best.auroc:.4f}, under shifts {best.stress_auroc:.4f}"
         text += f", exchanged {best.exchange_auroc:.4f} (validation)"
     if summary.info.leak:
-        text += f"\nBeware: {summary.info.leak}"
+        text += f"\nWarning: {summary.info.leak}"
     console.result({"run": out, "info": summary.info, "epochs": summary.records}, text)
 
 

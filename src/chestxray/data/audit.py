@@ -313,7 +313,7 @@ def _separability(
         classes: if given, films are compared within their class only.
     """
     fewest = min(len(np.unique(patients[targets])), len(np.unique(patients[~targets])))
-    note = "tells nothing: all films are alike in it" if features.is_constant else ""
+    note = "no figure: it is the same in all films" if features.is_constant else ""
     if fewest < MIN_PATIENTS:
         note = f"no figure: of one kind there are films of {fewest} patients, and {MIN_PATIENTS} are needed"
     if note:
@@ -345,7 +345,7 @@ def _splits(found: Acquisition, labels: BoolArray, patients: Int64Array) -> Iter
         yield SplitDifference(Split.TRAIN.value, other.value, (group, *more))
 
 
-# --------------------------------------------------------------------------- films taken alike
+# --------------------------------------------------------------------------- films acquired alike
 
 _Candidate = tuple[str, str, BoolArray]  # kind, title and films of a group: shape (n,)
 
@@ -411,8 +411,8 @@ def _group(
     if people[rarer] < HANDFUL and _binomial_tail(people[rarer], len(np.unique(patients[rows])), of_rarer) < sure:
         remedy = REMEDIES.get(kind, REMEDIES[""]).format(rarer=rarer.value)
         risk = (
-            f"{int(rows.sum()):,} films taken alike ({title}), of which {counts[rarer]:,} are {rarer.value}: a network "
-            f"can take this for the class. {remedy}"
+            f"{int(rows.sum()):,} films acquired alike ({title}), of which {counts[rarer]:,} are {rarer.value}: a "
+            f"network can take this for the class. {remedy}"
         )
     examples = sorted((films[row].path for row in np.flatnonzero(rows).tolist()), key=digest)[:EXAMPLES_A_GROUP]
     return AcquisitionGroup(
@@ -554,28 +554,28 @@ def _words(found: Audit) -> Iterator[str]:
     measured = [group for group in found.separability if group.measure.value is not None]
     alone = [group for group in found.alarms if group.name != "together"] or list(found.alarms)
     if not measured:
-        yield f"Nothing can be said of shortcuts: {found.separability[0].measure.note}."
+        yield f"Shortcuts cannot be measured: {found.separability[0].measure.note}."
     elif alone:
         best = alone[0].measure
-        how = "almost perfectly" if (best.value or 0.0) >= NEARLY else "without a look at the lungs"
+        how = "almost perfectly" if (best.value or 0.0) >= NEARLY else "without the lungs"
         yield (
-            f"{alone[0].title} alone tell{'s' if alone[0].name.startswith('column') else ''} pneumonia from normal "
+            f"{alone[0].title} alone separate{'s' if alone[0].name.startswith('column') else ''} pneumonia from normal "
             f"{how}, with {_figure(best)}: a network trained on these films can be right for the wrong reason."
         )
         yield from (f"{group.title}: {_figure(group.measure)}." for group in found.alarms if group is not alone[0])
     else:
         nearest = max(measured, key=lambda group: group.measure.value or 0.0)
         yield (
-            "No shortcut was found: of what lies outside the lungs, "
-            f"{nearest.title[0].lower()}{nearest.title[1:]} tells pneumonia from normal best, "
+            "No shortcut was found. Of the properties outside the lungs, "
+            f"{nearest.title[0].lower()}{nearest.title[1:]} separates pneumonia from normal best, "
             f"with {_figure(nearest.measure)}."
         )
     for difference in found.splits:
         group = difference.separability[0]
         if group.is_alarm:
             yield (
-                f"The splits {difference.one} and {difference.other} were taken differently: within a class they are "
-                f"told apart with {_figure(group.measure)}."
+                f"The splits {difference.one} and {difference.other} were acquired differently: within a class they "
+                f"are separated with {_figure(group.measure)}."
             )
     yield from (f"Group {group.number}: {group.risk}" for group in found.risks[:GROUPS_NAMED])
     if len(found.risks) > GROUPS_NAMED:

@@ -137,9 +137,7 @@ def _without_copies(films: Sequence[Film]) -> list[Film]:
             out.append(film)
         elif len(labels[film.sha256]) > 1:
             out.append(
-                _changed(
-                    film, verdict=Verdict.CONFLICTING, reason="the same bytes stand under both labels in this source"
-                )
+                _changed(film, verdict=Verdict.CONFLICTING, reason="the same file has both labels in this source")
             )
         elif (original := first[film.sha256, film.split]) != film.path:
             out.append(_changed(film, verdict=Verdict.DUPLICATE, reason=f"the same bytes as {Path(original).name}"))

@@ -242,13 +242,13 @@ def _with_metadata(found: Collection, table: Path, rules: _Rules) -> Collection:
     except SourceInvalid as error:
         if rules.labels_needed and not any(film.label for film in found.films):
             raise
-        return dataclasses.replace(found, notes=(*found.notes, f"Beware: {table.name} is not used: {error}"))
+        return dataclasses.replace(found, notes=(*found.notes, f"Warning: {table.name} is not used: {error}"))
     by_path = {film.path: film for film in described}
     films = tuple(_described(film, by_path[film.path]) if film.path in by_path else film for film in found.films)
     changed = sum(bool(was.label) and was.label != film.label for was, film in zip(found.films, films, strict=True))
     if changed:
         films_have = counted(changed, "film has", "films have")
-        notes.append(f"Beware: {films_have} another label in {table.name} than by folder or name; the table decides")
+        notes.append(f"Warning: {films_have} another label in {table.name} than by folder or name; the table decides")
     return dataclasses.replace(found, films=films, notes=(*found.notes, *notes))
 
 
@@ -312,7 +312,7 @@ def _rows_of_table(source: Path, rules: _Rules) -> tuple[tuple[Film, ...], list[
         raise SourceInvalid(f"{source}: {none} is {base / missing[0]}{_ambiguous(resolver)}{where}")
     if missing:
         notes.append(
-            f"Beware: {len(missing):,} of {len(entries):,} films of {source.name} "
+            f"Warning: {len(missing):,} of {len(entries):,} films of {source.name} "
             f"{'does' if len(missing) == 1 else 'do'} not exist, {missing[0]} for one{_ambiguous(resolver)}"
         )
     if resolver.searched:

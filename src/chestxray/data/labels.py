@@ -447,7 +447,7 @@ def without_nobody(films: Sequence[Film]) -> tuple[tuple[Film, ...], str]:
     count = sum(film.patient_id in nobody for film in films)
     cleared = tuple(dataclasses.replace(film, patient_id="") if film.patient_id in nobody else film for film in films)
     films_have = counted(count, "film has a patient id", "films have a patient id")
-    return cleared, f"{films_have} that names nobody ({_listed(nobody)}): taken for unknown"
+    return cleared, f"{films_have} that stands for no patient ({_listed(nobody)}): treated as unknown"
 
 
 def about_patients(films: Sequence[Film]) -> list[str]:
@@ -456,11 +456,11 @@ def about_patients(films: Sequence[Film]) -> list[str]:
     messages = []
     if films and unknown == len(films):
         messages.append(
-            f"Beware: {PATIENTS_UNKNOWN}. Give a column patient_id, or read them from the names with "
+            f"Warning: {PATIENTS_UNKNOWN}. Give a column patient_id, or read them from the names with "
             '"chestxray collect --patient-pattern"'
         )
     elif unknown:
-        messages.append(f"Beware: patients unknown for {unknown:,} of {len(films):,} films: each counts as its own")
+        messages.append(f"Warning: patients unknown for {unknown:,} of {len(films):,} films: each counts as its own")
     return messages + written_in_several_ways(films)
 
 
@@ -476,8 +476,8 @@ def written_in_several_ways(films: Iterable[Film]) -> list[str]:
     examples = "; ".join(" and ".join(ids) for ids in several[:_NAMED])
     ids_are = counted(len(several), "patient id is", "patient ids are")
     message = (
-        f"Beware: {ids_are} written in several ways ({examples}): kept on one split when splits are drawn, and counted "
-        "as different patients otherwise. Write each id in one way"
+        f"Warning: {ids_are} written in several ways ({examples}): kept in one split when splits are drawn, and "
+        "counted as different patients otherwise. Write each id in one way"
     )
     return [message]
 

@@ -148,9 +148,7 @@ def write_pack(
     wanted = Preprocessing(height, width, member(Resize, resize), mean=0.5, std=0.5, levels=member(Levels, levels))
     rows = tuple(film for film in rows_of(films) if film.is_accepted and film.split)
     if not any(film.split == Split.TRAIN for film in rows):
-        raise PackInvalid(
-            'no accepted film stands on the train split. Run "chestxray clean" and "chestxray split" first'
-        )
+        raise PackInvalid('no accepted film is in the train split. Run "chestxray clean" and "chestxray split" first')
     refuse_leakage(rows, allowed=leakage_allowed)
     with folder_written_whole(out, marker=PACK_JSON) as beside:
         images = np.lib.format.open_memmap(beside / IMAGES, mode="w+", dtype=np.uint8, shape=(len(rows), height, width))

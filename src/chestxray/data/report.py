@@ -99,7 +99,7 @@ class DataReport:
         title = max(known, key=known.__getitem__, default="")
         if not title or known[title] < RISKY:
             return ""
-        return f"{title.split(',')[0].lower()} alone tells the classes apart with an AUROC of {known[title]:.2f}"
+        return f"{title.split(',')[0].lower()} alone separates the classes with an AUROC of {known[title]:.2f}"
 
 
 def summarise(films: Sequence[Film]) -> DataReport:

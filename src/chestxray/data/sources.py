@@ -95,7 +95,7 @@ class Listing:
             yield counted(self.masks, f"file {where} is left out", f"files {where} are left out")
         for reason, count in sorted(Counter(reason for _, reason in self.unread).items()):
             first = next(name for name, why in self.unread if why == reason)
-            yield f"Beware: {count:,} left out, {reason}: {first}" + (" for one" if count > 1 else "")
+            yield f"Warning: {count:,} left out, {reason}: {first}" + (" for one" if count > 1 else "")
 
     def remedies(self) -> Iterator[str]:
         """Say where else films or labels may be, for a source of which none was found."""

@@ -134,7 +134,7 @@ def refuse_leakage(films: Iterable[Film], *, allowed: str = "") -> None:
     listed = "; ".join(str(leak) for leak in found[:NAMED_PAIRS])
     rest = f"; and {len(found) - NAMED_PAIRS} more" if len(found) > NAMED_PAIRS else ""
     raise Leakage(
-        f"{len(found)} patients or films stand on two splits: {listed}{rest}. "
+        f"{len(found)} patients or films are in two splits: {listed}{rest}. "
         "Remove one film of each pair from the source, or drop its folders and let the split be drawn"
     )
 

@@ -121,7 +121,7 @@ def read_listing(path: Path, words: LabelWords, columns: Mapping[str, str]) -> t
         raise SourceInvalid(_about_unknown(path, unknown, first_unknown))
     merged, notes = _merged(path, entries, boxes=not _BOXES.isdisjoint(map(column_key, names)))
     messages = [f"{path.name} is read as {form.name}" if form.name else ""]
-    messages += [f"column {name} is taken for the split" for name in further.values()]
+    messages += [f"column {name} is used as the split" for name in further.values()]
     messages.append(
         counted(laterals, "film is left out, whose view is", "films are left out, whose view is") + " not frontal"
         if laterals
@@ -175,7 +175,7 @@ def _about_columns(path: Path, names: Sequence[str]) -> str:
     if ending_of(path) in TEXT_ENDINGS | WORKBOOK_ENDINGS and kind.startswith(("it is a", "it holds")):
         return f"{path}: is no table: {kind}"
     return (
-        f"{path}: has no column that tells the path; it has {', '.join(names)}. "
+        f"{path}: has no column of paths; it has {', '.join(names)}. "
         "Name it path, or say which one it is: --columns path=NAME"
     )
 
@@ -423,22 +423,24 @@ def _merged(path: Path, entries: Sequence[ListedFilm], *, boxes: bool) -> tuple[
             merged += [next(row for row in rows if row.label == label) for label in sorted(labels - {""})]
         else:
             merged.append(_one(rows))
-    notes = [counted(again, "row tells of a film again", "rows tell of a film again")] if again else []
+    notes = [counted(again, "row repeats a film", "rows repeat a film")] if again else []
     if owners:
         films_have = counted(len(owners), "film has", "films have")
         names = " and ".join(dict.fromkeys(row.patient_id for row in owners[0]))
-        notes.append(f"Beware: {films_have} two patients, {owners[0][0].places[0]} ({names}) for one: the first counts")
+        notes.append(
+            f"Warning: {films_have} two patients, {owners[0][0].places[0]} ({names}) for one: the first counts"
+        )
     if rounded := sorted({entry.patient_id for entry in entries if _ROUNDED.fullmatch(entry.patient_id)}):
         ids_are = counted(len(rounded), "patient id was", "patient ids were")
         notes.append(
-            f"Beware: {ids_are} rounded by a spreadsheet, {rounded[0]} for one, so different patients may have one id. "
-            "Export the column as text"
+            f"Warning: {ids_are} rounded by a spreadsheet, {rounded[0]} for one, so different patients may have one "
+            "id. Export the column as text"
         )
     if contradictions:
         rows = contradictions[0]
-        films_stand = counted(len(contradictions), "film stands", "films stand")
+        films_have = counted(len(contradictions), "film has", "films have")
         notes.append(
-            f"Beware: {films_stand} under two labels, {rows[0].places[0]} "
+            f"Warning: {films_have} two labels, {rows[0].places[0]} "
             f"in lines {', '.join(str(row.line) for row in rows[:_NAMED])} for one; clean will mark them as conflicting"
         )
     return merged, notes

@@ -348,7 +348,7 @@ def _why_not(peer: Association, destination: Destination, faults: Sequence[str],
             f"{where} ended the connection before an association. Check tls here, and that the PACS knows our AE title"
         )
     tls = " by TLS" if destination.tls else ""
-    return f"nobody answers at {where}{tls}. Check that the PACS runs, and host, port and tls"
+    return f"no answer from {where}{tls}. Check that the PACS runs, and host, port and tls"
 
 
 def web_client(destination: Destination) -> DICOMwebClient:

@@ -222,7 +222,7 @@ class NodeSettings:
                     raise SettingsInvalid(f"rule {rule.name}: send_to: {_unknown('destination', name, known)}")
         if not (is_loopback(self.host) or self.peers or (self.tls and self.tls.client_authority)):
             raise SettingsInvalid(
-                f"node.host = {self.host!r} lets other machines in, and nothing tells who may call. List the callers "
+                f"node.host = {self.host!r} lets other machines in, and nothing limits who may call. List the callers "
                 "as [[peer]], or set client_authority in [tls]"
             )
 

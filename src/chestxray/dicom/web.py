@@ -59,8 +59,8 @@ class WebReceiver:
         keys = KeyRing.gather(settings.keys_file)
         if not keys and not is_loopback(settings.host):
             raise UsageError(
-                f"node.host = {settings.host!r} would let other machines send films by HTTP, and there is no key to "
-                'tell who may. Make one with "chestxray key NAME" and name its file as node.keys_file'
+                f"node.host = {settings.host!r} would let other machines send films by HTTP, and no key limits "
+                'who may. Make one with "chestxray key NAME" and name its file as node.keys_file'
             )
         hosts = HostRule(LOOPBACK_NAMES | {settings.host.lower()}, any_address=not is_loopback(settings.host))
         routes = [

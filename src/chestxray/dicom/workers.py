@@ -27,9 +27,7 @@ from chestxray.inference.ood import Prepared
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Prediction
 
-WORKER_FAILED: Final = (
-    "the process that read it came to an end or took too long: too little memory, or a fault of a decoder"
-)
+WORKER_FAILED: Final = "the process that read it ended or took too long: too little memory, or an error in a decoder"
 STARTING_S: Final = 120.0  # seconds in which a process has to load the bundle and the libraries
 
 
@@ -146,7 +144,7 @@ class Worker:
             theirs.close()
             why = error.strerror or type(error).__name__
         except EOFError:
-            why = "it ended at once; its own words are on standard error"
+            why = "it ended at once; its error message is on standard error"
         self.stop()
         raise NoWorker(f"no process that classifies films can be started: {why}")
 

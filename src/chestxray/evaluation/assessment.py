@@ -552,5 +552,5 @@ def _limits(table: ScoreTable, groups: Int64Array) -> tuple[str, ...]:
             "interval by patients is wider, believe that one."
         )
     if len(np.unique(table.probabilities)) == 1:
-        sentences.append("All films have the same probability: the model does not tell any two of them apart.")
+        sentences.append("All films have the same probability: the model separates no two of them.")
     return tuple(sentences)

@@ -62,7 +62,7 @@ CONFORMAL_ERROR: Final = 0.1  # of each class, if no other is asked for
 _PICTURE_SIDE: Final = 480  # pixels of a film in a report: 24 films stay below a megabyte
 _PICTURE_QUALITY: Final = 80
 
-_LEAKAGE_STATEMENT: Final = "No patient and no identical film stands on two splits; checked before evaluating."
+_LEAKAGE_STATEMENT: Final = "No patient and no identical film is in two splits. This was checked before the evaluation."
 _LEAKAGE_NONE: Final = (
     "None of these films, and no copy of one at another size, is among those that the model learnt from."
 )
@@ -447,7 +447,7 @@ UNREADABLE_FILM: Final = "cannot be read as a film"
 
 # The beginning of a reason, or a part of it, and the kind that it belongs to; the first match decides.
 _KINDS: Final = (
-    (r"it looks like a chest film (turned|that stands)", "a film that was turned"),
+    (r"it looks like a chest film (turned|that is upside down)", "a film that was turned"),
     (r"it looks like the negative|its grey levels are those of a negative", "a negative"),
     (r"it looks like (.+?), which this model was not trained on", r"\1"),
     (r"it does not look like a frontal chest film", "unlike the training films"),

@@ -271,7 +271,7 @@ PLOTS: Final = (
     _Plot(
         "decision",
         "Decision curve",
-        "What acting on the model is worth, in true positives a film, for whoever would act from that probability on.",
+        "The net benefit of acting on the model, in true positives a film, by the probability from which one acts.",
         _draw_decision,
         needs_both_classes=True,
     ),

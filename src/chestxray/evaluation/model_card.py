@@ -109,7 +109,7 @@ Brier score {metrics["brier"]:.4f}; expected calibration error {metrics["expecte
 |---|---|---|---|---|
 {points}
 
-The operating point "{default}" is the one that answers when none is named.{left_out}
+The operating point "{default}" is used if none is named.{left_out}
 {_under_shifts(metrics.get("stress"))}{_reliance(metrics.get("reliance"))}
 {_END}"""
 
@@ -127,8 +127,8 @@ def _under_shifts(stress: Mapping[str, Any] | None) -> str:
     return f"""
 ### The same films under shifts
 
-Each film changed in one thing at a time, by other means than training varied it, or further, or (framing) as far; \
-sensitivity and specificity at "{stress["point"]}", whose threshold stays where it is. Mean AUROC over the shifts \
+Each film is changed in one way at a time: by other means than in training, or further, or (framing) as far. \
+Sensitivity and specificity are those at "{stress["point"]}", with the same threshold. Mean AUROC over the shifts \
 {stress["mean_auroc"]:.4f}, at worst "{stress["worst"]}".
 
 | shift | AUROC | sensitivity | specificity |
@@ -149,18 +149,18 @@ def _reliance(found: Mapping[str, Any] | None) -> str:
     )
     sensitivity, specificity = found["sensitivity"], found["specificity"]
     return f"""
-### With what must not matter exchanged
+### With irrelevant properties exchanged
 
-Each film took one thing from a training film: from one of the other class, which leads a model astray that relied on \
-it, or from one of its own. The gap between the two AUROCs is the reliance; its interval is by resampling patients. \
-Sensitivity and specificity at "{found["point"]}" are those with donors of the other class. No recipe exchanges the \
-kinds marked * in training.
+Each film takes one irrelevant property from a training film: from one of the other class, which misleads a model that \
+relies on it, or from one of its own. The gap between the two AUROCs is the reliance; its interval is from resampling \
+patients. Sensitivity and specificity at "{found["point"]}" are those with donors of the other class. No recipe \
+exchanges the kinds marked * in training.
 
 | exchanged | AUROC, other class | AUROC, own class | gap | sensitivity | specificity |
 |---|---|---|---|---|---|
 {rows}
 
-Over the films as they are, under every shift and every exchange together, "{found["point"]}" has a sensitivity of \
+Over the unchanged films and all shifts and exchanges of them together, "{found["point"]}" has a sensitivity of \
 {_with_interval(sensitivity)} and a specificity of {_with_interval(specificity)}; the calibration and the thresholds \
 were fitted on all of these.
 """

@@ -389,7 +389,7 @@ def _frame(header: Any, source: str, notes: list[str]) -> Frame:
     photometric = _text(header, "PhotometricInterpretation").replace("MONOCHROME ", "MONOCHROME")
     if not photometric:
         photometric = "RGB" if samples > 1 else "MONOCHROME2"
-        notes.append(f"its photometric interpretation is missing and was taken for {photometric}")
+        notes.append(f"its photometric interpretation is missing and is treated as {photometric}")
     frame = Frame(
         rows=int(header.Rows),
         columns=int(header.Columns),
@@ -413,9 +413,7 @@ def _frame(header: Any, source: str, notes: list[str]) -> Frame:
             f"read that end at bit {frame.stored - 1}. Export it again"
         )
     if min(frame.rows, frame.columns) < 1 or frame.samples not in {1, 3}:
-        raise UnreadableFilm(
-            f"{source}: the DICOM header tells of {frame.rows} x {frame.columns} pixels. Copy it again"
-        )
+        raise UnreadableFilm(f"{source}: the DICOM header states {frame.rows} x {frame.columns} pixels. Copy it again")
     return frame
 
 

@@ -246,13 +246,13 @@ def objection_to_detail(pixels: Pixels) -> str:
     if along < MIN_ALONG_ROWS * down:
         return (
             f"it is blurred along its rows, as by motion: its detail there has {along / down:.0%} of the strength of "
-            f"that along its columns (at least {MIN_ALONG_ROWS:.0%}). Export it anew"
+            f"that along its columns (at least {MIN_ALONG_ROWS:.0%}). Export it again"
         )
     if (detail := _detail(energies[0] + energies[1])) >= MIN_DETAIL:
         return ""
     return (
         f"it is blurred, or enlarged from few pixels: its fine detail has {detail:.1%} of the strength of its coarse "
-        f"(at least {MIN_DETAIL:.0%}). Export it anew, sharp and whole"
+        f"(at least {MIN_DETAIL:.0%}). Export it again, sharp and whole"
     )
 
 
@@ -428,7 +428,7 @@ def _striped(pixels: Pixels) -> str:
         if (times := strength_of_stripes(lines)) > MAX_STRIPES:
             return (
                 f"stripes lie over it, as of a grid or a photographed screen: one frequency along its {across} is "
-                f"{times:.0f} times as strong as the others (limit {MAX_STRIPES:.0f}). Export it anew"
+                f"{times:.0f} times as strong as the others (limit {MAX_STRIPES:.0f}). Export it again"
             )
     return ""
 

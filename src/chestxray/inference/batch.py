@@ -45,7 +45,7 @@ _APPLIED_LATER: Final = frozenset(
 )
 READ_BY_PEOPLE: Final = frozenset({"MODEL_CARD.md", "metrics.json", "weights.safetensors"})
 
-WORKER_ENDED: Final = "the process that read it came to an end: too little memory, or a fault of a decoder"
+WORKER_ENDED: Final = "the process that read it ended: too little memory, or an error in a decoder"
 
 Group = Sequence[Film]
 

@@ -189,7 +189,7 @@ def open_signed(folder: Path, public_key: Path) -> Bundle:
         if signed.get(name) != digest:
             raise SignatureInvalid(f"{folder / name}: not what was signed. Copy the whole folder again")
     if BundleInfo.from_json(description.decode(), BUNDLE_JSON) != bundle.info:
-        raise SignatureInvalid(f"{folder / BUNDLE_JSON}: changed while it was read. Let nobody else write there")
+        raise SignatureInvalid(f"{folder / BUNDLE_JSON}: changed while it was read. Do not let others write there")
     return bundle
 
 

@@ -109,7 +109,7 @@ class Journal:
             for setting in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"):
                 database.execute(f"PRAGMA {setting}")
             if database.execute("PRAGMA user_version").fetchone()[0] not in {0, JOURNAL_VERSION}:
-                raise DataError(f"{path}: written by another version. Delete it to classify every film anew")
+                raise DataError(f"{path}: written by another version. Delete it to classify every film again")
             database.execute(f"PRAGMA user_version={JOURNAL_VERSION}")
             database.executescript(_TABLES)
         except sqlite3.OperationalError as error:
@@ -121,7 +121,7 @@ class Journal:
                 f"{path}: {error}. Another run is writing the same output; wait for it, or give another --out"
             ) from error
         except sqlite3.DatabaseError as error:
-            raise DataError(f"{path}: not a journal ({error}). Delete it to classify every film anew") from error
+            raise DataError(f"{path}: not a journal ({error}). Delete it to classify every film again") from error
         return cls(path, database, predictor)
 
     def __enter__(self) -> Self:

@@ -59,7 +59,7 @@ FEWEST: Final = 2  # an age is stated in the largest unit of which it has at lea
 TURNS: Final[tuple[tuple[Callable[[UInt8Array], UInt8Array], str], ...]] = (
     (lambda film: np.rot90(film, 1), "it looks like a chest film turned by 90 degrees to the right. Turn it back"),
     (lambda film: np.rot90(film, -1), "it looks like a chest film turned by 90 degrees to the left. Turn it back"),
-    (lambda film: np.rot90(film, 2), "it looks like a chest film that stands upside down. Turn it"),
+    (lambda film: np.rot90(film, 2), "it looks like a chest film that is upside down. Turn it"),
     (lambda film: 255 - film, "it looks like the negative of a chest film. Invert it"),
 )
 UNLIKE: Final = "it does not look like a frontal chest film"

@@ -351,9 +351,9 @@ def beside_published(
     """
     there = published.confusion
     unpaired = (
-        f"Only counts of {published.name} are published, on {published.films}, not the answer to each film: this "
-        "comparison is unpaired. It takes the two as counted on different films; where they are the same films, the "
-        "true doubt is likely smaller."
+        f"Only counts of {published.name} are published, on {published.films}, not the result of each film: this "
+        "comparison is unpaired. It treats the two as measured on different films; on the same films, the true "
+        "uncertainty is probably smaller."
     )
     notes = [unpaired, "Every film counts as independent, since nothing is known of the patients behind the counts."]
     if (confusion.positives, confusion.negatives) != (there.positives, there.negatives):

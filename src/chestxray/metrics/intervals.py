@@ -366,7 +366,7 @@ def quotient(part: Float64Array, whole: Float64Array) -> Float64Array:
     return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
 
 
-_ONE_CLASS: Final = "Only one class occurs, so there is nothing to tell apart."
+_ONE_CLASS: Final = "Only one class occurs, so there is nothing to separate."
 
 
 class _Proportion(NamedTuple):

@@ -220,7 +220,7 @@ def _sorted_out(rows: Sequence[_Row], split: str | None) -> ScoreFile:
     if not scored:
         raise SourceInvalid("holds no film with a label and a score" + (f" on the split {split!r}" if split else ""))
     if not any(row.get("patient_id", "").strip() for row in scored):
-        warn(f"Beware: {PATIENTS_UNKNOWN}. Give a column patient_id")
+        warn(f"Warning: {PATIENTS_UNKNOWN}. Give a column patient_id")
     return ScoreFile(
         table=_table_of(scored, leave_out=NO_SUBGROUPS),
         split=split or "",

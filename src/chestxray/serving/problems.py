@@ -62,7 +62,7 @@ KEY_NEEDED: Final = ProblemType(
 )
 NOT_READY: Final = ProblemType("not-ready", 503, "The model is not ready", "Ask again in a moment.")
 UNKNOWN_HOST: Final = ProblemType(
-    "unknown-host", 421, "Not a name of this service", "Address it by a name that it was told to answer to."
+    "unknown-host", 421, "Not a name of this service", "Use one of the names that the service accepts."
 )
 NOT_ACCEPTABLE: Final = ProblemType("not-acceptable", 406, "Answers are JSON", "Accept application/json.")
 NOT_FOUND: Final = ProblemType("not-found", 404, "Nothing here", "Compare the address with the description above.")

@@ -108,7 +108,7 @@ def prepared(bundle: Path | str, options: ServeOptions) -> Iterator[tuple[FilmSe
     keys = KeyRing.gather(options.keys_file)
     if not (keys or options.platform or is_loopback(options.host)):
         raise UsageError(
-            f"--host {options.host} would let other machines in, and there is no key to tell who may call. Make one "
+            f"--host {options.host} would let other machines in, and no key limits who may call. Make one "
             f'with "chestxray key NAME", and give its entry by --api-keys FILE or in {VARIABLE}'
         )
     _check_memory()
@@ -213,7 +213,7 @@ class BackgroundService:
 
 
 def _not_started(cause: BaseException | None) -> ChestXrayError:
-    error = ChestXrayError('the service did not start. "chestxray serve" tells more')
+    error = ChestXrayError('the service did not start. "chestxray serve" shows the cause')
     error.__cause__ = cause
     return error
 

@@ -185,7 +185,7 @@ def _made(run: RunInfo) -> str:
         seeds = ", ".join(map(str, run.blended))
         return f"the mean of the weights of {len(run.blended)} runs of one recipe (seeds {seeds})"
     epoch, epochs = (run.best.epoch, run.best.epochs) if run.best else (0, 0)
-    chosen = "the best on the validation films under shifts and with what must not matter exchanged"
+    chosen = "the best on the validation films under shifts and with irrelevant properties exchanged"
     taught = f", taught by {len(run.teachers)} trained network" + "s" * (len(run.teachers) > 1) if run.teachers else ""
     return f"recipe with seed {run.recipe['seed']}, epoch {epoch} of {epochs} ({chosen}){taught}"
 

@@ -39,7 +39,7 @@ _RATES: Final = (
 _TITLES: Final = {
     "auroc": "AUROC",
     "stress_auroc": "AUROC under shifts",
-    "exchange_auroc": "AUROC, what must not matter exchanged",
+    "exchange_auroc": "AUROC, irrelevant properties exchanged",
 }
 
 

@@ -199,7 +199,7 @@ def _resume_point(
         return None
     if info is not None and info.state == FINISHED:
         summary = read_finished(out, info)
-        log(f"{out}: this run is finished, and training again would give the same. Begin anew with --restart")
+        log(f"{out}: this run is finished, and training again would give the same. Start again with --restart")
         return summary
     checkpoint = folder.latest(log)
     if checkpoint is not None and (apart := checkpoint.origin.apart_from(origin)):
