@@ -179,9 +179,24 @@ def test_the_rest_of_a_body_that_was_refused_is_passed_over_but_not_for_ever(pre
         assert b"HTTP/1.1 415 " in all_of(connection)
 
 
-def test_a_thousand_slow_connections_lock_nobody_out(predictor: Predictor, film: bytes) -> None:
+def allow_files() -> None:
+    """Let this process open many: both ends of each connection lie in it."""
     _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(allowed, 4096), allowed))  # both ends lie in this process
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(allowed, 4096), allowed))
+
+
+def test_callers_that_send_late_are_answered_however_many_connect_meanwhile(predictor: Predictor) -> None:
+    allow_files()
+    with running(predictor) as address, ExitStack() as held:
+        connections = [held.enter_context(connected(address)) for _ in range(1000)]
+        for connection in connections:
+            connection.sendall(WHOLE_GET)
+        for connection in connections:
+            until(connection, b"alive")
+
+
+def test_a_thousand_slow_connections_lock_nobody_out(predictor: Predictor, film: bytes) -> None:
+    allow_files()
     expected = predictor.predict(film, "film")
     limits = ConnectionLimits(places=200, head_seconds=60.0)
     with running(predictor, ServiceSettings(body_seconds=60.0), limits) as address, ExitStack() as held:

@@ -71,7 +71,7 @@ class ConnectionLimits:
     skipped_bytes: int = 256 * 1024
     linger_seconds: float = 30.0
     linger_bytes: int = 128 * 2**20
-    places: int = 512
+    places: int = 4096
     pipelined: int = 8
     held: int = 300
     hold_seconds: float = 1.0
