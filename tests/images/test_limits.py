@@ -12,22 +12,23 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
 
 from chestxray.errors import FilmTooLarge
-from chestxray.images import MAX_PIXELS, check_pixels
+from chestxray.images import MAX_PIXELS, MAX_SCANS, check_pixels
 from chestxray.images.decode import decode
 from chestxray.images.dicom import MAX_ELEMENTS
-from chestxray.images.raster import MAX_SCANS
-from dicoms import compressed, explicit, geometry, hand_made, native
+from dicoms import coded, compressed, explicit, geometry, hand_made, native
 from drawing import encoded, gradient, png_claiming
 
 MEMORY = 512 * 2**20  # bytes, resident at the peak, with the interpreter and its libraries
 HANGS = 60  # seconds
 
 RLE = b"1.2.840.10008.1.2.5\0"
+JPEG_BASELINE, JPEG_LS = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.80"
 DEFLATED = b"1.2.840.10008.1.2.1.99\0\0"
 UNDEFINED = 0xFFFFFFFF
 ITEM = b"\xfe\xff\x00\xe0"
@@ -103,6 +104,44 @@ def jpeg_of_many_scans() -> bytes:
     return data[:last] + data[last:-2] * (MAX_SCANS + 1) + b"\xff\xd9"
 
 
+def scanned(side: int, scans: int) -> bytes:
+    """A progressive JPEG of one grey whose last scan comes again and again."""
+    data = encoded(Image.new("L", (side, side)), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * scans + b"\xff\xd9"
+
+
+def tiff_of_one_jpeg(side: int, jpeg: bytes) -> bytes:
+    """A TIFF all of whose strips, of 16 rows each, are the same JPEG."""
+    strips = side // 16
+    tables = np.full((2, strips), [[8], [len(jpeg)]], "<u4").tobytes()
+    at = 8 + len(jpeg) + len(jpeg) % 2
+    entries = (
+        (256, side), (257, side), (258, 8), (259, 7), (262, 1), (273, at if strips > 1 else 8, strips), (277, 1),
+        (278, 16), (279, at + 4 * strips if strips > 1 else len(jpeg), strips),
+    )  # fmt: skip
+    directory = struct.pack("<H", len(entries)) + b"".join(
+        struct.pack("<HHLL", tag, 4, more[0] if more else 1, value) for tag, value, *more in entries
+    )
+    return b"II*\0" + struct.pack("<L", at + len(tables)) + jpeg.ljust(at - 8, b"\0") + tables + directory + bytes(4)
+
+
+def with_layers(jpeg2000: bytes) -> bytes:
+    """A JPEG 2000 that claims 65,535 quality layers in each tile."""
+    data = bytearray(jpeg2000)
+    struct.pack_into(">H", data, data.index(b"\xff\x52") + 6, 65_535)
+    return bytes(data)
+
+
+def many_exifs() -> bytes:
+    """A JPEG of as many segments of EXIF as a megabyte holds."""
+    data = encoded(gradient(), "JPEG")
+    return data[:2] + b"\xff\xe1\0\x09Exif\0\0x" * 100_000 + data[2:]
+
+
+FLAT = np.zeros((5120, 5120), np.uint16)
+
+
 def jpeg2000_claiming(rows: int, columns: int, tile: int = 0) -> bytes:
     """A JPEG 2000 film whose codestream claims another size, or tiles by the million."""
     data = bytearray(compressed(gradient(), "1.2.840.10008.1.2.4.90"))
@@ -118,7 +157,7 @@ TRAPS: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "RLE of 654 bytes that claims 65,535 x 65,535": (
         lambda: rle_claiming(65535, 65535, 654), "FilmTooLarge", "65535 x 65535",
     ),
-    "RLE that claims what its bytes cannot hold": (lambda: rle_claiming(7000, 9000), "UnreadableFilm", "cannot hold"),
+    "RLE that claims what its bytes cannot hold": (lambda: rle_claiming(4000, 4900), "UnreadableFilm", "cannot hold"),
     "deflated, two megabytes that inflate to 2 GB": (lambda: deflated_of(2048), "FilmTooLarge", "inflates to more"),
     "PNG of 169 megapixels": (lambda: png_of_zeros(13_000, 13_000), "FilmTooLarge", "13000 x 13000"),
     "PNG that claims 4 gigapixels": (lambda: png_claiming(65_535, 65_535), "FilmTooLarge", "65535 x 65535"),
@@ -141,6 +180,36 @@ TRAPS: dict[str, tuple[Callable[[], bytes], str, str]] = {
     ),
     "JPEG 2000 of 12,288 tiles": (lambda: jpeg2000_claiming(96, 128, tile=1), "UnreadableFilm", "tiles"),
     "JPEG of a hundred scans more": (jpeg_of_many_scans, "UnreadableFilm", "scans"),
+    "JPEG of many scans in DICOM": (
+        lambda: coded([scanned(2816, 85)], JPEG_BASELINE, np.zeros((2816, 2816), np.uint8)),
+        "FilmTooLarge", "scans of 2816",
+    ),
+    "JPEG of many scans in TIFF": (
+        lambda: tiff_of_one_jpeg(16, scanned(16, 200)), "UnreadableFilm", "scans",
+    ),
+    "TIFF whose strips are all the same": (
+        lambda: tiff_of_one_jpeg(2560, scanned(2560, 3)), "UnreadableFilm", "longer than the file",
+    ),
+    "JPEG of a hundred thousand EXIFs": (many_exifs, "UnreadableFilm", "segments of EXIF"),
+    "JPEG 2000 of 65,535 layers a tile": (
+        lambda: with_layers(encoded(gradient(), "JPEG2000", tile_size=(32, 32))),
+        "UnreadableFilm", "12 tiles of 65,535 layers",
+    ),
+    "JPEG 2000 of 12,288 tiles, no DICOM": (
+        lambda: encoded(gradient(), "JPEG2000", tile_size=(1, 1)), "UnreadableFilm", "tiles",
+    ),
+    "JPEG 2000, 26 megapixels in 200 bytes": (
+        lambda: encoded(FLAT, "JPEG2000"), "FilmTooLarge", "nearly uniform",
+    ),
+    "TIFF, 26 megapixels in 40 kilobytes": (
+        lambda: encoded(FLAT, "TIFF", compression="tiff_adobe_deflate"), "FilmTooLarge", "nearly uniform",
+    ),
+    "DICOM, 26 megapixels deflated to 50 kilobytes": (
+        lambda: native(FLAT, "deflated"), "FilmTooLarge", "nearly uniform",
+    ),
+    "DICOM, 26 megapixels of JPEG-LS": (
+        lambda: coded([imagecodecs.jpegls_encode(FLAT)], JPEG_LS, FLAT), "FilmTooLarge", "nearly uniform",
+    ),
 }  # fmt: skip
 
 CLASSIFY = """

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from chestxray.arrays import UInt8Array
-from chestxray.errors import FilmTooLarge
+from chestxray.errors import FilmTooLarge, UnreadableFilm
 
 Pixels = UInt8Array | npt.NDArray[np.uint16]
 FrameBox = tuple[float, float, float, float]
@@ -27,6 +27,11 @@ MAX_PIXELS: Final = 64_000_000  # rows x columns x frames x samples; the largest
 # The largest distance between the channels of one pixel, of 255, at which the pixel counts as grey. JPEG stores
 # colour coarsely, so greyscale films saved as RGB drift by a few levels.
 COLOUR_SPREAD: Final = 24
+
+MAX_PIXELS_A_BYTE: Final = 200  # pixels a byte of a large file; a film reaches 20, a flat picture 100,000
+LARGE: Final = 25_000_000  # pixels, more than any panel gives; below that a small file may be that large
+MAX_SCANS: Final = 100  # scans of a progressive JPEG; encoders write about 10, a bomb makes the decoder run thousands
+MAX_SCANNED: Final = 10 * MAX_PIXELS  # scans x pixels: each scan goes over every pixel again
 
 MARGIN: Final = 10  # a tenth of each side, where collimators, markers and the air beside the patient are
 LOOKED_AT: Final = 512  # rows and columns at most: enough to measure fractions of pixels
@@ -81,6 +86,34 @@ def check_pixels(source: str, width: int, height: int, samples: int = 1, frames:
         by += f" x {frames} frames" if frames > 1 else ""
         raise FilmTooLarge(
             f"{source}: {width} x {height} pixels{by}; the limit is {MAX_PIXELS:,} in all. Export a smaller copy"
+        )
+
+
+def check_packed(source: str, width: int, height: int, size: int) -> None:
+    """Refuse a large picture in a small file: decoding it costs what a hundred films cost, and it shows nothing.
+
+    Args:
+        source: the film's name in errors.
+        width, height: of the picture, in pixels.
+        size: of the file, in bytes.
+
+    Raises: FilmTooLarge.
+    """
+    if (pixels := width * height) > max(LARGE, MAX_PIXELS_A_BYTE * size):
+        raise FilmTooLarge(
+            f"{source}: {pixels:,} pixels in {size:,} bytes, so it holds no film but something nearly uniform "
+            f"(limit {MAX_PIXELS_A_BYTE} pixels a byte). Export it again"
+        )
+
+
+def check_scans(source: str, scans: int, width: int, height: int) -> None:
+    """Refuse a JPEG whose scans are too many, or too many for its size. Raises: UnreadableFilm, FilmTooLarge."""
+    if scans > MAX_SCANS:
+        raise UnreadableFilm(f"{source}: the JPEG has {scans} scans; the limit is {MAX_SCANS}. Export it again")
+    if scans * width * height > MAX_SCANNED:
+        raise FilmTooLarge(
+            f"{source}: {scans} scans of {width} x {height} pixels; the limit is {MAX_SCANNED:,} pixels in all scans "
+            "together. Export it as a baseline JPEG"
         )
 
 

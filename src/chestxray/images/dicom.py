@@ -30,7 +30,7 @@ from chestxray.errors import (
     UnreadableFilm,
     UnsupportedFormat,
 )
-from chestxray.images import MAX_PIXELS, Pixels, Radiograph, check_pixels, grey_of_colour
+from chestxray.images import MAX_PIXELS, Pixels, Radiograph, check_packed, check_pixels, grey_of_colour
 from chestxray.images.dicom_pixels import (
     BYTE,
     DEFLATED,
@@ -327,6 +327,8 @@ def read_dicom(data: bytes, source: str, _at_least: tuple[int, int] | None) -> R
         header, pixels = _header(data_set, source)
         notes: list[str] = []
         frame = _frame(header, source, notes)
+        if syntax.check or data_set.transfer_syntax == DEFLATED:
+            check_packed(source, frame.columns, frame.rows, len(data))
         # the pieces after the offset table
         pieces = list(fragments(data_set.data, pixels, source))[1:] if syntax.check else []
         coded = data_set.data[pixels.value : pixels.end]

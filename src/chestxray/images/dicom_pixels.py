@@ -23,15 +23,13 @@ import numpy.typing as npt
 
 from chestxray.arrays import BoolArray, Float64Array
 from chestxray.errors import MissingExtra, TruncatedFilm, UnreadableFilm
-from chestxray.images import Pixels
-from chestxray.images.raster import intact_jpeg
+from chestxray.images import Pixels, check_scans
+from chestxray.images.raster import START_OF_SCAN, check_tiles, intact_jpeg
 
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
 DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
-
-MAX_TILES: Final = 4096  # tiles of a JPEG 2000 film; each takes kilobytes before a pixel is decoded
 
 TURBO: Final = "libjpeg-turbo"  # reads lossless JPEG, and 12 bits with loss
 _JPEG_MARKER: Final = b"\xff"
@@ -118,12 +116,9 @@ def _check_jpeg2000(coded: bytes, frame: Frame) -> None:
     start = coded.find(b"\xff\x4f\xff\x51", 0, 4096)  # a few files wrap the codestream in boxes
     if start < 0 or len(coded) < start + 42:
         raise ValueError("holds no JPEG 2000 codestream")
-    right, lower, left, upper, wide, high, tile_left, tile_upper, samples = struct.unpack_from(">8LH", coded, start + 8)
+    right, lower, left, upper, _, _, _, _, samples = struct.unpack_from(">8LH", coded, start + 8)
     _check_same((lower - upper, right - left, samples), frame)
-    if not wide or not high:
-        raise ValueError("has tiles of no size")
-    if -(-(right - tile_left) // wide) * -(-(lower - tile_upper) // high) > MAX_TILES:
-        raise ValueError(f"has more than {MAX_TILES:,} tiles")
+    check_tiles(coded, start)
 
 
 def _check_same(found: tuple[int, int, int], frame: Frame) -> None:
@@ -184,8 +179,11 @@ def stored_values(coded: bytes, fragments: Sequence[bytes], syntax: str, frame: 
         if len(coded) < expected:
             raise TruncatedFilm(f"{source}: the DICOM file ends before its picture does. Copy it again")
     else:
+        joined = b"".join(fragments)
+        if row.check is _check_jpeg:
+            check_scans(source, joined.count(START_OF_SCAN), frame.columns, frame.rows)
         try:
-            pixels = row.check(b"".join(fragments), frame)
+            pixels = row.check(joined, frame)
         except (ValueError, struct.error) as error:
             raise UnreadableFilm(f"{source}: the {row.name} DICOM file {error}. Copy it again") from None
         if pixels is not None:

@@ -30,17 +30,13 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from chestxray.arrays import UInt8Array
 from chestxray.errors import FilmError, FilmTooLarge, TruncatedFilm, UnreadableFilm, UnsupportedFormat
-from chestxray.images import FrameBox, Pixels, Radiograph, check_pixels, grey_of_colour
+from chestxray.images import FrameBox, Pixels, Radiograph, check_packed, check_pixels, check_scans, grey_of_colour
 
 # Little and big endian, each as classic TIFF and as BigTIFF.
 TIFF_MAGIC: Final = frozenset({b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"})
 
-MAX_SCANS: Final = 100  # scans of a progressive JPEG; encoders write about 10, a bomb makes the decoder run thousands
-
-MAX_SCANNED: Final = 10 * 64_000_000  # scans x pixels of a JPEG: each scan goes over every pixel again
 REDUCTIONS: Final = (8, 4, 2, 1)  # reductions of a JPEG on each side, which cost less than the whole
-MAX_PIXELS_A_BYTE: Final = 500  # pixels a byte of a large PNG; a film reaches 20, a flat picture 1,000
-LARGE: Final = 32_000_000  # pixels; below that (a third of a second) a small PNG file may be that large
+MAX_EXIF: Final = 100  # segments of EXIF in a JPEG; Pillow copies all that it has for each further one
 
 # Errors of Pillow's readers on damaged files.
 DAMAGE: Final = (
@@ -67,10 +63,15 @@ _COLOUR_SPACES: Final = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 _INKS: Final = 4
 # The usual codes of luminance (ITU-T T.81, table K.5): their lengths, and the first of their symbols.
 _USUAL_CODES: Final = bytes.fromhex("0002010303020403050504040000017d0102030004110512")
+# Within coded data 0xFF is always followed by 0, so these two bytes begin a scan.
+START_OF_SCAN: Final = b"\xff\xda"
 _PROGRESSIVE_FRAME: Final = b"\xff\xc2"
 _HEAD_OF_SCAN: Final = 14  # bytes, at most, before the coded data of a scan of four components
 _RUN: Final = 64  # bytes of one value; the search is sure to find half of it
 _TIFF_BITS: Final = 258
+_TIFF_COMPRESSION: Final = 259
+_TIFF_JPEG: Final = frozenset({6, 7})
+_TIFF_PARTS: Final = ((273, 324), (279, 325))  # where strips or tiles begin, and their sizes
 _TIFF_PHOTOMETRIC: Final = 262
 _TIFF_WHITE_IS_ZERO: Final = 0
 _TIFF_MODES: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B"})
@@ -82,18 +83,13 @@ def read_jpeg(data: bytes, source: str, at_least: tuple[int, int] | None) -> Rad
     At damaged coded data libjpeg continues, fills in grey and only warns. Here every warning refuses the film, because
     nothing tells how much of the picture is invented.
     """
+    if (segments := data.count(b"Exif\0\0")) > MAX_EXIF:
+        raise UnreadableFilm(f"{source}: the JPEG has {segments} segments of EXIF; the limit is {MAX_EXIF}")
     with _damage_translated("JPEG", source):
         image = JpegImageFile(io.BytesIO(data))  # reads only the header
         channels = len(image.getbands())
         check_pixels(source, *image.size, samples=channels)
-        # Within coded data 0xFF is always followed by 0, so these two bytes begin a scan.
-        if (scans := data.count(b"\xff\xda")) > MAX_SCANS:
-            raise UnreadableFilm(f"{source}: the JPEG has {scans} scans; the limit is {MAX_SCANS}. Export it again")
-        if scans * image.width * image.height > MAX_SCANNED:
-            raise FilmTooLarge(
-                f"{source}: {scans} scans of {image.width} x {image.height} pixels; the limit is {MAX_SCANNED:,} "
-                "pixels in all scans together. Export it as a baseline JPEG"
-            )
+        check_scans(source, data.count(START_OF_SCAN), *image.size)
         orientation = image.getexif().get(_ORIENTATION, 1)
         factor = 1
         if at_least is not None:
@@ -200,12 +196,7 @@ def read_png(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Rad
     """
     with _damage_translated("PNG", source):
         image = PngImageFile(io.BytesIO(data))
-        channels = _channels_of(image, source)
-        if (pixels := image.width * image.height) > max(LARGE, MAX_PIXELS_A_BYTE * len(data)):
-            raise FilmTooLarge(
-                f"{source}: {pixels:,} pixels in {len(data):,} bytes, so it holds no film but something nearly uniform "
-                f"(limit {MAX_PIXELS_A_BYTE} pixels a byte). Export it again"
-            )
+        channels = _channels_of(image, source, data)
         if image.is_animated:
             raise UnsupportedFormat(f"{source}: an animated PNG of {image.n_frames} frames; a radiograph has one")
         image.load()
@@ -221,7 +212,7 @@ def read_tiff(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Ra
     """
     with _damage_translated("TIFF", source):
         image = TiffImageFile(io.BytesIO(data))
-        channels = _channels_of(image, source)
+        channels = _channels_of(image, source, data)
         depth = image.tag_v2.get(_TIFF_BITS, (1,))[0]
         if image.mode not in _TIFF_MODES:
             raise UnsupportedFormat(
@@ -233,6 +224,8 @@ def read_tiff(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Ra
                 f"{source}: the TIFF has {pages} pages; a radiograph has one. Say which: chestxray predict --page 1, "
                 "or export it alone"
             )
+        if image.tag_v2.get(_TIFF_COMPRESSION) in _TIFF_JPEG:
+            check_scans(source, _scans_of_tiff(image, data), *image.size)
         inverted = image.mode.startswith("I") and image.tag_v2.get(_TIFF_PHOTOMETRIC) == _TIFF_WHITE_IS_ZERO
         image.load()  # also turns the picture upright
         grey, coloured = _to_grey(image, bits=depth)
@@ -240,7 +233,19 @@ def read_tiff(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Ra
     return _whole(65535 - grey if inverted else grey, channels, depth, coloured)
 
 
+def _scans_of_tiff(image: TiffImageFile, data: bytes) -> int:
+    """Return the most scans of a strip or tile, each of which is a JPEG. Raises: ValueError, if they overlap."""
+    starts, sizes = (image.tag_v2.get(strip) or image.tag_v2[tile] for strip, tile in _TIFF_PARTS)
+    if sum(sizes) > len(data):
+        raise ValueError("its parts together are longer than the file")
+    return max(data.count(START_OF_SCAN, start, start + size) for start, size in zip(starts, sizes, strict=True))
+
+
 _OTHER_MODES: Final = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I", "I;16", "YCbCr"})
+MAX_TILES: Final = 4096  # tiles of a JPEG 2000 film; each takes kilobytes before a pixel is decoded
+MAX_LAYERS: Final = 100_000  # layers of all tiles together; encoders write 1 to 20 a tile
+# A segment COD, or bytes that look like one, up to its number of layers; few of a film's compressed bytes do.
+_LAYERS: Final = re.compile(rb"\xff\x52\x00[\x0c-\x2d][\x00-\x07][\x00-\x04](..)", re.DOTALL)
 _CODESTREAM: Final = b"\xff\x4f\xff\x51"  # SOC and SIZ, with which JPEG 2000 begins (ISO/IEC 15444-1 annex A)
 
 
@@ -288,7 +293,28 @@ def read_jpeg2000(data: bytes, source: str, _at_least: tuple[int, int] | None) -
         raise TruncatedFilm(f"{source}: the JPEG 2000 file ends before its picture does. Copy it again")
     right, below, left, above = struct.unpack(">4L", data[at + 8 : at + 24])
     check_pixels(source, max(right - left, 0), max(below - above, 0))
+    try:
+        check_tiles(data, at)
+    except (ValueError, struct.error) as error:
+        raise UnreadableFilm(f"{source}: the JPEG 2000 file {error}. Export it again") from None
     return _read_other(Jpeg2KImageFile, "JPEG 2000", data, source)
+
+
+def check_tiles(data: bytes, start: int) -> None:
+    """Check the tiles and quality layers of a JPEG 2000 codestream: the decoder visits each layer of each tile.
+
+    Raises: ValueError, with the fact; struct.error, if the codestream ends in its header.
+    Source: ITU-T T.800 annexes A.5.1 (SIZ) and A.6.1 (COD).
+    """
+    right, lower, _, _, wide, high, left, upper = struct.unpack_from(">8L", data, start + 8)
+    if not wide or not high:
+        raise ValueError("has tiles of no size")
+    tiles = -(-(right - left) // wide) * -(-(lower - upper) // high)
+    if tiles > MAX_TILES:
+        raise ValueError(f"has more than {MAX_TILES:,} tiles")
+    layers = max((int.from_bytes(found[1]) for found in _LAYERS.finditer(data, start)), default=0)
+    if tiles * layers > MAX_LAYERS:
+        raise ValueError(f"has {tiles:,} tiles of {layers:,} layers; the limit is {MAX_LAYERS:,} in all")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -306,7 +332,7 @@ def _read_other(reader: type[ImageFile.ImageFile], name: str, data: bytes, sourc
     """Read a picture of one frame by a reader of Pillow's; ``name`` is that of its format, for errors."""
     with _damage_translated(name, source):
         image = reader(io.BytesIO(data))
-        channels = _channels_of(image, source)
+        channels = _channels_of(image, source, data)
         if image.mode not in _OTHER_MODES:
             raise UnsupportedFormat(
                 f"{source}: a {name} of a rare kind ({image.mode}). Export it as unsigned 8 or 16 bits"
@@ -320,10 +346,11 @@ def _read_other(reader: type[ImageFile.ImageFile], name: str, data: bytes, sourc
     return _whole(grey, channels, depth, coloured)
 
 
-def _channels_of(image: ImageFile.ImageFile, source: str) -> int:
+def _channels_of(image: ImageFile.ImageFile, source: str, data: bytes) -> int:
     """Return the samples of a pixel; a palette counts as its colours. Raises: FilmTooLarge."""
     channels = 3 if image.mode in {"P", "PA"} else len(image.getbands())
     check_pixels(source, *image.size, samples=channels)
+    check_packed(source, *image.size, len(data))
     return channels
 
 
@@ -352,6 +379,7 @@ def read_heic(data: bytes, source: str, _at_least: tuple[int, int] | None) -> Ra
         channels = len(picture.mode.partition(";")[0])  # "L", "LA", "RGB", "RGBA", "I;10", "I;12"
         width, height = picture.size
         check_pixels(source, width, height, samples=channels)
+        check_packed(source, width, height, len(data))
         if len(pictures) > 1:
             raise UnsupportedFormat(f"{source}: a HEIC of {len(pictures)} frames; a radiograph has one")
         grey, coloured = _grey_of_heic(picture, source)
