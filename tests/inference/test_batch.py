@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -14,6 +15,7 @@ import sys
 import time
 import tracemalloc
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,9 @@ from chestxray.metrics.scores import COLUMNS
 from chestxray.schema import Film, Preprocessing, Resize
 from dicoms import native
 from drawing import write_film
+from http_load import children
 
+KILLS = int(os.environ.get("CHESTXRAY_SOAK_KILLS", "200"))
 PROBABILITY_TOLERANCE = 1e-5  # of a film alone, in a batch, and on another number of threads
 
 
@@ -428,16 +432,39 @@ def test_a_batch_that_is_killed_goes_on_and_ends_with_the_same_bytes(
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith((".part", "-wal"))] == []
 
 
+def killed_at(process: subprocess.Popen[bytes], seconds: float, *, worker: bool) -> bool:
+    """Kill a batch, or one process that works for it and whose loss it has to survive; False if it ended before."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        assert process.wait(seconds) == 0
+        return False
+    victims = children(process.pid) if worker else [process.pid]
+    for victim in victims[:1]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+    assert process.wait() == (0 if worker else -signal.SIGKILL)
+    return bool(victims)
+
+
 @pytest.mark.soak
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(7200)
 def test_a_batch_that_is_killed_at_any_moment_ends_with_the_same_bytes(
     bundle: Path, many: Path, undisturbed: bytes, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(9)
-    for attempt in range(8):
-        out = tmp_path / f"{attempt}.csv"
-        killed_and_resumed(many, out, bundle, rng.integers(1, 12, size=5).tolist())
+    began = time.monotonic()
+    assert start(many, tmp_path / "whole.csv", bundle).wait() == 0
+    whole = time.monotonic() - began
+    kills, tables = Counter[bool](), 0
+    while kills.total() < KILLS:
+        out = tmp_path / f"{tables}.csv"
+        while not out.exists() and kills.total() < KILLS:
+            worker = bool(rng.random() < 0.2)
+            kills[worker] += killed_at(start(many, out, bundle), rng.uniform(0, whole), worker=worker)
+        assert start(many, out, bundle).wait() == 0
         assert out.read_bytes() == undisturbed
+        tables += 1
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith((".part", "-wal"))] == []
+    sys.stdout.write(f"kills: {kills[False]} of batches, {kills[True]} of workers, tables: {tables}\n")
 
 
 @pytest.mark.soak

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -21,20 +25,23 @@ import pytest
 from test_fuzz_decode import FILMS
 from test_limits import TRAPS
 
-from chestxray.errors import FilmTooLarge, TruncatedFilm, UnreadableFilm
+from chestxray.errors import ChestXrayError, FilmTooLarge, TruncatedFilm, UnreadableFilm
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.ood import Prepared
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Prediction
 from chestxray.serving.connection import ConnectionLimits
 from chestxray.serving.decoders import DecoderLimits, DecoderPool, DecodersGone, FairSemaphore
+from chestxray.serving.server import make_server
 from chestxray.serving.service import PredictionQueue, ServiceSettings
 from chestxray.serving.telemetry import Metrics
 from drawing import encoded, textured
-from http_load import children, processor_seconds
+from http_load import Case, children, processor_seconds, right
 from live_service import awaited, running
 
 JPEG = {"Content-Type": "image/jpeg"}
+KILLS = int(os.environ.get("CHESTXRAY_SOAK_KILLS", "200"))
+NAME = b"chestxray.serving.decoders"  # in the command line of decoders and of what forks them
 SLOW_FILM = encoded(np.tile(textured(1, 2000, 1500), (4, 4)))  # PNG: decoded at full size
 
 
@@ -49,7 +56,7 @@ async def pool_of(bundle: Path, size: int = 1, limits: DecoderLimits | None = No
 
 def fork_servers() -> list[int]:
     """Of this process."""
-    return [child for child in children(os.getpid()) if b"chestxray.serving.decoders" in cmdline(child)]
+    return [child for child in children(os.getpid()) if NAME in cmdline(child)]
 
 
 def cmdline(process: int) -> bytes:
@@ -253,6 +260,16 @@ def test_a_nursery_that_dies_at_birth_is_replaced_once(
     run(work())
 
 
+def test_a_service_whose_decoders_never_start_says_so_in_a_sentence(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: start([sys.executable, "-c", ""], **options))
+    server = make_server(Predictor.load(bundle))
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(ChestXrayError, match="no decoding process"):
+        awaited(asyncio.to_thread(server.run, listener))
+
+
 def test_a_decoder_that_stands_still_is_killed_and_its_film_read_by_another(bundle: Path, film: bytes) -> None:
     async def work() -> None:
         async with pool_of(bundle, 1, DecoderLimits(seconds=0.8)) as pool:
@@ -301,6 +318,59 @@ def test_idle_decoders_that_are_killed_cost_the_next_films_nothing(bundle: Path,
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(decoder, signal.SIGKILL)
         assert ask(address, film).status_code == 200
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_hundreds_of_kills_under_load_lose_no_film_and_blame_none(bundle: Path, film_paths: tuple[Path, ...]) -> None:
+    """Each film has its right answer or 503, whatever is killed under it: decoders, and sometimes what forks them."""
+    chance = random.Random(19)  # noqa: S311
+    predictor, others = Predictor.load(bundle), [*decoders(), *fork_servers()]
+    films = [*(path.read_bytes() for path in film_paths[:8]), encoded(textured(2, 2000, 1500))]
+    cases = [Case.of(data, predictor.predict(data, "film").probability) for data in films]
+    answers: Counter[int] = Counter()
+    wrong: list[str] = []
+    ended = threading.Event()
+
+    def call(address: str, first: int) -> None:
+        with httpx.Client(base_url=address, headers=JPEG, timeout=120) as client:
+            for number in itertools.count(first):
+                if ended.is_set():
+                    return
+                case = cases[number % len(cases)]
+                answer = client.post("/v1/predict", content=case.data)
+                answers[answer.status_code] += 1
+                if answer.status_code == 200 and not right(case, answer.content):
+                    wrong.append(answer.text)
+
+    with running(predictor, ServiceSettings(workers=2)) as address:
+        ask(address, films[0])  # only now it is ready
+        callers = [threading.Thread(target=call, args=(address, number)) for number in range(4)]
+        for caller in callers:
+            caller.start()
+        seen, killed = set[int](), set[int]()
+        while len(killed) < KILLS and all(caller.is_alive() for caller in callers):
+            time.sleep(chance.uniform(0, 0.1))  # the random moment
+            seen |= {*decoders()} - {*others}  # they outlive what forked them, and are nobody's children then
+            alive = {each for each in seen if NAME in cmdline(each)} - killed
+            if chance.random() < 0.05:
+                alive = {*fork_servers()} - {*others} - killed
+            if alive:
+                victim = chance.choice(sorted(alive))
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(victim, chance.choice([signal.SIGKILL, signal.SIGSEGV]))
+                    killed.add(victim)
+        ended.set()
+        for caller in callers:
+            caller.join()
+        after = [ask(address, case.data) for case in cases]
+        counted = httpx.get(f"{address}/metrics", timeout=60).text
+    sys.stdout.write(f"kills: {len(killed)}, answers: {dict(answers)}\n")
+    assert len(killed) == KILLS
+    assert wrong == []
+    assert set(answers) <= {200, 503}
+    assert all(right(case, answer.content) for case, answer in zip(cases, after, strict=True))
+    assert "chestxray_films_inside 0.0" in counted
 
 
 def test_a_caller_whose_films_cost_much_waits_behind_those_whose_films_do_not(
@@ -410,6 +480,22 @@ def test_the_malformed_corpus_over_http_harms_no_film_beside_it(bundle: Path, fi
                 good = Prediction.from_json(client.post("/v1/predict", content=film).text)
                 assert good.film_sha256 == expected.film_sha256, name
                 assert good.probability == pytest.approx(expected.probability, abs=1e-5), name
+
+
+def test_a_caller_with_many_films_leaves_half_of_the_room_to_others(bundle: Path) -> None:
+    async def work() -> None:
+        async with pool_of(bundle) as pool:
+            queue = PredictionQueue(Predictor.load(bundle), pool, capacity=4, metrics=Metrics())
+            drawings = [asyncio.create_task(queue.draw(SLOW_FILM)) for _ in range(2)]
+            while queue.inside < 2:
+                await asyncio.sleep(0)
+            room = asyncio.create_task(queue.room())
+            await asyncio.sleep(0)
+            assert not queue.full
+            assert not room.done()
+            await asyncio.gather(*drawings, room)
+
+    run(work())
 
 
 def test_a_film_that_waits_for_room_is_woken_when_a_drawing_ends(bundle: Path) -> None:

@@ -19,7 +19,7 @@ from chestxray.inference.bundle import folder_of
 from chestxray.inference.predictor import Predictor
 from chestxray.serving.connection import ConnectionLimits
 from chestxray.serving.request import Malformed, read_head
-from chestxray.serving.security import FailedAttempts, HostRule, KeyRing, new_key
+from chestxray.serving.security import ApiKeyMiddleware, FailedAttempts, HostRule, KeyRing, new_key
 from chestxray.serving.service import ServiceSettings
 from chestxray.serving.static import EXAMPLES
 from http_load import Callers, Case, Tally, resident_mib
@@ -189,6 +189,17 @@ def test_several_films_are_answered_in_order_each_with_its_own_status(
             assert line["problem"]["status"] == line["status"]
 
 
+def test_heat_maps_that_wait_to_be_sent_count_among_the_bytes_that_are_held(predictor: Predictor, film: bytes) -> None:
+    drawn = len(predictor.predict(film, "film", heatmap=True).heatmap or "")
+    with running(predictor, ServiceSettings(max_bodies=1_000_000)) as address:
+        for films in (1_200_000 // drawn, 5):  # what is refused stays held no longer
+            parts = [("film", ("x", film, "image/jpeg"))] * films
+            answer = httpx.post(f"{address}/v1/predict?heatmap=true", files=parts, timeout=120)
+            statuses = {json.loads(line)["status"] for line in answer.text.splitlines()}
+            assert (503 in statuses) == (films > 5)
+        assert statuses == {200}
+
+
 def test_one_film_in_a_form_is_answered_like_a_body(service: str, film: bytes) -> None:
     answer = httpx.post(f"{service}/v1/predict", files={"film": film}, timeout=60)
     assert answer.headers["Content-Type"] == "application/json"
@@ -225,6 +236,21 @@ def test_wrong_keys_wait_longer_each_time_and_are_told_of_once_a_minute(caplog: 
     guesses.pause_for("10.1.2.3")
     logged = [(vars(record)["caller"], vars(record)["since_last"]) for record in caplog.records]
     assert logged == [("10.1.2.3", 1), ("10.9.9.9", 1), ("10.1.2.3", 8)]
+
+
+def test_ipv6_neighbours_are_one_caller(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever has one address has the 2**64 beside it, and would otherwise never wait nor be counted."""
+
+    async def send(_message: object) -> None: ...
+
+    async def guess() -> None:
+        keys = ApiKeyMiddleware(send, KeyRing.from_text(new_key("ward-7")[1], "a test"), frozenset())  # type: ignore[arg-type]
+        for address in ("2001:db8::1", "2001:db8::abcd:2", "2001:db8:0:1::1", "::ffff:10.1.2.3", "10.1.2.3"):
+            scope = {"type": "http", "path": "/", "headers": [(b"x-api-key", b"wrong")], "client": (address, 1)}
+            await keys({**scope, "state": {"request_id": "1"}}, send, send)  # type: ignore[arg-type]
+
+    awaited(guess())
+    assert [vars(record)["caller"] for record in caplog.records] == ["2001:db8::/64", "2001:db8:0:1::/64", "10.1.2.3"]
 
 
 def test_a_wrong_key_makes_no_other_caller_wait(predictor: Predictor, film: bytes) -> None:

@@ -183,6 +183,17 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def caller_at(address: str) -> str:
+    """Return the name under which a network address is counted: of IPv6 its first 64 bits, which one customer has."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    return str(found.ipv4_mapped or ipaddress.ip_network((found, 64), strict=False))
+
+
 class Edge:
     """ASGI middleware, outermost: adds a request id to every answer, and a problem document to every failure."""
 
@@ -306,7 +317,7 @@ class ApiKeyMiddleware:
         except Refusal as refusal:
             if carries_key(Headers(scope=scope)):
                 scope["state"]["unlogged"] = True  # wrong keys have their own log line, one a minute
-                await self._failed_attempts.wait(scope["client"][0] if scope["client"] else "")
+                await self._failed_attempts.wait(caller_at(scope["client"][0]) if scope["client"] else "")
             await refusal.response(scope["state"]["request_id"])(scope, receive, send)
         else:
             await self.app(scope, receive, send)

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from chestxray.arrays import Float32Array, UInt8Array
 from chestxray.data.parallel import cores
-from chestxray.errors import FilmError, UsageError
+from chestxray.errors import ChestXrayError, FilmError, UsageError
 from chestxray.files import MEBIBYTE
 from chestxray.inference.bundle import Bundle
 from chestxray.inference.predictor import FILMS_A_PASS, Predictor
@@ -40,7 +40,7 @@ from chestxray.serving.problems import (
     problem_of,
     refusal_of,
 )
-from chestxray.serving.security import HostRule, KeyRing
+from chestxray.serving.security import HostRule, KeyRing, caller_at
 from chestxray.serving.static import EXAMPLES
 from chestxray.serving.telemetry import Metrics
 
@@ -56,7 +56,7 @@ class ServiceSettings:
     Attributes:
         max_body: largest size of one film, in bytes.
         body_seconds: seconds within which a body has to arrive.
-        max_bodies: bytes of all bodies together that are arriving or waiting.
+        max_bodies: bytes of all bodies together that are arriving or waiting, and of heat maps that wait to be sent.
         workers: number of decoding processes.
         waiting: films that may wait beyond these; the next is refused with 503.
         decoding: what decoding one film may cost.
@@ -179,8 +179,8 @@ class PredictionQueue:
             raise Refusal(OVERLOADED, f"{self.inside} films are waiting already", {"Retry-After": "1"})
 
     async def room(self) -> None:
-        """Wait until another film finds room."""
-        while self.full:
+        """Wait for room that a caller with many films may take: the other half is for those who send one."""
+        while self.inside >= max(1, self._capacity // 2):
             await self._left.wait()
 
     async def predict(
@@ -274,8 +274,9 @@ class PredictParameters(BaseModel):
 
 def _caller_of(request: Request) -> str:
     """Return the caller with whom a film's turns are counted: the key's holder, else the address."""
-    caller = request.state.holder if hasattr(request.state, "holder") else request.client and request.client.host
-    return caller or ""
+    if hasattr(request.state, "holder"):
+        return str(request.state.holder)
+    return caller_at(request.client.host) if request.client else ""
 
 
 class Service:
@@ -298,9 +299,12 @@ class Service:
 
     @asynccontextmanager
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
-        """Warm up and become ready; at the end stop threads and processes."""
+        """Warm up and become ready; at the end stop threads and processes. Raises: ChestXrayError, if it cannot."""
         for example in sorted(EXAMPLES.glob("*.jpg"))[:1]:
-            await self.queue.predict(example.read_bytes(), heatmap=True)
+            try:
+                await self.queue.predict(example.read_bytes(), heatmap=True)
+            except Refusal as refusal:
+                raise ChestXrayError(f"no film can be classified here: {refusal.detail}") from refusal
         self.ready = True
         yield
         self.ready = False
@@ -343,16 +347,18 @@ class Service:
         lines: list[asyncio.Task[Prediction | Refusal]] = []
         places = asyncio.Semaphore(2 * self.settings.workers)  # the number of films that a request reads ahead
         async with self.queue.in_time(SECONDS_A_WORKLIST):
+            answers = ExitStack()
             try:
                 async for part in self.intake.films(request, boundary):
                     await places.acquire()
-                    line = asyncio.create_task(self._predict_part(part, parameters, request))
+                    line = asyncio.create_task(self._predict_part(part, parameters, request, answers))
                     line.add_done_callback(lambda _: places.release())
                     lines.append(line)
                 found = await asyncio.gather(*lines)
             finally:
                 for line in lines:
                     line.cancel()
+                answers.close()
         if not found:
             raise Refusal(EMPTY_BODY, "the body has no part; each has to be the bytes of one film")
         if len(found) == 1 and NDJSON not in request.headers.get("accept", ""):
@@ -362,16 +368,23 @@ class Service:
         text = "".join(f"{_json_line(at, each, request.state.request_id)}\n" for at, each in enumerate(found))
         return Response(text, media_type=NDJSON)
 
-    async def _predict_part(self, part: Part, parameters: PredictParameters, request: Request) -> Prediction | Refusal:
-        """Predict one film of several; the film waits for room, because the caller has sent it whole."""
+    async def _predict_part(
+        self, part: Part, parameters: PredictParameters, request: Request, answers: ExitStack
+    ) -> Prediction | Refusal:
+        """Predict one film of several; the film waits for room, because the caller has sent it whole.
+
+        Its heat map counts among the bytes that are held until ``answers`` is closed, when all films have theirs.
+        """
         try:
             self.intake.check_part(part)
             with self.intake.holding(len(part.data)):
                 async with self.queue.in_time():
                     await self.queue.room()
-                    return await self._predicted(part.data, parameters, request)
+                    found = await self._predicted(part.data, parameters, request)
+            answers.enter_context(self.intake.holding(len(found.heatmap or "")))
         except Refusal as refusal:
             return refusal
+        return found
 
     def _check_origin(self, request: Request) -> None:
         """Check that a form comes from the service's own page: browsers send forms unasked. Raises: Refusal."""
