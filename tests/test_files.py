@@ -167,6 +167,14 @@ def test_a_pack_may_lie_behind_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "disk" / "pack.json").is_file()
 
 
+def test_a_pack_on_a_full_disk_is_one_sentence_before_any_film_is_read_and_leaves_nothing(mounted: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=64k", mounted], check=True)
+    films = [Film("gone.png", "normal", "train", f"p{n}", verdict="accepted") for n in range(5)]
+    with pytest.raises(OutputUnwritable, match=r"pack: cannot be written \(No space left on device\). Make room"):
+        write_pack(films, mounted / "pack")
+    assert list(mounted.iterdir()) == []
+
+
 def test_a_manifest_replaces_manifests_only(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("path,label\na.png,normal\n")
     with pytest.raises(OutputExists):

@@ -151,7 +151,7 @@ def write_pack(
         raise PackInvalid('no accepted film is in the train split. Run "chestxray clean" and "chestxray split" first')
     refuse_leakage(rows, allowed=leakage_allowed)
     with folder_written_whole(out, marker=PACK_JSON) as beside:
-        images = np.lib.format.open_memmap(beside / IMAGES, mode="w+", dtype=np.uint8, shape=(len(rows), height, width))
+        images = _array_on_disk(beside / IMAGES, (len(rows), height, width))
         write_manifest(rows, beside / MANIFEST)
         for done, plane in enumerate(_planes(rows, wanted, _known_planes(out, wanted), mapper, on_progress), start=1):
             images[done - 1] = plane
@@ -172,6 +172,14 @@ def write_pack(
     for folder in _left_behind(out):
         shutil.rmtree(folder, ignore_errors=True)
     return info
+
+
+def _array_on_disk(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.uint8]]:
+    """Make a memory-mapped array and take all its room now: on a full disk, a write to it would end the process."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    with path.open("rb+") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def _planes(
