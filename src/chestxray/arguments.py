@@ -83,7 +83,8 @@ def arguments_checked(function: Callable[P, R]) -> Callable[P, R]:
 def _check(name: str, value: object, kinds: Sequence[str]) -> None:
     if not any(_fits(value, kind) for kind in kinds):
         words = " or ".join(_CHECKS[kind][0] if kind in _CHECKS else kind for kind in kinds)
-        raise OutOfRange(f"{name} is {str(value)[:_SHOWN]!r}; it is {words}")
+        shown = "empty" if value == "" else repr(str(value)[:_SHOWN])
+        raise OutOfRange(f"{name} is {shown}; it must be {words}")
 
 
 def _fits(value: object, kind: str) -> bool:

@@ -296,7 +296,7 @@ def test_no_bytes_whatever_make_the_service_fail(client: httpx.Client, data: byt
 
 def test_beyond_its_queue_the_service_says_so_at_once(predictor: Predictor) -> None:
     app = create_app(predictor, ServiceSettings(workers=1, waiting=1))
-    large = encoded(gradient(5000, 6000))  # decoding it takes much longer than answering "full"
+    large = encoded(gradient(5000, 4900))  # decoding it takes much longer than answering "full"
 
     async def ask_all_at_once() -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as asking:
