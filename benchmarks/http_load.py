@@ -107,14 +107,25 @@ class Tally:
 
 
 class Callers:
-    """Connections to one service, opened when they are needed and kept."""
+    """Connections to one service, opened when they are needed and kept.
 
-    def __init__(self, address: str, path: str = "/v1/predict", check: Check = right, wrap: Wrap = as_it_is) -> None:
+    A caller sends ``lag`` seconds after it has its connection, as one does that is far away or busy.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        path: str = "/v1/predict",
+        check: Check = right,
+        wrap: Wrap = as_it_is,
+        lag: float = 0.0,
+    ) -> None:
         host, port = address.removeprefix("http://").split(":")
         self._where = host, int(port)
         self._head = f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: "
         self._right = check
         self._wrap = wrap
+        self._lag = lag
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         self.tally = Tally()
 
@@ -123,6 +134,8 @@ class Callers:
         began = time.perf_counter()
         try:
             async with asyncio.timeout(MINUTE), self._connection() as (reader, writer):
+                if self._lag:
+                    await asyncio.sleep(self._lag)
                 media_type, body = self._wrap(case.data)
                 head = f"{self._head}{media_type}\r\nContent-Length: {len(body)}\r\n\r\n"
                 writer.write(head.encode() + body)

@@ -1,6 +1,6 @@
 """The service at one, two and ten times its capacity: every answer is compared with a serial reference.
 
-python benchmarks/load.py BUNDLE FILM... [--requests 100000] [--only "10 x"] [--json]
+python benchmarks/load.py BUNDLE FILM... [--requests 100000] [--only "10 x"] [--lag 0.2] [--json]
 
 30,000 requests take about two minutes.
 
@@ -46,6 +46,9 @@ def main() -> None:
     parser.add_argument("films", type=Path, nargs="+")
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--only", choices=PHASES, action="append", help="these loads, beside the one at capacity")
+    parser.add_argument(
+        "--lag", type=float, default=0.0, help="seconds between a connection and its request, beyond capacity"
+    )
     parser.add_argument("--callers-core", type=int)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -53,7 +56,8 @@ def main() -> None:
     with service(arguments.bundle) as (address, process):
         if arguments.callers_core is not None:
             os.sched_setaffinity(0, {arguments.callers_core})
-        tallies, memory = measure(address, process, cases, arguments.requests, arguments.only or PHASES)
+        asked = arguments.requests, arguments.only or PHASES, arguments.lag
+        tallies, memory = measure(address, process, cases, *asked)
     peak = max(tally.goodput for tally in tallies.values())
     kept = {name: tallies[name].goodput / peak for name in PHASES[-2:] if name in tallies}
     per_second = {name: tallies["capacity"].each / tallies[name].each for name in kept}
@@ -82,7 +86,7 @@ def references(bundle: Path, films: list[Path]) -> list[Case]:
 
 
 def measure(
-    address: str, process: int, cases: list[Case], requests: int, phases: Collection[str]
+    address: str, process: int, cases: list[Case], requests: int, phases: Collection[str], lag: float
 ) -> tuple[dict[str, Tally], float]:
     """Tallies by name, and MiB at the end."""
 
@@ -98,7 +102,7 @@ def measure(
     for times, share in SHARES.items():
         count, rate = int(share * requests), times * found.goodput
         if f"{times} x" in phases:
-            tallies[f"{times} x"] = counted(Callers(address).open(cases, count, rate))
+            tallies[f"{times} x"] = counted(Callers(address, lag=lag).open(cases, count, rate))
     if PHASES[-1] in phases:
         tallies[PHASES[-1]] = counted(Callers(address).closed(cases, int(OF_MANY * requests), MANY))
     return tallies, resident_mib(process)
