@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pytest
 
 import chestxray
@@ -317,7 +318,7 @@ def test_every_function_refuses_a_wrong_type_before_it_does_anything(
     for argument in arguments.values():
         if CHECKED_BY_THE_STAGE.isdisjoint(kinds_of(argument)) and kinds_of(argument) != [""]:
             given = {one.name: "film.png" for one in arguments.values() if one.default is one.empty}
-            for wrong in (object(), float("nan"), b"film.png", -1, "a\0b"):
+            for wrong in (object(), float("nan"), b"film.png", -1, np.arange(2), "a\0b"):
                 if isinstance(wrong, str) and "StrPath" not in kinds_of(argument):
                     continue
                 with pytest.raises(chestxray.ChestXrayError, match="is "):

@@ -83,7 +83,7 @@ def arguments_checked(function: Callable[P, R]) -> Callable[P, R]:
 def _check(name: str, value: object, kinds: Sequence[str]) -> None:
     if not any(_fits(value, kind) for kind in kinds):
         words = " or ".join(_CHECKS[kind][0] if kind in _CHECKS else kind for kind in kinds)
-        shown = "empty" if value == "" else repr(str(value)[:_SHOWN])
+        shown = "empty" if isinstance(value, str) and not value else repr(str(value)[:_SHOWN])
         raise OutOfRange(f"{name} is {shown}; it must be {words}")
 
 
