@@ -30,6 +30,7 @@ from chestxray.inference.bundle import Bundle
 from chestxray.inference.ood import Prepared
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Prediction
+from chestxray.serving import decoders as decoders_module
 from chestxray.serving.connection import ConnectionLimits
 from chestxray.serving.decoders import DecoderLimits, DecoderPool, DecodersGone, FairSemaphore
 from chestxray.serving.server import make_server
@@ -111,6 +112,27 @@ def until_inside(address: str) -> None:
         time.sleep(0.01)
 
 
+@contextmanager
+def slowed(process: int) -> Iterator[None]:
+    """Let a process run for a fifth of the time, as on a machine that has much else to do."""
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.is_set():
+            for blow, seconds in ((signal.SIGSTOP, 0.02), (signal.SIGCONT, 0.005)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, blow)
+                time.sleep(seconds)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def same(one: Prepared, other: Prepared) -> bool:
     assert one.plane is not None
     assert other.plane is not None
@@ -146,7 +168,9 @@ def test_what_is_wrong_with_a_film_comes_back_as_the_error_that_it_is(bundle: Pa
     run(work())
 
 
-def test_a_film_that_takes_too_long_costs_its_decoder_and_no_other_film(bundle: Path, film: bytes) -> None:
+def test_a_film_that_takes_too_long_costs_its_decoder_and_no_other_film(
+    bundle: Path, film: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def work() -> None:
         async with pool_of(bundle, 1, DecoderLimits(seconds=0.4)) as pool:
             with pytest.raises(UnreadableFilm, match=r"more than 0\.4 seconds"):
@@ -154,6 +178,7 @@ def test_a_film_that_takes_too_long_costs_its_decoder_and_no_other_film(bundle: 
             assert (await pool.prepare(film)).plane is not None
             assert pool.replaced == 1
 
+    monkeypatch.setattr(decoders_module, "PATIENCE", 1000)  # tests share the processor with others
     run(work())
 
 
@@ -282,6 +307,31 @@ def test_a_decoder_that_stands_still_is_killed_and_its_film_read_by_another(bund
 
     others = decoders()
     run(work())
+
+
+def test_a_busy_machine_is_not_the_fault_of_the_film(
+    bundle: Path, film: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A film's time is processor time, so a film that is read slowly is read, or else nobody blames it."""
+
+    async def work(patience: int) -> None:
+        others = decoders()
+        async with pool_of(bundle, 1) as pool:
+            expected = await pool.prepare(SLOW_FILM)
+            victim = the_decoder_since(others)
+            before = processor_seconds(victim)
+            await pool.prepare(SLOW_FILM)
+            needed = processor_seconds(victim) - before
+        monkeypatch.setattr(decoders_module, "PATIENCE", patience)
+        others = decoders()
+        async with pool_of(bundle, 1, DecoderLimits(seconds=2 * needed)) as pool:
+            await pool.prepare(film)
+            with slowed(the_decoder_since(others)):
+                assert await pool.prepare(SLOW_FILM) == expected  # refused by the gate: no plane
+
+    run(work(patience=1000))
+    with pytest.raises(DecodersGone, match="too busy"):
+        run(work(patience=1))
 
 
 def test_a_film_under_which_decoders_are_killed_again_and_again_is_not_called_damaged(

@@ -9,7 +9,8 @@ caller's main module anew in each child and lets the two sides exchange pickles:
 taken over must not send anything that is executed.
 
 Whatever goes wrong for good (a fault in a decoder in C, its time, its memory) ends in one way: the decoder dies, and
-the service reads end-of-file from its socket.
+the service reads end-of-file from its socket. The service alone decides that a film has had its time, by the processor
+time of its decoder: a busy machine, or a decoder that somebody stopped, is no fault of the film.
 
 The first half of this file runs in those processes, as ``python -m chestxray.serving.decoders``. The second is the
 service's side of them: it hands films out, takes planes back, and replaces decoders that died. The service executes
@@ -29,13 +30,14 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BufferedRWPair
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 import numpy as np
 
@@ -93,14 +95,14 @@ def _reader(info: BundleInfo, folder: Path, *, require_age: bool) -> FilmReader:
 
 def _serve(films: socket.socket, read: FilmReader, seconds: float, memory: int) -> None:
     """Decode films until the service closes the socket."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever a decoder in C is doing
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, whatever a decoder in C is doing
     _limit(memory)
     with films.makefile("rwb") as stream:
         _send(stream, GREETING.pack(os.getpid()))
         while (data := _message(stream.read)) is not None:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
+            signal.setitimer(signal.ITIMER_PROF, seconds + GRACE_SECONDS)  # for the case that the service is gone
             reply = _reply(data, read)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             _send(stream, *reply)
 
 
@@ -165,7 +167,10 @@ def _send(stream: BufferedRWPair, *messages: bytes) -> None:
 MOST_NOTES: Final = 16  # notes in one answer; a film has three or four at most
 LONGEST_NOTE: Final = 300  # letters of one note
 MAX_HEAD: Final = 2**16  # bytes of the JSON head before a plane
-GRACE_SECONDS: Final = 1.0  # seconds beyond a film's limit, within which its decoder's own alarm must end the decoder
+GRACE_SECONDS: Final = 1.0  # of processor time beyond a film's limit, after which its decoder ends by itself
+PATIENCE: Final = 3  # times a film's limit, by the clock on the wall, that a decoder on a busy machine may take for it
+STANDS_STILL: Final = 0.01  # share of a processor; a decoder that used less since it has its film is stopped or hangs
+LEAST_WAIT: Final = 0.01  # seconds between two looks at a decoder's processor time
 _HELLO_SECONDS: Final = 30  # seconds: a process that has not greeted by then never will
 
 # Environment variables that a decoder needs; keys and credentials of the service are not among them.
@@ -186,7 +191,7 @@ class DecoderLimits:
     """Limits on what decoding one film may cost, and whether the film has to state an age.
 
     Attributes:
-        seconds: wall-clock time of decoding.
+        seconds: processor time of decoding; wall-clock time where the system does not tell the former.
         memory: bytes beyond what a decoder starts with; four times what the largest film that is read needs.
         require_age: refuse films whose file states no age.
     """
@@ -198,6 +203,38 @@ class DecoderLimits:
 
 class _DecoderDied(Exception):
     """A decoder ended while it decoded a film, and not because the film's time was up."""
+
+
+class _TimeLimit:
+    """While its block runs, kills a decoder once its film has had its time, or once it makes no progress with it.
+
+    Attributes:
+        exceeded: the film has had its time.
+        starved: the decoder has got too little of the processor for too long.
+    """
+
+    def __init__(self, decoder: _Decoder, seconds: float) -> None:
+        self.exceeded = self.starved = False
+        self._decoder = decoder
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+
+    def __enter__(self) -> Self:
+        self._began, self._used_before = self._loop.time(), self._decoder.processor_seconds()
+        self._timer = self._loop.call_later(self._seconds, self._check)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def _check(self) -> None:
+        waited, used = self._loop.time() - self._began, self._decoder.processor_seconds() - self._used_before
+        self.exceeded = used >= self._seconds
+        self.starved = not self.exceeded and waited >= PATIENCE * self._seconds
+        if self.exceeded or self.starved or used < STANDS_STILL * waited:
+            self._decoder.kill()
+        else:
+            self._timer = self._loop.call_later(max(self._seconds - used, LEAST_WAIT), self._check)
 
 
 class FairSemaphore:
@@ -340,24 +377,22 @@ class DecoderPool:
 
         Raises: UnreadableFilm, if its time is up; _DecoderDied.
         """
-        clock = asyncio.get_running_loop().time
-        began = clock()
         try:
-            # the decoder hangs: its own alarm did not end it
-            async with asyncio.timeout(self._limits.seconds + GRACE_SECONDS):
+            with _TimeLimit(decoder, self._limits.seconds) as time_limit:
                 answer = request.parse(*await decoder.exchange(request.wanted, data, request.longest))
-        # the decoder is dead, hangs, or sends nonsense
+        # the decoder is dead, was killed, or sends nonsense
         except (EOFError, OSError, ValueError, KeyError, TypeError) as error:
             decoder.kill()
             self.replaced += 1
-            took = clock() - began
-            hung = isinstance(error, TimeoutError)
-            log.warning("decoder died", extra={"bytes": len(data), "seconds": round(took, 2), "hung": hung})
-            if took >= self._limits.seconds and not hung:
+            facts = {"exceeded": time_limit.exceeded, "starved": time_limit.starved}
+            log.warning("decoder died", extra={"bytes": len(data), **facts})
+            if time_limit.exceeded:
                 raise UnreadableFilm(
-                    f"this film: reading it took more than {self._limits.seconds:g} seconds or broke the reader. "
+                    f"this film: reading it took more than {self._limits.seconds:g} seconds of processor time. "
                     "Copy or export it again"
                 ) from None
+            if time_limit.starved:
+                raise DecodersGone("the machine was too busy to read this film") from None
             raise _DecoderDied from error
         except BaseException:  # the exchange was cancelled half-way: the rest of its answer would reach the wrong film
             decoder.kill()
@@ -480,6 +515,7 @@ class _Decoder:
         self._reader = reader
         self._writer = writer
         self._handle = -1  # a handle of the process: a kill can never hit another process with the same number
+        self._clock = time.CLOCK_MONOTONIC
 
     @classmethod
     async def fork(cls, fork_server: _ForkServer) -> _Decoder:
@@ -498,6 +534,7 @@ class _Decoder:
             # the process has ended already, or this system has no process handles
             with contextlib.suppress(OSError, AttributeError):
                 decoder._handle = os.pidfd_open(process)
+                decoder._clock = ~process << 3 | 2  # of its processor time: clock_getcpuclockid(3) on Linux
         except BaseException:
             decoder.kill()
             raise
@@ -507,6 +544,13 @@ class _Decoder:
     def ended(self) -> bool:
         """True once the decoder has closed the connection."""
         return self._reader.at_eof() or self._writer.is_closing()
+
+    def processor_seconds(self) -> float:
+        """Return the processor time used so far, or wall-clock time where the system does not tell; 0 after its end."""
+        try:
+            return time.clock_gettime(self._clock)
+        except OSError:  # the process has ended
+            return 0.0
 
     async def exchange(self, wanted: bytes, data: bytes, longest: int) -> tuple[dict[str, Any], bytes]:
         """Send a film; return a head and at most ``longest`` bytes. Raises: EOFError, OSError, ValueError."""
