@@ -16,7 +16,6 @@ or where goodput at ten times the capacity, or with 256 callers, falls by more t
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import subprocess
@@ -26,6 +25,8 @@ import time
 from collections.abc import Collection, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import uvloop
 
 from chestxray.inference.bundle import folder_of
 from chestxray.inference.predictor import Predictor
@@ -92,7 +93,7 @@ def measure(
 
     def counted(work: Coroutine[None, None, Tally]) -> Tally:
         served, called = processor_seconds(process), time.process_time()
-        tally = asyncio.run(work)
+        tally = uvloop.run(work)  # callers cost less than on the standard loop
         tally.served, tally.called = processor_seconds(process) - served, time.process_time() - called
         return tally
 

@@ -14,7 +14,7 @@ from test_decoders import full
 
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Prediction
-from chestxray.serving.connection import ConnectionLimits
+from chestxray.serving.admission import ConnectionLimits
 from chestxray.serving.service import ServiceSettings
 from live_service import running
 

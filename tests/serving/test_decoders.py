@@ -31,7 +31,7 @@ from chestxray.inference.ood import Prepared
 from chestxray.inference.predictor import Predictor
 from chestxray.schema import Prediction
 from chestxray.serving import decoders as decoders_module
-from chestxray.serving.connection import ConnectionLimits
+from chestxray.serving.admission import ConnectionLimits
 from chestxray.serving.decoders import DecoderLimits, DecoderPool, DecodersGone, FairSemaphore
 from chestxray.serving.server import make_server
 from chestxray.serving.service import PredictionQueue, ServiceSettings
@@ -541,7 +541,7 @@ def test_a_caller_with_many_films_leaves_half_of_the_room_to_others(bundle: Path
                 await asyncio.sleep(0)
             room = asyncio.create_task(queue.room())
             await asyncio.sleep(0)
-            assert not queue.full
+            assert queue.free
             assert not room.done()
             await asyncio.gather(*drawings, room)
 
@@ -553,7 +553,7 @@ def test_a_film_that_waits_for_room_is_woken_when_a_drawing_ends(bundle: Path) -
         async with pool_of(bundle) as pool:
             queue = PredictionQueue(Predictor.load(bundle), pool, capacity=1, metrics=Metrics())
             drawing = asyncio.create_task(queue.draw(SLOW_FILM))
-            while not queue.full:
+            while queue.free:
                 await asyncio.sleep(0)
             async with asyncio.timeout(60):
                 await queue.room()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import signal
 import socket
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -60,6 +62,27 @@ def test_beyond_its_capacity_the_service_refuses_at_once_and_errs_never(
     assert tally.answered + tally.refused == 600
     assert tally.refused > 0
     assert tally.refused_without_time == 0
+
+
+def test_requests_that_begin_at_once_find_each_place_once(bundle: Path, cases: list[Case], tmp_path: Path) -> None:
+    """Those that are too many are refused before the application sees them, which costs a tenth."""
+    request = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n"
+    film = cases[0].data
+    with process(bundle, tmp_path / "log") as (address, service), ExitStack() as closing_at_end:
+        assert ask(address, cases[:1], 1, at_once=1).answered == 1
+        host, port = address.removeprefix("http://").split(":")
+        callers = [closing_at_end.enter_context(socket.create_connection((host, int(port)), 60)) for _ in range(60)]
+        httpx.get(f"{address}/healthz", timeout=60)  # all of them are accepted by now
+        service.send_signal(signal.SIGSTOP)
+        for caller in callers:
+            caller.sendall(request % len(film) + film)
+        service.send_signal(signal.SIGCONT)
+        statuses = Counter(caller.recv(12).split()[1] for caller in callers)
+        counted = httpx.get(f"{address}/metrics", timeout=60).text
+    assert set(statuses) == {b"200", b"503"}
+    early = re.search(r'chestxray_requests_total{route="-",status="503"} (\d+)', counted)
+    assert early is not None
+    assert int(early[1]) > 0.7 * statuses[b"503"]  # all, unless the machine stands still for the time of a place
 
 
 def test_a_refusal_for_want_of_room_is_a_problem_document_like_any_other(

@@ -17,7 +17,7 @@ import pytest
 
 from chestxray.inference.bundle import folder_of
 from chestxray.inference.predictor import Predictor
-from chestxray.serving.connection import ConnectionLimits
+from chestxray.serving.admission import ConnectionLimits
 from chestxray.serving.request import Malformed, read_head
 from chestxray.serving.security import ApiKeyMiddleware, FailedAttempts, HostRule, KeyRing, new_key
 from chestxray.serving.service import ServiceSettings

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from chestxray.inference.predictor import Predictor
+from chestxray.serving.admission import ConnectionLimits
 from chestxray.serving.app import ServiceSettings
-from chestxray.serving.connection import ConnectionLimits
 from chestxray.serving.server import make_server
 
 Answer = TypeVar("Answer")

@@ -32,7 +32,8 @@ from chestxray.dicom.settings import server_context
 from chestxray.errors import UsageError
 from chestxray.files import MEBIBYTE
 from chestxray.schema import NOTICE
-from chestxray.serving.connection import Connection, ConnectionLimits, ServerState
+from chestxray.serving.admission import ConnectionLimits, ServerState
+from chestxray.serving.connection import Connection
 from chestxray.serving.intake import Part, parts_of
 from chestxray.serving.problems import Refusal
 from chestxray.serving.security import LOOPBACK_NAMES, ApiKeyMiddleware, Edge, HostRule, KeyRing, is_loopback
@@ -79,7 +80,7 @@ class WebReceiver:
             ],
         )
         self._state = ServerState(
-            app, ConnectionLimits(places=PLACES), lambda _method, _path: False, node.metrics.observe
+            app, ConnectionLimits(places=PLACES), lambda _method, _path: None, node.metrics.observe
         )
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()

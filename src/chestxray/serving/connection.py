@@ -9,9 +9,7 @@ A caller that misbehaves costs little, and one that does not sees its answer:
   the answer that they were sent (nginx calls this lingering close);
 - requests that were sent at once are answered in turn, one that is half-closed is answered, and while the service is
   stopping every answer says "Connection: close";
-- what is ambiguous is refused: two Host headers, other codings than chunked, another authority in the address;
-- where all places are taken, the connection that brings least makes room, so that callers which merely hold
-  connections lock nobody out.
+- what is ambiguous is refused: two Host headers, other codings than chunked, another authority in the address.
 
 Source: RFC 9110 and 9112; ASGI specification 3.0.
 """
@@ -19,17 +17,13 @@ Source: RFC 9110 and 9112; ASGI specification 3.0.
 from __future__ import annotations
 
 import asyncio
-import time
-import uuid
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Any, Final
 
 import httptools
-from starlette.types import ASGIApp
 
+from chestxray.serving.admission import Rank, ServerState
 from chestxray.serving.problems import (
     BAD_REQUEST,
     HEAD_TOO_LONG,
@@ -40,144 +34,10 @@ from chestxray.serving.problems import (
     ProblemType,
 )
 from chestxray.serving.request import Headers, Malformed, RequestCycle, read_head
-from chestxray.serving.security import written_out
-from chestxray.serving.telemetry import log
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionLimits:
-    """Limits on what one connection may cost.
-
-    Attributes:
-        head_seconds: in which the head of a request has to arrive, from the first connection on.
-        head_bytes: of a request's address and headers.
-        framing_bytes: of chunk sizes, chunk extensions and trailers, beyond as many as the body has.
-        idle_seconds: that a connection may be kept between two requests; longer than pooled clients keep theirs.
-        answer_seconds: that a caller may leave an answer unfetched.
-        skipped_bytes: of a body that nobody reads, for the sake of the next request on its connection.
-        linger_seconds, linger_bytes: how long and how much is read and thrown away behind an early answer.
-        places: connections at the same time.
-        pipelined: requests that a connection may have sent beside the one that is being answered.
-        held: refused requests that may wait for their refusal at the same time, or for room.
-        hold_seconds: that they wait at most.
-        refusals: a second, that are answered without waiting.
-    """
-
-    head_seconds: float = 10.0
-    head_bytes: int = 16 * 1024
-    framing_bytes: int = 64 * 1024
-    idle_seconds: float = 75.0
-    answer_seconds: float = 20.0
-    skipped_bytes: int = 256 * 1024
-    linger_seconds: float = 30.0
-    linger_bytes: int = 128 * 2**20
-    places: int = 4096
-    pipelined: int = 8
-    held: int = 300
-    hold_seconds: float = 1.0
-    refusals: int = 50
-
-
-class Rank(IntEnum):
-    """What a connection is worth when one has to make room; among equals, who brought something last is worth more."""
-
-    ANSWERED = 0  # for good
-    OPENED = 1  # nothing was asked yet
-    ASKED_BEFORE = 2
-    BEGUN = 3  # a part of a head is here, or the caller was answered early and still sends
-    HAS_HEAD = 4
-    HAS_BODY = 5
-    WAITS = 6  # for the answer to a whole request, or held: never closed
-
-
-@dataclass(slots=True)
-class ServerState:
-    """State that all connections of a service share.
-
-    Attributes:
-        app: the ASGI application that answers requests.
-        full: returns True if a request with the given method and address would find no room.
-        observe: counts an answer that did not come from the application: route, status, seconds.
-        connections: open ones.
-        tasks: of requests that are being answered.
-        stopping: True once the service is about to stop.
-        held: requests that found no room and wait for it, or else for their refusal; the oldest first.
-        ranked: connections by rank, with the time of the last arrival when they came to it; the longest there first.
-    """
-
-    app: ASGIApp
-    limits: ConnectionLimits
-    full: Callable[[bytes, bytes], bool]
-    observe: Callable[[str, int, float], None]
-    connections: set[Connection] = field(default_factory=set)
-    ranked: tuple[dict[Connection, float], ...] = field(default_factory=lambda: tuple({} for _ in Rank))
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    stopping: bool = False
-    held: dict[RequestCycle, Connection] = field(default_factory=dict)
-    _second: int = 0
-    _refused: int = 0
-
-    def problem(self, kind: ProblemType, detail: str, *, close: bool = True, retry: bool = False) -> bytes:
-        """Build a refusal below the application: counted, logged, and as complete as any other."""
-        request_id = str(uuid.uuid4())
-        self.observe("-", kind.status, 0.0)
-        if kind is not OVERLOADED:  # at ten times the capacity, one log line for each would cost as much as the films
-            log.info("refused", extra={"request": request_id, "kind": kind.name, "status": kind.status})
-        return written_out(kind, detail, request_id, close=close, retry=retry)
-
-    def must_hold(self) -> bool:
-        """Check whether a refusal has to wait before it is sent.
-
-        The first ``refusals`` of each second do not wait, nor do any while ``held`` of them wait already. A caller that
-        asks again as soon as it is refused would otherwise take the processor from the films.
-        """
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second, self._refused = second, 0
-        self._refused += 1
-        return self._refused > self.limits.refusals and len(self.held) < self.limits.held and not self.stopping
-
-    def answer_held(self) -> None:
-        """Answer the request that has been held for longest: there is room, and nobody else has come to take it."""
-        while self.held:
-            cycle = next(iter(self.held))
-            connection = self.held.pop(cycle)
-            if not cycle.gone:
-                connection.run(cycle)
-                return
-
-    def make_room(self) -> bool:
-        """Close the connection that is worth least; return False if every connection waits for an answer."""
-        for there in self.ranked[: Rank.WAITS]:
-            while there:
-                connection, last = next(iter(there.items()))
-                if connection.update_rank():
-                    continue
-                if connection.last_arrival != last:  # it has brought something since: behind the others
-                    del there[connection]
-                    there[connection] = connection.last_arrival
-                    continue
-                connection.give_up_place()
-                connection.abort()
-                return True
-        return False
-
-    async def drain(self, seconds: float) -> None:
-        """Let every request that is under way end, then close what is still open after that many seconds."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + seconds
-        while (self.connections or self.tasks) and loop.time() < deadline:
-            for connection in tuple(self.connections):
-                connection.leave()
-            await asyncio.sleep(DRAIN_TICK)
-        for connection in tuple(self.connections):
-            connection.abort()
-
 
 SHORT_LINGER: Final = 2.0  # seconds
 # seconds: a new connection may still send its first request, even while the service is stopping
 GREETED_SECONDS: Final = 1.0
-DRAIN_TICK: Final = 0.01  # seconds between two looks at the connections of a service that is stopping
 BUFFERED: Final = 64 * 1024  # bytes of a body that may wait for the application before reading pauses
 
 
@@ -196,6 +56,7 @@ class Connection(asyncio.Protocol):
         # the first request is being answered, the last one may still be arriving
         self._queue: deque[RequestCycle] = deque()
         self._arriving: RequestCycle | None = None
+        self._next: RequestCycle | None = None  # to be started once all that has come is parsed
         self._in_head = True
         self._begun = False  # the first byte of a head has arrived
         self._url = b""
@@ -272,8 +133,10 @@ class Connection(asyncio.Protocol):
             self._continue_without_upgrade(data[upgrade.args[0] :])
             return
         except httptools.HttpParserError:
+            self._start_next()
             self._refuse(*(self._fault or (BAD_REQUEST, "what arrived is not HTTP/1.1")))
             return
+        self._start_next()
         limits = self.state.limits
         if self._in_head and self._head_bytes > limits.head_bytes:
             self._refuse(HEAD_TOO_LONG, f"address and headers are longer than {limits.head_bytes:,} bytes")
@@ -357,7 +220,7 @@ class Connection(asyncio.Protocol):
         self._arriving = cycle
         self._queue.append(cycle)
         if len(self._queue) == 1:
-            self._start(cycle)
+            self._next = cycle
 
     def on_body(self, data: bytes) -> None:
         """Pass a part of the body to the request that is arriving."""
@@ -385,28 +248,33 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
 
+    def _start_next(self) -> None:
+        """Start the request whose head has come; most have come whole by now, which decides whether a place is kept."""
+        if self._next is not None:
+            cycle, self._next = self._next, None
+            self._start(cycle)
+
     def _start(self, cycle: RequestCycle) -> None:
         """Start answering a request, now that all earlier ones are answered."""
         if self._timer is not None:  # the timer bounds the head only; the application bounds the time of the body
             self._timer.cancel()
             self._timer = None
-        if self.state.full(cycle.scope["method"].encode(), cycle.scope["raw_path"]):
-            if self.state.must_hold():
-                self.state.held[cycle] = self
-                self._pause()
-                self.loop.call_later(self.state.limits.hold_seconds, self._end_of_hold, cycle)
-            else:
-                self._refuse_overload(cycle)
-            return
-        self.run(cycle)
+        if self.state.admits(cycle):
+            self.run(cycle)
+        elif self.state.must_hold():
+            self.state.held[cycle] = self
+            self._pause()
+            self.loop.call_later(self.state.limits.hold_seconds, self._end_of_hold, cycle)
+        else:
+            self._refuse_overload(cycle)
 
     def _end_of_hold(self, cycle: RequestCycle) -> None:
         if self.state.held.pop(cycle, None) is None or cycle.gone:  # it was let in before, or the caller has left
             return
-        if self.state.full(cycle.scope["method"].encode(), cycle.scope["raw_path"]):
-            self._refuse_overload(cycle)
-        else:
+        if self.state.admits(cycle):
             self.run(cycle)
+        else:
+            self._refuse_overload(cycle)
 
     def _refuse_overload(self, cycle: RequestCycle) -> None:
         cycle.settle()
@@ -422,6 +290,7 @@ class Connection(asyncio.Protocol):
 
     def answered(self, cycle: RequestCycle) -> None:
         """Continue after an answer: with the next request, the rest of this one's body, or the end."""
+        self.state.expected.pop(cycle, None)
         if self._queue and self._queue[0] is cycle:
             self._queue.popleft()
         if cycle.closes:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from chestxray.inference.predictor import Predictor
-    from chestxray.serving.connection import ConnectionLimits, ServerState
+    from chestxray.serving.admission import ConnectionLimits, ServerState
     from chestxray.serving.decoders import DecoderPool
     from chestxray.serving.service import Service, ServiceSettings
 
@@ -241,8 +241,8 @@ def make_server(
     connections: ConnectionLimits | None = None,
 ) -> FilmServer:
     """Return a server for the application of ``create_app``, ready to run on a listening socket."""
+    from chestxray.serving.admission import ConnectionLimits
     from chestxray.serving.app import create_app
-    from chestxray.serving.connection import ConnectionLimits
 
     app = create_app(predictor, settings, decoders)
     return FilmServer(app, app.state.service, connections or ConnectionLimits())
@@ -273,12 +273,13 @@ class FilmServer:
             runner.run(self._serve(listener))
 
     async def _serve(self, listener: socket.socket) -> None:
-        from chestxray.serving.connection import Connection, ServerState
+        from chestxray.serving.admission import ServerState
+        from chestxray.serving.connection import Connection
 
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._log_fault)
-        state = ServerState(self._app, limits_within_files(self._limits), self._full, self._service.metrics.observe)
-        self._service.queue.on_room = state.answer_held
+        state = ServerState(self._app, limits_within_files(self._limits), self._room, self._service.metrics.observe)
+        self._service.queue.on_room, self._service.queue.on_film = state.answer_held, state.film_came
         async with self._app.router.lifespan_context(self._app):
             server = await loop.create_server(lambda: Connection(state), sock=listener, backlog=socket.SOMAXCONN)
             with self._signals(loop, state):
@@ -301,8 +302,8 @@ class FilmServer:
         server.close()
         await state.drain(DRAIN_SECONDS + 2)
 
-    def _full(self, method: bytes, path: bytes) -> bool:
-        return self._service.queue.full and method == b"POST" and path.startswith(TAKES_FILMS)
+    def _room(self, method: str, path: bytes) -> int | None:
+        return self._service.queue.free if method == "POST" and path.startswith(TAKES_FILMS) else None
 
     @contextmanager
     def _signals(self, loop: asyncio.AbstractEventLoop, state: ServerState) -> Iterator[None]:

@@ -155,12 +155,14 @@ class PredictionQueue:
     Attributes:
         inside: number of films that were admitted and have no answer yet.
         on_room: called after an answer, if the queue is at most half full: others may then be let in.
+        on_film: called whenever a film is admitted.
     """
 
     def __init__(self, predictor: Predictor, decoders: DecoderPool, capacity: int, metrics: Metrics) -> None:
         self.predictor = predictor
         self.inside = 0  # changed on the event loop only
         self.on_room: Callable[[], None] = lambda: None
+        self.on_film: Callable[[], None] = lambda: None
         self._decoders = decoders
         self._capacity = capacity
         self._scorer = Scorer(predictor, metrics)
@@ -169,13 +171,13 @@ class PredictionQueue:
         self._latest = float("inf")  # deadline on the clock of the event loop
 
     @property
-    def full(self) -> bool:
-        """True while another film would find no room."""
-        return self.inside >= self._capacity
+    def free(self) -> int:
+        """For how many more films there is room."""
+        return self._capacity - self.inside
 
     def refuse_if_full(self) -> None:
         """Check that another film finds room. Raises: Refusal (503)."""
-        if self.full:
+        if self.free <= 0:
             raise Refusal(OVERLOADED, f"{self.inside} films are waiting already", {"Retry-After": "1"})
 
     async def room(self) -> None:
@@ -217,6 +219,7 @@ class PredictionQueue:
         """Count a film until it has its answer, then wake a film that waits for its place. Raises: Refusal."""
         self.refuse_if_full()
         self.inside += 1
+        self.on_film()
         try:
             yield
         except FilmError as error:

@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -173,6 +174,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self._bound = cache(self._bind)  # looking labels up takes as long as counting
         self.batch = Histogram(
             "chestxray_batch_films", "Films of one forward pass.", buckets=(1, 2, 3, 4), registry=self.registry
         )
@@ -185,8 +187,12 @@ class Metrics:
 
     def observe(self, route: str, status: int, seconds: float) -> None:
         """Count a request and its seconds."""
-        self.requests.labels(route, str(status)).inc()
-        self.seconds.labels(route).observe(seconds)
+        count, note = self._bound(route, status)
+        count()
+        note(seconds)
+
+    def _bind(self, route: str, status: int) -> tuple[Callable[[], None], Callable[[float], None]]:
+        return self.requests.labels(route, str(status)).inc, self.seconds.labels(route).observe
 
     def text(self) -> bytes:
         """Return all counters as text."""
