@@ -187,7 +187,10 @@ def test_no_film_is_lost_in_two_hundred_ends(bundle: Path, cases: list[Case], tm
     ends_under_load(bundle, cases, tmp_path, 200)
 
 
-def test_readiness_ends_at_once_while_answers_still_come(bundle: Path, cases: list[Case], tmp_path: Path) -> None:
+@pytest.mark.parametrize("blow", [signal.SIGTERM, signal.SIGHUP])
+def test_readiness_ends_at_once_while_answers_still_come(
+    bundle: Path, cases: list[Case], tmp_path: Path, blow: signal.Signals
+) -> None:
     with process(bundle, tmp_path / "log") as (address, server):
         host, port = address.removeprefix("http://").split(":")
         with (
@@ -200,7 +203,7 @@ def test_readiness_ends_at_once_while_answers_still_come(bundle: Path, cases: li
             assert asking.recv(1000).startswith(b"HTTP/1.1 100 ")  # the service is reading the body by now
             begun, rest = b"GET /readyz HTTP/1.1\r\n", b"Host: localhost\r\n\r\n"
             watching.sendall(begun)  # who has begun to ask is not sent away, however late it ends its question
-            server.send_signal(signal.SIGTERM)
+            server.send_signal(blow)
             status = b"200"
             while status == b"200":  # the signal takes its moment to arrive
                 watching.sendall(rest + begun)

@@ -307,7 +307,10 @@ class FilmServer:
 
     @contextmanager
     def _signals(self, loop: asyncio.AbstractEventLoop, state: ServerState) -> Iterator[None]:
-        """Handle SIGTERM (not ready now, stopped after LEAVING_SECONDS) and SIGINT or a second signal (stopped now)."""
+        """Handle SIGTERM, or SIGHUP of a terminal that closes (not ready now, stopped after LEAVING_SECONDS).
+
+        SIGINT or a second signal stops now. SIGHUP stays ignored where it is, as under nohup.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -324,12 +327,15 @@ class FilmServer:
             self._service.ready = False
             self.should_exit = True
 
-        loop.add_signal_handler(signal.SIGTERM, terminate)
-        loop.add_signal_handler(signal.SIGINT, interrupt)
+        handlers = {signal.SIGTERM: terminate, signal.SIGINT: interrupt}
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+            handlers[signal.SIGHUP] = terminate
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
         try:
             yield
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in handlers:
                 loop.remove_signal_handler(number)
 
     def _log_fault(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
