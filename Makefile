@@ -19,7 +19,7 @@ SERVE ?= 1
 PORT ?= 8000
 AUDIT ?= 1
 
-.PHONY: help run serve test test-slow test-soak test-pythons check lock coverage lint docs dist check-supply-chain browser pacs benchmarks picture clean
+.PHONY: help run serve test test-slow test-soak test-pythons check lock coverage lint docs dist check-supply-chain browser proxy pacs benchmarks picture clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1  \2/p' $(MAKEFILE_LIST)
@@ -62,10 +62,10 @@ $(LIGHT)/.installed: pyproject.toml constraints.txt
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PARALLEL := -n $(WORKERS) --dist worksteal
 
-test: $(STAMP) browser pacs ## all tests but the slow ones
+test: $(STAMP) browser proxy pacs ## all tests but the slow ones
 	@$(BIN)/pytest -m "not slow and not soak" $(PARALLEL)
 
-test-slow: $(STAMP) browser pacs ## the slow tests
+test-slow: $(STAMP) browser proxy pacs ## the slow tests
 	@$(BIN)/pytest -m slow $(PARALLEL)
 
 # Other Pythons than the checkout's, where they are at hand: decoding, figures, formats, without torch.
@@ -82,7 +82,7 @@ test-pythons: ## the tests that need no torch, on each of PYTHONS that is here
 	  $(VENV)-$$version/bin/python -m pytest -q -m "not slow and not soak and not browser" -n auto \
 	    tests/images tests/metrics tests/test_schema.py tests/test_layout.py || exit 1; done
 
-test-soak: $(STAMP) $(MINISTACK) $(SAGEMAKER_SDK) browser pacs ## hundreds of kills, ends and damages, and AWS end to end (half an hour and more)
+test-soak: $(STAMP) $(MINISTACK) $(SAGEMAKER_SDK) browser proxy pacs ## hundreds of kills, ends and damages, and AWS end to end (half an hour and more)
 	@$(BIN)/pytest -m soak
 
 # The tests' stand-in for AWS. It needs a botocore of its own, so it has an environment of its own.
@@ -99,7 +99,7 @@ $(SAGEMAKER_SDK): $(STAMP)
 	@$(PYTHON) -m venv $@ && $@/bin/python -m pip install -q --disable-pip-version-check "sagemaker==2.257.7" || \
 	  { rm -rf $@; echo "make: no SageMaker SDK here, so its tests will be reported as not run"; }
 
-coverage: $(STAMP) browser pacs ## which lines and branches the quick tests reach; htmlcov/index.html
+coverage: $(STAMP) browser proxy pacs ## which lines and branches the quick tests reach; htmlcov/index.html
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run -m pytest -m "not slow and not soak" $(PARALLEL) -q
 	@$(BIN)/coverage combine -q && $(BIN)/coverage html -q && $(BIN)/coverage report --skip-covered
@@ -135,6 +135,13 @@ browser:
 	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq firefox-esr >/dev/null; } || \
 	  echo "make: no Firefox here, so the tests of the page in it will be reported as not run"
+
+# The guide's lines for nginx are tested with it.
+proxy:
+	@command -v nginx >/dev/null || \
+	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq nginx-light >/dev/null; } || \
+	  echo "make: no nginx here, so the tests behind it will be reported as not run"
 
 # The tests of the DICOM node talk with a real PACS, and with another toolkit than ours.
 pacs:
