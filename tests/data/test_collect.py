@@ -442,6 +442,16 @@ def test_an_archive_whose_index_is_damaged_is_refused_and_never_read_in_part(tmp
         collect(path)
 
 
+@pytest.mark.parametrize("ending", ["gz", "xz", "bz2"])
+def test_a_packed_archive_is_compared_with_its_checksum(tmp_path: Path, ending: str) -> None:
+    path = tarred(tmp_path / f"a.tar.{ending}", {"NORMAL/a.png": encoded(textured(1))})
+    data = bytearray(path.read_bytes())
+    data[-4] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(SourceInvalid, match="cannot be read as an archive"):
+        collect(path)
+
+
 def test_members_with_names_that_no_file_can_have_are_left_out(tmp_path: Path) -> None:
     path = zipped(tmp_path / "a.zip", dict.fromkeys((".", "NORMAL/a.png"), encoded(textured(1))))
     found = survey(path)

@@ -110,6 +110,10 @@ class TarArchive:
                 regular.add(info.name)
             if not info.isdir():
                 yield info.name, "" if info.isreg() or (info.islnk() and info.linkname in regular) else _NO_FILE
+        while self._tar.fileobj is not None and self._tar.fileobj.read(
+            2**20
+        ):  # the checksum of a packed file comes last
+            pass
 
     def open(self, name: str) -> IO[bytes]:
         """Open a member."""
