@@ -142,6 +142,20 @@ def check_document(path: Path, *keys: str) -> None:
     refuse_to_replace(path, is_ours, "a document")
 
 
+def check_document_beside(path: Path, *keys: str) -> Path:
+    """Return the path of the JSON document that goes beside a table, once it may be written there.
+
+    Raises: OutputUnwritable, if that is the path of the table, or the table is a pipe or a device; OutputExists.
+    """
+    document = path.with_suffix(".json")
+    if path.suffix.lower() == ".json" or (path.exists() and not (path.is_file() or path.is_dir())):
+        raise OutputUnwritable(
+            f"{path}: cannot be written ({document.name} goes beside it). Give an --out that ends in .csv"
+        )
+    check_document(document, *keys)
+    return document
+
+
 def place_of(path: Path) -> Path:
     """Return the path of an output, behind a link if there is one, so that a rename never replaces the link.
 

@@ -65,6 +65,17 @@ def test_without_its_reason_a_leaking_manifest_is_not_packed(chestxray: Run, lea
     assert not (tmp_path / "s.csv").exists()
 
 
+@pytest.mark.parametrize("verb", ["clean", "split"])
+@pytest.mark.parametrize("out", ["out.json", "/dev/null"])
+def test_a_manifest_and_the_document_beside_it_are_two_files(
+    chestxray: Run, leaking: Path, tmp_path: Path, verb: str, out: str
+) -> None:
+    status, document = chestxray(verb, leaking, "--out", tmp_path / out)
+    assert (status, document["error"]["type"]) == (1, "OutputUnwritable")
+    assert not (tmp_path / out).exists() or out == "/dev/null"
+    assert not Path("/dev/null.json").exists()
+
+
 def test_cleaning_writes_quarantine_and_report_where_asked(chestxray: Run, tmp_path: Path) -> None:
     write_film(tmp_path / "films/NORMAL/a.png", 1)
     (tmp_path / "films/NORMAL/b.png").write_bytes(b"no film")

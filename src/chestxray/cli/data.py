@@ -27,7 +27,7 @@ from chestxray.cli.options import (
 )
 from chestxray.data.sources import name_of
 from chestxray.errors import UsageError
-from chestxray.files import check_document, json_values
+from chestxray.files import check_document_beside, json_values
 from chestxray.progress import counted
 from chestxray.schema import Label, Levels, Resize, Split, check_manifest, read_manifest, write_manifest
 
@@ -113,7 +113,7 @@ def clean(
 
     films = read_manifest(manifest)
     check_manifest(out)
-    check_document(out.with_suffix(".json"), "accepted", "splits")
+    document = check_document_beside(out, "accepted", "splits")
     with console.progress("Cleaning") as move:
         seen = out.with_name(f".{out.name}.seen")
         cleaned = clean_films(films, move, workers, seen=seen, engine=engine, log=console.log)
@@ -125,7 +125,7 @@ def clean(
         with console.progress("Auditing") as move:
             risk = write_data_report(cleaned, report, f"Films of {manifest.name}", move, workers).risk
     distribution = describe(cleaned)
-    write_atomically(out.with_suffix(".json"), json.dumps(json_values(distribution), indent=2).encode())
+    write_atomically(document, json.dumps(json_values(distribution), indent=2).encode())
     text = distribution_text(distribution, cleaned)
     if report is not None:
         text += f"\nshortcut risk: {risk}" if risk else ""
@@ -200,7 +200,7 @@ def split(
 
     given = read_manifest(manifest)
     check_manifest(out)
-    check_document(out.with_suffix(".json"), "accepted", "splits")
+    check_document_beside(out, "accepted", "splits")
     films = split_films(
         given, SplitSettings(validation, test, seed), leakage_allowed=allow_leakage.strip(), log=console.log
     )
