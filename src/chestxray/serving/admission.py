@@ -1,4 +1,4 @@
-"""Who is let in: places for connections, room for requests, and who waits or has to go where there is none.
+"""Admission: places for connections, room for requests, and what waits or is closed where there is none.
 
 Connections share one ``ServerState``. Where all places are taken, the connection that brings least makes room, so that
 callers which merely hold connections lock nobody out. A film request that finds no room is refused before the
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from chestxray.serving.connection import Connection
     from chestxray.serving.request import RequestCycle
 
-EXPECTED_SECONDS: Final = 0.05  # that a place is kept for a film that has come, until it is in the queue
+RESERVED_SECONDS: Final = 0.05  # at most, from the arrival of a film until it is in the queue
 DRAIN_TICK: Final = 0.01  # seconds between two looks at the connections of a service that is stopping
 
 
@@ -87,7 +87,7 @@ class ServerState:
         observe: counts an answer that did not come from the application: route, status, seconds.
         connections: open ones.
         tasks: of requests that are being answered.
-        expected: requests whose film is on its way to a place that is kept for it until the given time.
+        reserved: requests with a place in the queue reserved until the given time, the oldest first.
         stopping: True once the service is about to stop.
         held: requests that found no room and wait for it, or else for their refusal; the oldest first.
         ranked: connections by rank, with the time of the last arrival when they came to it; the longest there first.
@@ -102,7 +102,7 @@ class ServerState:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     stopping: bool = False
     held: dict[RequestCycle, Connection] = field(default_factory=dict)
-    expected: dict[RequestCycle, float] = field(default_factory=dict)
+    reserved: dict[RequestCycle, float] = field(default_factory=dict)
     _second: int = 0
     _refused: int = 0
 
@@ -116,27 +116,27 @@ class ServerState:
         return written_out(kind, detail, request_id, close=close, retry=retry)
 
     def admits(self, cycle: RequestCycle) -> bool:
-        """Check whether there is room for a request, and keep a place for a film that has come whole.
+        """Check whether there is room for a request, and reserve a place for a film that has arrived whole.
 
-        Many requests may come in one turn of the event loop. Without such places all of them would find the same room,
-        and all but one would be refused late, by the application, at ten times the cost. Who sends slowly keeps none.
+        Many requests may arrive in one turn of the event loop. Without reservations all of them find the same room, and
+        the application refuses all but one later, at ten times the cost. A caller that sends slowly reserves nothing.
         """
         room = self.room(cycle.scope["method"], cycle.scope["raw_path"])
         if room is None:
             return True
         now = time.monotonic()
-        while self.expected and next(iter(self.expected.values())) <= now:
-            self.film_came()
-        if len(self.expected) >= room:
+        while self.reserved and next(iter(self.reserved.values())) <= now:
+            self.release_place()
+        if len(self.reserved) >= room:
             return False
         if cycle.arrived:
-            self.expected[cycle] = now + EXPECTED_SECONDS
+            self.reserved[cycle] = now + RESERVED_SECONDS
         return True
 
-    def film_came(self) -> None:
-        """Stop keeping the place that has been kept for longest: a film has come, or it is too late for it."""
-        if self.expected:
-            del self.expected[next(iter(self.expected))]
+    def release_place(self) -> None:
+        """Release the oldest reservation: a film has entered the queue, or its time is over."""
+        if self.reserved:
+            del self.reserved[next(iter(self.reserved))]
 
     def must_hold(self) -> bool:
         """Check whether a refusal has to wait before it is sent.

@@ -56,7 +56,7 @@ class Connection(asyncio.Protocol):
         # the first request is being answered, the last one may still be arriving
         self._queue: deque[RequestCycle] = deque()
         self._arriving: RequestCycle | None = None
-        self._next: RequestCycle | None = None  # to be started once all that has come is parsed
+        self._next: RequestCycle | None = None  # to be started once all received bytes are parsed
         self._in_head = True
         self._begun = False  # the first byte of a head has arrived
         self._url = b""
@@ -249,7 +249,7 @@ class Connection(asyncio.Protocol):
             self._timer = None
 
     def _start_next(self) -> None:
-        """Start the request whose head has come; most have come whole by now, which decides whether a place is kept."""
+        """Start the request whose head has arrived; most have arrived whole by now, and only those reserve a place."""
         if self._next is not None:
             cycle, self._next = self._next, None
             self._start(cycle)
@@ -290,7 +290,7 @@ class Connection(asyncio.Protocol):
 
     def answered(self, cycle: RequestCycle) -> None:
         """Continue after an answer: with the next request, the rest of this one's body, or the end."""
-        self.state.expected.pop(cycle, None)
+        self.state.reserved.pop(cycle, None)
         if self._queue and self._queue[0] is cycle:
             self._queue.popleft()
         if cycle.closes:

@@ -279,7 +279,7 @@ class FilmServer:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._log_fault)
         state = ServerState(self._app, limits_within_files(self._limits), self._room, self._service.metrics.observe)
-        self._service.queue.on_room, self._service.queue.on_film = state.answer_held, state.film_came
+        self._service.queue.on_room, self._service.queue.on_film = state.answer_held, state.release_place
         async with self._app.router.lifespan_context(self._app):
             server = await loop.create_server(lambda: Connection(state), sock=listener, backlog=socket.SOMAXCONN)
             with self._signals(loop, state):
