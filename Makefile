@@ -125,30 +125,30 @@ check-supply-chain: dist ## imports, pins, licences; bill of materials in dist/;
 	@$(BIN)/pytest -q tests/project/test_supply_chain.py tests/project/test_pip_audit.py
 	@$(BIN)/python tools/supply_chain.py dist/*.whl --out dist/chestxray.cdx.json $(if $(filter 0,$(AUDIT)),--no-audit)
 
-# The tests of the page drive real browsers. Where they can be installed without asking, they are.
+# Packages of the system, where they can be installed without asking.
+installed = { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(1) >/dev/null; }
+
+# The tests of the page drive real browsers.
 browser:
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
-	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } || \
+	  $(call installed,chromium) || \
 	  echo "make: no Chromium here, so the tests of the page will be reported as not run"
 	@command -v firefox-esr >/dev/null || command -v firefox >/dev/null || \
-	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq firefox-esr >/dev/null; } || \
+	  $(call installed,firefox-esr) || \
 	  echo "make: no Firefox here, so the tests of the page in it will be reported as not run"
 
 # The guide's lines for nginx are tested with it.
 proxy:
 	@command -v nginx >/dev/null || \
-	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
-	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq nginx-light >/dev/null; } || \
+	  $(call installed,nginx-light) || \
 	  echo "make: no nginx here, so the tests behind it will be reported as not run"
 
 # The tests of the DICOM node talk with a real PACS, and with another toolkit than ours.
 pacs:
 	@{ command -v Orthanc && command -v storescu && command -v dciodvfy && \
 	   test -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so; } >/dev/null || \
-	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
-	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq orthanc orthanc-dicomweb dcmtk dicom3tools >/dev/null; } || \
+	  $(call installed,orthanc orthanc-dicomweb dcmtk dicom3tools) || \
 	  echo "make: no Orthanc and dcmtk here, so the tests with a real PACS will be reported as not run"
 
 benchmarks: $(STAMP) ## the measurements that need no bundle (minutes); the others take one, see their first lines
