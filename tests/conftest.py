@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 settings.register_profile("untimed", deadline=None)  # how long an example takes says what else the machine does
 settings.load_profile("untimed")
 
+SYNTHETIC_PATIENTS = 100
+SEED = 7
+
 # Collecting makes millions of objects that stay: looking through them again and again takes half of its time.
 gc.disable()
 
@@ -35,10 +38,6 @@ def pytest_collection_finish() -> None:
     """Look for garbage from now on, but not among what was there before the first test."""
     gc.freeze()
     gc.enable()
-
-
-SYNTHETIC_PATIENTS = 100
-SEED = 7
 
 
 @pytest.fixture(scope="session")

@@ -126,33 +126,25 @@ def refuse_to_replace(path: Path, is_ours: Callable[[bytes], bool], what: str) -
     raise OutputExists(f"{path}: exists and is not {what} that this program wrote. Give another --out")
 
 
-def check_document(path: Path, *keys: str) -> None:
-    """Check that a JSON document may be written to ``path``: it is free, or a document with one of these keys.
-
-    Raises: OutputExists.
-    """
-
-    def is_ours(_: bytes) -> bool:
-        try:
-            document = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            return False
-        return isinstance(document, dict) and not document.keys().isdisjoint(keys)
-
-    refuse_to_replace(path, is_ours, "a document")
-
-
 def check_document_beside(path: Path, *keys: str) -> Path:
-    """Return the path of the JSON document that goes beside a table, once it may be written there.
+    """Return the path of the JSON document that goes beside a table: it is free, or a document with one of these keys.
 
     Raises: OutputUnwritable, if that is the path of the table, or the table is a pipe or a device; OutputExists.
     """
     document = path.with_suffix(".json")
+
+    def is_ours(_: bytes) -> bool:
+        try:
+            there = json.loads(document.read_bytes())
+        except (OSError, ValueError):
+            return False
+        return isinstance(there, dict) and not there.keys().isdisjoint(keys)
+
     if path.suffix.lower() == ".json" or (path.exists() and not (path.is_file() or path.is_dir())):
         raise OutputUnwritable(
             f"{path}: cannot be written ({document.name} goes beside it). Give an --out that ends in .csv"
         )
-    check_document(document, *keys)
+    refuse_to_replace(document, is_ours, "a document")
     return document
 
 

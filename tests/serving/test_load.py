@@ -65,7 +65,7 @@ def test_beyond_its_capacity_the_service_refuses_at_once_and_errs_never(
 
 
 def test_requests_that_begin_at_once_find_each_place_once(bundle: Path, cases: list[Case], tmp_path: Path) -> None:
-    """Those that are too many are refused before the application sees them, which costs a tenth."""
+    """Those that are too many are refused before the application sees them, which costs less."""
     request = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n"
     film = cases[0].data
     with process(bundle, tmp_path / "log") as (address, service), ExitStack() as closing_at_end:

@@ -115,11 +115,11 @@ class ServerState:
             log.info("refused", extra={"request": request_id, "kind": kind.name, "status": kind.status})
         return written_out(kind, detail, request_id, close=close, retry=retry)
 
-    def admits(self, cycle: RequestCycle) -> bool:
-        """Check whether there is room for a request, and reserve a place for a film that has arrived whole.
+    def admit(self, cycle: RequestCycle) -> bool:
+        """Return whether there is room for a request, and reserve a place for a film that has arrived whole.
 
         Many requests may arrive in one turn of the event loop. Without reservations all of them find the same room, and
-        the application refuses all but one later, at ten times the cost. A caller that sends slowly reserves nothing.
+        the application refuses all but one later, at several times the cost. Who sends slowly reserves nothing.
         """
         room = self.room(cycle.scope["method"], cycle.scope["raw_path"])
         if room is None:
@@ -154,12 +154,13 @@ class ServerState:
         """Answer the request that has been held for longest: there is room, and nobody else has come to take it."""
         while self.held:
             cycle, connection = next(iter(self.held.items()))
-            if not cycle.gone and not self.admits(cycle):
-                return
-            del self.held[cycle]
-            if not cycle.gone:
+            if cycle.gone:
+                del self.held[cycle]
+                continue
+            if self.admit(cycle):
+                del self.held[cycle]
                 connection.run(cycle)
-                return
+            return
 
     def make_room(self) -> bool:
         """Close the connection that is worth least; return False if every connection waits for an answer."""

@@ -259,7 +259,7 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:  # the timer bounds the head only; the application bounds the time of the body
             self._timer.cancel()
             self._timer = None
-        if self.state.admits(cycle):
+        if self.state.admit(cycle):
             self.run(cycle)
         elif self.state.must_hold():
             self.state.held[cycle] = self
@@ -271,7 +271,7 @@ class Connection(asyncio.Protocol):
     def _end_of_hold(self, cycle: RequestCycle) -> None:
         if self.state.held.pop(cycle, None) is None or cycle.gone:  # it was let in before, or the caller has left
             return
-        if self.state.admits(cycle):
+        if self.state.admit(cycle):
             self.run(cycle)
         else:
             self._refuse_overload(cycle)
